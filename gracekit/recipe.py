@@ -1,0 +1,323 @@
+"""The recipe: the YAML file that says what a store is made from and how it is refreshed.
+
+Every key has its meaning below it; unknown keys and values out of range are a `RecipeError` that
+names the place and the nearest valid key. Paths are relative to the recipe's own folder.
+The stages receive their section as it is; nothing changes a recipe after loading.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gracekit.errors import RecipeError
+
+DataFormat = Literal["auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text"]
+LengthCorrection = Literal["sqrt", "bins", "none"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataSection(Section):
+    """Where the samples come from and which of their tokens carry loss."""
+
+    path: str
+    """JSONL, JSON, Parquet or CSV file, a directory of them, a `save_to_disk` folder, or a hub
+    dataset name."""
+    split: str = "train"
+    """Split, where the source has several."""
+    format: DataFormat = "auto"
+    """Layout of a row; `auto` detects it from the columns."""
+    id_column: str | None = None
+    """Column with unique sample ids; without it the id is a hash of the content."""
+    group_column: str | None = None
+    """Column with the group (source, task, category) of a sample."""
+    text_column: str = "text"
+    """Column of plain-text rows."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest token sequence; the rest is cut off, as trainers do."""
+    loss_on: Literal["auto", "response", "all"] = "auto"
+    """Tokens that carry loss: `auto` is the response where there is one, else all."""
+    chat_template: bool | Literal["auto"] = "auto"
+    """Render prompts with the tokenizer's chat template; `auto`: where it has one."""
+
+
+class CheckpointSection(Section):
+    """How checkpoints are found and read."""
+
+    on_backlog: Literal["latest", "all"] = "latest"
+    """When several checkpoints wait: the latest only, or each in turn."""
+    poll_interval_s: float = Field(default=5.0, gt=0)
+    """Seconds between two looks at the directory."""
+    settle_s: float = Field(default=15.0, ge=0)
+    """Seconds without a change before a layout that has no completion marker counts as complete."""
+    ready_marker: str | None = None
+    """File name that says a checkpoint is complete, for trainers that write one."""
+    tokenizer: str | None = None
+    """Directory of the tokenizer, where the checkpoints do not hold it."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint. Only for checkpoints that you trust."""
+
+
+class ScoringSection(Section):
+    """What the model pass measures."""
+
+    scores: tuple[str, ...] = ("gradient-norm", "loss")
+    """Scores to measure, all in one pass."""
+    importance: str = "gradient-norm"
+    """The score that selection uses."""
+    length_correction: LengthCorrection = "sqrt"
+    """How the effect of length is taken out of gradient scores: times the square root of the
+    number of target tokens, ranks within bins of length, or not at all."""
+    normalise: Literal["group", "all"] = "group"
+    """Importance is the rank within the group, or among all samples."""
+    features: Literal["hidden-mean"] = "hidden-mean"
+    """Vector of a sample: mean hidden state over its target tokens."""
+    batch_tokens: int = Field(default=4096, ge=64)
+    """Most tokens of a padded batch."""
+    shard_rows: int = Field(default=256, ge=1)
+    """Rows a shard; a killed refresh redoes at most one shard."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 on a CPU."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """Threads of the model pass on a CPU; default: as torch finds them."""
+
+    @model_validator(mode="after")
+    def _importance_is_measured(self) -> ScoringSection:
+        if self.importance not in self.scores:
+            raise ValueError(
+                f"importance is {self.importance!r}, which is not among the scores "
+                f"{list(self.scores)}; add it to scores"
+            )
+        return self
+
+
+class GraphSection(Section):
+    """The k-NN graph over the features."""
+
+    num_neighbors: int = Field(default=10, ge=1, le=256)
+    """k."""
+    backend: Literal["auto", "exact", "hnsw"] = "auto"
+    """`auto`: exact below `exact_below` samples, else hnswlib."""
+    exact_below: int = Field(default=20_000, ge=0)
+    """Samples below which `auto` is exact."""
+    moved_above: float = Field(default=0.02, ge=0, le=2)
+    """A row is queried again when 1 - cosine with its indexed features exceeds this."""
+    rebuild_above: float = Field(default=0.08, ge=0, le=1)
+    """Share of moved rows above which the index is rebuilt and not updated in place."""
+    hnsw_m: int = Field(default=16, ge=2, le=128)
+    """Links a node of hnswlib's graph."""
+    ef_construction: int = Field(default=100, ge=8)
+    """Candidates while building."""
+    ef_search: int = Field(default=64, ge=8)
+    """Candidates while searching."""
+
+
+class RefreshSection(Section):
+    """How much is measured at a checkpoint, and which rows."""
+
+    plan: Literal["cover", "grace", "oldest", "random"] = "cover"
+    """Rule that chooses the rows to measure."""
+    min_fraction: float = Field(default=0.10, gt=0, le=1)
+    """Share of the samples measured at least."""
+    max_fraction: float = Field(default=0.30, gt=0, le=1)
+    """Share measured at most; more rounds are made up to it while the audit misses the target."""
+    probe_fraction: float = Field(default=0.02, ge=0, le=1)
+    """Share drawn at random for the audit, within the above."""
+    min_probe: int = Field(default=100, ge=0)
+    """Least number of probe rows (a rank correlation of few rows means little)."""
+    target_rank_correlation: float = Field(default=0.90, ge=-1, le=1)
+    """Audit rank correlation at which no more is measured."""
+    full_every: int = Field(default=0, ge=0)
+    """Measure everything at every so many versions; 0: never by count."""
+    age_weight: float = Field(default=0.5, ge=0, le=1)
+    """Weight of age against neighbourhood difference in plan `grace`, and how strongly need
+    grows with age in plan `cover`."""
+
+    @model_validator(mode="after")
+    def _fractions_in_order(self) -> RefreshSection:
+        if self.min_fraction > self.max_fraction:
+            raise ValueError(
+                f"min_fraction {self.min_fraction} is above max_fraction {self.max_fraction}"
+            )
+        return self
+
+
+class PropagationSection(Section):
+    """How the rows that are not measured are updated."""
+
+    rule: Literal["gated", "grace", "none"] = "gated"
+    """Scores: `gated` regression plus diffused residual, `grace` the paper's rule, or nothing."""
+    features: Literal["ridge", "none"] = "ridge"
+    """Features: a ridge map fitted on the measured rows, or left stale."""
+    damping: float = Field(default=0.85, gt=0, lt=1)
+    """Weight of a further hop in the diffusion."""
+    mu: float = Field(default=1.0, ge=0)
+    """Weight of the neighbours in rule `grace`."""
+    min_measured: int = Field(default=100, ge=10)
+    """Measured rows below which nothing is fitted and rows stay as they are."""
+
+
+class SelectionSection(Section):
+    """Which samples make the coreset."""
+
+    selector: str = "coverage"
+    """`coverage`, `random`, `random-fresh` or `top`."""
+    fraction: float | None = Field(default=None, gt=0, le=1)
+    """Share of the usable samples; default 0.3 when `count` is not given."""
+    count: int | None = Field(default=None, ge=1)
+    """Number of samples, instead of `fraction`."""
+    importance_weight: float = Field(default=0.5, ge=0, le=1)
+    """λ of coverage: 0 only coverage, 1 only importance."""
+    group_quota: Literal["none", "proportional", "equal"] = "none"
+    """Shares of the groups in the coreset."""
+    drop_hardest: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the most important samples left out as probable label noise."""
+    weights: Literal["coverage", "uniform"] = "coverage"
+    """Weight of a selected sample: how many samples it stands for, or 1."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> SelectionSection:
+        if self.fraction is not None and self.count is not None:
+            raise ValueError("give fraction or count, not both")
+        return self
+
+
+class Recipe(Section):
+    """All settings of a store. `Recipe.load` reads one from YAML."""
+
+    data: DataSection
+    store: str = "gracekit-store"
+    """Directory of the store."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything random."""
+    checkpoints: CheckpointSection = CheckpointSection()
+    scoring: ScoringSection = ScoringSection()
+    graph: GraphSection = GraphSection()
+    refresh: RefreshSection = RefreshSection()
+    propagation: PropagationSection = PropagationSection()
+    selection: SelectionSection = SelectionSection()
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a YAML recipe; relative paths in it are taken from its folder.
+
+        Raises `RecipeError` for a missing file, bad YAML, unknown keys or bad values.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RecipeError(
+                f"there is no recipe at {path}; `gracekit init DATA` writes one, "
+                "or name yours with --recipe"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{path} is not valid YAML: {error}") from None
+        if not isinstance(content, dict):
+            raise RecipeError(
+                f"{path} should hold keys and values such as `data: {{path: train.jsonl}}`; "
+                f"found {type(content).__name__}"
+            )
+        return cls.from_dict(content, folder=path.parent, name=str(path))
+
+    @classmethod
+    def from_dict(
+        cls, content: dict[str, Any], *, folder: Path | None = None, name: str = "recipe"
+    ) -> Recipe:
+        """Check a recipe given as plain values; `folder` is where relative paths start."""
+        try:
+            recipe = cls.model_validate(content)
+        except ValidationError as error:
+            raise RecipeError(_explain(error, name)) from None
+        if folder is None:
+            return recipe
+        data = recipe.data
+        inside = folder / data.path
+        if not Path(data.path).is_absolute() and (
+            inside.exists() or not _looks_like_hub_name(data.path)
+        ):
+            data = data.model_copy(update={"path": str(inside)})
+        checkpoints = recipe.checkpoints
+        if checkpoints.tokenizer and (folder / checkpoints.tokenizer).exists():
+            checkpoints = checkpoints.model_copy(
+                update={"tokenizer": str(folder / checkpoints.tokenizer)}
+            )
+        return recipe.model_copy(
+            update={"data": data, "store": str(folder / recipe.store), "checkpoints": checkpoints}
+        )
+
+    def override(self, dotted: dict[str, Any]) -> Recipe:
+        """A copy with values replaced: `{"selection.fraction": 0.1}`; checked like a file."""
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        for key, value in dotted.items():
+            node = content
+            *sections, leaf = key.split(".")
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[leaf] = value
+        return Recipe.from_dict(content, name="the options given")
+
+    def digest(self, *sections: str) -> str:
+        """Short hash of the given sections (all by default), free of paths and of the seed's type.
+
+        What the digest leaves out cannot change results: where files lie, polling, threads.
+        """
+        neutral = {"path", "tokenizer", "poll_interval_s", "settle_s", "ready_marker",
+                   "on_backlog", "num_threads", "store"}  # fmt: skip
+        content = self.model_dump(mode="json", include=set(sections) or None)
+        canonical = json.dumps(_without(content, neutral), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
+    return value
+
+
+def _looks_like_hub_name(path: str) -> bool:
+    return path.count("/") <= 1 and not Path(path).suffix and not path.startswith(".")
+
+
+def _explain(error: ValidationError, name: str) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"]) or "the recipe"
+        if problem["type"] == "extra_forbidden":
+            *parents, key = problem["loc"]
+            known = _keys_at([str(p) for p in parents])
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            lines.append(f"unknown key {place!r}; {hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"{place!r} is missing")
+        else:
+            found = f", found {problem['input']!r}" if problem["loc"] else ""
+            lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}{found}")
+    return f"{name}: " + "\n  ".join(lines)
+
+
+def _keys_at(parents: list[str]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for parent in parents:
+        annotation = model.model_fields[parent].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)

@@ -1,0 +1,307 @@
+"""The values that flow through a refresh: frozen, keyword-only, NumPy only.
+
+Axes: `n` samples of the store, `m` rows of one measurement or plan, `b` selected rows,
+`d` feature width, `k` neighbours, `e` edges, `g` groups. `row` is always the int64 position in the
+sample store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+UInt8 = NDArray[np.uint8]
+Bool = NDArray[np.bool_]
+Strings = NDArray[np.object_]
+Json = dict[str, Any]
+
+FORMAT_VERSION = 1
+"""Version of the store's and the manifests' format; readers refuse a higher one."""
+
+
+class Origin(IntEnum):
+    """Where a row's present scores came from."""
+
+    NEVER = 0
+    """Never measured yet."""
+    PROPAGATED = 1
+    """Estimated from measured rows; `measured_step` is that of its last measurement."""
+    MEASURED = 2
+    """Measured at the version's own checkpoint."""
+    INVALID = 3
+    """Its last measurement was not finite, or it has no target token: never selected."""
+    STALE = 4
+    """Kept from an earlier version as it was, because propagation would not have helped."""
+
+
+class Reason(IntEnum):
+    """Why a plan measures a row."""
+
+    FIRST = 0
+    """First version or forced full refresh: every row is measured."""
+    NEVER_MEASURED = 1
+    PRIORITY = 2
+    """Chosen by the plan's rule (cover, grace, oldest, random)."""
+    PROBE = 3
+    """Drawn uniformly at random to measure the propagation error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint directory of a trainer, found but not yet read."""
+
+    step: int
+    path: Path
+    layout: str
+    completed_at: float
+    """Newest modification time of its files, seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PinnedCheckpoint:
+    """A checkpoint made safe to read: hard links under the store, or the original in place."""
+
+    checkpoint: Checkpoint
+    directory: Path
+    """Where to read: the pin, or the original when hard links are impossible."""
+    digest: str
+    """xxh3_128 of the weight files' bytes: the identity of the checkpoint."""
+    is_linked: bool
+
+    @property
+    def step(self) -> int:
+        """Training step."""
+        return self.checkpoint.step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleTable:
+    """What the store knows of each usable sample; the position is the `row`."""
+
+    sample_ids: Strings
+    """str [n], unique."""
+    groups: Int32
+    """[n] index into `group_names`."""
+    group_names: tuple[str, ...]
+    num_prompt_tokens: Int32
+    num_response_tokens: Int32
+    """[n] tokens that carry loss under the first checkpoint's tokenizer; 0: nothing to train on."""
+    content_hashes: Strings
+    source_rows: Int64
+    """[n] position in the user's dataset as read (rows that were skipped leave gaps)."""
+    previews: Strings
+    """[n] the first characters of the sample, for people who read the tables."""
+    num_source_rows: int
+    """Rows of the user's dataset, skipped ones included."""
+    fingerprint: str
+    """xxh3_128 over ids, groups and content hashes in order: the identity of the data."""
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshPlan:
+    """Which rows a refresh measures, and why."""
+
+    rows: Rows
+    """[m] distinct."""
+    reasons: UInt8
+    """[m] of `Reason`."""
+
+    @property
+    def probe_rows(self) -> Rows:
+        """Rows kept aside to measure the propagation error."""
+        probe: Rows = self.rows[self.reasons == Reason.PROBE]
+        return probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Exact results of the model pass for some rows."""
+
+    rows: Rows
+    """[m] distinct."""
+    scores: dict[str, Float32]
+    """score name -> [m]; NaN where the pass gave nothing finite or no token carries loss."""
+    features: NDArray[np.float16] | Float32
+    """[m, d]; rows of NaN where invalid."""
+
+    def __post_init__(self) -> None:
+        m = len(self.rows)
+        assert all(len(s) == m for s in self.scores.values()) and len(self.features) == m
+
+    def take(self, index: Int64 | Bool) -> Measurement:
+        """The given positions (not rows) of this measurement."""
+        return Measurement(
+            rows=self.rows[index],
+            scores={name: s[index] for name, s in self.scores.items()},
+            features=self.features[index],
+        )
+
+    @property
+    def valid(self) -> Bool:
+        """[m] True where every score and feature is finite."""
+        ok: Bool = np.asarray(np.isfinite(self.features).all(axis=1))
+        for score in self.scores.values():
+            ok = ok & np.isfinite(score)
+        return ok
+
+    @staticmethod
+    def concatenate(parts: list[Measurement]) -> Measurement:
+        """All parts one after another; at least one part."""
+        return Measurement(
+            rows=np.concatenate([p.rows for p in parts]),
+            scores={
+                name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores
+            },
+            features=np.concatenate([p.features for p in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreTable:
+    """The present scores of every row."""
+
+    scores: dict[str, Float32]
+    """score name -> [n], as the pass gives them (no length correction); NaN where unknown."""
+    importance: Float32
+    """[n] in [0, 1]: the score that selection uses, corrected for length and normalised;
+    0 where unknown."""
+    origin: UInt8
+    """[n] of `Origin`."""
+    measured_step: Int64
+    """[n] training step of the last measurement; -1 where never."""
+    measured_version: Int64
+    """[n] version of the last measurement; 0 where never."""
+    confidence: Float32
+    """[n] in [0, 1]: 1 measured now, 0 nothing is known."""
+
+    def __len__(self) -> int:
+        return len(self.origin)
+
+    @property
+    def usable(self) -> Bool:
+        """[n] rows that have scores and may be selected."""
+        usable: Bool = (self.origin != Origin.NEVER) & (self.origin != Origin.INVALID)
+        return usable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnnGraph:
+    """Directed k nearest neighbours by cosine of the centred features."""
+
+    neighbors: Int32
+    """[n, k] nearest first; -1 fills up."""
+    similarities: Float32
+    """[n, k] cosine in [-1, 1]; 0 where the neighbour is -1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SparseGraph:
+    """Symmetric weighted graph in CSR form, no self loops; the rows of an edge list are sorted."""
+
+    indptr: Int64
+    """[n + 1]"""
+    indices: Int32
+    """[e]"""
+    weights: Float32
+    """[e] in [0, 1]"""
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of samples, n."""
+        return len(self.indptr) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """How well the probe was predicted from the other measured rows, before it was used.
+
+    Absolute errors are in the units of the importance score after length correction, in log.
+    """
+
+    num_probe: int
+    num_measured: int
+    """Rows measured when the audit was made, probe included."""
+    rank_correlation: float
+    """Spearman of the predicted with the measured importance score on the probe."""
+    rank_correlation_stale: float
+    """The same for the last known scores, left as they were."""
+    mean_abs_error: float
+    mean_abs_error_stale: float
+    feature_cosine: float
+    """Mean cosine of predicted and measured features, both centred."""
+    feature_cosine_stale: float
+    target: float
+    rounds: int = 1
+
+    @property
+    def target_met(self) -> bool:
+        """Whether the recipe's target rank correlation was reached."""
+        return self.rank_correlation >= self.target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The coreset."""
+
+    rows: Rows
+    """[b] in the order they were picked, best first."""
+    gains: Float32
+    """[b] increase of the objective when picked."""
+    weights: Float32
+    """[b] how many samples each stands for, divided by the mean: mean 1."""
+    objective: float
+    """Value of the selector's objective; 0 where it has none."""
+    details: Json = field(default_factory=dict)
+    """What else the selector reports, for the manifest header."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManifestHeader:
+    """What a version says about itself: stored in the Parquet metadata and in the JSON sidecar."""
+
+    format_version: int
+    version: int
+    parent_version: int | None
+    created_at: str
+    """UTC, RFC 3339."""
+    gracekit_version: str
+    operation: str
+    """`init` (first), `refresh` or `reselect`."""
+    refresh_id: str
+    """Hash of checkpoint, recipe and samples: a rerun of the same refresh is recognised by it."""
+    recipe_digest: str
+    scores_version: int
+    """The version whose history holds the scores: its own, or the parent's after a reselect."""
+    dataset: Json
+    checkpoint: Json
+    scoring: Json
+    refresh: Json
+    selection: Json
+    stats: Json
+    timings: Json
+    audit: Json | None
+    files: dict[str, Json]
+    """path relative to the store -> {sha256, num_bytes} of the history files of this version."""
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Json) -> ManifestHeader:
+        """The inverse of `to_json`; unknown fields are ignored, missing ones are a KeyError."""
+        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
