@@ -1,0 +1,22 @@
+"""Checkpoints in: find complete ones, pin them, and (in `model`, which imports torch) load them.
+
+A checkpoint directory goes through three hands:
+
+    find / check / watch  ->  Checkpoint          layouts.py, weights.py, discover.py, watch.py
+    pin                   ->  PinnedCheckpoint    pins.py
+    load                  ->  model, tokenizer    model.py, to be imported by its full name
+"""
+
+from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
+from gracekit.checkpoints.layouts import LAYOUTS
+from gracekit.checkpoints.pins import clear_pins, pin
+from gracekit.checkpoints.watch import watch_checkpoints
+
+__all__ = [
+    "LAYOUTS",
+    "check_checkpoint",
+    "clear_pins",
+    "find_checkpoints",
+    "pin",
+    "watch_checkpoints",
+]

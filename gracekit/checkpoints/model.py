@@ -1,0 +1,283 @@
+"""Load the model and the tokenizer of a pinned checkpoint, quietly, offline, never unpickling."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers.utils import logging as transformers_logging
+
+from gracekit.checkpoints.layouts import CONFIG, layout_of
+from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
+from gracekit.errors import (
+    CheckpointError,
+    CheckpointIncompleteError,
+    CheckpointMismatchError,
+    MeasureError,
+    RecipeError,
+)
+from gracekit.recipe import CheckpointSection
+from gracekit.types import PinnedCheckpoint
+
+_VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+    "*.tiktoken",
+)
+"""A directory without any of these has no tokenizer, whatever tokenizer_config.json says."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:1` or `mps` means here.
+
+    Raises `RecipeError` for a device that torch does not know or does not find.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise RecipeError(
+            f"scoring.device: {device!r} is no device; use auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    num_found = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }.get(found.type, 0)
+    if (found.index or 0) >= num_found:
+        raise RecipeError(
+            f"scoring.device: torch {torch.__version__} finds no {device} here "
+            f"({found.type} devices found: {num_found}); use auto or cpu"
+        )
+    return found
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of the weights: `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise RecipeError(f"scoring.dtype: {dtype!r}; use auto, {', '.join(dtypes)}")
+    return dtypes[dtype]
+
+
+def load_model(
+    pinned: PinnedCheckpoint,
+    settings: CheckpointSection,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+) -> torch.nn.Module:
+    """The causal language model of a checkpoint: in eval mode, frozen, without cache.
+
+    The weights are copied into memory, so the model outlives its files.
+
+    Raises:
+        CheckpointIncompleteError: A weight file is truncated or missing, or is being written.
+        CheckpointVanishedError: The trainer deleted the checkpoint, which was read in place.
+        CheckpointMismatchError: An architecture that transformers does not know, or weights that
+            are missing from the files or have another shape than its config says.
+        MeasureError: It does not fit into the memory of the device.
+        RecipeError: `device` or `dtype` does not exist here.
+    """
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
+    try:
+        with _quiet():
+            model, info = _from_pretrained(pinned.directory, settings, torch_dtype)
+            _require_all_weights(pinned, info)
+            _prepare(model, torch_device)
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise MeasureError(
+            f"the model of {pinned.checkpoint.path} does not fit into the memory of "
+            f"{torch_device}: free some, or set scoring.device or scoring.dtype in the recipe"
+        ) from error
+    except Exception as error:  # transformers and model code raise anything
+        _require_whole(pinned)
+        if isinstance(error, CheckpointError):
+            raise
+        raise _load_error(pinned, settings, error) from error
+    require_unchanged(pinned)
+    loaded: torch.nn.Module = model
+    return loaded
+
+
+def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any:
+    """The checkpoint's tokenizer; where it holds none, the one that the recipe names.
+
+    Raises `CheckpointError` when there is none or it cannot be read.
+    """
+    directory = pinned.directory
+    if not _has_vocabulary(directory):
+        if settings.tokenizer is None:
+            _require_whole(pinned)
+            raise CheckpointError(
+                f"{pinned.checkpoint.path} holds no tokenizer; name a directory with one as "
+                "checkpoints.tokenizer in the recipe, or let the trainer save it (processing_class)"
+            )
+        directory = Path(settings.tokenizer)
+        if not _has_vocabulary(directory):
+            raise CheckpointError(
+                f"checkpoints.tokenizer: expected a directory with one of "
+                f"{', '.join(_VOCABULARY_FILES)}; found none in {directory}"
+            )
+    try:
+        with _quiet():
+            return transformers.AutoTokenizer.from_pretrained(
+                directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
+            )
+    except Exception as error:  # as above
+        if directory == pinned.directory:
+            _require_whole(pinned)
+        raise CheckpointError(
+            f"cannot load the tokenizer of {directory}: {_first_line(error)}"
+        ) from error
+
+
+def check_compatible(model: torch.nn.Module, tokenizer: Any) -> None:
+    """Raise `CheckpointMismatchError` when the tokenizer has ids that the model cannot embed."""
+    num_embeddings = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= num_embeddings:
+        raise CheckpointMismatchError(
+            f"the tokenizer has ids up to {highest}, but the model embeds only {num_embeddings} "
+            "tokens: they do not belong together (or the embeddings were not resized); check "
+            "checkpoints.tokenizer in the recipe"
+        )
+
+
+def _from_pretrained(
+    directory: Path, settings: CheckpointSection, dtype: torch.dtype
+) -> tuple[Any, dict[str, Any]]:
+    config = transformers.AutoConfig.from_pretrained(
+        directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
+    )
+    # None lets transformers take sdpa where the model has it, whatever kernel the trainer used.
+    config._attn_implementation = None
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        directory,
+        config=config,
+        trust_remote_code=settings.trust_remote_code,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype=dtype,
+        ignore_mismatched_sizes=True,  # to be reported by us
+        output_loading_info=True,
+    )
+    return model, info
+
+
+def _prepare(model: Any, device: torch.device) -> None:
+    model.to(device)
+    if device.type == "cpu":
+        # Loading on a CPU maps the files. A trainer that writes them again in place would change
+        # the weights under the pass, or kill the process when it truncates them (SIGBUS).
+        for tensor in chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_disable()
+
+
+def _require_whole(pinned: PinnedCheckpoint) -> None:
+    """Raise the error that fits when files were deleted, cut off or written again."""
+    checkpoint = pinned.checkpoint
+    require_unchanged(pinned)
+    with vanished_errors(checkpoint):
+        reason = layout_of(checkpoint).unready(pinned.directory)
+    if reason is None:
+        return
+    if not pinned.is_linked:
+        # It was whole when it was found and nothing was written since: files were deleted.
+        raise vanished(checkpoint)
+    raise CheckpointIncompleteError(f"{checkpoint.path} is not complete: {reason}")
+
+
+def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None:
+    """Weights that transformers does not find, and so fills with random numbers, are an error."""
+    missing = sorted(info["missing_keys"])
+    other_shape = sorted(info["mismatched_keys"])
+    path = pinned.checkpoint.path
+    if missing:
+        unexpected = sorted(info["unexpected_keys"])
+        found = f"; found instead {_few(unexpected)}" if unexpected else ""
+        raise CheckpointMismatchError(
+            f"{path} does not hold all weights of its model: {_few(missing)} missing{found}. "
+            "Was it saved by a wrapper, or is it of another model than its config.json says?"
+        )
+    if other_shape:
+        shapes = [f"{name} {tuple(found)} not {tuple(want)}" for name, found, want in other_shape]
+        raise CheckpointMismatchError(
+            f"{path} has weights of another shape than its config.json says: {_few(shapes)}"
+        )
+
+
+def _load_error(
+    pinned: PinnedCheckpoint, settings: CheckpointSection, error: Exception
+) -> CheckpointError:
+    path = pinned.checkpoint.path
+    config = json.loads((pinned.directory / CONFIG).read_bytes())
+    model_type = config.get("model_type")
+    if "auto_map" in config and not settings.trust_remote_code:
+        return CheckpointError(
+            f"{path} brings its own model code; if you trust it, set "
+            "checkpoints.trust_remote_code: true in the recipe"
+        )
+    if isinstance(error, ValueError | KeyError):
+        return CheckpointMismatchError(
+            f"transformers {transformers.__version__} cannot make a causal language model of "
+            f"{path} (model_type {model_type!r}): {_first_line(error)}"
+        )
+    return CheckpointError(
+        f"cannot load {path} (model_type {model_type!r}): "
+        f"{type(error).__name__}: {_first_line(error)}"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, reports or warnings of transformers: this daemon reports by itself."""
+    verbosity = transformers_logging.get_verbosity()
+    had_progress_bar = transformers_logging.is_progress_bar_enabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if had_progress_bar:
+                transformers_logging.enable_progress_bar()
+
+
+def _has_vocabulary(directory: Path) -> bool:
+    return any(True for pattern in _VOCABULARY_FILES for _ in directory.glob(pattern))
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

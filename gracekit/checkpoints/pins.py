@@ -1,0 +1,152 @@
+"""Pin a checkpoint while it is read: hard links keep its files when the trainer deletes them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import xxhash
+
+from gracekit import files
+from gracekit.checkpoints.layouts import Layout, layout_of
+from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.types import Checkpoint, PinnedCheckpoint
+
+logger = logging.getLogger(__name__)
+
+_CANNOT_LINK = {
+    errno.EXDEV,  # another file system
+    errno.EPERM,  # a file system without hard links, or a file of another user
+    errno.EACCES,
+    errno.EMLINK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+}
+_CHUNK_BYTES = 1 << 22
+
+
+@contextmanager
+def pin(checkpoint: Checkpoint, pins_dir: Path) -> Iterator[PinnedCheckpoint]:
+    """Hold a checkpoint for reading: links to its files under `pins_dir`, removed at exit.
+
+    Where hard links are impossible the original is read in place, and may vanish. Links to files
+    elsewhere (a hub snapshot) are followed. Reads all weights once, for the digest.
+
+    Raises:
+        CheckpointVanishedError: The trainer deleted the checkpoint before it was held.
+        CheckpointIncompleteError: The trainer is writing it again.
+        StoreWriteError: `pins_dir` cannot be written.
+    """
+    layout = layout_of(checkpoint)
+    directory = pins_dir / f"{checkpoint.path.name}-{secrets.token_hex(4)}"
+    try:
+        with vanished_errors(checkpoint):
+            is_linked = _link(checkpoint, layout, directory)
+            source = directory if is_linked else checkpoint.path
+            reason = layout.unready(source)
+            if reason:
+                raise CheckpointIncompleteError(f"{checkpoint.path} is not complete: {reason}")
+            pinned = PinnedCheckpoint(
+                checkpoint=checkpoint,
+                directory=source,
+                digest=_digest(layout.weight_files(source)),
+                is_linked=is_linked,
+            )
+        require_unchanged(pinned)
+        yield pinned
+    finally:
+        with suppress(OSError):  # what is left goes at the next start
+            files.remove(directory)
+
+
+def clear_pins(pins_dir: Path) -> int:
+    """Remove the pins that a killed process left; returns how many. Needs the store's lock."""
+    if not pins_dir.is_dir():
+        return 0
+    with files.clear_write_errors(pins_dir):
+        left = list(pins_dir.iterdir())
+        for path in left:
+            files.remove(path)
+    return len(left)
+
+
+def require_unchanged(pinned: PinnedCheckpoint) -> None:
+    """Raise `CheckpointIncompleteError` if the trainer wrote to the files since they were found.
+
+    A hard link shares its bytes with the original, so it shows what is written in place.
+    """
+    checkpoint = pinned.checkpoint
+    with vanished_errors(checkpoint):
+        held = layout_of(checkpoint).files(pinned.directory)
+        newer = [f.name for f in held if f.stat().st_mtime > checkpoint.completed_at]
+    if newer:
+        raise CheckpointIncompleteError(
+            f"{checkpoint.path} was written again while it was being read ({', '.join(newer)}); "
+            "it is taken again when it is complete"
+        )
+
+
+@contextmanager
+def vanished_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn the errors of reading what was deleted meanwhile into `CheckpointVanishedError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ESTALE):
+            raise CheckpointError(
+                f"cannot read {error.filename or checkpoint.path}: {error.strerror or error}"
+            ) from error
+        raise vanished(checkpoint) from error
+
+
+def vanished(checkpoint: Checkpoint) -> CheckpointVanishedError:
+    """The error for a checkpoint that is gone."""
+    return CheckpointVanishedError(
+        f"{checkpoint.path} was deleted before it was read; let the trainer keep more checkpoints "
+        "(save_total_limit of 2 or more)"
+    )
+
+
+def _link(checkpoint: Checkpoint, layout: Layout, directory: Path) -> bool:
+    """Hard-link the checkpoint's files into the new `directory`; False where that is impossible."""
+    originals = layout.files(checkpoint.path)
+    is_linked = True
+    for file in originals:
+        target = directory / file.relative_to(checkpoint.path)
+        with files.clear_write_errors(target):
+            files.make_directory(target.parent)
+        try:
+            files.link(file.resolve(strict=True), target)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                raise
+            if error.errno not in _CANNOT_LINK:
+                with files.clear_write_errors(target):
+                    raise
+            logger.info(
+                "reading %s in place, for it cannot be hard-linked into %s (%s): "
+                "let the trainer keep more than one checkpoint",
+                *(checkpoint.path, directory.parent, error.strerror),
+            )
+            is_linked = False
+            break
+    # A deletion under way may have taken files before they were listed.
+    if not originals or layout.files(checkpoint.path) != originals:
+        raise vanished(checkpoint)
+    return is_linked
+
+
+def _digest(weights: list[Path]) -> str:
+    """xxh3_128 over names, sizes and bytes, in the order of the names."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(weights):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()

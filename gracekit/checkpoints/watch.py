@@ -1,0 +1,206 @@
+"""Wait for checkpoints: a generator whose caller owns the loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gracekit.checkpoints.discover import Obstacle, candidates, in_order, look, unfinished
+from gracekit.checkpoints.layouts import LAYOUTS, Layout
+from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.recipe import CheckpointSection
+from gracekit.types import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+Signature = tuple[str | None, tuple[tuple[str, int, int, int], ...]]
+"""The marker that says it is being written, and name, size, time and mode of what it contains:
+changes when anything changes that tells whether the checkpoint is complete."""
+
+
+def watch_checkpoints(
+    root: Path,
+    settings: CheckpointSection,
+    *,
+    is_done: Callable[[Checkpoint], bool],
+    stop: threading.Event,
+    layouts: Mapping[str, type[Layout]] = LAYOUTS,
+    clock: Callable[[], float] = time.monotonic,
+    wait: Callable[[float], bool] | None = None,
+) -> Iterator[Checkpoint]:
+    """Yield complete checkpoints below `root` as they appear, until `stop` is set.
+
+    Polls, because notifications of a file system do not reach other hosts. Each checkpoint is
+    yielded once, and again only when its files change; so one that the caller could not use is
+    not tried in vain. With `on_backlog: latest` older ones that wait are passed over, with `all`
+    each is yielded in turn. `root` need not exist yet.
+
+    Logs, each message once: INFO "waiting for checkpoint-20: trainer_state.json is not there yet",
+    "waiting for runs/sft: there is no such directory yet"; WARNING "cannot use checkpoint-20: ...".
+
+    Args:
+        root: The trainer's output directory.
+        settings: Polling, quiet period, ready marker and backlog policy of the recipe.
+        is_done: Whether a checkpoint needs no refresh; asked before it is yielded.
+        stop: Ends the iteration, at once also while waiting.
+        layouts: The layouts to recognise, by name.
+        clock: Seconds of a steady clock.
+        wait: Called with the seconds until the next look, returns whether to stop; `stop.wait` by
+            default. A daemon may do its housekeeping here.
+    """
+    watcher = _Watcher(root.resolve(), settings, is_done, layouts, clock)
+    while not stop.is_set():
+        checkpoint = watcher.next_checkpoint()
+        if checkpoint is not None:
+            yield checkpoint
+        elif (wait or stop.wait)(settings.poll_interval_s):
+            return
+
+
+@dataclass(slots=True)
+class _Sighting:
+    """The last look at one directory."""
+
+    signature: Signature
+    since: float
+    """When this signature was first seen."""
+    outcome: Checkpoint | Obstacle | None
+
+
+class _Watcher:
+    def __init__(
+        self,
+        root: Path,
+        settings: CheckpointSection,
+        is_done: Callable[[Checkpoint], bool],
+        layouts: Mapping[str, type[Layout]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._root = root
+        self._settings = settings
+        self._is_done = is_done
+        self._layouts = layouts
+        self._clock = clock
+        self._sightings: dict[Path, _Sighting] = {}
+        self._said: dict[Path, str] = {}
+        self._handled: dict[Path, Checkpoint] = {}
+        """Yielded, done or passed over, in the state in which that happened."""
+
+    def next_checkpoint(self) -> Checkpoint | None:
+        """Look at the directory once; the checkpoint to refresh now, if there is one."""
+        complete = self._complete()
+        waiting = [c for c in complete if self._handled.get(c.path) != c]
+        # What was handled when this look began: the yardstick of "newer" below.
+        handled = [c for c in complete if self._handled.get(c.path) == c]
+        for checkpoint in waiting.copy():
+            if self._is_done(checkpoint):
+                waiting.remove(checkpoint)
+                handled.append(checkpoint)
+                self._handled[checkpoint.path] = checkpoint
+        if self._settings.on_backlog == "latest":
+            newest = [c for c in waiting if _is_newer(c, handled)][-1:]
+            for passed_over in (c for c in waiting if c not in newest):
+                self._handled[passed_over.path] = passed_over
+            waiting = newest
+        if not waiting:
+            return None
+        self._handled[waiting[0].path] = waiting[0]
+        return waiting[0]
+
+    def _complete(self) -> list[Checkpoint]:
+        """Every checkpoint that is complete and settled, ascending by step."""
+        try:
+            directories = list(candidates(self._root))
+        except CheckpointError as error:
+            self._say_unlisted(error)
+            return []
+        self._said.pop(self._root, None)
+        complete = []
+        for directory in directories:
+            outcome = self._look(directory)
+            if isinstance(outcome, Checkpoint):
+                complete.append(outcome)
+                self._said.pop(directory, None)
+            elif outcome is not None:
+                self._say(directory, outcome)
+        for gone in self._sightings.keys() - set(directories):
+            del self._sightings[gone]
+            self._said.pop(gone, None)
+        return in_order(complete)
+
+    def _look(self, directory: Path) -> Checkpoint | Obstacle | None:
+        """`discover.look` at directories that have changed, plus the quiet period."""
+        try:
+            signature = unfinished(directory, self._settings), _listing(directory)
+        except FileNotFoundError:
+            return None
+        now = self._clock()
+        sighting = self._sightings.get(directory)
+        if sighting is None or sighting.signature != signature:
+            outcome = look(directory, self._settings, self._layouts)
+            sighting = _Sighting(signature=signature, since=now, outcome=outcome)
+            self._sightings[directory] = sighting
+        outcome = sighting.outcome
+        settle_s = self._settings.settle_s
+        if (
+            isinstance(outcome, Checkpoint)
+            and not self._layouts[outcome.layout].has_marker
+            and not self._settings.ready_marker
+            and now - sighting.since < settle_s
+        ):
+            reason = (
+                f"nothing says that it is complete, so {settle_s:g} s without a change must pass"
+            )
+            return Obstacle(error=CheckpointIncompleteError, reason=reason)
+        return outcome
+
+    def _say(self, directory: Path, obstacle: Obstacle) -> None:
+        if (
+            obstacle.error is CheckpointVanishedError
+            or self._said.get(directory) == obstacle.reason
+        ):
+            return
+        self._said[directory] = obstacle.reason
+        if obstacle.error is CheckpointIncompleteError:
+            logger.info("waiting for %s: %s", directory.name, obstacle.reason)
+        else:
+            logger.warning("cannot use %s: %s", directory.name, obstacle.reason)
+
+    def _say_unlisted(self, error: CheckpointError) -> None:
+        """The root is not there yet, or a network mount fails for a while; else it is an error."""
+        if isinstance(error.__cause__, FileNotFoundError):
+            message = f"waiting for {self._root}: there is no such directory yet"
+        elif isinstance(error.__cause__, OSError) and not isinstance(
+            error.__cause__, NotADirectoryError
+        ):
+            message = f"{error}; trying again"
+        else:
+            raise error
+        if self._said.get(self._root) != message:
+            self._said[self._root] = message
+            logger.info("%s", message)
+
+
+def _is_newer(checkpoint: Checkpoint, handled: list[Checkpoint]) -> bool:
+    """Later than all that is handled, by step or (a run that began anew) by time."""
+    return all(
+        checkpoint.step > other.step or checkpoint.completed_at > other.completed_at
+        for other in handled
+    )
+
+
+def _listing(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
+    listing = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            listing.append((entry.name, status.st_size, status.st_mtime_ns, status.st_mode))
+    return tuple(sorted(listing))

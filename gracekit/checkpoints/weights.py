@@ -1,0 +1,110 @@
+"""Which weight files a checkpoint directory has, and whether they are whole. No torch.
+
+A safetensors file is an 8-byte little-endian length, that many bytes of JSON naming every tensor
+and its byte range, then the tensors back to back. So a look at the header and the file size tells
+a whole file from one that was cut anywhere, without reading the tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+WHOLE = "model.safetensors"
+"""The weights in one file; where it exists, transformers ignores an index beside it."""
+INDEX = "model.safetensors.index.json"
+"""Names the shard of every tensor; trainers write it after the shards."""
+_SHARDS = "model-*-of-*.safetensors"
+_MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of the model, sorted; some may be missing from disk.
+
+    Empty when there are none. Raises ValueError with the reason when the index makes no sense.
+    """
+    if (directory / WHOLE).is_file():
+        return [directory / WHOLE]
+    if (directory / INDEX).is_file():
+        return [directory / shard for shard in sorted(_read_index(directory / INDEX))]
+    return sorted(path for path in directory.glob(_SHARDS) if path.is_file())
+
+
+def incomplete_weights(directory: Path) -> str | None:
+    """Why the model's weights are not whole; None when every file is there and complete."""
+    try:
+        files = weight_files(directory)
+        if not files:
+            return f"{WHOLE} (or shards with {INDEX}) is not there yet"
+        if files == [directory / WHOLE]:
+            read_header(files[0])
+            return None
+        if not (directory / INDEX).is_file():
+            return f"{INDEX} is not there yet"
+        tensors = _read_index(directory / INDEX)
+        for file in files:
+            if not file.is_file():
+                return f"{file.name}, which {INDEX} names, is not there"
+            absent = tensors[file.name] - read_header(file).keys()
+            if absent:
+                return f"{file.name} does not hold {min(absent)}, which {INDEX} places there"
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The tensors that a safetensors file declares: name -> {dtype, shape, data_offsets}.
+
+    Raises ValueError with the reason when the header is not valid or the file's size is not the
+    one that the header adds up to.
+    """
+    num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise ValueError(f"{path.name} is truncated: it has only {num_bytes} bytes")
+        (header_bytes,) = struct.unpack("<Q", prefix)
+        if header_bytes > _MAX_HEADER_BYTES:
+            raise ValueError(f"{path.name} is not a safetensors file: its header is not valid")
+        content = file.read(header_bytes)
+    if len(content) < header_bytes:
+        raise ValueError(f"{path.name} is truncated: it ends within its header")
+    try:
+        tensors = json.loads(content)
+        tensors.pop("__metadata__", None)
+        ranges = sorted((int(a), int(b)) for a, b in (t["data_offsets"] for t in tensors.values()))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(
+            f"{path.name} is not a safetensors file: its header is not valid"
+        ) from None
+    end = 0
+    for start, stop in ranges:
+        if start != end or stop < start:
+            raise ValueError(f"{path.name} is damaged: its header leaves gaps between tensors")
+        end = stop
+    expected = 8 + header_bytes + end
+    if num_bytes < expected:
+        raise ValueError(f"{path.name} is truncated: {num_bytes:,} of {expected:,} bytes are there")
+    if num_bytes > expected:
+        raise ValueError(f"{path.name} is damaged: {num_bytes:,} bytes, expected {expected:,}")
+    return dict(tensors)
+
+
+def _read_index(path: Path) -> dict[str, set[str]]:
+    """Shard file name -> names of its tensors. Raises ValueError when the index makes no sense."""
+    try:
+        weight_map = json.loads(path.read_bytes())["weight_map"]
+        shards: dict[str, set[str]] = {}
+        for tensor, shard in weight_map.items():
+            if Path(shard).name != shard:
+                raise ValueError(f"{path.name} names a file outside the checkpoint: {shard}")
+            shards.setdefault(shard, set()).add(tensor)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{path.name} is cut off or is not an index of weights") from None
+    if not shards:
+        raise ValueError(f"{path.name} names no weights")
+    return shards

@@ -1,0 +1,293 @@
+"""The watcher, on scripted directory changes and a clock that only the script moves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from gracekit.checkpoints import watch_checkpoints
+from gracekit.errors import CheckpointError
+from gracekit.recipe import CheckpointSection
+from gracekit.types import Checkpoint
+
+LATEST = CheckpointSection(on_backlog="latest", poll_interval_s=5, settle_s=12)
+ALL = LATEST.model_copy(update={"on_backlog": "all"})
+Change = Callable[[], object]
+
+
+class World:
+    """A run directory whose i-th change happens while the watcher waits for the i-th time."""
+
+    def __init__(self, root: Path, start: float = 1000.0) -> None:
+        self.root = root
+        self.now = 0.0
+        self._mtime = start
+        self.stop = threading.Event()
+        self.script: list[Change] = []
+
+    def save(self, name: str, *, state: bool = True) -> Path:
+        """Write a checkpoint, every one later than all before."""
+        self._mtime += 10
+        directory = self.root / name
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text("{}")
+        save_file({"a": np.ones(2, dtype=np.float32)}, directory / "model.safetensors")
+        if state:
+            step = int(name.rpartition("-")[2])
+            (directory / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        for file in directory.iterdir():
+            os.utime(file, (self._mtime, self._mtime))
+        return directory
+
+    def delete(self, name: str) -> None:
+        shutil.rmtree(self.root / name)
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        if not self.script:
+            self.stop.set()
+        else:
+            self.script.pop(0)()
+        return self.stop.is_set()
+
+    def watch(self, settings: CheckpointSection, done: Iterable[int] = ()) -> Iterable[Checkpoint]:
+        finished = set(done)
+        return watch_checkpoints(
+            self.root,
+            settings,
+            is_done=lambda c: c.step in finished,
+            stop=self.stop,
+            clock=lambda: self.now,
+            wait=self.wait,
+        )
+
+    def steps(self, settings: CheckpointSection, done: Iterable[int] = ()) -> list[int]:
+        return [c.step for c in self.watch(settings, done)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "run")
+
+
+def nothing() -> None:
+    """A wait during which nothing changes."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"), [(LATEST, [30, 40, 60]), (ALL, [10, 20, 30, 40, 50, 60])]
+)
+def test_backlog(world: World, settings: CheckpointSection, expected: list[int]) -> None:
+    for step in (20, 10, 30):
+        world.save(f"checkpoint-{step}")
+    world.script = [
+        nothing,
+        lambda: world.save("checkpoint-40"),
+        nothing,
+        lambda: (world.save("checkpoint-50"), world.save("checkpoint-60")),
+        nothing,
+    ]
+    # A copied run, whose times tell nothing: they still come by step.
+    mtimes = {30: 1, 10: 2, 20: 3}
+    for step, mtime in mtimes.items():
+        for file in (world.root / f"checkpoint-{step}").iterdir():
+            os.utime(file, (mtime, mtime))
+    assert world.steps(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "done", "expected"),
+    [(LATEST, {30}, []), (LATEST, {20}, [30]), (ALL, {20}, [10, 30]), (ALL, {10, 20, 30}, [])],
+)
+def test_what_is_done_is_skipped(
+    world: World, settings: CheckpointSection, done: set[int], expected: list[int]
+) -> None:
+    for step in (10, 20, 30):
+        world.save(f"checkpoint-{step}")
+    world.script = [nothing, nothing]
+    assert world.steps(settings, done) == expected
+
+
+def test_a_backlog_that_grows_while_the_caller_works(world: World) -> None:
+    world.save("checkpoint-10")
+    watch = iter(world.watch(LATEST))
+    assert next(watch).step == 10
+    world.save("checkpoint-20")
+    world.save("checkpoint-30")
+    assert next(watch).step == 30
+    assert list(watch) == []
+
+
+def test_all_leaves_out_what_was_rotated_away(world: World) -> None:
+    for step in (10, 20, 30):
+        world.save(f"checkpoint-{step}")
+    watch = iter(world.watch(ALL))
+    assert next(watch).step == 10
+    world.delete("checkpoint-20")
+    assert [c.step for c in watch] == [30]
+
+
+@pytest.mark.parametrize("settings", [LATEST, ALL])
+def test_a_checkpoint_comes_again_only_when_it_changes(
+    world: World, settings: CheckpointSection
+) -> None:
+    """The caller refused it (is_done stays False): no retry until the trainer writes it anew."""
+    world.save("checkpoint-10")
+    world.script = [
+        nothing,
+        lambda: (world.root / "checkpoint-10/rng_state_1.pth").touch(),  # another rank, later
+        nothing,
+        lambda: world.save("checkpoint-10"),
+        nothing,
+        lambda: world.delete("checkpoint-10"),
+        nothing,
+        lambda: world.save("checkpoint-10"),
+    ]
+    assert world.steps(settings) == [10, 10, 10]
+
+
+def test_a_directory_that_is_out_of_sight_for_a_while_is_not_new(world: World) -> None:
+    directory = world.save("checkpoint-10")
+    hidden = world.root / ".checkpoint-10"
+    world.script = [lambda: directory.rename(hidden), lambda: hidden.rename(directory), nothing]
+    assert world.steps(LATEST) == [10] and world.script == []
+
+
+def test_a_run_that_began_anew_is_followed(world: World) -> None:
+    world.save("checkpoint-90")
+    world.script = [lambda: world.save("checkpoint-10"), lambda: world.save("checkpoint-20")]
+    assert world.steps(LATEST, done={90}) == [10, 20]
+
+
+def test_it_waits_for_what_is_being_written(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    state = world.root / "checkpoint-20/trainer_state.json"
+    world.script = [
+        lambda: world.save("checkpoint-20", state=False),
+        nothing,
+        lambda: state.write_text('{"global'),
+        nothing,
+        lambda: state.write_text('{"global_step": 20}'),
+    ]
+    with caplog.at_level(logging.INFO, "gracekit.checkpoints"):
+        assert world.steps(LATEST) == [20]
+    assert caplog.messages == [
+        f"waiting for {world.root}: there is no such directory yet",
+        "waiting for checkpoint-20: trainer_state.json is not there yet",
+        "waiting for checkpoint-20: trainer_state.json does not parse: it is cut off or damaged",
+    ]
+
+
+def test_a_marker_beside_the_checkpoint_is_seen_to_go(world: World) -> None:
+    world.save("checkpoint-20")
+    marker = world.root / "checkpoint-20-unfinished"
+    marker.touch()
+    world.script = [nothing, nothing, marker.unlink]
+    assert world.steps(LATEST) == [20] and world.script == []
+
+
+def test_an_unusable_checkpoint_is_reported_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = world.save("checkpoint-20")
+    (broken / "adapter_config.json").touch()
+    world.script = [
+        nothing,
+        nothing,
+        lambda: (broken / "README.md").touch(),
+        (broken / "adapter_config.json").unlink,
+    ]
+    with caplog.at_level(logging.INFO, "gracekit.checkpoints"):
+        assert world.steps(LATEST) == [20]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("cannot use checkpoint-20: ") and "PEFT" in record.message
+
+
+def test_without_a_marker_it_must_be_quiet_for_a_while(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Looks every 5 s, quiet for 12 s: the third look after the last change."""
+    directory = world.save("step-7", state=False)
+    times: list[float] = []
+    world.script = [
+        nothing,
+        nothing,
+        lambda: (directory / "tokenizer.json").write_text("{}"),  # at 15 s
+        *[nothing] * 5,
+    ]
+    with caplog.at_level(logging.INFO, "gracekit.checkpoints"):
+        for checkpoint in world.watch(LATEST):
+            assert (checkpoint.step, checkpoint.layout) == (7, "pretrained")
+            times.append(world.now)
+    assert times == [30.0]
+    assert caplog.messages == [
+        "waiting for step-7: nothing says that it is complete, so 12 s without a change must pass"
+    ]
+
+
+def test_a_ready_marker_needs_no_quiet_time(world: World) -> None:
+    settings = LATEST.model_copy(update={"ready_marker": "DONE"})
+    directory = world.save("step-7", state=False)
+    world.script = [nothing, nothing, nothing, nothing, (directory / "DONE").touch]
+    watch = iter(world.watch(settings))
+    assert next(watch).step == 7 and world.now == 25.0
+
+
+def test_a_root_that_cannot_be_watched_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot list the checkpoint directory"):
+        World(tmp_path / "file").steps(LATEST)
+    with pytest.raises(CheckpointError, match="is one checkpoint"):
+        World(tmp_path / "checkpoint-5").steps(LATEST)
+
+
+def test_stop_ends_a_long_wait_at_once(tmp_path: Path) -> None:
+    stop = threading.Event()
+    settings = CheckpointSection(poll_interval_s=3600)
+    found: list[Checkpoint] = []
+
+    def run() -> None:
+        found.extend(
+            watch_checkpoints(tmp_path, settings, is_done=lambda checkpoint: False, stop=stop)
+        )
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    stop.set()
+    thread.join(timeout=60)
+    assert not thread.is_alive() and found == []
+
+
+def test_a_real_writer_is_followed_in_order(tmp_path: Path) -> None:
+    """No script and no fake clock: another thread trains, rotates, and ends."""
+    world = World(tmp_path / "run", start=time.time())
+    stop = threading.Event()
+    settings = CheckpointSection(poll_interval_s=0.001, on_backlog="all")
+
+    def train() -> None:
+        for step in range(1, 9):
+            world.save(f"checkpoint-{step}")
+            if step > 2:
+                world.delete(f"checkpoint-{step - 2}")
+            time.sleep(0.01)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    seen: list[int] = []
+    for checkpoint in watch_checkpoints(world.root, settings, is_done=lambda c: False, stop=stop):
+        if checkpoint.step not in seen:  # `save` sets the times after the last file is written
+            seen.append(checkpoint.step)
+        if checkpoint.step == 8:
+            stop.set()
+    trainer.join()
+    assert seen == sorted(seen) and seen[-1] == 8
