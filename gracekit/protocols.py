@@ -8,12 +8,14 @@ types only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from gracekit.types import (
     Bool,
     Float32,
+    Int64,
     Json,
     KnnGraph,
     Measurement,
@@ -57,11 +59,15 @@ class Executor(Protocol):
     """Runs the model pass over rows; serial here, several devices or hosts elsewhere."""
 
     def measure(self, rows: Rows) -> Iterator[Measurement]:
-        """Measure the rows; yields finished shards, together exactly the rows, in any order."""
+        """Measure distinct rows; yields finished shards, together exactly the rows, in any order.
+
+        Raises `MeasureError` when no memory is left for a single sample, when nothing is finite,
+        or when the model cannot be measured as the recipe asks.
+        """
 
 
 class Batch(Protocol):
-    """One padded batch on its device, and what the pass has computed so far.
+    """One padded batch on its device.
 
     B samples, T positions, D hidden width, V vocabulary, M target positions of the whole batch.
     """
@@ -71,42 +77,103 @@ class Batch(Protocol):
     attention_mask: torch.Tensor
     """int64 [B, T], 1 on real tokens (padding on the right)."""
     target_sample: torch.Tensor
-    """int64 [M] the sample of a target position."""
+    """int64 [M] the sample of a target position, ascending."""
     target_position: torch.Tensor
     """int64 [M] the position whose hidden state predicts the target."""
     target_ids: torch.Tensor
     """int64 [M] the token to predict."""
     num_targets: torch.Tensor
-    """int64 [B]"""
+    """int64 [B], at least 1 each."""
+
+    def zeros(self, *width: int) -> torch.Tensor:
+        """Zeros, float32 [B, *width] on the batch's device, for a reader to add up in."""
+
+
+class Targets(Protocol):
+    """Some target positions of a batch: all those of the samples they belong to. Read only.
+
+    m positions. A batch comes in several of these, so that logits never exist for all at once.
+    """
+
+    sample: torch.Tensor
+    """int64 [m] ascending index into the batch."""
+    ids: torch.Tensor
+    """int64 [m] the token to predict."""
+    hidden: torch.Tensor
+    """[m, D] last hidden state at the position that predicts, in the model's dtype."""
+    logits: torch.Tensor
+    """float32 [m, V]"""
+    token_loss: torch.Tensor
+    """float32 [m] cross-entropy in nats."""
+
+
+class Layer(Protocol):
+    """A linear layer of the decoder body."""
+
+    name: str
+    """Its path within the body, such as `layers.3.mlp.down_proj`."""
+    block: int
+    """Index of its decoder block; -1 outside of the blocks."""
+    num_blocks: int
+    has_bias: bool
+
+
+class Reader(Protocol):
+    """Something read off the shared model pass, one value or vector a sample.
+
+    For every batch, in this order: `start`; `on_targets` once or more; `on_layer` once for each
+    layer that it wants, from the last to the first; `finish`. The loss that is differentiated is
+    the mean over the target tokens of a sample. Values of one sample never depend on the others
+    of its batch. The methods with a body here are the defaults of a class that derives from it.
+    """
+
+    def wants(self, layer: Layer) -> bool:
+        """Whether it reads this layer; asked once, before the first batch.
+
+        The backward pass reaches only as deep as the readers want together, and is not run at
+        all when none wants a layer.
+        """
+        return False
+
+    def start(self, batch: Batch) -> None:
+        """Forget the batch before; the last one may have been given up half-way."""
+        return
+
+    def on_targets(self, batch: Batch, targets: Targets) -> None:
+        """Take what the forward pass gave at some of the target positions."""
+        return
+
+    def on_layer(
+        self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
+    ) -> None:
+        """Take a layer's inputs [B, P, in] and the gradients [B, P, out] of its outputs.
+
+        A sample's gradient of the weight is `gradients[b].T @ inputs[b]`. P is T, or a multiple
+        of it where the model calls the layer (or another one with the same weight) repeatedly.
+        """
+        return
+
+    def finish(self, batch: Batch) -> torch.Tensor:
+        """The result, float32 [B] or [B, d]."""
+        ...
 
 
 @runtime_checkable
-class Scorer(Protocol):
-    """One score of every sample, read off the shared pass. See `scoring/scorers.py`."""
+class Scorer(Reader, Protocol):
+    """One score of every sample. See `scoring/scorers.py` for how to add one."""
 
-    name: str
-    needs_backward: bool
+    shrinks_with_length: bool
+    """Whether it is the norm of a mean over tokens, which falls with their number: such scores
+    are corrected for length before they become importance."""
 
-    def attach(self, model: torch.nn.Module) -> None:
-        """Choose modules and register hooks; called once before the first batch."""
 
-    def start(self, batch: Batch) -> None:
-        """Reset for a new batch, before the forward pass."""
+@runtime_checkable
+class FeatureReader(Reader, Protocol):
+    """The features of every sample. See `scoring/features.py`."""
 
-    def on_targets(
-        self,
-        batch: Batch,
-        hidden: torch.Tensor,
-        logits: torch.Tensor,
-        token_loss: torch.Tensor,
-    ) -> None:
-        """Take hidden [M, D], logits [M, V] and token_loss [M] at target positions, detached."""
-
-    def finish(self, batch: Batch) -> torch.Tensor:
-        """Scores, float [B], after the backward pass where one was needed."""
-
-    def detach(self) -> None:
-        """Remove the hooks."""
+    def width(self, hidden_width: int) -> int:
+        """Width d of what `finish` gives, for a model of this hidden width."""
+        ...
 
 
 @runtime_checkable
@@ -123,24 +190,33 @@ class NeighborIndex(Protocol):
         """Write the index into an existing directory; returns the files written."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionTask:
+    """What a selector is asked for, and all it may look at."""
+
+    budget: int
+    """Rows to pick, at least 1; never more than there are candidates."""
+    candidates: Bool
+    """[n] rows that may be picked and are to be represented; their importance is finite."""
+    quotas: Int64 | None
+    """[g] exactly so many of each group, in all the budget; None: as it comes."""
+    order: Int64
+    """[n] rank of the sample id: of equals the smaller is picked."""
+    scores: ScoreTable
+    samples: SampleTable
+    graph: SparseGraph
+    settings: SelectionSection
+    seed: int
+    version: int
+    """The version that will be published."""
+
+
 @runtime_checkable
 class Selector(Protocol):
     """Chooses the coreset."""
 
-    name: str
-
-    def select(
-        self,
-        *,
-        scores: ScoreTable,
-        samples: SampleTable,
-        graph: SparseGraph,
-        candidates: Bool,
-        budget: int,
-        settings: SelectionSection,
-        seed: int,
-    ) -> Selection:
-        """Exactly `budget` of the candidate rows (fewer if there are fewer)."""
+    def select(self, task: SelectionTask) -> Selection:
+        """Exactly `task.budget` candidates. Its weights are 1; the recipe decides on others."""
 
 
 @runtime_checkable

@@ -1,0 +1,44 @@
+"""Norms of per-sample gradients of a linear layer, without forming the gradients.
+
+A sample's gradient of the weight is `W = Σ_t g_t a_tᵀ` over its positions, with the inputs `a_t`
+and the gradients `g_t` of the outputs. Its squared norm is also `Σ_ts (a_t·a_s)(g_t·g_s)`, the sum
+over the product of two Gram matrices (the "ghost" trick). Which is cheaper depends on the number
+of positions; neither takes more memory than the inputs and gradients themselves.
+
+Products run in the tensors' dtype and are added up in float32. In bfloat16 an entry is rounded by
+at most 2⁻⁹, at random, which leaves the sum far more exact than the pass it came from.
+
+B samples, P positions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def gram_is_cheaper(num_positions: int, num_inputs: int, num_outputs: int) -> bool:
+    """Whether two P x P Gram matrices need fewer multiplications than the product itself."""
+    return num_positions * (num_inputs + num_outputs) < num_inputs * num_outputs
+
+
+def gram(vectors: torch.Tensor) -> torch.Tensor:
+    """Inner products of each sample's positions: [B, P, d] -> [B, P, P]."""
+    return vectors.bmm(vectors.mT)
+
+
+def squares_from_grams(of_inputs: torch.Tensor, of_gradients: torch.Tensor) -> torch.Tensor:
+    """Squared norms of the weight's gradients, float32 [B]; overwrites `of_gradients`."""
+    return of_gradients.float().mul_(of_inputs).sum((1, 2))
+
+
+def squares_from_product(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """The same from [B, P, in] and [B, P, out] by forming the product."""
+    return gradients.mT.bmm(inputs).float().square_().sum((1, 2))
+
+
+def bias_squares(gradients: torch.Tensor) -> torch.Tensor:
+    """Squared norms of the bias' gradients, float32 [B]."""
+    return gradients.float().sum(1).square_().sum(1)
