@@ -16,6 +16,7 @@
     │   ├── StoreWriteError             disk full, read-only or failing
     │   └── VersionNotFoundError        no such version, or none yet
     ├── SelectionError            the selection cannot be met (budget, quota, names)
+    ├── RefreshStoppedError       a stop was asked for; finished work is kept
     ├── ExportError               the destination cannot be written, or the data changed
     └── QueryError                the SQL is wrong or not allowed
 
@@ -58,6 +59,12 @@ class CheckpointMismatchError(CheckpointError):
 
 class MeasureError(GracekitError):
     """The model pass cannot go on."""
+
+
+class RefreshStoppedError(GracekitError):
+    """A stop was asked for; the finished shards are kept, and the next start goes on from them."""
+
+    exit_code = 130
 
 
 class StoreError(GracekitError):

@@ -1,8 +1,11 @@
 """The one file layer: atomic writes, checksums, directory syncs.
 
 Every byte of a store goes through it. A file is complete or absent: it is written under a
-temporary name in the same directory, synced, and renamed. Operating-system errors become
-`StoreWriteError` naming the file and the way out.
+temporary name in the same directory, synced, and renamed; a directory likewise. Operating-system
+errors become `StoreWriteError` naming the file and the way out.
+
+The functions under "operations" are the only ones that change a disk. Everything else here calls
+them by their module name, so a fault put in their place is met at every point of a commit.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gracekit.errors import StoreWriteError
@@ -20,10 +24,61 @@ from gracekit.errors import StoreWriteError
 TEMPORARY_MARK = ".partial-"
 """Part of every temporary name: what a start-up may delete."""
 
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
-def temporary_path(final: Path) -> Path:
-    """A fresh name beside `final`, recognised by `TEMPORARY_MARK`."""
-    return final.with_name(f"{final.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+# --- operations ---------------------------------------------------------------------------------
+
+
+def fill(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make the new file or directory `path`."""
+    write(path)
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of `path` durable."""
+    _sync(path)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make creations, renames and removals in `directory` durable."""
+    _sync(directory)
+
+
+def replace(source: Path, final: Path) -> None:
+    """Rename, over what is there."""
+    os.replace(source, final)
+
+
+def link(source: Path, final: Path) -> None:
+    """Hard link; FileExistsError when `final` is already there."""
+    os.link(source, final)
+
+
+def make_directory(directory: Path) -> None:
+    """Create a directory and its parents, durably."""
+    missing = [d for d in (directory, *directory.parents) if not d.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a whole directory; what is already gone is fine. Never follows links."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- what the store uses ------------------------------------------------------------------------
 
 
 @contextmanager
@@ -36,6 +91,7 @@ def clear_write_errors(target: Path) -> Iterator[None]:
             errno.ENOSPC: "the disk is full: free some space (`gracekit status` shows the size "
             "of the store) and run again",
             errno.EDQUOT: "the disk quota is used up: free some space and run again",
+            errno.EFBIG: "the file is larger than the system allows: raise the limit (`ulimit -f`)",
             errno.EROFS: "the file system is read-only: remount it or move the store",
             errno.EACCES: "no permission: check the owner of the store",
             errno.EPERM: "not permitted: check the owner and the mount of the store",
@@ -46,36 +102,28 @@ def clear_write_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def temporary_path(final: Path) -> Path:
+    """A fresh name beside `final`, recognised by `TEMPORARY_MARK`."""
+    return final.with_name(f"{final.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
 
 
-def sync_file(path: Path) -> None:
-    """Make the content of `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_temporary(final: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary file beside `final` and sync it; returns the temporary path."""
+    with clear_write_errors(final):
+        make_directory(final.parent)
+        temporary = temporary_path(final)
+        with _removed_on_error(temporary):
+            fill(temporary, write)
+            sync_file(temporary)
+    return temporary
 
 
 def write_atomic(final: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file, then sync it and rename it to `final`."""
+    temporary = write_temporary(final, write)
     with clear_write_errors(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(final)
-        try:
-            write(temporary)
-            sync_file(temporary)
-            os.replace(temporary, final)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with _removed_on_error(temporary):
+            replace(temporary, final)
         sync_directory(final.parent)
 
 
@@ -88,17 +136,53 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def link_new(source: Path, final: Path) -> bool:
-    """Give the finished file a second name that must not exist yet: put-if-absent.
+def write_directory_atomic(final: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary directory, sync all of it, and rename it to `final`.
 
-    Returns False, changing nothing, when `final` is already there.
+    What was at `final` is removed first: a directory cannot be replaced in one step.
+    """
+    with clear_write_errors(final):
+        make_directory(final.parent)
+        temporary = temporary_path(final)
+        with _removed_on_error(temporary):
+            make_directory(temporary)
+            fill(temporary, write)
+            for path in sorted(temporary.rglob("*")):
+                sync_directory(path) if path.is_dir() else sync_file(path)
+            sync_directory(temporary)
+            remove(final)
+            replace(temporary, final)
+        sync_directory(final.parent)
+
+
+@contextmanager
+def _removed_on_error(temporary: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first error is the one to tell
+            remove(temporary)
+        raise
+
+
+def link_new(source: Path, final: Path) -> bool:
+    """Give the finished file the name `final`, which must not exist yet: put-if-absent.
+
+    Returns False, changing nothing, when `final` is already there. Nothing can fail after the
+    name exists, so an error means that it does not; call `sync_directory` for durability. On a
+    file system without hard links `source` is renamed, which needs the caller to hold a lock.
     """
     with clear_write_errors(final):
         try:
-            os.link(source, final)
+            link(source, final)
         except FileExistsError:
             return False
-        sync_directory(final.parent)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            if final.exists():
+                return False
+            replace(source, final)
     return True
 
 
@@ -109,8 +193,11 @@ def sha256(path: Path) -> str:
 
 
 def remove_leftovers(directory: Path) -> int:
-    """Delete temporary files below `directory` that a killed process left; returns how many."""
-    leftovers = [p for p in directory.rglob(f"*{TEMPORARY_MARK}*") if p.is_file()]
+    """Delete temporary files and directories below `directory` that a killed process left.
+
+    Returns how many.
+    """
+    leftovers = list(directory.rglob(f"*{TEMPORARY_MARK}*"))
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        remove(path)
     return len(leftovers)

@@ -1,0 +1,232 @@
+"""What `gracekit status`, `versions` and `diff` tell: read from the store, as plain values.
+
+Shares in keys ending in `_percent` are 0 to 100; None stands where there is nothing to tell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.errors import StoreError
+from gracekit.store import Store
+from gracekit.store.shards import SUFFIX
+from gracekit.store.summary import version_row
+from gracekit.types import Bool, Json, ManifestHeader, SampleTable, ScoreTable
+
+NUM_MOVERS = 10
+
+
+def versions_table(root: Path | str) -> list[Json]:
+    """One record per version, ascending.
+
+    Keys: those of `store.summary.version_row`, and measured_percent, churn_percent.
+    """
+    store = Store.open(root)
+    rows = [version_row(store.header(version)) for version in store.versions()]
+    return [
+        {
+            **row,
+            "measured_percent": _percent(row["measured_fraction"]),
+            "churn_percent": _percent(row["churn"]),
+        }
+        for row in rows
+    ]
+
+
+def diff(root: Path | str, first: int, second: int, *, num_movers: int = NUM_MOVERS) -> Json:
+    """How two versions differ.
+
+    Returns:
+        first and second (version, step, coreset size, mean importance of the coreset then),
+        num_kept, num_added, num_removed, jaccard, groups (a record per group: size in both, added,
+        removed), and movers (the samples whose importance changed most, among all with scores).
+
+    Raises:
+        VersionNotFoundError: One of them does not exist.
+        StoreFormatError: One of them is damaged.
+    """
+    store = Store.open(root)
+    samples = store.samples()
+    headers = [store.header(version) for version in (first, second)]
+    chosen = [_chosen(store, version) for version in (first, second)]
+    scores = [store.scores(version) for version in (first, second)]
+    before, after = chosen
+    kept, added, removed = before & after, after & ~before, before & ~after
+    num_union = int((before | after).sum())
+    return {
+        "first": _side(headers[0], before, scores[0]),
+        "second": _side(headers[1], after, scores[1]),
+        "num_kept": int(kept.sum()),
+        "num_added": int(added.sum()),
+        "num_removed": int(removed.sum()),
+        "jaccard": int(kept.sum()) / num_union if num_union else 1.0,
+        "groups": [
+            {
+                "group": name,
+                "first": int(before[rows].sum()),
+                "second": int(after[rows].sum()),
+                "added": int(added[rows].sum()),
+                "removed": int(removed[rows].sum()),
+            }
+            for name, rows in _rows_of_groups(samples)
+        ],
+        "movers": _movers(samples, scores[0], scores[1], chosen, num_movers),
+    }
+
+
+def status(root: Path | str, *, now: float | None = None) -> Json:
+    """What the store holds, how fresh it is, how far to trust it, and what the daemon does.
+
+    Args:
+        root: The store.
+        now: Seconds since the epoch; default: the clock.
+    """
+    store = Store.open(root)
+    now = time.time() if now is None else now
+    versions = store.versions()
+    found: Json = {
+        "store": str(store.paths.root),
+        "data": store.info.dataset.get("path"),
+        "num_samples": store.info.num_samples,
+        "num_versions": len(versions),
+        "latest_version": versions[-1] if versions else None,
+    }
+    if versions:
+        header = store.header(versions[-1])
+        origins = store.header(header.scores_version).stats.get("origins") or {}
+        made = datetime.fromisoformat(header.created_at).timestamp()
+        found |= {
+            "operation": header.operation,
+            "step": header.checkpoint.get("step"),
+            "created_at": header.created_at,
+            "age_s": round(max(now - made, 0.0), 1),
+            "num_selected": header.stats.get("num_selected"),
+            "scores": {name: count for name, count in origins.items() if count},
+            "audit": audit_in_words(header),
+        }
+    return found | {
+        "daemon": _daemon(store, now),
+        "num_unfinished_shards": sum(1 for _ in store.paths.shards.glob(f"*/*{SUFFIX}")),
+        "size_bytes": _size(store.paths.root),
+        "problems": _problems(store, versions),
+    }
+
+
+def audit_in_words(header: ManifestHeader) -> str:
+    """What the audit says about the rows that were not measured, for people."""
+    audit = header.audit
+    if audit is None:
+        measured, total = (header.stats.get(k) for k in ("num_measured", "num_samples"))
+        if measured is not None and measured == total:
+            return "not needed: everything was measured"
+        return "none: too few rows were measured at random to check the others"
+    found, stale = audit.get("rank_correlation"), audit.get("rank_correlation_stale")
+    if found is None:
+        return "nothing comparable: the checked rows all score the same"
+    text = (
+        f"scores carried to unmeasured samples have rank correlation {found:.2f} with the truth, "
+        f"checked on {audit['num_probe']:,} random samples"
+    )
+    if stale is not None:
+        text += f" ({stale:.2f} had they been left as they were)"
+    target = audit["target"]
+    return text + (
+        f"; the target of {target:.2f} is met"
+        if audit.get("target_met")
+        else f"; below the target of {target:.2f}: raise refresh.max_fraction to measure more"
+    )
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
+
+
+def _chosen(store: Store, version: int) -> Bool:
+    chosen = np.zeros(store.info.num_samples, bool)
+    chosen[store.coreset(version)["row"].to_numpy()] = True
+    return chosen
+
+
+def _side(header: ManifestHeader, chosen: Bool, scores: ScoreTable) -> Json:
+    return {
+        "version": header.version,
+        "step": header.checkpoint.get("step"),
+        "num_selected": int(chosen.sum()),
+        "mean_importance": float(scores.importance[chosen].mean()) if chosen.any() else None,
+    }
+
+
+def _rows_of_groups(samples: SampleTable) -> list[tuple[str, Bool]]:
+    return [(name, samples.groups == i) for i, name in enumerate(samples.group_names)]
+
+
+def _movers(
+    samples: SampleTable,
+    before: ScoreTable,
+    after: ScoreTable,
+    chosen: list[Bool],
+    num_movers: int,
+) -> list[Json]:
+    change = after.importance - before.importance
+    known = np.flatnonzero(before.usable & after.usable & (change != 0))
+    order = known[np.lexsort((known, -np.abs(change[known])))][:num_movers]
+    return [
+        {
+            "sample_id": str(samples.sample_ids[row]),
+            "group": samples.group_names[samples.groups[row]],
+            "importance_first": float(before.importance[row]),
+            "importance_second": float(after.importance[row]),
+            "change": float(change[row]),
+            "in_first": bool(chosen[0][row]),
+            "in_second": bool(chosen[1][row]),
+            "preview": str(samples.previews[row]),
+        }
+        for row in order
+    ]
+
+
+def _daemon(store: Store, now: float) -> Json:
+    """The heartbeat, with how long ago it was; `absent` when no daemon ever ran here."""
+    try:
+        beat = json.loads(store.paths.heartbeat.read_text(encoding="utf-8"))
+        last = float(beat["unix_time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"state": "absent"}
+    told = ("state", "pid", "host", "checkpoint_dir", "checkpoint", "error")
+    return {key: beat[key] for key in told if key in beat} | {
+        "seconds_since_beat": round(max(now - last, 0.0), 1)
+    }
+
+
+def _size(root: Path) -> int:
+    """Bytes below a directory; files that vanish meanwhile count nothing."""
+    total = 0
+    for directory, _, names in os.walk(root):
+        for name in names:
+            try:
+                total += (Path(directory) / name).lstat().st_size
+            except OSError:
+                continue
+    return total
+
+
+def _problems(store: Store, versions: list[int]) -> list[str]:
+    """What can be seen without reading everything; `verify` reads everything."""
+    problems = []
+    made = store.next_version() - 1
+    lost = sorted(set(range(1, made + 1)) - set(versions))
+    if lost:
+        problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
+    if versions and not store.paths.database.is_file():
+        problems.append("scores.duckdb is missing: the next refresh publishes it")
+    try:
+        store.samples()
+    except StoreError as error:
+        problems.append(str(error))
+    return problems

@@ -1,0 +1,12 @@
+"""The store: the directory that holds all of a run's state. Files are the truth.
+
+`Store` is the door. `database` (DuckDB) and `verify` are imported by whoever needs them.
+"""
+
+from gracekit.store.cache import CachePayload, StoreCache
+from gracekit.store.commit import VersionDraft
+from gracekit.store.lock import lock_store
+from gracekit.store.paths import StorePaths
+from gracekit.store.store import Store
+
+__all__ = ["CachePayload", "Store", "StoreCache", "StorePaths", "VersionDraft", "lock_store"]

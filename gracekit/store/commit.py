@@ -1,0 +1,264 @@
+"""The commit: how a version comes into being, all or nothing.
+
+    history and cache files      each under a temporary name, synced, renamed
+      → manifests/v000012.parquet   `link` to its final name: THE commit point
+        → sidecars → scores.duckdb → LATEST      published, from files alone
+
+Invariants, whatever is killed or fails, and wherever:
+
+1. A version exists if and only if its manifest has its final name. Everything that the manifest
+   names was durable before, so an existing version is whole.
+2. `link` fails when the name exists: a version is made once, and never changes.
+3. Before the commit point nothing that a reader sees has changed. What was written is an orphan,
+   which `recover` removes.
+4. After it, no failure loses the version or reports it as failed: what is left to publish follows
+   from the files alone, so the next `recover` or commit publishes it.
+5. Versions are numbered 1, 2, 3 … without gaps: the next is one above the highest manifest.
+6. `refresh_id` is in the manifest: whoever repeats a refresh finds the version (`find_refresh`).
+
+One process at a time commits: it holds the store's lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gracekit import __version__, files
+from gracekit.errors import StoreWriteError, VersionNotFoundError
+from gracekit.store.cache import CachePayload, prune_caches, save_cache
+from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
+from gracekit.store.manifests import coreset_table, header_text, write_manifest
+from gracekit.types import (
+    FORMAT_VERSION,
+    Audit,
+    Json,
+    ManifestHeader,
+    Measurement,
+    RefreshPlan,
+    Rows,
+    ScoreTable,
+    Selection,
+)
+
+if TYPE_CHECKING:
+    from gracekit.store.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionDraft:
+    """All that a new version is made of."""
+
+    operation: str
+    """`init`, `refresh` or `reselect`."""
+    refresh_id: str
+    recipe_digest: str
+    selection: Selection
+    scores: ScoreTable | None
+    """None for a reselect, which keeps its parent's scores."""
+    measurement: Measurement | None = None
+    """None for a reselect; its features are not kept here but in the cache."""
+    plan: RefreshPlan | None = None
+    """Why rows were measured; None where all were."""
+    audit: Audit | None = None
+    cache: CachePayload | None = None
+    measure_id: str | None = None
+    """Its shards are removed once the version exists."""
+    checkpoint: Json = field(default_factory=dict)
+    """At least `step`; the published tables also know path, layout and digest."""
+    scoring: Json = field(default_factory=dict)
+    refresh: Json = field(default_factory=dict)
+    selection_settings: Json = field(default_factory=dict)
+    stats: Json = field(default_factory=dict)
+    """The store adds its own: see `_stats`."""
+    timings: Json = field(default_factory=dict)
+    """`model_pass_s`, `other_s`, `total_s`, and one key per stage."""
+
+
+def commit(store: Store, draft: VersionDraft) -> int:
+    """Make the draft the next version; the caller holds the lock.
+
+    Raises:
+        StoreWriteError: The disk failed before the commit point; the last version is unchanged.
+        VersionNotFoundError: A reselect of a store without versions.
+    """
+    _check(store, draft)
+    paths = store.paths
+    version = store.next_version()
+    parent = store.latest()
+    if draft.scores is None and parent is None:
+        raise VersionNotFoundError(
+            f"the store {paths.root} has no scores to select from yet; "
+            "refresh it from a checkpoint first"
+        )
+    final = paths.manifest(version)
+    with files.clear_write_errors(final):
+        files.remove(paths.history_of(version))
+        _write_history(store, version, draft)
+        if draft.cache is not None:
+            save_cache(paths, version, draft.cache)
+        header = _header(store, version, parent, draft)
+        scores = draft.scores or store.scores(header.scores_version)
+        coreset = coreset_table(draft.selection, store.samples(), scores)
+        temporary = files.write_temporary(final, lambda p: write_manifest(p, coreset, header))
+    try:
+        is_new = files.link_new(temporary, final)
+    finally:
+        with suppress(OSError):  # at worst a leftover, which `recover` removes
+            files.remove(temporary)
+    if not is_new:
+        raise StoreWriteError(
+            f"{final} appeared meanwhile: another process commits to this store without its lock; "
+            "stop it and run again"
+        )
+    try:
+        files.sync_directory(final.parent)
+        publish(store, has_new=True)
+        if draft.measure_id is not None:
+            store.shards(draft.measure_id).clear()
+    except Exception as error:  # whatever it is: the version exists
+        logger.warning(
+            "version %d is committed, but not all of it is published yet (%s); "
+            "the next start or version publishes the rest", version, error,
+        )  # fmt: skip
+    return version
+
+
+def _check(store: Store, draft: VersionDraft) -> None:
+    """A version never changes, so a draft that is wrong by our own fault must not become one."""
+    n, rows = store.info.num_samples, draft.selection.rows
+    assert len(np.unique(rows)) == len(rows), "a row is selected twice"
+    assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < n), "no such row"
+    assert draft.scores is None or len(draft.scores) == n, "scores of other samples"
+    assert (draft.scores is None) == (draft.operation == "reselect"), "only a reselect has none"
+
+
+def publish(store: Store, *, has_new: bool) -> list[str]:
+    """Bring sidecars, database, LATEST and caches in line with the manifests; what was changed.
+
+    Everything is derived from the manifests and the history, so it may be repeated at any time.
+    `has_new` says that the database is known to be behind, which saves opening it.
+    """
+    from gracekit.store import database  # DuckDB is loaded only by who publishes or asks
+
+    paths, versions = store.paths, store.versions()
+    done: list[str] = []
+    for version in versions:
+        sidecar, text = paths.sidecar(version), header_text(store.header(version))
+        if not _holds(sidecar, text):
+            files.write_text_atomic(sidecar, text)
+            done.append(f"wrote {paths.relative(sidecar)}")
+    if has_new or not database.is_current(store):
+        database.publish(store)
+        done.append(f"published {paths.relative(paths.database)}")
+    latest = f"{versions[-1]}\n" if versions else ""
+    if versions and not _holds(paths.latest, latest):
+        files.write_text_atomic(paths.latest, latest)
+        done.append(f"wrote {paths.relative(paths.latest)}")
+    with files.clear_write_errors(paths.cache):
+        done += [f"removed the old {name}" for name in prune_caches(paths, versions)]
+    return done
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
+def _write_history(store: Store, version: int, draft: VersionDraft) -> None:
+    if draft.scores is not None:
+        write_scores(store.paths.scores(version), draft.scores)
+    if draft.measurement is not None:
+        step = int(draft.checkpoint["step"])
+        write_measured(store.paths.measured(version), draft.measurement, draft.plan, step)
+
+
+def _header(store: Store, version: int, parent: int | None, draft: VersionDraft) -> ManifestHeader:
+    paths = store.paths
+    scores_version = version
+    if draft.scores is None:
+        assert parent is not None
+        scores_version = store.header(parent).scores_version
+    named = [paths.scores(scores_version)]
+    if draft.measurement is not None:
+        named.append(paths.measured(version))
+    refresh = dict(draft.refresh)
+    if draft.measure_id is not None:
+        refresh["measure_id"] = draft.measure_id
+    return ManifestHeader(
+        format_version=FORMAT_VERSION,
+        version=version,
+        parent_version=parent,
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        gracekit_version=__version__,
+        operation=draft.operation,
+        refresh_id=draft.refresh_id,
+        recipe_digest=draft.recipe_digest,
+        scores_version=scores_version,
+        dataset=store.info.dataset,
+        checkpoint=draft.checkpoint,
+        scoring=draft.scoring,
+        refresh=refresh,
+        selection={**draft.selection_settings, "details": draft.selection.details},
+        stats={**draft.stats, **_stats(store, parent, draft)},
+        timings=draft.timings,
+        audit=_audit(draft.audit),
+        files={
+            paths.relative(path): {
+                "sha256": files.sha256(path),
+                "num_bytes": path.stat().st_size,
+            }
+            for path in named
+        },
+    )
+
+
+def _audit(audit: Audit | None) -> Json | None:
+    if audit is None:
+        return None
+    return {**dataclasses.asdict(audit), "target_met": bool(audit.target_met)}
+
+
+def _stats(store: Store, parent: int | None, draft: VersionDraft) -> Json:
+    selection, samples = draft.selection, store.samples()
+    counts = np.bincount(samples.groups[selection.rows], minlength=len(samples.group_names))
+    stats: Json = {
+        "num_samples": len(samples),
+        "num_selected": len(selection.rows),
+        "weight_sum": float(selection.weights.sum(dtype=np.float64)),
+        "objective": float(selection.objective),
+        "groups": {
+            name: int(count) for name, count in zip(samples.group_names, counts, strict=True)
+        },
+        "overlap_with_parent": _overlap(store, parent, selection.rows),
+    }
+    if draft.measurement is not None:
+        stats["num_measured"] = len(draft.measurement.rows)
+    if draft.scores is not None:
+        counts = np.bincount(draft.scores.origin, minlength=len(ORIGIN_NAMES))
+        stats["origins"] = dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
+    return stats
+
+
+def _overlap(store: Store, parent: int | None, rows: Rows) -> Json | None:
+    """Jaccard index with the parent's coreset, and churn: the share of its rows replaced."""
+    if parent is None:
+        return None
+    before = store.coreset(parent)["row"].to_numpy()
+    kept = len(np.intersect1d(before, rows))
+    union = len(before) + len(rows) - kept
+    return {
+        "jaccard": kept / union if union else 1.0,
+        "churn": 1 - kept / len(before) if len(before) else 0.0,
+    }

@@ -1,0 +1,96 @@
+"""`store.json`: what the store was made from, and in which format."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from gracekit.errors import StoreFormatError, StoreNotFoundError
+from gracekit.types import FORMAT_VERSION, Json
+
+
+class NewerFormatError(StoreFormatError):
+    """A newer gracekit wrote it: unlike damage, this is never passed over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreInfo:
+    """Content of `store.json`. It never changes."""
+
+    format_version: int
+    gracekit_version: str
+    created_at: str
+    """UTC, RFC 3339."""
+    dataset: Json
+    """path, format, id_column, group_column … as given, with fingerprint, num_samples and
+    num_source_rows."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the samples."""
+        return str(self.dataset["fingerprint"])
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of the sample table, n."""
+        return int(self.dataset["num_samples"])
+
+    def to_text(self) -> str:
+        """As the file holds it."""
+        content = {
+            "format_version": self.format_version,
+            "gracekit_version": self.gracekit_version,
+            "created_at": self.created_at,
+            "dataset": self.dataset,
+        }
+        return json.dumps(content, indent=2) + "\n"
+
+    @classmethod
+    def load(cls, path: Path) -> StoreInfo:
+        """Read `store.json`.
+
+        Raises:
+            StoreNotFoundError: It is not there.
+            StoreFormatError: It is damaged, or of a newer format.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreNotFoundError(
+                f"there is no store at {path.parent} (no {path.name} in it); `gracekit watch` "
+                "makes one at the first checkpoint, or name another with --store"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise StoreFormatError(
+                f"cannot read {path}: {error}; restore it from a backup"
+            ) from None
+        check_format(content, path)
+        try:
+            info = cls(
+                format_version=content["format_version"],
+                gracekit_version=content["gracekit_version"],
+                created_at=content["created_at"],
+                dataset=dict(content["dataset"]),
+            )
+            _ = info.fingerprint, info.num_samples
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreFormatError(
+                f"{path} lacks {error}; it is damaged: restore it from a backup"
+            ) from None
+        return info
+
+
+def check_format(content: object, path: Path) -> None:
+    """Refuse what is no gracekit JSON object, and what a newer gracekit wrote."""
+    found = content.get("format_version") if isinstance(content, dict) else None
+    if not isinstance(found, int):
+        raise StoreFormatError(
+            f"{path} was not written by gracekit: it has no format_version; "
+            "restore it from a backup, or name another store"
+        )
+    if found > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path} has format version {found}, this gracekit reads up to {FORMAT_VERSION}; "
+            "update gracekit"
+        )

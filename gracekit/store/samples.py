@@ -1,0 +1,79 @@
+"""`samples.parquet`: the sample table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gracekit.errors import DataError, StoreFormatError
+from gracekit.files import write_atomic
+from gracekit.store.parquet import clean_text, damaged, read_table, write_table
+from gracekit.types import SampleTable
+
+METADATA_KEY = b"gracekit"
+
+
+def write_samples(path: Path, samples: SampleTable) -> None:
+    """Write the table; ids and groups that UTF-8 cannot hold are cleaned (lone surrogates)."""
+    ids = clean_text(samples.sample_ids)
+    names = clean_text(np.array(samples.group_names, object))
+    for kind, values in (("sample ids", ids), ("group names", names)):
+        if len(set(values)) != len(values):
+            raise DataError(
+                f"two {kind} differ only in characters that UTF-8 cannot hold (lone surrogates); "
+                "make them different"
+            )
+    groups = pa.DictionaryArray.from_arrays(samples.groups, pa.array(names, pa.string()))
+    table = pa.table(
+        {
+            "row": np.arange(len(samples), dtype=np.int64),
+            "sample_id": pa.array(ids, pa.string()),
+            "group": groups.cast(pa.string()),
+            "num_prompt_tokens": samples.num_prompt_tokens,
+            "num_response_tokens": samples.num_response_tokens,
+            "content_hash": pa.array(clean_text(samples.content_hashes), pa.string()),
+            "source_row": samples.source_rows,
+            "preview": pa.array(clean_text(samples.previews), pa.string()),
+        }
+    )
+    facts = {
+        "group_names": names,
+        "num_source_rows": samples.num_source_rows,
+        "fingerprint": samples.fingerprint,
+    }
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
+    write_atomic(path, lambda p: write_table(p, table))
+
+
+def read_samples(path: Path) -> SampleTable:
+    """The inverse of `write_samples`; raises `StoreFormatError` when the file is damaged."""
+    table = read_table(path)
+    try:
+        facts = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        names = pa.array(facts["group_names"], pa.string())
+        groups = pc.index_in(table["group"], value_set=names)
+        samples = SampleTable(
+            sample_ids=_strings(table["sample_id"]),
+            groups=groups.to_numpy().astype(np.int32),
+            group_names=tuple(facts["group_names"]),
+            num_prompt_tokens=table["num_prompt_tokens"].to_numpy(),
+            num_response_tokens=table["num_response_tokens"].to_numpy(),
+            content_hashes=_strings(table["content_hash"]),
+            source_rows=table["source_row"].to_numpy(),
+            previews=_strings(table["preview"]),
+            num_source_rows=facts["num_source_rows"],
+            fingerprint=facts["fingerprint"],
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise damaged(path, error) from error
+    if groups.null_count:
+        raise StoreFormatError(f"{path} names groups that its own list lacks; restore it")
+    return samples
+
+
+def _strings(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=object)

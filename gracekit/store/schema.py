@@ -1,0 +1,182 @@
+"""The tables and views of `scores.duckdb`, described once: SQL, comments and all.
+
+The comments are in the database itself; in DuckDB, `FROM duckdb_columns()` shows them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+SCHEMA_VERSION = 1
+"""A database of another schema is not read: it is built anew from the files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A table or view: what it is, and its columns. Score columns come on top."""
+
+    about: str
+    columns: dict[str, str]
+    """name -> meaning, in order."""
+
+
+_ROW = "position in the sample store; joins all tables"
+_SCORE_ROW = {
+    "row": _ROW,
+    "origin": "measured at this version, propagated from measured rows, stale (kept as it was), "
+    "never measured, or invalid (not finite, or nothing to train on)",
+    "measured_step": "training step of the last measurement; -1: never",
+    "measured_version": "version of the last measurement; 0: never",
+    "confidence": "0 nothing is known … 1 measured now",
+    "importance": "the score that selection uses, 0 to 1: corrected for length, ranked",
+}
+
+SAMPLES = Described(
+    about="One row per training sample",
+    columns={
+        "row": _ROW,
+        "sample_id": "the user's id, or a hash of the content",
+        "group_name": "the user's label (source, task, category)",
+        "num_prompt_tokens": "tokens without loss",
+        "num_response_tokens": "tokens that carry loss",
+        "content_hash": "hash of the content",
+        "source_row": "position in the data file, counted from 0",
+        "preview": "first characters of the sample",
+    },
+)
+SCORES = Described(about="Present scores of every sample: those of the latest version",
+                   columns=_SCORE_ROW)  # fmt: skip
+VERSIONS = Described(
+    about="One row per version, from the manifests' headers",
+    columns={
+        "version": "1, 2, 3 …",
+        "parent_version": "the version before it",
+        "created_at": "UTC",
+        "operation": "init (first), refresh, or reselect (other selection, same scores)",
+        "step": "training step of the checkpoint",
+        "scores_version": "version whose history holds the scores",
+        "num_measured": "rows measured; NULL after a reselect",
+        "measured_fraction": "share of the samples measured",
+        "rank_correlation": "audit: Spearman of predicted and measured importance on the probe",
+        "rank_correlation_stale": "the same, had the scores been left as they were",
+        "num_selected": "size of the coreset",
+        "churn": "share of the parent's coreset that was replaced",
+        "jaccard": "overlap with the parent's coreset: intersection by union",
+        "model_pass_s": "seconds in the model pass",
+        "other_s": "seconds outside it",
+        "total_s": "seconds of the refresh",
+        "refresh_id": "hash of checkpoint, recipe and samples",
+        "recipe_digest": "hash of the recipe",
+        "header": "the whole header, JSON",
+    },
+)
+CHECKPOINTS = Described(
+    about="Checkpoints that versions were made from",
+    columns={
+        "step": "training step",
+        "path": "directory, when it was read",
+        "layout": "the trainer's family",
+        "digest": "hash of the weights",
+        "first_version": "first version made from it",
+        "last_version": "last version made from it",
+    },
+)
+CORESETS = Described(
+    about="Selected samples of every version",
+    columns={
+        "version": "version of the coreset",
+        "row": _ROW,
+        "weight": "how many samples it stands for, divided by the mean",
+        "rank": "0 was picked first",
+        "gain": "increase of the objective when picked",
+        "importance": "importance when selected",
+        "origin": "where its score came from",
+        "measured_step": "training step of its last measurement",
+    },
+)
+STORE = Described(
+    about="One row: the store, and this database",
+    columns={
+        "schema_version": "schema of this database",
+        "gracekit_version": "version that published it",
+        "fingerprint": "identity of the samples",
+        "num_samples": "rows of samples",
+        "latest_version": "version that scores holds; NULL before the first",
+    },
+)
+SCORE_HISTORY = Described(
+    about="Scores of every sample at every version that has its own scores",
+    columns={"version": "version", "step": "training step of the checkpoint", **_SCORE_ROW},
+)
+MEASUREMENTS = Described(
+    about="What the model pass measured at every version",
+    columns={
+        "version": "version",
+        "row": _ROW,
+        "reason": "why: first (everything), never_measured, priority (the plan), "
+        "or probe (random, for the audit)",
+        "step": "training step of the checkpoint",
+    },
+)
+
+TABLES = {
+    "samples": SAMPLES,
+    "scores": SCORES,
+    "versions": VERSIONS,
+    "checkpoints": CHECKPOINTS,
+    "coresets": CORESETS,
+    "store": STORE,
+}
+VIEWS = {"score_history": SCORE_HISTORY, "measurements": MEASUREMENTS}
+
+EMPTY_VIEWS = {
+    "score_history": "SELECT NULL::INTEGER AS version, NULL::BIGINT AS step, s.* FROM scores s "
+    "LIMIT 0",
+    "measurements": "SELECT NULL::INTEGER AS version, NULL::BIGINT AS row, NULL::VARCHAR AS "
+    "reason, NULL::BIGINT AS step LIMIT 0",
+}
+"""The views before the first version."""
+
+
+def history_select(view: str, files: list[str]) -> str:
+    """The query behind a view over the Parquet files of the history.
+
+    Exactly the files of committed versions are named: one that is being written is not seen.
+    """
+    if not files:
+        return EMPTY_VIEWS[view]
+    named = ", ".join(map(quote, files))
+    # Hive partitioning would take every key=value directory above the store for a column as well.
+    options = "union_by_name = true, filename = true, hive_partitioning = false"
+    source = f"read_parquet([{named}], {options})"
+    version = r"regexp_extract(filename, 'version=(\d+)/[^/]*$', 1)::INTEGER"
+    history = f"SELECT {version} AS version, * EXCLUDE (filename) FROM {source}"
+    if view == "measurements":
+        return history
+    return (
+        "SELECT h.version, v.step, h.* EXCLUDE (version) "
+        f"FROM ({history}) h JOIN versions v USING (version)"
+    )
+
+
+def quote(text: str) -> str:
+    """An SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def as_pattern(path: str) -> str:
+    """A path for DuckDB's file functions, which take * ? [ for wildcards."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in path)
+
+
+def describe(connection: DuckDBPyConnection, name: str, described: Described, *, kind: str) -> None:
+    """Comment a table or view (`kind`) and its columns; those not described are scores."""
+    connection.execute(f"COMMENT ON {kind} {name} IS {quote(described.about)}")
+    for column, *_ in connection.execute(f"DESCRIBE {name}").fetchall():
+        meaning = described.columns.get(column, "score, as the model pass gives it; see the recipe")
+        quoted = column.replace('"', '""')
+        connection.execute(f'COMMENT ON COLUMN {name}."{quoted}" IS {quote(meaning)}')

@@ -1,0 +1,271 @@
+"""`Store`: the one door to a store's files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from gracekit import __version__, files
+from gracekit.errors import (
+    StoreDataMismatchError,
+    StoreError,
+    StoreFormatError,
+    VersionNotFoundError,
+)
+from gracekit.store.cache import CachePayload, StoreCache, load_cache, save_cache
+from gracekit.store.commit import VersionDraft, commit
+from gracekit.store.history import read_scores
+from gracekit.store.info import NewerFormatError, StoreInfo
+from gracekit.store.lock import lock_store
+from gracekit.store.manifests import plain_json, read_header
+from gracekit.store.parquet import read_table
+from gracekit.store.paths import MANIFEST_NAME, StorePaths, numbered
+from gracekit.store.recover import recover
+from gracekit.store.samples import read_samples, write_samples
+from gracekit.store.shards import ShardFiles
+from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, SampleTable, ScoreTable
+
+_Stamp = tuple[int, int, int]
+
+
+class Store:
+    """A store, open for reading; `lock`, `recover`, `commit` and the `save` methods write.
+
+    Versions that another process commits meanwhile are seen: only what cannot change is kept.
+    """
+
+    def __init__(self, paths: StorePaths, info: StoreInfo) -> None:
+        self.paths = paths
+        self.info = info
+        self._samples: SampleTable | None = None
+        self._headers: dict[int, tuple[_Stamp, ManifestHeader]] = {}
+
+    @staticmethod
+    def exists(root: Path | str) -> bool:
+        """Whether there is a store."""
+        return StorePaths(Path(root)).info.is_file()
+
+    @classmethod
+    def open(cls, root: Path | str) -> Store:
+        """Open an existing store.
+
+        Raises:
+            StoreNotFoundError: There is none.
+            StoreFormatError: It is damaged, or of a newer gracekit.
+        """
+        paths = StorePaths(Path(root))
+        return cls(paths, StoreInfo.load(paths.info))
+
+    @classmethod
+    def create(cls, root: Path | str, *, samples: SampleTable, dataset: Json) -> Store:
+        """Make a new store of the samples; `store.json`, written last, makes it exist.
+
+        Args:
+            root: A directory that is absent, empty, or left by a killed `create`.
+            samples: The sample table.
+            dataset: What to remember of the data (path, format, id and group columns …).
+
+        Raises:
+            StoreError: There is a store, or other files, or DuckDB could not open the path.
+            StoreWriteError: It cannot be written.
+        """
+        paths = StorePaths(Path(root))
+        _check_place(paths)
+        info = StoreInfo(
+            format_version=FORMAT_VERSION,
+            gracekit_version=__version__,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            dataset=plain_json(
+                {
+                    **dataset,
+                    "fingerprint": samples.fingerprint,
+                    "num_samples": len(samples),
+                    "num_source_rows": samples.num_source_rows,
+                }
+            ),
+        )
+        with lock_store(paths.root):
+            with files.clear_write_errors(paths.root):
+                files.make_directory(paths.manifests)
+                files.make_directory(paths.history)
+            write_samples(paths.samples, samples)
+            files.write_text_atomic(paths.info, info.to_text())
+        return cls(paths, info)
+
+    def samples(self) -> SampleTable:
+        """The sample table; raises `StoreFormatError` when it is damaged."""
+        if self._samples is None:
+            samples = read_samples(self.paths.samples)
+            if len(samples) != self.info.num_samples:
+                raise StoreFormatError(
+                    f"{self.paths.samples} has {len(samples)} rows, {self.paths.info} says "
+                    f"{self.info.num_samples}; restore both from one backup"
+                )
+            self._samples = samples
+        return self._samples
+
+    def require_fingerprint(self, fingerprint: str, source: str) -> None:
+        """Raise `StoreDataMismatchError` unless `source` is what the store was made from."""
+        if fingerprint != self.info.fingerprint:
+            raise StoreDataMismatchError(
+                f"the store {self.paths.root} was made from other data: expected fingerprint "
+                f"{self.info.fingerprint} ({self.info.dataset.get('path')}), found {fingerprint} "
+                f"({source}). Restore the old data, or name a new store for the new data"
+            )
+
+    # --- versions ---
+
+    def versions(self) -> list[int]:
+        """Versions that verify, ascending: the manifest opens, its header parses, and the history
+        files that it names are there in the right size.
+
+        Raises `StoreFormatError` for a manifest of a newer format.
+        """
+        return [version for version in self._manifests() if self._verifies(version)]
+
+    def latest(self) -> int | None:
+        """The highest version that verifies; None when there is none yet."""
+        return next((v for v in reversed(self._manifests()) if self._verifies(v)), None)
+
+    def next_version(self) -> int:
+        """One above the highest manifest, also where that is damaged."""
+        return max(self._manifests(), default=0) + 1
+
+    def header(self, version: int) -> ManifestHeader:
+        """What a version says about itself.
+
+        Raises:
+            VersionNotFoundError: There is no such version.
+            StoreFormatError: Its manifest is damaged, or of a newer format.
+        """
+        path = self.paths.manifest(version)
+        try:
+            stat = path.stat()
+        except OSError:
+            raise self._no_such(version) from None
+        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        known = self._headers.get(version)
+        if known is None or known[0] != stamp:
+            known = (stamp, read_header(path))
+            self._headers[version] = known
+        return known[1]
+
+    def coreset(self, version: int) -> pa.Table:
+        """The manifest's table, sorted by row (columns: `store.manifests.SCHEMA`)."""
+        self.header(version)
+        return read_table(self.paths.manifest(version))
+
+    def scores(self, version: int) -> ScoreTable:
+        """The scores of all rows at a version; a reselect has its parent's."""
+        return read_scores(self.paths.scores(self.header(version).scores_version))
+
+    def measurement(self, version: int) -> pa.Table:
+        """What was measured at a version: row, reason, the scores, step; sorted by row.
+
+        Raises `VersionNotFoundError` where nothing was measured (a reselect).
+        """
+        path = self.paths.measured(version)
+        if self.paths.relative(path) not in self.header(version).files:
+            raise VersionNotFoundError(
+                f"version {version} of {self.paths.root} measured nothing: it is a "
+                f"{self.header(version).operation} of version "
+                f"{self.header(version).scores_version}"
+            )
+        return read_table(path)
+
+    def find_refresh(self, refresh_id: str) -> int | None:
+        """The latest version that this refresh made, if any."""
+        found = (v for v in reversed(self.versions()) if self.header(v).refresh_id == refresh_id)
+        return next(found, None)
+
+    # --- writing ---
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only writer; see `lock_store`."""
+        with lock_store(self.paths.root):
+            yield
+
+    def recover(self) -> list[str]:
+        """Clean up after a killed process and publish what it did not; see `recover`."""
+        with self.lock():
+            return recover(self)
+
+    def commit(self, draft: VersionDraft) -> int:
+        """Make the draft the next version; see `commit`."""
+        with self.lock():
+            return commit(self, draft)
+
+    def shards(self, measure_id: str) -> ShardFiles:
+        """Finished shards of a measurement in progress."""
+        return ShardFiles(self.paths.shards_of(measure_id))
+
+    def save_cache(self, version: int, payload: CachePayload) -> None:
+        """Keep features and index of a version (`commit` does so with the draft's)."""
+        save_cache(self.paths, version, payload)
+
+    def load_cache(self, version: int) -> StoreCache | None:
+        """Features and index that belong to a version's scores; None when they must be rebuilt."""
+        return load_cache(self.paths, self.header(version).scores_version)
+
+    # --- inside ---
+
+    def _manifests(self) -> list[int]:
+        found = numbered(self.paths.manifests, MANIFEST_NAME)
+        return sorted(v for path, v in found.items() if path.suffix == ".parquet")
+
+    def _verifies(self, version: int) -> bool:
+        try:
+            header = self.header(version)
+        except VersionNotFoundError:
+            return False
+        except NewerFormatError:
+            raise
+        except StoreFormatError:
+            return False
+        sizes = {name: entry["num_bytes"] for name, entry in header.files.items()}
+        try:
+            return all((self.paths.root / n).stat().st_size == size for n, size in sizes.items())
+        except OSError:
+            return False
+
+    def _no_such(self, version: int) -> VersionNotFoundError:
+        versions = self._manifests()
+        found = f"{versions[0]} to {versions[-1]}" if versions else "none yet"
+        return VersionNotFoundError(
+            f"the store {self.paths.root} has no version {version}; found {found}"
+        )
+
+
+def _check_place(paths: StorePaths) -> None:
+    if paths.info.exists():
+        raise StoreError(f"there is a store at {paths.root} already; open it, or name another")
+    if any(sign in str(paths.root) for sign in "?\\"):
+        raise StoreError(
+            f"the path {paths.root} contains ? or \\, which DuckDB cannot open; name another store"
+        )
+    if paths.root.is_dir():
+        own = {path.name for path in _own(paths)}
+        strange = [
+            p.name
+            for p in paths.root.iterdir()
+            if p.name not in own and files.TEMPORARY_MARK not in p.name
+        ]
+        if strange:
+            raise StoreError(
+                f"{paths.root} is not empty and not a store (found {sorted(strange)[0]!r}); "
+                "name a directory of its own for the store"
+            )
+    elif paths.root.exists():
+        raise StoreError(f"{paths.root} is a file; name a directory for the store")
+
+
+def _own(paths: StorePaths) -> list[Path]:
+    return [
+        paths.samples, paths.history, paths.manifests, paths.cache, paths.pins, paths.shards,
+        paths.lock, paths.lock_holder, paths.heartbeat,
+    ]  # fmt: skip

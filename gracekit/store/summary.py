@@ -1,0 +1,36 @@
+"""One version in one row: what tables and reports show of a manifest's header."""
+
+from __future__ import annotations
+
+from gracekit.types import Json, ManifestHeader
+
+
+def version_row(header: ManifestHeader) -> Json:
+    """Flat facts of a version; None where it has none (a reselect measures nothing).
+
+    Keys are columns of the table `versions`, see `store.schema`.
+    """
+    stats, audit, timings = header.stats, header.audit or {}, header.timings
+    overlap = stats.get("overlap_with_parent") or {}
+    num_measured, num_samples = stats.get("num_measured"), stats.get("num_samples")
+    fraction = None if num_measured is None or not num_samples else num_measured / num_samples
+    return {
+        "version": header.version,
+        "parent_version": header.parent_version,
+        "created_at": header.created_at,
+        "operation": header.operation,
+        "step": header.checkpoint.get("step"),
+        "scores_version": header.scores_version,
+        "num_measured": num_measured,
+        "measured_fraction": fraction,
+        "rank_correlation": audit.get("rank_correlation"),
+        "rank_correlation_stale": audit.get("rank_correlation_stale"),
+        "num_selected": stats.get("num_selected"),
+        "churn": overlap.get("churn"),
+        "jaccard": overlap.get("jaccard"),
+        "model_pass_s": timings.get("model_pass_s"),
+        "other_s": timings.get("other_s"),
+        "total_s": timings.get("total_s"),
+        "refresh_id": header.refresh_id,
+        "recipe_digest": header.recipe_digest,
+    }

@@ -1,0 +1,188 @@
+"""`gracekit verify`: every checksum, schema and reference of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from gracekit.errors import StoreError, StoreFormatError
+from gracekit.files import sha256
+from gracekit.store import cache, database
+from gracekit.store.manifests import SCHEMA, header_text, read_header
+from gracekit.store.parquet import read_table
+from gracekit.store.paths import CACHE_NAME, HISTORY_NAME, MANIFEST_NAME, numbered
+from gracekit.store.store import Store
+from gracekit.types import ManifestHeader
+
+_RESTORE = "restore it from a backup; other versions are not affected"
+_RECOVER = "the next `gracekit watch` or `gracekit refresh` repairs it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something wrong in a store."""
+
+    path: str
+    """Relative to the store."""
+    what: str
+    advice: str
+
+
+def verify(store: Store) -> list[Problem]:
+    """All that is wrong with a store, worst first; empty when it is whole.
+
+    Reads every file once. Nothing is changed. Work in progress of another process is not a
+    problem.
+    """
+    problems = list(_samples(store))
+    paths = store.paths
+    manifests = numbered(paths.manifests, MANIFEST_NAME)
+    versions = sorted(v for path, v in manifests.items() if path.suffix == ".parquet")
+    for version in versions:
+        problems += _version(store, version)
+    missing = sorted(set(range(1, max(versions, default=0) + 1)) - set(versions))
+    if missing:
+        problems.append(
+            _problem(store, paths.manifests, f"versions {missing} are missing", _RESTORE)
+        )
+    problems += _published(store, versions)
+    return problems
+
+
+def _samples(store: Store) -> Iterator[Problem]:
+    path = store.paths.samples
+    try:
+        samples = store.samples()
+    except StoreError as error:
+        yield _problem(store, path, str(error), "restore it from a backup: all versions need it")
+        return
+    if samples.fingerprint != store.info.fingerprint:
+        yield _problem(store, path, "its fingerprint is not that of store.json",
+                       "restore both from one backup")  # fmt: skip
+    if len(set(samples.sample_ids)) != len(samples):
+        yield _problem(store, path, "sample ids are not unique", "restore it from a backup")
+
+
+def _version(store: Store, version: int) -> Iterator[Problem]:
+    path = store.paths.manifest(version)
+    try:
+        header = read_header(path)
+        coreset = read_table(path)
+    except StoreFormatError as error:
+        yield _problem(store, path, str(error), _RESTORE)
+        return
+    if header.version != version:
+        yield _problem(store, path, f"its header says version {header.version}", _RESTORE)
+    for name, entry in header.files.items():
+        file = store.paths.root / name
+        what = _file_damage(file, entry["num_bytes"], entry["sha256"])
+        if what is not None:
+            yield _problem(store, file, what, _RESTORE)
+    whole = [*_coreset_damage(store, coreset, header), *_history_damage(store, header)]
+    for file, what in whole:
+        yield _problem(store, file, what, _RESTORE)
+
+
+def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != num_bytes:
+            return f"has {found} bytes, expected {num_bytes}"
+        return "differs from its checksum" if sha256(path) != digest else None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _coreset_damage(
+    store: Store, coreset: pa.Table, header: ManifestHeader
+) -> Iterator[tuple[Path, str]]:
+    path = store.paths.manifest(header.version)
+    if not coreset.schema.equals(SCHEMA):
+        yield path, f"has columns {coreset.column_names}, expected {SCHEMA.names}"
+        return
+    rows, n = coreset["row"].to_numpy(), store.info.num_samples
+    if len(rows) != header.stats.get("num_selected"):
+        yield path, f"has {len(rows)} rows, its header says {header.stats.get('num_selected')}"
+    if not _ascending_rows(rows, n):
+        yield path, f"rows are not ascending numbers below {n}"
+        return
+    weights, ranks = coreset["weight"].to_numpy(), np.sort(coreset["rank"].to_numpy())
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        yield path, "weights are not positive numbers"
+    if not np.array_equal(ranks, np.arange(len(ranks))):
+        yield path, "ranks are not 0, 1, 2 …"
+    try:
+        expected = store.samples().sample_ids[rows]
+    except StoreError:
+        return
+    if not np.array_equal(expected, np.array(coreset["sample_id"].to_pylist(), object)):
+        yield path, "sample ids are not those of samples.parquet"
+
+
+def _history_damage(store: Store, header: ManifestHeader) -> Iterator[tuple[Path, str]]:
+    n = store.info.num_samples
+    checks: dict[Path, Callable[[np.ndarray], bool]] = {
+        store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
+        store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
+    }
+    for path, holds in checks.items():
+        if store.paths.relative(path) not in header.files or not path.is_file():
+            continue
+        try:
+            rows = read_table(path)["row"].to_numpy()
+        except (StoreFormatError, KeyError) as error:
+            yield path, str(error)
+            continue
+        if not holds(rows):
+            yield path, f"rows are not those of {n} samples in ascending order"
+
+
+def _published(store: Store, versions: list[int]) -> Iterator[Problem]:
+    """What is derived from the manifests: a reader may miss it, nothing is lost."""
+    paths = store.paths
+    for directory, pattern in ((paths.history, HISTORY_NAME), (paths.manifests, MANIFEST_NAME)):
+        for path, version in numbered(directory, pattern).items():
+            if version not in versions:
+                yield _problem(store, path, "belongs to no version (a refresh may be in progress)",
+                               _RECOVER)  # fmt: skip
+    try:
+        good = store.versions()
+    except StoreFormatError:
+        return
+    for version in good:
+        expected = header_text(store.header(version))
+        if _text(paths.sidecar(version)) != expected:
+            yield _problem(store, paths.sidecar(version), "is missing or differs from its manifest",
+                           _RECOVER)  # fmt: skip
+    if good and _text(paths.latest) != f"{good[-1]}\n":
+        yield _problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
+                       _RECOVER)  # fmt: skip
+    if good and not database.is_current(store):
+        yield _problem(
+            store, paths.database, "is missing, damaged or behind the versions", _RECOVER
+        )
+    for path in numbered(paths.cache, CACHE_NAME):
+        what = cache.damage(path)
+        if what is not None:
+            yield _problem(store, path, what, "delete it: it is rebuilt when needed")
+
+
+def _ascending_rows(rows: np.ndarray, num_samples: int) -> bool:
+    if not len(rows):
+        return True
+    return bool((np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < num_samples)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _problem(store: Store, path: Path, what: str, advice: str) -> Problem:
+    return Problem(path=store.paths.relative(path), what=what, advice=advice)

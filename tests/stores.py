@@ -1,0 +1,142 @@
+"""Small stores for tests: samples, drafts and commits with known content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.store import CachePayload, Store, VersionDraft
+from gracekit.types import (
+    Audit,
+    Measurement,
+    Origin,
+    Reason,
+    RefreshPlan,
+    SampleTable,
+    ScoreTable,
+    Selection,
+    Strings,
+)
+
+N = 24
+GROUPS = ("chat", "code", "maths")
+
+
+def strings(values: list[str]) -> Strings:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def make_samples(n: int = N) -> SampleTable:
+    return SampleTable(
+        sample_ids=strings([f"id-{i:03d}" for i in range(n)]),
+        groups=(np.arange(n) % len(GROUPS)).astype(np.int32),
+        group_names=GROUPS,
+        num_prompt_tokens=np.arange(n, dtype=np.int32),
+        num_response_tokens=np.arange(n, dtype=np.int32) + 1,
+        content_hashes=strings([f"{i:032x}" for i in range(n)]),
+        source_rows=2 * np.arange(n, dtype=np.int64),
+        previews=strings([f"sample {i}" for i in range(n)]),
+        num_source_rows=2 * n,
+        fingerprint="fingerprint-of-the-data",
+    )
+
+
+def make_store(root: Path, n: int = N) -> Store:
+    dataset = {"path": "train.jsonl", "format": "messages"}
+    return Store.create(root, samples=make_samples(n), dataset=dataset)
+
+
+def make_scores(n: int, version: int, seed: int) -> ScoreTable:
+    rng = np.random.default_rng(seed)
+    return ScoreTable(
+        scores={
+            "gradient-norm": rng.random(n, dtype=np.float32),
+            "loss": rng.random(n, dtype=np.float32),
+        },
+        importance=rng.random(n, dtype=np.float32),
+        origin=np.where(np.arange(n) % 2, Origin.MEASURED, Origin.PROPAGATED).astype(np.uint8),
+        measured_step=np.full(n, 100 * version, np.int64),
+        measured_version=np.full(n, version, np.int64),
+        confidence=rng.random(n, dtype=np.float32),
+    )
+
+
+def make_audit() -> Audit:
+    return Audit(
+        num_probe=4,
+        num_measured=12,
+        rank_correlation=0.8,
+        rank_correlation_stale=0.6,
+        mean_abs_error=0.1,
+        mean_abs_error_stale=0.2,
+        feature_cosine=0.9,
+        feature_cosine_stale=0.7,
+        target=0.75,
+    )
+
+
+def make_selection(n: int, size: int, seed: int) -> Selection:
+    rng = np.random.default_rng(seed)
+    weights = rng.random(size, dtype=np.float32) + 0.5
+    return Selection(
+        rows=rng.permutation(n)[:size],
+        gains=np.sort(rng.random(size, dtype=np.float32))[::-1].copy(),
+        weights=weights / weights.mean(dtype=np.float32),
+        objective=3.5,
+        details={"num_candidates": n},
+    )
+
+
+def save_index(directory: Path) -> None:
+    (directory / "lists.bin").write_bytes(b"neighbours")
+
+
+def make_draft(store: Store, refresh_id: str, *, measure_id: str | None = None) -> VersionDraft:
+    """A refresh whose content follows from the version it will be."""
+    n, version = store.info.num_samples, store.next_version()
+    scores = make_scores(n, version, seed=version)
+    rows = np.random.default_rng(version).permutation(np.flatnonzero(scores.origin == 2))
+    reasons = np.full(len(rows), Reason.PRIORITY, np.uint8)
+    reasons[:3] = Reason.PROBE
+    return VersionDraft(
+        operation="init" if version == 1 else "refresh",
+        refresh_id=refresh_id,
+        recipe_digest="recipe",
+        selection=make_selection(n, n // 3, seed=version),
+        scores=scores,
+        measurement=Measurement(
+            rows=rows,
+            scores={name: values[rows] for name, values in scores.scores.items()},
+            features=np.zeros((len(rows), 4), np.float16),
+        ),
+        plan=RefreshPlan(rows=rows, reasons=reasons),
+        audit=None if version == 1 else make_audit(),
+        cache=CachePayload(
+            features=np.full((n, 4), version, np.float16),
+            valid=np.ones(n, bool),
+            save_index=save_index,
+        ),
+        measure_id=measure_id,
+        checkpoint={
+            "step": 100 * version,
+            "path": f"/runs/checkpoint-{100 * version}",
+            "layout": "trainer",
+            "digest": f"digest-{version}",
+        },
+        timings={"model_pass_s": 2.0, "other_s": 0.5, "total_s": 2.5},
+    )
+
+
+def make_reselect(store: Store, refresh_id: str) -> VersionDraft:
+    version = store.next_version()
+    return VersionDraft(
+        operation="reselect",
+        refresh_id=refresh_id,
+        recipe_digest="recipe-2",
+        selection=make_selection(store.info.num_samples, 5, seed=version),
+        scores=None,
+        checkpoint={"step": 100},
+    )

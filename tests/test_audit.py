@@ -1,0 +1,98 @@
+"""The audit's numbers against SciPy and by hand, and on degenerate input."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from gracekit.audit import audit, rank_correlation
+from gracekit.types import Audit, Float32
+
+
+def make_audit(predicted: Float32, measured: Float32, **changes: Float32) -> Audit:
+    p = len(predicted)
+    eye = np.eye(p, 3, dtype=np.float32)
+    features = {"predicted_features": eye, "measured_features": eye, "stale_features": eye}
+    return audit(
+        **{  # type: ignore[arg-type]
+            "predicted": predicted,
+            "measured": measured,
+            "stale": np.zeros(p, np.float32),
+            "centre": np.zeros(3, np.float32),
+            "num_measured": 50,
+            "target": 0.9,
+            **features,
+            **changes,
+        }
+    )
+
+
+@given(n=st.integers(3, 40), levels=st.integers(2, 40), seed=st.integers(0, 999))
+def test_rank_correlation_is_scipys(n: int, levels: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, levels, (2, n)).astype(np.float32)
+    a[0], b[0] = np.nan, np.inf
+    if np.ptp(a[1:]) > 0 and np.ptp(b[1:]) > 0:
+        assert rank_correlation(a, b) == pytest.approx(spearmanr(a[1:], b[1:]).statistic)
+    else:
+        assert rank_correlation(a, b) == 0.0
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [([], []), ([1.0], [2.0]), ([1.0, 1.0], [1.0, 2.0]), ([np.nan] * 3, [1.0, 2.0, 3.0])],
+)
+def test_rank_correlation_of_nothing_is_zero(a: list[float], b: list[float]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rank_correlation(np.array(a), np.array(b)) == 0.0
+
+
+def test_audit_by_hand() -> None:
+    result = make_audit(
+        np.array([1, 2, 3, 4], np.float32),
+        np.array([1, 3, 2, 5], np.float32),
+        stale=np.array([4, 3, 2, 1], np.float32),
+    )
+    assert result.num_probe == 4 and result.num_measured == 50 and result.rounds == 1
+    assert result.rank_correlation == pytest.approx(0.8)
+    assert result.rank_correlation_stale == pytest.approx(-0.8)
+    assert result.mean_abs_error == pytest.approx(0.75)
+    assert result.mean_abs_error_stale == pytest.approx(1.75)
+    assert not result.target_met
+
+
+def test_features_are_compared_around_the_centre() -> None:
+    rng = np.random.default_rng(0)
+    measured = rng.normal(size=(20, 3)).astype(np.float32)
+    result = make_audit(
+        np.arange(20, dtype=np.float32),
+        np.arange(20, dtype=np.float32),
+        measured_features=measured + 100,
+        predicted_features=2 * measured + 100,
+        stale_features=-measured + 100,
+        centre=np.full(3, 100, np.float32),
+    )
+    assert result.feature_cosine == pytest.approx(1, abs=1e-3)
+    assert result.feature_cosine_stale == pytest.approx(-1, abs=1e-3)
+    assert result.target_met
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    values = np.array([0, 1, np.nan, np.inf, -np.inf, 2], np.float32)
+    features = np.ones((6, 3), np.float32)
+    features[2] = np.nan
+    result = make_audit(values, values, predicted_features=features, measured_features=features)
+    assert result.rank_correlation == pytest.approx(1) and result.mean_abs_error == 0
+    assert result.feature_cosine == pytest.approx(1)
+
+
+def test_no_probe_gives_zeros() -> None:
+    result = make_audit(np.zeros(0, np.float32), np.zeros(0, np.float32))
+    assert result.num_probe == 0 and not result.target_met
+    assert result.rank_correlation == result.mean_abs_error == result.feature_cosine == 0

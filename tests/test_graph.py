@@ -1,0 +1,359 @@
+"""Neighbour lists against brute force, updates against rebuilds, damage against None."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gracekit.graph import build_index, load_index, refresh_index, symmetric, unit_features
+from gracekit.graph.exact import ExactIndex
+from gracekit.graph.hnsw import HnswIndex
+from gracekit.graph.index import moved_rows, recall
+from gracekit.recipe import GraphSection
+from gracekit.types import Bool, Float32, KnnGraph
+
+EXACT = GraphSection(backend="exact")
+HNSW = GraphSection(backend="hnsw")
+BOTH = pytest.mark.parametrize("settings", [EXACT, HNSW], ids=["exact", "hnsw"])
+
+
+def clusters(n: int, d: int = 32, seed: int = 0) -> Float32:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(max(n // 30, 1), d))
+    points = centres[rng.integers(0, len(centres), n)] + 0.5 * rng.normal(size=(n, d))
+    return points.astype(np.float32)
+
+
+def everyone(n: int) -> Bool:
+    return np.ones(n, bool)
+
+
+def brute_force(unit: Float32, k: int) -> NDArray[np.float64]:
+    """[n, k] the largest cosines with other rows that have a direction; -inf fills up."""
+    cosine = unit.astype(np.float64) @ unit.astype(np.float64).T
+    np.fill_diagonal(cosine, -np.inf)
+    zero = ~unit.any(axis=1)
+    cosine[zero] = -np.inf
+    cosine[:, zero] = -np.inf
+    best: NDArray[np.float64] = -np.sort(-cosine, axis=1)[:, :k]
+    return np.hstack([best, np.full((len(unit), k - best.shape[1]), -np.inf)])
+
+
+def true_recall(graph: KnnGraph, unit: Float32) -> float:
+    truth = brute_force(unit, graph.neighbors.shape[1])
+    wanted = np.isfinite(truth)
+    least = np.where(wanted, truth, np.inf).min(axis=1, keepdims=True)
+    cosine = np.einsum("nd,nkd->nk", unit, unit[graph.neighbors])
+    return float(((graph.neighbors >= 0) & (cosine >= least - 1e-3)).sum() / wanted.sum())
+
+
+def check_lists(graph: KnnGraph) -> None:
+    n = len(graph.neighbors)
+    assert graph.neighbors.dtype == np.int32 and graph.similarities.dtype == np.float32
+    for row, (neighbors, similarities) in enumerate(
+        zip(graph.neighbors, graph.similarities, strict=True)
+    ):
+        known = neighbors[neighbors >= 0]
+        assert (neighbors[len(known) :] == -1).all() and (similarities[len(known) :] == 0).all()
+        assert len(set(known.tolist())) == len(known) and row not in known and (known < n).all()
+        assert (np.diff(similarities[: len(known)]) <= 0).all()
+    assert (np.abs(graph.similarities) <= 1).all()
+
+
+# Directions
+
+
+@given(
+    n=st.integers(1, 12),
+    d=st.integers(1, 5),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+    dtype=st.sampled_from(["float16", "float32"]),
+    seed=st.integers(0, 99),
+)
+def test_directions_are_unit_or_zero(n: int, d: int, scale: float, dtype: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    features = np.asarray(scale * rng.normal(size=(n, d)), np.dtype(dtype))
+    features[rng.random((n, d)) < 0.1] = np.nan
+    valid = rng.random(n) < 0.8
+    unit = unit_features(features, valid)
+    length = np.linalg.norm(unit, axis=1)
+    assert unit.dtype == np.float32 and np.isfinite(unit).all()
+    assert np.all((length == 0) | (np.abs(length - 1) < 1e-5))
+    assert not unit[~valid | ~np.isfinite(features).all(axis=1)].any()
+
+
+def test_directions_match_the_definition() -> None:
+    features = clusters(200) + 30
+    valid = np.arange(200) % 7 > 0
+    centred = features - features[valid].mean(axis=0, dtype=np.float64)
+    expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit_features(features, valid)[valid], expected[valid], atol=1e-6)
+
+
+def test_equal_rows_have_no_direction() -> None:
+    features = np.repeat(100 * clusters(1), 50, axis=0)
+    assert not unit_features(features, everyone(50)).any()
+
+
+# Lists
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["clustered", "crowded", "duplicates", "masses of duplicates"])
+def test_recall_against_brute_force(settings: GraphSection, kind: str) -> None:
+    features, rng = clusters(3000), np.random.default_rng(1)
+    if kind == "duplicates":
+        features[:600] = features[rng.integers(600, 3000, 600)]
+    if kind == "masses of duplicates":
+        features[rng.choice(3000, 1000, replace=False)] = np.repeat(features[:4], 250, axis=0)
+    unit = unit_features(features, everyone(3000))
+    if kind == "crowded":
+        far = features + 15 * rng.normal(size=(1, 32)).astype(np.float32)
+        unit = (far / np.linalg.norm(far, axis=1, keepdims=True)).astype(np.float32)
+    index = build_index(unit, settings, valid=everyone(3000), seed=0)
+    check_lists(index.graph)
+    found = true_recall(index.graph, unit)
+    assert found >= (1.0 if settings is EXACT else 0.97)
+    assert abs(recall(index) - found) < 0.03
+
+
+@BOTH
+def test_rows_without_direction_are_nobodys_neighbours(settings: GraphSection) -> None:
+    unit = unit_features(clusters(300), everyone(300))
+    unit[::10] = 0
+    valid = np.arange(300) % 11 > 0
+    index = build_index(unit, settings, valid=valid, seed=0)
+    check_lists(index.graph)
+    out = np.flatnonzero(~valid | ~unit.any(axis=1))
+    assert (index.graph.neighbors[out] == -1).all()
+    assert not np.isin(index.graph.neighbors, out).any()
+    kept = np.where(valid[:, None], unit, 0)
+    assert true_recall(index.graph, kept) >= 0.97
+
+
+@BOTH
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_fewer_rows_than_neighbours(settings: GraphSection, n: int) -> None:
+    unit = np.eye(n, 8, dtype=np.float32)
+    graph = build_index(unit, settings, valid=everyone(n), seed=0).graph
+    check_lists(graph)
+    assert graph.neighbors.shape == (n, 10)
+    assert ((graph.neighbors >= 0).sum(axis=1) == n - 1).all()
+
+
+@BOTH
+def test_all_duplicates_list_each_other(settings: GraphSection) -> None:
+    unit = np.tile(np.eye(1, 8, dtype=np.float32), (40, 1))
+    graph = build_index(unit, settings, valid=everyone(40), seed=0).graph
+    check_lists(graph)
+    assert (graph.neighbors >= 0).all() and (graph.similarities > 0.999).all()
+
+
+@BOTH
+def test_a_seed_gives_one_result(settings: GraphSection) -> None:
+    unit = unit_features(clusters(500), everyone(500))
+    first, second = (build_index(unit, settings, valid=everyone(500), seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.graph.neighbors, second.graph.neighbors)
+
+
+@pytest.mark.parametrize("n, backend", [(99, ExactIndex), (100, HnswIndex)])
+def test_auto_backend_follows_the_size(n: int, backend: type) -> None:
+    unit = unit_features(clusters(n), everyone(n))
+    settings = GraphSection(exact_below=100)
+    assert isinstance(build_index(unit, settings, valid=everyone(n), seed=0), backend)
+
+
+# Updates
+
+
+@given(n=st.integers(2, 60), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_exact_update_equals_rebuild(n: int, share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    settings = GraphSection(backend="exact", num_neighbors=int(rng.integers(1, 6)))
+    features = clusters(n, d=4, seed=seed)
+    features[rng.random(n) < 0.2] = features[0]
+    unit = unit_features(features, everyone(n))
+    index = build_index(unit, settings, valid=everyone(n), seed=0)
+    for _ in range(3):
+        moved = np.flatnonzero(rng.random(n) < share)
+        unit = unit.copy()
+        unit[moved] = unit_features(clusters(n, d=4, seed=int(rng.integers(10**6))), everyone(n))[
+            moved
+        ]
+        unit[moved[rng.random(len(moved)) < 0.2]] = 0
+        index.update(unit, moved)
+        check_lists(index.graph)
+        rebuilt = build_index(unit, settings, valid=everyone(n), seed=0).graph
+        np.testing.assert_allclose(
+            index.graph.similarities, rebuilt.similarities, atol=1e-5, rtol=0
+        )
+
+
+def test_exact_update_is_exact_when_whole_lists_leave() -> None:
+    """Every member of a list moves away at once, round after round: the floor must hold."""
+    n, rng = 400, np.random.default_rng(0)
+    features = clusters(n, d=6)
+    unit = unit_features(features, everyone(n))
+    index = build_index(unit, EXACT, valid=everyone(n), seed=0)
+    for _ in range(6):
+        moved = np.unique(index.graph.neighbors[rng.integers(0, n, 3)]).astype(np.int64)
+        unit = unit.copy()
+        unit[moved] = -unit[moved] + 0.3 * rng.normal(size=(len(moved), 6)).astype(np.float32)
+        unit[moved] /= np.linalg.norm(unit[moved], axis=1, keepdims=True)
+        index.update(unit, moved)
+        assert true_recall(index.graph, unit) == 1.0
+
+
+def test_hnsw_updates_stay_as_good_as_a_rebuild() -> None:
+    n, rng = 2000, np.random.default_rng(0)
+    features = clusters(n)
+    index = build_index(unit_features(features, everyone(n)), HNSW, valid=everyone(n), seed=0)
+    for _ in range(6):
+        moved = rng.choice(n, 100, replace=False)
+        features[moved] += 0.8 * rng.normal(size=(100, 32)).astype(np.float32)
+        unit = index.unit.copy()
+        unit[moved] = unit_features(features, everyone(n))[moved]
+        unit[moved[:5]] = 0  # some become invalid, and come back when they move again
+        index.update(unit, moved)
+        check_lists(index.graph)
+        assert not np.isin(index.graph.neighbors, moved[:5]).any()
+    rebuilt = build_index(index.unit, HNSW, valid=everyone(n), seed=0)
+    assert true_recall(index.graph, index.unit) >= true_recall(rebuilt.graph, index.unit) - 0.01
+
+
+@BOTH
+def test_refresh_repairs_little_and_rebuilds_much(settings: GraphSection) -> None:
+    n, rng = 600, np.random.default_rng(0)
+    features = clusters(n)
+    unit = unit_features(features, everyone(n))
+    old = build_index(unit, settings, valid=everyone(n), seed=0)
+
+    index, report = refresh_index(old, unit, settings, valid=everyone(n))
+    assert index is old and (report.num_moved, report.rebuilt) == (0, False)
+    assert report.recall >= 0.97
+
+    unit = unit.copy()
+    unit[:20] = unit_features(rng.normal(size=(20, 32)).astype(np.float32), everyone(20))
+    index, report = refresh_index(old, unit, settings, valid=everyone(n))
+    assert index is old and (report.num_moved, report.rebuilt) == (20, False)
+    assert true_recall(index.graph, unit) >= 0.97
+
+    unit = unit_features(-features, everyone(n))
+    index, report = refresh_index(old, unit, settings, valid=everyone(n))
+    assert index is not old and report.rebuilt and report.num_moved >= n - 20
+    assert true_recall(index.graph, unit) >= 0.97
+
+
+@BOTH
+def test_refresh_follows_validity_and_settings(settings: GraphSection) -> None:
+    n = 400
+    unit = unit_features(clusters(n), everyone(n))
+    index = build_index(unit, settings, valid=everyone(n), seed=0)
+    valid = everyone(n)
+    valid[:10] = False
+    index, report = refresh_index(index, unit, settings, valid=valid)
+    assert report.num_moved == 10 and not np.isin(index.graph.neighbors, np.arange(10)).any()
+    index, report = refresh_index(index, unit, settings, valid=everyone(n))
+    assert report.num_moved == 10 and not report.rebuilt
+    assert true_recall(index.graph, unit) >= 0.97
+
+    wider = settings.model_copy(update={"num_neighbors": 12})
+    index, report = refresh_index(index, unit, wider, valid=everyone(n))
+    assert report.rebuilt and index.graph.neighbors.shape == (n, 12)
+    fewer = unit[:300]
+    index, report = refresh_index(index, fewer, wider, valid=everyone(300))
+    assert report.rebuilt and len(index.graph.neighbors) == 300
+
+
+def test_slow_drift_adds_up() -> None:
+    n = 100
+    unit = unit_features(clusters(n, d=2), everyone(n))
+    index = build_index(unit, EXACT, valid=everyone(n), seed=0)
+    cosine, sine = np.float32(np.cos(0.1)), np.float32(np.sin(0.1))
+    turn: Float32 = np.array([[cosine, -sine], [sine, cosine]])
+    nearby: Float32 = unit @ turn  # 1 - cos 0.1 = 0.005
+    assert len(moved_rows(index, nearby, above=0.02)) == 0
+    _, report = refresh_index(index, nearby, EXACT, valid=everyone(n))
+    assert report.num_moved == 0
+    far: Float32 = nearby @ (turn @ turn).astype(np.float32)
+    _, report = refresh_index(index, far, EXACT, valid=everyone(n))
+    assert report.num_moved == n
+
+
+# Files
+
+
+@BOTH
+def test_saved_index_goes_on_as_before(settings: GraphSection, tmp_path: Path) -> None:
+    n = 500
+    unit = unit_features(clusters(n), everyone(n))
+    unit[7] = 0
+    index = build_index(unit, settings, valid=everyone(n), seed=0)
+    files = index.save(tmp_path)
+    assert sorted(files) == sorted(tmp_path.iterdir())
+    loaded = load_index(tmp_path, settings=settings)
+    assert loaded is not None and loaded.backend == index.backend
+    np.testing.assert_array_equal(loaded.unit, index.unit)
+    np.testing.assert_array_equal(loaded.graph.neighbors, index.graph.neighbors)
+    np.testing.assert_array_equal(loaded.graph.similarities, index.graph.similarities)
+    turned = unit.copy()
+    turned[:30] = -turned[:30]
+    for each in (index, loaded):
+        each.update(turned, np.arange(30))
+    np.testing.assert_array_equal(loaded.graph.neighbors, index.graph.neighbors)
+
+
+@BOTH
+def test_damaged_or_unfitting_files_mean_rebuild(settings: GraphSection, tmp_path: Path) -> None:
+    unit = unit_features(clusters(200), everyone(200))
+    files = build_index(unit, settings, valid=everyone(200), seed=0).save(tmp_path)
+    wider = settings.model_copy(update={"num_neighbors": 11})
+    other = settings.model_copy(update={"backend": "hnsw" if settings is EXACT else "exact"})
+    assert load_index(tmp_path, settings=wider) is None
+    assert load_index(tmp_path, settings=other) is None
+    assert load_index(tmp_path / "nowhere", settings=settings) is None
+    for file in files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes(255 - b for b in content[middle : middle + 40])
+        for damaged in (flipped + content[middle + 40 :], content[:middle], b"", b"[]", b"{}"):
+            file.write_bytes(damaged)
+            assert load_index(tmp_path, settings=settings) is None
+        file.unlink()
+        assert load_index(tmp_path, settings=settings) is None
+        file.write_bytes(content)
+    assert load_index(tmp_path, settings=settings) is not None
+
+
+# The symmetric graph
+
+
+@given(n=st.integers(1, 15), k=st.integers(1, 5), seed=st.integers(0, 99))
+def test_symmetric_against_a_dense_twin(n: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    neighbors = np.full((n, k), -1, np.int32)
+    similarities = np.zeros((n, k), np.float32)
+    dense = np.zeros((n, n), np.float32)
+    for row in range(n):
+        listed = rng.permutation(n)[: rng.integers(0, k + 1)]
+        neighbors[row, : len(listed)] = listed
+        similarities[row, : len(listed)] = rng.uniform(-0.5, 1.01, len(listed))
+        for other, similarity in zip(listed, similarities[row], strict=False):
+            if other != row:
+                weight = min(max(similarity, np.float32(0)), np.float32(1))
+                dense[row, other] = max(dense[row, other], weight)
+                dense[other, row] = max(dense[other, row], weight)
+    graph = symmetric(KnnGraph(neighbors=neighbors, similarities=similarities))
+    assert (graph.indptr.dtype.name, graph.indices.dtype.name) == ("int64", "int32")
+    rebuilt = np.zeros_like(dense)
+    for row in range(n):
+        edges = slice(graph.indptr[row], graph.indptr[row + 1])
+        assert (np.diff(graph.indices[edges]) > 0).all()
+        rebuilt[row, graph.indices[edges]] = graph.weights[edges]
+    np.testing.assert_array_equal(rebuilt, dense)
+    assert (graph.weights > 0).all() and graph.num_nodes == n

@@ -1,0 +1,504 @@
+"""Propagation against minimisers and slow twins, on drifts of known kind, and on nothing at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from gracekit.audit import rank_correlation
+from gracekit.graph import build_index, symmetric, unit_features
+from gracekit.propagation import Propagated, propagate_features, propagate_scores
+from gracekit.propagation.diffusion import spread, transition
+from gracekit.propagation.features import row_cosines
+from gracekit.propagation.gates import folds, share_that_helps, simplest_good
+from gracekit.propagation.regression import fit_ridge
+from gracekit.recipe import GraphSection, PropagationSection
+from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
+
+SETTINGS = PropagationSection()
+N = 2000
+
+
+def dense_weights(graph: SparseGraph) -> Float64:
+    dense = np.zeros((graph.num_nodes, graph.num_nodes))
+    for row in range(graph.num_nodes):
+        edges = slice(graph.indptr[row], graph.indptr[row + 1])
+        dense[row, graph.indices[edges]] = graph.weights[edges]
+    return dense
+
+
+def random_graph(n: int, rng: np.random.Generator) -> SparseGraph:
+    weights = np.triu(np.where(rng.random((n, n)) < 3 / n, rng.uniform(0.1, 1, (n, n)), 0), 1)
+    weights = weights + weights.T
+    rows, columns = np.nonzero(weights)
+    return SparseGraph(
+        indptr=np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=n))]),
+        indices=columns.astype(np.int32),
+        weights=weights[rows, columns].astype(np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class World:
+    """Clustered features, their graph, and scores of cluster + own part."""
+
+    features: Float32
+    cluster: NDArray[np.int64]
+    graph: SparseGraph
+    old: Float32
+
+
+@cache
+def world(n: int = N) -> World:
+    rng = np.random.default_rng(0)
+    cluster = rng.integers(0, n // 40, n)
+    centres = rng.normal(size=(n // 40, 24))
+    features = (centres[cluster] + 0.4 * rng.normal(size=(n, 24)) + 5).astype(np.float32)
+    everyone = np.ones(n, bool)
+    unit = unit_features(features, everyone)
+    index = build_index(unit, GraphSection(backend="exact"), valid=everyone, seed=0)
+    old = rng.normal(size=n // 40)[cluster] + 0.7 * rng.normal(size=n)
+    return World(features, cluster, symmetric(index.graph), old.astype(np.float32))
+
+
+def propagate(
+    rule: str,
+    new: Float32,
+    rows: Rows,
+    *,
+    old: Float32 | None = None,
+    covariates: Float32 | None = None,
+    usable: Bool | None = None,
+    seed: int = 0,
+) -> Propagated:
+    """One score named `s` over the world's graph; `new` [n] holds the truth."""
+    n = len(new)
+    return propagate_scores(
+        rule,
+        old={"s": world(n).old if old is None else old},
+        measured_rows=rows,
+        new={"s": new[rows]},
+        covariates=np.zeros((n, 0), np.float32) if covariates is None else covariates,
+        graph=world(n).graph,
+        usable=np.ones(n, bool) if usable is None else usable,
+        settings=SETTINGS,
+        seed=seed,
+    )
+
+
+def error(values: Float32, truth: Float32, rows: Rows) -> float:
+    """Mean squared error on the rows that were not measured."""
+    rest = np.setdiff1d(np.arange(len(truth)), rows)
+    return float(((values[rest] - truth[rest]) ** 2).mean())
+
+
+def sample(rng: np.random.Generator, m: int, n: int = N) -> Rows:
+    return rng.choice(n, m, replace=False)
+
+
+# Parts
+
+
+def test_spread_against_dense_powers() -> None:
+    rng = np.random.default_rng(0)
+    n, rows = 30, np.array([2, 5, 7, 20])
+    graph = random_graph(n, rng)
+    usable = rng.random(n) < 0.9
+    values = rng.normal(size=(4, 3)).astype(np.float32)
+    dense = dense_weights(graph) * usable[None, :]
+    total = dense.sum(axis=1, keepdims=True)
+    dense = np.divide(dense, total, out=np.zeros_like(dense), where=total > 0)
+    walk = transition(graph, usable)
+    np.testing.assert_allclose(walk.toarray(), dense, atol=1e-6)
+
+    arrived = spread(walk, rows, values, damping=0.7, hops=(1, 4))
+    for hops in (1, 4):
+        powers = [0.7**t * np.linalg.matrix_power(dense, t) for t in range(1, hops + 1)]
+        operator = np.sum(powers, axis=0)
+        mass = operator[:, rows].sum(axis=1)
+        expected = (operator[:, rows] @ values) / (mass + 0.05)[:, None]
+        np.testing.assert_allclose(arrived[hops].mass, mass, atol=1e-5)
+        np.testing.assert_allclose(arrived[hops].values, expected, atol=1e-4)
+
+
+def test_ridge_against_a_minimiser() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(40, 4)).astype(np.float32) * np.array([1, 10, 0.1, 0], np.float32) + 3
+    target = rng.normal(size=40)
+    standard = (inputs - inputs.mean(axis=0)) / np.where(
+        inputs.std(axis=0) > 1e-6, inputs.std(axis=0), 1
+    )
+
+    def objective(x: Float64) -> float:
+        left = target - x[0] - standard @ x[1:]
+        return float(left @ left + 7 * x[1:] @ x[1:])
+
+    best = minimize(objective, np.zeros(5), options={"gtol": 1e-8}).x
+    model = fit_ridge(inputs, target, penalty=7)
+    np.testing.assert_allclose(model.predict(inputs), best[0] + standard @ best[1:], atol=1e-4)
+    far = model.predict(np.array([[100, 500, 100, 100]], np.float32))
+    corner = model.predict(inputs.max(axis=0)[None])
+    np.testing.assert_allclose(far, corner)  # nothing is extrapolated
+
+
+def test_gate_leaves_the_simple_only_for_the_clearly_better() -> None:
+    rng = np.random.default_rng(0)
+    loss = rng.random(200)
+    assert simplest_good({"simple": loss, "fancy": loss}) == "simple"
+    assert simplest_good({"simple": loss, "fancy": loss + rng.normal(size=200) * 0.1}) == "simple"
+    assert simplest_good({"simple": loss, "fancy": loss - 0.1}) == "fancy"
+    assert simplest_good({"simple": loss + 0.2, "fancy": loss, "fancier": loss}) == "fancy"
+    assert share_that_helps(np.ones(3), np.full(3, 0.4)) == pytest.approx(0.4)
+    assert share_that_helps(np.ones(3), -np.ones(3)) == 0
+    assert share_that_helps(np.zeros(3), np.ones(3)) == 0
+    assert sorted(np.bincount(folds(13, 5, rng))) == [2, 2, 3, 3, 3]
+
+
+# Scores, rule by rule
+
+
+@given(seed=st.integers(0, 999), mu=st.floats(0, 4))
+def test_grace_minimises_its_objective(seed: int, mu: float) -> None:
+    n, rng = 24, np.random.default_rng(seed)
+    graph = random_graph(n, rng)
+    old = rng.normal(size=n).astype(np.float32)
+    rows = rng.permutation(n)[:12]
+    new = rng.normal(size=12).astype(np.float32)
+    result = propagate_scores(
+        "grace",
+        old={"s": old},
+        measured_rows=rows,
+        new={"s": new},
+        covariates=np.zeros((n, 0), np.float32),
+        graph=graph,
+        usable=np.ones(n, bool),
+        settings=PropagationSection(mu=mu, min_measured=10),
+        seed=0,
+    )
+    alpha = dense_weights(graph)
+    measured = np.zeros(n, bool)
+    measured[rows] = True
+    alpha[:, ~measured] = 0
+    total = alpha.sum(axis=1, keepdims=True)
+    alpha = np.divide(alpha, total, out=alpha, where=total > 0)
+    z_new = old.astype(np.float64)
+    z_new[rows] = new
+
+    def objective(free: Float64) -> float:
+        z = z_new.copy()
+        z[~measured] = free
+        stay = (z - old) ** 2
+        pull = (alpha * (z[:, None] - z_new[None, :]) ** 2).sum(axis=1)
+        return float((0.5 * stay + 0.5 * mu * pull)[~measured].sum())
+
+    best = minimize(objective, old[~measured].astype(np.float64), options={"gtol": 1e-7}).x
+    np.testing.assert_allclose(result.values["s"][~measured], best, atol=1e-4)
+    np.testing.assert_array_equal(result.values["s"][rows], new)
+
+
+def test_none_leaves_rows_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    old, new = world().old, world().old + rng.normal(size=N).astype(np.float32)
+    rows = sample(rng, 300)
+    result = propagate("none", new, rows)
+    rest = np.setdiff1d(np.arange(N), rows)
+    np.testing.assert_array_equal(result.values["s"][rest], old[rest])
+    np.testing.assert_array_equal(result.values["s"][rows], new[rows])
+    assert (result.confidence["s"][rows] == 1).all() and (result.confidence["s"][rest] < 1).all()
+
+
+def test_below_min_measured_nothing_is_fitted() -> None:
+    rng = np.random.default_rng(0)
+    new = world().old + 3
+    result = propagate("gated", new, sample(rng, SETTINGS.min_measured - 1))
+    assert result.gates["rule"] == "none"
+    result = propagate("gated", new, sample(rng, SETTINGS.min_measured))
+    assert result.gates["rule"] == "gated" and error(result.values["s"], new, sample(rng, 0)) < 1e-6
+
+
+@pytest.mark.parametrize("m", [100, 400])
+def test_gated_is_harmless_when_drift_is_noise(m: int) -> None:
+    worst, total, num_changed = 0.0, 0.0, 0
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        heavy = rng.standard_t(3, N) if seed % 2 else rng.normal(size=N)
+        new = (world().old + 0.5 * heavy).astype(np.float32)
+        rows = sample(rng, m)
+        covariates = rng.normal(size=(N, 8)).astype(np.float32)
+        result = propagate("gated", new, rows, covariates=covariates, seed=seed)
+        ratio = error(result.values["s"], new, rows) / error(world().old, new, rows)
+        worst, total = max(worst, ratio), total + ratio
+        num_changed += result.gates["scores"]["s"]["used"] != "stale"
+    assert total / 25 < 1.01 and worst < 1.1 and num_changed <= 6
+
+
+@pytest.mark.parametrize(
+    "drift, most",
+    [("global", 0.06), ("shrink", 0.12), ("cluster", 0.35), ("mixed", 0.35), ("covariate", 0.2)],
+)
+def test_gated_recovers_drift(drift: str, most: float) -> None:
+    """Share of the stale squared error that is left, 10 % measured; own noise is in it."""
+    rng = np.random.default_rng(1)
+    old, cluster = world().old, world().cluster
+    covariates = np.column_stack([rng.normal(size=N), rng.integers(0, 2, N)]).astype(np.float32)
+    by_cluster = 0.5 * rng.normal(size=cluster.max() + 1)[cluster]
+    change = {
+        "global": -0.5 + 0 * old,
+        "shrink": -0.5 * old,
+        "cluster": by_cluster,
+        "mixed": -0.5 + by_cluster - 0.2 * old,
+        "covariate": 0.5 * covariates[:, 0] - 0.5 * covariates[:, 1],
+    }[drift]
+    new = (old + change + 0.1 * rng.normal(size=N)).astype(np.float32)
+    rows = sample(rng, N // 10)
+    result = propagate("gated", new, rows, covariates=covariates)
+    assert error(result.values["s"], new, rows) < most * error(old, new, rows)
+    rest = np.setdiff1d(np.arange(N), rows)
+    improved = rank_correlation(result.values["s"][rest], new[rest])
+    assert improved > rank_correlation(old[rest], new[rest]) - 0.002
+    assert "+diffusion" in result.gates["scores"]["s"]["used"] or "cluster" not in drift
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("rule", ["gated", "grace", "none"])
+def test_confidence_is_the_error_to_expect(rule: str, noise: float) -> None:
+    rng = np.random.default_rng(2)
+    by_cluster = 0.6 * rng.normal(size=world().cluster.max() + 1)[world().cluster]
+    new = (world().old + by_cluster + noise * rng.normal(size=N)).astype(np.float32)
+    rows = sample(rng, 300)
+    result = propagate(rule, new, rows)
+    rest = np.setdiff1d(np.arange(N), rows)
+    true = 1 - np.sqrt(error(result.values["s"], new, rows)) / new.std()
+    confidence = result.confidence["s"]
+    assert confidence.min() >= 0 and (confidence[rows] == 1).all()
+    assert confidence[rest].mean() == pytest.approx(max(true, 0), abs=0.08)
+
+
+def test_confidence_grows_with_what_the_diffusion_brings() -> None:
+    rng = np.random.default_rng(3)
+    by_cluster = rng.normal(size=world().cluster.max() + 1)[world().cluster]
+    new = (world().old + by_cluster).astype(np.float32)
+    rows = sample(rng, 120)
+    result = propagate("gated", new, rows)
+    rest = np.setdiff1d(np.arange(N), rows)
+    miss = np.abs(result.values["s"] - new)[rest]
+    assert rank_correlation(result.confidence["s"][rest], -miss) > 0.1
+
+
+def test_scores_help_each_other() -> None:
+    """The regression sees all old scores: one of them foretells the change of the other."""
+    rng = np.random.default_rng(0)
+    old = {"a": world().old, "b": rng.normal(size=N).astype(np.float32)}
+    truth = {"a": (old["a"] + old["b"]).astype(np.float32), "b": old["b"] + np.float32(1)}
+    rows = sample(rng, 200)
+    result = propagate_scores(
+        "gated",
+        old=old,
+        measured_rows=rows,
+        new={name: score[rows] for name, score in truth.items()},
+        covariates=np.zeros((N, 0), np.float32),
+        graph=world().graph,
+        usable=np.ones(N, bool),
+        settings=SETTINGS,
+        seed=0,
+    )
+    assert result.gates["scores"]["a"]["used"].startswith("regression")
+    assert error(result.values["a"], truth["a"], rows) < 0.05
+    assert error(result.values["b"], truth["b"], rows) < 1e-6
+
+
+def test_a_chain_of_refreshes_and_its_audits() -> None:
+    """Far better than stale after ten refreshes, and the probe tells the truth about the rest."""
+    rng = np.random.default_rng(0)
+    cluster = world().cluster
+    truth = world().old.astype(np.float64)
+    held = world().old
+    for step in range(10):
+        change = 0.3 * rng.normal(size=cluster.max() + 1)[cluster] + 0.15 * rng.normal(size=N)
+        truth = 0.95 * truth - 0.1 + change
+        new = truth.astype(np.float32)
+        rows = sample(rng, 300)
+        probe, others = rows[:100], rows[100:]
+        predicted = propagate("gated", new, others, old=held, seed=step).values["s"]
+        honest = rank_correlation(predicted[probe], new[probe])
+        rest = np.setdiff1d(np.arange(N), rows)
+        assert honest == pytest.approx(rank_correlation(predicted[rest], new[rest]), abs=0.12)
+        held = propagate("gated", new, rows, old=held, seed=step).values["s"]
+    rest = np.setdiff1d(np.arange(N), rows)
+    assert rank_correlation(held[rest], new[rest]) > 0.85
+    assert rank_correlation(world().old[rest], new[rest]) < 0.75
+
+
+# Degenerate input
+
+
+@pytest.mark.parametrize("rule", ["gated", "grace", "none"])
+@given(
+    n=st.integers(1, 60),
+    share=st.floats(0, 1),
+    kind=st.sampled_from(["random", "constant", "huge"]),
+    edges=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_any_input_gives_sane_output(
+    rule: str, n: int, share: float, kind: str, edges: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    scale = {"random": 1.0, "constant": 0.0, "huge": 1e6}[kind]
+    graph = random_graph(n, rng)
+    if not edges:
+        graph = SparseGraph(
+            indptr=np.zeros(n + 1, np.int64),
+            indices=np.zeros(0, np.int32),
+            weights=np.zeros(0, np.float32),
+        )
+    usable = rng.random(n) < 0.8
+    old = (scale * rng.normal(size=n)).astype(np.float32)
+    old[~usable] = np.nan
+    rows = np.flatnonzero(rng.random(n) < share)
+    new = (scale * rng.normal(size=len(rows))).astype(np.float32)
+    new[rng.random(len(rows)) < 0.1] = np.nan
+    covariates = np.ones((n, 2), np.float32)
+    covariates[rng.random((n, 2)) < 0.1] = np.nan
+    result = propagate_scores(
+        rule,
+        old={"s": old},
+        measured_rows=rows,
+        new={"s": new},
+        covariates=covariates,
+        graph=graph,
+        usable=usable,
+        settings=PropagationSection(min_measured=10),
+        seed=seed,
+    )
+    values, confidence = result.values["s"], result.confidence["s"]
+    assert values.dtype == confidence.dtype == np.float32 and len(values) == len(confidence) == n
+    np.testing.assert_array_equal(values[rows], new)
+    measured = np.zeros(n, bool)
+    measured[rows] = True
+    assert np.isfinite(values[usable & ~measured]).all()
+    assert np.isnan(values[~usable & ~measured]).all()
+    assert ((confidence >= 0) & (confidence <= 1)).all()
+    assert (confidence[np.isnan(values)] == 0).all()
+    assert (confidence[measured & np.isfinite(values)] == 1).all()
+
+
+# Features
+
+
+def carry(new: Float32, rows: Rows, **changes: object) -> tuple[Float32, str]:
+    arguments = {
+        "old": world().features,
+        "measured_rows": rows,
+        "new": new[rows],
+        "graph": world().graph,
+        "usable": np.ones(N, bool),
+        "settings": SETTINGS,
+        "seed": 0,
+    } | changes
+    features, gates = propagate_features(**arguments)  # type: ignore[arg-type]
+    return features, gates["used"]
+
+
+def likeness(features: Float32, new: Float32, rows: Rows) -> float:
+    rest = np.setdiff1d(np.arange(N), rows)
+    centre = new[rows].mean(axis=0)
+    return float(row_cosines(features[rest] - centre, new[rest] - centre).mean())
+
+
+@pytest.mark.parametrize(
+    "drift, m, used, least",
+    [
+        ("linear", 200, "ridge", 0.99),
+        ("linear", 100, "ridge", 0.95),
+        ("shift", 200, "shift", 0.99),
+        ("cluster", 200, "+diffusion", 0.95),
+    ],
+)
+def test_features_follow_drift(drift: str, m: int, used: str, least: float) -> None:
+    rng = np.random.default_rng(0)
+    old, d = world().features, world().features.shape[1]
+    new = {
+        "linear": old @ (np.eye(d) + 0.5 * rng.normal(size=(d, d)) / np.sqrt(d)) + 1,
+        "shift": old + 2 * rng.normal(size=d),
+        "cluster": old + 0.8 * rng.normal(size=(world().cluster.max() + 1, d))[world().cluster],
+    }[drift].astype(np.float32)
+    rows = sample(rng, m)
+    features, way = carry(new, rows)
+    assert used in way
+    assert likeness(features, new, rows) > max(least, likeness(old, new, rows))
+    np.testing.assert_array_equal(features[rows], new[rows])
+
+
+def test_few_rows_for_many_features() -> None:
+    """Fewer measured rows than features: the dual form, here against the primal one."""
+    rng = np.random.default_rng(0)
+    wide = np.hstack([world().features, 0.01 * rng.normal(size=(N, 200))]).astype(np.float32)
+    matrix = np.eye(224) + 0.3 * rng.normal(size=(224, 224)) / np.sqrt(24)
+    new = (wide @ matrix).astype(np.float32)
+    few, many = sample(rng, 120), sample(rng, 600)
+    features, way = carry(new, few, old=wide)
+    assert way.startswith("ridge") and likeness(features, new, few) > likeness(wide, new, few)
+    assert likeness(carry(new, many, old=wide)[0], new, many) > likeness(features, new, few)
+
+
+def test_noise_leaves_features_alone() -> None:
+    rng = np.random.default_rng(0)
+    new = world().features + 0.3 * rng.normal(size=world().features.shape).astype(np.float32)
+    rows = sample(rng, 200)
+    features, way = carry(new, rows)
+    assert way == "stale"
+    rest = np.setdiff1d(np.arange(N), rows)
+    np.testing.assert_array_equal(features[rest], world().features[rest])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"settings": PropagationSection(features="none")}, {"measured_rows": np.arange(50)}]
+)
+def test_features_stay_when_told_or_too_few(changes: dict[str, object]) -> None:
+    new = world().features + np.float32(3)
+    rows = np.arange(50) if "measured_rows" in changes else np.arange(300)
+    features, way = carry(new, rows, **changes)
+    assert way == "stale"
+    np.testing.assert_array_equal(features[400:], world().features[400:])
+    np.testing.assert_array_equal(features[rows], new[rows])
+
+
+@given(
+    share=st.floats(0, 1),
+    d=st.integers(1, 30),
+    constant=st.booleans(),
+    half=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_features_give_sane_output(
+    share: float, d: int, constant: bool, half: bool, seed: int
+) -> None:
+    n, rng = 50, np.random.default_rng(seed)
+    dtype = np.dtype(np.float16 if half else np.float32)
+    usable = rng.random(n) < 0.8
+    old = np.asarray((0 if constant else 1) * rng.normal(size=(n, d)) + 1, dtype)
+    old[~usable] = np.nan
+    rows = np.flatnonzero(rng.random(n) < share)
+    new = np.asarray(rng.normal(size=(len(rows), d)), dtype)
+    new[rng.random(len(rows)) < 0.1] = np.nan
+    features, _ = propagate_features(
+        old=old,
+        measured_rows=rows,
+        new=new,
+        graph=random_graph(n, rng),
+        usable=usable,
+        settings=PropagationSection(min_measured=10),
+        seed=seed,
+    )
+    assert features.dtype == np.float32 and features.shape == (n, d)
+    np.testing.assert_array_equal(features[rows], new)
+    rest = np.setdiff1d(np.arange(n), rows)
+    np.testing.assert_array_equal(np.isfinite(features[rest]).all(axis=1), usable[rest])

@@ -1,0 +1,379 @@
+"""The published database: from anywhere, while versions are made, and read-only."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from gracekit.errors import QueryError, StoreNotFoundError, StoreWriteError
+from gracekit.store import Store, database
+from gracekit.store.database import connect, run_sql
+from gracekit.store.queries import NAMED_QUERIES, named_query
+from gracekit.store.schema import TABLES, VIEWS
+from tests.faults import failing_at
+from tests.stores import N, make_draft, make_reselect, make_store
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Two refreshes and a reselect, in a directory with every sign that SQL or a glob minds."""
+    root = tmp_path_factory.mktemp("lr=1e-4, [a]*") / "it's a störe"
+    made = make_store(root)
+    made.commit(make_draft(made, "one"))
+    made.commit(make_draft(made, "two"))
+    made.commit(make_reselect(made, "three"))
+    return made
+
+
+def ask(store: Store, sql: str) -> list[tuple[object, ...]]:
+    return run_sql(store.paths.root, sql)[1]
+
+
+def test_tables_hold_what_the_files_hold(store: Store) -> None:
+    assert ask(store, "SELECT count(*), min(row), max(row) FROM samples") == [(N, 0, N - 1)]
+    assert ask(store, "SELECT sample_id, group_name FROM samples WHERE row = 4") == [
+        ("id-004", "code")
+    ]
+    scores = store.scores(3)
+    found = ask(store, "SELECT gradient_norm, origin, importance FROM scores ORDER BY row")
+    assert [row[0] for row in found] == scores.scores["gradient-norm"].tolist()
+    assert [row[2] for row in found] == scores.importance.tolist()
+    assert found[0][1] == "propagated" and found[1][1] == "measured"
+    assert ask(store, "SELECT version, parent_version, operation, step, num_measured, "
+               "measured_fraction, rank_correlation FROM versions ORDER BY version") == [
+        (1, None, "init", 100, N // 2, 0.5, None),
+        (2, 1, "refresh", 200, N // 2, 0.5, 0.8),
+        (3, 2, "reselect", 100, None, None, None),
+    ]  # fmt: skip
+    for version in (1, 2, 3):
+        rows = store.coreset(version)["row"].to_pylist()
+        sql = f"SELECT row FROM coresets WHERE version = {version} ORDER BY row"
+        assert [row for (row,) in ask(store, sql)] == rows
+    assert ask(store, "SELECT latest_version, num_samples FROM store") == [(3, N)]
+    assert ask(store, "SELECT step, path, digest, first_version FROM checkpoints "
+               "WHERE digest IS NOT NULL") == [
+        (100, "/runs/checkpoint-100", "digest-1", 1), (200, "/runs/checkpoint-200", "digest-2", 2),
+    ]  # fmt: skip
+    header = "SELECT header->>'$.refresh_id' FROM versions WHERE version = 2"
+    assert ask(store, header) == [("two",)]
+
+
+def test_history_views(store: Store) -> None:
+    assert ask(store, "SELECT version, step, count(*) FROM score_history GROUP BY ALL "
+               "ORDER BY version") == [(1, 100, N), (2, 200, N)]  # fmt: skip
+    loss = ask(store, "SELECT loss FROM score_history WHERE version = 1 ORDER BY row")
+    assert [value for (value,) in loss] == store.scores(1).scores["loss"].tolist()
+    found = ask(store, "SELECT row, reason, step FROM measurements WHERE version = 2 ORDER BY row")
+    table = store.measurement(2)
+    columns = (table[name].to_pylist() for name in ("row", "reason", "step"))
+    assert found == list(zip(*columns, strict=True))
+    columns_of = {row[0] for row in ask(store, "DESCRIBE measurements")}
+    assert columns_of == {"version", "row", "reason", "step", "gradient_norm", "loss"}
+
+
+def test_one_version_reads_one_file(store: Store) -> None:
+    plan = str(ask(store, "EXPLAIN ANALYZE SELECT count(*) FROM score_history WHERE version = 2"))
+    assert "Total Files Read: 1" in plan
+
+
+def test_every_table_and_column_is_described(store: Store) -> None:
+    bare = ask(
+        store,
+        "SELECT table_name, column_name FROM duckdb_columns() "
+        "WHERE comment IS NULL AND NOT internal",
+    )
+    assert bare == []
+    described = {**TABLES, **VIEWS}
+    for name, what in described.items():
+        columns = {row[0] for row in ask(store, f"DESCRIBE {name}")}
+        assert set(what.columns) <= columns, name
+
+
+def test_works_from_any_directory_and_after_moving(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_store(tmp_path / "before")
+    made.commit(make_draft(made, "one"))
+    moved = (tmp_path / "before").rename(tmp_path / "after")
+    for directory in (Path("/"), tmp_path):
+        monkeypatch.chdir(directory)
+        assert run_sql(moved, "SELECT count(*) FROM score_history")[1] == [(N,)]
+    assert run_sql("after", "SELECT count(*) FROM measurements")[1] == [(N // 2,)]
+    assert Store.open(moved).recover() == []
+    monkeypatch.chdir(moved)  # and without gracekit, from the store's own directory
+    sql = (
+        "SELECT version, count(*) FROM read_parquet('history/*/scores.parquet', "
+        "hive_partitioning = true, hive_types = {'version': 'INTEGER'}) GROUP BY version"
+    )
+    with duckdb.connect() as connection:
+        assert connection.execute(sql).fetchall() == [(1, N)]
+
+
+def test_the_file_itself_can_be_opened_by_any_duckdb(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "one"))
+    with duckdb.connect(str(made.paths.database), read_only=True) as connection:
+        assert connection.execute("SELECT count(*) FROM score_history").fetchone() == (N,)
+    assert not list(made.paths.root.glob("*.wal"))
+
+
+def test_a_store_without_versions(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    for name in (*TABLES, *VIEWS):
+        run_sql(made.paths.root, f"SELECT * FROM {name}")
+    assert run_sql(made.paths.root, "SELECT count(*) FROM score_history")[1] == [(0,)]
+    with pytest.raises(StoreNotFoundError):
+        connect(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no database" * 999])
+def test_a_missing_or_damaged_database_is_replaced_by_the_files(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "one"))
+    made.paths.database.unlink()
+    if content is not None:
+        made.paths.database.write_bytes(content)
+    before = sorted(made.paths.root.rglob("*"))
+    assert ask(made, "SELECT count(*) FROM score_history") == [(N,)]
+    assert ask(made, "SELECT count(*) FROM coresets") == [(N // 3,)]
+    assert sorted(made.paths.root.rglob("*")) == before, "reading writes nothing"
+
+
+def test_a_database_of_another_schema_is_not_read(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "one"))
+    with duckdb.connect(str(made.paths.database)) as connection:
+        connection.execute("UPDATE store SET schema_version = 999")
+        connection.execute("DELETE FROM scores")
+    assert ask(made, "SELECT count(*) FROM scores") == [(N,)]
+    assert made.recover() == ["published scores.duckdb"]
+
+
+# --- read-only, and confined ---
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO samples SELECT * FROM samples",
+        "UPDATE scores SET importance = 0",
+        "DELETE FROM versions",
+        "DROP TABLE samples",
+        "CREATE TABLE mine (i INTEGER)",
+        "ATTACH 'other.duckdb'",
+        "DETACH published",
+        "COPY samples TO 'out.csv'",
+        "EXPLAIN ANALYZE COPY samples TO 'out.csv'",
+        "explain  analyze  COPY samples TO 'out.csv'",
+        "EXPLAIN (ANALYZE) COPY samples TO 'out.csv'",
+        "EXPLAIN /* a */ ANALYZE COPY samples TO 'out.csv'",
+        "SELECT 1; COPY samples TO 'out.csv'",
+        "FROM query('COPY samples TO ''out.csv''')",
+        "EXPORT DATABASE 'out'",
+        "SET enable_external_access = true",
+        "INSTALL httpfs",
+        "LOAD '/tmp/evil.so'",
+        "PRAGMA database_list",
+        "CALL pragma_version()",
+        "PREPARE p AS SELECT 1",
+        "FROM read_text('/etc/hostname')",
+        "FROM '/etc/hostname'",
+        "FROM read_csv('/etc/passwd')",
+        "FROM glob('/etc/*')",
+        "FROM sniff_csv('/etc/passwd')",
+        "FROM read_parquet('https://example.org/x.parquet')",
+        "SELECT * FROM read_text('{history}/../store.json')",
+        "SELECT * FROM read_text('{history}/../../../outside.txt')",
+    ],
+)
+def test_what_writes_or_looks_elsewhere_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store, sql: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    history = str(store.paths.history).replace("'", "''")
+    with pytest.raises(QueryError):
+        run_sql(store.paths.root, sql.format(history=history))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_writing_explain_inside_the_store_is_refused(store: Store) -> None:
+    target = store.paths.history / "out.csv"
+    quoted = str(target).replace("'", "''")
+    for sql in (f"EXPLAIN ANALYZE COPY samples TO '{quoted}'", f"COPY samples TO '{quoted}'"):
+        with pytest.raises(QueryError, match="only queries are allowed"):
+            run_sql(store.paths.root, sql)
+    assert not target.exists()
+
+
+def test_a_link_out_of_the_history_is_not_followed(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    link = store.paths.history / "link.txt"
+    link.symlink_to(tmp_path / "secret.txt")
+    try:
+        with pytest.raises(QueryError, match="Queries see the store only"):
+            ask(store, "FROM read_text('{}')".format(str(link).replace("'", "''")))
+    finally:
+        link.unlink()
+
+
+def test_errors_help(store: Store) -> None:
+    with pytest.raises(QueryError, match="Tables: samples, scores"):
+        ask(store, "SELECT * FROM score")
+    with pytest.raises(QueryError, match="importance"):
+        ask(store, "SELECT importanc FROM scores")
+    with pytest.raises(QueryError, match="syntax error"):
+        ask(store, "SELEC 1")
+    with pytest.raises(QueryError, match="empty"):
+        ask(store, " -- nothing\n")
+    with pytest.raises(QueryError, match="PIVOT needs its values"):
+        ask(store, "PIVOT coresets ON origin USING count(*)")
+
+
+def test_queries_that_only_read_are_all_fine(store: Store) -> None:
+    for sql in (
+        "WITH a AS (SELECT 1 AS i) SELECT * FROM a",
+        "VALUES (1), (2)",
+        "SHOW TABLES",
+        "SUMMARIZE scores",
+        "EXPLAIN SELECT 1",
+        "EXPLAIN (FORMAT json) SELECT 1",
+        "SELECT 1; SELECT 2;",
+        "FROM coresets PIVOT (count(*) FOR origin IN ('measured', 'propagated'))",
+    ):
+        assert ask(store, sql), sql
+    assert ask(store, "SELECT 1; SELECT 2") == [(2,)]
+    columns, rows = run_sql(store.paths.root, "SELECT row, origin FROM scores", limit=3)
+    assert columns == ["row", "origin"] and len(rows) == 3
+
+
+def test_anywhere_lifts_the_walls(store: Store, tmp_path: Path) -> None:
+    run_sql(store.paths.root, f"COPY scores TO '{tmp_path}/out.parquet'", anywhere=True)
+    sql = f"SELECT count(*) FROM '{tmp_path}/out.parquet'"
+    assert run_sql(store.paths.root, sql, anywhere=True)[1] == [(N,)]
+
+
+def test_a_connection_is_read_only_and_confined_but_takes_frames(store: Store) -> None:
+    import pyarrow as pa
+
+    with connect(store.paths.root) as connection:
+        for sql in ("DELETE FROM published.scores", "FROM read_text('/etc/hostname')",
+                    "SET lock_configuration = false"):  # fmt: skip
+            with pytest.raises(duckdb.Error):
+                connection.execute(sql)
+        connection.register("mine", pa.table({"row": [1, 2]}))
+        sql = "SELECT count(*) FROM scores JOIN mine USING (row)"
+        assert connection.execute(sql).fetchall() == [(2,)]
+        assert connection.cursor().execute("SELECT count(*) FROM score_history").fetchone() == (48,)
+
+
+# --- while versions are made ---
+
+
+def test_a_reader_keeps_its_version_and_a_new_one_sees_the_next(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "one"))
+    held = connect(made.paths.root)
+    made.commit(make_draft(made, "two"))
+    assert held.execute("SELECT latest_version FROM store").fetchone() == (1,)
+    assert held.execute("SELECT count(*) FROM score_history").fetchone() == (N,)
+    with connect(made.paths.root) as fresh:
+        assert fresh.execute("SELECT latest_version FROM store").fetchone() == (2,)
+    held.close()
+
+
+def test_a_version_that_is_being_written_is_not_seen(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "one"))
+    orphan = made.paths.scores(2)
+    orphan.parent.mkdir()
+    orphan.write_bytes(b"half of a file")
+    assert ask(made, "SELECT max(version), count(*) FROM score_history") == [(1, N)]
+
+
+READER = """
+import sys
+from gracekit.store.database import connect
+root = sys.argv[1]
+held = connect(root)
+held.execute("SELECT count(*) FROM scores").fetchone()
+print("ready", flush=True)
+seen = set()
+while True:
+    with connect(root) as connection:
+        (version,) = connection.execute("SELECT latest_version FROM store").fetchone()
+        # Each answer must be one version's: all scores carry the version that made them.
+        found = connection.execute(
+            "SELECT list(DISTINCT measured_version), max(version) FROM scores, versions"
+        ).fetchone()
+        assert found == ([version], version), (found, version)
+        last = connection.execute("SELECT max(version) FROM score_history").fetchone()
+        assert last == (version,), (last, version)
+    seen.add(version)
+    if version >= 5:
+        break
+assert held.execute("SELECT count(*) FROM score_history").fetchone()[0] > 0
+print(len(seen))
+"""
+
+
+def test_another_process_reads_through_commits(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "1"))
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER, str(made.paths.root)],
+        cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
+    for i in range(2, 6):
+        assert made.commit(make_draft(made, str(i))) == i
+    out, errors = reader.communicate(timeout=120)
+    assert reader.returncode == 0, errors
+    assert int(out) >= 1
+
+
+def test_a_failing_publish_is_a_store_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_store(tmp_path / "store")
+
+    def fail(connection: object, store: Store) -> None:
+        raise duckdb.IOException("IO Error: could not write: No space left on device\n\nmore")
+
+    monkeypatch.setattr(database, "fill", fail)
+    with pytest.raises(StoreWriteError, match="No space left on device; the versions are safe"):
+        database.publish(made)
+    monkeypatch.undo()
+    with pytest.raises(StoreWriteError), failing_at(3, 5):
+        database.publish(made)
+    assert not made.paths.database.exists() and not list(made.paths.root.glob("*.partial*"))
+
+
+# --- named queries ---
+
+
+@pytest.mark.parametrize("name", NAMED_QUERIES)
+def test_named_queries_answer(store: Store, name: str) -> None:
+    columns, rows = run_sql(store.paths.root, named_query(name).sql)
+    assert columns and rows
+
+
+def test_named_query_movers_are_the_movers(store: Store) -> None:
+    change = store.scores(2).importance - store.scores(1).importance
+    row = int(abs(change).argmax())
+    columns, rows = run_sql(store.paths.root, named_query("movers").sql)
+    first = dict(zip(columns, rows[0], strict=True))
+    assert first["sample_id"] == f"id-{row:03d}"
+    assert first["change"] == pytest.approx(change[row], abs=1e-6)
+
+
+def test_unknown_named_query() -> None:
+    with pytest.raises(QueryError, match="did you mean 'movers'"):
+        named_query("mover")

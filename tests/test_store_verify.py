@@ -1,0 +1,129 @@
+"""`verify` finds every kind of damage, and nothing in a whole store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gracekit.store import Store
+from gracekit.store.verify import verify
+from tests.stores import make_draft, make_reselect, make_store
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = make_store(tmp_path_factory.mktemp("prepared") / "store")
+    store.commit(make_draft(store, "one"))
+    store.commit(make_draft(store, "two"))
+    store.commit(make_reselect(store, "three"))
+    return store.paths.root
+
+
+@pytest.fixture
+def store(prepared: Path, tmp_path: Path) -> Store:
+    shutil.copytree(prepared, tmp_path / "store")
+    return Store.open(tmp_path / "store")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def rewrite(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:
+    table = pq.ParquetFile(path).read()
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), path)
+
+
+def double_first_row(table: pa.Table) -> pa.Table:
+    rows = table["row"].to_pylist()
+    column = pa.array([rows[0], rows[0], *rows[2:]], pa.int64())
+    return table.set_column(table.column_names.index("row"), "row", column)
+
+
+def negative_weights(table: pa.Table) -> pa.Table:
+    column = pa.array([-1.0] * len(table), pa.float32())
+    return table.set_column(table.column_names.index("weight"), "weight", column)
+
+
+def other_ids(table: pa.Table) -> pa.Table:
+    column = pa.array(["x"] * len(table))
+    return table.set_column(table.column_names.index("sample_id"), "sample_id", column)
+
+
+def other_fingerprint(store: Store) -> None:
+    content = json.loads(store.paths.info.read_text())
+    content["dataset"]["fingerprint"] = "another"
+    store.paths.info.write_text(json.dumps(content))
+
+
+DAMAGE: dict[str, tuple[Callable[[Store], object], str, str]] = {
+    "samples unreadable": (
+        lambda s: s.paths.samples.write_bytes(b"x"), "samples.parquet", "cannot read"),
+    "other samples": (other_fingerprint, "samples.parquet", "fingerprint"),
+    "manifest flipped": (
+        lambda s: s.paths.manifest(2).write_bytes(b"PAR1"), "manifests/v000002.parquet", "cannot"),
+    "manifest under another number": (
+        lambda s: shutil.copy(s.paths.manifest(1), s.paths.manifest(2)),
+        "manifests/v000002.parquet", "says version 1"),
+    "manifest lost": (lambda s: s.paths.manifest(2).unlink(), "manifests", "[2] are missing"),
+    "rows twice": (
+        lambda s: rewrite(s.paths.manifest(1), double_first_row),
+        "manifests/v000001.parquet", "ascending"),
+    "row dropped": (
+        lambda s: rewrite(s.paths.manifest(1), lambda t: t.slice(1)),
+        "manifests/v000001.parquet", "its header says 8"),
+    "column dropped": (
+        lambda s: rewrite(s.paths.manifest(1), lambda t: t.drop_columns(["gain"])),
+        "manifests/v000001.parquet", "expected"),
+    "weights": (
+        lambda s: rewrite(s.paths.manifest(1), negative_weights),
+        "manifests/v000001.parquet", "positive"),
+    "ids of other samples": (
+        lambda s: rewrite(s.paths.manifest(1), other_ids),
+        "manifests/v000001.parquet", "sample ids"),
+    "history flipped": (
+        lambda s: flip(s.paths.measured(2)), "history/version=000002/measured.parquet", "checksum"),
+    "history shortened": (
+        lambda s: s.paths.scores(1).write_bytes(s.paths.scores(1).read_bytes()[:-4]),
+        "history/version=000001/scores.parquet", "bytes, expected"),
+    "history lost": (
+        lambda s: s.paths.scores(2).unlink(), "history/version=000002/scores.parquet", "read"),
+    "history of nobody": (
+        lambda s: s.paths.history_of(7).mkdir(), "history/version=000007", "no version"),
+    "sidecar changed": (
+        lambda s: s.paths.sidecar(1).write_text("{}"), "manifests/v000001.json", "differs"),
+    "LATEST wrong": (lambda s: s.paths.latest.write_text("1\n"), "LATEST", "latest version, 3"),
+    "database lost": (lambda s: s.paths.database.unlink(), "scores.duckdb", "missing"),
+    "cache flipped": (
+        lambda s: flip(s.paths.cache_of(2) / "features.npy"), "cache/v000002", "features.npy"),
+}  # fmt: skip
+
+
+def test_a_whole_store_has_no_problem(store: Store) -> None:
+    assert verify(store) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_found_and_advised_on(store: Store, damage: str) -> None:
+    spoil, path, what = DAMAGE[damage]
+    spoil(store)
+    problems = verify(Store.open(store.paths.root))
+    assert any(p.path == path and what in p.what for p in problems), problems
+    assert all(p.advice for p in problems)
+
+
+@pytest.mark.parametrize(
+    "damage", ["history of nobody", "sidecar changed", "LATEST wrong", "database lost"]
+)
+def test_what_is_derived_is_repaired_at_the_next_start(store: Store, damage: str) -> None:
+    DAMAGE[damage][0](store)
+    assert store.recover()
+    assert verify(store) == []

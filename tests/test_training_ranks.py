@@ -1,0 +1,57 @@
+"""Data-parallel training: all ranks draw from the version that rank 0 found, and share it out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from gracekit.training import Coreset, CoresetSampler
+from gracekit.training.ranks import decide_on_rank_zero
+from tests.stores import make_store
+from tests.training_two_ranks import NUM_ROWS
+
+BATCH = 4
+STEPS_PER_EPOCH = NUM_ROWS // (2 * BATCH)
+
+
+def test_outside_a_job_the_decision_is_a_plain_call() -> None:
+    assert decide_on_rank_zero(lambda: 5) == 5
+
+
+def test_two_ranks_draw_one_order_from_one_version(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    (tmp_path / "run").mkdir()
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            "-m", "tests.training_two_ranks", str(store.paths.root), str(tmp_path / "run"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parent.parent,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [
+        json.loads((tmp_path / "run" / f"rank-{rank}.json").read_text(encoding="utf-8"))
+        for rank in (0, 1)
+    ]
+    assert ranks[0]["log"] == ranks[1]["log"]
+    log = [tuple(turn) for turn in ranks[0]["log"]]
+    # Published after step 5, seen at step 6, the end of the epoch: taken by the next epoch.
+    # Published after step 14, seen at step 15, third of its epoch: both ranks have drawn a batch more.
+    assert log == [(0, 0, 0), (1, 0, 1), (2, 0, 1), (2, 4 * 2 * BATCH, 2)]
+
+    assert [len(rank["fed"]) for rank in ranks] == [3 * STEPS_PER_EPOCH] * 2
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS)
+    sampler.load_state_dict({**sampler.state_dict(), "version_log": log})
+    for epoch in range(3):
+        steps = slice(epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH)
+        in_turn = zip(ranks[0]["fed"][steps], ranks[1]["fed"][steps], strict=True)
+        sampler.set_epoch(epoch)
+        assert [p for pair in in_turn for batch in pair for p in batch] == list(sampler)
+    last = ranks[1]["fed"][-2:]
+    assert {p for batch in last for p in batch} <= set(
+        Coreset.load(store.paths.root, 2).source_rows.tolist()
+    )

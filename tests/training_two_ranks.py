@@ -1,0 +1,74 @@
+"""Run by test_training_ranks.py under torchrun: a data-parallel Trainer that tells what it was fed.
+
+Only rank 0 gets the true path of the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+from gracekit.store import Store
+from gracekit.training import CoresetCallback
+from tests.stores import N, make_draft
+
+NUM_ROWS = 2 * N
+
+
+class PublishAfter(TrainerCallback):  # type: ignore[misc]
+    """Rank 0 publishes a version after each of these steps."""
+
+    def __init__(self, store: Store, steps: tuple[int, ...]) -> None:
+        self.store = store
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero and state.global_step in self.steps:
+            self.store.commit(make_draft(self.store, f"refresh-{state.global_step}"))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    root, out = Path(sys.argv[1]), Path(sys.argv[2])
+    rank = int(os.environ["RANK"])
+    fed: list[list[int]] = []
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"][:, 0].tolist()),
+        with_kwargs=True,
+    )
+    store = root if rank == 0 else root / "not-mounted-here"
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(out), num_train_epochs=3, per_device_train_batch_size=4,
+            save_strategy="no", logging_strategy="no", report_to="none", use_cpu=True,
+            ddp_backend="gloo", disable_tqdm=True, dataloader_pin_memory=False,
+        ),
+        train_dataset=[{"input_ids": [i, 50], "labels": [i, 50]} for i in range(NUM_ROWS)],
+        callbacks=[
+            CoresetCallback(store, follow="step", check_steps=1),
+            PublishAfter(Store.open(root), steps=(5, 14)),
+        ],
+    )  # fmt: skip
+    trainer.train()
+    log = [
+        (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
+        for entry in trainer.state.log_history
+        if "coreset_version" in entry
+    ]
+    (out / f"rank-{rank}.json").write_text(json.dumps({"fed": fed, "log": log}))
+
+
+if __name__ == "__main__":
+    main()
