@@ -293,7 +293,8 @@ def _without(value: Any, keys: set[str]) -> Any:
 
 
 def _looks_like_hub_name(path: str) -> bool:
-    return path.count("/") <= 1 and not Path(path).suffix and not path.startswith(".")
+    is_file = Path(path).suffix in {".json", ".jsonl", ".parquet", ".csv", ".tsv"}
+    return path.count("/") <= 1 and not is_file and not path.startswith(".")
 
 
 def _explain(error: ValidationError, name: str) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 
 import hypothesis
 
 # Two spinning thread pools on a busy machine are ten times slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Nothing in the tests may wait for a network.
+# Nothing in the tests may wait for a network, or write into the user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gracekit-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 hypothesis.settings.register_profile(
     "gracekit", derandomize=True, deadline=None, max_examples=50, print_blob=True
