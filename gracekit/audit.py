@@ -1,0 +1,88 @@
+"""The audit: how well the probe was predicted before its own measurements were used."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from gracekit.types import Audit, Float32, Float64
+
+
+def audit(
+    *,
+    predicted: Float32,
+    measured: Float32,
+    stale: Float32,
+    predicted_features: Float32,
+    measured_features: NDArray[np.float16] | Float32,
+    stale_features: NDArray[np.float16] | Float32,
+    centre: Float32,
+    num_measured: int,
+    target: float,
+    rounds: int = 1,
+) -> Audit:
+    """Compare what was predicted of the probe with what was measured.
+
+    Probe rows that are not finite in one of two compared arrays are left out of that comparison;
+    a comparison of nothing gives 0.
+
+    Args:
+        predicted: [p] importance score of the probe rows, propagated from the other measured rows;
+            in the space of the errors to report (log of the length-corrected score).
+        measured: [p] their measured score.
+        stale: [p] their last known score.
+        predicted_features: [p, d] features propagated from the other measured rows.
+        measured_features: [p, d]
+        stale_features: [p, d] last known features.
+        centre: [d] subtracted from all features before they are compared: the mean of the
+            measured ones.
+        num_measured: rows measured so far, the probe included.
+        target: the recipe's target rank correlation.
+        rounds: rounds of measuring so far.
+    """
+    with np.errstate(invalid="ignore"):  # differences of infinities are left out
+        return Audit(
+            num_probe=len(measured),
+            num_measured=num_measured,
+            rank_correlation=rank_correlation(predicted, measured),
+            rank_correlation_stale=rank_correlation(stale, measured),
+            mean_abs_error=_mean(np.abs(_wide(predicted) - _wide(measured))),
+            mean_abs_error_stale=_mean(np.abs(_wide(stale) - _wide(measured))),
+            feature_cosine=_mean_cosine(predicted_features, measured_features, centre),
+            feature_cosine_stale=_mean_cosine(stale_features, measured_features, centre),
+            target=target,
+            rounds=rounds,
+        )
+
+
+def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    """Spearman's rank correlation over the pairs that are finite, ties by mean rank.
+
+    0 where it is not defined: fewer than two pairs, or one side constant.
+    """
+    both = np.isfinite(a) & np.isfinite(b)
+    ranks_a, ranks_b = rankdata(a[both]), rankdata(b[both])
+    if len(ranks_a) < 2:
+        return 0.0
+    ranks_a -= ranks_a.mean()
+    ranks_b -= ranks_b.mean()
+    size = np.sqrt((ranks_a @ ranks_a) * (ranks_b @ ranks_b))
+    return float(np.clip(ranks_a @ ranks_b / size, -1, 1)) if size > 0 else 0.0
+
+
+def _mean_cosine(a: NDArray[np.floating], b: NDArray[np.floating], centre: Float32) -> float:
+    centred_a, centred_b = _wide(a) - centre, _wide(b) - centre
+    dot = np.einsum("ij,ij->i", centred_a, centred_b)
+    size = np.linalg.norm(centred_a, axis=1) * np.linalg.norm(centred_b, axis=1)
+    # A row that lies on the centre has no direction to agree with; NaN stays NaN.
+    return _mean(np.divide(dot, size, out=np.where(size == 0, 0.0, np.nan), where=size > 0))
+
+
+def _mean(values: Float64) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else 0.0
+
+
+def _wide(values: NDArray[np.floating]) -> Float64:
+    return values.astype(np.float64)

@@ -1,0 +1,99 @@
+"""Directions of the features, and exact neighbours among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gracekit.types import Bool, Float32, Int32, KnnGraph, Rows
+
+_BLOCK_BYTES = 64 << 20
+
+
+def unit_features(features: NDArray[np.float16] | Float32, valid: Bool) -> Float32:
+    """Directions of the features: centred by the mean of the valid rows, of length 1.
+
+    Args:
+        features: [n, d]; rows that are not finite count as invalid.
+        valid: [n] rows that have features.
+
+    Returns:
+        float32 [n, d], never NaN; zeros where invalid, or equal to the mean up to rounding.
+    """
+    unit = np.zeros(features.shape, np.float32)
+    total, count = np.zeros(features.shape[1]), 0
+    for rows in _finite_blocks(features, valid):
+        total += features[rows].sum(axis=0, dtype=np.float64)
+        count += len(rows)
+    mean = total / max(count, 1)
+    shortest = 1e-6 * np.linalg.norm(mean)
+    for rows in _finite_blocks(features, valid):
+        block = features[rows].astype(np.float64) - mean
+        length = np.linalg.norm(block, axis=1)
+        some = length > shortest
+        unit[rows[some]] = block[some] / length[some, None]
+    return unit
+
+
+def _finite_blocks(features: NDArray[np.float16] | Float32, valid: Bool) -> Iterator[Rows]:
+    for block in _blocks(np.flatnonzero(valid), 8 * features.shape[1]):
+        yield block[np.isfinite(features[block]).all(axis=1)]
+
+
+def _blocks(rows: Rows, bytes_per_row: int) -> Iterator[Rows]:
+    size = max(1, _BLOCK_BYTES // max(bytes_per_row, 1))
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def has_direction(unit: Float32) -> Bool:
+    """[n] rows that are not zero: those that can be neighbours."""
+    has: Bool = np.einsum("ij,ij->i", unit, unit) > 0.5
+    return has
+
+
+def exact_neighbors(
+    unit: Float32, queries: Rows, columns: Rows, width: int
+) -> tuple[Int32, Float32]:
+    """The nearest of the `columns` for every query row, itself left out.
+
+    Returns:
+        Neighbours int32 [q, width], nearest first, -1 fills up; and their cosines
+        float32 [q, width], -inf where the neighbour is -1.
+    """
+    neighbors = np.full((len(queries), width), -1, np.int32)
+    cosines = np.full((len(queries), width), -np.inf, np.float32)
+    keep = min(width, len(columns))
+    if keep == 0:
+        return neighbors, cosines
+    targets = unit[columns]
+    position = np.full(len(unit), -1)
+    position[columns] = np.arange(len(columns))
+    for block in _blocks(np.arange(len(queries)), 4 * len(columns)):
+        cosine = unit[queries[block]] @ targets.T
+        own = position[queries[block]]
+        inside = np.flatnonzero(own >= 0)
+        cosine[inside, own[inside]] = -np.inf
+        best = np.argpartition(cosine, len(columns) - keep, axis=1)[:, -keep:]
+        best.sort(axis=1)
+        lists, near = nearest_first(columns[best], np.take_along_axis(cosine, best, 1), keep)
+        neighbors[block, :keep], cosines[block, :keep] = lists, near
+    neighbors[cosines == -np.inf] = -1
+    return neighbors, cosines
+
+
+def nearest_first(
+    neighbors: NDArray[Any], cosines: Float32, width: int
+) -> tuple[NDArray[Any], Float32]:
+    """The `width` nearest entries of every list, sorted; equal ones stay in their order."""
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :width]
+    return np.take_along_axis(neighbors, order, 1), np.take_along_axis(cosines, order, 1)
+
+
+def knn_graph(neighbors: Int32, cosines: Float32) -> KnnGraph:
+    """Lists with -inf at missing neighbours, as the value that flows through a refresh."""
+    cosine = np.where(neighbors >= 0, np.clip(cosines, -1, 1), 0).astype(np.float32)
+    return KnnGraph(neighbors=neighbors.copy(), similarities=cosine)

@@ -1,0 +1,102 @@
+"""Exact neighbour lists by blocked products: the oracle, and the default for small n."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.files import write_atomic
+from gracekit.graph.directions import exact_neighbors, has_direction, knn_graph, nearest_first
+from gracekit.graph.seal import purpose, seal
+from gracekit.recipe import GraphSection
+from gracekit.types import Float32, Rows
+
+LISTS_FILE = "exact.npz"
+
+_NUM_SPARE = 16
+"""Neighbours remembered beyond k, so that a list survives losing some of its members."""
+
+
+class ExactIndex:
+    """Exact lists, repaired exactly for the rows that moved.
+
+    A row remembers its floor besides its list: it knows every row at least that similar. While k
+    members lie at or above the floor, the list is right although others were lost.
+    """
+
+    backend = "exact"
+
+    def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
+        n, width = len(unit), settings.num_neighbors + _NUM_SPARE
+        self.settings = settings
+        self.seed = seed
+        self.unit = unit.copy()
+        self._neighbors = np.full((n, width), -1, np.int32)
+        self._cosines = np.full((n, width), -np.inf, np.float32)
+        self._floor = np.full(n, -np.inf, np.float32)
+        self._recompute(np.flatnonzero(has_direction(unit)))
+        self._publish()
+
+    def update(self, features: Float32, moved: Rows) -> None:
+        """Take the new unit features [n, d] of the moved rows; the lists are exact again."""
+        self.unit[moved] = features[moved]
+        present = has_direction(self.unit)
+        is_moved = np.zeros(len(present), bool)
+        is_moved[moved] = True
+        lost = is_moved[self._neighbors] | is_moved[:, None]
+        self._neighbors[lost], self._cosines[lost] = -1, -np.inf
+
+        still = np.flatnonzero(present & ~is_moved)
+        moved_now = np.flatnonzero(present & is_moved)
+        width = self._neighbors.shape[1]
+        arrived, near = exact_neighbors(self.unit, still, moved_now, width)
+        neighbors, cosines = nearest_first(
+            np.hstack([self._neighbors[still], arrived]),
+            np.hstack([self._cosines[still], near]),
+            width,
+        )
+        self._neighbors[still], self._cosines[still] = neighbors, cosines
+        uncertain = cosines[:, self.settings.num_neighbors - 1] < self._floor[still]
+        # What a full list pushed out is no longer known, so the floor rises to its last member.
+        self._floor[still] = np.maximum(self._floor[still], cosines[:, -1])
+        self._recompute(np.concatenate([still[uncertain], moved_now]))
+        self._publish()
+
+    def _recompute(self, rows: Rows) -> None:
+        columns = np.flatnonzero(has_direction(self.unit))
+        neighbors, cosines = exact_neighbors(self.unit, rows, columns, self._neighbors.shape[1])
+        self._neighbors[rows], self._cosines[rows] = neighbors, cosines
+        self._floor[rows] = cosines[:, -1]
+
+    def _publish(self) -> None:
+        k = self.settings.num_neighbors
+        self.graph = knn_graph(self._neighbors[:, :k], self._cosines[:, :k])
+
+    def save(self, directory: Path) -> list[Path]:
+        """Write the index into an existing directory; returns the files written."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez(
+                    file,
+                    unit=self.unit,
+                    neighbors=self._neighbors,
+                    cosines=self._cosines,
+                    floor=self._floor,
+                )
+
+        write_atomic(directory / LISTS_FILE, write)
+        made_for = purpose(self.unit.shape, self.settings)
+        return seal(directory, [directory / LISTS_FILE], made_for, seed=self.seed)
+
+    @classmethod
+    def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> ExactIndex:
+        """The index that `save` wrote."""
+        index = cls.__new__(cls)
+        index.settings, index.seed = settings, seed
+        with np.load(directory / LISTS_FILE) as arrays:
+            index.unit, index._floor = arrays["unit"], arrays["floor"]
+            index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
+        index._publish()
+        return index

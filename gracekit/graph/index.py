@@ -1,0 +1,122 @@
+"""Building, loading and refreshing an index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.graph.directions import exact_neighbors, has_direction
+from gracekit.graph.exact import ExactIndex
+from gracekit.graph.hnsw import HnswIndex
+from gracekit.graph.seal import backend_for, purpose, unbroken_seal
+from gracekit.recipe import GraphSection
+from gracekit.types import Bool, Float32, Rows
+
+Index = ExactIndex | HnswIndex
+
+_NUM_SAMPLED = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphReport:
+    """What bringing an index up to date did."""
+
+    num_moved: int
+    rebuilt: bool
+    recall: float
+    """Share of the true k nearest that the lists hold, on a random sample of rows."""
+
+
+def build_index(unit: Float32, settings: GraphSection, *, valid: Bool, seed: int) -> Index:
+    """Index the rows that are valid and have a direction.
+
+    Args:
+        unit: [n, d] from `unit_features`; finite. The index keeps a copy.
+        settings: backend, number of neighbours and effort.
+        valid: [n] rows that may be neighbours.
+        seed: of hnswlib's levels.
+    """
+    unit = _only(unit, valid)
+    if backend_for(len(unit), settings) == "exact":
+        return ExactIndex(unit, settings=settings, seed=seed)
+    return HnswIndex(unit, settings=settings, seed=seed)
+
+
+def load_index(directory: Path, *, settings: GraphSection) -> Index | None:
+    """The index saved in `directory`; None when it must be built anew.
+
+    That is when a file is missing or damaged, or when the settings ask for another index.
+    """
+    content = unbroken_seal(directory)
+    if content is None:
+        return None
+    shape, seed = tuple(content["made_for"]["shape"]), content["seed"]
+    if content["made_for"] != purpose(shape, settings):
+        return None
+    backend = ExactIndex if backend_for(shape[0], settings) == "exact" else HnswIndex
+    return backend.load(directory, settings=settings, seed=seed)
+
+
+def moved_rows(index: Index, unit: Float32, *, above: float) -> Rows:
+    """Rows for which 1 - cosine of the indexed with the new direction exceeds `above`.
+
+    Gaining or losing the direction is a move as well.
+    """
+    before, after = has_direction(index.unit), has_direction(unit)
+    turned = 1 - np.einsum("ij,ij->i", index.unit, unit) > above
+    moved: Rows = np.flatnonzero((before != after) | (before & after & turned))
+    return moved
+
+
+def refresh_index(
+    index: Index, unit: Float32, settings: GraphSection, *, valid: Bool
+) -> tuple[Index, GraphReport]:
+    """Bring the lists up to date with new directions.
+
+    Few moved rows are repaired in place. Above `rebuild_above`, or when the old index was made for
+    other data or settings, a new one is built. Rows that did not move keep the direction that they
+    were indexed with, so that slow drift adds up until it is noticed.
+
+    Args:
+        index: repaired in place, or left alone when a new one is built.
+        unit: [n, d] new directions.
+        settings: as for `build_index`.
+        valid: [n] rows that may be neighbours.
+
+    Returns:
+        The index to use from now on, and what was done.
+    """
+    unit = _only(unit, valid)
+    fits = purpose(index.unit.shape, index.settings) == purpose(unit.shape, settings)
+    moved = moved_rows(index, unit, above=settings.moved_above) if fits else np.arange(len(unit))
+    rebuilt = not fits or len(moved) > settings.rebuild_above * len(unit)
+    if rebuilt:
+        index = build_index(unit, settings, valid=valid, seed=index.seed)
+    elif len(moved):
+        index.update(unit, moved)
+    return index, GraphReport(num_moved=len(moved), rebuilt=rebuilt, recall=recall(index))
+
+
+def recall(index: Index) -> float:
+    """Share of the true k nearest in the lists of sampled rows; 1 for an empty graph.
+
+    A listed row counts when it is as similar as the true k-th: duplicates may stand in.
+    """
+    present = np.flatnonzero(has_direction(index.unit))
+    sample = np.random.default_rng(index.seed).permutation(present)[:_NUM_SAMPLED]
+    listed = index.graph.neighbors[sample]
+    _, truth = exact_neighbors(index.unit, sample, present, listed.shape[1])
+    num_true = np.isfinite(truth).sum(axis=1)
+    if not num_true.any():
+        return 1.0
+    least = np.take_along_axis(truth, np.maximum(num_true - 1, 0)[:, None], 1)
+    cosine = np.einsum("qd,qkd->qk", index.unit[sample], index.unit[listed])
+    found = (listed >= 0) & (cosine >= least - 1e-5)
+    return float(found.sum() / num_true.sum())
+
+
+def _only(unit: Float32, valid: Bool) -> Float32:
+    assert np.isfinite(np.vdot(unit, unit)), "directions must be finite"
+    return np.where(valid[:, None], unit, np.float32(0)) if unit[~valid].any() else unit

@@ -1,0 +1,59 @@
+"""The seal of a saved index: what it was made for, and the checksums of its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gracekit.files import sha256, write_text_atomic
+from gracekit.recipe import GraphSection
+from gracekit.types import Json
+
+SEAL_FILE = "index.json"
+
+
+def backend_for(num_rows: int, settings: GraphSection) -> str:
+    """`exact` or `hnsw`."""
+    if settings.backend == "auto":
+        return "exact" if num_rows < settings.exact_below else "hnsw"
+    return settings.backend
+
+
+def purpose(shape: tuple[int, ...], settings: GraphSection) -> Json:
+    """What makes two indexes interchangeable, for directions of the given shape [n, d]."""
+    backend = backend_for(shape[0], settings)
+    made_for: Json = {
+        "backend": backend,
+        "shape": list(shape),
+        "num_neighbors": settings.num_neighbors,
+    }
+    if backend == "hnsw":
+        made_for |= {"hnsw_m": settings.hnsw_m, "ef_construction": settings.ef_construction}
+    return made_for
+
+
+def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> list[Path]:
+    """Write the seal after the files; returns all files, the seal included."""
+    content = {
+        "made_for": made_for,
+        "seed": seed,
+        "files": {file.name: sha256(file) for file in files},
+    }
+    write_text_atomic(directory / SEAL_FILE, json.dumps(content, indent=1))
+    return [*files, directory / SEAL_FILE]
+
+
+def unbroken_seal(directory: Path) -> Json | None:
+    """The seal, if it is there and every file is as it was sealed.
+
+    hnswlib refuses truncated files but loads files with flipped bytes, hence the checksums.
+    """
+    try:
+        content: Json = json.loads((directory / SEAL_FILE).read_text(encoding="utf-8"))
+        intact = all(
+            sha256(directory / name) == checksum for name, checksum in content["files"].items()
+        )
+        complete = intact and {"made_for", "seed"} <= content.keys()
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+    return content if complete else None

@@ -1,0 +1,246 @@
+"""Features of the rows that were not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gracekit.propagation.diffusion import Smoothed, spread, transition
+from gracekit.propagation.gates import share_that_helps, simplest_good
+from gracekit.recipe import PropagationSection
+from gracekit.types import Bool, Float32, Float64, Json, Rows, SparseGraph
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+_HELD_OUT = 0.25
+"""Share of the measured rows held out. Each of them tells d numbers, so one split says enough."""
+_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+"""Of the ridge map, relative to the mean eigenvalue of what it is fitted on."""
+_LEAST_GAIN = 1e-4
+"""Of mean cosine: less is not worth a more complicated estimate."""
+_HOPS = (1, 3)
+_ROW_BLOCK, _COLUMN_BLOCK = 16_384, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Map:
+    """new = old + offset + old @ matrix."""
+
+    offset: Float32
+    """[d]"""
+    matrix: Float32 | None = None
+    """[d, d]; None: the offset alone."""
+
+    def __call__(self, old: Float32) -> Float32:
+        """Features [rows, d] carried over."""
+        new: Float32 = old + self.offset
+        if self.matrix is not None:
+            new += old @ self.matrix
+        return new
+
+
+def propagate_features(
+    *,
+    old: NDArray[np.float16] | Float32,
+    measured_rows: Rows,
+    new: NDArray[np.float16] | Float32,
+    graph: SparseGraph,
+    usable: Bool,
+    settings: PropagationSection,
+    seed: int,
+) -> tuple[Float32, Json]:
+    """Estimate the new features of all rows from those of the measured ones.
+
+    Tried on held-out measured rows, simplest first: stale; a shift by the mean change; a ridge map
+    from old features to their change. Then, on top of the one that is used, what it leaves over on
+    the measured rows, diffused over the graph and scaled. What counts is the cosine of predicted
+    and measured features, both centred by the mean of the measured ones.
+
+    Args:
+        old: [n, d] last known features.
+        measured_rows: [m] distinct.
+        new: [m, d] measured features; NaN where the measurement was not finite.
+        graph: the graph over the old features.
+        usable: [n] rows with known old features. The others keep what they have unless measured.
+        settings: whether to propagate features, damping, and the least number of measured rows.
+        seed: of the split.
+
+    Returns:
+        Features float32 [n, d], measured rows as measured; and what was used, with the held-out
+        cosines that decided it. Works in blocks, so that little memory is needed besides `old`
+        and the result.
+    """
+    features = old.astype(np.float32)
+    comparable = usable[measured_rows] & np.isfinite(new).all(axis=1)
+    comparable &= np.isfinite(features[measured_rows]).all(axis=1)
+    rows, target = measured_rows[comparable], new[comparable].astype(np.float32)
+    gates: Json = {"rule": settings.features, "num_compared": len(rows), "used": "stale"}
+    if settings.features != "none" and len(rows) >= settings.min_measured:
+        walk, rng = transition(graph, usable), np.random.default_rng(seed)
+        choice = _choose(features[rows], target, rows, walk, settings.damping, rng)
+        _carry_over(features, rows, target, walk, usable, settings.damping, choice)
+        gates |= choice.to_json()
+    features[measured_rows] = new
+    return features, gates
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """The estimate that the held-out rows speak for."""
+
+    plain: str
+    penalty: float
+    hops: int
+    """0: without diffusion."""
+    share: float
+    cosines: dict[str, float]
+    """Mean held-out cosine of everything tried."""
+
+    def to_json(self) -> Json:
+        """As it goes into the manifest."""
+        return {
+            "used": f"{self.plain}+diffusion" if self.hops else self.plain,
+            "penalty": self.penalty if self.plain == "ridge" else 0.0,
+            "hops": self.hops,
+            "share": self.share,
+            "held_out_cosine": self.cosines,
+        }
+
+
+def _choose(
+    source: Float32,
+    target: Float32,
+    rows: Rows,
+    walk: sparse.csr_array,
+    damping: float,
+    rng: np.random.Generator,
+) -> _Choice:
+    """Try everything on held-out rows."""
+    held, kept = np.split(rng.permutation(len(rows)), [int(_HELD_OUT * len(rows))])
+    truth, centre = target[held], target.mean(axis=0)
+
+    def loss(predicted: Float32) -> Float64:
+        return 1 - row_cosines(predicted - centre, truth - centre)
+
+    def fit(name: str, penalty: float) -> _Map:
+        return _FITS[name](source[kept], target[kept], penalty)
+
+    penalty = min(_PENALTIES, key=lambda p: float(loss(fit("ridge", p)(source[held])).mean()))
+    maps = {name: fit(name, penalty) for name in _FITS}
+    losses = {name: loss(carry(source[held])) for name, carry in maps.items()}
+    plain = simplest_good(losses, at_least=_LEAST_GAIN)
+
+    predicted, left = maps[plain](source[held]), target[kept] - maps[plain](source[kept])
+    shares = {}
+    for hops, news in _spread_to(walk, rows[kept], left, rows[held], damping).items():
+        shares[hops] = share_that_helps(news, truth - predicted)
+        losses[f"{plain}+{hops}"] = loss(predicted + np.float32(shares[hops]) * news)
+    best = min(_HOPS, key=lambda hops: float(losses[f"{plain}+{hops}"].mean()))
+    finalists = {name: losses[name] for name in (plain, f"{plain}+{best}")}
+    diffuses = simplest_good(finalists, at_least=_LEAST_GAIN) != plain
+    return _Choice(
+        plain=plain,
+        penalty=penalty,
+        hops=best if diffuses else 0,
+        share=shares[best] if diffuses else 0.0,
+        cosines={name: float(1 - each.mean()) for name, each in losses.items()},
+    )
+
+
+def _carry_over(
+    features: Float32,
+    rows: Rows,
+    target: Float32,
+    walk: sparse.csr_array,
+    usable: Bool,
+    damping: float,
+    choice: _Choice,
+) -> None:
+    """Fit the choice on all measured rows and apply it to the usable rows, in place."""
+    source = features[rows]
+    carry = _FITS[choice.plain](source, target, choice.penalty)
+    left = target - carry(source)
+    known = np.flatnonzero(usable)
+    for start in range(0, len(known), _ROW_BLOCK):
+        block = known[start : start + _ROW_BLOCK]
+        features[block] = carry(features[block])
+    if choice.hops:
+        for columns, arrived in _spread_columns(walk, rows, left, damping, (choice.hops,)):
+            news = np.where(usable[:, None], arrived[choice.hops].values, 0)
+            features[:, columns] += np.float32(choice.share) * news
+
+
+def _spread_columns(
+    walk: sparse.csr_array, rows: Rows, values: Float32, damping: float, hops: tuple[int, ...]
+) -> Iterator[tuple[slice, dict[int, Smoothed]]]:
+    """`spread` for a few columns at a time, so that no second [n, d] is ever needed."""
+    for start in range(0, values.shape[1], _COLUMN_BLOCK):
+        columns = slice(start, start + _COLUMN_BLOCK)
+        yield columns, spread(walk, rows, values[:, columns], damping=damping, hops=hops)
+
+
+def _spread_to(
+    walk: sparse.csr_array, rows: Rows, values: Float32, to: Rows, damping: float
+) -> dict[int, Float32]:
+    """What arrives at the rows `to`: hops -> [to, d]."""
+    arrived = {hops: np.empty((len(to), values.shape[1]), np.float32) for hops in _HOPS}
+    for columns, smoothed in _spread_columns(walk, rows, values, damping, _HOPS):
+        for hops, news in smoothed.items():
+            arrived[hops][:, columns] = news.values[to]
+    return arrived
+
+
+def _no_change(old: Float32, new: Float32, penalty: float) -> _Map:
+    return _Map(offset=np.zeros(old.shape[1], np.float32))
+
+
+def _shift(old: Float32, new: Float32, penalty: float) -> _Map:
+    return _Map(offset=(new - old).mean(axis=0))
+
+
+def _ridge(old: Float32, new: Float32, penalty: float) -> _Map:
+    """Ridge regression of the change; a large penalty leaves the mean change."""
+    centre = old.mean(axis=0, dtype=np.float64)
+    shift = (new - old).mean(axis=0, dtype=np.float64)
+    m, d = old.shape
+    if m < d:
+        x, y = old - centre, new - old - shift
+        matrix = x.T @ np.linalg.solve(_penalised(x @ x.T, penalty, d), y)
+    else:
+        gram, cross = np.zeros((d, d)), np.zeros((d, d))
+        for start in range(0, m, _ROW_BLOCK):
+            block = slice(start, start + _ROW_BLOCK)
+            x, y = old[block] - centre, new[block] - old[block] - shift
+            gram += x.T @ x
+            cross += x.T @ y
+        matrix = np.linalg.solve(_penalised(gram, penalty, d), cross)
+    return _Map(
+        offset=(shift - centre @ matrix).astype(np.float32), matrix=matrix.astype(np.float32)
+    )
+
+
+def _penalised(gram: Float64, penalty: float, num_features: int) -> Float64:
+    size = np.trace(gram) / num_features
+    return gram + penalty * (size or 1.0) * np.eye(len(gram))
+
+
+_FITS: dict[str, Callable[[Float32, Float32, float], _Map]] = {
+    "stale": _no_change,
+    "shift": _shift,
+    "ridge": _ridge,
+}
+"""Simplest first."""
+
+
+def row_cosines(a: Float32, b: Float32) -> Float64:
+    """[rows] cosine of each row of `a` with that of `b`; 0 where one of them is 0."""
+    dot = np.einsum("ij,ij->i", a, b, dtype=np.float64)
+    square = np.einsum("ij,ij->i", a, a, dtype=np.float64)
+    square = square * np.einsum("ij,ij->i", b, b, dtype=np.float64)
+    cosine: Float64 = np.divide(dot, np.sqrt(square), out=np.zeros_like(dot), where=square > 0)
+    return cosine

@@ -1,0 +1,117 @@
+"""Scores of the rows that were not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gracekit.propagation.gated import gated
+from gracekit.propagation.gates import mean_square
+from gracekit.propagation.rules import Estimate, Known, grace, stale
+from gracekit.recipe import PropagationSection
+from gracekit.types import Bool, Float32, Float64, Json, Rows, SparseGraph
+
+RULES: dict[str, Callable[[Known], dict[str, Estimate]]] = {
+    "gated": gated,
+    "grace": grace,
+    "none": stale,
+}
+
+_NUM_CLASSES = 4
+"""Classes of mass that get an expected error of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Propagated:
+    """The scores of all rows after a refresh, in the working space that they came in."""
+
+    values: dict[str, Float32]
+    """score name -> [n]; measured rows exactly as measured, NaN where nothing is known."""
+    confidence: dict[str, Float32]
+    """score name -> [n] in [0, 1]: 1 where measured, 0 where nothing is known, else 1 - (error
+    to be expected) / (standard deviation of the measured scores), the error being the root mean
+    square over held-out measured rows that as much news reached over the graph."""
+    gates: Json
+    """What was used for every score, and the held-out errors that decided it."""
+
+
+def propagate_scores(
+    rule: str,
+    *,
+    old: dict[str, Float32],
+    measured_rows: Rows,
+    new: dict[str, Float32],
+    covariates: Float32,
+    graph: SparseGraph,
+    usable: Bool,
+    settings: PropagationSection,
+    seed: int,
+) -> Propagated:
+    """Estimate the new scores of all rows from those of the measured ones.
+
+    Args:
+        rule: `gated`, `grace` or `none`.
+        old: score name -> [n] last known scores in a space where changes compare (the log of the
+            length-corrected score).
+        measured_rows: [m] distinct.
+        new: score name -> [m] in the same space; NaN where the measurement was not finite.
+        covariates: [n, c] what else is known of every row (length, age, last change, groups);
+            values that are not finite count as 0.
+        graph: the graph over the features as they were known before.
+        usable: [n] rows with known old scores. The others keep what they have unless measured.
+        settings: damping, μ, and the least number of measured rows: below it rows stay as they
+            are, as under rule `none`.
+        seed: of the folds.
+    """
+    assert old.keys() == new.keys()
+    comparable = usable[measured_rows].copy()
+    for name, score in new.items():
+        comparable &= np.isfinite(score) & np.isfinite(old[name][measured_rows])
+    known = Known(
+        old={name: score.astype(np.float64) for name, score in old.items()},
+        rows=measured_rows[comparable],
+        new={name: score[comparable].astype(np.float64) for name, score in new.items()},
+        covariates=covariates,
+        graph=graph,
+        usable=usable,
+        settings=settings,
+        rng=np.random.default_rng(seed),
+    )
+    applied = rule if len(known.rows) >= settings.min_measured else "none"
+    estimates = RULES[applied](known)
+
+    values, confidence = {}, {}
+    for name, estimate in estimates.items():
+        value = np.where(usable, estimate.values, old[name]).astype(np.float32)
+        trust = np.where(usable & np.isfinite(value), _trust(estimate, known.new[name]), 0.0)
+        value[measured_rows] = new[name]
+        trust[measured_rows] = np.isfinite(new[name])
+        values[name], confidence[name] = value, trust.astype(np.float32)
+    gates: Json = {"rule": applied, "num_compared": len(known.rows)}
+    gates["scores"] = {name: estimate.gate for name, estimate in estimates.items()}
+    return Propagated(values=values, confidence=confidence, gates=gates)
+
+
+def _trust(estimate: Estimate, measured: Float64) -> Float64:
+    """[n] 1 - expected error / standard deviation of the measured scores, at least 0.
+
+    The expected error is that of the held-out rows in the same quarter by mass. With too few
+    held-out rows nothing is claimed.
+    """
+    m = len(measured)
+    if m < 2 * _NUM_CLASSES:
+        return np.zeros(len(estimate.values))
+    edges = np.quantile(estimate.held_out_mass, np.arange(1, _NUM_CLASSES) / _NUM_CLASSES)
+    held_out_class = np.searchsorted(edges, estimate.held_out_mass)
+    overall = mean_square(estimate.held_out_errors)
+    expected = np.full(_NUM_CLASSES, overall)
+    for number in range(_NUM_CLASSES):
+        errors = estimate.held_out_errors[held_out_class == number]
+        if len(errors):
+            expected[number] = mean_square(errors)
+    spread = float(measured.std())
+    trust = 1 - np.sqrt(expected) / spread if spread > 0 else 1.0 * (expected == 0)
+    of_row: Float64 = np.clip(trust, 0, 1)[np.searchsorted(edges, estimate.mass)]
+    return of_row
