@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gracekit import __version__, files
+from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.cache import CachePayload, prune_caches, save_cache
 from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
@@ -47,6 +47,7 @@ from gracekit.types import (
     ScoreTable,
     Selection,
 )
+from gracekit.version import __version__
 
 if TYPE_CHECKING:
     from gracekit.store.store import Store

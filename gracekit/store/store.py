@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from gracekit import __version__, files
+from gracekit import files
 from gracekit.errors import (
     StoreDataMismatchError,
     StoreError,
@@ -28,6 +28,7 @@ from gracekit.store.recover import recover
 from gracekit.store.samples import read_samples, write_samples
 from gracekit.store.shards import ShardFiles
 from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, SampleTable, ScoreTable
+from gracekit.version import __version__
 
 _Stamp = tuple[int, int, int]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from gracekit import __version__
 from gracekit.store.manifests import header_text
 from gracekit.store.parquet import read_table
 from gracekit.store.schema import SCHEMA_VERSION, TABLES, describe
 from gracekit.store.store import Store
 from gracekit.store.summary import version_row
 from gracekit.types import Json, ManifestHeader
+from gracekit.version import __version__
 
 _NO_SCORES = pa.schema(
     {

@@ -1,0 +1,50 @@
+"""The command line: parse, call one function of the library, render. It computes nothing.
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failed, 2 usage or recipe error.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from gracekit.cli import export, read, start, work
+from gracekit.version import __version__
+
+EPILOG = """
+\b
+A first run:
+  gracekit init data/train.jsonl            writes gracekit.yaml
+  gracekit watch runs/sft                   a new version per checkpoint
+  gracekit export --format jsonl -o subset  the newest coreset as training data
+  gracekit sql --list                       questions to ask the score history
+"""
+
+
+@click.group(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="gracekit")
+@click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but warnings and errors.")
+def main(verbose: bool, quiet: bool) -> None:
+    """Follow a fine-tuning run from outside and keep a fresh coreset for its trainer."""
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    logging.getLogger("gracekit").setLevel(level)
+
+
+for command in (
+    start.init,
+    work.watch,
+    work.refresh,
+    work.select,
+    export.export,
+    read.status,
+    read.versions,
+    read.diff,
+    read.sql,
+    read.verify,
+):
+    main.add_command(command)

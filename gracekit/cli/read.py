@@ -1,0 +1,196 @@
+"""Commands that only read a store: `status`, `versions`, `diff`, `sql`, `verify`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gracekit.cli.options import (
+    clear_errors,
+    json_option,
+    recipe_option,
+    resolve_store,
+    store_option,
+)
+from gracekit.cli.render import format_bytes, format_cell, print_json, print_table
+from gracekit.errors import RecipeError
+
+
+@click.command(epilog="\b\nExample:\n  gracekit status --json")
+@recipe_option
+@store_option
+@json_option
+@clear_errors
+def status(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
+    """Say what the store holds, how fresh it is, and what the daemon does."""
+    from gracekit.report import status as compute
+
+    found = compute(resolve_store(store_path, recipe_path))
+    if as_json:
+        print_json(found)
+        return
+    for name, value in found.items():
+        if name.endswith("_bytes") and isinstance(value, int):
+            name, value = name.removesuffix("_bytes"), format_bytes(value)
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {format_cell(v)}" for k, v in value.items()) or "-"
+        elif isinstance(value, list):
+            value = "; ".join(format_cell(v) for v in value) or "none"
+        click.echo(f"{name.replace('_', ' '):<24} {format_cell(value)}")
+
+
+@click.command(epilog="\b\nExample:\n  gracekit versions")
+@recipe_option
+@store_option
+@json_option
+@clear_errors
+def versions(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
+    """List the versions: step, measured share, audit, churn, seconds."""
+    from gracekit.report import versions_table
+
+    rows = versions_table(resolve_store(store_path, recipe_path))
+    if as_json:
+        print_json(rows)
+        return
+    columns = [
+        ("version", "version"), ("parent", "parent_version"), ("step", "step"),
+        ("operation", "operation"), ("measured %", "measured_percent"),
+        ("audit corr", "rank_correlation"), ("stale corr", "rank_correlation_stale"),
+        ("coreset", "num_selected"), ("churn %", "churn_percent"),
+        ("model pass s", "model_pass_s"), ("other s", "other_s"), ("created", "created_at"),
+    ]  # fmt: skip
+    print_table([title for title, _ in columns], [[row[key] for _, key in columns] for row in rows])
+
+
+@click.command(epilog="\b\nExample:\n  gracekit diff 3 4")
+@click.argument("first", type=int)
+@click.argument("second", type=int)
+@recipe_option
+@store_option
+@json_option
+@clear_errors
+def diff(
+    first: int, second: int, recipe_path: Path, store_path: Path | None, as_json: bool
+) -> None:
+    """Compare the coresets and scores of two versions."""
+    from gracekit.report import diff as compute
+
+    found = compute(resolve_store(store_path, recipe_path), first, second)
+    if as_json:
+        print_json(found)
+        return
+    click.echo(
+        f"version {first} to {second}: {found['num_kept']:,} kept, {found['num_added']:,} added, "
+        f"{found['num_removed']:,} removed"
+    )
+    _print_records("groups", found["groups"])
+    _print_records("biggest movers", found["movers"])
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gracekit sql 'SELECT * FROM versions'\n"
+    "  gracekit sql --list\n"
+    "  gracekit sql --named movers --csv > movers.csv\n"
+    "  echo 'SELECT count(*) FROM score_history' | gracekit sql -"
+)
+@click.argument("query", required=False)
+@click.option("--named", default=None, help="A ready-made query, see --list.")
+@click.option("--list", "list_named", is_flag=True, help="List the ready-made queries.")
+@click.option("-f", "--file", "file", type=click.Path(path_type=Path), default=None,
+              help="Read the query from a file.")  # fmt: skip
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
+@recipe_option
+@store_option
+@json_option
+@clear_errors
+def sql(
+    query: str | None,
+    named: str | None,
+    list_named: bool,
+    file: Path | None,
+    as_csv: bool,
+    recipe_path: Path,
+    store_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Ask the score history in SQL: read-only, at any moment, while the daemon runs.
+
+    Tables: samples, scores, versions, checkpoints, coresets. Views over every version:
+    score_history, measurements. QUERY `-` is read from stdin.
+    """
+    from gracekit.store.database import run_sql
+    from gracekit.store.queries import NAMED_QUERIES, named_query
+
+    if list_named:
+        rows = [[q.name, q.about] for q in NAMED_QUERIES.values()]
+        if as_json:
+            print_json([{"name": q.name, "about": q.about, "sql": q.sql}
+                        for q in NAMED_QUERIES.values()])  # fmt: skip
+        else:
+            print_table(["name", "what it tells"], rows)
+        return
+    text = _query_text(query, named and named_query(named).sql, file)
+    columns, records = run_sql(resolve_store(store_path, recipe_path), text)
+    if as_json:
+        print_json([dict(zip(columns, record, strict=True)) for record in records])
+    elif as_csv:
+        import csv
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(records)
+    else:
+        print_table(columns, records)
+
+
+@click.command(epilog="\b\nExample:\n  gracekit verify && echo fine")
+@recipe_option
+@store_option
+@json_option
+@clear_errors
+def verify(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
+    """Check every checksum and reference of the store; exit 1 and say what is wrong."""
+    from gracekit.store import Store
+    from gracekit.store.verify import verify as check
+
+    store = Store.open(resolve_store(store_path, recipe_path))
+    problems = check(store)
+    if as_json:
+        print_json({
+            "ok": not problems,
+            "versions": store.versions(),
+            "problems": [{"path": str(p.path), "what": p.what, "advice": p.advice}
+                         for p in problems],
+        })  # fmt: skip
+    elif not problems:
+        click.echo(f"{len(store.versions())} versions verify")
+    else:
+        for problem in problems:
+            click.echo(f"{problem.path}: {problem.what}; {problem.advice}")
+    if problems:
+        sys.exit(1)
+
+
+def _query_text(query: str | None, named: str | None, file: Path | None) -> str:
+    given = [text for text in (query, named, file) if text is not None]
+    if len(given) != 1:
+        raise RecipeError("give one query: as an argument, with --named, with --file, or - (stdin)")
+    if named is not None:
+        return named
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"cannot read the query from {file}: {error}") from None
+    assert query is not None
+    return sys.stdin.read() if query == "-" else query
+
+
+def _print_records(title: str, records: list[dict[str, Any]]) -> None:
+    if records:
+        click.echo(title)
+        print_table(list(records[0]), [list(record.values()) for record in records])

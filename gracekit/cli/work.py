@@ -1,0 +1,181 @@
+"""Commands that make new versions: `watch`, `refresh`, `select`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gracekit.cli.options import (
+    clear_errors,
+    json_option,
+    load_recipe,
+    recipe_option,
+    set_option,
+    store_option,
+    strict_option,
+)
+from gracekit.cli.render import format_bytes, print_json
+
+if TYPE_CHECKING:
+    from gracekit.refresher import PlanPreview, RefreshResult
+
+directory = click.Path(path_type=Path)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gracekit watch runs/sft\n"
+    "  gracekit watch runs/sft --once --dry-run\n"
+    "  gracekit watch runs/sft --set selection.fraction=0.2 --max-checkpoints 5"
+)
+@click.argument("checkpoint_dir", type=directory)
+@recipe_option
+@store_option
+@set_option
+@click.option("--once", is_flag=True, help="Handle the newest complete checkpoint, then exit.")
+@click.option("--max-checkpoints", type=click.IntRange(min=1), default=None,
+              help="Exit after so many new versions.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan of the next refresh and exit.")
+@strict_option
+@json_option
+@clear_errors
+def watch(
+    checkpoint_dir: Path,
+    recipe_path: Path,
+    store_path: Path | None,
+    overrides: tuple[str, ...],
+    once: bool,
+    max_checkpoints: int | None,
+    dry_run: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Follow CHECKPOINT_DIR: a new version for each complete checkpoint.
+
+    Training is never paused. Stop with Ctrl-C: finished work is kept, and the next start goes on.
+    """
+    from gracekit import daemon
+    from gracekit.checkpoints import find_checkpoints
+    from gracekit.errors import CheckpointError
+    from gracekit.refresher import Refresher, preview
+
+    recipe = load_recipe(recipe_path, overrides, store_path)
+    if dry_run:
+        found = find_checkpoints(checkpoint_dir, recipe.checkpoints)
+        if not found:
+            raise CheckpointError(f"there is no complete checkpoint in {checkpoint_dir} yet")
+        _print_preview(preview(recipe, found[-1], strict=strict), as_json)
+        return
+    refresher = Refresher.from_recipe(recipe, strict=strict)
+    with daemon.stop_on_signals() as stop:
+        report = daemon.watch(
+            refresher,
+            checkpoint_dir,
+            stop=stop,
+            once=once,
+            max_checkpoints=max_checkpoints,
+            on_version=lambda result: _print_result(result, as_json),
+        )
+    if once and not report.num_published and not report.num_skipped and not as_json:
+        click.echo(f"nothing new in {checkpoint_dir}", err=True)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gracekit refresh runs/sft/checkpoint-300\n"
+    "  gracekit refresh runs/sft/checkpoint-300 --dry-run"
+)
+@click.argument("checkpoint", type=directory)
+@recipe_option
+@store_option
+@set_option
+@click.option("--dry-run", is_flag=True, help="Print the plan and exit.")
+@strict_option
+@json_option
+@clear_errors
+def refresh(
+    checkpoint: Path,
+    recipe_path: Path,
+    store_path: Path | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Make one version from CHECKPOINT, then exit."""
+    from gracekit import daemon
+    from gracekit.refresher import preview
+    from gracekit.refresher import refresh as refresh_once
+
+    recipe = load_recipe(recipe_path, overrides, store_path)
+    if dry_run:
+        from gracekit.checkpoints import check_checkpoint
+
+        found = check_checkpoint(checkpoint, recipe.checkpoints)
+        _print_preview(preview(recipe, found, strict=strict), as_json)
+        return
+    with daemon.stop_on_signals() as stop:
+        _print_result(refresh_once(recipe, checkpoint, strict=strict, stop=stop), as_json)
+
+
+@click.command(
+    epilog="\b\nExamples:\n"
+    "  gracekit select --set selection.fraction=0.1\n"
+    "  gracekit select --set selection.selector=top --set selection.count=2000"
+)
+@recipe_option
+@store_option
+@set_option
+@json_option
+@clear_errors
+def select(
+    recipe_path: Path, store_path: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Make a new version from the stored scores with other selection settings; needs no model."""
+    from gracekit.refresher import reselect
+
+    recipe = load_recipe(recipe_path, overrides, store_path)
+    _print_result(reselect(recipe), as_json)
+
+
+def _print_result(result: RefreshResult, as_json: bool) -> None:
+    header = result.header
+    if as_json:
+        print_json({"is_new": result.is_new, **header.to_json()})
+        return
+    if not result.is_new:
+        click.echo(f"version {result.version} is already there for this checkpoint and recipe")
+        return
+    stats, refresh_facts = header.stats, header.refresh
+    parts = [f"version {header.version}", f"step {header.checkpoint.get('step')}"]
+    if header.operation != "reselect":
+        parts.append(f"measured {refresh_facts['num_measured']:,} of {refresh_facts['num_rows']:,}")
+    if header.audit is not None:
+        parts.append(
+            f"audit rank correlation {header.audit['rank_correlation']:.2f} "
+            f"(stale {header.audit['rank_correlation_stale']:.2f})"
+        )
+    parts.append(f"coreset {stats['num_selected']:,}")
+    timings = header.timings
+    parts.append(
+        f"{timings['model_pass_s']:.1f} s in the model pass, {timings['other_s']:.1f} s outside it"
+    )
+    click.echo(" · ".join(parts))
+
+
+def _print_preview(plan: PlanPreview, as_json: bool) -> None:
+    if as_json:
+        print_json(plan.to_json())
+        return
+    click.echo(f"checkpoint   {plan.checkpoint} (step {plan.step})")
+    click.echo(f"would make   version {plan.version}")
+    click.echo(f"measure      {plan.num_rows:,} of {plan.num_samples:,} rows "
+               f"({plan.num_rows / max(plan.num_samples, 1):.0%}), "
+               f"{plan.num_tokens:,} tokens in {plan.num_shards} shards")  # fmt: skip
+    for reason, count in plan.reasons.items():
+        click.echo(f"  {reason:<16} {count:,}")
+    if plan.max_rows > plan.num_rows:
+        click.echo(f"at most      {plan.max_rows:,} rows while the audit misses the target")
+    click.echo(f"model        {format_bytes(plan.weight_bytes)} of weights")

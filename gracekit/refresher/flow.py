@@ -1,0 +1,250 @@
+"""One refresh, start to finish: a checkpoint in, a new version out.
+
+    Checkpoint ─plan→ RefreshPlan ─measure→ Measurement ─propagate→ ScoreTable + features
+                                                                     │ update
+              Manifest ←commit── Selection ←─select── KnnGraph ←─────┘
+
+`Refresher.refresh` is this picture. Heavy libraries are imported inside functions, so that the
+command line starts without them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gracekit.recipe import Recipe
+from gracekit.refresher.measuring import MeasuredRows, measure
+from gracekit.refresher.state import StageClock, load_known, propagate, update_graph
+from gracekit.types import Checkpoint, Float32, Json, ManifestHeader, PinnedCheckpoint
+
+if TYPE_CHECKING:
+    from gracekit.protocols import Executor
+    from gracekit.samples import RawSamples
+    from gracekit.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshResult:
+    """What a refresh or a selection published."""
+
+    version: int
+    is_new: bool
+    """False when the very same had been published before: nothing was added."""
+    header: ManifestHeader
+
+
+class Refresher:
+    """Refreshes of one store by one recipe; make it with `from_recipe`. It holds no model."""
+
+    def __init__(self, recipe: Recipe, raw: RawSamples) -> None:
+        self.recipe = recipe
+        self.root = Path(recipe.store)
+        self._raw = raw
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, *, strict: bool = False) -> Refresher:
+        """Check the names in the recipe and read its data.
+
+        Raises:
+            RecipeError: A name (score, selector) does not exist.
+            DataError: The data cannot be read or used; with `strict` also for skipped rows.
+            StoreDataMismatchError: The store was made from other data.
+        """
+        from gracekit.samples import load_samples
+        from gracekit.scoring.scorers import build_scorers
+        from gracekit.selection import selector_for
+        from gracekit.store import Store
+
+        build_scorers(recipe.scoring.scores)
+        selector_for(recipe.selection.selector)
+        raw = load_samples(recipe.data, strict=strict)
+        if raw.skipped:
+            logger.warning(
+                "%d of %d rows cannot be used, the first is row %d: %s (--strict lists them)",
+                len(raw.skipped), raw.num_source_rows,
+                raw.skipped[0].source_row, raw.skipped[0].reason,
+            )  # fmt: skip
+        if Store.exists(recipe.store):
+            Store.open(recipe.store).require_fingerprint(raw.fingerprint, recipe.data.path)
+        return cls(recipe, raw)
+
+    @contextmanager
+    def locked(self) -> Iterator[Path]:
+        """Hold the store's lock, and clean up after a killed process; yields the store's path."""
+        from gracekit.store import Store, lock_store
+
+        with lock_store(self.root):
+            if Store.exists(self.root):
+                for action in Store.open(self.root).recover():
+                    logger.info("clean-up: %s", action)
+            yield self.root
+
+    def is_done(self, checkpoint: Checkpoint) -> bool:
+        """Whether this recipe already made a version from exactly these files."""
+        from gracekit.store import Store
+
+        if not Store.exists(self.root):
+            return False
+        store = Store.open(self.root)
+        this = (str(checkpoint.path.resolve()), checkpoint.completed_at, self.recipe.digest())
+        return any(
+            (h.checkpoint.get("path"), h.checkpoint.get("completed_at"), h.recipe_digest) == this
+            for h in map(store.header, reversed(store.versions()))
+        )
+
+    def refresh(
+        self, checkpoint: Checkpoint, *, stop: threading.Event | None = None
+    ) -> RefreshResult:
+        """Refresh the store from one complete checkpoint and publish the new version.
+
+        The caller holds the lock (`locked`). A `GracekitError` names what failed; the last version
+        stays valid whatever happens. `stop` raises `RefreshStoppedError` after a shard.
+        """
+        from gracekit.checkpoints import pin
+        from gracekit.selection import select
+        from gracekit.store import CachePayload, StorePaths, VersionDraft
+
+        clock = StageClock()
+        recipe = self.recipe
+        with pin(checkpoint, StorePaths(self.root).pins) as pinned:
+            refresh_id = self._identity(pinned, recipe.digest())
+            measure_id = self._identity(pinned, recipe.digest("data", "scoring"))
+            done = self._find(refresh_id)
+            if done is not None:
+                return done
+            clock.lap("pin")
+            store, executor = self._prepare(pinned)
+            known = load_known(store, recipe)
+            clock.lap("load")
+            run = MeasuredRows(executor, store.shards(measure_id), len(store.samples()), stop)
+            evidence = measure(recipe, known, run, step=pinned.step)
+            clock.lap("measure", model_pass_s=run.model_pass_s)
+        del executor, run  # the model's memory is free for the stages that follow
+        update = propagate(
+            recipe,
+            store.samples(),
+            known,
+            evidence.measurement,
+            step=pinned.step,
+            version=store.next_version(),
+        )
+        clock.lap("propagate")
+        index, graph, graph_facts = update_graph(recipe, known, update)
+        clock.lap("graph")
+        selection = select(
+            recipe.selection,
+            scores=update.scores,
+            samples=store.samples(),
+            graph=graph,
+            seed=recipe.seed,
+            version=store.next_version(),
+        )
+        clock.lap("select")
+        version = store.commit(
+            VersionDraft(
+                operation="init" if store.latest() is None else "refresh",
+                refresh_id=refresh_id,
+                recipe_digest=recipe.digest(),
+                measure_id=measure_id,
+                plan=evidence.plan,
+                measurement=evidence.measurement,
+                audit=evidence.audit,
+                scores=update.scores,
+                selection=selection,
+                cache=CachePayload(
+                    features=to_float16(update.features), valid=update.valid, save_index=index.save
+                ),
+                checkpoint=_describe(pinned),
+                scoring=recipe.scoring.model_dump(mode="json"),
+                refresh={
+                    **recipe.refresh.model_dump(mode="json"),
+                    **evidence.facts,
+                    "propagation": {
+                        **recipe.propagation.model_dump(mode="json"), **update.facts
+                    },
+                    "graph": {**recipe.graph.model_dump(mode="json"), **graph_facts},
+                },
+                selection_settings=recipe.selection.model_dump(mode="json"),
+                timings=clock.timings(),
+            )
+        )  # fmt: skip
+        return RefreshResult(version=version, is_new=True, header=store.header(version))
+
+    def _identity(self, pinned: PinnedCheckpoint, recipe_digest: str) -> str:
+        """Short hash of checkpoint, recipe and samples: all that determines a result."""
+        parts = (pinned.digest, str(pinned.step), recipe_digest, self._raw.fingerprint)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+    def _find(self, refresh_id: str) -> RefreshResult | None:
+        """The version of a refresh that was finished before."""
+        from gracekit.store import Store
+
+        store = Store.open(self.root) if Store.exists(self.root) else None
+        version = store.find_refresh(refresh_id) if store else None
+        if store is None or version is None:
+            return None
+        return RefreshResult(version=version, is_new=False, header=store.header(version))
+
+    def _prepare(self, pinned: PinnedCheckpoint) -> tuple[Store, Executor]:
+        """The store (made at the first checkpoint) and the model pass of this checkpoint."""
+        from gracekit.checkpoints.model import check_compatible, load_model, load_tokenizer
+        from gracekit.samples import sample_table, tokenize
+        from gracekit.scoring.executors import LocalExecutor
+        from gracekit.store import Store, StorePaths
+
+        recipe = self.recipe
+        tokenizer = load_tokenizer(pinned, recipe.checkpoints)
+        tokens = tokenize(self._raw, tokenizer, recipe.data, StorePaths(self.root).cache / "tokens")
+        model = load_model(
+            pinned,
+            recipe.checkpoints,
+            device=recipe.scoring.device,
+            dtype=recipe.scoring.dtype,
+        )
+        check_compatible(model, tokenizer)
+        if Store.exists(self.root):
+            store = Store.open(self.root)
+        else:
+            data = recipe.data.model_dump(mode="json")
+            if Path(recipe.data.path).exists():
+                data["path"] = str(Path(recipe.data.path).resolve())
+            store = Store.create(
+                self.root,
+                samples=sample_table(self._raw, tokens),
+                dataset={
+                    **data,
+                    "detected_format": self._raw.format,
+                    "num_skipped": len(self._raw.skipped),
+                },
+            )
+        return store, LocalExecutor(model, tokens, recipe.scoring)
+
+
+def to_float16(features: Float32) -> NDArray[np.float16]:
+    """For the cache; values beyond the range of float16 are cut, not made infinite."""
+    limit = float(np.finfo(np.float16).max)
+    return np.clip(features, -limit, limit).astype(np.float16)
+
+
+def _describe(pinned: PinnedCheckpoint) -> Json:
+    checkpoint = pinned.checkpoint
+    return {
+        "step": checkpoint.step,
+        "path": str(checkpoint.path.resolve()),
+        "layout": checkpoint.layout,
+        "completed_at": checkpoint.completed_at,
+        "digest": pinned.digest,
+        "digest_algo": "xxh3_128",
+    }

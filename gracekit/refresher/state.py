@@ -1,0 +1,269 @@
+"""What the last version knows, and what a refresh makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gracekit.recipe import Recipe
+from gracekit.types import (
+    Bool,
+    Float32,
+    Json,
+    Measurement,
+    Origin,
+    Rows,
+    SampleTable,
+    ScoreTable,
+    SparseGraph,
+)
+
+if TYPE_CHECKING:
+    from gracekit.graph.index import Index
+    from gracekit.propagation import Propagated
+    from gracekit.store import Store
+
+logger = logging.getLogger(__name__)
+
+MOST_GROUP_COVARIATES = 30
+"""Largest groups that get a covariate of their own in the regression."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """The last version as a refresh starts from it."""
+
+    version: int
+    num_since_full: int
+    """Refreshes since everything was measured."""
+    samples: SampleTable
+    scores: ScoreTable
+    values: dict[str, Float32]
+    """score name -> [n] working values (see `scoring.working`)."""
+    changes: dict[str, Float32]
+    """score name -> [n] change of the working values in the last refresh; 0 where none is known."""
+    features: Float32
+    """[n, d]"""
+    valid: Bool
+    """[n] rows that have features."""
+    index: Index
+    graph: SparseGraph
+
+    def to_working(self, scores: dict[str, Float32], rows: Rows) -> dict[str, Float32]:
+        """Scores of some rows as working values."""
+        from gracekit.scoring.working import to_working
+
+        return to_working(scores, self.samples.num_response_tokens[rows])
+
+    def covariates(self, step: int) -> Float32:
+        """[n, c] what is known of every row besides its scores: length, age, change, group."""
+        samples = self.samples
+        counts = np.bincount(samples.groups, minlength=len(samples.group_names))
+        largest = np.argsort(-counts, kind="stable")[:MOST_GROUP_COVARIATES]
+        columns = [
+            np.log1p(samples.num_response_tokens),
+            np.log1p(samples.num_prompt_tokens),
+            np.maximum(step - self.scores.measured_step, 0),
+            *self.changes.values(),
+            *((samples.groups == group) for group in largest if 0 < counts[group] < len(samples)),
+        ]
+        return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """All rows after a refresh."""
+
+    scores: ScoreTable
+    features: Float32
+    """[n, d]"""
+    valid: Bool
+    """[n]"""
+    facts: Json
+    """What was used to propagate, for the manifest header."""
+
+
+def load_known(store: Store, recipe: Recipe) -> Known | None:
+    """The last version; None when there is none, or when its features are lost."""
+    from gracekit.graph import build_index, load_index, symmetric, unit_features
+    from gracekit.scoring.working import to_working
+
+    version = store.latest()
+    if version is None:
+        return None
+    header = store.header(version)
+    cache = store.load_cache(version)
+    scores = store.scores(version)
+    if cache is None or set(scores.scores) != set(recipe.scoring.scores):
+        what = "its features are missing or damaged" if cache is None else "other scores are asked"
+        logger.warning("version %d cannot be built upon (%s): measuring everything", version, what)
+        return None
+    features = cache.features.astype(np.float32)
+    index = load_index(cache.index_directory, settings=recipe.graph)
+    if index is None:
+        unit = unit_features(features, cache.valid)
+        index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed)
+    samples = store.samples()
+    values = to_working(scores.scores, samples.num_response_tokens)
+    return Known(
+        version=version,
+        num_since_full=int(store.header(header.scores_version).refresh.get("num_since_full", 0)),
+        samples=samples,
+        scores=scores,
+        values=values,
+        changes=_last_changes(store, header.scores_version, values),
+        features=features,
+        valid=cache.valid,
+        index=index,
+        graph=symmetric(index.graph),
+    )
+
+
+def predict(
+    recipe: Recipe, known: Known, measurement: Measurement, *, step: int
+) -> tuple[Propagated, Float32, Json]:
+    """Working values and features [n, d] of all rows, given those of the measured ones."""
+    from gracekit.propagation import propagate_features, propagate_scores
+
+    settings, valid = recipe.propagation, measurement.valid
+    propagated = propagate_scores(
+        settings.rule,
+        old=known.values,
+        measured_rows=measurement.rows,
+        new=known.to_working(measurement.scores, measurement.rows),
+        covariates=known.covariates(step),
+        graph=known.graph,
+        usable=known.scores.usable,
+        settings=settings,
+        seed=recipe.seed,
+    )
+    features, gates = propagate_features(
+        old=known.features,
+        measured_rows=measurement.rows[valid],
+        new=measurement.features[valid],
+        graph=known.graph,
+        usable=known.valid,
+        settings=settings,
+        seed=recipe.seed,
+    )
+    return propagated, features, gates
+
+
+def propagate(
+    recipe: Recipe,
+    samples: SampleTable,
+    known: Known | None,
+    measurement: Measurement,
+    *,
+    step: int,
+    version: int,
+) -> Update:
+    """Scores and features of every row after the model pass.
+
+    A row whose measurement is not finite becomes invalid: it has no scores and no features until a
+    later measurement succeeds.
+    """
+    from gracekit.scoring.importance import corrected_score, importance
+    from gracekit.scoring.working import from_working
+
+    n = len(samples)
+    rows, good = measurement.rows, measurement.valid
+    facts: Json = {}
+    if known is None or len(rows) == n:
+        features = np.zeros((n, measurement.features.shape[1]), np.float32)
+        scores = {name: np.full(n, np.nan, np.float32) for name in measurement.scores}
+        valid, origin = np.zeros(n, bool), np.full(n, Origin.NEVER, np.uint8)
+        confidence = np.zeros(n, np.float32)
+        measured_step, measured_version = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+    else:
+        propagated, features, feature_gates = predict(recipe, known, measurement, step=step)
+        facts = {"scores": propagated.gates, "features": feature_gates}
+        gate = propagated.gates["scores"][recipe.scoring.importance]
+        how = Origin.STALE if gate["used"] == "stale" else Origin.PROPAGATED
+        usable = known.scores.usable
+        scores = from_working(propagated.values, samples.num_response_tokens)
+        valid, origin = known.valid.copy(), known.scores.origin.copy()
+        origin[usable] = how
+        confidence = propagated.confidence[recipe.scoring.importance].copy()
+        measured_step = known.scores.measured_step.copy()
+        measured_version = known.scores.measured_version.copy()
+
+    features[rows[good]] = measurement.features[good]
+    valid[rows] = good
+    features[~valid] = 0
+    for name, score in measurement.scores.items():
+        scores[name][rows] = np.where(good, score, np.nan)
+    origin[rows] = np.where(good, Origin.MEASURED, Origin.INVALID)
+    confidence[rows] = good
+    measured_step[rows], measured_version[rows] = step, version
+    corrected = corrected_score(scores, samples.num_response_tokens, recipe.scoring)
+    groups = samples.groups if recipe.scoring.normalise == "group" else None
+    table = ScoreTable(
+        scores=scores,
+        importance=importance(corrected, groups=groups),
+        origin=origin,
+        measured_step=measured_step,
+        measured_version=measured_version,
+        confidence=confidence,
+    )
+    return Update(scores=table, features=features, valid=valid, facts=facts)
+
+
+def update_graph(
+    recipe: Recipe, known: Known | None, update: Update
+) -> tuple[Index, SparseGraph, Json]:
+    """The graph over the new features: repaired where it is there already, else built."""
+    from gracekit.graph import build_index, refresh_index, symmetric, unit_features
+
+    unit = unit_features(update.features, update.valid)
+    if known is None:
+        index = build_index(unit, recipe.graph, valid=update.valid, seed=recipe.seed)
+        facts: Json = {"backend": index.backend, "rebuilt": True}
+    else:
+        index, report = refresh_index(known.index, unit, recipe.graph, valid=update.valid)
+        facts = {"backend": index.backend, **dataclasses.asdict(report)}
+    return index, symmetric(index.graph), facts
+
+
+class StageClock:
+    """Wall seconds of each stage; the model pass is kept apart from everything else."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.perf_counter()
+        self._model_pass_s = 0.0
+        self._laps: dict[str, float] = {}
+
+    def lap(self, stage: str, *, model_pass_s: float = 0.0) -> None:
+        """End a stage; `model_pass_s` of it was spent in the model pass."""
+        now = time.perf_counter()
+        self._laps[f"{stage}_s"] = now - self._last - model_pass_s
+        self._model_pass_s += model_pass_s
+        self._last = now
+
+    def timings(self) -> Json:
+        """Seconds by stage, up to the commit."""
+        total = time.perf_counter() - self._started
+        named = {"model_pass_s": self._model_pass_s, "other_s": total - self._model_pass_s}
+        rounded = {**named, "total_s": total, **self._laps}
+        return {name: round(seconds, 3) for name, seconds in rounded.items()}
+
+
+def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dict[str, Float32]:
+    """Change of the working values from the version before to `version`, 0 where unknown."""
+    from gracekit.scoring.working import to_working
+
+    parent = store.header(version).parent_version
+    changes = {name: np.zeros_like(value) for name, value in values.items()}
+    if parent is None or parent not in store.versions():
+        return changes
+    earlier = store.scores(parent).scores
+    before = to_working(earlier, store.samples().num_response_tokens)
+    for name, change in changes.items():
+        if name in before:
+            np.copyto(change, np.nan_to_num(values[name] - before[name], posinf=0, neginf=0))
+    return changes

@@ -1,0 +1,229 @@
+"""The command line as a user types it: results on stdout, the rest on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from gracekit.cli import main
+from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
+
+torch.set_num_threads(1)
+COMMANDS = ["init", "watch", "refresh", "select", "export", "sql", "status", "versions", "diff",
+            "verify"]  # fmt: skip
+
+
+def invoke(*arguments: str) -> Result:
+    """Run a command in this process; a traceback is a failure of the test."""
+    result = CliRunner().invoke(main, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def ok(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, a recipe, two checkpoints, and a store with three versions."""
+    folder = tmp_path_factory.mktemp("world")
+    write_data(folder / "train.jsonl")
+    (folder / "gracekit.yaml").write_text(yaml.safe_dump(recipe_content()))
+    for step in (10, 20):
+        write_checkpoint(folder / "run", step)
+        ok("refresh", str(folder / "run" / f"checkpoint-{step}"),
+           "--recipe", str(folder / "gracekit.yaml"))  # fmt: skip
+    ok("select", "--recipe", str(folder / "gracekit.yaml"), "--set", "selection.count=9")
+    return folder
+
+
+@pytest.fixture
+def recipe(world: Path) -> list[str]:
+    return ["--recipe", str(world / "gracekit.yaml")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    text = ok(command, "--help")
+    assert "Example" in text
+    assert f"gracekit {command}" in text
+
+
+def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
+    assert sorted(main.commands) == sorted(COMMANDS)
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for command in COMMANDS:
+        assert command in readme
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import gracekit",
+        "import gracekit.cli; gracekit.cli.main(['--help'], standalone_mode=False)",
+        "import gracekit.cli; gracekit.cli.main(['watch', '--help'], standalone_mode=False)",
+        "import gracekit; gracekit.Coreset; gracekit.Recipe",
+    ],
+)
+def test_starting_is_light(statement: str) -> None:
+    heavy = ["torch", "transformers", "duckdb", "datasets", "hnswlib", "numba", "scipy"]
+    code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_versions(recipe: list[str]) -> None:
+    rows = json.loads(ok("versions", "--json", *recipe))
+    assert [r["operation"] for r in rows] == ["init", "refresh", "reselect"]
+    assert [r["num_selected"] for r in rows] == [48, 48, 9]
+    assert rows[0]["measured_percent"] == 100
+    table = ok("versions", *recipe)
+    assert "audit corr" in table
+    assert "\x1b" not in table
+
+
+def test_status_and_diff_and_verify(world: Path, recipe: list[str]) -> None:
+    found = json.loads(ok("status", "--json", *recipe))
+    assert found["latest_version"] == 3
+    assert found["num_samples"] == NUM_SAMPLES
+    assert "latest version" in ok("status", *recipe)
+    changed = json.loads(ok("diff", "1", "2", "--json", *recipe))
+    assert changed["num_kept"] + changed["num_added"] == 48
+    assert "kept" in ok("diff", "1", "2", *recipe)
+    assert ok("verify", *recipe) == "3 versions verify\n"
+    missing = invoke("diff", "1", "9", *recipe)
+    assert missing.exit_code == 1
+    assert "no version 9" in missing.stderr
+
+
+def test_verify_says_what_is_wrong(world: Path, tmp_path: Path) -> None:
+    import shutil
+
+    store = tmp_path / "store"
+    shutil.copytree(world / "store", store)
+    history = store / "history" / "version=000002" / "scores.parquet"
+    content = bytearray(history.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    history.write_bytes(bytes(content))
+    result = invoke("verify", "--json", "--store", str(store))
+    assert result.exit_code == 1
+    problems = json.loads(result.stdout)["problems"]
+    assert any("version=000002" in p["path"] for p in problems)
+
+
+def test_sql(recipe: list[str], tmp_path: Path) -> None:
+    query = "SELECT count(*) AS n FROM samples"
+    assert json.loads(ok("sql", "--json", query, *recipe)) == [{"n": NUM_SAMPLES}]
+    assert ok("sql", "--csv", query, *recipe) == f"n\n{NUM_SAMPLES}\n"
+    (tmp_path / "q.sql").write_text(query)
+    assert str(NUM_SAMPLES) in ok("sql", "--file", str(tmp_path / "q.sql"), *recipe)
+    for named in json.loads(ok("sql", "--list", "--json")):
+        ok("sql", "--named", named["name"], *recipe)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["sql", "SELEC 1"], 1, "SELEC"),
+        (["sql", "DROP TABLE samples"], 1, "read-only"),
+        (["sql", "SELECT * FROM read_csv('/etc/passwd')"], 1, "store"),
+        (["sql"], 2, "give one query"),
+        (["sql", "--named", "moovers"], 1, "movers"),
+        (["select", "--set", "selection.fration=0.1"], 2, "fraction"),
+        (["select", "--set", "selection.fraction=7"], 2, "less than or equal to 1"),
+        (["select", "--set", "selection.selector=best"], 2, "coverage"),
+        (["select", "--set", "nonsense"], 2, "KEY=VALUE"),
+        (["refresh", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_mistakes_are_one_message_and_a_code(
+    recipe: list[str], arguments: list[str], code: int, message: str
+) -> None:
+    result = invoke(*arguments, *recipe)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+def test_without_a_recipe_or_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["status"], ["watch", "run"], ["select"]):
+        result = invoke(*command)
+        assert result.exit_code == 2
+        assert "recipe" in result.stderr
+    (tmp_path / "gracekit.yaml").write_text(yaml.safe_dump(recipe_content()))
+    result = invoke("status")
+    assert result.exit_code == 1
+    assert "store" in result.stderr
+
+
+def test_a_half_written_checkpoint_is_named(world: Path, recipe: list[str]) -> None:
+    directory = write_checkpoint(world / "broken", 30)
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (directory / "trainer_state.json").touch()
+    result = invoke("refresh", str(directory), *recipe)
+    assert result.exit_code == 1
+    assert "checkpoint-30" in result.stderr
+    assert "model.safetensors" in result.stderr
+
+
+def test_init_then_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "my data.jsonl")
+    found = json.loads(ok("init", "my data.jsonl", "--group-column", "source", "--json"))
+    assert found["num_samples"] == NUM_SAMPLES
+    assert found["groups"] == ["a", "b", "c"]
+    assert invoke("init", "my data.jsonl").exit_code == 2
+    write_checkpoint(tmp_path / "run", 10)
+    plan = json.loads(ok("watch", "run", "--once", "--dry-run", "--json"))
+    assert plan["num_rows"] == NUM_SAMPLES
+    assert not (tmp_path / "gracekit-store").exists()
+    out = ok("watch", "run", "--once")
+    assert out.startswith("version 1 · step 10 · measured 160 of 160")
+    assert "already there" in ok("watch", "run", "--once")
+
+
+def test_init_counts_rows_it_cannot_use(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "train.jsonl")
+    with data.open("a") as file:
+        file.write('{"prompt": "p", "response": "", "source": "a"}\n')
+    out = ok("init", str(data), "-o", str(tmp_path / "r.yaml"))
+    assert f"row {NUM_SAMPLES}" in out
+    strict = invoke("init", str(data), "-o", str(tmp_path / "s.yaml"), "--strict")
+    assert strict.exit_code == 1
+    assert not (tmp_path / "s.yaml").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]\n", "{not json\n"])
+def test_init_on_bad_data(tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(content)
+    result = invoke("init", str(tmp_path / "bad.jsonl"), "-o", str(tmp_path / "r.yaml"))
+    assert result.exit_code == 1
+    assert "bad.jsonl" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["jsonl", "parquet", "ids", "indices-npy", "hf-dataset"])
+def test_export(world: Path, recipe: list[str], tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    written: dict[str, Any] = json.loads(
+        ok("export", "--format", name, "-o", str(out), "--version", "2", "--json", *recipe)
+    )
+    assert written["version"] == 2
+    assert written["num_rows"] == 48
+    assert any(out.iterdir())
+    again = invoke("export", "--format", name, "-o", str(out), *recipe)
+    assert again.exit_code == 1
+    ok("export", "--format", name, "-o", str(out), "--force", *recipe)

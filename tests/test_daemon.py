@@ -1,0 +1,206 @@
+"""The daemon: a version per checkpoint, SQL meanwhile, signals, and errors that pass."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+import torch
+import yaml
+
+import gracekit
+from gracekit import daemon, files
+from gracekit.errors import StoreLockedError
+from gracekit.refresher import Refresher, RefreshResult
+from gracekit.store import Store
+from gracekit.store.verify import verify
+from tests.tiny import recipe_content, tiny_recipe, write_checkpoint, write_data
+
+torch.set_num_threads(1)
+LONG_S = 120.0
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_data(tmp_path / "train.jsonl")
+    return tmp_path
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for what must come, however long a busy machine takes."""
+    deadline = time.monotonic() + LONG_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def watching(folder: Path, **sections: Any) -> Iterator[list[RefreshResult]]:
+    """A daemon in a thread of this process; yields its results as they come."""
+    refresher = Refresher.from_recipe(tiny_recipe(folder, **sections))
+    stop, results = threading.Event(), list[RefreshResult]()
+    thread = threading.Thread(
+        target=daemon.watch,
+        args=(refresher, folder / "run"),
+        kwargs={"stop": stop, "on_version": results.append},
+    )
+    thread.start()
+    try:
+        yield results
+    finally:
+        stop.set()
+        thread.join(LONG_S)
+        assert not thread.is_alive()
+
+
+def test_a_version_for_each_checkpoint_in_order(folder: Path) -> None:
+    with watching(folder) as results:
+        for number, step in enumerate((10, 20, 30), start=1):
+            write_checkpoint(folder / "run", step)
+            until(lambda n=number: len(results) == n, f"version {number}")  # type: ignore[misc]
+    assert [(r.version, r.header.checkpoint["step"]) for r in results] == [
+        (1, 10), (2, 20), (3, 30),
+    ]  # fmt: skip
+    heartbeat = json.loads((folder / "store" / "heartbeat.json").read_text())
+    assert heartbeat["state"] == "stopped"
+
+
+def test_a_restart_makes_nothing_twice(folder: Path) -> None:
+    write_checkpoint(folder / "run", 10)
+    for _ in range(2):
+        refresher = Refresher.from_recipe(tiny_recipe(folder))
+        daemon.watch(refresher, folder / "run", stop=threading.Event(), once=True)
+    assert Store.open(folder / "store").versions() == [1]
+
+
+@pytest.mark.parametrize(("policy", "steps"), [("latest", [30]), ("all", [10, 20, 30])])
+def test_backlog(folder: Path, policy: str, steps: list[int]) -> None:
+    for step in (10, 20, 30):
+        write_checkpoint(folder / "run", step)
+    refresher = Refresher.from_recipe(tiny_recipe(folder, checkpoints={"on_backlog": policy}))
+    report = daemon.watch(
+        refresher, folder / "run", stop=threading.Event(), max_checkpoints=len(steps)
+    )
+    store = Store.open(folder / "store")
+    assert [store.header(v).checkpoint["step"] for v in store.versions()] == steps
+    assert report.num_published == len(steps)
+
+
+def test_a_bad_checkpoint_is_skipped_and_the_next_one_taken(folder: Path) -> None:
+    def poison(model: Any) -> None:
+        with torch.no_grad():
+            model.model.norm.weight.fill_(float("nan"))
+
+    with watching(folder, checkpoints={"on_backlog": "all"}) as results:
+        write_checkpoint(folder / "run", 10, spoil=poison)
+        write_checkpoint(folder / "run", 20)
+        until(lambda: results, "a version")
+    assert results[0].header.checkpoint["step"] == 20
+    assert verify(Store.open(folder / "store")) == []
+
+
+def test_a_disk_that_fails_for_a_while_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "FIRST_PAUSE_S", 0.05)
+    failures = iter(range(3))
+    original = files.link
+
+    def link(source: Path, final: Path) -> None:
+        if "manifests" in str(final) and next(failures, None) is not None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(source, final)
+
+    monkeypatch.setattr(files, "link", link)
+    with watching(folder) as results:
+        write_checkpoint(folder / "run", 10)
+        until(lambda: results, "the version after the failures")
+    assert verify(Store.open(folder / "store")) == []
+
+
+def test_one_daemon_a_store(folder: Path) -> None:
+    write_checkpoint(folder / "run", 10)
+    with watching(folder) as results:
+        until(lambda: results, "a version")
+        other = Refresher.from_recipe(tiny_recipe(folder))
+        with pytest.raises(StoreLockedError, match="works on the store"):
+            daemon.watch(other, folder / "run", stop=threading.Event())
+
+
+# --- in a process of its own ---
+
+
+def start_watch(folder: Path, *arguments: str, **sections: Any) -> subprocess.Popen[str]:
+    (folder / "gracekit.yaml").write_text(yaml.safe_dump(recipe_content(**sections)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "gracekit", "watch", "run", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def shards(folder: Path) -> int:
+    return len(list((folder / "store" / "shards").glob("*/*.shard")))
+
+
+def test_sql_answers_in_the_middle_of_a_refresh_and_beside_an_open_reader(folder: Path) -> None:
+    """Readers in this process, the daemon in another: shards prove that it is at work."""
+    write_checkpoint(folder / "run", 10)
+    watch = start_watch(folder, scoring={"shard_rows": 1})
+    try:
+        until(lambda: (folder / "store" / "scores.duckdb").exists(), "version 1")
+        held = gracekit.connect(folder / "store")
+        raw = duckdb.connect(str(folder / "store" / "scores.duckdb"), read_only=True)
+        write_checkpoint(folder / "run", 20)
+        until(lambda: shards(folder) >= 2, "the middle of the refresh")
+        answer = subprocess.run(
+            [sys.executable, "-m", "gracekit", "sql", "--json",
+             "SELECT count(*) AS n, max(version) AS v FROM score_history"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert json.loads(answer.stdout)[0]["v"] in (1, 2)
+        assert answer.stderr == ""
+        until(lambda: Store.open(folder / "store").versions() == [1, 2], "version 2")
+        newest = "SELECT max(version) FROM versions"
+        assert held.sql(newest).fetchall() == raw.sql(newest).fetchall() == [(1,)]
+        assert gracekit.connect(folder / "store").sql(newest).fetchall() == [(2,)]
+    finally:
+        watch.send_signal(signal.SIGTERM)
+        out, err = watch.communicate(timeout=LONG_S)
+    assert watch.returncode == 0, err
+    assert "version 1" in out
+    assert "Traceback" not in err
+
+
+def test_sigterm_in_the_middle_keeps_the_work(folder: Path) -> None:
+    write_checkpoint(folder / "run", 10)
+    watch = start_watch(folder, scoring={"shard_rows": 1})
+    try:
+        until(lambda: shards(folder) >= 3, "the middle of the refresh")
+    finally:
+        watch.send_signal(signal.SIGTERM)
+        _, err = watch.communicate(timeout=LONG_S)
+    assert watch.returncode == 0, err
+    assert "Traceback" not in err
+    kept = shards(folder)
+    assert kept >= 3
+    again = start_watch(folder, "--once", scoring={"shard_rows": 1})
+    _, err = again.communicate(timeout=LONG_S)
+    assert again.returncode == 0, err
+    header = Store.open(folder / "store").header(1)
+    assert header.refresh["num_resumed"] == kept
+    assert os.listdir(folder / "store" / "shards") == []

@@ -1,0 +1,312 @@
+"""Whole refreshes on a tiny real model: the flow, resuming, and what bad input does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import gracekit
+from gracekit.errors import (
+    CheckpointMismatchError,
+    DataError,
+    MeasureError,
+    RecipeError,
+    RefreshStoppedError,
+    StoreDataMismatchError,
+    StoreLockedError,
+    StoreNotFoundError,
+    StoreWriteError,
+)
+from gracekit.refresher import Refresher, measuring, preview, refresh, reselect
+from gracekit.store import Store, lock_store
+from gracekit.store.verify import verify
+from gracekit.types import Measurement, Origin, Rows
+from tests.faults import failing_at
+from tests.tiny import NUM_SAMPLES, tiny_recipe, write_checkpoint, write_data
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three checkpoints of one run."""
+    run = tmp_path_factory.mktemp("run")
+    for step in (10, 20, 30):
+        write_checkpoint(run, step)
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_data(tmp_path / "train.jsonl")
+    return tmp_path
+
+
+def test_first_version_measures_everything_and_later_ones_a_part(
+    folder: Path, run_dir: Path
+) -> None:
+    recipe = tiny_recipe(folder)
+    results = [refresh(recipe, run_dir / f"checkpoint-{step}") for step in (10, 20, 30)]
+    assert [r.version for r in results] == [1, 2, 3]
+    assert all(r.is_new for r in results)
+    store = Store.open(folder / "store")
+    assert verify(store) == []
+    first, second = store.scores(1), store.scores(2)
+    assert (first.origin == Origin.MEASURED).all()
+    measured = second.origin == Origin.MEASURED
+    assert 0.35 < measured.mean() < 0.55
+    assert (second.measured_step[measured] == 20).all()
+    assert (second.measured_step[~measured] == 10).all()
+    audit = results[1].header.audit
+    assert audit is not None
+    assert audit["num_probe"] == 20
+    assert results[1].header.stats["num_measured"] == measured.sum()
+    assert results[1].header.parent_version == 1
+    for result in results:
+        coreset = gracekit.Coreset.load(folder / "store", version=result.version)
+        assert len(coreset.rows) == round(0.3 * NUM_SAMPLES)
+        assert coreset.weights.mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_scores_of_a_full_refresh_are_the_measured_ones(folder: Path, run_dir: Path) -> None:
+    """The oracle of a partial refresh: measured rows agree exactly with measuring everything."""
+    recipe = tiny_recipe(folder)
+    for step in (10, 20):
+        refresh(recipe, run_dir / f"checkpoint-{step}")
+    everything = tiny_recipe(folder, store="full")
+    refresh(everything, run_dir / "checkpoint-20")
+    partial, full = Store.open(folder / "store").scores(2), Store.open(folder / "full").scores(1)
+    measured = partial.origin == Origin.MEASURED
+    for name, score in full.scores.items():
+        np.testing.assert_allclose(partial.scores[name][measured], score[measured], rtol=1e-3)
+        assert np.isfinite(partial.scores[name]).all()
+
+
+def test_repeating_a_finished_refresh_adds_nothing(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder)
+    first = refresh(recipe, run_dir / "checkpoint-10")
+    again = refresh(recipe, run_dir / "checkpoint-10")
+    assert (again.version, again.is_new) == (first.version, False)
+    assert Store.open(folder / "store").versions() == [1]
+
+
+def test_full_every_measures_everything_again(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder, refresh={"full_every": 2})
+    fractions = [
+        refresh(recipe, run_dir / f"checkpoint-{step}").header.stats["num_measured"] / NUM_SAMPLES
+        for step in (10, 20, 30)
+    ]
+    assert fractions[0] == fractions[2] == 1
+    assert fractions[1] < 1
+
+
+def test_lost_features_cost_a_full_refresh_and_nothing_else(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    (folder / "store" / "cache" / "v000001" / "features.npy").write_bytes(b"damaged")
+    result = refresh(recipe, run_dir / "checkpoint-20")
+    assert result.header.stats["num_measured"] == NUM_SAMPLES
+    assert result.header.operation == "refresh"
+    assert [p.path for p in verify(Store.open(folder / "store"))] == ["cache/v000001"]
+
+
+def test_select_makes_a_version_without_a_model(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    result = reselect(recipe.override({"selection.count": 7, "selection.selector": "top"}))
+    store = Store.open(folder / "store")
+    assert result.header.operation == "reselect"
+    rows = store.coreset(2)["row"].to_numpy()
+    importance = store.scores(2).importance
+    assert set(rows) == set(np.argsort(-importance, kind="stable")[:7])
+    later = refresh(recipe, run_dir / "checkpoint-20")
+    assert later.version == 3
+    assert later.header.stats["num_measured"] < NUM_SAMPLES
+    assert verify(store) == []
+
+
+def test_select_needs_scores(folder: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="store"):
+        reselect(tiny_recipe(folder))
+
+
+def test_a_stop_keeps_finished_shards_and_the_next_start_goes_on(
+    folder: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(folder)
+    stop = threading.Event()
+    saved = stop_after(monkeypatch, stop, num_shards=4)
+    with pytest.raises(RefreshStoppedError):
+        refresh(recipe, run_dir / "checkpoint-10", stop=stop)
+    assert len(saved) == 4
+    monkeypatch.undo()
+    result = refresh(recipe, run_dir / "checkpoint-10")
+    assert result.header.refresh["num_resumed"] == 4 * 16
+    uninterrupted = tiny_recipe(folder, store="other")
+    refresh(uninterrupted, run_dir / "checkpoint-10")
+    one, other = Store.open(folder / "store"), Store.open(folder / "other")
+    assert one.coreset(1)["row"].equals(other.coreset(1)["row"])
+    assert not list((folder / "store" / "shards").glob("*/*"))
+
+
+def stop_after(
+    monkeypatch: pytest.MonkeyPatch, stop: threading.Event, *, num_shards: int
+) -> list[Rows]:
+    """Set the event when so many shards have been noted, as a signal would in between."""
+    noted: list[Rows] = []
+    original = measuring.MeasuredRows._note
+
+    def note(self: measuring.MeasuredRows, shard: Measurement) -> None:
+        original(self, shard)
+        noted.append(shard.rows)
+        if len(noted) == num_shards:
+            stop.set()
+
+    monkeypatch.setattr(measuring.MeasuredRows, "_note", note)
+    return noted
+
+
+def test_a_row_that_is_not_finite_is_marked_and_the_run_goes_on(
+    folder: Path, tmp_path: Path
+) -> None:
+    def poison(model: Any) -> None:
+        with torch.no_grad():
+            model.model.embed_tokens.weight[3 + 7] = float("nan")  # the digit 7
+
+    checkpoint = write_checkpoint(tmp_path / "run", 10, spoil=poison)
+    refresh(tiny_recipe(folder), checkpoint)
+    store = Store.open(folder / "store")
+    scores = store.scores(1)
+    invalid = scores.origin == Origin.INVALID
+    assert 0 < invalid.sum() < NUM_SAMPLES
+    assert np.isnan(scores.scores["loss"][invalid]).all()
+    assert not np.isin(store.coreset(1)["row"].to_numpy(), np.flatnonzero(invalid)).any()
+    good = write_checkpoint(tmp_path / "run", 20)
+    refresh(tiny_recipe(folder), good)
+    assert verify(store) == []
+
+
+def test_a_model_of_nothing_but_nan_is_a_clear_error(folder: Path, tmp_path: Path) -> None:
+    def poison(model: Any) -> None:
+        with torch.no_grad():
+            model.model.norm.weight.fill_(float("nan"))
+
+    checkpoint = write_checkpoint(tmp_path / "run", 10, spoil=poison)
+    with pytest.raises(MeasureError, match="finite"):
+        refresh(tiny_recipe(folder), checkpoint)
+
+
+def test_other_data_is_refused_before_the_model_is_loaded(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    write_data(folder / "train.jsonl", seed=5)
+    with pytest.raises(StoreDataMismatchError, match="made from other data"):
+        refresh(recipe, run_dir / "checkpoint-20")
+    assert Store.open(folder / "store").versions() == [1]
+
+
+def test_a_second_process_is_refused(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    errors: list[Exception] = []
+
+    def other() -> None:
+        try:
+            refresh(recipe, run_dir / "checkpoint-20")
+        except Exception as error:
+            errors.append(error)
+
+    with lock_store(folder / "store"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert len(errors) == 1
+    assert isinstance(errors[0], StoreLockedError)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run", 10)
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"] |= {f"extra{i}": 64 + i for i in range(40)}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (checkpoint / "trainer_state.json").touch()
+    with pytest.raises(CheckpointMismatchError):
+        refresh(tiny_recipe(folder), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("sections", "error"),
+    [
+        ({"scoring": {"scores": ["loss", "nope"], "importance": "loss"}}, RecipeError),
+        ({"selection": {"selector": "nope"}}, RecipeError),
+        ({"data": {"path": "missing.jsonl"}}, DataError),
+        ({"data": {"group_column": "nope"}}, DataError),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(
+    folder: Path, run_dir: Path, sections: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        refresh(tiny_recipe(folder, **sections), run_dir / "checkpoint-10")
+    assert not Store.exists(folder / "store")
+
+
+def test_a_full_disk_leaves_the_last_version(folder: Path, run_dir: Path) -> None:
+    import errno
+
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    for operation in (3, 10, 20):
+        with failing_at(operation, errno.ENOSPC), pytest.raises(StoreWriteError, match="full"):
+            refresh(recipe, run_dir / "checkpoint-20")
+        assert Store.open(folder / "store").latest() == 1
+    assert refresh(recipe, run_dir / "checkpoint-20").version == 2
+    assert verify(Store.open(folder / "store")) == []
+
+
+def test_the_preview_says_what_the_refresh_does(folder: Path, run_dir: Path) -> None:
+    from gracekit.checkpoints import check_checkpoint
+
+    recipe = tiny_recipe(folder)
+    found = check_checkpoint(run_dir / "checkpoint-10", recipe.checkpoints)
+    plan = preview(recipe, found)
+    assert (plan.version, plan.num_rows, plan.reasons) == (1, NUM_SAMPLES, {"first": NUM_SAMPLES})
+    assert not Store.exists(folder / "store")
+    refresh(recipe, run_dir / "checkpoint-10")
+    found = check_checkpoint(run_dir / "checkpoint-20", recipe.checkpoints)
+    plan = preview(recipe, found)
+    result = refresh(recipe, run_dir / "checkpoint-20")
+    measured = Store.open(folder / "store").measurement(2)
+    assert plan.num_rows <= len(measured) <= plan.max_rows
+    assert plan.version == result.version == 2
+
+
+@pytest.mark.parametrize("rule", ["gated", "grace", "none"])
+@pytest.mark.parametrize("plan", ["cover", "grace", "oldest", "random"])
+def test_every_rule_and_plan_runs(folder: Path, run_dir: Path, rule: str, plan: str) -> None:
+    recipe = tiny_recipe(folder, refresh={"plan": plan}, propagation={"rule": rule})
+    refresh(recipe, run_dir / "checkpoint-10")
+    refresh(recipe, run_dir / "checkpoint-20")
+    origins = set(Store.open(folder / "store").scores(2).origin)
+    assert Origin.MEASURED in origins
+    if rule == "none":
+        assert Origin.STALE in origins
+
+
+def test_is_done_knows_the_checkpoint_and_the_recipe(folder: Path, run_dir: Path) -> None:
+    from gracekit.checkpoints import find_checkpoints
+
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    ten, twenty = find_checkpoints(run_dir, recipe.checkpoints)[:2]
+    refresher = Refresher.from_recipe(recipe)
+    assert refresher.is_done(ten)
+    assert not refresher.is_done(twenty)
+    other = Refresher.from_recipe(recipe.override({"selection.fraction": 0.1}))
+    assert not other.is_done(ten)
