@@ -223,25 +223,42 @@ class Selector(Protocol):
 class ExportFormat(Protocol):
     """Writes a coreset for a consumer."""
 
-    name: str
-    needs_data: bool
-    """Whether the user's original rows are needed."""
+    def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
+        """Write into the empty `directory`, which becomes `out` when all went well.
 
-    def write(self, content: ExportContent, out: Path) -> Json:
-        """Write into the new directory `out`; returns what was written, for the user."""
+        Returns what the user needs to know of it. Raises `ExportError`.
+        """
 
 
 class ExportContent(Protocol):
-    """What an export format may use."""
+    """What an export format may use: [m] rows of the coreset, repeats included."""
 
-    rows: Rows
-    source_rows: Rows
-    sample_ids: list[str]
-    weights: Float32
-    header: Json
+    @property
+    def rows(self) -> Rows:
+        """[m] ascending."""
+
+    @property
+    def source_rows(self) -> Rows:
+        """[m] positions in the user's dataset, ascending."""
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """[m]"""
+
+    @property
+    def weights(self) -> Float32:
+        """[m]"""
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are to be written; else the rows count alike."""
+
+    @property
+    def header(self) -> Json:
+        """The header of the version."""
 
     def records(self) -> Iterator[Json]:
-        """The user's original rows of the coreset, in row order, with repeats applied."""
+        """The user's rows with `sample_id`, and `weight` where wanted; may be asked for again."""
 
 
 Progress = Callable[[str, int, int], None]

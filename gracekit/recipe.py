@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -253,14 +254,18 @@ class Recipe(Section):
         if not Path(data.path).is_absolute() and (
             inside.exists() or not _looks_like_hub_name(data.path)
         ):
-            data = data.model_copy(update={"path": str(inside)})
+            data = data.model_copy(update={"path": os.path.normpath(inside)})
         checkpoints = recipe.checkpoints
         if checkpoints.tokenizer and (folder / checkpoints.tokenizer).exists():
             checkpoints = checkpoints.model_copy(
-                update={"tokenizer": str(folder / checkpoints.tokenizer)}
+                update={"tokenizer": os.path.normpath(folder / checkpoints.tokenizer)}
             )
         return recipe.model_copy(
-            update={"data": data, "store": str(folder / recipe.store), "checkpoints": checkpoints}
+            update={
+                "data": data,
+                "store": os.path.normpath(folder / recipe.store),
+                "checkpoints": checkpoints,
+            }
         )
 
     def override(self, dotted: dict[str, Any]) -> Recipe:

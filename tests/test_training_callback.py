@@ -324,6 +324,7 @@ def test_a_streamed_dataset_trains_without_coresets(
         ({"follow": "batch"}, "follow should be one of epoch, step, never; found 'batch'"),
         ({"mode": "weight"}, "mode should be one of cycle, weighted; found 'weight'"),
         ({"check_steps": 0}, "check_steps should be >= 1, found 0"),
+        ({"num_samples": 0}, "num_samples should be >= 1, found 0"),
     ],
 )
 def test_wrong_arguments_are_clear(arguments: dict[str, Any], message: str) -> None:

@@ -69,7 +69,7 @@ def test_latest_is_the_highest_version_whatever_the_hint_says(root: Path) -> Non
     assert Coreset.load(root).version == 3
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "no header", "no such column"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no header", "no step", "no such column"])
 def test_latest_passes_over_a_damaged_manifest(root: Path, damage: str) -> None:
     path = manifest(root, 3)
     table = pq.read_table(path)
@@ -81,6 +81,10 @@ def test_latest_passes_over_a_damaged_manifest(root: Path, damage: str) -> None:
         path.touch()
     elif damage == "no header":
         pq.write_table(table.replace_schema_metadata({}), path)
+    elif damage == "no step":
+        header = json.loads(table.schema.metadata[b"gracekit"]) | {"checkpoint": {}}
+        metadata = {b"gracekit": json.dumps(header).encode()}
+        pq.write_table(table.replace_schema_metadata(metadata), path)
     else:
         pq.write_table(table.drop_columns("weight"), path)
     assert Coreset.load(root).version == 2

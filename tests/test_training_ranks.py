@@ -10,9 +10,9 @@ from pathlib import Path
 
 from gracekit.training import Coreset, CoresetSampler
 from gracekit.training.ranks import decide_on_rank_zero
-from tests.stores import make_store
-from tests.training_two_ranks import NUM_ROWS
+from tests.stores import N, make_store
 
+NUM_ROWS = 2 * N
 BATCH = 4
 STEPS_PER_EPOCH = NUM_ROWS // (2 * BATCH)
 
@@ -40,7 +40,8 @@ def test_two_ranks_draw_one_order_from_one_version(tmp_path: Path) -> None:
     assert ranks[0]["log"] == ranks[1]["log"]
     log = [tuple(turn) for turn in ranks[0]["log"]]
     # Published after step 5, seen at step 6, the end of the epoch: taken by the next epoch.
-    # Published after step 14, seen at step 15, third of its epoch: both ranks have drawn a batch more.
+    # Published after step 14, seen at step 15, the third of its epoch, when each rank had drawn
+    # one batch more.
     assert log == [(0, 0, 0), (1, 0, 1), (2, 0, 1), (2, 4 * 2 * BATCH, 2)]
 
     assert [len(rank["fed"]) for rank in ranks] == [3 * STEPS_PER_EPOCH] * 2

@@ -113,11 +113,12 @@ def test_within_an_epoch_swap_takes_the_new_version_from_the_next_draw(store: St
 
 
 def test_never_keeps_the_first_version_found(store: Store) -> None:
-    sampler = CoresetSampler(store.paths.root, NUM_ROWS, follow="never")
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, follow="never", wait_s=60)
     epoch(sampler, 0)
     rows = publish(store)
     assert set(epoch(sampler, 1)) == rows
     publish(store)
+    sampler.expected_step = 1000  # nothing to wait for
     assert set(epoch(sampler, 2)) == rows
 
 
@@ -190,6 +191,14 @@ def test_a_damaged_newest_manifest_is_passed_over(store: Store) -> None:
     rows = publish(store)
     store.paths.manifest(3).write_bytes(b"cut off")
     assert set(CoresetSampler(store.paths.root, NUM_ROWS)) == rows
+
+
+def test_a_store_that_cannot_be_listed_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "manifests").symlink_to("manifests")  # a loop: any look fails
+    assert sorted(CoresetSampler(tmp_path, 5)) == list(range(5))
+    assert caplog.records and all(r.levelname == "WARNING" for r in caplog.records)
 
 
 def test_a_dataset_that_does_not_fit_is_a_warning(

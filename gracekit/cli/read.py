@@ -60,7 +60,7 @@ def versions(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
         ("operation", "operation"), ("measured %", "measured_percent"),
         ("audit corr", "rank_correlation"), ("stale corr", "rank_correlation_stale"),
         ("coreset", "num_selected"), ("churn %", "churn_percent"),
-        ("model pass s", "model_pass_s"), ("other s", "other_s"), ("created", "created_at"),
+        ("model pass s", "model_pass_s"), ("other s", "other_s"),
     ]  # fmt: skip
     print_table([title for title, _ in columns], [[row[key] for _, key in columns] for row in rows])
 

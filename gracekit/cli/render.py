@@ -46,7 +46,7 @@ def format_cell(value: Any) -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "-" if math.isnan(value) else str(value)
-        return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
     text = str(value)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 

@@ -109,7 +109,9 @@ def _with_scores(columns: dict[str, object], scores: dict[str, np.ndarray]) -> p
     for name, values in scores.items():
         field = pa.field(column_name(name), pa.float32(), metadata={SCORE_KEY: name.encode()})
         assert field.name not in table.column_names, f"two scores share the column {field.name}"
-        table = table.append_column(field, pa.array(values.astype(np.float32, copy=False)))
+        # Unknown is NULL in files and SQL, whose aggregates skip it, and NaN in arrays.
+        known = pa.array(values.astype(np.float32, copy=False), from_pandas=True)
+        table = table.append_column(field, known)
     return table
 
 

@@ -1,0 +1,154 @@
+"""What is exported: the rows of one version, with the user's own columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from gracekit.errors import DataError, ExportError
+from gracekit.recipe import DataSection
+from gracekit.types import Float32, Int64, Json, Rows
+
+if TYPE_CHECKING:
+    from gracekit.store import Store
+
+Weighting = Literal["column", "repeat", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """[m] rows of a coreset, ascending; a row that is repeated stands several times in a row."""
+
+    rows: Rows
+    source_rows: Rows
+    sample_ids: list[str]
+    weights: Float32
+    header: Json
+    open_records: Callable[[Rows], Iterator[Json]]
+    """The user's rows at the given source rows, in that order, repeats included."""
+    has_weights: bool = True
+
+    def weighted(self, how: Weighting) -> Content:
+        """The same with the weights as a column, as repeated rows, or ignored.
+
+        `repeat` rounds each weight up or down at random, so that its expectation is the weight
+        and the number of rows stays what it is; a version is always rounded the same way.
+        """
+        if how != "repeat":
+            return dataclasses.replace(self, has_weights=how == "column")
+        copies = whole_copies(self.weights, np.random.default_rng(int(self.header["version"])))
+        return dataclasses.replace(
+            self,
+            rows=self.rows.repeat(copies),
+            source_rows=self.source_rows.repeat(copies),
+            sample_ids=np.array(self.sample_ids, object).repeat(copies).tolist(),
+            weights=np.ones(copies.sum(), np.float32),
+            has_weights=False,
+        )
+
+    def records(self) -> Iterator[Json]:
+        """The user's rows with `sample_id` and, where wanted, `weight`.
+
+        Where the user's data has another column of that name, ours is `gracekit_sample_id` or
+        `gracekit_weight`.
+        """
+        names: tuple[str, str] | None = None
+        records = self.open_records(self.source_rows)
+        for record, sample_id, weight in zip(
+            records, self.sample_ids, self.weights.tolist(), strict=True
+        ):
+            if names is None:
+                same = str(record.get("sample_id", sample_id)) == sample_id
+                names = (
+                    "sample_id" if same else "gracekit_sample_id",
+                    "gracekit_weight" if "weight" in record else "weight",
+                )
+            extra: Json = {names[0]: sample_id}
+            if self.has_weights:
+                extra[names[1]] = weight
+            yield {**record, **extra}
+
+
+def whole_copies(weights: Float32, rng: np.random.Generator) -> Int64:
+    """Round weights to whole numbers at random, keeping their sum.
+
+    Systematic sampling (Madow 1949) in random order: cut the cumulated weights at every whole
+    number plus one random offset.
+
+    Args:
+        weights: [b] zero or more, their sum a whole number up to rounding.
+        rng: Where chance comes from.
+
+    Returns:
+        int64 [b], each weight rounded down or up.
+    """
+    order = rng.permutation(len(weights))
+    ends = np.cumsum(weights[order], dtype=np.float64)
+    ends *= round(ends[-1]) / ends[-1]
+    cuts = np.floor(ends + rng.random()).astype(np.int64)
+    cuts[-1] = round(ends[-1])
+    copies = np.empty(len(weights), np.int64)
+    copies[order] = np.diff(cuts, prepend=0)
+    return copies
+
+
+def open_content(store: Store, version: int, *, data_path: str | None = None) -> Content:
+    """The coreset of a version, with the data that the store was made from.
+
+    Every row is checked against the store's hash when it is read.
+
+    Args:
+        store: The store.
+        version: Number of the version.
+        data_path: Where the data is now, when it moved.
+
+    Raises:
+        VersionNotFoundError, StoreFormatError: The version cannot be read.
+    """
+    header = store.header(version).to_json()
+    coreset = store.coreset(version)
+    rows = coreset["row"].to_numpy()
+    source_rows = coreset["source_row"].to_numpy()
+    known = {k: v for k, v in header["dataset"].items() if k in DataSection.model_fields}
+    data = DataSection(**(known | ({"path": data_path} if data_path else {})))
+    hashes = dict(
+        zip(source_rows.tolist(), store.samples().content_hashes[rows].tolist(), strict=True)
+    )
+    return Content(
+        rows=rows,
+        source_rows=source_rows,
+        sample_ids=coreset["sample_id"].to_pylist(),
+        weights=coreset["weight"].to_numpy(),
+        header=header,
+        open_records=lambda wanted: _checked_records(data, wanted, hashes),
+    )
+
+
+def _checked_records(
+    data: DataSection, source_rows: Rows, hashes: dict[int, str]
+) -> Iterator[Json]:
+    """The user's rows; `ExportError` for one that is not what the store was made from."""
+    import xxhash
+
+    from gracekit.samples import open_records
+    from gracekit.samples.formats import MalformedRowError, choose_format
+
+    layout = None
+    for source_row, record in zip(
+        source_rows.tolist(), open_records(data, source_rows), strict=True
+    ):
+        try:
+            layout = layout or choose_format(data, record.keys())
+            text = layout.conversation(record).canonical()
+        except (MalformedRowError, DataError):
+            text = ""
+        if xxhash.xxh3_128_hexdigest(text.encode()) != hashes[source_row]:
+            raise ExportError(
+                f"row {source_row} of {data.path} is not what it was when the store was made: the "
+                "data has changed, or is other data. Restore it, or name where it is with --data"
+            )
+        yield record

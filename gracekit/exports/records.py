@@ -1,0 +1,186 @@
+"""Formats with the user's rows in full. They stream: memory holds a thousand rows at a time.
+
+The files are contiguous: rows in the order of the dataset, no index map.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gracekit import files
+from gracekit.errors import ExportError
+from gracekit.protocols import ExportContent
+from gracekit.types import Json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CHUNK_ROWS = 1000
+
+LINE_BREAKS = str.maketrans(
+    {mark: f"\\u{ord(mark):04x}" for mark in "\x85\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}"}
+)
+"""Legal in JSON strings, but lines end there for some readers of JSONL."""
+
+
+class Jsonl:
+    """`coreset.jsonl`: one JSON object a line, UTF-8."""
+
+    file_name = "coreset.jsonl"
+
+    def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
+        """Numbers that JSON lacks (NaN, infinities) become null, dates become text."""
+        with (directory / self.file_name).open("w", encoding="utf-8", newline="\n") as file:
+            for record in content.records():
+                file.write(_json_line(record))
+        _write_card(content, directory, self.file_name)
+        return {"files": [self.file_name]}
+
+
+class Parquet:
+    """`coreset.parquet`, zstd."""
+
+    file_name = "coreset.parquet"
+
+    def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
+        """`ExportError` where a column mixes types, which Parquet cannot hold."""
+        import pyarrow.parquet as pq
+
+        with _arrow_errors():
+            row_type = _row_type(content)
+            schema = _schema(row_type)
+            with pq.ParquetWriter(directory / self.file_name, schema, compression="zstd") as writer:
+                for batch in _batches(content, row_type):
+                    writer.write_batch(batch)
+        _write_card(content, directory, self.file_name)
+        return {"files": [self.file_name]}
+
+
+class HfDataset:
+    """A `datasets` folder, for `datasets.load_from_disk`."""
+
+    def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
+        """Made of an Arrow file that is mapped, not loaded."""
+        import datasets
+        import pyarrow as pa
+
+        stream = directory / "stream" / "rows.arrow"
+        stream.parent.mkdir()  # a dataset is never saved where its own files are
+        with _arrow_errors():
+            row_type = _row_type(content)
+            schema = _schema(row_type)
+            with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+                for batch in _batches(content, row_type):
+                    writer.write_batch(batch)
+        with _no_progress_bars():
+            datasets.Dataset.from_file(str(stream)).save_to_disk(str(directory))
+        files.remove(stream.parent)
+        return {"files": sorted(path.name for path in directory.iterdir())}
+
+
+def _json_line(record: Json) -> str:
+    """One line of JSON that every reader takes for one line, and for valid UTF-8."""
+    try:
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=_as_text)
+        line.encode()
+    except ValueError:  # NaN, or half a surrogate pair
+        line = json.dumps(_finite(record), default=_as_text)
+    return line.translate(LINE_BREAKS) + "\n"
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise ExportError(
+            f"JSON cannot hold binary values, and the data has one ({value[:10]!r}…); "
+            "export as parquet or hf-dataset"
+        )
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _row_type(content: ExportContent) -> pa.StructType:
+    """The type that holds every row: a first pass, because a column may start with nulls."""
+    import pyarrow as pa
+
+    schemas = [_schema(pa.array(chunk).type) for chunk in _chunks(content.records())]
+    return pa.struct(pa.unify_schemas(schemas, promote_options="permissive"))
+
+
+def _schema(row_type: pa.StructType) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema(row_type.field(i) for i in range(row_type.num_fields))
+
+
+def _batches(content: ExportContent, row_type: pa.StructType) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    for chunk in _chunks(content.records()):
+        yield pa.RecordBatch.from_struct_array(pa.array(chunk, type=row_type))
+
+
+def _chunks(records: Iterable[Json]) -> Iterator[list[Json]]:
+    iterator = iter(records)
+    while chunk := list(islice(iterator, CHUNK_ROWS)):
+        yield chunk
+
+
+def _write_card(content: ExportContent, directory: Path, file_name: str) -> None:
+    """`README.md`: what this is, for people, and for `datasets.load_dataset(directory)`, which
+    would take `manifest.json` for data.
+    """
+    version = content.header["version"]
+    (directory / "README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files: {file_name}\n---\n"
+        f"{len(content.rows):,} rows of the coreset, version {version}, selected by gracekit.\n"
+        "`manifest.json` says how.\n",
+        encoding="utf-8",
+    )
+
+
+@contextmanager
+def _arrow_errors() -> Iterator[None]:
+    """What Arrow cannot hold becomes an `ExportError` with a way out."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, UnicodeError, OverflowError) as error:
+        if isinstance(error, OSError):
+            raise
+        raise ExportError(
+            f"a column of the data fits no one Arrow type: {error}. Export as jsonl"
+        ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    from datasets.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()

@@ -1,0 +1,198 @@
+"""Formats for trainers that want to be told what is in the file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from gracekit import files
+from gracekit.errors import ExportError
+from gracekit.exports.records import Jsonl
+from gracekit.protocols import ExportContent
+from gracekit.types import Json
+
+DATASET_INFO = "dataset_info.json"
+
+
+class LlamaFactory:
+    """`coreset.jsonl` with a `dataset_info.json` for LLaMA-Factory.
+
+    `dataset_dir` may be the export itself. When its parent is a `dataset_dir` already (it has a
+    `dataset_info.json`), the export is entered there under its own name; all else in that file
+    stays.
+    """
+
+    def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
+        """`ExportError` where the parent's file has another dataset of that name."""
+        facts = Jsonl().write(content, directory, out)
+        name = out.name
+        entry = _llamafactory_entry(Layout.of(content))
+        shared = out.parent / DATASET_INFO
+        known = _known_datasets(shared, name) if shared.exists() else None
+        own = {name: {"file_name": Jsonl.file_name, **entry}}
+        (directory / DATASET_INFO).write_text(_dump(own), encoding="utf-8")
+        if known is not None:
+            known[name] = {"file_name": f"{name}/{Jsonl.file_name}", **entry}
+            files.write_text_atomic(shared, _dump(known))
+        return {
+            "files": [*facts["files"], DATASET_INFO],
+            "dataset": name,
+            "dataset_dir": str(out if known is None else out.parent),
+        }
+
+
+class Axolotl:
+    """`coreset.jsonl` with `axolotl.yaml`, the lines to put into an axolotl configuration."""
+
+    file_name = "axolotl.yaml"
+
+    def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
+        """The path in the fragment is absolute."""
+        facts = Jsonl().write(content, directory, out)
+        dataset = {
+            "path": str(out / Jsonl.file_name),
+            "ds_type": "json",
+            **_axolotl_options(Layout.of(content)),
+        }
+        fragment = yaml.safe_dump({"datasets": [dataset]}, sort_keys=False, allow_unicode=True)
+        (directory / self.file_name).write_text(fragment, encoding="utf-8")
+        return {"files": [*facts["files"], self.file_name]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What the columns of the rows mean. Empty: there is no such column."""
+
+    messages: str = ""
+    role_key: str = ""
+    content_key: str = ""
+    user: str = ""
+    assistant: str = ""
+    prompt: str = ""
+    query: str = ""
+    response: str = ""
+    history: str = ""
+    system: str = ""
+    tools: str = ""
+    text: str = ""
+
+    @classmethod
+    def of(cls, content: ExportContent) -> Layout:
+        """Read off the first row; `ExportError` for a layout that these trainers do not know."""
+        record = next(content.records(), {})
+
+        def first(*names: str) -> str:
+            return next((name for name in names if name in record), "")
+
+        shared = {"system": first("system"), "tools": first("tools")}
+        text = content.header.get("dataset", {}).get("text_column", "text")
+        messages = first("messages", "conversations")
+        if messages and isinstance(record[messages], list) and record[messages]:
+            turns = record[messages]
+            human = any("human" in (turn.get("from"), turn.get("role")) for turn in turns)
+            return cls(
+                messages=messages,
+                role_key="role" if "role" in turns[0] else "from",
+                content_key="content" if "content" in turns[0] else "value",
+                user="human" if human else "user",
+                assistant="gpt" if human else "assistant",
+                **shared,
+            )
+        prompt, response = first("instruction", "prompt"), first("output", "completion", "response")
+        if prompt and response and isinstance(record[prompt], str):
+            return cls(
+                prompt=prompt,
+                query=first("input") if prompt == "instruction" else "",
+                response=response,
+                history=first("history"),
+                **shared,
+            )
+        if text in record:
+            return cls(text=text)
+        raise ExportError(
+            "expected messages, conversations, instruction and output, prompt and completion as "
+            f"text, or a text column, for this format; found the columns {', '.join(record)}. "
+            "Export as jsonl, and describe the file to the trainer yourself"
+        )
+
+
+def _llamafactory_entry(layout: Layout) -> Json:
+    """An entry of `dataset_info.json`, but for `file_name`."""
+    if layout.messages:
+        return {
+            "formatting": "sharegpt",
+            "columns": _given(messages=layout.messages, system=layout.system, tools=layout.tools),
+            "tags": {
+                "role_tag": layout.role_key,
+                "content_tag": layout.content_key,
+                "user_tag": layout.user,
+                "assistant_tag": layout.assistant,
+                "system_tag": "system",
+            },
+        }
+    return {
+        "formatting": "alpaca",
+        "columns": _given(
+            prompt=layout.text or layout.prompt,
+            query=layout.query,
+            response=layout.response,
+            system=layout.system,
+            history=layout.history,
+        ),
+    }
+
+
+def _axolotl_options(layout: Layout) -> Json:
+    """An entry of `datasets`, but for the file."""
+    if layout.messages:
+        return {
+            "type": "chat_template",
+            "field_messages": layout.messages,
+            "message_property_mappings": {
+                "role": layout.role_key,
+                "content": layout.content_key,
+            },
+        }
+    if layout.text:
+        return {"type": "completion", "field": layout.text}
+    if layout.prompt == "instruction" and layout.response == "output":
+        return {"type": "alpaca"}
+    return {
+        "type": {
+            **_given(field_system=layout.system),
+            "field_instruction": layout.prompt,
+            "field_output": layout.response,
+            "format": "{instruction}",
+            "no_input_format": "{instruction}",
+        }
+    }
+
+
+def _given(**values: str) -> Json:
+    return {name: value for name, value in values.items() if value}
+
+
+def _known_datasets(shared: Path, name: str) -> Json:
+    """What a `dataset_info.json` holds; `ExportError` where we must not write to it."""
+    try:
+        known = json.loads(shared.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(
+            f"{shared} is not valid JSON ({error}), so the export cannot be entered there; "
+            "correct it, or export to a directory elsewhere"
+        ) from None
+    if not isinstance(known, dict):
+        raise ExportError(f"{shared} should hold one JSON object; correct it, or export elsewhere")
+    present = known.get(name, {})
+    if present and not str(present.get("file_name", "")).startswith(f"{name}/"):
+        raise ExportError(
+            f"{shared} already has a dataset {name!r} with other data; name the export otherwise"
+        )
+    return known
+
+
+def _dump(value: Json) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

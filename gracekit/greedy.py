@@ -1,0 +1,313 @@
+"""Exact greedy for importance plus coverage on a sparse graph.
+
+Maximises, over sets S of at most `budget` candidate rows, the monotone submodular
+
+    F(S) = Σ_{j∈S} modular_j + Σ_i need_i · max_{j∈S∪initial} w_ij,    w_ii = 1
+
+and so reaches (1 - 1/e) of the best value (1/2 under group quotas, a partition matroid).
+
+*Gains are whole numbers* of a fixed quantum, a power of two near 2⁻⁶¹ of the largest possible
+total. So they can be corrected in place for ever without drifting: a pick changes the gains two
+edges around it and nothing else, about k² additions. And their sums do not depend on the order
+of the edges: ties are true ties, broken by `order`, and renumbering the rows changes nothing.
+
+*The queue is lazy.* Gains only fall, so a row waits at the level of an earlier gain, an upper
+bound, and moves down when its level is reached. Levels, each a small heap while it is worked
+on, take half the time of one heap at a million rows, whose every step misses the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+from numba import boolean, float32, int32, int64, njit, types
+
+from gracekit.types import Bool, Float32, Float64, Int32, Int64, Rows, SparseGraph
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+NUM_LEVELS = 1024
+NEED, BEST = 0, 1
+"""Columns of `state`, side by side because they are read together."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreedyResult:
+    """What greedy picked, and who covers every row."""
+
+    rows: Rows
+    """[b] in the order picked, best first; fewer than the budget when candidates run out."""
+    gains: Float64
+    """[b] increase of F when picked."""
+    covered_by: Int32
+    """[n] the picked or initial row of largest similarity above 0 (the first of equals; such a
+    row covers itself); -1: nobody."""
+    objective: float
+    """F of the picked rows, with what the initial rows cover."""
+
+
+def lazy_greedy(
+    graph: SparseGraph,
+    *,
+    modular: Float64,
+    need: Float64,
+    budget: int,
+    order: Int64,
+    candidates: Bool,
+    groups: Int32 | None = None,
+    quotas: Int64 | None = None,
+    initial: Rows | None = None,
+) -> GreedyResult:
+    """Pick `budget` candidate rows, at each step the one that adds most to F.
+
+    Args:
+        graph: Symmetric, weights in [0, 1], no self loops, no repeated edges.
+        modular: [n] finite; what a row is worth by itself. Zero or more keeps F monotone.
+        need: [n] finite, zero or more; how much it matters that a row is covered (kept as
+            float32, so F is exact to about 1e-7).
+        budget: Rows to pick, zero or more.
+        order: [n] distinct; of equal gains the smaller order wins.
+        candidates: [n] rows that may be picked.
+        groups: [n] index into `quotas`.
+        quotas: [g] at most so many picks of a group, the initial rows not counted.
+        initial: Rows that cover already; neither counted nor returned. With `budget=0` this
+            evaluates the coverage of a given set.
+    """
+    n = graph.num_nodes
+    assert budget >= 0 and len(modular) == len(need) == len(order) == len(candidates) == n
+    assert (groups is None) == (quotas is None)
+    if groups is None or quotas is None:
+        groups, quotas = np.zeros(n, np.int32), np.array([n], np.int64)
+    scale = _scale(modular, need)
+    rows, gains, covered_by, objective = _pick(
+        np.ascontiguousarray(graph.indptr, np.int64),
+        np.ascontiguousarray(graph.indices, np.int32),
+        np.ascontiguousarray(graph.weights, np.float32),
+        np.rint(modular * scale).astype(np.int64),
+        np.stack([need * scale, np.zeros(n)], axis=1).astype(np.float32),
+        np.ascontiguousarray(order, np.int64),
+        np.array(candidates, np.bool_),
+        np.ascontiguousarray(groups, np.int32),
+        np.array(quotas, np.int64),
+        np.ascontiguousarray([] if initial is None else initial, np.int64),
+        budget,
+    )
+    return GreedyResult(
+        rows=rows, gains=gains / scale, covered_by=covered_by, objective=objective / scale
+    )
+
+
+def _scale(modular: Float64, need: Float64) -> float:
+    """Quanta in 1: the largest power of two for which no sum can overflow int64."""
+    largest = float(np.max(need, initial=0.0) + np.max(np.abs(modular), initial=0.0))
+    assert math.isfinite(largest) and float(np.min(need, initial=0.0)) >= 0
+    _, exponent = math.frexp(largest * len(need))
+    return math.ldexp(1.0, min(61 - exponent, 1000))
+
+
+def _compiled(signature: object) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Compile when this module is imported, from the cache on disk where there is one.
+
+    The cache lies beside this file, else in the user's cache directory (`NUMBA_CACHE_DIR` names
+    another). Where it cannot be written or is damaged numba raises; compiling without it takes
+    a few seconds and always works.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        try:
+            compiled: Callable[P, R] = njit(signature, cache=True)(function)
+        except Exception:
+            compiled = njit(signature)(function)
+        return compiled
+
+    return decorate
+
+
+def _inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """A helper that is compiled into its callers."""
+    inlined: Callable[P, R] = njit(function)
+    return inlined
+
+
+@_inlined
+def _term(need: float, weight: float, best: float) -> int:
+    """What raising a row's best similarity to `weight` adds, in quanta.
+
+    The similarities are float32, so their difference in float64 is exact.
+    """
+    return int(np.int64(need * max(weight - best, 0.0) + 0.5))
+
+
+@_inlined
+def _raise_best(
+    i: int,
+    best: float,
+    indptr: Int64,
+    indices: Int32,
+    weights: Float32,
+    state: Float32,
+    gains: Int64,
+) -> None:
+    """Row `i` is now covered by `best`: its neighbours and itself have less to add."""
+    need, before = np.float64(state[i, NEED]), np.float64(state[i, BEST])
+    state[i, BEST] = best
+    gains[i] -= _term(need, 1.0, before) - _term(need, 1.0, best)
+    for edge in range(indptr[i], indptr[i + 1]):
+        weight = np.float64(weights[edge])
+        if weight > before:
+            gains[indices[edge]] -= _term(need, weight, before) - _term(need, weight, best)
+
+
+@_inlined
+def _cover(
+    row: int,
+    indptr: Int64,
+    indices: Int32,
+    weights: Float32,
+    state: Float32,
+    gains: Int64,
+    covered_by: Int32,
+) -> None:
+    """Take `row` into the set."""
+    _raise_best(row, 1.0, indptr, indices, weights, state, gains)
+    covered_by[row] = row
+    for edge in range(indptr[row], indptr[row + 1]):
+        i, weight = indices[edge], np.float64(weights[edge])
+        if weight > state[i, BEST]:
+            _raise_best(i, weight, indptr, indices, weights, state, gains)
+            covered_by[i] = row
+
+
+@_inlined
+def _sift_down(keys: Int64, rows: Int32, order: Int64, size: int, at: int) -> None:
+    """Restore the heap (largest key on top, of equal keys the smaller order) below `at`."""
+    key, row = keys[at], rows[at]
+    while 2 * at + 1 < size:
+        child, right = 2 * at + 1, 2 * at + 2
+        if right < size and (
+            keys[right] > keys[child]
+            or (keys[right] == keys[child] and order[rows[right]] < order[rows[child]])
+        ):
+            child = right
+        if keys[child] < key or (keys[child] == key and order[row] < order[rows[child]]):
+            break
+        keys[at], rows[at] = keys[child], rows[child]
+        at = child
+    keys[at], rows[at] = key, row
+
+
+def _read_only(dtype: types.Type) -> types.Array:
+    """A contiguous vector that is only read, so that memory-mapped input is fine."""
+    return types.Array(dtype, 1, "C", readonly=True)
+
+
+@_compiled(
+    types.Tuple((int64[::1], int64[::1], int32[::1], int64))(
+        _read_only(int64),
+        _read_only(int32),
+        _read_only(float32),
+        int64[::1],
+        float32[:, ::1],
+        _read_only(int64),
+        boolean[::1],
+        _read_only(int32),
+        int64[::1],
+        _read_only(int64),
+        int64,
+    )
+)
+def _pick(
+    indptr: Int64,
+    indices: Int32,
+    weights: Float32,
+    modular: Int64,
+    state: Float32,
+    order: Int64,
+    candidates: Bool,
+    groups: Int32,
+    places: Int64,
+    initial: Int64,
+    budget: int,
+) -> tuple[Int64, Int64, Int32, int]:
+    """The loop, in quanta; uses up `state`, `candidates` and `places` (the quotas)."""
+    n = len(indptr) - 1
+    covered_by = np.full(n, -1, np.int32)
+    for row in initial:
+        state[row, BEST] = 1.0
+        covered_by[row] = row
+        candidates[row] = False
+        for edge in range(indptr[row], indptr[row + 1]):
+            i = indices[edge]
+            if weights[edge] > state[i, BEST]:
+                state[i, BEST] = weights[edge]
+                covered_by[i] = row
+    objective = 0
+    for row in range(n):
+        objective += _term(state[row, NEED], state[row, BEST], 0.0)
+    picked = np.empty(min(budget, n), np.int64)
+    picked_gains = np.empty(min(budget, n), np.int64)
+    if budget == 0 or not np.any(candidates):
+        return picked[:0], picked_gains[:0], covered_by, objective
+
+    gains = modular.copy()
+    for row in range(n):
+        gains[row] += _term(state[row, NEED], 1.0, state[row, BEST])
+        for edge in range(indptr[row], indptr[row + 1]):
+            i = indices[edge]
+            gains[row] += _term(state[i, NEED], weights[edge], state[i, BEST])
+
+    # The rows that wait at a level are a linked list.
+    low, high = np.min(modular), np.max(gains)
+    shift = 0
+    while (high - low) >> shift >= NUM_LEVELS:
+        shift += 1
+    first_at = np.full(NUM_LEVELS, -1, np.int32)
+    after = np.empty(n, np.int32)
+    for row in range(n):
+        if candidates[row]:
+            level = (gains[row] - low) >> shift
+            after[row], first_at[level] = first_at[level], row
+
+    keys = np.empty(n, np.int64)
+    rows = np.empty(n, np.int32)
+    num_picked = 0
+    for level in range(NUM_LEVELS - 1, -1, -1):
+        if num_picked == budget:
+            break
+        size = 0
+        row = first_at[level]
+        while row >= 0:
+            following = after[row]
+            now = (gains[row] - low) >> shift
+            if now == level:
+                keys[size], rows[size] = gains[row], row
+                size += 1
+            else:
+                after[row], first_at[now] = first_at[now], row
+            row = following
+        for at in range(size // 2 - 1, -1, -1):
+            _sift_down(keys, rows, order, size, at)
+
+        while size > 0 and num_picked < budget:
+            row = rows[0]
+            now = (gains[row] - low) >> shift
+            if now == level and gains[row] < keys[0]:
+                keys[0] = gains[row]
+            else:
+                if now < level:
+                    after[row], first_at[now] = first_at[now], row
+                elif places[groups[row]] > 0:
+                    picked[num_picked], picked_gains[num_picked] = row, gains[row]
+                    num_picked += 1
+                    objective += gains[row]
+                    places[groups[row]] -= 1
+                    _cover(row, indptr, indices, weights, state, gains, covered_by)
+                size -= 1
+                keys[0], rows[0] = keys[size], rows[size]
+            _sift_down(keys, rows, order, size, 0)
+    return picked[:num_picked], picked_gains[:num_picked], covered_by, objective

@@ -1,0 +1,9 @@
+"""Selection: which samples make the coreset, and how much each of them stands for.
+
+`select` is the way in. Selectors are classes in `selectors.SELECTORS`.
+"""
+
+from gracekit.selection.flow import select
+from gracekit.selection.selectors import SELECTORS, selector_for
+
+__all__ = ["SELECTORS", "select", "selector_for"]

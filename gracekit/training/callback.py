@@ -1,0 +1,283 @@
+"""`CoresetCallback`: let a Hugging Face `Trainer` follow the versions of a store.
+
+Works for `Trainer` and what is built on it (TRL's `SFTTrainer`, Axolotl, LLaMA-Factory's API). The
+trainer's loop stays as it is; nothing here waits or raises unless it is asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from torch.utils.data import BatchSampler
+from transformers import TrainerCallback
+
+from gracekit.errors import GracekitError, RecipeError
+from gracekit.files import write_text_atomic
+from gracekit.training.coreset import Coreset
+from gracekit.training.sampler import CoresetSampler, Follow, Mode, check_choice
+
+logger = logging.getLogger("gracekit.training")
+
+
+class CoresetCallback(TrainerCallback):  # type: ignore[misc]
+    """Trains on the newest coreset of a store, version after version.
+
+    It puts a `CoresetSampler` into the trainer's data loader when training begins. Each epoch says
+    in the log which version it trains on, and notes it in `state.log_history` (`coreset_version`
+    and so on), so `trainer_state.json` holds the version log and a resumed run draws the same
+    batches. A missing store, a damaged manifest or one that does not fit the dataset is a warning:
+    training goes on with what it has.
+
+    Args:
+        store: directory of the store; it may come into being later.
+        sample_ids: the sample id of each row of the trainer's dataset, in order. Not needed when
+            the dataset has all rows of the data file in their order.
+        num_samples: draws an epoch; default: as many as the dataset has rows. Another number needs
+            `CoresetTrainerMixin`, since a trainer fixes its number of steps before it calls back.
+        follow: take a new version at each `epoch`, also at a `step` within one, or keep the first
+            one found (`never`).
+        wait_s: longest time in seconds that an epoch's start waits for the coreset of the last
+            checkpoint saved; 0 (default) never makes the trainer wait.
+        seed: of the order.
+        mode: `cycle` draws each sample equally often, `weighted` by its weight.
+        record: JSON-lines file that gets, at the end of each epoch, what was drawn in it:
+            `epoch` (counted from 1), `version` (null: the whole dataset), and in drawn order
+            `positions` in the trainer's dataset and `sample_ids` (null while neither the caller
+            nor a version has told them). A data loader draws ahead, so an epoch broken off lists
+            a few samples more than were trained on.
+        check_steps: with `follow="step"`, look for a new version every so many steps.
+
+    Raises:
+        RecipeError: an argument is not one of the above or out of range.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        *,
+        sample_ids: Sequence[Any] | None = None,
+        num_samples: int | None = None,
+        follow: Follow = "epoch",
+        wait_s: float = 0.0,
+        seed: int = 0,
+        mode: Mode = "cycle",
+        record: str | Path | None = None,
+        check_steps: int = 10,
+    ) -> None:
+        check_choice("follow", follow, get_args(Follow))
+        check_choice("mode", mode, get_args(Mode))
+        for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
+            if value is not None and value < 1:
+                raise RecipeError(f"CoresetCallback: {name} should be >= 1, found {value}")
+        self.store = Path(store)
+        self.sample_ids = sample_ids
+        self.num_samples = num_samples
+        self.follow = follow
+        self.wait_s = wait_s
+        self.seed = seed
+        self.mode = mode
+        self.record = None if record is None else Path(record)
+        self.check_steps = check_steps
+        self.sampler: CoresetSampler | None = None
+        """The sampler in use; None while nothing is trained or when it could not be installed."""
+        self._num_noted = 0
+
+    def make_sampler(self, num_rows: int, num_samples: int | None = None) -> CoresetSampler | None:
+        """A sampler for so many rows; None, with a warning, when the ids do not fit them."""
+        if self.sample_ids is not None and len(self.sample_ids) != num_rows:
+            logger.warning(
+                "the trainer's dataset has %d rows but %d sample_ids were given (rows were "
+                "dropped, added or packed): training goes on without coresets",
+                num_rows,
+                len(self.sample_ids),
+            )
+            return None
+        return CoresetSampler(
+            self.store,
+            num_rows if self.sample_ids is None else self.sample_ids,
+            num_samples=num_samples,
+            seed=self.seed,
+            mode=self.mode,
+            follow=self.follow,
+            wait_s=self.wait_s,
+        )
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Put the sampler into the data loader; a resumed run gets its version log back."""
+        self.sampler = self._install(train_dataloader)
+        if self.sampler is None:
+            return
+        log = [
+            (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
+            for entry in state.log_history
+            if "coreset_version" in entry
+        ]
+        self._num_noted = len(log)
+        self.sampler.expected_step = state.global_step or -1
+        self.sampler.load_state_dict(
+            {**self.sampler.state_dict(), "version_log": log, "epoch": _epoch(state)}
+        )
+        if self.record is not None and state.is_world_process_zero:
+            _keep_epochs_before(self.record, _epoch(state) + 1)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the newest version and say so."""
+        if self.sampler is None:
+            return
+        self.sampler.set_epoch(_epoch(state))
+        self._note(state)
+        if state.is_world_process_zero:
+            logger.info("epoch %d trains on %s", self.sampler.epoch + 1, self._described())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """With `follow="step"`: take a version that came out within the epoch."""
+        if self.sampler is None or state.global_step % self.check_steps:
+            return
+        if self.sampler.swap():
+            self._note(state)
+            if state.is_world_process_zero:
+                logger.info("from step %d on: %s", state.global_step, self._described())
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember the checkpoint, whose coreset is the next to wait for."""
+        if self.sampler is not None:
+            self.sampler.expected_step = state.global_step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the record of the epoch."""
+        if self.sampler is None or self.record is None or not state.is_world_process_zero:
+            return
+        try:
+            self.record.parent.mkdir(parents=True, exist_ok=True)
+            with self.record.open("a", encoding="utf-8") as file:
+                for line in _drawn(self.sampler):
+                    file.write(json.dumps(line) + "\n")
+        except (OSError, GracekitError) as error:
+            logger.warning("cannot record the drawn samples in %s: %s", self.record, error)
+
+    def _install(self, loader: Any) -> CoresetSampler | None:
+        """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
+        batches = getattr(loader, "batch_sampler", None)
+        inner = getattr(batches, "batch_sampler", batches)
+        num_rows = _num_rows(getattr(loader, "dataset", None))
+        if num_rows is None or type(inner) is not BatchSampler:
+            logger.warning(
+                "the trainer streams its data or batches it by itself (%s), so no coreset can be "
+                "drawn from: training goes on without. Export coresets and train on those instead",
+                type(inner).__name__,
+            )
+            return None
+        if isinstance(inner.sampler, CoresetSampler):
+            sampler: CoresetSampler | None = inner.sampler
+        else:
+            sampler = self.make_sampler(num_rows)
+            if self.num_samples not in (None, num_rows):
+                logger.warning(
+                    "num_samples=%s has no effect, an epoch has %d: the trainer has already fixed "
+                    "its steps. Use `class MyTrainer(CoresetTrainerMixin, Trainer)`",
+                    self.num_samples,
+                    num_rows,
+                )
+        if sampler is not None:
+            loader.set_sampler(sampler)
+        return sampler
+
+    def _note(self, state: Any) -> None:
+        """Copy new entries of the version log to `state.log_history`, which checkpoints hold."""
+        assert self.sampler is not None
+        for turn in self.sampler.version_log[self._num_noted :]:
+            self._num_noted += 1
+            state.log_history.append(
+                {
+                    "coreset_version": turn.version,
+                    "coreset_epoch": turn.epoch,
+                    "coreset_start": turn.start,
+                    "epoch": state.epoch,
+                    "step": state.global_step,
+                }
+            )
+
+    def _described(self) -> str:
+        assert self.sampler is not None
+        if self.sampler.version == 0:
+            return "all samples (no coreset yet)"
+        return f"coreset version {self.sampler.version} (step {self.sampler.step})"
+
+
+class CoresetTrainerMixin:
+    """Lets `CoresetCallback(num_samples=...)` set the length of an epoch.
+
+    A trainer computes its steps from its sampler before any callback runs, so the sampler has to
+    be there earlier: `class MyTrainer(CoresetTrainerMixin, Trainer): pass`.
+    """
+
+    callback_handler: Any
+    train_dataset: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        for callback in self.callback_handler.callbacks:
+            num_rows = _num_rows(dataset)
+            if isinstance(callback, CoresetCallback) and num_rows is not None:
+                sampler = callback.make_sampler(num_rows, callback.num_samples)
+                if sampler is not None:
+                    return sampler
+        return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+
+
+def _num_rows(dataset: Any) -> int | None:
+    """Length of a dataset; None for a streamed one."""
+    try:
+        return len(dataset)
+    except TypeError:
+        return None
+
+
+def _epoch(state: Any) -> int:
+    """Number of whole epochs trained; the trainer keeps it as a fraction."""
+    return int((state.epoch or 0.0) + 1e-6)
+
+
+def _keep_epochs_before(record: Path, epoch: int) -> None:
+    """Drop what an earlier run recorded of epochs that are trained (again) now."""
+    try:
+        lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+        write_text_atomic(record, "".join(kept))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, GracekitError) as error:
+        logger.warning("cannot tidy the record of drawn samples %s: %s", record, error)
+
+
+def _drawn(sampler: CoresetSampler) -> list[dict[str, Any]]:
+    """What the present epoch has drawn so far, one entry for each turn."""
+    order = sampler.order()[: sampler.num_drawn].tolist()
+    turns = [turn for turn in sampler.version_log if turn.epoch == sampler.epoch]
+    stops = [turn.start for turn in turns[1:]] + [len(order)]
+    return [
+        {
+            "epoch": turn.epoch + 1,
+            "version": turn.version or None,
+            "positions": order[turn.start : stop],
+            "sample_ids": _ids(sampler, turn.version, order[turn.start : stop]),
+        }
+        for turn, stop in zip(turns, stops, strict=True)
+    ]
+
+
+def _ids(sampler: CoresetSampler, version: int, positions: list[int]) -> list[str] | None:
+    """Ids as the user gave them, else as the manifest has them; None where neither has."""
+    if sampler.dataset_ids is not None:
+        return [sampler.dataset_ids[position] for position in positions]
+    if version == 0:
+        return None
+    coreset = Coreset.load(sampler.store, version)
+    id_at = dict(zip(coreset.source_rows.tolist(), coreset.sample_ids, strict=True))
+    return [id_at[position] for position in positions]

@@ -1,0 +1,217 @@
+"""Read one version of a coreset: `Coreset.load`. Needs NumPy and PyArrow only.
+
+Of the whole store only the manifest is read, so a copy of `manifests/` is enough where the trainer
+runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gracekit.errors import (
+    DataError,
+    StoreError,
+    StoreFormatError,
+    StoreNotFoundError,
+    VersionNotFoundError,
+)
+from gracekit.store.info import NewerFormatError
+from gracekit.store.manifests import read_header
+from gracekit.store.parquet import damaged, read_table
+from gracekit.store.paths import MANIFEST_NAME, StorePaths, numbered
+from gracekit.types import Float32, Int64, Json, Rows, Strings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Coreset:
+    """One version: which samples to train on and how many each stands for."""
+
+    version: int
+    rows: Rows
+    """int64 [b] rows of the sample store, ascending."""
+    source_rows: Int64
+    """int64 [b] positions in the data file that the store was made from."""
+    weights: Float32
+    """float32 [b] how many samples each stands for, mean 1."""
+    sample_ids: Strings
+    """str [b]"""
+    metadata: Json
+    """The manifest's header: checkpoint, selection, audit and so on."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def step(self) -> int:
+        """Training step of the checkpoint that this version was measured at."""
+        step: int = self.metadata["checkpoint"]["step"]
+        return step
+
+    @property
+    def num_source_rows(self) -> int:
+        """Rows of the data file that the store was made from, skipped ones included."""
+        num_rows: int = self.metadata["dataset"]["num_source_rows"]
+        return num_rows
+
+    @classmethod
+    def load(cls, store: str | Path, version: int | Literal["latest"] = "latest") -> Coreset:
+        """Read a version of the store.
+
+        Args:
+            store: directory of the store.
+            version: its number, or `"latest"`: the highest version that can be read.
+
+        Raises:
+            StoreNotFoundError: there is no store.
+            VersionNotFoundError: the store has no such version, or none yet.
+            StoreFormatError: the manifest is damaged or of a newer gracekit.
+        """
+        paths = StorePaths(Path(store))
+        available = list_versions(paths.root)
+        if version != "latest":
+            if version not in available:
+                found = f"{available[0]} to {available[-1]}" if available else "none yet"
+                raise VersionNotFoundError(
+                    f"the store {paths.root} has no version {version!r}; found {found}"
+                )
+            return _read(paths.manifest(version), version)
+        damage: StoreFormatError | None = None
+        for number in reversed(available):
+            try:
+                return _read(paths.manifest(number), number)
+            except NewerFormatError:
+                raise
+            except StoreFormatError as error:
+                damage = damage or error
+        if damage is not None:
+            raise damage
+        if not paths.root.is_dir():
+            raise StoreNotFoundError(
+                f"there is no store at {paths.root}; `gracekit watch` makes one at the first "
+                "checkpoint, or correct the path"
+            )
+        raise VersionNotFoundError(
+            f"the store {paths.root} has no version yet; `gracekit watch` publishes the first one "
+            "at the first complete checkpoint"
+        )
+
+    def locate(self, dataset: int | Sequence[Any]) -> Int64:
+        """Where each sample lies in the trainer's dataset.
+
+        Args:
+            dataset: the sample id of each row of the trainer's dataset, in order; or only its
+                number of rows, when it holds all rows of the data file in their order.
+
+        Returns:
+            int64 [b] positions; -1 for a sample that the trainer's dataset does not have.
+
+        Raises:
+            DataError: the number of rows is another one than the data file's, an id occurs
+                twice, or less than half of the coreset is there: it is another dataset.
+        """
+        if isinstance(dataset, int):
+            if dataset != self.num_source_rows:
+                raise DataError(
+                    f"the trainer's dataset has {dataset} rows and the data of coreset version "
+                    f"{self.version} has {self.num_source_rows}, so rows cannot be matched by "
+                    "position: rows were dropped, added or packed on the way. Give the sample id "
+                    "of each row instead (sample_ids=[...] or id_column='...')"
+                )
+            return self.source_rows
+        where = {str(sample_id): position for position, sample_id in enumerate(dataset)}
+        if len(where) != len(dataset):
+            raise DataError(
+                f"the sample ids of the trainer's dataset are not unique: {len(dataset)} rows, "
+                f"{len(where)} different ids"
+            )
+        found = np.array([where.get(sample_id, -1) for sample_id in self.sample_ids], np.int64)
+        num_found = int((found >= 0).sum())
+        if 2 * num_found < len(self):
+            raise DataError(
+                f"of the {len(self)} samples of coreset version {self.version} only {num_found} "
+                f"are in the trainer's dataset of {len(dataset)} rows; its ids look like "
+                f"{list(where)[:2]}, the coreset's like {list(self.sample_ids[:2])}. Give the ids "
+                'that gracekit uses (`gracekit sql "SELECT source_row, sample_id FROM samples"`)'
+            )
+        return found
+
+    def positions(self, dataset: int | Sequence[Any]) -> Int64:
+        """As `locate`, but every sample must be there (DataError otherwise)."""
+        found = self.locate(dataset)
+        absent = self.sample_ids[found < 0]
+        if len(absent):
+            raise DataError(
+                f"{len(absent)} of the {len(self)} samples of coreset version {self.version} are "
+                f"not in the trainer's dataset, among them {absent[0]!r}; "
+                "`Coreset.locate` marks them with -1"
+            )
+        return found
+
+    def select(self, dataset: Any, id_column: str | None = None) -> Any:
+        """The coreset's rows of a dataset, in row order.
+
+        Args:
+            dataset: a `datasets.Dataset`, or any sequence.
+            id_column: its column with the sample ids; without it, rows are matched by position
+                and the dataset must be the whole data file.
+
+        Returns:
+            `dataset.select(positions)`, or a list where the dataset has no `select`.
+
+        Raises:
+            DataError: as `positions`, or there is no such column.
+        """
+        key: int | Sequence[Any] = len(dataset)
+        if id_column is not None:
+            try:
+                key = list(dataset[id_column])
+            except (KeyError, TypeError, ValueError):
+                raise DataError(
+                    f"the dataset has no column {id_column!r}; "
+                    f"found {list(getattr(dataset, 'column_names', None) or [])}"
+                ) from None
+        positions = self.positions(key).tolist()
+        if hasattr(dataset, "select"):
+            return dataset.select(positions)
+        return [dataset[position] for position in positions]
+
+
+def list_versions(store: Path) -> list[int]:
+    """Versions that a store has manifests of, ascending; whether they can be read is not checked.
+
+    An absent store has none; one that cannot be listed is a StoreError. The file `LATEST` is only
+    a hint and not read.
+    """
+    try:
+        found = numbered(store / "manifests", MANIFEST_NAME)
+    except OSError as error:
+        raise StoreError(f"cannot list {store / 'manifests'}: {error}; check the mount") from None
+    return sorted(version for path, version in found.items() if path.suffix == ".parquet")
+
+
+def _read(path: Path, version: int) -> Coreset:
+    header = read_header(path)
+    table = read_table(path)
+    try:
+        # to_pylist: PyArrow's to_numpy would import pandas, where that is installed
+        columns = {
+            name: table.column(name).to_pylist()
+            for name in ("row", "source_row", "sample_id", "weight")
+        }
+        coreset = Coreset(
+            version=version,
+            rows=np.array(columns["row"], np.int64),
+            source_rows=np.array(columns["source_row"], np.int64),
+            weights=np.array(columns["weight"], np.float32),
+            sample_ids=np.array(columns["sample_id"], object),
+            metadata=header.to_json(),
+        )
+        _ = coreset.step, coreset.num_source_rows
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, error) from None
+    return coreset

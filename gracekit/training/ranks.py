@@ -1,0 +1,27 @@
+"""One decision for all processes of a training job."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+
+def decide_on_rank_zero(decide: Callable[[], Value]) -> Value:
+    """The result of `decide()` on rank 0, on every rank; a plain call outside a job.
+
+    Ranks that each look for the newest version would sometimes see different ones (a file shows
+    up late on a network mount), and their batches would overlap. Every rank must call this at
+    the same point of its loop. torch is used only where the trainer has already loaded it.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return decide()
+    if not torch.distributed.is_initialized():
+        return decide()
+    box: list[Any] = [decide() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(box, src=0)
+    value: Value = box[0]
+    return value

@@ -1,0 +1,183 @@
+"""The quickstart: a real trainer and `gracekit watch` side by side, each in its own process.
+
+    python pipelines/quickstart.py                                   # tiny Llama, a few minutes
+    python pipelines/quickstart.py --recipe pipelines/smollm2.yaml   # real SmolLM2-135M weights
+
+The trainer (`train_quickstart.py`) is an ordinary Hugging Face training script with one callback
+of gracekit's. The watcher follows its checkpoint folder and publishes a coreset version for each
+checkpoint; the trainer takes each version at its next epoch. At the end: what happened, an export,
+and two questions to the score history. Everything lies under runs/, which may be deleted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from gracekit import Coreset, Recipe
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LONGEST_WAIT_S = 3600
+
+QUESTIONS = {
+    "Which groups does the newest coreset favour?": """
+        SELECT s.group_name, count(*) AS samples, count(c.row) AS selected,
+               round(100.0 * count(c.row) / count(*), 1) AS selected_percent
+        FROM samples s
+        LEFT JOIN coresets c ON c.row = s.row AND c.version = (SELECT max(version) FROM versions)
+        GROUP BY ALL ORDER BY samples DESC LIMIT 8""",
+    "How did the losses move from version to version?": """
+        SELECT version, round(avg(loss), 3) AS mean_loss, round(median(loss), 3) AS median_loss,
+               count(*) FILTER (origin = 'measured') AS measured,
+               count(*) FILTER (origin = 'propagated') AS propagated
+        FROM score_history GROUP BY version ORDER BY version""",
+}
+
+
+def main() -> int:
+    """Run both processes to their end and show what came of it."""
+    options = parse_options()
+    recipe_path: Path = options.recipe
+    recipe = Recipe.load(recipe_path)
+    run_dir = Path(recipe.store).parent
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True)
+    started = time.monotonic()
+    show(f"Training data {recipe.data.path}; everything this run writes is in {tidy(run_dir)}.")
+    watcher = start(
+        "gracekit",
+        ["-m", "gracekit", "watch", str(run_dir / "checkpoints"), "--recipe", str(recipe_path),
+         "--max-checkpoints", str(options.epochs - 1)],
+    )  # fmt: skip
+    trainer = start(
+        "trainer ",
+        [str(HERE / "train_quickstart.py"), "--data", recipe.data.path, "--model", options.model,
+         "--output", str(run_dir), "--store", recipe.store, "--epochs", str(options.epochs),
+         *options.trainer_options],
+    )  # fmt: skip
+    try:
+        wait_for_both(watcher, trainer)
+    except BaseException:
+        for process in (watcher, trainer):
+            process.send_signal(signal.SIGTERM)
+        raise
+    show(f"Both are done after {time.monotonic() - started:.0f} s. The versions:")
+    gracekit("versions", "--recipe", str(recipe_path))
+    check_drawn_samples(run_dir / "drawn.jsonl", Path(recipe.store))
+    show("The newest coreset as training data for any framework:")
+    gracekit("export", "--recipe", str(recipe_path), "-o", str(run_dir / "coreset"))
+    for question, query in QUESTIONS.items():
+        show(question)
+        gracekit("sql", query, "--recipe", str(recipe_path))
+    show(
+        "Where to look next:\n"
+        f"  gracekit status --recipe {tidy(recipe_path)}\n"
+        f"  gracekit sql --list --recipe {tidy(recipe_path)}\n"
+        f"  gracekit diff 1 {options.epochs - 1} --recipe {tidy(recipe_path)}\n"
+        f"  {tidy(run_dir / 'coreset')}   {tidy(Path(recipe.store) / 'manifests')}\n"
+        "  README.md: with your own data and trainer in ten lines"
+    )
+    return 0
+
+
+def parse_options() -> argparse.Namespace:
+    """The command line; what a recipe implies for the trainer is filled in."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipe", type=Path, default=HERE / "quickstart.yaml")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of the trainer, at least 2")
+    options, trainer_options = parser.parse_known_args()
+    options.trainer_options = trainer_options
+    options.model = "smollm2" if options.recipe.stem == "smollm2" else "llama-tiny"
+    if options.epochs < 2:
+        parser.error("--epochs must be at least 2: a version is trained on in the next epoch")
+    return options
+
+
+def start(name: str, arguments: list[str]) -> subprocess.Popen[str]:
+    """A Python process whose lines of output appear here behind its name."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        # Passive: the process that waits for the other must not spin on its cores.
+        env={
+            **os.environ,
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+            "OMP_WAIT_POLICY": "passive",
+        },
+    )
+
+    def relay() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"[{name}] {line}", end="", flush=True)
+
+    threading.Thread(target=relay, daemon=True).start()
+    return process
+
+
+def wait_for_both(watcher: subprocess.Popen[str], trainer: subprocess.Popen[str]) -> None:
+    """Wait until both ended well; if one fails, end the other and leave with its code."""
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    running = {"gracekit watch": watcher, "the trainer": trainer}
+    while running and time.monotonic() < deadline:
+        time.sleep(0.2)
+        for name, process in list(running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            del running[name]
+            if code != 0:
+                for other in running.values():
+                    other.terminate()
+                sys.exit(f"{name} ended with exit code {code}; its messages are above")
+    if running:
+        sys.exit(f"{' and '.join(running)} did not end within {LONGEST_WAIT_S} s")
+
+
+def gracekit(*arguments: str) -> None:
+    """Run a command as a user would type it, and fail when it fails."""
+    subprocess.run([sys.executable, "-m", "gracekit", *arguments], check=True)
+
+
+def check_drawn_samples(drawn: Path, store: Path) -> None:
+    """Compare the sample ids that the trainer drew in each epoch with the manifests."""
+    for line in drawn.read_text(encoding="utf-8").splitlines():
+        epoch = json.loads(line)
+        if epoch["version"] is None:
+            drawn_rows = len(set(epoch["positions"]))
+            show(f"Epoch {epoch['epoch']} drew {drawn_rows:,} distinct samples of the whole data.")
+            continue
+        ids = set(epoch["sample_ids"])
+        outside = ids - set(Coreset.load(store, version=epoch["version"]).sample_ids)
+        if outside:
+            sys.exit(f"epoch {epoch['epoch']} drew {len(outside)} samples that are not in version "
+                     f"{epoch['version']}")  # fmt: skip
+        show(f"Epoch {epoch['epoch']} drew {len(ids):,} distinct samples, all of them in version "
+             f"{epoch['version']}.")  # fmt: skip
+
+
+def show(text: str) -> None:
+    """A line of the quickstart itself, apart from those of the two processes."""
+    print(f"\n{text}" if not text.startswith("Epoch") else text, flush=True)
+
+
+def tidy(path: Path) -> str:
+    """A path as short as it can be typed from the project's folder."""
+    path = Path(os.path.normpath(path.absolute()))
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
