@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 # Pinned versions known to work together; the ranges in pyproject.toml are wider.
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
-CHECKED := gracekit tests pipelines data benchmarks
+CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run run-smollm2 test test-slow test-gpu lint types imports format ci data clean
