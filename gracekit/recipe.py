@@ -276,25 +276,32 @@ class Recipe(Section):
             *sections, leaf = key.split(".")
             for section in sections:
                 node = node.setdefault(section, {})
+                if not isinstance(node, dict):
+                    raise RecipeError(f"{key!r} is no key of the recipe: {section!r} has no parts")
             node[leaf] = value
+            other = _INSTEAD_OF.get(key)
+            if other is not None and f"selection.{other}" not in dotted:
+                node.pop(other, None)
         return Recipe.from_dict(content, name="the options given")
 
     def digest(self, *sections: str) -> str:
-        """Short hash of the given sections (all by default), free of paths and of the seed's type.
-
-        What the digest leaves out cannot change results: where files lie, polling, threads.
-        """
-        neutral = {"path", "tokenizer", "poll_interval_s", "settle_s", "ready_marker",
-                   "on_backlog", "num_threads", "store"}  # fmt: skip
+        """Short hash of the given sections (all by default) without what cannot change a result."""
         content = self.model_dump(mode="json", include=set(sections) or None)
-        canonical = json.dumps(_without(content, neutral), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        for key in _NEUTRAL:
+            section, _, leaf = key.rpartition(".")
+            (content.get(section, {}) if section else content).pop(leaf, None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _without(value: Any, keys: set[str]) -> Any:
-    if isinstance(value, dict):
-        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
-    return value
+_NEUTRAL = (
+    "store", "data.path", "checkpoints.poll_interval_s", "checkpoints.settle_s",
+    "checkpoints.ready_marker", "checkpoints.on_backlog", "scoring.batch_tokens",
+    "scoring.shard_rows", "scoring.num_threads",
+)  # fmt: skip
+"""Where files lie, how checkpoints are awaited, and what only changes the speed."""
+
+_INSTEAD_OF = {"selection.count": "fraction", "selection.fraction": "count"}
+"""A budget given on the command line replaces the recipe's, whichever way that is given."""
 
 
 def _looks_like_hub_name(path: str) -> bool:

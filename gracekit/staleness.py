@@ -1,9 +1,10 @@
 """The plan: which rows a refresh measures, and why.
 
-A plan has three parts: rows that were never measured; then rows that the recipe's rule picks;
-then the probe, drawn uniformly from what the rule leaves, so that it is a fair sample of the rows
-whose scores will be propagated. Rows of `Origin.INVALID` (not finite, or nothing to train on)
-are measured again when everything is, and otherwise only with budget that nothing else needs.
+A plan has four parts: rows that were never measured; rows whose last measurement was not finite;
+the probe, drawn uniformly from all rows that have scores; and rows that the recipe's rule picks,
+blind to the probe. A probe row that the rule picks is no longer probe. So what is left of the
+probe is, in every round, a uniform sample of the rows that the rule did not pick: exactly those
+whose scores are propagated.
 
 Shapes: `n` rows of the store, `m` planned rows.
 """
@@ -44,66 +45,87 @@ def plan_rows(
     scores: ScoreTable,
     graph: SparseGraph,
     values: Float32,
+    measurable: Bool,
     step: int,
     budget: int,
     num_probe: int,
-    planned: Bool | None = None,
+    before: RefreshPlan | None = None,
     seed: int,
 ) -> RefreshPlan:
-    """Choose the rows to measure now, at most `budget` in all.
+    """Choose the rows to measure, `budget` in all, or as many as there are.
 
     Args:
         settings: the rule and how much age counts.
         scores: the present scores [n], for origin and age.
         graph: the graph over the features as they were known before.
         values: [n] the score that plan `grace` compares between neighbours; NaN where unknown.
+        measurable: [n] rows with a token that carries loss; others are not tried again.
         step: training step of the checkpoint.
-        budget: rows to plan, the probe included; rows of `planned` are not counted.
-        num_probe: how many of them are drawn at random for the audit.
-        planned: [n] rows that an earlier round of this refresh has measured. They are not planned
-            again, and what they cover counts as covered.
-        seed: with the step and the rows planned before, it fixes everything random.
+        budget: rows of the returned plan, those of `before` included.
+        num_probe: how many rows are drawn at random for the audit, in the first round.
+        before: the plan of the round before, which this one goes on from.
+        seed: with the step and the round, it fixes everything random.
 
     Returns:
-        The plan; distinct rows, never-measured ones first, then by the rule, then the probe.
+        The plan of all rounds so far; distinct rows, those of `before` first in their order.
     """
-    n = len(scores)
-    planned = np.zeros(n, bool) if planned is None else planned
-    rng = np.random.default_rng([seed, max(step, 0), int(planned.sum())])
-    num_probe = min(num_probe, budget)
-
-    never = np.flatnonzero((scores.origin == Origin.NEVER) & ~planned)
-    never = rng.permutation(never)[: budget - num_probe]
+    if before is None:
+        before = _first_rows(scores, measurable, budget, num_probe, _rng(seed, step, 0))
+    chosen = before.rows[before.reasons != Reason.PROBE]
+    candidates = scores.usable.copy()
+    candidates[chosen] = False
     known = Known(
         graph=graph,
         values=values,
         ages=np.maximum(step - scores.measured_step, 0).astype(np.float64),
         usable=scores.usable,
-        candidates=scores.usable & ~planned,
-        covering=np.union1d(np.flatnonzero(planned), never),
+        candidates=candidates,
+        covering=np.sort(chosen),
         age_weight=settings.age_weight,
     )
-    num_pickable = max(int(known.candidates.sum()) - num_probe, 0)
-    num_picked = min(budget - num_probe - len(never), num_pickable)
-    picked = RULES[settings.plan](known, num_picked, rng)
+    num_new = max(budget - len(before.rows), 0)
+    most = min(num_new + len(before.probe_rows), int(candidates.sum()))
+    ranked = RULES[settings.plan](known, most, _rng(seed, step, len(before.rows)))
+    # Up to the last new row and not further: the row behind it may be a probe row or not.
+    num_counted = np.cumsum(~np.isin(ranked, before.probe_rows))
+    picked = ranked[: np.searchsorted(num_counted, num_new) + 1] if num_new else ranked[:0]
+    reasons = before.reasons.copy()
+    reasons[np.isin(before.rows, picked)] = Reason.PRIORITY
+    new = picked[~np.isin(picked, before.probe_rows)]
+    return RefreshPlan(
+        rows=np.concatenate([before.rows, new]),
+        reasons=np.concatenate([reasons, np.full(len(new), Reason.PRIORITY, np.uint8)]),
+    )
 
-    left = known.candidates.copy()
-    left[picked] = False
-    probe = rng.choice(np.flatnonzero(left), min(num_probe, int(left.sum())), replace=False)
-    num_left = budget - len(never) - len(picked) - len(probe)
-    invalid = np.flatnonzero((scores.origin == Origin.INVALID) & ~planned)
-    invalid = rng.permutation(invalid)[:num_left]
 
+def _first_rows(
+    scores: ScoreTable, measurable: Bool, budget: int, num_probe: int, rng: np.random.Generator
+) -> RefreshPlan:
+    """What every plan begins with: never-measured rows, invalid ones, and the probe.
+
+    Invalid rows take at most half of what the others leave: a model that has begun to diverge must
+    not use up the refresh.
+    """
+    usable = np.flatnonzero(scores.usable)
+    probe = rng.choice(usable, min(num_probe, budget, len(usable)), replace=False)
+    left = budget - len(probe)
+    never = rng.permutation(np.flatnonzero(scores.origin == Origin.NEVER))[:left]
+    invalid = np.flatnonzero((scores.origin == Origin.INVALID) & measurable)
+    invalid = rng.permutation(invalid)[: (left - len(never)) // 2]
     parts = [
         (never, Reason.NEVER_MEASURED),
-        (picked, Reason.PRIORITY),
+        (invalid, Reason.INVALID),
         (probe, Reason.PROBE),
-        (invalid, Reason.PRIORITY),
     ]
     return RefreshPlan(
         rows=np.concatenate([rows for rows, _ in parts]).astype(np.int64),
         reasons=np.concatenate([np.full(len(rows), reason, np.uint8) for rows, reason in parts]),
     )
+
+
+def _rng(seed: int, step: int, num_planned: int) -> np.random.Generator:
+    """Chance of one round; another one at every step."""
+    return np.random.default_rng([seed, max(step, 0), num_planned])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

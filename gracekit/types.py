@@ -55,6 +55,8 @@ class Reason(IntEnum):
     """Chosen by the plan's rule (cover, grace, oldest, random)."""
     PROBE = 3
     """Drawn uniformly at random to measure the propagation error."""
+    INVALID = 4
+    """Its last measurement was not finite: tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,9 +49,7 @@ def main() -> int:
     recipe_path: Path = options.recipe
     recipe = Recipe.load(recipe_path)
     run_dir = Path(recipe.store).parent
-    if run_dir.exists():
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True)
+    clear(run_dir, Path(recipe.store))
     started = time.monotonic()
     show(f"Training data {recipe.data.path}; everything this run writes is in {tidy(run_dir)}.")
     watcher = start(
@@ -73,7 +71,7 @@ def main() -> int:
         raise
     show(f"Both are done after {time.monotonic() - started:.0f} s. The versions:")
     gracekit("versions", "--recipe", str(recipe_path))
-    check_drawn_samples(run_dir / "drawn.jsonl", Path(recipe.store))
+    check_drawn_samples(run_dir / "drawn.jsonl", Path(recipe.store), options.epochs)
     show("The newest coreset as training data for any framework:")
     gracekit("export", "--recipe", str(recipe_path), "-o", str(run_dir / "coreset"))
     for question, query in QUESTIONS.items():
@@ -151,21 +149,41 @@ def gracekit(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "gracekit", *arguments], check=True)
 
 
-def check_drawn_samples(drawn: Path, store: Path) -> None:
-    """Compare the sample ids that the trainer drew in each epoch with the manifests."""
-    for line in drawn.read_text(encoding="utf-8").splitlines():
-        epoch = json.loads(line)
-        if epoch["version"] is None:
-            drawn_rows = len(set(epoch["positions"]))
-            show(f"Epoch {epoch['epoch']} drew {drawn_rows:,} distinct samples of the whole data.")
-            continue
+def check_drawn_samples(drawn: Path, store: Path, num_epochs: int) -> None:
+    """Compare the sample ids that the trainer drew in each epoch with the manifests.
+
+    The first epoch has no coreset yet; epoch 2 must have trained on version 1, and so on.
+    """
+    epochs = [json.loads(line) for line in drawn.read_text(encoding="utf-8").splitlines()]
+    versions = [epoch["version"] for epoch in epochs]
+    if versions != [None, *range(1, num_epochs)]:
+        sys.exit(f"expected the epochs to train on no coreset and then on versions 1 to "
+                 f"{num_epochs - 1}; found {versions}")  # fmt: skip
+    show(f"Epoch 1 drew {len(set(epochs[0]['positions'])):,} distinct samples of the whole data.")
+    for epoch in epochs[1:]:
         ids = set(epoch["sample_ids"])
         outside = ids - set(Coreset.load(store, version=epoch["version"]).sample_ids)
-        if outside:
-            sys.exit(f"epoch {epoch['epoch']} drew {len(outside)} samples that are not in version "
-                     f"{epoch['version']}")  # fmt: skip
+        if outside or not ids:
+            sys.exit(f"epoch {epoch['epoch']} drew {len(ids)} samples, {len(outside)} of them not "
+                     f"in version {epoch['version']}")  # fmt: skip
         show(f"Epoch {epoch['epoch']} drew {len(ids):,} distinct samples, all of them in version "
              f"{epoch['version']}.")  # fmt: skip
+
+
+def clear(run_dir: Path, store: Path) -> None:
+    """Remove what an earlier run of this script left in `run_dir`, and nothing else."""
+    made = {"checkpoints", "final", "coreset", "drawn.jsonl", store.name}
+    run_dir.mkdir(parents=True, exist_ok=True)
+    strange = sorted(path.name for path in run_dir.iterdir() if path.name not in made)
+    if strange:
+        sys.exit(f"{run_dir} holds {strange[0]!r}, which no earlier run made; give the recipe a "
+                 "store in a directory of its own, such as runs/mine/store")  # fmt: skip
+    for name in made:
+        path = run_dir / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def show(text: str) -> None:

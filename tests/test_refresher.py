@@ -65,7 +65,7 @@ def test_first_version_measures_everything_and_later_ones_a_part(
     assert (second.measured_step[~measured] == 10).all()
     audit = results[1].header.audit
     assert audit is not None
-    assert audit["num_probe"] == 20
+    assert 5 <= audit["num_probe"] <= 20  # less the probe rows that the plan picked
     assert results[1].header.stats["num_measured"] == measured.sum()
     assert results[1].header.parent_version == 1
     for result in results:
@@ -190,6 +190,41 @@ def test_a_row_that_is_not_finite_is_marked_and_the_run_goes_on(
     good = write_checkpoint(tmp_path / "run", 20)
     refresh(tiny_recipe(folder), good)
     assert verify(store) == []
+
+
+def test_an_invalid_row_recovers_when_the_model_does(folder: Path, tmp_path: Path) -> None:
+    def poison(model: Any) -> None:
+        with torch.no_grad():
+            model.model.embed_tokens.weight[3 + 7] = float("nan")
+
+    recipe = tiny_recipe(folder)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 10, spoil=poison))
+    store = Store.open(folder / "store")
+    before = int((store.scores(1).origin == Origin.INVALID).sum())
+    for step in (20, 30, 40, 50):
+        refresh(recipe, write_checkpoint(tmp_path / "run", step))
+    assert before > 0
+    assert (store.scores(5).origin != Origin.INVALID).all()
+    assert verify(store) == []
+
+
+def test_a_stale_score_is_kept_to_the_bit(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder, propagation={"rule": "none"})
+    refresh(recipe, run_dir / "checkpoint-10")
+    refresh(recipe, run_dir / "checkpoint-20")
+    store = Store.open(folder / "store")
+    first, second = store.scores(1), store.scores(2)
+    stale = second.origin == Origin.STALE
+    assert stale.any()
+    for name in first.scores:
+        np.testing.assert_array_equal(second.scores[name][stale], first.scores[name][stale])
+
+
+def test_select_refuses_another_importance(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    with pytest.raises(RecipeError, match=r"scoring\.importance"):
+        reselect(recipe.override({"scoring.importance": "loss"}))
 
 
 def test_a_model_of_nothing_but_nan_is_a_clear_error(folder: Path, tmp_path: Path) -> None:

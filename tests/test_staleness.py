@@ -76,7 +76,8 @@ def make_plan(
     budget: int,
     num_probe: int,
     *,
-    planned: Bool | None = None,
+    before: RefreshPlan | None = None,
+    measurable: Bool | None = None,
     seed: int = 0,
     age_weight: float = 0.5,
 ) -> RefreshPlan:
@@ -88,7 +89,8 @@ def make_plan(
         step=500,
         budget=budget,
         num_probe=num_probe,
-        planned=planned,
+        before=before,
+        measurable=np.ones(len(table), bool) if measurable is None else measurable,
         seed=seed,
     )
 
@@ -106,7 +108,7 @@ def test_full_plan_measures_everything() -> None:
     invalid=st.integers(0, 10),
     budget=st.integers(0, 50),
     num_probe=st.integers(0, 20),
-    share_planned=st.floats(0, 1),
+    more=st.integers(0, 30),
     seed=st.integers(0, 999),
 )
 def test_what_every_plan_keeps(
@@ -116,33 +118,36 @@ def test_what_every_plan_keeps(
     invalid: int,
     budget: int,
     num_probe: int,
-    share_planned: float,
+    more: int,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
     table, graph = score_table(n, rng, never=never, invalid=invalid), random_graph(n, rng)
-    planned = rng.random(n) < share_planned
-    plan = make_plan(rule, table, graph, budget, num_probe, planned=planned, seed=seed)
-    again = make_plan(rule, table, graph, budget, num_probe, planned=planned, seed=seed)
-    np.testing.assert_array_equal(plan.rows, again.rows)
-    np.testing.assert_array_equal(plan.reasons, again.reasons)
-
-    assert plan.rows.dtype == np.int64 and len(plan.rows) == len(plan.reasons)
-    assert len(np.unique(plan.rows)) == len(plan.rows) <= budget
-    assert not planned[plan.rows].any()
-    origin = table.origin[plan.rows]
-    assert ((plan.reasons == Reason.NEVER_MEASURED) == (origin == Origin.NEVER)).all()
-    assert table.usable[plan.probe_rows].all() and len(plan.probe_rows) <= num_probe
-    # Budget is left only when nothing is left to measure.
-    left = np.setdiff1d(np.flatnonzero(~planned), plan.rows)
-    if len(plan.rows) < budget:
-        assert not table.usable[left].any()
-        assert (origin == Origin.INVALID).sum() == (table.origin == Origin.INVALID)[~planned].sum()
-    if (origin == Origin.INVALID).any():
-        assert not table.usable[left].any()
-    # The probe is not given up for the rule while there are rows for both.
-    num_usable = int((table.usable & ~planned).sum())
-    assert len(plan.probe_rows) >= min(num_probe, budget, num_usable)
+    measurable = rng.random(n) < 0.8
+    before = None
+    for limit in (budget, budget + more):
+        plan = make_plan(
+            rule, table, graph, limit, num_probe, before=before, measurable=measurable, seed=seed
+        )
+        again = make_plan(
+            rule, table, graph, limit, num_probe, before=before, measurable=measurable, seed=seed
+        )
+        np.testing.assert_array_equal(plan.rows, again.rows)
+        np.testing.assert_array_equal(plan.reasons, again.reasons)
+        assert plan.rows.dtype == np.int64 and len(plan.rows) == len(plan.reasons)
+        assert len(np.unique(plan.rows)) == len(plan.rows) <= limit
+        origin = table.origin[plan.rows]
+        assert ((plan.reasons == Reason.NEVER_MEASURED) == (origin == Origin.NEVER)).all()
+        assert ((plan.reasons == Reason.INVALID) == (origin == Origin.INVALID)).all()
+        assert measurable[plan.rows[plan.reasons == Reason.INVALID]].all()
+        assert len(plan.probe_rows) <= num_probe
+        # Budget is left only when no usable row is left to measure.
+        if len(plan.rows) < limit:
+            assert not table.usable[np.setdiff1d(np.arange(n), plan.rows)].any()
+        if before is not None:
+            np.testing.assert_array_equal(plan.rows[: len(before.rows)], before.rows)
+            assert set(plan.probe_rows) <= set(before.probe_rows)
+        before = plan
 
 
 @EVERY_RULE
@@ -151,25 +156,39 @@ def test_never_measured_rows_come_first(rule: str) -> None:
     table, graph = score_table(60, rng, never=10, invalid=5), random_graph(60, rng)
     plan = make_plan(rule, table, graph, 20, 4)
     assert set(plan.rows[:10]) == set(np.flatnonzero(table.origin == Origin.NEVER))
-    counts = np.bincount(plan.reasons, minlength=4)
-    np.testing.assert_array_equal(counts, [0, 10, 6, 4])
-    assert (table.origin[plan.rows] != Origin.INVALID).all()
+    counts = np.bincount(plan.reasons, minlength=5)
+    assert (counts[Reason.NEVER_MEASURED], counts[Reason.INVALID]) == (10, 3)
+    assert counts.sum() == 20
 
 
 @EVERY_RULE
-def test_the_probe_is_a_fair_sample_of_what_is_left(rule: str) -> None:
-    """Given the rows that the rule picks, every other row is as likely to be probed."""
+def test_invalid_rows_are_tried_again_while_they_leave_half_the_budget(rule: str) -> None:
+    rng = np.random.default_rng(0)
+    table, graph = score_table(60, rng, invalid=20), random_graph(60, rng)
+    plan = make_plan(rule, table, graph, 24, 4)
+    assert (plan.reasons == Reason.INVALID).sum() == 10
+    nothing = make_plan(rule, table, graph, 24, 4, measurable=np.zeros(60, bool))
+    assert (nothing.reasons == Reason.INVALID).sum() == 0
+
+
+@EVERY_RULE
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_the_probe_is_a_fair_sample_of_what_is_propagated(rule: str, rounds: int) -> None:
+    """Of the rows that the rule did not pick, every one is as likely to be probed, in any round."""
     n, num_probe, num_seeds = 30, 6, 600
     rng = np.random.default_rng(0)
     table, graph = score_table(n, rng), random_graph(n, rng)
-    probed, left = np.zeros(n), np.zeros(n)
+    probed, expected = np.zeros(n), np.zeros(n)
     for seed in range(num_seeds):
-        plan = make_plan(rule, table, graph, 12, num_probe, seed=seed)
+        plan = None
+        for budget in (10, 16)[:rounds]:
+            plan = make_plan(rule, table, graph, budget, num_probe, before=plan, seed=seed)
+        assert plan is not None
         outside = np.setdiff1d(np.arange(n), plan.rows[plan.reasons == Reason.PRIORITY])
-        left[outside] += num_probe / len(outside)
+        expected[outside] += len(plan.probe_rows) / len(outside)
         probed[plan.probe_rows] += 1
-    chances = left > 0
-    statistic = ((probed - left)[chances] ** 2 / left[chances]).sum()
+    chances = expected > 0
+    statistic = ((probed - expected)[chances] ** 2 / expected[chances]).sum()
     assert statistic < chi2.ppf(0.999, int(chances.sum()) - 1)
     assert (probed[~chances] == 0).all()
 
@@ -179,10 +198,9 @@ def test_seed_step_and_round_change_what_is_random() -> None:
     table, graph = score_table(200, rng), random_graph(200, rng)
     first = make_plan("random", table, graph, 40, 10)
     assert set(first.rows) != set(make_plan("random", table, graph, 40, 10, seed=1).rows)
-    planned = np.zeros(200, bool)
-    planned[first.rows] = True
-    second = make_plan("random", table, graph, 40, 10, planned=planned)
-    assert not set(first.rows) & set(second.rows)
+    second = make_plan("random", table, graph, 80, 10, before=first)
+    np.testing.assert_array_equal(second.rows[:40], first.rows)
+    assert len(second.rows) == 80
 
 
 # Rules
@@ -205,32 +223,27 @@ def check_greedy(
     n=st.integers(4, 40),
     age_weight=st.sampled_from([0.0, 0.5, 1.0]),
     never=st.integers(0, 3),
-    planned_rows=st.integers(0, 5),
+    first=st.integers(0, 5),
     seed=st.integers(0, 999),
 )
-def test_cover_is_greedy(
-    n: int, age_weight: float, never: int, planned_rows: int, seed: int
-) -> None:
+def test_cover_is_greedy(n: int, age_weight: float, never: int, first: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     table, graph = score_table(n, rng, never=never, invalid=2), random_graph(n, rng)
-    planned = np.zeros(n, bool)
-    planned[rng.permutation(n)[:planned_rows]] = True
-    candidates = table.usable & ~planned
+    before = make_plan("random", table, graph, first, 0, seed=seed)
     plan = make_plan(
-        "cover", table, graph, n // 2, 0, planned=planned, age_weight=age_weight, seed=seed
+        "cover", table, graph, first + n // 2, 0, before=before, age_weight=age_weight, seed=seed
     )
-    picked = plan.rows[(plan.reasons == Reason.PRIORITY) & table.usable[plan.rows]]
+    candidates = table.usable.copy()
+    candidates[before.rows] = False
     ages = 500.0 - table.measured_step
     oldest = ages[candidates].max(initial=0.0)
     relative = np.minimum(ages / oldest, 1) if oldest > 0 else np.ones(n)
     check_greedy(
-        picked,
+        plan.rows[first:],
         dense_weights(graph),
         np.where(table.usable, 1 - age_weight + age_weight * relative, 0),
         candidates,
-        np.union1d(
-            np.flatnonzero(planned), plan.rows[plan.reasons == Reason.NEVER_MEASURED]
-        ).astype(np.int64),
+        before.rows,
     )
 
 

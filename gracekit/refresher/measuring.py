@@ -98,7 +98,7 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
     """Measure what the plan says, audit, and measure more while the audit misses the target.
 
     Each further round doubles the measured rows, up to the recipe's `max_fraction`. The probe is
-    drawn once and kept aside in every round.
+    drawn once; what the plan has not picked of it since is kept aside in every round.
 
     Args:
         recipe: All settings.
@@ -116,56 +116,60 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
             audit=None,
             facts=_facts(plan, run, rounds=1, num_since_full=0),
         )
-    least, most, num_probe = budgets(recipe.refresh, len(known.scores))
-    planned = np.zeros(len(known.scores), bool)
-    plans: list[RefreshPlan] = []
-    budget = least
+    budget, most, num_probe = budgets(recipe.refresh, len(known.scores))
+    plan: RefreshPlan | None = None
+    rounds = 0
     while True:
-        more = plan_rows(
+        num_before = 0 if plan is None else len(plan.rows)
+        plan = plan_rows(
             recipe.refresh,
             scores=known.scores,
             graph=known.graph,
             values=known.values[recipe.scoring.importance],
+            measurable=known.samples.num_response_tokens > 0,
             step=step,
             budget=budget,
-            num_probe=0 if plans else num_probe,
-            planned=planned if plans else None,
+            num_probe=num_probe,
+            before=plan,
             seed=recipe.seed,
         )
-        plans.append(more)
-        planned[more.rows] = True
-        plan = RefreshPlan(
-            rows=np.concatenate([p.rows for p in plans]),
-            reasons=np.concatenate([p.reasons for p in plans]),
-        )
+        rounds += 1
         measurement = run.take(plan.rows)
-        audit = audit_probe(recipe, known, plan, measurement, step=step, rounds=len(plans))
-        logger.info(
-            "audit of %d rows after measuring %d: rank correlation %.2f (stale %.2f, target %.2f)",
-            audit.num_probe, len(plan.rows), audit.rank_correlation,
-            audit.rank_correlation_stale, audit.target,
-        )  # fmt: skip
-        budget = min(len(plan.rows), most - len(plan.rows))
-        if audit.target_met or budget <= 0 or len(more.rows) == 0:
+        audit = audit_probe(recipe, known, plan, measurement, step=step, rounds=rounds)
+        if audit is not None:
+            logger.info(
+                "audit of %d rows after measuring %d: "
+                "rank correlation %.2f (stale %.2f, target %.2f)",
+                audit.num_probe, len(plan.rows), audit.rank_correlation,
+                audit.rank_correlation_stale, audit.target,
+            )  # fmt: skip
+        budget = min(2 * len(plan.rows), most)
+        is_enough = audit is None or audit.target_met
+        if is_enough or len(plan.rows) >= most or len(plan.rows) == num_before:
             return Evidence(
                 plan=plan,
                 measurement=measurement,
                 audit=audit,
-                facts=_facts(plan, run, rounds=len(plans), num_since_full=known.num_since_full + 1),
+                facts=_facts(plan, run, rounds=rounds, num_since_full=known.num_since_full + 1),
             )
 
 
 def audit_probe(
     recipe: Recipe, known: Known, plan: RefreshPlan, measurement: Measurement, *, step: int,
     rounds: int,
-) -> Audit:  # fmt: skip
-    """Predict the probe from the other measured rows, and compare with what was measured."""
+) -> Audit | None:  # fmt: skip
+    """Predict the probe from the other measured rows, and compare with what was measured.
+
+    None when fewer than two probe rows have finite measurements: nothing can be said.
+    """
     from gracekit.audit import audit
     from gracekit.refresher.state import predict
 
     probe = np.isin(measurement.rows, plan.probe_rows) & measurement.valid
     rest = ~np.isin(measurement.rows, plan.probe_rows)
     rows = measurement.rows[probe]
+    if len(rows) < 2:
+        return None
     truth = known.to_working(measurement.take(probe).scores, rows)
     predicted, features, _ = predict(recipe, known, measurement.take(rest), step=step)
     name = recipe.scoring.importance

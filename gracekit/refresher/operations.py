@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.errors import StoreFormatError, VersionNotFoundError
+from gracekit.errors import RecipeError, StoreFormatError, VersionNotFoundError
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher, RefreshResult
 from gracekit.refresher.measuring import budgets, is_full
@@ -69,6 +69,7 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
             )
         started = time.perf_counter()
         header = store.header(latest)
+        _require_same_importance(recipe, header.scoring)
         cache = store.load_cache(latest)
         index = load_index(cache.index_directory, settings=recipe.graph) if cache else None
         if index is None:
@@ -104,6 +105,18 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
             )
         )
         return RefreshResult(version=version, is_new=True, header=store.header(version))
+
+
+def _require_same_importance(recipe: Recipe, stored: Json) -> None:
+    """Raise `RecipeError` when the recipe asks for another importance than the stored one."""
+    wanted = recipe.scoring.model_dump(mode="json")
+    for key in ("importance", "length_correction", "normalise"):
+        if stored.get(key) != wanted[key]:
+            raise RecipeError(
+                f"the stored importance was made with scoring.{key} {stored.get(key)!r}, the "
+                f"recipe says {wanted[key]!r}: `select` uses stored importance. Drop the change, "
+                "or make a version with it by `gracekit refresh`"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +178,7 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
             graph=known.graph,
             values=known.values[recipe.scoring.importance],
             step=checkpoint.step,
+            measurable=known.samples.num_response_tokens > 0,
             budget=least,
             num_probe=num_probe,
             seed=recipe.seed,

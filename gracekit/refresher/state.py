@@ -187,6 +187,9 @@ def propagate(
         how = Origin.STALE if gate["used"] == "stale" else Origin.PROPAGATED
         usable = known.scores.usable
         scores = from_working(propagated.values, samples.num_response_tokens)
+        for name, used in propagated.gates["scores"].items():
+            if used["used"] == "stale":  # kept to the bit, not by way of the working values
+                scores[name] = known.scores.scores[name].copy()
         valid, origin = known.valid.copy(), known.scores.origin.copy()
         origin[usable] = how
         confidence = propagated.confidence[recipe.scoring.importance].copy()

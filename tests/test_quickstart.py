@@ -1,0 +1,111 @@
+"""The quickstart end to end: trainer and watcher in processes of their own, on few samples."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gracekit.store import Store
+from gracekit.store.verify import verify
+from gracekit.training import Coreset
+from pipelines import quickstart
+
+NUM_ROWS = 120
+NUM_EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run of the script; its output is beside it in `out.txt`."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    recipe = yaml.safe_load((quickstart.HERE / "quickstart.yaml").read_text())
+    recipe["data"] |= {
+        "path": str(quickstart.ROOT / "data" / "train.jsonl"),
+        "split": f"train[:{NUM_ROWS}]",
+    }
+    recipe["store"] = "run/store"
+    recipe["refresh"] |= {"min_probe": 20, "min_fraction": 0.4, "max_fraction": 0.5}
+    recipe["propagation"] = {"min_measured": 20}
+    (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
+    done = subprocess.run(
+        [sys.executable, quickstart.__file__, "--recipe", folder / "small.yaml",
+         "--epochs", str(NUM_EPOCHS), "--rows", str(NUM_ROWS), "--samples-per-epoch", "24"],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "out.txt").write_text(done.stdout)
+    return folder / "run"
+
+
+def test_every_epoch_trained_on_its_version(run_dir: Path) -> None:
+    """Drawn ids against manifests, without the script's own check."""
+    lines = (run_dir / "drawn.jsonl").read_text().splitlines()
+    epochs = [json.loads(line) for line in lines]
+    assert [e["version"] for e in epochs] == [None, *range(1, NUM_EPOCHS)]
+    for epoch in epochs:
+        assert len(epoch["positions"]) == 24
+        if epoch["version"] is not None:
+            coreset = Coreset.load(run_dir / "store", version=epoch["version"])
+            assert set(epoch["sample_ids"]) <= set(coreset.sample_ids)
+            assert set(epoch["positions"]) <= set(coreset.source_rows.tolist())
+
+
+def test_the_first_version_measures_all_and_later_ones_a_part(run_dir: Path) -> None:
+    store = Store.open(run_dir / "store")
+    assert verify(store) == []
+    measured = [store.header(v).stats["num_measured"] for v in store.versions()]
+    assert measured[0] == NUM_ROWS
+    assert all(count < NUM_ROWS for count in measured[1:])
+    steps = [store.header(v).checkpoint["step"] for v in store.versions()]
+    assert steps == sorted(set(steps))
+    assert len(steps) == NUM_EPOCHS - 1
+
+
+def test_it_says_what_a_newcomer_wants_to_know(run_dir: Path) -> None:
+    out = (run_dir.parent / "out.txt").read_text()
+    for expected in (
+        "epoch 2 trains on coreset version 1",
+        "version 1 · step",
+        "audit corr",
+        "all of them in version 1",
+        "rows (jsonl)",
+        "mean_loss",
+        "Where to look next",
+    ):
+        assert expected in out
+    assert "\x1b" not in out
+    assert list((run_dir / "coreset").glob("*.jsonl"))
+
+
+def test_it_removes_only_what_it_made(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit, match="thesis"):
+        quickstart.clear(tmp_path, tmp_path / "store")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+    assert (tmp_path / "store").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("versions", "is_right"), [([None, 1, 2], True), ([None, None, 2], False), ([None, 1], False)]
+)
+def test_the_check_of_drawn_samples_can_fail(
+    run_dir: Path, tmp_path: Path, versions: list[int | None], is_right: bool
+) -> None:
+    ids = {v: Coreset.load(run_dir / "store", version=v).sample_ids for v in (1, 2)}
+    lines = [
+        {"epoch": i, "version": v, "positions": [0], "sample_ids": v and list(ids[v][:3])}
+        for i, v in enumerate(versions, start=1)
+    ]
+    drawn = tmp_path / "drawn.jsonl"
+    drawn.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if is_right:
+        quickstart.check_drawn_samples(drawn, run_dir / "store", 3)
+    else:
+        with pytest.raises(SystemExit):
+            quickstart.check_drawn_samples(drawn, run_dir / "store", 3)
