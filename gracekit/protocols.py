@@ -7,17 +7,16 @@ types only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from gracekit.types import (
     Bool,
     Float32,
     Int64,
     Json,
-    KnnGraph,
     Measurement,
     Rows,
     SampleTable,
@@ -37,6 +36,9 @@ class CheckpointLayout(Protocol):
     """How one family of trainers lays out a checkpoint directory. No torch."""
 
     name: str
+    has_marker: bool
+    """Whether a file written last tells that the checkpoint is complete. Without one, a watcher
+    also waits until nothing has changed for a while."""
 
     def matches(self, directory: Path) -> bool:
         """Whether the directory looks like this layout, complete or not."""
@@ -114,15 +116,14 @@ class Layer(Protocol):
     """Its path within the body, such as `layers.3.mlp.down_proj`."""
     block: int
     """Index of its decoder block; -1 outside of the blocks."""
-    num_blocks: int
-    has_bias: bool
 
 
 class Reader(Protocol):
     """Something read off the shared model pass, one value or vector a sample.
 
-    For every batch, in this order: `start`; `on_targets` once or more; `on_layer` once for each
-    layer that it wants, from the last to the first; `finish`. The loss that is differentiated is
+    For every batch, in this order: `start`; `on_targets` once or more; from the last layer to the
+    first, `on_layer` once for each weight and `on_bias` once for each bias of the layers that it
+    wants; `finish`. The loss that is differentiated is
     the mean over the target tokens of a sample. Values of one sample never depend on the others
     of its batch. The methods with a body here are the defaults of a class that derives from it.
     """
@@ -153,6 +154,10 @@ class Reader(Protocol):
         """
         return
 
+    def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
+        """Take each sample's whole gradient of a layer's bias, float32 [B, out]."""
+        return
+
     def finish(self, batch: Batch) -> torch.Tensor:
         """The result, float32 [B] or [B, d]."""
         ...
@@ -165,6 +170,10 @@ class Scorer(Reader, Protocol):
     shrinks_with_length: bool
     """Whether it is the norm of a mean over tokens, which falls with their number: such scores
     are corrected for length before they become importance."""
+    scale: Literal["log", "linear"] = "linear"
+    """How its values change from checkpoint to checkpoint, and so how they are propagated: `log`
+    by factors, for scores above 0 such as losses and norms; `linear` by differences, for scores
+    of any sign such as margins."""
 
 
 @runtime_checkable
@@ -174,20 +183,6 @@ class FeatureReader(Reader, Protocol):
     def width(self, hidden_width: int) -> int:
         """Width d of what `finish` gives, for a model of this hidden width."""
         ...
-
-
-@runtime_checkable
-class NeighborIndex(Protocol):
-    """Neighbour lists over unit features, kept up to date."""
-
-    backend: str
-    graph: KnnGraph
-
-    def update(self, features: Float32, moved: Rows) -> None:
-        """Take the new unit features [n, d] of the moved rows and repair their lists."""
-
-    def save(self, directory: Path) -> list[Path]:
-        """Write the index into an existing directory; returns the files written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +254,3 @@ class ExportContent(Protocol):
 
     def records(self) -> Iterator[Json]:
         """The user's rows with `sample_id`, and `weight` where wanted; may be asked for again."""
-
-
-Progress = Callable[[str, int, int], None]
-"""Called as (what, done, total) while something long runs."""

@@ -247,6 +247,7 @@ class Recipe(Section):
             recipe = cls.model_validate(content)
         except ValidationError as error:
             raise RecipeError(_explain(error, name)) from None
+        recipe = recipe.model_copy(update={"store": str(Path(recipe.store).expanduser())})
         if folder is None:
             return recipe
         data = recipe.data
@@ -274,6 +275,8 @@ class Recipe(Section):
         for key, value in dotted.items():
             node = content
             *sections, leaf = key.split(".")
+            if not all([*sections, leaf]):
+                raise RecipeError(f"{key!r} is no key of the recipe; one is `selection.fraction`")
             for section in sections:
                 node = node.setdefault(section, {})
                 if not isinstance(node, dict):

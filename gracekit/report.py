@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from gracekit.errors import StoreError
 from gracekit.store import Store
+from gracekit.store.lock import is_alive
 from gracekit.store.shards import SUFFIX
 from gracekit.store.summary import version_row
 from gracekit.types import Bool, Json, ManifestHeader, SampleTable, ScoreTable
@@ -99,7 +101,8 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
     }
     if versions:
         header = store.header(versions[-1])
-        origins = store.header(header.scores_version).stats.get("origins") or {}
+        scored = _scored(store, header)
+        origins = scored.stats.get("origins") or {}
         made = datetime.fromisoformat(header.created_at).timestamp()
         found |= {
             "operation": header.operation,
@@ -107,8 +110,9 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
             "created_at": header.created_at,
             "age_s": round(max(now - made, 0.0), 1),
             "num_selected": header.stats.get("num_selected"),
+            "num_measured": scored.stats.get("num_measured"),
             "scores": {name: count for name, count in origins.items() if count},
-            "audit": audit_in_words(header),
+            "audit": audit_in_words(scored),
         }
     return found | {
         "daemon": _daemon(store, now),
@@ -119,13 +123,22 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
 
 
 def audit_in_words(header: ManifestHeader) -> str:
-    """What the audit says about the rows that were not measured, for people."""
+    """What the audit says about the rows that were not measured, for people.
+
+    Args:
+        header: Of the version that made the scores: a reselect has no audit of its own.
+    """
     audit = header.audit
     if audit is None:
         measured, total = (header.stats.get(k) for k in ("num_measured", "num_samples"))
         if measured is not None and measured == total:
             return "not needed: everything was measured"
         return "none: too few rows were measured at random to check the others"
+    if not audit.get("num_probe"):
+        return (
+            "nothing was checked: no sample was measured at random "
+            "(see refresh.probe_fraction and refresh.min_probe)"
+        )
     found, stale = audit.get("rank_correlation"), audit.get("rank_correlation_stale")
     if found is None:
         return "nothing comparable: the checked rows all score the same"
@@ -141,6 +154,14 @@ def audit_in_words(header: ManifestHeader) -> str:
         if audit.get("target_met")
         else f"; below the target of {target:.2f}: raise refresh.max_fraction to measure more"
     )
+
+
+def _scored(store: Store, header: ManifestHeader) -> ManifestHeader:
+    """The header of the version whose scores this one uses; its own where that is damaged."""
+    try:
+        return store.header(header.scores_version)
+    except StoreError:
+        return header
 
 
 def _percent(share: float | None) -> float | None:
@@ -192,16 +213,22 @@ def _movers(
 
 
 def _daemon(store: Store, now: float) -> Json:
-    """The heartbeat, with how long ago it was; `absent` when no daemon ever ran here."""
+    """The heartbeat, with how long ago it was.
+
+    `absent` when no daemon ever ran here; `dead` when its process ended without saying so, which
+    can be told only on the host that it ran on.
+    """
     try:
         beat = json.loads(store.paths.heartbeat.read_text(encoding="utf-8"))
         last = float(beat["unix_time"])
     except (OSError, ValueError, KeyError, TypeError):
         return {"state": "absent"}
     told = ("state", "pid", "host", "checkpoint_dir", "checkpoint", "error")
-    return {key: beat[key] for key in told if key in beat} | {
-        "seconds_since_beat": round(max(now - last, 0.0), 1)
-    }
+    found: Json = {key: beat[key] for key in told if key in beat}
+    pid, is_here = found.get("pid"), found.get("host") == socket.gethostname()
+    if found.get("state") != "stopped" and is_here and isinstance(pid, int) and not is_alive(pid):
+        found["state"] = "dead"
+    return found | {"seconds_since_beat": round(max(now - last, 0.0), 1)}
 
 
 def _size(root: Path) -> int:

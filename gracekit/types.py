@@ -231,14 +231,15 @@ class SparseGraph:
 class Audit:
     """How well the probe was predicted from the other measured rows, before it was used.
 
-    Absolute errors are in the units of the importance score after length correction, in log.
+    Scores are compared as importance, which selection uses: ranks, in the units of which the
+    absolute errors are.
     """
 
     num_probe: int
     num_measured: int
     """Rows measured when the audit was made, probe included."""
     rank_correlation: float
-    """Spearman of the predicted with the measured importance score on the probe."""
+    """Spearman of the predicted with the measured importance on the probe."""
     rank_correlation_stale: float
     """The same for the last known scores, left as they were."""
     mean_abs_error: float

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
-from gracekit.checkpoints import check_checkpoint, clear_pins, find_checkpoints, pin
+from gracekit.checkpoints import check_checkpoint, describe_architecture, find_checkpoints, pin
 from gracekit.checkpoints.pins import require_unchanged
 from gracekit.checkpoints.weights import read_header
 from gracekit.errors import (
@@ -503,10 +503,70 @@ def test_links_to_files_elsewhere_are_followed(tmp_path: Path) -> None:
         check_checkpoint(snapshot, SETTINGS)  # its links lead nowhere now
 
 
-def test_pins_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
-    pins = tmp_path / "pins"
-    assert clear_pins(pins) == 0
-    directory = write_checkpoint(tmp_path / "checkpoint-20")
-    shutil.copytree(directory, pins / "checkpoint-20-0badcafe", copy_function=os.link)
-    assert clear_pins(pins) == 1
-    assert list(pins.iterdir()) == [] and check_checkpoint(directory, SETTINGS)
+# --- architecture ---
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "model_type": "llama",
+    "num_attention_heads": 9,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 3,
+    "transformers_version": "4.56.0",
+    "vocab_size": 49152,
+}
+GPT2 = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_ctx": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_inner": None,
+    "n_layer": 12,
+    "vocab_size": 50257,
+}
+
+
+def test_architectures_are_described_in_the_same_words(tmp_path: Path) -> None:
+    def describe(config: Any) -> Any:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return describe_architecture(tmp_path)
+
+    sizes = {"hidden_size": 576, "num_layers": 30, "num_heads": 9, "intermediate_size": 1536}
+    llama = describe(LLAMA)
+    assert llama == {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        **sizes,
+        "vocab_size": 49152,
+    }
+    assert json.loads(json.dumps(llama)) == llama
+    assert describe(GPT2) == {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "hidden_size": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+        "vocab_size": 50257,
+    }
+    assert describe(LLAMA | {"transformers_version": "5.0", "use_cache": False}) == llama
+    assert describe(LLAMA | {"hidden_size": 960}) != llama
+    assert describe(LLAMA | {"vocab_size": 49153}) != llama
+    inner = {key: LLAMA[key] for key in LLAMA if key not in ("architectures", "model_type")}
+    several = describe({"model_type": "gemma3", "text_config": inner | {"model_type": "text"}})
+    assert several == {"model_type": "gemma3", **sizes, "vocab_size": 49152}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot read"), ('{"model_', "cut off"), (b"\xff\xfe\x00", "cut off"), ("[]", "list")],
+)
+def test_a_config_that_cannot_be_read_is_named(
+    tmp_path: Path, content: str | bytes | None, message: str
+) -> None:
+    if content is not None:
+        raw = content.encode() if isinstance(content, str) else content
+        (tmp_path / "config.json").write_bytes(raw)
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{message}|{message}.*config\.json"):
+        describe_architecture(tmp_path)

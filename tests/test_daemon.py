@@ -26,6 +26,7 @@ from gracekit.errors import StoreLockedError
 from gracekit.refresher import Refresher, RefreshResult
 from gracekit.store import Store
 from gracekit.store.verify import verify
+from gracekit.types import Checkpoint
 from tests.tiny import recipe_content, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -44,6 +45,12 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
+
+
+def told(heartbeat: Path) -> dict[str, Any]:
+    """What the heartbeat says; nothing before the first one."""
+    content: dict[str, Any] = json.loads(heartbeat.read_text()) if heartbeat.exists() else {}
+    return content
 
 
 @contextmanager
@@ -130,6 +137,86 @@ def test_a_disk_that_fails_for_a_while_is_tried_again(
     assert verify(Store.open(folder / "store")) == []
 
 
+def test_a_bug_costs_one_checkpoint_not_the_daemon(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = Refresher.refresh
+
+    def refresh(
+        self: Refresher, checkpoint: Checkpoint, *, stop: threading.Event | None = None
+    ) -> RefreshResult:
+        if checkpoint.step == 10:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return original(self, checkpoint, stop=stop)
+
+    monkeypatch.setattr(Refresher, "refresh", refresh)
+    heartbeat = folder / "store" / "heartbeat.json"
+    with watching(folder) as results:
+        write_checkpoint(folder / "run", 10)
+        until(lambda: told(heartbeat).get("state") == "failing", "the failure")
+        assert told(heartbeat)["error"] == "RuntimeError: CUDA error: unspecified launch failure"
+        write_checkpoint(folder / "run", 20)
+        until(lambda: results, "the version after the failure")
+    assert results[0].header.checkpoint["step"] == 20
+    assert "skipping checkpoint-10 after an unexpected error" in caplog.text
+    assert "Traceback" in caplog.text and "launch failure" in caplog.text
+
+
+def test_once_raises_what_went_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **named: object) -> RefreshResult:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Refresher, "refresh", fail)
+    write_checkpoint(folder / "run", 10)
+    refresher = Refresher.from_recipe(tiny_recipe(folder))
+    with pytest.raises(RuntimeError, match="a bug"):
+        daemon.watch(refresher, folder / "run", stop=threading.Event(), once=True)
+    left = told(folder / "store" / "heartbeat.json")
+    assert (left["state"], left["error"]) == ("stopped", "a bug")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+def test_interruptions_pass(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
+) -> None:
+    def interrupt(*arguments: object, **named: object) -> RefreshResult:
+        raise interruption
+
+    monkeypatch.setattr(Refresher, "refresh", interrupt)
+    write_checkpoint(folder / "run", 10)
+    refresher = Refresher.from_recipe(tiny_recipe(folder))
+    with pytest.raises(interruption):
+        daemon.watch(refresher, folder / "run", stop=threading.Event())
+
+
+def test_the_heart_beats_while_nothing_happens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "IDLE_BEAT_S", 0.1)
+    heartbeat = folder / "store" / "heartbeat.json"
+    with watching(folder):
+        until(lambda: told(heartbeat), "the first beat")
+        first = told(heartbeat)
+        assert first["state"] == "waiting"
+        until(lambda: told(heartbeat)["unix_time"] > first["unix_time"], "the next beat")
+    assert told(heartbeat)["state"] == "stopped"
+
+
+def test_an_idle_daemon_beats_seldom_and_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "heartbeat.json"
+    heartbeat = daemon.Heartbeat(path, tmp_path)
+    heartbeat.beat("failing", error="a bug")
+    before = path.stat().st_ino, path.stat().st_mtime_ns
+    heartbeat.keep()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
+    heartbeat._last -= daemon.IDLE_BEAT_S
+    heartbeat.keep()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) != before
+    assert (told(path)["state"], told(path)["error"]) == ("failing", "a bug")
+    gone = daemon.Heartbeat(tmp_path / "nowhere" / "heartbeat.json", tmp_path)
+    gone.beat("waiting")  # a disk that fails does not stop the daemon
+
+
 def test_one_daemon_a_store(folder: Path) -> None:
     write_checkpoint(folder / "run", 10)
     with watching(folder) as results:
@@ -158,28 +245,36 @@ def shards(folder: Path) -> int:
 
 
 def test_sql_answers_in_the_middle_of_a_refresh_and_beside_an_open_reader(folder: Path) -> None:
-    """Readers in this process, the daemon in another: shards prove that it is at work."""
+    """Readers in this process, the daemon in another, stopped between two of its many shards."""
     write_checkpoint(folder / "run", 10)
-    watch = start_watch(folder, scoring={"shard_rows": 1})
+    latest = folder / "store" / "LATEST"
+    watch = start_watch(
+        folder, scoring={"shard_rows": 1}, refresh={"min_fraction": 0.9, "max_fraction": 0.9}
+    )
     try:
-        until(lambda: (folder / "store" / "scores.duckdb").exists(), "version 1")
+        until(lambda: latest.exists() and not shards(folder), "version 1")
         held = gracekit.connect(folder / "store")
         raw = duckdb.connect(str(folder / "store" / "scores.duckdb"), read_only=True)
         write_checkpoint(folder / "run", 20)
         until(lambda: shards(folder) >= 2, "the middle of the refresh")
+        watch.send_signal(signal.SIGSTOP)
+        os.waitpid(watch.pid, os.WUNTRACED)
         answer = subprocess.run(
             [sys.executable, "-m", "gracekit", "sql", "--json",
              "SELECT count(*) AS n, max(version) AS v FROM score_history"],
             cwd=folder, capture_output=True, text=True, check=True,
         )  # fmt: skip
-        assert json.loads(answer.stdout)[0]["v"] in (1, 2)
+        assert json.loads(answer.stdout)[0]["v"] == 1
         assert answer.stderr == ""
+        assert shards(folder) >= 2 and latest.read_text() == "1\n", "the refresh still runs"
+        watch.send_signal(signal.SIGCONT)
         # LATEST is written after the database is swapped in.
-        until(lambda: (folder / "store" / "LATEST").read_text() == "2\n", "version 2")
+        until(lambda: latest.read_text() == "2\n", "version 2")
         newest = "SELECT max(version) FROM versions"
         assert held.sql(newest).fetchall() == raw.sql(newest).fetchall() == [(1,)]
         assert gracekit.connect(folder / "store").sql(newest).fetchall() == [(2,)]
     finally:
+        watch.send_signal(signal.SIGCONT)
         watch.send_signal(signal.SIGTERM)
         out, err = watch.communicate(timeout=LONG_S)
     assert watch.returncode == 0, err

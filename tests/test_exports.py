@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from gracekit.errors import DataError, ExportError, RecipeError
 from gracekit.exports import FORMATS, Content, export, open_content
-from gracekit.exports.content import whole_copies
 from gracekit.recipe import DataSection
+from gracekit.rounding import whole_copies
 from gracekit.samples import load_samples
 from gracekit.store import Store
 from gracekit.types import Json, Rows

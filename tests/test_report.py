@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 from datetime import datetime
 from pathlib import Path
 
@@ -92,6 +96,9 @@ def test_status(store: Store) -> None:
     assert found["latest_version"] == 3 and found["operation"] == "reselect"
     assert found["age_s"] == pytest.approx(90, abs=0.1)
     assert found["scores"] == {"propagated": N // 2, "measured": N // 2}
+    assert found["num_measured"] == N // 2
+    assert found["audit"] == audit_in_words(store.header(2)), "a reselect has the scores of 2"
+    assert "0.80 with the truth" in found["audit"]
     assert found["size_bytes"] > store.paths.database.stat().st_size
     assert found["problems"] == [] and found["daemon"] == {"state": "absent"}
 
@@ -122,6 +129,32 @@ def test_status_tells_damage_unfinished_work_and_the_daemon(tmp_path: Path) -> N
     }  # fmt: skip
 
 
+def test_status_tells_a_dead_daemon_from_one_elsewhere(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    here = socket.gethostname()
+    for state, pid, host, expected in (
+        ("waiting", ended.pid, here, "dead"),
+        ("waiting", os.getpid(), here, "waiting"),
+        ("stopped", ended.pid, here, "stopped"),
+        ("waiting", ended.pid, f"not-{here}", "waiting"),
+        ("waiting", "7", here, "waiting"),
+    ):
+        beat = {"state": state, "pid": pid, "host": host, "unix_time": 1000.0}
+        made.paths.heartbeat.write_text(json.dumps(beat))
+        assert status(made.paths.root)["daemon"]["state"] == expected
+
+
+def test_status_of_a_selection_from_a_damaged_version(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "one"))
+    made.commit(make_reselect(made, "two"))
+    made.paths.manifest(1).write_bytes(b"PAR1")
+    found = status(made.paths.root)
+    assert found["latest_version"] == 2 and "versions [1]" in found["problems"][0]
+
+
 def test_audit_in_words(store: Store) -> None:
     header = store.header(2)
     assert "0.80 with the truth" in audit_in_words(header)
@@ -129,6 +162,9 @@ def test_audit_in_words(store: Store) -> None:
     assert header.audit is not None
     missed = {**header.audit, "target_met": False, "target": 0.9}
     assert "raise refresh.max_fraction" in audit_in_words(dataclasses.replace(header, audit=missed))
+    unchecked = {**header.audit, "num_probe": 0, "rank_correlation": 0.0}
+    words = audit_in_words(dataclasses.replace(header, audit=unchecked))
+    assert "nothing was checked" in words and "0.00" not in words
     nothing = {**header.audit, "rank_correlation": None}
     assert "nothing comparable" in audit_in_words(dataclasses.replace(header, audit=nothing))
     stats = {"num_measured": N, "num_samples": N}

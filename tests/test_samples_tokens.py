@@ -322,13 +322,13 @@ class TestCache:
         self, tokenizer: PreTrainedTokenizerFast, data: DataSection, tmp_path: Path
     ) -> None:
         raw = load_samples(data)
-        calls: list[tuple[str, int, int]] = []
-        first = tokenize(raw, tokenizer, data, tmp_path / "c", lambda *call: calls.append(call))
-        assert calls == [("tokens", 30, 30)]
+        first = tokenize(raw, tokenizer, data, tmp_path / "c")
         assert isinstance(first.flat, np.memmap)
+        written = [path.stat().st_ino for path in sorted((tmp_path / "c").iterdir())]
         tokenizer(["a", "b c d"], padding=False, truncation=True, max_length=8)
-        again = tokenize(raw, tokenizer, data, tmp_path / "c", lambda *call: calls.append(call))
-        assert len(calls) == 1, "state that a call leaves in the tokenizer is not part of its name"
+        again = tokenize(raw, tokenizer, data, tmp_path / "c")
+        assert again.key == first.key, "what a call leaves in the tokenizer is not part of its key"
+        assert [path.stat().st_ino for path in sorted((tmp_path / "c").iterdir())] == written
         for (ids, mask), (other_ids, other_mask) in zip(
             first.take(np.arange(30)), again.take(np.arange(30)), strict=True
         ):
@@ -362,27 +362,41 @@ class TestCache:
         assert [ids.tolist() for ids, _ in again] == first
         assert tokens.read_bytes() == content
 
-    def test_its_name_follows_tokenizer_settings_and_data_and_old_ones_go(
+    def test_its_key_follows_tokenizer_settings_and_data_and_old_ones_go(
         self, tokenizer: PreTrainedTokenizerFast, data: DataSection, tmp_path: Path
     ) -> None:
         raw = load_samples(data)
 
-        def name(tokenizer: PreTrainedTokenizerFast, **options: object) -> str:
+        def key(tokenizer: PreTrainedTokenizerFast, **options: object) -> str:
             changed = data.model_copy(update=options)
-            tokenize(load_samples(changed), tokenizer, changed, tmp_path)
+            table = tokenize(load_samples(changed), tokenizer, changed, tmp_path)
             (path,) = tmp_path.glob("tokens-*.bin")
-            return path.name
+            assert path.name == f"tokens-{table.key}.bin"
+            return table.key
 
-        names = [name(tokenizer), name(tokenizer, max_length=20), name(tokenizer, loss_on="all")]
-        names.append(name(with_template(tokenizer, CHATML)))
-        names.append(name(with_template(tokenizer, LLAMA)))
+        keys = [key(tokenizer), key(tokenizer, max_length=20), key(tokenizer, loss_on="all")]
+        keys.append(key(with_template(tokenizer, CHATML)))
+        keys.append(key(with_template(tokenizer, LLAMA)))
+        keys.append(key(tokenizer, chat_template=False))
         tokenizer.add_tokens(["QQQ"])
-        names.append(name(tokenizer))
+        keys.append(key(tokenizer))
         other = tmp_path / "other.jsonl"
         other.write_text(Path(data.path).read_text().replace("Q1", "Q_"))
-        names.append(name(tokenizer, path=str(other)))
-        assert len(set(names)) == len(names)
+        keys.append(key(tokenizer, path=str(other)))
+        assert len(set(keys)) == len(keys)
         assert raw.fingerprint == load_samples(data).fingerprint
+
+    def test_its_key_does_not_follow_paths(
+        self, tokenizer: PreTrainedTokenizerFast, data: DataSection, tmp_path: Path
+    ) -> None:
+        first = tokenize(load_samples(data), tokenizer, data, tmp_path / "a")
+        moved = data.model_copy(update={"path": str(tmp_path / "moved" / "data.jsonl")})
+        (tmp_path / "moved").mkdir()
+        Path(data.path).rename(moved.path)
+        for place in ("checkpoint-10", "checkpoint-20"):
+            tokenizer.save_pretrained(tmp_path / place)
+            saved = AutoTokenizer.from_pretrained(tmp_path / place)
+            assert tokenize(load_samples(moved), saved, moved, tmp_path / "b").key == first.key
 
     def test_sample_table_holds_both(
         self, tokenizer: PreTrainedTokenizerFast, data: DataSection, tmp_path: Path

@@ -33,6 +33,9 @@ class Longest(Scorer):
 class NotAScorer:
     pass
 
+class OddScale(Longest):
+    scale = "cubic"
+
 longest = Longest()
 """
 
@@ -56,6 +59,8 @@ def test_every_name_builds_what_it_says() -> None:
 def test_own_class_is_built_by_its_path(plugin: str) -> None:
     name = f"{plugin}:Longest"
     assert list(build_scorers(["loss", name])) == ["loss", name]
+    assert scorer_class(name).scale == "linear"
+    assert {scorer.scale for scorer in SCORERS.values()} == {"log"}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +70,8 @@ def test_own_class_is_built_by_its_path(plugin: str) -> None:
         ("no_such_package:Score", "cannot import.*PYTHONPATH"),
         (":Score", "cannot import"),
         ("my_scores:Missing", "my_scores has no 'Missing'"),
-        ("my_scores:NotAScorer", "lacks shrinks_with_length, wants.*derive it from"),
+        ("my_scores:NotAScorer", "lacks shrinks_with_length, scale.*derive it from"),
+        ("my_scores:OddScale", "scale is 'cubic'; set it to 'log'"),
         ("my_scores:longest", "is not a class"),
     ],
 )

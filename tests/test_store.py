@@ -403,14 +403,28 @@ def test_cache_round_trip_and_damage(tmp_path: Path) -> None:
         assert store.load_cache(1) is not None
 
 
-def test_only_the_latest_two_caches_are_kept(tmp_path: Path) -> None:
+def test_only_the_cache_of_the_latest_scores_is_kept(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     (store.paths.cache / "tokens").mkdir(parents=True)
     for i in range(4):
         store.commit(make_draft(store, str(i)))
+    for i in range(2):  # selections from the scores of version 4
+        store.commit(make_reselect(store, f"r{i}"))
     kept = sorted(p.name for p in store.paths.cache.iterdir())
-    assert kept == ["tokens", "v000003", "v000004"]
-    assert store.load_cache(1) is None
+    assert kept == ["tokens", "v000004"]
+    assert store.load_cache(6) is not None and store.load_cache(1) is None
+
+
+def test_a_damaged_newest_version_keeps_its_cache(tmp_path: Path) -> None:
+    """Restored from a backup, it is the latest again."""
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "a"))
+    store.commit(make_draft(store, "b"))
+    whole = store.paths.manifest(2).read_bytes()
+    store.paths.manifest(2).write_bytes(b"PAR1")
+    store.recover()
+    store.paths.manifest(2).write_bytes(whole)
+    assert store.latest() == 2 and store.load_cache(2) is not None
 
 
 def shard(rows: list[int]) -> Measurement:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -250,6 +251,44 @@ def test_recover_keeps_the_shards_of_a_later_refresh_of_the_same_checkpoint(stor
     assert draft.measurement is not None
     store.shards(SHARDS).save(draft.measurement)
     assert store.recover() == [] and len(store.shards(SHARDS).load()) == 1
+
+
+def test_shards_that_nobody_goes_on_with_are_removed(store: Store) -> None:
+    """Of stopped or skipped refreshes, by the next refresh or the next start; not by a reselect."""
+    draft = third(store)
+    assert draft.measurement is not None
+    store.shards("skipped").save(draft.measurement)
+    store.commit(make_reselect(store, "r"))
+    assert len(list(store.paths.shards.iterdir())) == 2
+    assert store.recover() == []
+    part = draft.measurement
+    draft = make_draft(store, "four", measure_id="fedcba")
+    steps = count_operations(lambda: store.commit(draft))
+    assert list(store.paths.shards.iterdir()) == []
+    store.shards("skipped").save(part)
+    draft = make_draft(store, "five", measure_id="fedcba")
+    with pytest.raises(Killed), killed_at(steps.index("link") + 3):
+        store.commit(draft)
+    assert "removed shards/skipped, which no refresh goes on with" in store.recover()
+    assert list(store.paths.shards.iterdir()) == [] and verify(store) == []
+
+
+def test_a_commit_opens_no_older_manifest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apart from the headers; so publishing costs the same after many versions."""
+    store.versions()
+    read: list[Path] = []
+    original = pq.ParquetFile
+
+    def opened(source: str) -> pq.ParquetFile:
+        read.append(Path(source))
+        return original(source)
+
+    monkeypatch.setattr(pq, "ParquetFile", opened)
+    store.commit(third(store))
+    monkeypatch.undo()
+    manifests = {path for path in read if path.parent == store.paths.manifests}
+    assert manifests == {store.paths.manifest(2)}, "the parent, for the overlap"
+    assert store.paths.scores(2) not in read and store.paths.scores(1) not in read
 
 
 def test_recover_may_be_killed_itself(store: Store) -> None:

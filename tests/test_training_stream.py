@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gracekit.training.stream import Stream, whole_copies
+from gracekit.training.stream import Stream
 from gracekit.types import Float64
-
-positive = st.lists(st.floats(0.01, 50.0), min_size=1, max_size=40)
 
 
 def normalised(values: list[float]) -> Float64:
@@ -21,24 +19,6 @@ def normalised(values: list[float]) -> Float64:
 
 def make_stream(size: int, weights: Float64 | None = None, seed: int = 0) -> Stream:
     return Stream(version=3, step=30, positions=10 * np.arange(size), weights=weights, seed=seed)
-
-
-@given(positive, st.floats(0.0, 1.0, exclude_max=True))
-def test_copies_are_the_weights_rounded_down_or_up_and_keep_the_total(
-    values: list[float], offset: float
-) -> None:
-    weights = normalised(values)
-    copies = whole_copies(weights, offset)
-    assert copies.sum() == len(weights)
-    assert (copies >= np.floor(weights - 1e-6)).all()
-    assert (copies <= np.ceil(weights + 1e-6)).all()
-
-
-def test_copies_are_right_on_average() -> None:
-    weights = normalised([0.1, 0.5, 1.0, 1.4, 2.0])
-    offsets = (np.arange(1000) + 0.5) / 1000
-    mean = np.mean([whole_copies(weights, offset) for offset in offsets], axis=0)
-    np.testing.assert_allclose(mean, weights, atol=2e-3)
 
 
 @given(st.integers(1, 30), st.integers(0, 100), st.integers(0, 60), st.booleans())

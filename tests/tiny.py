@@ -51,18 +51,19 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write_checkpoint(run: Path, step: int, *, spoil: Any = None) -> Path:
+def write_checkpoint(run: Path, step: int, *, spoil: Any = None, hidden_size: int = 32) -> Path:
     """`checkpoint-STEP` of one run: the same start, moved further at each step.
 
     Args:
         run: The trainer's output directory.
         step: Training step.
         spoil: Called with the model before it is saved.
+        hidden_size: Width of the model.
     """
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64,
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,

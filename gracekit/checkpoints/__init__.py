@@ -3,19 +3,21 @@
 A checkpoint directory goes through three hands:
 
     find / check / watch  ->  Checkpoint          layouts.py, weights.py, discover.py, watch.py
+    describe_architecture  ->  kind and sizes     config.py
     pin                   ->  PinnedCheckpoint    pins.py
     load                  ->  model, tokenizer    model.py, to be imported by its full name
 """
 
+from gracekit.checkpoints.config import describe_architecture
 from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.layouts import LAYOUTS
-from gracekit.checkpoints.pins import clear_pins, pin
+from gracekit.checkpoints.pins import pin
 from gracekit.checkpoints.watch import watch_checkpoints
 
 __all__ = [
     "LAYOUTS",
     "check_checkpoint",
-    "clear_pins",
+    "describe_architecture",
     "find_checkpoints",
     "pin",
     "watch_checkpoints",

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gracekit.checkpoints.layouts import CHECKPOINT_NAME, LAYOUTS, Layout
+from gracekit.checkpoints.layouts import CHECKPOINT_NAME, LAYOUTS
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
 
@@ -34,7 +35,7 @@ class Obstacle:
 
 
 def find_checkpoints(
-    root: Path, settings: CheckpointSection, layouts: Mapping[str, type[Layout]] = LAYOUTS
+    root: Path, settings: CheckpointSection, layouts: Mapping[str, type[CheckpointLayout]] = LAYOUTS
 ) -> list[Checkpoint]:
     """The complete checkpoints directly below `root`, ascending by step.
 
@@ -55,7 +56,7 @@ def find_checkpoints(
 def check_checkpoint(
     path: str | Path,
     settings: CheckpointSection,
-    layouts: Mapping[str, type[Layout]] = LAYOUTS,
+    layouts: Mapping[str, type[CheckpointLayout]] = LAYOUTS,
 ) -> Checkpoint:
     """The complete checkpoint at `path`.
 
@@ -108,7 +109,7 @@ def candidates(root: Path) -> Iterator[Path]:
 
 
 def look(
-    directory: Path, settings: CheckpointSection, layouts: Mapping[str, type[Layout]]
+    directory: Path, settings: CheckpointSection, layouts: Mapping[str, type[CheckpointLayout]]
 ) -> Checkpoint | Obstacle | None:
     """The complete checkpoint in `directory`, else why there is none; None: not a checkpoint."""
     try:
@@ -142,7 +143,7 @@ def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda c: (c.step, c.path))
 
 
-def _read(directory: Path, layout: Layout) -> Checkpoint | Obstacle:
+def _read(directory: Path, layout: CheckpointLayout) -> Checkpoint | Obstacle:
     # Times before content: what is written after this line shows as newer than `completed_at`.
     completed_at = max((f.stat().st_mtime for f in layout.files(directory)), default=0.0)
     try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Protocol
 
 from gracekit.checkpoints.weights import incomplete_weights, weight_files
 from gracekit.errors import CheckpointError
@@ -53,14 +52,6 @@ UNSUPPORTED = (
     ),
 )
 """(file pattern, what it is, the way out) of weights that cannot be read yet."""
-
-
-class Layout(CheckpointLayout, Protocol):
-    """A checkpoint layout, and whether its trainer says when it has finished writing."""
-
-    has_marker: bool
-    """Whether a file written last tells that the checkpoint is complete. Without one, a watcher
-    also waits until nothing has changed for a while."""
 
 
 class TrainerLayout:
@@ -155,13 +146,13 @@ class PretrainedLayout:
         return _weight_files(directory)
 
 
-LAYOUTS: dict[str, type[Layout]] = {
+LAYOUTS: dict[str, type[CheckpointLayout]] = {
     layout.name: layout for layout in (TrainerLayout, PretrainedLayout)
 }
 """Layout name -> class; the first that matches a directory reads it."""
 
 
-def layout_of(checkpoint: Checkpoint) -> Layout:
+def layout_of(checkpoint: Checkpoint) -> CheckpointLayout:
     """The layout by which the checkpoint was found."""
     if checkpoint.layout not in LAYOUTS:
         raise CheckpointError(

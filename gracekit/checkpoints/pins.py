@@ -12,8 +12,9 @@ from pathlib import Path
 import xxhash
 
 from gracekit import files
-from gracekit.checkpoints.layouts import Layout, layout_of
+from gracekit.checkpoints.layouts import layout_of
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.protocols import CheckpointLayout
 from gracekit.types import Checkpoint, PinnedCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -64,17 +65,6 @@ def pin(checkpoint: Checkpoint, pins_dir: Path) -> Iterator[PinnedCheckpoint]:
             files.remove(directory)
 
 
-def clear_pins(pins_dir: Path) -> int:
-    """Remove the pins that a killed process left; returns how many. Needs the store's lock."""
-    if not pins_dir.is_dir():
-        return 0
-    with files.clear_write_errors(pins_dir):
-        left = list(pins_dir.iterdir())
-        for path in left:
-            files.remove(path)
-    return len(left)
-
-
 def require_unchanged(pinned: PinnedCheckpoint) -> None:
     """Raise `CheckpointIncompleteError` if the trainer wrote to the files since they were found.
 
@@ -112,7 +102,7 @@ def vanished(checkpoint: Checkpoint) -> CheckpointVanishedError:
     )
 
 
-def _link(checkpoint: Checkpoint, layout: Layout, directory: Path) -> bool:
+def _link(checkpoint: Checkpoint, layout: CheckpointLayout, directory: Path) -> bool:
     """Hard-link the checkpoint's files into the new `directory`; False where that is impossible."""
     originals = layout.files(checkpoint.path)
     is_linked = True

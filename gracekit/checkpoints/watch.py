@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit.checkpoints.discover import Obstacle, candidates, in_order, look, unfinished
-from gracekit.checkpoints.layouts import LAYOUTS, Layout
+from gracekit.checkpoints.layouts import LAYOUTS
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
 
@@ -29,7 +30,7 @@ def watch_checkpoints(
     *,
     is_done: Callable[[Checkpoint], bool],
     stop: threading.Event,
-    layouts: Mapping[str, type[Layout]] = LAYOUTS,
+    layouts: Mapping[str, type[CheckpointLayout]] = LAYOUTS,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], bool] | None = None,
 ) -> Iterator[Checkpoint]:
@@ -78,7 +79,7 @@ class _Watcher:
         root: Path,
         settings: CheckpointSection,
         is_done: Callable[[Checkpoint], bool],
-        layouts: Mapping[str, type[Layout]],
+        layouts: Mapping[str, type[CheckpointLayout]],
         clock: Callable[[], float],
     ) -> None:
         self._root = root

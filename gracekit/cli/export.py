@@ -10,6 +10,7 @@ import click
 from gracekit.cli.options import (
     clear_errors,
     json_option,
+    load_recipe,
     recipe_option,
     resolve_store,
     store_option,
@@ -62,6 +63,7 @@ def export(
     from gracekit.store import Store
 
     store = Store.open(resolve_store(store_path, recipe_path))
+    data_path = data_path or _data_of(recipe_path, store)
     content = open_content(store, _number(store, version), data_path=data_path)
     written = write_export(content, format_name, out, weights=weights, overwrite=force)
     if as_json:
@@ -82,6 +84,15 @@ def _number(store: Store, version: str) -> int:
                 "`gracekit watch` or `gracekit refresh`"
             )
         return latest
-    if not version.isdigit():
+    if not version.isdecimal():
         raise RecipeError(f"--version takes a number or `latest`, found {version!r}")
     return int(version)
+
+
+def _data_of(recipe_path: Path, store: Store) -> str | None:
+    """Where the recipe of this store says that the data is; the two may have moved together."""
+    if not recipe_path.exists():
+        return None
+    recipe = load_recipe(recipe_path)
+    is_its_store = Path(recipe.store).resolve() == store.paths.root
+    return recipe.data.path if is_its_store and Path(recipe.data.path).exists() else None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
+
+_UNLIMITED = 10**9
+"""Characters; wider than any table."""
 
 
 def print_json(value: Any) -> None:
@@ -16,14 +20,14 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table: numbers to the right, no colour or cutting when piped."""
+    """A table: numbers to the right; piped plain, one line a row, whatever its width."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     rows = [list(row) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for position, name in enumerate(columns):
         numeric = bool(rows) and all(
             row[position] is None or isinstance(row[position], (int, float)) for row in rows
@@ -32,9 +36,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(format_cell(value)) for value in row))
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=10_000, no_color=True)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    width = Console(width=_UNLIMITED).measure(table).maximum
+    plain = Console(file=io.StringIO(), width=width, highlight=False, color_system=None)
+    with plain.capture() as captured:
+        plain.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def format_cell(value: Any) -> str:

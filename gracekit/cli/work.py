@@ -70,7 +70,7 @@ def watch(
         return
     refresher = Refresher.from_recipe(recipe, strict=strict)
     with daemon.stop_on_signals() as stop:
-        report = daemon.watch(
+        daemon.watch(
             refresher,
             checkpoint_dir,
             stop=stop,
@@ -78,8 +78,6 @@ def watch(
             max_checkpoints=max_checkpoints,
             on_version=lambda result: _print_result(result, as_json),
         )
-    if once and not report.num_published and not report.num_skipped and not as_json:
-        click.echo(f"nothing new in {checkpoint_dir}", err=True)
 
 
 @click.command(
@@ -146,7 +144,7 @@ def _print_result(result: RefreshResult, as_json: bool) -> None:
         print_json({"is_new": result.is_new, **header.to_json()})
         return
     if not result.is_new:
-        click.echo(f"version {result.version} is already there for this checkpoint and recipe")
+        click.echo(f"version {result.version} is already there: nothing to do")
         return
     stats, refresh_facts = header.stats, header.refresh
     parts = [f"version {header.version}", f"step {header.checkpoint.get('step')}"]

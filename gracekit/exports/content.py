@@ -11,7 +11,8 @@ import numpy as np
 
 from gracekit.errors import DataError, ExportError
 from gracekit.recipe import DataSection
-from gracekit.types import Float32, Int64, Json, Rows
+from gracekit.rounding import whole_copies
+from gracekit.types import Float32, Json, Rows
 
 if TYPE_CHECKING:
     from gracekit.store import Store
@@ -71,29 +72,6 @@ class Content:
             if self.has_weights:
                 extra[names[1]] = weight
             yield {**record, **extra}
-
-
-def whole_copies(weights: Float32, rng: np.random.Generator) -> Int64:
-    """Round weights to whole numbers at random, keeping their sum.
-
-    Systematic sampling (Madow 1949) in random order: cut the cumulated weights at every whole
-    number plus one random offset.
-
-    Args:
-        weights: [b] zero or more, their sum a whole number up to rounding.
-        rng: Where chance comes from.
-
-    Returns:
-        int64 [b], each weight rounded down or up.
-    """
-    order = rng.permutation(len(weights))
-    ends = np.cumsum(weights[order], dtype=np.float64)
-    ends *= round(ends[-1]) / ends[-1]
-    cuts = np.floor(ends + rng.random()).astype(np.int64)
-    cuts[-1] = round(ends[-1])
-    copies = np.empty(len(weights), np.int64)
-    copies[order] = np.diff(cuts, prepend=0)
-    return copies
 
 
 def open_content(store: Store, version: int, *, data_path: str | None = None) -> Content:

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gracekit.errors import CheckpointMismatchError, StoreDataMismatchError
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import MeasuredRows, measure
 from gracekit.refresher.state import StageClock, load_known, propagate, update_graph
@@ -29,7 +30,7 @@ from gracekit.types import Checkpoint, Float32, Json, ManifestHeader, PinnedChec
 
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
-    from gracekit.samples import RawSamples
+    from gracekit.samples import RawSamples, TokenTable
     from gracekit.store import Store
 
 logger = logging.getLogger(__name__)
@@ -102,6 +103,7 @@ class Refresher:
         return any(
             (h.checkpoint.get("path"), h.checkpoint.get("completed_at"), h.recipe_digest) == this
             for h in map(store.header, reversed(store.versions()))
+            if h.operation != "reselect"
         )
 
     def refresh(
@@ -119,13 +121,15 @@ class Refresher:
         clock = StageClock()
         recipe = self.recipe
         with pin(checkpoint, StorePaths(self.root).pins) as pinned:
-            refresh_id = self._identity(pinned, recipe.digest())
-            measure_id = self._identity(pinned, recipe.digest("data", "scoring"))
+            clock.lap("pin")
+            tokenizer, tokens = self._tokenize(pinned)
+            refresh_id = _identity(pinned, tokens.key, recipe.digest())
+            measure_id = _identity(pinned, tokens.key, recipe.digest("data", "scoring"))
             done = self._find(refresh_id)
             if done is not None:
                 return done
-            clock.lap("pin")
-            store, executor = self._prepare(pinned)
+            store = self._open_store(pinned, tokens)
+            executor = self._executor(pinned, tokenizer, tokens)
             known = load_known(store, recipe)
             clock.lap("load")
             run = MeasuredRows(executor, store.shards(measure_id), len(store.samples()), stop)
@@ -182,11 +186,6 @@ class Refresher:
         )  # fmt: skip
         return RefreshResult(version=version, is_new=True, header=store.header(version))
 
-    def _identity(self, pinned: PinnedCheckpoint, recipe_digest: str) -> str:
-        """Short hash of checkpoint, recipe and samples: all that determines a result."""
-        parts = (pinned.digest, str(pinned.step), recipe_digest, self._raw.fingerprint)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-
     def _find(self, refresh_id: str) -> RefreshResult | None:
         """The version of a refresh that was finished before."""
         from gracekit.store import Store
@@ -197,39 +196,86 @@ class Refresher:
             return None
         return RefreshResult(version=version, is_new=False, header=store.header(version))
 
-    def _prepare(self, pinned: PinnedCheckpoint) -> tuple[Store, Executor]:
-        """The store (made at the first checkpoint) and the model pass of this checkpoint."""
-        from gracekit.checkpoints.model import check_compatible, load_model, load_tokenizer
-        from gracekit.samples import sample_table, tokenize
-        from gracekit.scoring.executors import LocalExecutor
-        from gracekit.store import Store, StorePaths
+    def _tokenize(self, pinned: PinnedCheckpoint) -> tuple[Any, TokenTable]:
+        """The checkpoint's tokenizer, and every sample in its tokens."""
+        from gracekit.checkpoints.model import load_tokenizer
+        from gracekit.samples import tokenize
+        from gracekit.store import StorePaths
 
-        recipe = self.recipe
-        tokenizer = load_tokenizer(pinned, recipe.checkpoints)
-        tokens = tokenize(self._raw, tokenizer, recipe.data, StorePaths(self.root).cache / "tokens")
-        model = load_model(
-            pinned,
-            recipe.checkpoints,
-            device=recipe.scoring.device,
-            dtype=recipe.scoring.dtype,
-        )
-        check_compatible(model, tokenizer)
+        tokenizer = load_tokenizer(pinned, self.recipe.checkpoints)
+        cache = StorePaths(self.root).cache / "tokens"
+        return tokenizer, tokenize(self._raw, tokenizer, self.recipe.data, cache)
+
+    def _open_store(self, pinned: PinnedCheckpoint, tokens: TokenTable) -> Store:
+        """The store, made at the first checkpoint; later ones must fit what it was made with.
+
+        Raises:
+            StoreDataMismatchError: The samples have other tokens now.
+            CheckpointMismatchError: The checkpoint is of another architecture.
+        """
+        from gracekit.checkpoints import describe_architecture
+        from gracekit.samples import sample_table
+        from gracekit.store import Store
+
+        architecture = describe_architecture(pinned.directory)
         if Store.exists(self.root):
             store = Store.open(self.root)
-        else:
-            data = recipe.data.model_dump(mode="json")
-            if Path(recipe.data.path).exists():
-                data["path"] = str(Path(recipe.data.path).resolve())
-            store = Store.create(
-                self.root,
-                samples=sample_table(self._raw, tokens),
-                dataset={
-                    **data,
-                    "detected_format": self._raw.format,
-                    "num_skipped": len(self._raw.skipped),
-                },
-            )
-        return store, LocalExecutor(model, tokens, recipe.scoring)
+            made_with = store.info.dataset
+            if made_with.get("tokens_key") != tokens.key:
+                raise StoreDataMismatchError(
+                    f"the samples have other tokens than when the store {self.root} was made: the "
+                    "tokenizer, its chat template, data.max_length, data.loss_on or "
+                    "data.chat_template changed. Undo that, or name a new store"
+                )
+            expected = made_with.get("architecture")
+            if expected != architecture:
+                raise CheckpointMismatchError(
+                    f"{pinned.checkpoint.path} is of another architecture than the checkpoints "
+                    f"that the store {self.root} follows: expected {expected}, found "
+                    f"{architecture}. Name a new store for this run"
+                )
+            return store
+        recipe = self.recipe
+        num_cut = int((tokens.num_targets == 0).sum())
+        if num_cut:
+            logger.warning(
+                "%d of %d samples have no token to train on within data.max_length (%d): they are "
+                "never selected", num_cut, len(tokens.num_targets), recipe.data.max_length,
+            )  # fmt: skip
+        data = recipe.data.model_dump(mode="json")
+        if Path(recipe.data.path).exists():
+            data["path"] = str(Path(recipe.data.path).resolve())
+        return Store.create(
+            self.root,
+            samples=sample_table(self._raw, tokens),
+            dataset={
+                **data,
+                "detected_format": self._raw.format,
+                "num_skipped": len(self._raw.skipped),
+                "tokens_key": tokens.key,
+                "architecture": architecture,
+            },
+        )
+
+    def _executor(self, pinned: PinnedCheckpoint, tokenizer: Any, tokens: TokenTable) -> Executor:
+        """The model pass of this checkpoint."""
+        from gracekit.checkpoints.model import check_compatible, load_model
+        from gracekit.scoring.executors import LocalExecutor
+
+        scoring = self.recipe.scoring
+        model = load_model(
+            pinned, self.recipe.checkpoints, device=scoring.device, dtype=scoring.dtype
+        )
+        check_compatible(model, tokenizer)
+        return LocalExecutor(model, tokens, scoring)
+
+
+def _identity(pinned: PinnedCheckpoint, tokens_key: str, recipe_digest: str) -> str:
+    """Short hash of checkpoint, tokens of the samples, and recipe: all that makes a result."""
+    config = (pinned.directory / "config.json").read_bytes()
+    parts = (pinned.digest, str(pinned.step), hashlib.sha256(config).hexdigest(),
+             tokens_key, recipe_digest)  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
 def to_float16(features: Float32) -> NDArray[np.float16]:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+LEAST_PROBE = 10
+"""Probe rows below which no audit is made."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What the model pass gave."""
@@ -31,7 +35,7 @@ class Evidence:
     measurement: Measurement
     """Of the plan's rows, in their order."""
     audit: Audit | None
-    """None when everything was measured."""
+    """None when everything was measured, or the probe is too small."""
     facts: Json
     """For the manifest header."""
 
@@ -109,12 +113,12 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
     from gracekit.staleness import full_plan, plan_rows
 
     if known is None or is_full(recipe.refresh, known):
-        plan = full_plan(run.num_rows)
+        everything = full_plan(run.num_rows)
         return Evidence(
-            plan=plan,
-            measurement=run.take(plan.rows),
+            plan=everything,
+            measurement=run.take(everything.rows),
             audit=None,
-            facts=_facts(plan, run, rounds=1, num_since_full=0),
+            facts=_facts(everything, run, rounds=1, num_since_full=0),
         )
     budget, most, num_probe = budgets(recipe.refresh, len(known.scores))
     plan: RefreshPlan | None = None
@@ -160,23 +164,25 @@ def audit_probe(
 ) -> Audit | None:  # fmt: skip
     """Predict the probe from the other measured rows, and compare with what was measured.
 
-    None when fewer than two probe rows have finite measurements: nothing can be said.
+    None with fewer than `LEAST_PROBE` probe rows: a rank correlation of so few says nothing.
     """
     from gracekit.audit import audit
     from gracekit.refresher.state import predict
 
     probe = np.isin(measurement.rows, plan.probe_rows) & measurement.valid
-    rest = ~np.isin(measurement.rows, plan.probe_rows)
     rows = measurement.rows[probe]
-    if len(rows) < 2:
+    if len(rows) < LEAST_PROBE:
         return None
-    truth = known.to_working(measurement.take(probe).scores, rows)
+    rest = ~np.isin(measurement.rows, plan.probe_rows)
     predicted, features, _ = predict(recipe, known, measurement.take(rest), step=step)
+    # What selection uses is importance, a rank among all rows: so that is what is compared.
     name = recipe.scoring.importance
+    with_truth = predicted.values[name].copy()
+    with_truth[rows] = known.to_working(measurement.take(probe).scores, rows)[name]
     return audit(
-        predicted=predicted.values[name][rows],
-        measured=truth[name],
-        stale=known.values[name][rows],
+        predicted=known.importance_of(predicted.values[name], recipe.scoring)[rows],
+        measured=known.importance_of(with_truth, recipe.scoring)[rows],
+        stale=known.importance_of(known.values[name], recipe.scoring)[rows],
         predicted_features=features[rows],
         measured_features=measurement.features[probe].astype(np.float32),
         stale_features=known.features[rows],

@@ -70,6 +70,10 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
         started = time.perf_counter()
         header = store.header(latest)
         _require_same_importance(recipe, header.scoring)
+        settings = f"{header.scores_version} {recipe.digest('selection', 'seed')}"
+        refresh_id = hashlib.sha256(settings.encode()).hexdigest()[:20]
+        if header.refresh_id == refresh_id:
+            return RefreshResult(version=latest, is_new=False, header=header)
         cache = store.load_cache(latest)
         index = load_index(cache.index_directory, settings=recipe.graph) if cache else None
         if index is None:
@@ -86,14 +90,11 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
             seed=recipe.seed,
             version=store.next_version(),
         )
-        settings = recipe.digest("selection", "seed")
         seconds = round(time.perf_counter() - started, 3)
         version = store.commit(
             VersionDraft(
                 operation="reselect",
-                refresh_id=hashlib.sha256(
-                    f"{header.scores_version} {settings} {latest}".encode()
-                ).hexdigest()[:20],
+                refresh_id=refresh_id,
                 recipe_digest=recipe.digest(),
                 scores=None,
                 selection=selection,

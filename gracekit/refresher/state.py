@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gracekit.recipe import Recipe
+from gracekit.recipe import Recipe, ScoringSection
 from gracekit.types import (
     Bool,
     Float32,
@@ -59,6 +59,16 @@ class Known:
         from gracekit.scoring.working import to_working
 
         return to_working(scores, self.samples.num_response_tokens[rows])
+
+    def importance_of(self, values: Float32, scoring: ScoringSection) -> Float32:
+        """[n] importance from working values [n] of the recipe's importance score."""
+        from gracekit.scoring.importance import corrected_score, importance
+        from gracekit.scoring.working import from_working
+
+        num_targets = self.samples.num_response_tokens
+        scores = from_working({scoring.importance: values}, num_targets)
+        groups = self.samples.groups if scoring.normalise == "group" else None
+        return importance(corrected_score(scores, num_targets, scoring), groups=groups)
 
     def covariates(self, step: int) -> Float32:
         """[n, c] what is known of every row besides its scores: length, age, change, group."""

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from gracekit.errors import DataError
 from gracekit.files import write_atomic
-from gracekit.protocols import Progress
 from gracekit.recipe import DataSection
 from gracekit.samples.encode import Encoder
 from gracekit.samples.formats import Conversation
@@ -50,6 +49,9 @@ class TokenTable:
     """[n + 1] where a row's tokens start in `flat`."""
     flat: Int32
     """[sum of lengths] memory-mapped; the complement of the id where the token carries loss."""
+    key: str
+    """Hash of all that the tokens depend on: the tokenizer's content and chat template,
+    `max_length`, `loss_on`, `chat_template` and the data, wherever they lie."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -69,13 +71,12 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase,
     data: DataSection,
     cache_dir: Path,
-    progress: Progress | None = None,
 ) -> TokenTable:
     """Tokens of all samples, from the cache where it has them.
 
-    Rows are cut off on the right at `data.max_length` tokens. Without `progress` a bar is shown
-    where stderr is a terminal. Raises `DataError` when the tokenizer is not a fast one, when its
-    chat template fails on a row, and when no token of any row carries loss.
+    Rows are cut off on the right at `data.max_length` tokens. A bar is shown where stderr is a
+    terminal. Raises `DataError` when the tokenizer is not a fast one, when its chat template fails
+    on a row, and when no token of any row carries loss.
     """
     if not tokenizer.is_fast:
         raise DataError(
@@ -83,15 +84,13 @@ def tokenize(
             "tokenizer with its tokenizer.json"
         )
     encoder = Encoder(tokenizer)
-    name = f"tokens-{_key(raw, tokenizer, encoder, data)}"
-    tokens_file, index_file = cache_dir / f"{name}.bin", cache_dir / f"{name}.npz"
-    table = _open(tokens_file, index_file)
+    key = _key(raw, tokenizer, encoder, data)
+    table = _open(cache_dir, key)
     if table is None or len(table) != len(raw):
         renderer = Renderer(tokenizer, data)
-        batches = _batches(raw, renderer, encoder, data.max_length, progress)
-        _write(batches, tokens_file, index_file)
-        _remove_others(cache_dir, name)
-        table = _open(tokens_file, index_file)
+        _write(_batches(raw, renderer, encoder, data.max_length), cache_dir, key)
+        _remove_others(cache_dir, key)
+        table = _open(cache_dir, key)
         assert table is not None
     if not table.num_targets.any():
         raise DataError(
@@ -118,13 +117,9 @@ def sample_table(raw: RawSamples, tokens: TokenTable) -> SampleTable:
 
 
 def _batches(
-    raw: RawSamples,
-    renderer: Renderer,
-    encoder: Encoder,
-    max_length: int,
-    progress: Progress | None,
+    raw: RawSamples, renderer: Renderer, encoder: Encoder, max_length: int
 ) -> Iterator[list[tuple[Int32, Bool]]]:
-    with tqdm(total=len(raw), desc="tokens", unit="row", disable=True if progress else None) as bar:
+    with tqdm(total=len(raw), desc="tokens", unit="row", disable=None) as bar:
         for start in range(0, len(raw), BATCH_ROWS):
             conversations = raw.records[start : start + BATCH_ROWS]
             rendered = [
@@ -133,8 +128,6 @@ def _batches(
             ]
             yield encoder.encode(rendered, max_length)
             bar.update(len(conversations))
-            if progress:
-                progress("tokens", start + len(conversations), len(raw))
 
 
 def _render(renderer: Renderer, conversation: Conversation, source_row: int) -> Rendered:
@@ -144,9 +137,12 @@ def _render(renderer: Renderer, conversation: Conversation, source_row: int) -> 
         raise DataError(f"row {source_row}: {error}") from error
 
 
-def _write(
-    batches: Iterator[list[tuple[Int32, Bool]]], tokens_file: Path, index_file: Path
-) -> None:
+def _files(cache_dir: Path, key: str) -> tuple[Path, Path]:
+    """The file of the tokens and that of their lengths."""
+    return cache_dir / f"tokens-{key}.bin", cache_dir / f"tokens-{key}.npz"
+
+
+def _write(batches: Iterator[list[tuple[Int32, Bool]]], cache_dir: Path, key: str) -> None:
     lengths: list[int] = []
     num_targets: list[int] = []
     digest = xxhash.xxh3_128()
@@ -170,12 +166,14 @@ def _write(
                 digest=np.array(digest.hexdigest()),
             )
 
+    tokens_file, index_file = _files(cache_dir, key)
     write_atomic(tokens_file, write_tokens)
     write_atomic(index_file, write_index)
 
 
-def _open(tokens_file: Path, index_file: Path) -> TokenTable | None:
+def _open(cache_dir: Path, key: str) -> TokenTable | None:
     """The cached table; None when it is missing or its checksum is wrong."""
+    tokens_file, index_file = _files(cache_dir, key)
     try:
         with index_file.open("rb") as file, np.load(file, allow_pickle=False) as index:
             lengths, num_targets = index["lengths"], index["num_targets"]
@@ -197,6 +195,7 @@ def _open(tokens_file: Path, index_file: Path) -> TokenTable | None:
         num_targets=num_targets,
         offsets=offsets,
         flat=flat,
+        key=key,
     )
 
 
@@ -224,8 +223,8 @@ def _key(
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts).encode()))[:16]
 
 
-def _remove_others(cache_dir: Path, name: str) -> None:
+def _remove_others(cache_dir: Path, key: str) -> None:
     """Tokens of an earlier tokenizer or setting: nothing will ask for them again."""
     for path in cache_dir.glob("tokens-*"):
-        if not path.name.startswith(name):
+        if path not in _files(cache_dir, key):
             path.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,15 +46,6 @@ def batch_stop(lengths: Int64, start: int, budget: int) -> int:
     padding = padded - np.cumsum(window)
     fits = (padding <= PADDING_SHARE * padded) | (padded <= WORTH_RUNNING * budget)
     return start + (len(window) if fits.all() else int(np.argmin(fits)))
-
-
-def plan_batches(lengths: Int64, budget: int) -> Iterator[slice]:
-    """All batches over falling lengths, one after another."""
-    start = 0
-    while start < len(lengths):
-        stop = batch_stop(lengths, start, budget)
-        yield slice(start, stop)
-        start = stop
 
 
 @dataclass(slots=True)

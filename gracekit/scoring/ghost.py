@@ -37,8 +37,3 @@ def squares_from_grams(of_inputs: torch.Tensor, of_gradients: torch.Tensor) -> t
 def squares_from_product(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     """The same from [B, P, in] and [B, P, out] by forming the product."""
     return gradients.mT.bmm(inputs).float().square_().sum((1, 2))
-
-
-def bias_squares(gradients: torch.Tensor) -> torch.Tensor:
-    """Squared norms of the bias' gradients, float32 [B]."""
-    return gradients.float().sum(1).square_().sum(1)

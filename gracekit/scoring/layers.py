@@ -21,8 +21,6 @@ class LinearLayer:
 
     name: str
     block: int
-    num_blocks: int
-    has_bias: bool
     module: torch.nn.Module
     block_name: str
     """Path of its decoder block within the body; empty outside of the blocks."""
@@ -60,23 +58,12 @@ def head_size(model: Any) -> tuple[int, int]:
 def linear_layers(model: Any) -> list[LinearLayer]:
     """Every `torch.nn.Linear` and `Conv1D` of the body, the output head left out."""
     body, head = decoder_body(model), output_head(model)
-    found = [
-        (name, module, _block_of(name))
-        for name, module in body.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
-    ]
-    num_blocks = 1 + max((block for _, _, (block, _) in found), default=-1)
-    return [
-        LinearLayer(
-            name=name,
-            block=block,
-            num_blocks=num_blocks,
-            has_bias=getattr(module, "bias", None) is not None,
-            module=module,
-            block_name=block_name,
-        )
-        for name, module, (block, block_name) in found
-    ]
+    layers = []
+    for name, module in body.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
+            block, block_name = _block_of(name)
+            layers.append(LinearLayer(name=name, block=block, module=module, block_name=block_name))
+    return layers
 
 
 def require_coverage(model: Any, layers: list[LinearLayer]) -> None:

@@ -15,8 +15,8 @@ MOST_BINS = 20
 def correct_length(scores: Float32, num_targets: Int32, how: LengthCorrection) -> Float32:
     """Make scores of samples of different length comparable; NaN stays NaN.
 
-    The norm of a *mean* of token gradients falls with their number, because gradients of tokens
-    point in different directions and average out; it is mostly a detector of short answers.
+    The norm of a *mean* of token gradients falls with their number as far as these point in
+    different directions and average out, so that uncorrected it favours short answers.
 
     Args:
         scores: [n]

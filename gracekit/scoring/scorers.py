@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from gracekit.errors import MeasureError, RecipeError
 from gracekit.protocols import Batch, Layer, Scorer, Targets
 from gracekit.scoring.ghost import (
-    bias_squares,
     gram,
     gram_is_cheaper,
     squares_from_grams,
@@ -29,6 +28,7 @@ class Loss(Scorer):
     """Mean cross-entropy of the target tokens, in nats."""
 
     shrinks_with_length = False
+    scale = "log"
 
     def start(self, batch: Batch) -> None:
         """Begin at zero."""
@@ -47,11 +47,12 @@ class GradientNorm(Scorer):
     """Norm of the gradient of the mean token loss over all linear layers of the decoder body.
 
     Weights and biases of these layers count; embeddings, the output head, norms and other
-    parameters do not, which costs nothing in rank on real models. A weight that several layers
-    share counts once, with its whole gradient.
+    parameters do not. A weight or bias that several layers share counts once, with its whole
+    gradient.
     """
 
     shrinks_with_length = True
+    scale = "log"
 
     def wants(self, layer: Layer) -> bool:
         """Every layer."""
@@ -66,14 +67,16 @@ class GradientNorm(Scorer):
     def on_layer(
         self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
     ) -> None:
-        """Add the layer's squared norm, the cheaper way."""
+        """Add the weight's squared norm, the cheaper way."""
         if gram_is_cheaper(inputs.shape[1], inputs.shape[2], gradients.shape[2]):
             self._squares += squares_from_grams(self._gram_of(inputs), gram(gradients))
         else:
             self._squares += squares_from_product(inputs, gradients)
-        if layer.has_bias:
-            self._squares += bias_squares(gradients)
         self._num_layers += 1
+
+    def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
+        """Add the bias' squared norm."""
+        self._squares += gradient.square().sum(1)
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B], at least 0; rounding may leave the square of a tiny norm below it."""
@@ -118,16 +121,26 @@ def scorer_class(name: str) -> type[Scorer]:
     except AttributeError:
         raise RecipeError(f"{module_name} has no {class_name!r}, which {name!r} asks for") from None
     missing = [m for m in _MEMBERS if not hasattr(found, m)]
-    if not isinstance(found, type) or missing:
+    is_class = isinstance(found, type)
+    if not is_class or missing:
         lacking = f"it lacks {', '.join(missing)}" if missing else "it is not a class"
         raise RecipeError(
             f"{name!r} is not a scorer: {lacking}; derive it from gracekit.protocols.Scorer "
             "and set shrinks_with_length"
         )
-    return found
+    scorer: type[Scorer] = found
+    if scorer.scale not in ("log", "linear"):
+        raise RecipeError(
+            f"{name!r} is not a scorer: its scale is {scorer.scale!r}; set it to 'log' for a score "
+            "that is always above 0, else to 'linear'"
+        )
+    return scorer
 
 
-_MEMBERS = ("shrinks_with_length", "wants", "start", "on_targets", "on_layer", "finish")
+_MEMBERS = (
+    *("shrinks_with_length", "scale"),
+    *("wants", "start", "on_targets", "on_layer", "on_bias", "finish"),
+)
 
 
 def build_scorers(names: Iterable[str]) -> dict[str, Scorer]:

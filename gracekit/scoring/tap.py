@@ -70,8 +70,10 @@ class LayerTap:
         self._inputs: dict[int, tuple[torch.Tensor, int]] = {}
         """Number of the call -> its input and the input's version; let go once delivered."""
         self._num_calls = 0
-        self._calls_of_weight: dict[int, int] = defaultdict(int)
-        self._waiting: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        self._calls_of: dict[int, int] = defaultdict(int)
+        """id of a weight or bias -> calls of the layers that have it."""
+        self._of_weight: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        self._of_bias: dict[int, list[torch.Tensor]] = defaultdict(list)
 
     @contextmanager
     def over(self, batch: Batch, loss_scale: float) -> Iterator[None]:
@@ -83,7 +85,8 @@ class LayerTap:
         try:
             yield
             for layer in self._layers:  # some call's output may not have reached the loss
-                self._deliver(layer)
+                self._deliver_weight(layer)
+                self._deliver_bias(layer)
         finally:
             self._forget()
 
@@ -108,7 +111,8 @@ class LayerTap:
             )
         call, self._num_calls = self._num_calls, self._num_calls + 1
         self._inputs[call] = inputs, inputs._version
-        self._calls_of_weight[id(layer.module.weight)] += 1
+        self._calls_of[id(layer.module.weight)] += 1
+        self._calls_of[id(layer.module.bias)] += 1
         deliver = partial(self._after_backward, layer, call)
         output.register_hook(deliver)  # type: ignore[no-untyped-call]
 
@@ -122,14 +126,18 @@ class LayerTap:
             )
         if self._loss_scale != 1.0:
             inputs, gradients = inputs.float(), gradients.float() / self._loss_scale
-        weight = id(layer.module.weight)
-        self._waiting[weight].append((inputs, gradients))
-        if len(self._waiting[weight]) == self._calls_of_weight[weight]:
-            self._deliver(layer)
+        weight, bias = id(layer.module.weight), id(layer.module.bias)
+        self._of_weight[weight].append((inputs, gradients))
+        if len(self._of_weight[weight]) == self._calls_of[weight]:
+            self._deliver_weight(layer)
+        if layer.module.bias is not None:  # its layers need not be those of the weight
+            self._of_bias[bias].append(gradients.sum(1, dtype=torch.float32))
+            if len(self._of_bias[bias]) == self._calls_of[bias]:
+                self._deliver_bias(layer)
 
-    def _deliver(self, layer: LinearLayer) -> None:
+    def _deliver_weight(self, layer: LinearLayer) -> None:
         """All calls with the layer's weight, side by side as if they were further positions."""
-        calls = self._waiting.pop(id(layer.module.weight), [])
+        calls = self._of_weight.pop(id(layer.module.weight), [])
         if not calls or self._batch is None:
             return
         inputs, gradients = calls[0]
@@ -138,6 +146,14 @@ class LayerTap:
             gradients = torch.cat([g for _, g in calls], dim=1)
         for reader in self._readers[layer.name]:
             reader.on_layer(self._batch, layer, inputs, gradients)
+
+    def _deliver_bias(self, layer: LinearLayer) -> None:
+        """The sum over all calls with the layer's bias."""
+        calls = self._of_bias.pop(id(layer.module.bias), [])
+        if not calls or self._batch is None:
+            return
+        for reader in self._readers[layer.name]:
+            reader.on_bias(self._batch, layer, torch.stack(calls).sum(0))
 
 
 def _begin_after(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""The space in which scores are propagated: the log of the length-corrected score.
+"""The space in which scores are propagated: corrected for length, on the scale of the scorer.
 
-Changes of different samples are comparable there (a factor is a difference), the length is out of
-the way, and every finite score has a place. Gradient norms of mean losses shrink with the number
-of target tokens and are multiplied by its root first, whatever the recipe's length correction is:
-the factor is known for every row, so nothing is lost on the way back.
+Changes of different samples are comparable there. Losses and norms change by factors, so their log
+is taken (`Scorer.scale` is `log`); a score of any sign stays as it is (`linear`). Norms of mean
+gradients shrink with the number of target tokens and are multiplied by its root first, whatever
+the recipe's length correction is: the factor is known for every row, so nothing is lost on the
+way back.
 """
 
 from __future__ import annotations
@@ -14,27 +15,30 @@ from gracekit.scoring.scorers import scorer_class
 from gracekit.types import Float32, Float64, Int32
 
 SMALLEST = 1e-8
-"""Scores below count as this: the log of a loss of 0 would drown everything else."""
+"""On the log scale scores below count as this: the log of 0 would drown everything else."""
 
 
 def to_working(scores: dict[str, Float32], num_targets: Int32) -> dict[str, Float32]:
-    """Log of each score [n], corrected for length; NaN stays NaN, infinities become NaN."""
+    """Working values of each score [n]; NaN stays NaN, infinities become NaN."""
     working = {}
     for name, score in scores.items():
         value = score.astype(np.float64) * _length_factor(name, num_targets)
         value[~np.isfinite(value)] = np.nan
-        working[name] = np.log(np.maximum(value, SMALLEST)).astype(np.float32)
+        if scorer_class(name).scale == "log":
+            value = np.log(np.maximum(value, SMALLEST))
+        working[name] = value.astype(np.float32)
     return working
 
 
 def from_working(values: dict[str, Float32], num_targets: Int32) -> dict[str, Float32]:
     """The inverse of `to_working`."""
-    return {
-        name: (np.exp(value.astype(np.float64)) / _length_factor(name, num_targets)).astype(
-            np.float32
-        )
-        for name, value in values.items()
-    }
+    scores = {}
+    for name, working in values.items():
+        value = working.astype(np.float64)
+        if scorer_class(name).scale == "log":
+            value = np.exp(value)
+        scores[name] = (value / _length_factor(name, num_targets)).astype(np.float32)
+    return scores
 
 
 def _length_factor(name: str, num_targets: Int32) -> Float64 | float:

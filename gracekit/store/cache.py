@@ -16,8 +16,6 @@ from gracekit.types import Bool
 
 CHECKSUMS = "checksums.json"
 INDEX = "index"
-NUM_KEPT = 2
-"""Caches kept after a commit: the new one, and the one before for a look back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -88,11 +86,15 @@ def damage(directory: Path) -> str | None:
     return f"{', '.join(wrong)} differ from their checksums" if wrong else None
 
 
-def prune_caches(paths: StorePaths, committed: list[int]) -> list[str]:
-    """Remove all caches but the newest `NUM_KEPT` of committed versions; returns what went."""
+def prune_caches(paths: StorePaths, needed: int) -> list[str]:
+    """Remove the caches of versions before `needed`, which nothing reads; returns what went.
+
+    Args:
+        paths: The store's paths.
+        needed: The version that holds the latest scores.
+    """
     caches = numbered(paths.cache, CACHE_NAME)
-    kept = sorted(v for v in caches.values() if v in committed)[-NUM_KEPT:]
-    removed = [path for path, version in caches.items() if version not in kept]
+    removed = [path for path, version in caches.items() if version < needed]
     for path in removed:
         remove(path)
     return [paths.relative(path) for path in removed]

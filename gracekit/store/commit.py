@@ -36,6 +36,7 @@ from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.cache import CachePayload, prune_caches, save_cache
 from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
 from gracekit.store.manifests import coreset_table, header_text, write_manifest
+from gracekit.store.shards import clear_shards
 from gracekit.types import (
     FORMAT_VERSION,
     Audit,
@@ -73,14 +74,13 @@ class VersionDraft:
     audit: Audit | None = None
     cache: CachePayload | None = None
     measure_id: str | None = None
-    """Its shards are removed once the version exists."""
+    """Of the measurement, None for a reselect. Once the version exists all shards are removed: its
+    own, and those of refreshes that were stopped or skipped, which nobody goes on with."""
     checkpoint: Json = field(default_factory=dict)
     """At least `step`; the published tables also know path, layout and digest."""
     scoring: Json = field(default_factory=dict)
     refresh: Json = field(default_factory=dict)
     selection_settings: Json = field(default_factory=dict)
-    stats: Json = field(default_factory=dict)
-    """The store adds its own: see `_stats`."""
     timings: Json = field(default_factory=dict)
     """`model_pass_s`, `other_s`, `total_s`, and one key per stage."""
 
@@ -125,7 +125,7 @@ def commit(store: Store, draft: VersionDraft) -> int:
         files.sync_directory(final.parent)
         publish(store, has_new=True)
         if draft.measure_id is not None:
-            store.shards(draft.measure_id).clear()
+            clear_shards(paths)
     except Exception as error:  # whatever it is: the version exists
         logger.warning(
             "version %d is committed, but not all of it is published yet (%s); "
@@ -147,14 +147,18 @@ def publish(store: Store, *, has_new: bool) -> list[str]:
     """Bring sidecars, database, LATEST and caches in line with the manifests; what was changed.
 
     Everything is derived from the manifests and the history, so it may be repeated at any time.
-    `has_new` says that the database is known to be behind, which saves opening it.
+    `has_new` is for a commit: the database is behind, and the sidecars of older versions are not
+    compared again if they are there, so that a commit costs the same after many versions.
     """
     from gracekit.store import database  # DuckDB is loaded only by who publishes or asks
 
     paths, versions = store.paths, store.versions()
     done: list[str] = []
     for version in versions:
-        sidecar, text = paths.sidecar(version), header_text(store.header(version))
+        sidecar = paths.sidecar(version)
+        if has_new and sidecar.exists():
+            continue
+        text = header_text(store.header(version))
         if not _holds(sidecar, text):
             files.write_text_atomic(sidecar, text)
             done.append(f"wrote {paths.relative(sidecar)}")
@@ -165,8 +169,10 @@ def publish(store: Store, *, has_new: bool) -> list[str]:
     if versions and not _holds(paths.latest, latest):
         files.write_text_atomic(paths.latest, latest)
         done.append(f"wrote {paths.relative(paths.latest)}")
-    with files.clear_write_errors(paths.cache):
-        done += [f"removed the old {name}" for name in prune_caches(paths, versions)]
+    if versions:
+        needed = store.header(versions[-1]).scores_version
+        with files.clear_write_errors(paths.cache):
+            done += [f"removed the old {name}" for name in prune_caches(paths, needed)]
     return done
 
 
@@ -212,7 +218,7 @@ def _header(store: Store, version: int, parent: int | None, draft: VersionDraft)
         scoring=draft.scoring,
         refresh=refresh,
         selection={**draft.selection_settings, "details": draft.selection.details},
-        stats={**draft.stats, **_stats(store, parent, draft)},
+        stats=_stats(store, parent, draft),
         timings=draft.timings,
         audit=_audit(draft.audit),
         files={

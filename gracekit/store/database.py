@@ -4,9 +4,9 @@ It is never changed in place: a new file is built and swapped in, so that neithe
 writer ever meets the other's lock, and whoever has the old file open goes on with it.
 
 Readers go through `connect`: a private in-memory database to which the file is attached
-read-only, with the views over the history pointing at the store wherever it lies now. (Opened
-directly, DuckDB would hand out the same old instance again within a process, and would resolve
-the views against the caller's directory.)
+read-only, with the views over manifests and history pointing at the store wherever it lies now.
+(Opened directly, DuckDB would hand out the same old instance again within a process, and the views
+would point to where the store was when they were made.)
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from gracekit.store.schema import (
     VIEWS,
     as_pattern,
     describe,
-    history_select,
     quote,
+    view_select,
 )
 from gracekit.store.store import Store
 from gracekit.store.tables import fill
@@ -66,15 +66,15 @@ def is_current(store: Store) -> bool:
 def connect(root: Path | str, *, confined: bool = True) -> DuckDBPyConnection:
     """A connection to ask the store in SQL, from any directory, while versions are made.
 
-    It shows the tables `samples`, `scores`, `versions`, `checkpoints`, `coresets`, `store` and
-    the views `score_history` and `measurements` as of now: connect again to see later versions.
+    It shows the tables `samples`, `scores`, `versions`, `checkpoints`, `store` and the views
+    `coresets`, `score_history`, `measurements` as of now: connect again to see later versions.
     The store's database is attached read-only; where it is missing, its tables are made in memory
     from the files. Own scratch tables are possible and vanish with the connection.
 
     Args:
         root: The store.
-        confined: No file outside the store's history can be read or written. Pass False to join
-            your own files; data frames can be joined in both cases with `register`.
+        confined: No file outside the store's manifests and history can be read or written. Pass
+            False to join your own files; data frames can be joined in both cases with `register`.
 
     Raises:
         StoreNotFoundError: There is no store.
@@ -93,9 +93,9 @@ def connect(root: Path | str, *, confined: bool = True) -> DuckDBPyConnection:
             fill(connection, store)
         _make_views(connection, store)
         if confined:
-            history = str(store.paths.history)
-            allowed = f"[{quote(history)}, {quote(as_pattern(history))}]"
-            connection.execute(f"SET allowed_directories = {allowed}")
+            directories = map(str, (store.paths.manifests, store.paths.history))
+            allowed = ", ".join(f"{quote(d)}, {quote(as_pattern(d))}" for d in directories)
+            connection.execute(f"SET allowed_directories = [{allowed}]")
             connection.execute("SET enable_external_access = false")
             connection.execute("SET lock_configuration = true")
     except BaseException:
@@ -104,32 +104,27 @@ def connect(root: Path | str, *, confined: bool = True) -> DuckDBPyConnection:
     return connection
 
 
-def run_sql(
-    root: Path | str, sql: str, *, limit: int | None = None, anywhere: bool = False
-) -> tuple[list[str], list[tuple[Any, ...]]]:
+def run_sql(root: Path | str, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     """Run queries against a store; returns columns and rows of the last one.
 
     Args:
         root: The store.
         sql: One or more queries (SELECT, FROM, VALUES, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
-        limit: At most so many rows.
-        anywhere: Allow every statement, and files outside the store (for SQL that you trust).
 
     Raises:
         QueryError: The SQL is wrong, or it tries to write, or to read outside the store.
         StoreError: The store cannot be read.
     """
-    with connect(root, confined=not anywhere) as connection:
+    with connect(root) as connection:
         try:
             statements = duckdb.extract_statements(sql)
             if not statements:
                 raise QueryError("the query is empty; `SELECT * FROM versions` is one")
-            if not anywhere:
-                _refuse_writing(statements)
+            _refuse_writing(statements)
             for statement in statements:
                 connection.execute(statement.query)
             columns = [name for name, *_ in connection.description or []]
-            rows = connection.fetchall() if limit is None else connection.fetchmany(limit)
+            rows = connection.fetchall()
         except duckdb.Error as error:
             raise QueryError(_explain(error)) from error
     return columns, rows
@@ -152,13 +147,17 @@ def _versions(connection: DuckDBPyConnection) -> list[int]:
 
 
 def _make_views(connection: DuckDBPyConnection, store: Store) -> None:
-    """The views over the history files of the versions in the table `versions`."""
-    paths = store.paths
+    """The views over the files of the versions in the table `versions` that (still) verify."""
+    paths, good = store.paths, set(store.versions())
     rows = connection.execute("SELECT version FROM versions ORDER BY version").fetchall()
-    versions = [int(version) for (version,) in rows]
-    for view, file_of in (("score_history", paths.scores), ("measurements", paths.measured)):
+    versions = [int(version) for (version,) in rows if version in good]
+    for view, file_of in (
+        ("coresets", paths.manifest),
+        ("score_history", paths.scores),
+        ("measurements", paths.measured),
+    ):
         found = [file_of(version) for version in versions if file_of(version).is_file()]
-        select = history_select(view, [as_pattern(str(path)) for path in found])
+        select = view_select(view, [as_pattern(str(path)) for path in found])
         connection.execute(f"CREATE VIEW {view} AS {select}")
         describe(connection, view, VIEWS[view], kind="VIEW")
 

@@ -103,7 +103,7 @@ def _who(paths: StorePaths) -> str:
         f"process {pid} on {host} works on the store {paths.root} since {holder.get('since')}; "
         "wait for it or stop it"
     )
-    if host == socket.gethostname() and isinstance(pid, int) and not _is_alive(pid):
+    if host == socket.gethostname() and isinstance(pid, int) and not is_alive(pid):
         message = (
             f"the store {paths.root} is locked in the name of process {pid}, which has ended: a "
             f"child of it still runs (stop that), or the file system keeps locks of the dead "
@@ -112,7 +112,8 @@ def _who(paths: StorePaths) -> str:
     return message
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs on this host."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

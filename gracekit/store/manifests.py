@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def read_header(path: Path) -> ManifestHeader:
 
 def header_text(header: ManifestHeader) -> str:
     """The header as strict JSON: what the manifest and the sidecar hold."""
-    return json.dumps(plain_json(header.to_json()), indent=2, ensure_ascii=False) + "\n"
+    # Not `to_json`: it copies all values, and `plain_json` does so again.
+    content = {field.name: getattr(header, field.name) for field in fields(header)}
+    return json.dumps(plain_json(content), indent=2, ensure_ascii=False) + "\n"
 
 
 def plain_json(value: Any) -> Any:

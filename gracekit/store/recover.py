@@ -1,7 +1,7 @@
 """Start-up: what a killed process left is removed, what it did not publish is published.
 
-Finished shards stay: the next refresh of the same checkpoint goes on from them. The caller holds
-the lock.
+Finished shards stay, unless a refresh was committed after them: the next refresh of the same
+checkpoint goes on from them. The caller holds the lock.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gracekit import files
 from gracekit.store.commit import publish
 from gracekit.store.paths import CACHE_NAME, HISTORY_NAME, MANIFEST_NAME, numbered
+from gracekit.store.shards import clear_shards
 
 if TYPE_CHECKING:
     from gracekit.store.store import Store
@@ -46,16 +47,10 @@ def recover(store: Store) -> list[str]:
         if paths.pins.is_dir() and any(paths.pins.iterdir()):
             files.remove(paths.pins)
             done.append("removed links to a checkpoint that is no longer read")
-    for version in store.versions():
-        measure_id = store.header(version).refresh.get("measure_id")
-        if measure_id is not None and _is_used_up(store, version, measure_id):
-            store.shards(measure_id).clear()
-            done.append(f"removed the shards of version {version}, which is complete")
+    measured = [v for v in store.versions() if "measure_id" in store.header(v).refresh]
+    if measured:
+        # What a commit does at its end; newer shards belong to a later refresh.
+        committed_ns = paths.manifest(measured[-1]).stat().st_mtime_ns
+        cleared = clear_shards(paths, before_ns=committed_ns)
+        done += [f"removed {name}, which no refresh goes on with" for name in cleared]
     return done + publish(store, has_new=False)
-
-
-def _is_used_up(store: Store, version: int, measure_id: str) -> bool:
-    """Whether a version took in all shards there are; newer ones belong to a later refresh."""
-    shards = list(store.paths.shards_of(measure_id).glob("*"))
-    committed_ns = store.paths.manifest(version).stat().st_mtime_ns
-    return bool(shards) and all(shard.stat().st_mtime_ns <= committed_ns for shard in shards)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """A database of another schema is not read: it is built anew from the files."""
 
 
@@ -128,12 +128,14 @@ TABLES = {
     "scores": SCORES,
     "versions": VERSIONS,
     "checkpoints": CHECKPOINTS,
-    "coresets": CORESETS,
     "store": STORE,
 }
-VIEWS = {"score_history": SCORE_HISTORY, "measurements": MEASUREMENTS}
+VIEWS = {"coresets": CORESETS, "score_history": SCORE_HISTORY, "measurements": MEASUREMENTS}
 
 EMPTY_VIEWS = {
+    "coresets": "SELECT NULL::INTEGER AS version, NULL::BIGINT AS row, NULL::FLOAT AS weight, "
+    "NULL::INTEGER AS rank, NULL::FLOAT AS gain, NULL::FLOAT AS importance, "
+    "NULL::VARCHAR AS origin, NULL::BIGINT AS measured_step LIMIT 0",
     "score_history": "SELECT NULL::INTEGER AS version, NULL::BIGINT AS step, s.* FROM scores s "
     "LIMIT 0",
     "measurements": "SELECT NULL::INTEGER AS version, NULL::BIGINT AS row, NULL::VARCHAR AS "
@@ -142,8 +144,8 @@ EMPTY_VIEWS = {
 """The views before the first version."""
 
 
-def history_select(view: str, files: list[str]) -> str:
-    """The query behind a view over the Parquet files of the history.
+def view_select(view: str, files: list[str]) -> str:
+    """The query behind a view over Parquet files: one per version, of the manifests or the history.
 
     Exactly the files of committed versions are named: one that is being written is not seen.
     """
@@ -151,8 +153,13 @@ def history_select(view: str, files: list[str]) -> str:
         return EMPTY_VIEWS[view]
     named = ", ".join(map(quote, files))
     # Hive partitioning would take every key=value directory above the store for a column as well.
-    options = "union_by_name = true, filename = true, hive_partitioning = false"
-    source = f"read_parquet([{named}], {options})"
+    options = "filename = true, hive_partitioning = false"
+    if view == "coresets":
+        columns = ", ".join(name for name in CORESETS.columns if name != "version")
+        version = r"regexp_extract(filename, 'v(\d+)\.parquet$', 1)::INTEGER"
+        return f"SELECT {version} AS version, {columns} FROM read_parquet([{named}], {options})"
+    # Scores differ between versions when the recipe changes: missing ones are NULL.
+    source = f"read_parquet([{named}], {options}, union_by_name = true)"
     version = r"regexp_extract(filename, 'version=(\d+)/[^/]*$', 1)::INTEGER"
     history = f"SELECT {version} AS version, * EXCLUDE (filename) FROM {source}"
     if view == "measurements":
@@ -176,7 +183,10 @@ def as_pattern(path: str) -> str:
 def describe(connection: DuckDBPyConnection, name: str, described: Described, *, kind: str) -> None:
     """Comment a table or view (`kind`) and its columns; those not described are scores."""
     connection.execute(f"COMMENT ON {kind} {name} IS {quote(described.about)}")
-    for column, *_ in connection.execute(f"DESCRIBE {name}").fetchall():
+    # Unlike DESCRIBE, the catalog does not open every file of a view again.
+    sql = f"SELECT column_name FROM duckdb_columns() WHERE table_name = {quote(name)}"
+    own = f"{sql} AND database_name = current_database()"
+    for (column,) in connection.execute(own).fetchall():
         meaning = described.columns.get(column, "score, as the model pass gives it; see the recipe")
         quoted = column.replace('"', '""')
         connection.execute(f'COMMENT ON COLUMN {name}."{quoted}" IS {quote(meaning)}')

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from gracekit.files import clear_write_errors, remove, write_atomic
+from gracekit.store.paths import StorePaths
 from gracekit.types import Measurement
 
 SUFFIX = ".shard"
@@ -43,6 +44,24 @@ class ShardFiles:
 
     def _files(self) -> list[Path]:
         return sorted(p for p in self.directory.glob(f"*{SUFFIX}") if p.stem.isdigit())
+
+
+def clear_shards(paths: StorePaths, *, before_ns: int | None = None) -> list[str]:
+    """Forget the shards of every measurement; returns the directories that went.
+
+    Args:
+        paths: The store's paths.
+        before_ns: Spare a measurement with a shard that is newer than this file time.
+    """
+    directories = sorted(paths.shards.iterdir()) if paths.shards.is_dir() else []
+    cleared = []
+    with clear_write_errors(paths.shards):
+        for directory in directories:
+            times = [shard.stat().st_mtime_ns for shard in directory.glob("*")]
+            if before_ns is None or all(time <= before_ns for time in times):
+                remove(directory)
+                cleared.append(paths.relative(directory))
+    return cleared
 
 
 def _pack(shard: Measurement) -> bytes:

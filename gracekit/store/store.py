@@ -16,7 +16,7 @@ from gracekit.errors import (
     StoreFormatError,
     VersionNotFoundError,
 )
-from gracekit.store.cache import CachePayload, StoreCache, load_cache, save_cache
+from gracekit.store.cache import StoreCache, load_cache
 from gracekit.store.commit import VersionDraft, commit
 from gracekit.store.history import read_scores
 from gracekit.store.info import NewerFormatError, StoreInfo
@@ -34,7 +34,7 @@ _Stamp = tuple[int, int, int]
 
 
 class Store:
-    """A store, open for reading; `lock`, `recover`, `commit` and the `save` methods write.
+    """A store, open for reading; `lock`, `recover`, `commit` and `shards` write.
 
     Versions that another process commits meanwhile are seen: only what cannot change is kept.
     """
@@ -204,10 +204,6 @@ class Store:
     def shards(self, measure_id: str) -> ShardFiles:
         """Finished shards of a measurement in progress."""
         return ShardFiles(self.paths.shards_of(measure_id))
-
-    def save_cache(self, version: int, payload: CachePayload) -> None:
-        """Keep features and index of a version (`commit` does so with the draft's)."""
-        save_cache(self.paths, version, payload)
 
     def load_cache(self, version: int) -> StoreCache | None:
         """Features and index that belong to a version's scores; None when they must be rebuilt."""

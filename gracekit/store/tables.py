@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import numpy as np
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
@@ -24,18 +23,6 @@ _NO_SCORES = pa.schema(
         "measured_version": pa.int64(),
         "confidence": pa.float32(),
         "importance": pa.float32(),
-    }
-)
-_CORESETS = pa.schema(
-    {
-        "version": pa.int32(),
-        "row": pa.int64(),
-        "weight": pa.float32(),
-        "rank": pa.int32(),
-        "gain": pa.float32(),
-        "importance": pa.float32(),
-        "origin": pa.string(),
-        "measured_step": pa.int64(),
     }
 )
 _VERSIONS = pa.schema(
@@ -81,8 +68,6 @@ def fill(connection: DuckDBPyConnection, store: Store) -> None:
     columns = "* REPLACE (header::JSON AS header)"
     _create(connection, "versions", pa.Table.from_pylist(rows, schema=_VERSIONS), columns)
     connection.execute(f"CREATE TABLE checkpoints AS {_CHECKPOINTS}")
-    coresets = [_coreset(store, header.version) for header in headers]
-    _create(connection, "coresets", pa.concat_tables([_CORESETS.empty_table(), *coresets]))
     _create(connection, "store", _store(store, headers))
     for name, described in TABLES.items():
         describe(connection, name, described, kind="TABLE")
@@ -110,13 +95,6 @@ def _scores(store: Store, headers: list[ManifestHeader]) -> pa.Table:
 def _version(header: ManifestHeader) -> Json:
     created_at = datetime.fromisoformat(header.created_at).replace(tzinfo=None)
     return {**version_row(header), "created_at": created_at, "header": header_text(header)}
-
-
-def _coreset(store: Store, version: int) -> pa.Table:
-    table = store.coreset(version)
-    column = pa.array(np.full(len(table), version, np.int32))
-    table = table.append_column("version", column).select(_CORESETS.names)
-    return table.replace_schema_metadata(None)
 
 
 def _store(store: Store, headers: list[ManifestHeader]) -> pa.Table:

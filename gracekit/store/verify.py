@@ -20,6 +20,10 @@ from gracekit.types import ManifestHeader
 
 _RESTORE = "restore it from a backup; other versions are not affected"
 _RECOVER = "the next `gracekit watch` or `gracekit refresh` repairs it"
+_REMEASURE = (
+    "delete it: scores and versions are not affected, but the next refresh measures every sample "
+    "once to make it anew, and `gracekit select` has to wait for that"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +172,7 @@ def _published(store: Store, versions: list[int]) -> Iterator[Problem]:
     for path in numbered(paths.cache, CACHE_NAME):
         what = cache.damage(path)
         if what is not None:
-            yield _problem(store, path, what, "delete it: it is rebuilt when needed")
+            yield _problem(store, path, what, _REMEASURE)
 
 
 def _ascending_rows(rows: np.ndarray, num_samples: int) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gracekit.rounding import whole_copies
 from gracekit.types import Float64, Int64
 
 
@@ -38,25 +39,6 @@ class Stream:
 
     def _pass(self, number: int) -> Int64:
         random = np.random.default_rng([self.seed, self.version, number])
-        order = random.permutation(len(self.positions))
         if self.weights is None:
-            return self.positions[order]
-        copies = whole_copies(self.weights[order], random.random())
-        return random.permutation(self.positions[order].repeat(copies))
-
-
-def whole_copies(weights: Float64, offset: float) -> Int64:
-    """Round weights to whole numbers at random, keeping their total.
-
-    Args:
-        weights: float64 [b], not negative, sum a whole number.
-        offset: the random number, in [0, 1); one draw for all weights (systematic rounding).
-
-    Returns:
-        int64 [b] copies: each weight rounded down or up, its expected value over a uniform
-        `offset` the weight itself, and the sum exactly that of the weights.
-    """
-    total = round(float(weights.sum()))
-    edges = np.floor(np.cumsum(weights) + offset)
-    edges[-1:] = total  # the last edge is total + offset but for rounding errors
-    return np.diff(edges, prepend=0.0).astype(np.int64)
+            return random.permutation(self.positions)
+        return random.permutation(self.positions.repeat(whole_copies(self.weights, random)))

@@ -1,0 +1,53 @@
+"""What a checkpoint's config.json says of the model, under one name for each size. No torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gracekit.checkpoints.layouts import CONFIG
+from gracekit.errors import CheckpointError
+from gracekit.types import Json
+
+_NAMES = {
+    "model_type": ("model_type",),
+    "architectures": ("architectures",),
+    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
+    "num_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff"),
+    "vocab_size": ("vocab_size",),
+}
+"""Our name -> the names that families of models have for it."""
+
+
+def describe_architecture(directory: Path) -> Json:
+    """Kind and sizes of the model in a checkpoint directory: equal for checkpoints of one run.
+
+    Of a model for several kinds of input the sizes are those of its text part. What the config
+    does not say is left out.
+
+    Raises `CheckpointError` when there is no config.json, or it is no JSON object.
+    """
+    path = directory / CONFIG
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is no JSON ({error}): it is cut off or damaged; save the checkpoint again"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(config).__name__}, expected an object with the model's settings"
+        )
+    text = config.get("text_config")
+    sources = [config, text] if isinstance(text, dict) else [config]
+    found: Json = {}
+    for ours, theirs in _NAMES.items():
+        values = (source.get(name) for source in sources for name in theirs)
+        value = next((v for v in values if v is not None), None)
+        if value is not None:
+            found[ours] = value
+    return found
