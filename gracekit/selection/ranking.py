@@ -8,24 +8,42 @@ from gracekit.protocols import SelectionTask
 from gracekit.types import Float32, Float64, Rows
 
 
-def best_rows(values: Float32 | Float64, task: SelectionTask) -> Rows:
-    """[b] the candidates of largest value within the quotas, largest first; ties by id."""
+def ranked(values: Float32 | Float64, task: SelectionTask) -> Rows:
+    """The candidates of largest value first; ties by id."""
     by_id = np.empty_like(task.order)
     by_id[task.order] = np.arange(len(by_id))
     rows = by_id[task.candidates[by_id]]
-    ranking = rows[np.argsort(-values[rows], kind="stable")]
-    if task.quotas is None:
+    ranking: Rows = rows[np.argsort(-values[rows], kind="stable")]
+    return ranking
+
+
+def first_rows(ranking: Rows, task: SelectionTask) -> Rows:
+    """The first rows of a ranking that there are places for."""
+    from gracekit.greedy import fit
+
+    if task.quotas is None and task.costs is None:
         return ranking[: task.budget]
-    groups = task.samples.groups[ranking]
-    by_group = np.argsort(groups, kind="stable")
-    counts = np.bincount(groups, minlength=len(task.quotas))
-    place_in_group = np.empty(len(ranking), np.int64)
-    place_in_group[by_group] = np.arange(len(ranking)) - np.repeat(
-        np.cumsum(counts) - counts, counts
+    return fit(
+        ranking,
+        budget=task.budget,
+        groups=None if task.quotas is None else task.samples.groups,
+        quotas=task.quotas,
+        free=task.free,
+        costs=task.costs,
     )
-    return ranking[place_in_group < task.quotas[groups]]
+
+
+def best_rows(values: Float32 | Float64, task: SelectionTask) -> Rows:
+    """[b] the candidates of largest value within budget and quotas, largest first; ties by id."""
+    return first_rows(ranked(values, task), task)
+
+
+def random_values(task: SelectionTask, *entropy: int) -> Float64:
+    """[n] uniform in [0, 1); of one id always the same number."""
+    values: Float64 = np.random.default_rng(entropy).random(len(task.order))[task.order]
+    return values
 
 
 def random_rows(task: SelectionTask, *entropy: int) -> Rows:
-    """[b] candidates drawn uniformly within the quotas; of one id always the same number."""
-    return best_rows(np.random.default_rng(entropy).random(len(task.order))[task.order], task)
+    """[b] candidates drawn uniformly within the quotas."""
+    return best_rows(random_values(task, *entropy), task)
