@@ -252,6 +252,16 @@ class Recipe(Section):
     propagation: PropagationSection = PropagationSection()
     selection: SelectionSection = SelectionSection()
 
+    @model_validator(mode="after")
+    def _selected_score_is_measured(self) -> Recipe:
+        score = self.selection.selector.removeprefix("top-")
+        if score not in (self.selection.selector, *self.scoring.scores):
+            raise ValueError(
+                f"selection.selector is {self.selection.selector!r}, and {score!r} is not among "
+                f"scoring.scores {list(self.scoring.scores)}; add it there"
+            )
+        return self
+
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
         """Read a YAML recipe; relative paths in it are taken from its folder.

@@ -19,7 +19,7 @@ from gracekit.types import Origin, Selection
 from tests.stores import make_draft, make_store
 from tests.worlds import NUM_ROWS, World
 
-selectors = st.sampled_from([*sorted(SELECTORS)])
+selectors = st.sampled_from([*sorted(SELECTORS), "top-loss"])
 budgets = st.one_of(
     st.builds(lambda f: {"fraction": f}, st.sampled_from([0.1, 0.4, 0.8])),
     st.builds(lambda c: {"count": c}, st.integers(10, 50)),

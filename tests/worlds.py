@@ -31,7 +31,7 @@ class World:
     scores: ScoreTable
     similarities: Float32
     """[n, n] symmetric, 0 where there is no edge."""
-    features: Float32
+    features: Float32 | None
     """[n, 6] in the same clusters."""
 
     @classmethod
@@ -112,5 +112,5 @@ class World:
             dataclasses.replace(self.samples, **moved(self.samples)),
             dataclasses.replace(self.scores, **scores),
             self.similarities[np.ix_(old, old)],
-            self.features[old],
+            None if self.features is None else self.features[old],
         )

@@ -48,7 +48,7 @@ propagation:
   rule: gated               # gated | grace | none
 
 selection:
-  selector: coverage        # or a baseline: random, random-fresh, top, ...; see docs/selection.md
+  selector: coverage        # or a baseline: random, top, ...: see docs/selection.md
   fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
   importance_weight: 0.5    # 0 only coverage, 1 only importance
   churn_penalty: 0.0        # above 0 (try 0.1) a version changes only what is worth changing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gracekit.protocols import SelectionTask
-from gracekit.types import Float32, Float64, Rows
+from gracekit.types import Bool, Float32, Float64, Rows
 
 
 def ranked(values: Float32 | Float64, task: SelectionTask) -> Rows:
@@ -47,3 +47,35 @@ def random_values(task: SelectionTask, *entropy: int) -> Float64:
 def random_rows(task: SelectionTask, *entropy: int) -> Rows:
     """[b] candidates drawn uniformly within the quotas."""
     return best_rows(random_values(task, *entropy), task)
+
+
+class Room:
+    """What is left of budget and places while rows are picked one by one."""
+
+    def __init__(self, task: SelectionTask) -> None:
+        self.left = task.budget
+        self._costs = task.costs
+        self._groups = None if task.quotas is None else task.samples.groups
+        self._places = np.zeros(1, np.int64) if task.quotas is None else task.quotas.copy()
+        self._free = task.budget if task.quotas is None else task.free
+
+    def admit(self, row: int) -> bool:
+        """Take the places of a row; False where there are not enough, and then never will be."""
+        cost = 1 if self._costs is None else int(self._costs[row])
+        group = 0 if self._groups is None else int(self._groups[row])
+        own = min(cost, int(self._places[group]))
+        if cost > self.left or cost - own > self._free:
+            return False
+        self._places[group] -= own
+        self._free -= cost - own
+        self.left -= cost
+        return True
+
+    def may_fit(self, refused: int) -> Bool | bool:
+        """[n] False for rows that do not fit where `refused` does not: as dear, of its group."""
+        if self._costs is not None:
+            cheaper: Bool = self._costs < self._costs[refused]
+            if self._groups is not None:
+                cheaper = cheaper | (self._groups != self._groups[refused])
+            return cheaper
+        return True if self._groups is None else self._groups != self._groups[refused]
