@@ -108,13 +108,12 @@ def select_covering(task: SelectionTask, weight: float) -> Selection:
     of_coverage = Span(drawn[1], greedy(0.0, 1.0, 0.0).objective)
     num_places = max(1, len(most_important))
     penalty = task.settings.churn_penalty
-    result = greedy(
-        weight / of_importance.gain, (1 - weight) / of_coverage.gain, penalty / num_places
-    )
+    units = weight / of_importance.gain, (1 - weight) / of_coverage.gain, penalty / num_places
+    result = greedy(*units)
     values = reached(result.rows)
     kept = 0.0
     if task.parent is not None:
-        kept = penalty / num_places * len(np.intersect1d(result.rows, task.parent))
+        kept = units[2] * len(np.intersect1d(result.rows, task.parent))
     return Selection(
         rows=result.rows,
         gains=result.gains.astype(np.float32),
@@ -126,5 +125,8 @@ def select_covering(task: SelectionTask, weight: float) -> Selection:
             "coverage_share": of_coverage.share(values[1]),
             "importance_gain": of_importance.gain / num_places,
             "coverage_gain": of_coverage.gain / num_represented,
+            "importance_unit": units[0],
+            "coverage_unit": units[1],
+            "kept_unit": units[2],
         },
     )
