@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gracekit.types import (
     Bool,
     Float32,
@@ -190,11 +193,20 @@ class SelectionTask:
     """What a selector is asked for, and all it may look at."""
 
     budget: int
-    """Rows to pick, at least 1; never more than there are candidates."""
+    """Rows to pick besides `initial`, at least 1 and never more than there are candidates; or,
+    with `costs`, tokens that they may have together."""
+    costs: Int64 | None
+    """[n] tokens of each row, 1 or more; None: the budget and the quotas are in rows."""
     candidates: Bool
-    """[n] rows that may be picked and are to be represented; their importance is finite."""
+    """[n] rows that may be picked; their importance is finite."""
+    represented: Bool
+    """[n] rows that the coreset stands for: candidates, `initial`, and near-duplicates of them."""
+    initial: Rows
+    """Rows that are in whatever is picked, and are not to be returned."""
     quotas: Int64 | None
-    """[g] exactly so many of each group, in all the budget; None: as it comes."""
+    """[g] places of each group, in rows or tokens; None: as it comes."""
+    free: int
+    """Places beyond the quotas, for any group; with 0, quotas in rows are filled exactly."""
     order: Int64
     """[n] rank of the sample id: of equals the smaller is picked."""
     scores: ScoreTable
@@ -204,6 +216,10 @@ class SelectionTask:
     seed: int
     version: int
     """The version that will be published."""
+    parent: Rows | None
+    """The coreset of the version before; None for the first."""
+    features: NDArray[np.float16] | Float32 | None
+    """[n, d] as measured or propagated, not centred; None where they are not at hand."""
 
 
 @runtime_checkable
@@ -211,7 +227,10 @@ class Selector(Protocol):
     """Chooses the coreset."""
 
     def select(self, task: SelectionTask) -> Selection:
-        """Exactly `task.budget` candidates. Its weights are 1; the recipe decides on others."""
+        """Distinct candidates that fill the budget within the quotas, best first.
+
+        Its weights count when the recipe says `weights: selector`.
+        """
 
 
 @runtime_checkable

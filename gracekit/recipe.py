@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -172,27 +173,67 @@ class PropagationSection(Section):
 
 
 class SelectionSection(Section):
-    """Which samples make the coreset."""
+    """Which samples make the coreset. docs/selection.md says more."""
 
     selector: str = "coverage"
-    """`coverage`, `random`, `random-fresh` or `top`."""
+    """`coverage`, a baseline (`gracekit.selection.SELECTORS` lists them), `top-` and a score's
+    name, or a class of your own as `package.module:Class`."""
     fraction: float | None = Field(default=None, gt=0, le=1)
-    """Share of the usable samples; default 0.3 when `count` is not given."""
+    """Share of the usable samples; default 0.3 when neither `count` nor `tokens` is given."""
     count: int | None = Field(default=None, ge=1)
     """Number of samples, instead of `fraction`."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Most tokens, prompts and responses together, instead of `fraction`; never exceeded."""
     importance_weight: float = Field(default=0.5, ge=0, le=1)
     """λ of coverage: 0 only coverage, 1 only importance."""
-    group_quota: Literal["none", "proportional", "equal"] = "none"
-    """Shares of the groups in the coreset."""
+    churn_penalty: float = Field(default=0.0, ge=0)
+    """What keeping the whole parent coreset is worth, as a share of all that `coverage` can gain
+    over a random draw: a new version changes only what is worth it. 0: nothing."""
+    group_quota: Literal["none", "proportional", "sqrt", "equal", "shares"] = "none"
+    """Shares of the groups in the coreset: as in the data, by the square root of their size, equal,
+    or those of `group_shares`."""
+    group_shares: dict[str, float] | None = None
+    """Group -> share, relative, for `group_quota: shares`; groups that are left out get none."""
+    group_minimum: int = Field(default=0, ge=0)
+    """At least so many samples of each group."""
+    keep_groups_below: int = Field(default=0, ge=0)
+    """Groups with fewer samples than this are selected whole."""
+    always_in: tuple[str, ...] = ()
+    """Ids of samples that are always selected."""
+    always_in_where: str | None = None
+    """SQL condition for the same, over `samples` and `scores`: `group_name = 'gold'`."""
+    never_in: tuple[str, ...] = ()
+    """Ids of samples that are never selected."""
+    never_in_where: str | None = None
+    """SQL condition for the same: `num_response_tokens < 5`."""
     drop_hardest: float = Field(default=0.0, ge=0, lt=1)
     """Share of the most important samples left out as probable label noise."""
-    weights: Literal["coverage", "uniform"] = "coverage"
-    """Weight of a selected sample: how many samples it stands for, or 1."""
+    max_similarity: float | None = Field(default=None, gt=0, le=1)
+    """Of samples with a cosine above this in the graph, only the most important may be selected."""
+    weights: Literal["coverage", "uniform", "inverse-probability", "selector"] = "coverage"
+    """Weight of a selected sample: how many samples it stands for, 1, how many of its group (or
+    stratum) there are for each that is selected, or what the selector says."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> SelectionSection:
-        if self.fraction is not None and self.count is not None:
-            raise ValueError("give fraction or count, not both")
+        given = [n for n in ("fraction", "count", "tokens") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one budget: {' or '.join(given)}")
+        return self
+
+    @model_validator(mode="after")
+    def _quotas_fit_together(self) -> SelectionSection:
+        shares = self.group_shares
+        if (self.group_quota == "shares") != (shares is not None):
+            raise ValueError("group_quota: shares and group_shares belong together; give both")
+        if shares is not None:
+            values = shares.values()
+            if not all(0 <= share < math.inf for share in values) or not any(values):
+                raise ValueError("group_shares: give shares of zero or more, not all of them zero")
+        if self.group_minimum and self.tokens is not None:
+            raise ValueError(
+                "group_minimum counts samples and the budget is in tokens; use group_quota"
+            )
         return self
 
 
@@ -210,6 +251,16 @@ class Recipe(Section):
     refresh: RefreshSection = RefreshSection()
     propagation: PropagationSection = PropagationSection()
     selection: SelectionSection = SelectionSection()
+
+    @model_validator(mode="after")
+    def _selected_score_is_measured(self) -> Recipe:
+        score = self.selection.selector.removeprefix("top-")
+        if score not in (self.selection.selector, *self.scoring.scores):
+            raise ValueError(
+                f"selection.selector is {self.selection.selector!r}, and {score!r} is not among "
+                f"scoring.scores {list(self.scoring.scores)}; add it there"
+            )
+        return self
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:
@@ -282,9 +333,9 @@ class Recipe(Section):
                 if not isinstance(node, dict):
                     raise RecipeError(f"{key!r} is no key of the recipe: {section!r} has no parts")
             node[leaf] = value
-            other = _INSTEAD_OF.get(key)
-            if other is not None and f"selection.{other}" not in dotted:
-                node.pop(other, None)
+            if key in _BUDGETS:
+                for other in _BUDGETS - set(dotted):
+                    node.pop(other.removeprefix("selection."), None)
         return Recipe.from_dict(content, name="the options given")
 
     def digest(self, *sections: str) -> str:
@@ -303,8 +354,8 @@ _NEUTRAL = (
 )  # fmt: skip
 """Where files lie, how checkpoints are awaited, and what only changes the speed."""
 
-_INSTEAD_OF = {"selection.count": "fraction", "selection.fraction": "count"}
-"""A budget given on the command line replaces the recipe's, whichever way that is given."""
+_BUDGETS = {"selection.fraction", "selection.count", "selection.tokens"}
+"""One of them given on the command line replaces the recipe's, whichever that is."""
 
 
 def _looks_like_hub_name(path: str) -> bool:

@@ -17,8 +17,8 @@ from gracekit.cli import main
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
-COMMANDS = ["init", "watch", "refresh", "select", "export", "sql", "status", "versions", "diff",
-            "verify"]  # fmt: skip
+COMMANDS = ["init", "watch", "refresh", "select", "explain", "similar", "export", "sql", "status",
+            "versions", "diff", "verify"]  # fmt: skip
 
 
 def invoke(*arguments: str) -> Result:
@@ -178,6 +178,52 @@ def test_a_half_written_checkpoint_is_named(world: Path, recipe: list[str]) -> N
     assert result.exit_code == 1
     assert "checkpoint-30" in result.stderr
     assert "model.safetensors" in result.stderr
+
+
+def test_explain_and_similar(recipe: list[str]) -> None:
+    query = (
+        "SELECT sample_id, version FROM samples "
+        "LEFT JOIN (FROM coresets WHERE version = 2) USING (row)"
+    )
+    ids = json.loads(ok("sql", "--json", query, *recipe))
+    inside = next(r["sample_id"] for r in ids if r["version"] == 2)
+    outside = next(r["sample_id"] for r in ids if r["version"] is None)
+    found = json.loads(ok("explain", inside, "--version", "2", "--json", *recipe))
+    assert found["is_selected"]
+    assert found["reason"] == f"picked as number {found['rank'] + 1} of 48"
+    assert found["num_covered"] >= 1
+    found = json.loads(ok("explain", outside, "--version", "2", "--json", *recipe))
+    assert not found["is_selected"]
+    assert "it would add" in found["reason"]
+    assert 0 <= found["percentile"] <= 100
+    assert len(found["nearest_selected"]) == 5
+    assert all(r["preview"] for r in found["nearest_selected"])
+    assert "nearest selected" in ok("explain", outside, *recipe)
+    near = json.loads(ok("similar", inside, "-n", "7", "--json", *recipe))
+    cosines = [r["similarity"] for r in near]
+    assert len(near) == 7
+    assert cosines == sorted(cosines, reverse=True)
+    assert near[0]["sample_id"] in ok("similar", inside, *recipe)
+    for command in ("explain", "similar"):
+        missing = invoke(command, inside[:-1], *recipe)
+        assert missing.exit_code == 1
+        assert f"did you mean {inside!r}" in missing.stderr
+        assert invoke(command, inside, "--version", "9", *recipe).exit_code == 1
+
+
+def test_compare_prints_and_makes_no_version(recipe: list[str]) -> None:
+    names = ["coverage", "random", "top-loss", "k-center"]
+    found = json.loads(ok("select", "--compare", ",".join(names), "--json", *recipe))
+    assert [r["selector"] for r in found] == names
+    for record in found:
+        assert sum(record["groups"].values()) == record["num_selected"] == 48
+        assert record["overlaps"][record["selector"]] == 1
+    assert found[0]["coverage"] == max(r["coverage"] for r in found)
+    table = ok("select", "--compare", "coverage,random", *recipe)
+    assert "selected by group" in table
+    assert len(json.loads(ok("versions", "--json", *recipe))) == 3
+    assert invoke("select", "--compare", "coverage,coverage", *recipe).exit_code == 2
+    assert invoke("select", "--compare", "best", *recipe).exit_code == 2
 
 
 def test_init_then_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

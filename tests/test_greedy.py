@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gracekit.greedy import GreedyResult, lazy_greedy
+from gracekit.greedy import GreedyResult, apart, lazy_greedy
 from gracekit.types import Float32, Float64, SparseGraph
 
 EIGHTHS = 8
@@ -193,6 +194,95 @@ def test_renumbering_the_rows_changes_nothing(seed: int, ties: bool) -> None:
     assert again.objective == result.objective
 
 
+def plain_with_costs(weights: Float64, by_ratio: bool, options: dict[str, Any]) -> list[int]:
+    """Cost-benefit or plain greedy over rows that still fit, from whole numbers: ties are ties."""
+    costs, left, free = options["costs"], options["budget"], options["free"]
+    places = list(options["quotas"])
+    chosen: list[int] = []
+    open_rows = set(np.flatnonzero(options["candidates"]).tolist())
+    while open_rows:
+        base = value(weights, options["modular"], options["need"], chosen)
+        keys = {}
+        for row in sorted(open_rows):
+            gain = value(weights, options["modular"], options["need"], [*chosen, row]) - base
+            keys[row] = (
+                Fraction(gain) / int(costs[row]) if by_ratio else Fraction(gain),
+                -options["order"][row],
+            )
+        row = max(keys, key=lambda r: keys[r])
+        open_rows.remove(row)
+        cost, group = int(costs[row]), options["groups"][row]
+        if cost > left or cost > places[group] + free:
+            continue
+        own = min(cost, places[group])
+        places[group] -= own
+        free -= cost - own
+        left -= cost
+        chosen.append(row)
+    return chosen
+
+
+def test_costs_and_free_places_against_plain_greedy() -> None:
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(1, 10))
+        weights = random_weights(rng, n, 0.5, ties=True)
+        costs = rng.choice([1, 2, 4, 8], n)
+        options: dict[str, Any] = {
+            "modular": rng.integers(0, 5, n) / EIGHTHS,
+            "need": np.ones(n),
+            "budget": int(rng.integers(0, costs.sum() + 2)),
+            "order": rng.permutation(n),
+            "candidates": rng.random(n) < 0.9,
+            "groups": rng.integers(0, 2, n).astype(np.int32),
+            "quotas": rng.integers(0, 6, 2),
+            "free": int(rng.integers(0, 12)),
+            "costs": costs,
+        }
+        result = lazy_greedy(graph_of(weights), **options)
+        both = [plain_with_costs(weights, by_ratio, options) for by_ratio in (True, False)]
+        values = [value(weights, options["modular"], options["need"], rows) for rows in both]
+        best = both[int(values[1] > values[0])]
+        assert result.rows.tolist() == best, seed
+        assert costs[result.rows].sum() <= options["budget"]
+        assert result.objective == pytest.approx(max(values), rel=1e-9)
+
+
+def test_cost_benefit_greedy_reaches_its_share_of_the_best_set() -> None:
+    from itertools import chain, combinations
+
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        weights = random_weights(rng, 8, 0.5, ties=False)
+        modular, need, costs = rng.random(8), np.ones(8), rng.integers(1, 30, 8)
+        budget = int(rng.integers(5, 60))
+        result = lazy_greedy(
+            graph_of(weights), modular=modular, need=need, budget=budget, order=np.arange(8),
+            candidates=np.ones(8, bool), costs=costs,
+        )  # fmt: skip
+        sets = chain.from_iterable(combinations(range(8), k) for k in range(9))
+        fitting = [list(s) for s in sets if costs[list(s)].sum() <= budget]
+        best = max(value(weights, modular, need, s) for s in fitting)
+        assert (1 - 1 / np.e) / 2 * best <= result.objective + 1e-9
+        assert result.objective <= best * (1 + 1e-6)
+
+
+@given(st.integers(0, 2**32))
+def test_rows_kept_apart_are_a_maximal_set(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 20))
+    weights = random_weights(rng, n, 0.4, ties=True)
+    ranking = rng.permutation(n)[: rng.integers(0, n + 1)]
+    initial = np.setdiff1d(np.arange(n), ranking)[:2]
+    kept = apart(graph_of(weights), ranking, initial=initial, most=0.5)
+    stay: list[int] = []
+    for row in ranking.tolist():
+        near = weights[row, [*initial.tolist(), *stay]]
+        if not (near > 0.5).any():
+            stay.append(row)
+    assert np.flatnonzero(kept).tolist() == sorted(stay)
+
+
 def test_values_of_any_size_do_not_overflow_or_vanish() -> None:
     weights = random_weights(np.random.default_rng(3), 12, 0.5, ties=True)
     order, everything = np.arange(12), np.ones(12, bool)
@@ -256,8 +346,8 @@ def test_compiles_without_a_usable_cache(
     module = tmp_path / "compiled_module.py"
     module.write_text(
         "from numba import int64\n"
-        "from gracekit.greedy import _compiled\n"
-        "@_compiled(int64(int64))\n"
+        "from gracekit.greedy.compiled import compiled\n"
+        "@compiled(int64(int64))\n"
         "def double(x):\n"
         "    return 2 * x\n"
     )

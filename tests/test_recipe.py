@@ -25,7 +25,10 @@ def recipe(**sections: Any) -> Recipe:
         ({**MINIMAL, "selecton": {}}, "unknown key 'selecton'; did you mean 'selection'"),
         ({**MINIMAL, "selection": {"fration": 1}}, "did you mean 'fraction'"),
         ({**MINIMAL, "selection": {"fraction": 2}}, "less than or equal to 1, found 2"),
-        ({**MINIMAL, "selection": {"fraction": 0.1, "count": 5}}, "fraction or count, not both"),
+        (
+            {**MINIMAL, "selection": {"fraction": 0.1, "count": 5}},
+            "give one budget: fraction or count",
+        ),
         ({**MINIMAL, "scoring": {"importance": "nope"}}, "add it to scores"),
         ({**MINIMAL, "refresh": {"min_fraction": 0.5, "max_fraction": 0.1}}, "is above"),
         ({**MINIMAL, "refresh": {"plan": "best"}}, "refresh.plan"),
@@ -94,6 +97,8 @@ def test_override_is_checked_and_replaces_the_other_budget() -> None:
     assert base.override({"selection.count": 7}).selection.fraction is None
     back = base.override({"selection.count": 7}).override({"selection.fraction": 0.2})
     assert (back.selection.count, back.selection.fraction) == (None, 0.2)
+    by_tokens = base.override({"selection.tokens": 900}).selection
+    assert (by_tokens.fraction, by_tokens.tokens) == (None, 900)
     for wrong in ({"data.path.x": 1}, {"selection.nope": 1}, {"selection.fraction": 0}):
         with pytest.raises(RecipeError):
             base.override(wrong)

@@ -53,6 +53,27 @@ def test_a_budget_that_the_groups_cannot_fill_is_an_error() -> None:
 
 
 @given(st.data())
+def test_within_both_bounds_and_level_between(data: st.DataObject) -> None:
+    """The water level: groups inside their bounds have equal quota per share, to one sample."""
+    num_groups = data.draw(st.integers(1, 5))
+    names = tuple("abcde"[:num_groups])
+    shares = data.draw(st.lists(st.integers(1, 30), min_size=num_groups, max_size=num_groups))
+    low = data.draw(st.lists(st.integers(0, 9), min_size=num_groups, max_size=num_groups))
+    room = data.draw(st.lists(st.integers(0, 30), min_size=num_groups, max_size=num_groups))
+    capacity = [a + b for a, b in zip(low, room, strict=True)]
+    budget = data.draw(st.integers(sum(low), sum(capacity)))
+    quotas = apportion(budget, shares, np.array(capacity), names, least=np.array(low)).tolist()
+    assert sum(quotas) == budget
+    for q, least, most in zip(quotas, low, capacity, strict=True):
+        assert least <= q <= most
+    for g in range(num_groups):
+        for h in range(num_groups):
+            if quotas[g] > low[g] and quotas[h] < capacity[h]:
+                # g gave nothing up and h got nothing though h had less for its share.
+                assert (quotas[g] - 1) / shares[g] <= (quotas[h] + 1) / shares[h] + 1e-9
+
+
+@given(st.data())
 def test_exact_within_capacity_and_near_the_shares(data: st.DataObject) -> None:
     num_groups = data.draw(st.integers(1, 4))
     counts = st.lists(st.integers(0, 40), min_size=num_groups, max_size=num_groups)

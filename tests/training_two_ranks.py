@@ -68,6 +68,9 @@ def main() -> None:
         if "coreset_version" in entry
     ]
     (out / f"rank-{rank}.json").write_text(json.dumps({"fed": fed, "log": log}))
+    # A rank that leaves while the other still talks to it makes that one abort.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

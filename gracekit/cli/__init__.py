@@ -9,7 +9,7 @@ import logging
 
 import click
 
-from gracekit.cli import export, read, start, work
+from gracekit.cli import export, look, read, start, work
 from gracekit.version import __version__
 
 EPILOG = """
@@ -41,6 +41,8 @@ for command in (
     work.refresh,
     work.select,
     export.export,
+    look.explain,
+    look.similar,
     read.status,
     read.versions,
     read.diff,

@@ -48,11 +48,18 @@ propagation:
   rule: gated               # gated | grace | none
 
 selection:
-  selector: coverage        # coverage | random | random-fresh | top
-  fraction: 0.3             # of the usable samples; or count: 5000
+  selector: coverage        # or a baseline: random, top, ...: see docs/selection.md
+  fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
   importance_weight: 0.5    # 0 only coverage, 1 only importance
-  group_quota: none         # none | proportional | equal
+  churn_penalty: 0.0        # above 0 (try 0.1) a version changes only what is worth changing
+  group_quota: none         # none | proportional | sqrt | equal | shares (with group_shares)
+  group_minimum: 0          # samples of each group at least
+  keep_groups_below: 0      # groups with fewer samples than this are taken whole
+  always_in: []             # ids; or an SQL condition: always_in_where: "group_name = 'gold'"
+  never_in: []              # ids; or never_in_where: "num_response_tokens < 5"
   drop_hardest: 0.0         # share of the most important samples left out as probable label noise
+  max_similarity: null      # of samples more similar than this cosine, only one may be selected
+  weights: coverage         # coverage | uniform | inverse-probability | selector
 """
 
 

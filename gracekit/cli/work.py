@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,7 @@ from gracekit.cli.options import (
     store_option,
     strict_option,
 )
-from gracekit.cli.render import format_bytes, print_json
+from gracekit.cli.render import format_bytes, print_json, print_table
 
 if TYPE_CHECKING:
     from gracekit.refresher import PlanPreview, RefreshResult
@@ -121,20 +121,31 @@ def refresh(
 @click.command(
     epilog="\b\nExamples:\n"
     "  gracekit select --set selection.fraction=0.1\n"
-    "  gracekit select --set selection.selector=top --set selection.count=2000"
+    "  gracekit select --set selection.selector=top --set selection.count=2000\n"
+    "  gracekit select --compare coverage,random,top"
 )
 @recipe_option
 @store_option
 @set_option
+@click.option("--compare", "names", default=None, metavar="A,B,…",
+              help="Print what these selectors would choose; makes no version.")  # fmt: skip
 @json_option
 @clear_errors
 def select(
-    recipe_path: Path, store_path: Path | None, overrides: tuple[str, ...], as_json: bool
+    recipe_path: Path,
+    store_path: Path | None,
+    overrides: tuple[str, ...],
+    names: str | None,
+    as_json: bool,
 ) -> None:
     """Make a new version from the stored scores with other selection settings; needs no model."""
-    from gracekit.refresher import reselect
+    from gracekit.refresher import compare, reselect
 
     recipe = load_recipe(recipe_path, overrides, store_path)
+    if names is not None:
+        found = compare(recipe, [name.strip() for name in names.split(",") if name.strip()])
+        _print_comparison(found, as_json)
+        return
     _print_result(reselect(recipe), as_json)
 
 
@@ -161,6 +172,22 @@ def _print_result(result: RefreshResult, as_json: bool) -> None:
         f"{timings['model_pass_s']:.1f} s in the model pass, {timings['other_s']:.1f} s outside it"
     )
     click.echo(" · ".join(parts))
+
+
+def _print_comparison(records: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(records)
+        return
+    columns = [
+        "selector", "num_selected", "num_tokens", "coverage", "importance", "num_kept", "seconds",
+    ]  # fmt: skip
+    print_table(columns, [[record[key] for key in columns] for record in records])
+    names = [record["selector"] for record in records]
+    click.echo("overlap (intersection by union)")
+    print_table(["", *names], [[r["selector"], *r["overlaps"].values()] for r in records])
+    click.echo("selected by group")
+    groups = list(records[0]["groups"])
+    print_table(["", *names], [[g, *(r["groups"][g] for r in records)] for g in groups])
 
 
 def _print_preview(plan: PlanPreview, as_json: bool) -> None:

@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 from gracekit.errors import CheckpointMismatchError, StoreDataMismatchError
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import MeasuredRows, measure
-from gracekit.refresher.state import StageClock, load_known, propagate, update_graph
+from gracekit.refresher.state import (
+    StageClock,
+    last_coreset,
+    load_known,
+    propagate,
+    update_graph,
+)
 from gracekit.types import Checkpoint, Float32, Json, ManifestHeader, PinnedCheckpoint
 
 if TYPE_CHECKING:
@@ -154,6 +160,9 @@ class Refresher:
             graph=graph,
             seed=recipe.seed,
             version=store.next_version(),
+            features=update.features,
+            parent=last_coreset(store),
+            store=store.paths.root,
         )
         clock.lap("select")
         version = store.commit(

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.errors import RecipeError, StoreFormatError, VersionNotFoundError
+from gracekit.errors import RecipeError, VersionNotFoundError
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher, RefreshResult
 from gracekit.refresher.measuring import budgets, is_full
-from gracekit.refresher.state import load_known
+from gracekit.refresher.state import load_known, selection_inputs
 from gracekit.types import Checkpoint, Json, Reason
 
 
@@ -53,7 +53,6 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
         StoreNotFoundError, VersionNotFoundError: There are no scores to select from yet.
         StoreFormatError: The cached graph is lost; the next refresh makes a new one.
     """
-    from gracekit.graph import load_index, symmetric
     from gracekit.selection import select
     from gracekit.store import Store, VersionDraft
 
@@ -74,19 +73,9 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
         refresh_id = hashlib.sha256(settings.encode()).hexdigest()[:20]
         if header.refresh_id == refresh_id:
             return RefreshResult(version=latest, is_new=False, header=header)
-        cache = store.load_cache(latest)
-        index = load_index(cache.index_directory, settings=recipe.graph) if cache else None
-        if index is None:
-            raise StoreFormatError(
-                f"the graph of version {latest} in {store.paths.cache} is missing or damaged, or "
-                "the recipe's graph section changed; `gracekit refresh` on a checkpoint makes a "
-                "new one"
-            )
         selection = select(
             recipe.selection,
-            scores=store.scores(latest),
-            samples=store.samples(),
-            graph=symmetric(index.graph),
+            **selection_inputs(store, recipe, latest),
             seed=recipe.seed,
             version=store.next_version(),
         )

@@ -6,10 +6,13 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gracekit.errors import StoreFormatError
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.types import (
     Bool,
@@ -131,6 +134,51 @@ def load_known(store: Store, recipe: Recipe) -> Known | None:
         valid=cache.valid,
         index=index,
         graph=symmetric(index.graph),
+    )
+
+
+def last_coreset(store: Store) -> Rows | None:
+    """The rows that the latest version selected; None when there is none."""
+    version = store.latest()
+    if version is None:
+        return None
+    rows: Rows = store.coreset(version)["row"].to_numpy()
+    return rows
+
+
+class SelectionInputs(TypedDict):
+    """What `gracekit.selection.select` takes of a store."""
+
+    scores: ScoreTable
+    samples: SampleTable
+    graph: SparseGraph
+    features: NDArray[np.float16]
+    parent: Rows
+    store: Path
+
+
+def selection_inputs(store: Store, recipe: Recipe, version: int) -> SelectionInputs:
+    """All that a selection from the stored scores of a version starts from.
+
+    Raises `StoreFormatError` when its graph is lost.
+    """
+    from gracekit.graph import load_index, symmetric
+
+    cache = store.load_cache(version)
+    index = load_index(cache.index_directory, settings=recipe.graph) if cache else None
+    if cache is None or index is None:
+        raise StoreFormatError(
+            f"the graph of version {version} in {store.paths.cache} is missing or damaged, or "
+            "the recipe's graph section changed; `gracekit refresh` on a checkpoint makes a "
+            "new one"
+        )
+    return SelectionInputs(
+        scores=store.scores(version),
+        samples=store.samples(),
+        graph=symmetric(index.graph),
+        features=cache.features,
+        parent=store.coreset(version)["row"].to_numpy(),
+        store=store.paths.root,
     )
 
 

@@ -4,15 +4,20 @@ Maximises, over sets S of the budget's size,
 
     F(S) = λ · (Σ_{i∈S} importance_i) / I  +  (1 - λ) · (Σ_i max_{j∈S} w_ij) / C,    w_ii = 1
 
-by exact greedy (`gracekit.greedy`). Both sums run over candidates. I and C put the two on one
+by exact greedy (`gracekit.greedy`); the second sum runs over all rows that the coreset stands
+for. I and C put the two on one
 scale whatever the data: each is what its term can gain, the value that it reaches alone (the most
 important rows; greedy for coverage only) less that of a random draw. So λ = 0.5 means that a
 tenth of what importance could gain weighs as much as a tenth of what coverage could gain. On raw
 sums it would not: features of a language model crowd together, and their similarities, nearly
 all alike, would drown the importance or be drowned by it.
 
+With `selection.churn_penalty` κ every row of the parent coreset is worth κ/b more (b rows in the
+budget): keeping all of them is worth as much as a share κ of all that F can gain over a random
+draw. The bonus is in the gains, not in the objective that is reported.
+
 Importance and similarities are not negative, so F is monotone submodular: greedy reaches
-(1 - 1/e) of the best value, 1/2 under quotas.
+(1 - 1/e) of the best value, 1/2 under quotas, (1 - 1/e)/2 with a budget in tokens.
 """
 
 from __future__ import annotations
@@ -58,46 +63,70 @@ class Coverage:
 
     def select(self, task: SelectionTask) -> Selection:
         """Best first; `details` say what both terms reached of what they could have gained."""
-        from gracekit.greedy import lazy_greedy
+        return select_covering(task, task.settings.importance_weight)
 
-        need = task.candidates.astype(np.float64)
-        num_candidates = int(task.candidates.sum())
-        importance = np.where(task.candidates, task.scores.importance, 0).astype(np.float64)
 
-        def greedy(importance_unit: float, coverage_unit: float) -> GreedyResult:
-            return lazy_greedy(
-                task.graph,
-                modular=importance_unit * importance,
-                need=coverage_unit * need,
-                budget=task.budget,
-                order=task.order,
-                candidates=task.candidates,
-                groups=None if task.quotas is None else task.samples.groups,
-                quotas=task.quotas,
-            )
+def select_covering(task: SelectionTask, weight: float) -> Selection:
+    """Greedy for F with λ = `weight`."""
+    from gracekit.greedy import lazy_greedy
 
-        def reached(rows: Rows) -> tuple[float, float]:
-            # fsum rounds once: the order of the rows is no matter.
-            by_importance = math.fsum(importance[rows].tolist())
-            covered = represent(task.graph, rows, task.candidates).coverage * num_candidates
-            return by_importance, covered
+    need = task.represented.astype(np.float64)
+    num_represented = int(task.represented.sum())
+    importance = np.where(task.candidates, task.scores.importance, 0).astype(np.float64)
 
-        drawn = reached(random_rows(task, task.seed))
-        of_importance = Span(drawn[0], reached(best_rows(importance, task))[0])
-        of_coverage = Span(drawn[1], greedy(0.0, 1.0).objective)
-        weight = task.settings.importance_weight
-        result = greedy(weight / of_importance.gain, (1 - weight) / of_coverage.gain)
-        values = reached(result.rows)
-        return Selection(
-            rows=result.rows,
-            gains=result.gains.astype(np.float32),
-            weights=np.ones(len(result.rows), np.float32),
-            objective=result.objective,
-            details={
-                "importance_weight": weight,
-                "importance_share": of_importance.share(values[0]),
-                "coverage_share": of_coverage.share(values[1]),
-                "importance_gain": of_importance.gain / task.budget,
-                "coverage_gain": of_coverage.gain / num_candidates,
-            },
+    def greedy(importance_unit: float, coverage_unit: float, kept_unit: float) -> GreedyResult:
+        modular = importance_unit * importance
+        if kept_unit and task.parent is not None:
+            modular[task.parent] += kept_unit
+        return lazy_greedy(
+            task.graph,
+            modular=modular,
+            need=coverage_unit * need,
+            budget=task.budget,
+            order=task.order,
+            candidates=task.candidates,
+            groups=None if task.quotas is None else task.samples.groups,
+            quotas=task.quotas,
+            free=task.free,
+            costs=task.costs,
+            initial=task.initial,
         )
+
+    def reached(rows: Rows) -> tuple[float, float]:
+        # fsum rounds once: the order of the rows is no matter.
+        by_importance = math.fsum(importance[rows].tolist())
+        everything = np.concatenate([task.initial, rows])
+        covered = represent(task.graph, everything, task.represented).coverage
+        return by_importance, covered * num_represented
+
+    drawn = reached(random_rows(task, task.seed))
+    if task.costs is None:
+        most_important = best_rows(importance, task)
+    else:
+        most_important = best_rows(importance / task.costs, task)
+    of_importance = Span(drawn[0], reached(most_important)[0])
+    of_coverage = Span(drawn[1], greedy(0.0, 1.0, 0.0).objective)
+    num_places = max(1, len(most_important))
+    penalty = task.settings.churn_penalty
+    units = weight / of_importance.gain, (1 - weight) / of_coverage.gain, penalty / num_places
+    result = greedy(*units)
+    values = reached(result.rows)
+    kept = 0.0
+    if task.parent is not None:
+        kept = units[2] * len(np.intersect1d(result.rows, task.parent))
+    return Selection(
+        rows=result.rows,
+        gains=result.gains.astype(np.float32),
+        weights=np.ones(len(result.rows), np.float32),
+        objective=result.objective - kept,
+        details={
+            "importance_weight": weight,
+            "importance_share": of_importance.share(values[0]),
+            "coverage_share": of_coverage.share(values[1]),
+            "importance_gain": of_importance.gain / num_places,
+            "coverage_gain": of_coverage.gain / num_represented,
+            "importance_unit": units[0],
+            "coverage_unit": units[1],
+            "kept_unit": units[2],
+        },
+    )

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionTask
 from gracekit.recipe import SelectionSection
-from gracekit.selection.candidates import id_order, num_to_select, usable_rows, without_hardest
-from gracekit.selection.quotas import group_quotas
+from gracekit.selection.candidates import id_order, row_tokens
 from gracekit.selection.selectors import selector_for
-from gracekit.selection.weights import represent
-from gracekit.types import Json, SampleTable, ScoreTable, Selection, SparseGraph
+from gracekit.selection.start import start_from, task_of
+from gracekit.selection.weights import STRATA, represent, weigh
+from gracekit.types import (
+    Float32,
+    Json,
+    Rows,
+    SampleTable,
+    ScoreTable,
+    Selection,
+    SparseGraph,
+)
 
 
 def select(
@@ -23,54 +34,112 @@ def select(
     graph: SparseGraph,
     seed: int,
     version: int,
+    features: NDArray[np.float16] | Float32 | None = None,
+    parent: Rows | None = None,
+    store: Path | None = None,
 ) -> Selection:
     """Choose the coreset of `version` as the recipe asks.
 
     The result depends on the sample ids, not on the order of the rows. Its `details` hold
 
-    - `num_usable`, `num_candidates` (without the hardest), `budget`, `quotas` by group;
+    - `num_usable`, `num_candidates` (without the hardest, near-duplicates and what is never in),
+      `num_always` (what is in anyway: listed, or of a small group), `budget`, `num_tokens`,
+      `quotas` by group;
     - `importance`: mean over the coreset;
-    - `coverage`: mean over the candidates of the similarity to the best selected one, in [0, 1];
-    - `num_uncovered`: candidates without a selected neighbour;
+    - `coverage`: mean over the rows it stands for of the similarity to the best selected one, in
+      [0, 1];
+    - `num_uncovered`: such rows without a selected neighbour;
+    - `num_kept`: rows that the parent's coreset had too;
     - what the selector adds.
+
+    Args:
+        settings: The recipe's section.
+        scores: Present scores.
+        samples: The sample table.
+        graph: Similarities.
+        seed: Of everything random.
+        version: That will be published.
+        features: [n, d], for the selectors that look at them.
+        parent: The coreset of the version before.
+        store: Whose tables the SQL conditions may ask.
 
     Raises:
         RecipeError: There is no such selector.
-        SelectionError: Nothing can be selected.
+        SelectionError: Nothing can be selected, or what is asked for cannot be met.
     """
     selector = selector_for(settings.selector)
     order = id_order(samples.sample_ids)
-    usable = usable_rows(scores, samples)
-    candidates = without_hardest(settings.drop_hardest, usable, scores.importance, order)
-    budget = num_to_select(settings, num_usable=int(usable.sum()), candidates=candidates)
-    quotas = group_quotas(settings.group_quota, budget, samples, usable, candidates)
-    selection = selector.select(
-        SelectionTask(
-            budget=budget,
-            candidates=candidates,
-            quotas=quotas,
-            order=order,
-            scores=scores,
-            samples=samples,
-            graph=graph,
-            settings=settings,
-            seed=seed,
-            version=version,
-        )
+    start = start_from(
+        settings, scores=scores, samples=samples, graph=graph, store=store, order=order
     )
-    represented = represent(graph, selection.rows, candidates)
+    task = task_of(
+        start, order=order, scores=scores, samples=samples, graph=graph, settings=settings,
+        seed=seed, version=version, features=features, parent=parent,
+    )  # fmt: skip
+    if task.budget and task.candidates.any():
+        selection = selector.select(task)
+        _check(selection, task)
+    else:
+        selection = Selection(
+            rows=np.zeros(0, np.int64), gains=np.zeros(0, np.float32),
+            weights=np.zeros(0, np.float32), objective=0.0,
+        )  # fmt: skip
+    rows = np.concatenate([start.initial, selection.rows])
+    if not len(rows):
+        raise SelectionError(
+            f"selection.tokens is {settings.tokens}, and no sample is that short (or fits its "
+            f"group's quota): the shortest has {row_tokens(samples)[start.candidates].min()} "
+            "tokens. Raise the budget"
+        )
+    zeros = np.zeros(len(start.initial), np.float32)
+    represented = represent(graph, rows, start.represented)
     details: Json = {
-        "num_usable": int(usable.sum()),
-        "num_candidates": int(candidates.sum()),
-        "budget": budget,
-        "importance": float(np.mean(scores.importance[selection.rows], dtype=np.float64)),
+        "num_usable": int(start.usable.sum()),
+        "num_candidates": int(start.candidates.sum()) + len(start.initial),
+        "num_always": len(start.initial),
+        "budget": start.budget,
+        "num_tokens": int(row_tokens(samples)[rows].sum()),
+        "importance": float(np.nan_to_num(scores.importance[rows]).mean(dtype=np.float64)),
         "coverage": represented.coverage,
         "num_uncovered": represented.num_uncovered,
     }
-    if quotas is not None:
-        details["quotas"] = dict(zip(samples.group_names, quotas.tolist(), strict=True))
-    return dataclasses.replace(
+    if parent is not None:
+        details["num_kept"] = len(np.intersect1d(rows, parent))
+    if start.places.quotas is not None:
+        details["quotas"] = dict(
+            zip(samples.group_names, start.places.quotas.tolist(), strict=True)
+        )
+    selection = dataclasses.replace(
         selection,
-        weights=represented.weights if settings.weights == "coverage" else selection.weights,
+        rows=rows,
+        gains=np.concatenate([zeros, selection.gains]),
+        weights=np.concatenate([zeros + 1, selection.weights]),
         details=details | selection.details,
+    )
+    weights = weigh(settings.weights, selection, represented, samples, start.represented)
+    published = {key: value for key, value in selection.details.items() if key != STRATA}
+    return dataclasses.replace(selection, weights=weights, details=published)
+
+
+def _check(selection: Selection, task: SelectionTask) -> None:
+    """A selector of the user's own may be wrong; say so before it is published."""
+    rows = np.asarray(selection.rows)
+    inside = rows.size == 0 or (rows.min() >= 0 and rows.max() < len(task.candidates))
+    if not inside or len(np.unique(rows)) < len(rows) or not task.candidates[rows].all():
+        wrong = "picks a row twice, or one that is no candidate"
+    elif (len(rows) if task.costs is None else task.costs[rows].sum()) > task.budget:
+        wrong = f"picks more than the budget of {task.budget}"
+    elif task.quotas is not None:
+        used = np.bincount(
+            task.samples.groups[rows],
+            None if task.costs is None else task.costs[rows],
+            minlength=len(task.quotas),
+        )
+        if np.maximum(used - task.quotas, 0).sum() <= task.free:
+            return
+        wrong = "picks more of a group than its quota"
+    else:
+        return
+    raise SelectionError(
+        f"selection.selector {task.settings.selector!r} {wrong}; see gracekit.protocols.Selector"
     )

@@ -1,76 +1,209 @@
-"""Group quotas: how many samples of each group, exactly."""
+"""Group quotas: how many samples (or tokens) of each group, exactly."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from gracekit.errors import SelectionError
+from gracekit.recipe import SelectionSection
 from gracekit.types import Bool, Int64, SampleTable
 
+_SQRT_UNIT = 10**6
+"""Square roots are taken to a millionth, as whole numbers: equal shares are equal."""
 
-def group_quotas(
-    kind: Literal["none", "proportional", "equal"],
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """What may be picked of each group, rows that are in anyway included."""
+
+    quotas: Int64 | None
+    """[g] places of the group's own, in rows or tokens; None: groups do not matter."""
+    free: int = 0
+    """Places for any group besides."""
+
+
+def group_places(
+    settings: SelectionSection,
     budget: int,
+    *,
     samples: SampleTable,
     usable: Bool,
     candidates: Bool,
-) -> Int64 | None:
-    """[g] how many of each group, in all the budget; None where groups do not matter.
+    forced: Bool,
+    costs: Int64 | None,
+) -> Places:
+    """The places of each group, in all the budget.
 
-    `proportional` keeps the groups' shares of the usable samples, `equal` gives each group that
-    has a candidate the same. What a group cannot fill goes to the others in the same proportion.
+    Args:
+        settings: `group_quota`, `group_shares`, `group_minimum`.
+        budget: In rows, or in tokens where there are costs; at least what is forced.
+        samples: Their groups.
+        usable: [n] what `proportional` and `sqrt` measure groups by.
+        candidates: [n] rows that may be picked, the forced ones included: a group's capacity.
+        forced: [n] rows that are in anyway; a group's quota is at least what they take.
+        costs: [n] tokens.
+
+    Raises:
+        SelectionError: No selection can meet the quotas; says which group, and what to change.
     """
+    names = samples.group_names
+    size, capacity, taken = (
+        _by_group(rows, samples, costs) for rows in (usable, candidates, forced)
+    )
+    least = np.maximum(taken, _minimum(settings, capacity, taken, names))
+    if least.sum() > budget:
+        raise SelectionError(
+            f"the group quotas cannot be met: selection.group_minimum and what is always in need "
+            f"{least.sum()} samples, the budget is {budget}. Lower group_minimum or "
+            "keep_groups_below, or raise fraction or count"
+        )
+    kind = settings.group_quota
     if kind == "none":
-        return None
-    num_groups = len(samples.group_names)
-    capacity = np.bincount(samples.groups[candidates], minlength=num_groups)
-    if kind == "proportional":
-        shares = np.bincount(samples.groups[usable], minlength=num_groups)
-    else:
-        shares = np.ones(num_groups, np.int64)
-    return apportion(budget, shares, capacity, samples.group_names)
+        if not settings.group_minimum:
+            return Places(quotas=None)
+        return Places(quotas=least, free=budget - int(least.sum()))
+    if kind == "shares":
+        return Places(quotas=_fixed(settings, budget, capacity, taken, least, names))
+    shares = {
+        "proportional": size.tolist(),
+        "sqrt": [math.isqrt(int(s) * _SQRT_UNIT**2) for s in size],
+        "equal": [int(s > 0) for s in size],
+    }[kind]
+    return Places(quotas=apportion(min(budget, int(capacity.sum())), shares, capacity, names,
+                                   least=least))  # fmt: skip
 
 
-def apportion(budget: int, shares: Int64, capacity: Int64, group_names: tuple[str, ...]) -> Int64:
-    """Split a budget by shares within capacities, by largest remainders.
+def apportion(
+    budget: int,
+    shares: Sequence[int] | Int64,
+    capacity: Int64,
+    group_names: tuple[str, ...],
+    *,
+    least: Int64 | None = None,
+) -> Int64:
+    """Split a budget by shares within bounds, by largest remainders.
+
+    What a group cannot take goes to the others in the proportion of their shares, and what a
+    group needs more than its share comes from the others likewise.
 
     Args:
         budget: Zero or more.
-        shares: [g] zero or more, relative.
+        shares: [g] zero or more, relative; a group without a share gets its least.
         capacity: [g] most that a group can take.
         group_names: [g] of equal remainders the smaller name is served first.
+        least: [g] zero to the capacity.
 
     Returns:
-        int64 [g], sum exactly `budget`, nowhere above the capacity.
+        int64 [g], sum exactly `budget`, nowhere below the least or above the capacity.
 
     Raises:
         SelectionError: The capacities of the groups with a share are below the budget.
     """
-    takes_part = (shares > 0) & (capacity > 0)
-    if budget > capacity[takes_part].sum():
+    share = [int(s) for s in shares]
+    most = [int(c) for c in capacity]
+    low = [0] * len(share) if least is None else [int(x) for x in least]
+    fixed = {g: low[g] for g in range(len(share)) if share[g] == 0 or most[g] == low[g]}
+    takes_part = [g for g in range(len(share)) if g not in fixed]
+    room = sum(most[g] for g in takes_part) + sum(fixed.values())
+    if budget > room:
         raise SelectionError(
             f"the group quotas cannot be met: {budget} samples are to be selected, and the groups "
-            f"have {capacity[takes_part].sum()}. Lower selection.fraction or selection.count, or "
+            f"have {room}. Lower selection.fraction or selection.count, or "
             "set selection.group_quota: none"
         )
-    quotas = np.zeros(len(shares), np.int64)
-    left = budget
-    while True:
-        total = shares[takes_part].sum()
-        # Whole numbers, so that equal remainders are equal.
-        full = takes_part & (shares * left >= capacity * total)
-        if not full.any():
-            break
-        quotas[full] = capacity[full]
-        left -= int(capacity[full].sum())
-        takes_part = takes_part & ~full
-    if left:
-        quotas[takes_part] = shares[takes_part] * left // total
-        by_remainder = sorted(
-            np.flatnonzero(takes_part).tolist(),
-            key=lambda group: (-(shares[group] * left % total), group_names[group]),
+
+    # A group takes share · level, cut to its bounds; the level at which all is given out is
+    # between two of those at which a group meets a bound. Fractions: ties are true ties.
+    def given_out(level: Fraction) -> Fraction:
+        total = Fraction(sum(fixed.values()))
+        for g in takes_part:
+            total += min(max(share[g] * level, Fraction(low[g])), Fraction(most[g]))
+        return total
+
+    levels = sorted({Fraction(b, share[g]) for g in takes_part for b in (low[g], most[g])})
+    start, end = 0, len(levels)
+    while start < end:  # the first level that gives out the budget
+        middle = (start + end) // 2
+        if given_out(levels[middle]) < budget:
+            start = middle + 1
+        else:
+            end = middle
+    under = levels[start - 1] if start else Fraction(0)
+    quotas = low.copy()
+    between = []
+    for g in takes_part:
+        if share[g] * under >= most[g]:
+            quotas[g] = most[g]
+        elif share[g] * under >= low[g]:
+            between.append(g)
+    left = budget - sum(q for g, q in enumerate(quotas) if g not in between)
+    total = sum(share[g] for g in between)
+    for g in between:
+        quotas[g] = share[g] * left // total
+    by_remainder = sorted(between, key=lambda g: (-(share[g] * left % total), group_names[g]))
+    for g in by_remainder[: budget - sum(quotas)]:
+        quotas[g] += 1
+    return np.array(quotas, np.int64)
+
+
+def _by_group(rows: Bool, samples: SampleTable, costs: Int64 | None) -> Int64:
+    """[g] rows, or their tokens."""
+    num_groups = len(samples.group_names)
+    weights = None if costs is None else costs[rows]
+    return np.bincount(samples.groups[rows], weights, minlength=num_groups).astype(np.int64)
+
+
+def _minimum(
+    settings: SelectionSection, capacity: Int64, taken: Int64, names: tuple[str, ...]
+) -> Int64:
+    """[g] least samples of each group; a group that is taken whole has enough."""
+    is_whole = (taken == capacity) & (capacity > 0)
+    short = np.flatnonzero((capacity < settings.group_minimum) & ~is_whole)
+    if len(short):
+        group = int(short[0])
+        raise SelectionError(
+            f"selection.group_minimum is {settings.group_minimum}, but group {names[group]!r} has "
+            f"{capacity[group]} samples that can be selected ({len(short)} of {len(names)} groups "
+            "have too few). Lower it; selection.keep_groups_below takes small groups whole"
         )
-        quotas[by_remainder[: budget - int(quotas.sum())]] += 1
+    return np.minimum(capacity, settings.group_minimum)
+
+
+def _fixed(
+    settings: SelectionSection,
+    budget: int,
+    capacity: Int64,
+    taken: Int64,
+    least: Int64,
+    names: tuple[str, ...],
+) -> Int64:
+    """The quotas of `group_shares`, exactly: nothing flows to other groups."""
+    given = settings.group_shares or {}
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise SelectionError(
+            f"selection.group_shares: there is no group {unknown[0]!r}; the store has "
+            f"{', '.join(names[:20])}"
+        )
+    exact = [Fraction(str(given.get(name, 0))) for name in names]
+    unit = math.lcm(*(share.denominator for share in exact))
+    quotas = apportion(budget, [int(share * unit) for share in exact],
+                       np.full(len(names), budget), names)  # fmt: skip
+    for group in np.flatnonzero((quotas > capacity) | (quotas < least)).tolist():
+        if quotas[group] > capacity[group]:
+            found = f"{capacity[group]} can be selected"
+        elif quotas[group] < taken[group]:
+            found = f"{taken[group]} are always in"
+        else:
+            found = f"selection.group_minimum is {settings.group_minimum}"
+        raise SelectionError(
+            f"selection.group_shares cannot be met: group {names[group]!r} is to have "
+            f"{quotas[group]} of {budget}, and {found}. Change its share or the budget, or use "
+            "group_quota: proportional, which lets other groups fill in"
+        )
     return quotas

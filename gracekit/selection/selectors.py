@@ -7,59 +7,49 @@ may also name a class of the user's own as `package.module:Class`; it is made wi
 from __future__ import annotations
 
 import importlib
-import math
-
-import numpy as np
 
 from gracekit.errors import RecipeError
-from gracekit.protocols import SelectionTask, Selector
+from gracekit.protocols import Selector
+from gracekit.selection.by_features import Clusters, KCenter, Matching
 from gracekit.selection.coverage import Coverage
-from gracekit.selection.ranking import best_rows, random_rows
-from gracekit.types import Float32, Rows, Selection
-
-
-class Random:
-    """A uniform draw, the same for every version of a store: the baseline to beat."""
-
-    def select(self, task: SelectionTask) -> Selection:
-        """Rows that become unusable are replaced; the others stay."""
-        return _plain(random_rows(task, task.seed))
-
-
-class FreshRandom:
-    """A uniform draw, a new one for every version: the stronger baseline of the two."""
-
-    def select(self, task: SelectionTask) -> Selection:
-        """The same again for the same seed and version."""
-        return _plain(random_rows(task, task.seed, task.version))
-
-
-class Top:
-    """The most important samples; objective: the sum of their importance."""
-
-    def select(self, task: SelectionTask) -> Selection:
-        """Most important first; gains are the importance."""
-        rows = best_rows(task.scores.importance, task)
-        return _plain(rows, task.scores.importance[rows])
-
+from gracekit.selection.simple import (
+    Bottom,
+    Craig,
+    FreshRandom,
+    MessagePassing,
+    Random,
+    Stratified,
+    Top,
+    TopScore,
+)
 
 SELECTORS: dict[str, type[Selector]] = {
     "coverage": Coverage,
     "random": Random,
     "random-fresh": FreshRandom,
     "top": Top,
+    "bottom": Bottom,
+    "stratified": Stratified,
+    "d2": MessagePassing,
+    "k-center": KCenter,
+    "cluster": Clusters,
+    "craig": Craig,
+    "gradient-matching": Matching,
 }
-"""Name in the recipe -> class."""
+"""Name in the recipe -> class. `top-` and a score's name is `TopScore` besides."""
+TOP = "top-"
 
 
 def selector_for(name: str) -> Selector:
     """The selector of that name, or the user's own class; `RecipeError` where there is none."""
     if name in SELECTORS:
         return SELECTORS[name]()
+    if name.startswith(TOP):
+        return TopScore(name.removeprefix(TOP))
     if ":" not in name:
         raise RecipeError(
             f"selection.selector: there is no selector {name!r}; known: {', '.join(SELECTORS)}, "
-            "or a class of your own as package.module:Class"
+            f"{TOP} and the name of a score, or a class of your own as package.module:Class"
         )
     module_name, _, class_name = name.partition(":")
     try:
@@ -75,15 +65,3 @@ def selector_for(name: str) -> Selector:
             "gracekit.protocols.Selector"
         )
     return selector
-
-
-def _plain(rows: Rows, gains: Float32 | None = None) -> Selection:
-    """A selection without an objective, or with the sum of the gains as its objective."""
-    if gains is None:
-        gains = np.zeros(len(rows), np.float32)
-    return Selection(
-        rows=rows,
-        gains=gains,
-        weights=np.ones(len(rows), np.float32),
-        objective=math.fsum(gains.tolist()),
-    )

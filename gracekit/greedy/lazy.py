@@ -6,6 +6,10 @@ Maximises, over sets S of at most `budget` candidate rows, the monotone submodul
 
 and so reaches (1 - 1/e) of the best value (1/2 under group quotas, a partition matroid).
 
+Where rows cost something (tokens), greedy by gain per cost and greedy by gain alone are both run
+and the better one counts: (1 - 1/e)/2 of the best set within the budget (Leskovec et al. 2007,
+"Cost-effective outbreak detection"); no bound is known to us under quotas as well.
+
 *Gains are whole numbers* of a fixed quantum, a power of two near 2⁻⁶¹ of the largest possible
 total. So they can be corrected in place for ever without drifting: a pick changes the gains two
 edges around it and nothing else, about k² additions. And their sums do not depend on the order
@@ -19,17 +23,13 @@ on, take half the time of one heap at a million rows, whose every step misses th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 
 import numpy as np
-from numba import boolean, float32, int32, int64, njit, types
+from numba import boolean, float32, int32, int64, types
 
+from gracekit.greedy.compiled import admit, compiled, inlined, read_only, sift_down
 from gracekit.types import Bool, Float32, Float64, Int32, Int64, Rows, SparseGraph
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 NUM_LEVELS = 1024
 NEED, BEST = 0, 1
@@ -61,42 +61,60 @@ def lazy_greedy(
     candidates: Bool,
     groups: Int32 | None = None,
     quotas: Int64 | None = None,
+    free: int = 0,
+    costs: Int64 | None = None,
     initial: Rows | None = None,
 ) -> GreedyResult:
     """Pick `budget` candidate rows, at each step the one that adds most to F.
 
     Args:
         graph: Symmetric, weights in [0, 1], no self loops, no repeated edges.
-        modular: [n] finite; what a row is worth by itself. Zero or more keeps F monotone.
+        modular: [n] finite; what a row is worth by itself. Zero or more keeps F monotone (and is
+            required with costs).
         need: [n] finite, zero or more; how much it matters that a row is covered (kept as
             float32, so F is exact to about 1e-7).
-        budget: Rows to pick, zero or more.
+        budget: Rows to pick, zero or more; with costs what they may cost together.
         order: [n] distinct; of equal gains the smaller order wins.
         candidates: [n] rows that may be picked.
         groups: [n] index into `quotas`.
-        quotas: [g] at most so many picks of a group, the initial rows not counted.
+        quotas: [g] places of each group, in rows or in cost, the initial rows not counted.
+        free: Places beyond the quotas, for any group; without quotas there is the budget alone.
+        costs: [n] 1 or more; without them every row costs 1. A row that costs more than is left
+            is passed over.
         initial: Rows that cover already; neither counted nor returned. With `budget=0` this
             evaluates the coverage of a given set.
     """
     n = graph.num_nodes
     assert budget >= 0 and len(modular) == len(need) == len(order) == len(candidates) == n
-    assert (groups is None) == (quotas is None)
+    assert (groups is None) == (quotas is None) and free >= 0
+    assert costs is None or (len(costs) == n and int(np.min(costs, initial=1)) >= 1)
+    assert costs is None or float(np.min(modular, initial=0)) >= 0
     if groups is None or quotas is None:
-        groups, quotas = np.zeros(n, np.int32), np.array([n], np.int64)
+        groups, quotas, free = np.zeros(n, np.int32), np.zeros(1, np.int64), budget
     scale = _scale(modular, need)
-    rows, gains, covered_by, objective = _pick(
-        np.ascontiguousarray(graph.indptr, np.int64),
-        np.ascontiguousarray(graph.indices, np.int32),
-        np.ascontiguousarray(graph.weights, np.float32),
-        np.rint(modular * scale).astype(np.int64),
-        np.stack([need * scale, np.zeros(n)], axis=1).astype(np.float32),
-        np.ascontiguousarray(order, np.int64),
-        np.array(candidates, np.bool_),
-        np.ascontiguousarray(groups, np.int32),
-        np.array(quotas, np.int64),
-        np.ascontiguousarray([] if initial is None else initial, np.int64),
-        budget,
-    )
+
+    def run(by_ratio: bool) -> tuple[Int64, Int64, Int32, int]:
+        return _pick(
+            np.ascontiguousarray(graph.indptr, np.int64),
+            np.ascontiguousarray(graph.indices, np.int32),
+            np.ascontiguousarray(graph.weights, np.float32),
+            np.rint(modular * scale).astype(np.int64),
+            np.stack([need * scale, np.zeros(n)], axis=1).astype(np.float32),
+            np.ascontiguousarray(order, np.int64),
+            np.array(candidates, np.bool_),
+            np.ascontiguousarray(groups, np.int32),
+            np.append(quotas, free).astype(np.int64),
+            np.ascontiguousarray([] if costs is None else costs, np.int64),
+            by_ratio,
+            np.ascontiguousarray([] if initial is None else initial, np.int64),
+            budget,
+        )
+
+    best = run(by_ratio=costs is not None)
+    if costs is not None:
+        other = run(by_ratio=False)
+        best = other if other[3] > best[3] else best
+    rows, gains, covered_by, objective = best
     return GreedyResult(
         rows=rows, gains=gains / scale, covered_by=covered_by, objective=objective / scale
     )
@@ -110,31 +128,7 @@ def _scale(modular: Float64, need: Float64) -> float:
     return math.ldexp(1.0, min(61 - exponent, 1000))
 
 
-def _compiled(signature: object) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Compile when this module is imported, from the cache on disk where there is one.
-
-    The cache lies beside this file, else in the user's cache directory (`NUMBA_CACHE_DIR` names
-    another). Where it cannot be written or is damaged numba raises; compiling without it takes
-    a few seconds and always works.
-    """
-
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        try:
-            compiled: Callable[P, R] = njit(signature, cache=True)(function)
-        except Exception:
-            compiled = njit(signature)(function)
-        return compiled
-
-    return decorate
-
-
-def _inlined(function: Callable[P, R]) -> Callable[P, R]:
-    """A helper that is compiled into its callers."""
-    inlined: Callable[P, R] = njit(function)
-    return inlined
-
-
-@_inlined
+@inlined
 def _term(need: float, weight: float, best: float) -> int:
     """What raising a row's best similarity to `weight` adds, in quanta.
 
@@ -143,7 +137,7 @@ def _term(need: float, weight: float, best: float) -> int:
     return int(np.int64(need * max(weight - best, 0.0) + 0.5))
 
 
-@_inlined
+@inlined
 def _raise_best(
     i: int,
     best: float,
@@ -163,7 +157,7 @@ def _raise_best(
             gains[indices[edge]] -= _term(need, weight, before) - _term(need, weight, best)
 
 
-@_inlined
+@inlined
 def _cover(
     row: int,
     indptr: Int64,
@@ -183,41 +177,20 @@ def _cover(
             covered_by[i] = row
 
 
-@_inlined
-def _sift_down(keys: Int64, rows: Int32, order: Int64, size: int, at: int) -> None:
-    """Restore the heap (largest key on top, of equal keys the smaller order) below `at`."""
-    key, row = keys[at], rows[at]
-    while 2 * at + 1 < size:
-        child, right = 2 * at + 1, 2 * at + 2
-        if right < size and (
-            keys[right] > keys[child]
-            or (keys[right] == keys[child] and order[rows[right]] < order[rows[child]])
-        ):
-            child = right
-        if keys[child] < key or (keys[child] == key and order[row] < order[rows[child]]):
-            break
-        keys[at], rows[at] = keys[child], rows[child]
-        at = child
-    keys[at], rows[at] = key, row
-
-
-def _read_only(dtype: types.Type) -> types.Array:
-    """A contiguous vector that is only read, so that memory-mapped input is fine."""
-    return types.Array(dtype, 1, "C", readonly=True)
-
-
-@_compiled(
+@compiled(
     types.Tuple((int64[::1], int64[::1], int32[::1], int64))(
-        _read_only(int64),
-        _read_only(int32),
-        _read_only(float32),
+        read_only(int64),
+        read_only(int32),
+        read_only(float32),
         int64[::1],
         float32[:, ::1],
-        _read_only(int64),
+        read_only(int64),
         boolean[::1],
-        _read_only(int32),
+        read_only(int32),
         int64[::1],
-        _read_only(int64),
+        read_only(int64),
+        boolean,
+        read_only(int64),
         int64,
     )
 )
@@ -231,10 +204,16 @@ def _pick(
     candidates: Bool,
     groups: Int32,
     places: Int64,
+    costs: Int64,
+    by_ratio: bool,
     initial: Int64,
     budget: int,
 ) -> tuple[Int64, Int64, Int32, int]:
-    """The loop, in quanta; uses up `state`, `candidates` and `places` (the quotas)."""
+    """The loop, in quanta; uses up `state`, `candidates` and `places` (quotas, then free).
+
+    The key that the queue is ordered by is the gain, or by ratio the gain over the cost in whole
+    quanta: like the gain it only falls.
+    """
     n = len(indptr) - 1
     covered_by = np.full(n, -1, np.int32)
     for row in initial:
@@ -262,7 +241,9 @@ def _pick(
             gains[row] += _term(state[i, NEED], weights[edge], state[i, BEST])
 
     # The rows that wait at a level are a linked list.
-    low, high = np.min(modular), np.max(gains)
+    low, high = np.int64(0), np.max(gains)
+    if not by_ratio:
+        low = np.min(modular)
     shift = 0
     while (high - low) >> shift >= NUM_LEVELS:
         shift += 1
@@ -270,44 +251,50 @@ def _pick(
     after = np.empty(n, np.int32)
     for row in range(n):
         if candidates[row]:
-            level = (gains[row] - low) >> shift
+            key = gains[row] // costs[row] if by_ratio else gains[row]
+            level = (key - low) >> shift
             after[row], first_at[level] = first_at[level], row
 
     keys = np.empty(n, np.int64)
     rows = np.empty(n, np.int32)
     num_picked = 0
     for level in range(NUM_LEVELS - 1, -1, -1):
-        if num_picked == budget:
+        if budget == 0:
             break
         size = 0
         row = first_at[level]
         while row >= 0:
             following = after[row]
-            now = (gains[row] - low) >> shift
+            key = gains[row] // costs[row] if by_ratio else gains[row]
+            now = (key - low) >> shift
             if now == level:
-                keys[size], rows[size] = gains[row], row
+                keys[size], rows[size] = key, row
                 size += 1
             else:
                 after[row], first_at[now] = first_at[now], row
             row = following
         for at in range(size // 2 - 1, -1, -1):
-            _sift_down(keys, rows, order, size, at)
+            sift_down(keys, rows, order, size, at)
 
-        while size > 0 and num_picked < budget:
+        while size > 0 and budget > 0:
             row = rows[0]
-            now = (gains[row] - low) >> shift
-            if now == level and gains[row] < keys[0]:
-                keys[0] = gains[row]
+            key = gains[row] // costs[row] if by_ratio else gains[row]
+            now = (key - low) >> shift
+            if now == level and key < keys[0]:
+                keys[0] = key
             else:
+                cost = 0
                 if now < level:
                     after[row], first_at[now] = first_at[now], row
-                elif places[groups[row]] > 0:
+                else:
+                    cost = admit(row, groups, costs, places, budget)
+                if cost > 0:
                     picked[num_picked], picked_gains[num_picked] = row, gains[row]
                     num_picked += 1
                     objective += gains[row]
-                    places[groups[row]] -= 1
+                    budget -= cost
                     _cover(row, indptr, indices, weights, state, gains, covered_by)
                 size -= 1
                 keys[0], rows[0] = keys[size], rows[size]
-            _sift_down(keys, rows, order, size, 0)
+            sift_down(keys, rows, order, size, 0)
     return picked[:num_picked], picked_gains[:num_picked], covered_by, objective

@@ -1,0 +1,254 @@
+"""How fast selection is, beside apricot and submodlib, and how it grows.
+
+    make bench                                     # up to a million samples, about three minutes
+    python benchmarks/selection.py --largest 5000000
+    python benchmarks/selection.py --no-peers --largest 100000
+
+Prints Markdown tables. Seconds are CPU seconds of one process with one thread; compiling is not
+counted (numba keeps it on disk). Graphs are random: every sample has ten neighbours within sixty
+places of it, and the samples are then shuffled, so that neighbours lie far apart in memory, which
+is the slow case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from gracekit.graph import symmetric
+from gracekit.greedy import lazy_greedy
+from gracekit.recipe import SelectionSection
+from gracekit.selection import SELECTORS, select
+from gracekit.types import KnnGraph, Origin, Rows, SampleTable, ScoreTable, SparseGraph
+
+PEER_SIZES = (2_000, 5_000, 20_000)
+GROWTH = (10_000, 100_000, 1_000_000, 5_000_000)
+PEER_LIMIT_S = 150
+"""A peer that takes longer is given up."""
+BUDGETS = {"peers": 0.10, "growth": 0.05}
+
+
+def make_graph(n: int, seed: int = 0) -> SparseGraph:
+    """[n] ten neighbours each, made symmetric; shuffled."""
+    rng = np.random.default_rng(seed)
+    place = rng.permutation(n)
+    offsets = 6 * np.arange(10) + rng.integers(1, 7, (n, 10))  # distinct: no edge twice
+    neighbors = place[(np.arange(n)[:, None] + offsets) % n]
+    similarities = rng.uniform(0.4, 0.9, (n, 10)).astype(np.float32)
+    by_row = np.argsort(place)
+    return symmetric(
+        KnnGraph(neighbors=neighbors[by_row].astype(np.int32), similarities=similarities[by_row])
+    )
+
+
+def make_tables(n: int, seed: int = 0) -> tuple[SampleTable, ScoreTable]:
+    """Samples with ids like a hash, five groups, and random importance."""
+    rng = np.random.default_rng(seed)
+    ids = np.empty(n, object)
+    ids[:] = [f"{number:032x}" for number in rng.integers(0, 2**62, n)]
+    samples = SampleTable(
+        sample_ids=ids, groups=rng.integers(0, 5, n).astype(np.int32), group_names=tuple("abcde"),
+        num_prompt_tokens=np.full(n, 20, np.int32),
+        num_response_tokens=rng.integers(1, 300, n).astype(np.int32),
+        content_hashes=ids, source_rows=np.arange(n), previews=ids, num_source_rows=n,
+        fingerprint="benchmark",
+    )  # fmt: skip
+    scores = ScoreTable(
+        scores={}, importance=rng.random(n).astype(np.float32),
+        origin=np.full(n, Origin.MEASURED, np.uint8), measured_step=np.zeros(n, np.int64),
+        measured_version=np.ones(n, np.int64), confidence=np.ones(n, np.float32),
+    )  # fmt: skip
+    return samples, scores
+
+
+def ours(graph: SparseGraph, budget: int) -> Rows:
+    """Facility location alone, what the peers do."""
+    n = graph.num_nodes
+    return lazy_greedy(
+        graph, modular=np.zeros(n), need=np.ones(n), budget=budget, order=np.arange(n),
+        candidates=np.ones(n, bool),
+    ).rows  # fmt: skip
+
+
+def apricot(graph: SparseGraph, budget: int, optimizer: str) -> Rows:
+    """Apricot on the same similarities, with 1 on the diagonal."""
+    from apricot import FacilityLocationSelection
+
+    model = FacilityLocationSelection(budget, metric="precomputed", optimizer=optimizer)
+    rows: Rows = np.asarray(model.fit(as_matrix(graph)).ranking)
+    return rows
+
+
+def submodlib(graph: SparseGraph, budget: int, optimizer: str) -> Rows:
+    """Submodlib on the dense matrix: its sparse mode takes no similarities of one's own as fast."""
+    from submodlib import FacilityLocationFunction
+
+    n = graph.num_nodes
+    dense = as_matrix(graph).toarray().astype(np.float32)
+    function = FacilityLocationFunction(n=n, mode="dense", sijs=dense, separate_rep=False)
+    picked = function.maximize(
+        budget=budget, optimizer=optimizer, stopIfZeroGain=False, stopIfNegativeGain=False,
+        show_progress=False,
+    )  # fmt: skip
+    return np.array([row for row, _ in picked])
+
+
+def as_matrix(graph: SparseGraph) -> Any:
+    """The similarities as a SciPy matrix."""
+    from scipy import sparse
+
+    n = graph.num_nodes
+    edges = sparse.csr_matrix(
+        (graph.weights.astype(np.float64), graph.indices, graph.indptr), shape=(n, n)
+    )
+    return (edges + sparse.identity(n, format="csr")).tocsr()
+
+
+SOLVERS: dict[str, Callable[[SparseGraph, int], Rows]] = {
+    "gracekit": ours,
+    "apricot lazy": lambda graph, budget: apricot(graph, budget, "lazy"),
+    "apricot naive": lambda graph, budget: apricot(graph, budget, "naive"),
+    "submodlib lazy": lambda graph, budget: submodlib(graph, budget, "LazyGreedy"),
+}
+
+
+def time_solver(name: str, n: int) -> tuple[float, float, int]:
+    """CPU seconds, objective, and distinct rows.
+
+    Without the seconds of a small run: apricot compiles anew at every call.
+    """
+    warnings.simplefilter("ignore")
+    solve = SOLVERS[name]
+    solve(make_graph(200), 20)
+    graph, small = make_graph(n), make_graph(200)
+    started = time.process_time()
+    solve(small, 20)
+    compile_s = 0.0 if name == "gracekit" else time.process_time() - started
+    repeats = 10 if name == "gracekit" else 1
+    started = time.process_time()
+    for _ in range(repeats):
+        rows = solve(graph, int(BUDGETS["peers"] * n))
+    seconds = (time.process_time() - started) / repeats - compile_s
+    return seconds, float(as_matrix(graph)[rows].max(axis=0).sum()), len(np.unique(rows))
+
+
+def time_select(n: int) -> dict[str, float]:
+    """A whole `select` and its parts, in CPU seconds, and the memory that it took."""
+    samples, scores = make_tables(n)
+    graph = make_graph(n)
+    settings = SelectionSection(fraction=BUDGETS["growth"])
+    small, few = make_tables(500)
+    select(settings, scores=few, samples=small, graph=make_graph(500), seed=0, version=1)
+    started = time.process_time()
+    ours(graph, int(BUDGETS["growth"] * n))
+    greedy_s = time.process_time() - started
+    before = reset_peak()
+    started = time.process_time()
+    select(settings, scores=scores, samples=samples, graph=graph, seed=0, version=1)
+    select_s = time.process_time() - started
+    size = graph.indptr.nbytes + graph.indices.nbytes + graph.weights.nbytes
+    return {
+        "greedy_s": greedy_s,
+        "select_s": select_s,
+        "graph_bytes": size,
+        "extra_bytes": memory("VmHWM") - before,
+    }
+
+
+def memory(key: str) -> int:
+    """Bytes by the kernel's account: `VmRSS` now, `VmHWM` at most."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    found = re.search(rf"{key}:\s+(\d+) kB", status)
+    return 1024 * int(found[1]) if found else 0
+
+
+def reset_peak() -> int:
+    """Forget the peak so far; returns what is used now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return memory("VmRSS")
+
+
+def in_child(function: Callable[..., Any], *arguments: Any, limit_s: float | None = None) -> Any:
+    """Run in a fresh process: its own memory, and it can be given up; None when it was."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        try:
+            return pool.apply_async(function, arguments).get(limit_s)
+        except multiprocessing.TimeoutError:
+            return None
+
+
+def compare_peers() -> None:
+    """The same objective by each, on the same graphs."""
+    print(f"\nFacility location alone, {BUDGETS['peers']:.0%} of n, CPU s (objective)\n")
+    print("| n | " + " | ".join(SOLVERS) + " | fastest peer / gracekit |")
+    print("|---|" + "---|" * (len(SOLVERS) + 1))
+    for n in PEER_SIZES:
+        results = {name: in_child(time_solver, name, n, limit_s=PEER_LIMIT_S) for name in SOLVERS}
+        cells = [
+            f"not within {PEER_LIMIT_S} s" if r is None else
+            f"{r[0]:.4f} ({r[1]:.2f})" + (f", {int(BUDGETS['peers'] * n) - r[2]} repeated"
+                                          if r[2] < int(BUDGETS["peers"] * n) else "")
+            for r in results.values()
+        ]  # fmt: skip
+        fastest = min(r[0] for name, r in results.items() if r and name != "gracekit")
+        print(f"| {n:,} | " + " | ".join(cells) + f" | {fastest / results['gracekit'][0]:.0f} |")
+
+
+def show_growth(largest: int) -> None:
+    """Whole selections of growing size."""
+    print(f"\nSelector coverage, λ 0.5, {BUDGETS['growth']:.0%} of n\n")
+    print("| n | greedy alone, CPU s | whole select, CPU s | extra memory / graph |")
+    print("|---|---|---|---|")
+    for n in (size for size in GROWTH if size <= largest):
+        found = in_child(time_select, n)
+        print(
+            f"| {n:,} | {found['greedy_s']:.3f} | {found['select_s']:.3f} | "
+            f"{found['extra_bytes'] / found['graph_bytes']:.2f} |",
+            flush=True,
+        )
+
+
+def time_baselines(n: int) -> None:
+    """Every selector that needs the graph alone."""
+    samples, scores = make_tables(n)
+    graph = make_graph(n)
+    print(f"\nEvery selector on the graph, {n:,} samples, 5 %, CPU s\n")
+    for name in SELECTORS:
+        if name in ("k-center", "cluster", "gradient-matching"):
+            continue
+        settings = SelectionSection(selector=name, fraction=BUDGETS["growth"])
+        select(settings, scores=scores, samples=samples, graph=graph, seed=0, version=1)
+        started = time.process_time()
+        select(settings, scores=scores, samples=samples, graph=graph, seed=0, version=1)
+        print(f"- {name}: {time.process_time() - started:.3f}", flush=True)
+
+
+def main() -> None:
+    """Print all tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--largest", type=int, default=1_000_000, help="largest n of the growth")
+    parser.add_argument("--no-peers", action="store_true", help="leave apricot and submodlib out")
+    options = parser.parse_args()
+    python = platform.python_version()
+    print(f"{os.cpu_count()}-core {platform.machine()}, Python {python}, NumPy {np.__version__}")
+    if not options.no_peers:
+        compare_peers()
+    show_growth(options.largest)
+    time_baselines(min(100_000, options.largest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Why one sample is in a coreset or out of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.recipe import SelectionSection
+from gracekit.selection.candidates import id_order
+from gracekit.selection.lists import listed
+from gracekit.selection.start import Start, start_from
+from gracekit.types import Bool, Float32, Json, Origin, Rows, SampleTable, ScoreTable, SparseGraph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A published coreset, and what it was selected from."""
+
+    settings: SelectionSection
+    details: Json
+    """Of the selection, from the header."""
+    rows: Rows
+    """[b] in the order picked."""
+    gains: Float32
+    """[b]"""
+    scores: ScoreTable
+    samples: SampleTable
+    graph: SparseGraph
+    parent: Rows | None
+    store: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why, in one sentence, and the numbers behind it."""
+
+    reason: str
+    covered_by: int | None
+    """The selected row it is most similar to in the graph; None where it has none."""
+    similarity: float
+    """To that row; 1 for a selected row, 0 where there is none."""
+    num_covered: int
+    """Represented rows that no other selected row is more similar to (itself included); 0 when it
+    is not selected."""
+    gain_if_added: float | None
+    """What it would add to the objective now, for selectors with one; None when it is selected."""
+
+
+def explain(row: int, chosen: Chosen) -> Explanation:
+    """Say why a row is in or out, applying the recipe's lists, cuts and quotas once more."""
+    order = id_order(chosen.samples.sample_ids)
+    start = start_from(
+        chosen.settings, scores=chosen.scores, samples=chosen.samples, graph=chosen.graph,
+        store=chosen.store, order=order,
+    )  # fmt: skip
+    selected = np.zeros(len(order), bool)
+    selected[chosen.rows] = True
+    covered_by, similarity = _coverer(row, selected, chosen.graph)
+    gain = None if selected[row] else _gain(row, selected, chosen, start)
+    return Explanation(
+        reason=_why_out(row, chosen, start, gain)
+        if not selected[row]
+        else _why_in(row, chosen, start),
+        covered_by=covered_by,
+        similarity=similarity,
+        num_covered=_num_covered(row, selected, chosen.graph, start) if selected[row] else 0,
+        gain_if_added=gain,
+    )
+
+
+def percentile(row: int, scores: ScoreTable) -> float | None:
+    """Share of the scored samples with a smaller importance, in percent; None without a score."""
+    if not scores.usable[row] or not np.isfinite(scores.importance[row]):
+        return None
+    known = scores.importance[scores.usable & np.isfinite(scores.importance)]
+    return float(100 * np.mean(known < scores.importance[row]))
+
+
+def _why_in(row: int, chosen: Chosen, start: Start) -> str:
+    rank = int(np.flatnonzero(chosen.rows == row)[0])
+    if row in start.initial:
+        whole = chosen.settings.keep_groups_below
+        return "always in: listed" + (f", or of a group with fewer than {whole}" if whole else "")
+    return f"picked as number {rank + 1} of {len(chosen.rows)}"
+
+
+def _why_out(row: int, chosen: Chosen, start: Start, gain: float | None) -> str:
+    settings, scores, samples = chosen.settings, chosen.scores, chosen.samples
+    if samples.num_response_tokens[row] == 0:
+        return "cannot be selected: it has no token to train on"
+    if not start.usable[row]:
+        return f"cannot be selected: its score is {Origin(int(scores.origin[row])).name.lower()}"
+    lists = listed(settings, scores=scores, samples=samples, store=chosen.store)
+    if lists.never[row]:
+        return "never in: listed"
+    if not start.represented[row]:
+        return f"among the hardest {settings.drop_hardest:.0%}, which are left out (drop_hardest)"
+    if not start.candidates[row]:
+        return f"a near-duplicate: more similar than {settings.max_similarity} to one that stays"
+    quotas = start.places.quotas
+    group = int(samples.groups[row])
+    if quotas is not None and start.places.free == 0:
+        others = f"; its group's quota of {quotas[group]} is full"
+    else:
+        others = ""
+    if gain is not None and len(chosen.gains):
+        picked = chosen.gains[len(start.initial) :]
+        least = float(picked.min()) if len(picked) else 0.0
+        return f"it would add {gain:.3g}, the last one picked added {least:.3g}{others}"
+    return f"selector {settings.selector} preferred others{others}"
+
+
+def _edges(row: int, graph: SparseGraph) -> slice:
+    return slice(int(graph.indptr[row]), int(graph.indptr[row + 1]))
+
+
+def _coverer(row: int, selected: Bool, graph: SparseGraph) -> tuple[int | None, float]:
+    if selected[row]:
+        return row, 1.0
+    edges = _edges(row, graph)
+    weights = np.where(selected[graph.indices[edges]], graph.weights[edges], 0)
+    if not len(weights) or weights.max() == 0:
+        return None, 0.0
+    best = int(np.argmax(weights))
+    return int(graph.indices[edges][best]), float(weights[best])
+
+
+def _num_covered(row: int, selected: Bool, graph: SparseGraph, start: Start) -> int:
+    edges = _edges(row, graph)
+    neighbors = zip(graph.indices[edges].tolist(), graph.weights[edges].tolist(), strict=True)
+    nearest = [
+        i
+        for i, weight in neighbors
+        if start.represented[i] and not selected[i] and _coverer(i, selected, graph)[1] <= weight
+    ]
+    return 1 + len(nearest)
+
+
+def _gain(row: int, selected: Bool, chosen: Chosen, start: Start) -> float | None:
+    """Increase of F by the row, given all that is selected."""
+    details, graph = chosen.details, chosen.graph
+    if "coverage_unit" not in details or not start.represented[row]:
+        return None
+    edges = _edges(row, graph)
+    rows = [row, *graph.indices[edges].tolist()]
+    weights = [1.0, *graph.weights[edges].tolist()]
+    raised = sum(
+        max(0.0, weight - _coverer(i, selected, graph)[1])
+        for i, weight in zip(rows, weights, strict=True)
+        if start.represented[i]
+    )
+    gain = details["importance_unit"] * float(chosen.scores.importance[row])
+    if chosen.parent is not None and row in chosen.parent:
+        gain += details["kept_unit"]
+    return float(gain + details["coverage_unit"] * raised)

@@ -1,0 +1,148 @@
+"""Samples that are always in or never in: by id, or by an SQL condition on the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gracekit.errors import SelectionError
+from gracekit.recipe import SelectionSection
+from gracekit.types import Bool, Float32, SampleTable, ScoreTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHOWN = 3
+"""Ids that a message names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """What the recipe says of single samples."""
+
+    always: Bool
+    """[n]"""
+    never: Bool
+    """[n]"""
+
+
+def listed(
+    settings: SelectionSection, *, scores: ScoreTable, samples: SampleTable, store: Path | None
+) -> Listed:
+    """The rows that the recipe lists.
+
+    Raises `SelectionError` for ids that do not exist, bad SQL, samples on both lists, and samples
+    always in that have nothing to train on.
+    """
+    always, never = np.zeros((2, len(samples)), bool)
+    wanted = {
+        "always_in": (always, settings.always_in, settings.always_in_where),
+        "never_in": (never, settings.never_in, settings.never_in_where),
+    }
+    for key, (chosen, ids, condition) in wanted.items():
+        if ids:
+            chosen[_rows_of(ids, samples, f"selection.{key}")] = True
+        if condition is not None:
+            chosen |= where(
+                condition, scores=scores, samples=samples, store=store, key=f"{key}_where"
+            )
+    if np.any(always & never):
+        raise SelectionError(
+            f"{_some(always & never, samples)}: both always in and never in; take them off one of "
+            "the lists (selection.always_in, never_in and their _where)"
+        )
+    empty = always & (samples.num_response_tokens == 0)
+    if np.any(empty):
+        raise SelectionError(
+            f"{_some(empty, samples)}: always in, but without a token to train on; take them off "
+            "selection.always_in, or look at the data (data.max_length cuts long prompts)"
+        )
+    return Listed(always=always, never=never)
+
+
+def where(
+    condition: str, *, scores: ScoreTable, samples: SampleTable, store: Path | None, key: str
+) -> Bool:
+    """[n] rows for which an SQL condition holds, with the scores of this very selection.
+
+    It may name the columns of the tables `samples` and `scores`; with a store, subqueries see all
+    of its tables. Nothing outside of the store can be read.
+
+    Raises `SelectionError` naming the recipe's `key`.
+    """
+    import duckdb
+
+    from gracekit.store.database import connect
+
+    if store is None:
+        connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
+    else:
+        connection = connect(store)
+    with connection:
+        connection.register("present", _table(scores, samples))
+        query = f"SELECT row FROM present WHERE (\n{condition}\n)"
+        try:
+            if len(duckdb.extract_statements(query)) != 1:
+                raise SelectionError(f"selection.{key}: give one condition, found {condition!r}")
+            rows = connection.execute(query).fetchnumpy()["row"]
+        except duckdb.Error as error:
+            raise SelectionError(
+                f"selection.{key}: {condition!r} is not an SQL condition on the columns of samples "
+                f"and scores: {str(error).strip()}"
+            ) from None
+    chosen = np.zeros(len(samples), bool)
+    chosen[np.asarray(rows, np.int64)] = True
+    return chosen
+
+
+def _table(scores: ScoreTable, samples: SampleTable) -> pa.Table:
+    """The columns of the published tables `samples` and `scores`, side by side."""
+    import pyarrow as pa
+
+    from gracekit.store.history import ORIGIN_NAMES, column_name, named
+    from gracekit.store.parquet import clean_text
+
+    group_names = np.array(samples.group_names, object)[samples.groups]
+
+    def known(values: Float32) -> pa.Array:
+        return pa.array(values, from_pandas=True)  # NaN, which SQL sorts on top, is NULL
+
+    return pa.table(
+        {
+            "row": np.arange(len(samples)),
+            "sample_id": clean_text(samples.sample_ids),
+            "group_name": clean_text(group_names),
+            "num_prompt_tokens": samples.num_prompt_tokens,
+            "num_response_tokens": samples.num_response_tokens,
+            "content_hash": clean_text(samples.content_hashes),
+            "source_row": samples.source_rows,
+            "preview": clean_text(samples.previews),
+            **{column_name(name): known(values) for name, values in scores.scores.items()},
+            "importance": known(scores.importance),
+            "origin": named(scores.origin, ORIGIN_NAMES),
+            "measured_step": scores.measured_step,
+            "measured_version": scores.measured_version,
+            "confidence": scores.confidence,
+        }
+    )
+
+
+def _rows_of(ids: tuple[str, ...], samples: SampleTable, key: str) -> list[int]:
+    row_of = {sample_id: row for row, sample_id in enumerate(samples.sample_ids.tolist())}
+    unknown = [sample_id for sample_id in ids if sample_id not in row_of]
+    if unknown:
+        raise SelectionError(
+            f"{key}: {len(unknown)} of {len(ids)} ids are not in the store, the first "
+            f"{unknown[0]!r}; `gracekit sql 'SELECT sample_id FROM samples'` lists those that are"
+        )
+    return [row_of[sample_id] for sample_id in ids]
+
+
+def _some(rows: Bool, samples: SampleTable) -> str:
+    ids = samples.sample_ids[np.flatnonzero(rows)]
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    noun = "samples" if len(ids) > 1 else "sample"
+    return f"{noun} {', '.join(map(repr, ids[:SHOWN].tolist()))}{more}"

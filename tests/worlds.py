@@ -1,0 +1,116 @@
+"""A small world to select from: samples in clusters and groups, with scores and a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from gracekit.recipe import SelectionSection
+from gracekit.selection import select
+from gracekit.types import (
+    Bool,
+    Float32,
+    Origin,
+    Rows,
+    SampleTable,
+    ScoreTable,
+    Selection,
+    SparseGraph,
+)
+
+NUM_ROWS = 60
+
+
+@dataclasses.dataclass
+class World:
+    """Samples in clusters, with importance that differs between groups."""
+
+    samples: SampleTable
+    scores: ScoreTable
+    similarities: Float32
+    """[n, n] symmetric, 0 where there is no edge."""
+    features: Float32 | None
+    """[n, 6] in the same clusters."""
+
+    @classmethod
+    def make(cls, seed: int = 0, n: int = NUM_ROWS, num_groups: int = 3) -> World:
+        rng = np.random.default_rng(seed)
+        texts = np.array([f"text {i}" for i in range(n)], object)
+        samples = SampleTable(
+            sample_ids=np.array([f"s{i:04}" for i in rng.permutation(n)], object),
+            groups=rng.integers(0, rng.integers(1, num_groups + 1, n)).astype(np.int32),
+            group_names=tuple(f"group {g}" for g in range(num_groups)),
+            num_prompt_tokens=np.full(n, 5, np.int32),
+            num_response_tokens=rng.integers(1, 60, n).astype(np.int32),
+            content_hashes=texts,
+            source_rows=np.arange(n),
+            previews=texts,
+            num_source_rows=n,
+            fingerprint="f",
+        )
+        scores = ScoreTable(
+            scores={
+                "loss": rng.random(n).astype(np.float32),
+                "el2n": rng.random(n).astype(np.float32),
+            },
+            importance=(rng.integers(0, 20, n) / 20).astype(np.float32),
+            origin=np.full(n, Origin.MEASURED, np.uint8),
+            measured_step=np.zeros(n, np.int64),
+            measured_version=np.ones(n, np.int64),
+            confidence=np.ones(n, np.float32),
+        )
+        cluster = rng.integers(0, max(1, n // 8), n)
+        centres = rng.normal(size=(cluster.max() + 1, 6))
+        features = (centres[cluster] + 0.3 * rng.normal(size=(n, 6))).astype(np.float32)
+        near = (cluster[:, None] == cluster) & (rng.random((n, n)) < 0.7)
+        upper = np.triu(np.where(near, rng.random((n, n)) * 0.3 + 0.7, 0), 1)
+        return cls(samples, scores, (upper + upper.T).astype(np.float32), features)
+
+    @property
+    def graph(self) -> SparseGraph:
+        edges = self.similarities > 0
+        return SparseGraph(
+            indptr=np.concatenate([[0], np.cumsum(edges.sum(axis=1))]).astype(np.int64),
+            indices=np.nonzero(edges)[1].astype(np.int32),
+            weights=self.similarities[edges],
+        )
+
+    def spoil(self, rng: np.random.Generator) -> Bool:
+        """Make some rows unusable, each in one of the ways; returns which are left."""
+        way = rng.choice(4, len(self.scores), p=[0.7, 0.1, 0.1, 0.1])
+        way[rng.integers(len(way))] = 0
+        self.scores.origin[way == 1] = rng.choice([Origin.NEVER, Origin.INVALID])
+        self.scores.importance[way == 2] = np.nan
+        self.samples.num_response_tokens[way == 3] = 0
+        left: Bool = way == 0
+        return left
+
+    def select(
+        self, seed: int = 0, version: int = 1, parent: Rows | None = None, **settings: Any
+    ) -> Selection:
+        return select(
+            SelectionSection(**settings), scores=self.scores, samples=self.samples,
+            graph=self.graph, seed=seed, version=version, features=self.features, parent=parent,
+        )  # fmt: skip
+
+    def renumbered(self, old: Rows) -> World:
+        """The same samples in another order: the new row r is the old row `old[r]`."""
+
+        def moved(table: Any) -> dict[str, Any]:
+            columns = {f.name: getattr(table, f.name) for f in dataclasses.fields(table)}
+            return {
+                name: column[old]
+                for name, column in columns.items()
+                if isinstance(column, np.ndarray) and name != "source_rows"
+            }
+
+        scores = moved(self.scores)
+        scores["scores"] = {name: score[old] for name, score in self.scores.scores.items()}
+        return World(
+            dataclasses.replace(self.samples, **moved(self.samples)),
+            dataclasses.replace(self.scores, **scores),
+            self.similarities[np.ix_(old, old)],
+            None if self.features is None else self.features[old],
+        )
