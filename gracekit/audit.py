@@ -28,10 +28,10 @@ def audit(
     a comparison of nothing gives 0.
 
     Args:
-        predicted: [p] importance score of the probe rows, propagated from the other measured rows;
-            in the space of the errors to report (log of the length-corrected score).
-        measured: [p] their measured score.
-        stale: [p] their last known score.
+        predicted: [p] importance of the probe rows by scores that were propagated from the other
+            measured rows.
+        measured: [p] their importance by their measured scores.
+        stale: [p] their importance by the scores last known.
         predicted_features: [p, d] features propagated from the other measured rows.
         measured_features: [p, d]
         stale_features: [p, d] last known features.

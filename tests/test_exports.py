@@ -14,13 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gracekit.errors import DataError, ExportError, RecipeError
 from gracekit.exports import FORMATS, Content, export, open_content
 from gracekit.recipe import DataSection
-from gracekit.rounding import whole_copies
 from gracekit.samples import load_samples
 from gracekit.store import Store
 from gracekit.types import Json, Rows
@@ -281,23 +278,6 @@ def test_repeat_writes_whole_copies(tmp_path: Path) -> None:
     # The lists repeat in the same way.
     export(content_of(alpaca(5), weights), "indices-npy", tmp_path / "npy", weights="repeat")
     assert np.load(tmp_path / "npy/indices.npy").tolist() == [3 + 2 * row["n"] for row in rows]
-
-
-@given(st.lists(st.integers(1, 1000), min_size=1, max_size=60), st.integers(0, 100))
-def test_copies_are_the_weights_rounded_and_keep_the_total(counts: list[int], seed: int) -> None:
-    weights = np.array(counts, np.float32) * (len(counts) / sum(counts))
-    weights = weights.astype(np.float32)
-    copies = whole_copies(weights, np.random.default_rng(seed))
-    assert copies.sum() == len(counts)
-    assert (np.abs(copies - weights) < 1 + 1e-4).all()
-
-
-def test_copies_are_right_on_average() -> None:
-    weights = np.array([0.2, 0.5, 0.9, 1.1, 2.3], np.float32)
-    rng = np.random.default_rng(0)
-    mean = np.mean([whole_copies(weights, rng) for _ in range(4000)], axis=0)
-    # Standard error below 0.008.
-    assert np.abs(mean - weights).max() < 0.04
 
 
 def test_columns_of_the_user_are_never_lost(tmp_path: Path) -> None:

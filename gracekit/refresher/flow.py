@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gracekit.errors import CheckpointMismatchError, StoreDataMismatchError
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import MeasuredRows, measure
@@ -32,7 +29,7 @@ from gracekit.refresher.state import (
     propagate,
     update_graph,
 )
-from gracekit.types import Checkpoint, Float32, Json, ManifestHeader, PinnedCheckpoint
+from gracekit.types import Checkpoint, Json, ManifestHeader, PinnedCheckpoint
 
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
@@ -121,6 +118,7 @@ class Refresher:
         stays valid whatever happens. `stop` raises `RefreshStoppedError` after a shard.
         """
         from gracekit.checkpoints import pin
+        from gracekit.scoring.features import to_float16
         from gracekit.selection import select
         from gracekit.store import CachePayload, StorePaths, VersionDraft
 
@@ -285,12 +283,6 @@ def _identity(pinned: PinnedCheckpoint, tokens_key: str, recipe_digest: str) -> 
     parts = (pinned.digest, str(pinned.step), hashlib.sha256(config).hexdigest(),
              tokens_key, recipe_digest)  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-
-
-def to_float16(features: Float32) -> NDArray[np.float16]:
-    """For the cache; values beyond the range of float16 are cut, not made infinite."""
-    limit = float(np.finfo(np.float16).max)
-    return np.clip(features, -limit, limit).astype(np.float16)
 
 
 def _describe(pinned: PinnedCheckpoint) -> Json:

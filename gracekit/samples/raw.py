@@ -129,7 +129,8 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
         groups.append(_group_name(row, data.group_column))
 
     if skipped and (strict or not source_rows):
-        raise _unusable(data, layout, skipped, len(source_rows))
+        limit = None if strict else SHOWN
+        raise _unusable(data, layout, skipped, len(source_rows), limit)
     sample_ids = _checked_ids(data, ids, source_rows) if data.id_column else _ids_of(hashes)
     group_names = tuple(sorted(set(groups)))
     number = {name: k for k, name in enumerate(group_names)}
@@ -243,11 +244,13 @@ def _strings(values: list[str]) -> Strings:
 
 
 def _unusable(
-    data: DataSection, layout: Format, skipped: list[Skipped], num_usable: int
+    data: DataSection, layout: Format, skipped: list[Skipped], num_usable: int, limit: int | None
 ) -> DataError:
+    """The error that lists the first `limit` skipped rows, or all."""
     total = num_usable + len(skipped)
-    rows = "\n".join(f"  row {s.source_row}: {s.reason}" for s in skipped[:SHOWN])
-    more = f"\n  and {len(skipped) - SHOWN} more" if len(skipped) > SHOWN else ""
+    rows = "\n".join(f"  row {s.source_row}: {s.reason}" for s in skipped[:limit])
+    num_more = 0 if limit is None else max(len(skipped) - limit, 0)
+    more = f"\n  and {num_more} more" if num_more else ""
     return DataError(
         f"{data.path}: {len(skipped)} of {total} rows cannot be used as {layout.name!r} "
         f"(rows count from 0):\n{rows}{more}\nCorrect the rows or set data.format"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import glob
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -101,14 +102,17 @@ def _open_files(data: DataSection, paths: list[Path]) -> datasets.Dataset:
         options = _csv_options(paths) if kind == "csv" else {}
         try:
             return datasets.load_dataset(
-                kind, data_files={split: [str(p) for p in paths]}, split=data.split, **options
+                kind,
+                data_files={split: [glob.escape(str(p)) for p in paths]},
+                split=data.split,
+                **options,
             )
         except Exception:
             folder = Path(datasets.config.HF_DATASETS_CACHE) / "gracekit-repaired"
             if kind != "json" or not (copies := repaired(paths, folder)):
                 raise
             return datasets.load_dataset(
-                kind, data_files={split: [str(p) for p in copies]}, split=data.split
+                kind, data_files={split: [glob.escape(str(p)) for p in copies]}, split=data.split
             )
     except DataError:
         raise

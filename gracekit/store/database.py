@@ -127,6 +127,11 @@ def run_sql(root: Path | str, sql: str) -> tuple[list[str], list[tuple[Any, ...]
             rows = connection.fetchall()
         except duckdb.Error as error:
             raise QueryError(_explain(error)) from error
+        except RuntimeError as error:
+            # DuckDB says so of a Ctrl-C that reached it within a query.
+            if "interrupted" in str(error).lower():
+                raise KeyboardInterrupt from None
+            raise
     return columns, rows
 
 
