@@ -19,6 +19,7 @@ from gracekit.errors import (
     RecipeError,
     RefreshStoppedError,
     StoreDataMismatchError,
+    StoreError,
     StoreLockedError,
     StoreNotFoundError,
     StoreWriteError,
@@ -318,6 +319,13 @@ def test_mistakes_are_found_before_anything_is_written(
     with pytest.raises(error):
         refresh(tiny_recipe(folder, **sections), run_dir / "checkpoint-10")
     assert not Store.exists(folder / "store")
+
+
+def test_a_store_is_never_made_among_other_files(folder: Path, run_dir: Path) -> None:
+    before = sorted(p.name for p in folder.iterdir())
+    with pytest.raises(StoreError, match="not a store"):
+        refresh(tiny_recipe(folder, store="."), run_dir / "checkpoint-10")
+    assert sorted(p.name for p in folder.iterdir()) == before
 
 
 def test_a_full_disk_leaves_the_last_version(folder: Path, run_dir: Path) -> None:

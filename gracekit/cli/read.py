@@ -119,7 +119,7 @@ def sql(
 ) -> None:
     """Ask the score history in SQL: read-only, at any moment, while the daemon runs.
 
-    Tables: samples, scores, versions, checkpoints, coresets. Views over every version:
+    Present state: samples, scores, versions, checkpoints. Of every version: coresets,
     score_history, measurements. QUERY `-` is read from stdin.
     """
     from gracekit.store.database import run_sql

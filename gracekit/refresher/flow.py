@@ -82,6 +82,8 @@ class Refresher:
             )  # fmt: skip
         if Store.exists(recipe.store):
             Store.open(recipe.store).require_fingerprint(raw.fingerprint, recipe.data.path)
+        else:
+            Store.check_place(recipe.store)
         return cls(recipe, raw)
 
     @contextmanager

@@ -61,6 +61,11 @@ class Store:
         paths = StorePaths(Path(root))
         return cls(paths, StoreInfo.load(paths.info))
 
+    @staticmethod
+    def check_place(root: Path | str) -> None:
+        """Raise `StoreError` where a new store cannot be: before anything is written there."""
+        _check_place(StorePaths(Path(root)))
+
     @classmethod
     def create(cls, root: Path | str, *, samples: SampleTable, dataset: Json) -> Store:
         """Make a new store of the samples; `store.json`, written last, makes it exist.
@@ -75,7 +80,7 @@ class Store:
             StoreWriteError: It cannot be written.
         """
         paths = StorePaths(Path(root))
-        _check_place(paths)
+        cls.check_place(root)
         info = StoreInfo(
             format_version=FORMAT_VERSION,
             gracekit_version=__version__,
