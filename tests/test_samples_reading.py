@@ -149,10 +149,15 @@ def test_unusable_rows_are_skipped_and_listed(tmp_path: Path) -> None:
     assert [row["name"] for row in open_records(data, raw.source_rows)] == ["007", "y"]
 
 
-def test_strict_refuses_them_and_lists_the_first_ones(tmp_path: Path) -> None:
+def test_strict_refuses_them_and_lists_them_all(tmp_path: Path) -> None:
     rows = [ROWS[0], *[{"prompt": "q", "response": ""}] * 7]
-    with pytest.raises(DataError, match=r"7 of 8 rows[^$]*row 1: the response is empty[^$]*2 more"):
+    with pytest.raises(DataError, match=r"7 of 8 rows[^$]*row 1: the response is empty") as caught:
         load_samples(DataSection(path=str(write_jsonl(tmp_path / "t.jsonl", rows))), strict=True)
+    assert all(
+        f"row {number}: the response is empty" in str(caught.value) for number in range(1, 8)
+    )
+    with pytest.raises(DataError, match="2 more"):
+        load(tmp_path / "u.jsonl", rows[1:])
 
 
 def test_a_group_may_be_missing_or_a_number(tmp_path: Path) -> None:
