@@ -111,6 +111,10 @@ class Targets(Protocol):
     token_loss: torch.Tensor
     """float32 [m] cross-entropy in nats."""
 
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """float32 [m, V] softmax of the logits; made when first asked for."""
+
 
 class Layer(Protocol):
     """A linear layer of the decoder body."""
@@ -119,17 +123,36 @@ class Layer(Protocol):
     """Its path within the body, such as `layers.3.mlp.down_proj`."""
     block: int
     """Index of its decoder block; -1 outside of the blocks."""
+    num_blocks: int
+    """Decoder blocks of the model."""
+
+
+class PassContext(Protocol):
+    """What some readers need besides the batches, the same for all of them."""
+
+    @property
+    def sketch(self) -> Sketch:
+        """The one gradient sketch of this pass, shared by all who read it."""
+
+    @property
+    def target_sketches(self) -> dict[str, Float32]:
+        """Subtask -> [t, d] sketches of the target samples in it, under the same model."""
 
 
 class Reader(Protocol):
     """Something read off the shared model pass, one value or vector a sample.
 
-    For every batch, in this order: `start`; `on_targets` once or more; from the last layer to the
+    For every batch, in this order: `start`; `on_block` for each block that it wants; `on_targets`
+    once or more; from the last layer to the
     first, `on_layer` once for each weight and `on_bias` once for each bias of the layers that it
     wants; `finish`. The loss that is differentiated is
     the mean over the target tokens of a sample. Values of one sample never depend on the others
     of its batch. The methods with a body here are the defaults of a class that derives from it.
     """
+
+    def bind(self, context: PassContext) -> None:
+        """Take what it needs of the context; called once, before anything else."""
+        return
 
     def wants(self, layer: Layer) -> bool:
         """Whether it reads this layer; asked once, before the first batch.
@@ -139,8 +162,16 @@ class Reader(Protocol):
         """
         return False
 
+    def wants_block(self, block: int, num_blocks: int) -> bool:
+        """Whether it reads what this decoder block puts out; asked once, before the first batch."""
+        return False
+
     def start(self, batch: Batch) -> None:
         """Forget the batch before; the last one may have been given up half-way."""
+        return
+
+    def on_block(self, batch: Batch, hidden: torch.Tensor) -> None:
+        """Take a block's output at all target positions, [M, D]; before the first `on_targets`."""
         return
 
     def on_targets(self, batch: Batch, targets: Targets) -> None:
@@ -177,6 +208,31 @@ class Scorer(Reader, Protocol):
     """How its values change from checkpoint to checkpoint, and so how they are propagated: `log`
     by factors, for scores above 0 such as losses and norms; `linear` by differences, for scores
     of any sign such as margins."""
+    needs_target: bool = False
+    """Whether it reads `PassContext.target_sketches`."""
+    alone: type[Scorer] | None = None
+    """A score that a second pass gives of the response without its prompt, for `combine`."""
+    against: Literal["previous", "first"] | None = None
+    """The score is the change of the loss against the row's measurement before, or its first."""
+
+    def combine(self, own: torch.Tensor, alone: torch.Tensor) -> torch.Tensor:
+        """The score [B] from its own result and that of `alone`."""
+        return own
+
+
+@runtime_checkable
+class Sketch(Reader, Protocol):
+    """A random projection of each sample's gradient that keeps inner products.
+
+    Several readers may pass their hooks on to it: what it has seen already it skips.
+    """
+
+    width: int
+    """Numbers of a sketch."""
+
+    @property
+    def sketches(self) -> torch.Tensor:
+        """[B, width] of the batch; to be asked for once all layers were shown."""
 
 
 @runtime_checkable

@@ -53,6 +53,15 @@ class DataSection(Section):
     chat_template: bool | Literal["auto"] = "auto"
     """Render prompts with the tokenizer's chat template; `auto`: where it has one."""
 
+    def relative_to(self, folder: Path) -> DataSection:
+        """The same with a path that starts at the folder, unless it is absolute or a hub name."""
+        inside = folder / self.path
+        if Path(self.path).is_absolute() or (
+            not inside.exists() and _looks_like_hub_name(self.path)
+        ):
+            return self
+        return self.model_copy(update={"path": os.path.normpath(inside)})
+
 
 class CheckpointSection(Section):
     """How checkpoints are found and read."""
@@ -83,8 +92,18 @@ class ScoringSection(Section):
     number of target tokens, ranks within bins of length, or not at all."""
     normalise: Literal["group", "all"] = "group"
     """Importance is the rank within the group, or among all samples."""
-    features: Literal["hidden-mean"] = "hidden-mean"
-    """Vector of a sample: mean hidden state over its target tokens."""
+    features: Literal["hidden-mean", "gradient-sketch"] = "hidden-mean"
+    """Vector of a sample: mean hidden state over its target tokens, or a random projection of its
+    gradient."""
+    hidden_block: int | None = None
+    """Decoder block whose output `hidden-mean` takes, -1 the last; default: the last state, after
+    the final norm."""
+    feature_width: int | None = Field(default=None, ge=8)
+    """Width that `hidden-mean` is projected to; default: as it is."""
+    sketch_side: int = Field(default=32, ge=2, le=128)
+    """k of the k x k gradient sketch, for `gradient-sketch` and `influence`."""
+    sketch_seed: int = Field(default=0, ge=0)
+    """Seed of the random projections."""
     batch_tokens: int = Field(default=4096, ge=64)
     """Most tokens of a padded batch."""
     shard_rows: int = Field(default=256, ge=1)
@@ -95,6 +114,13 @@ class ScoringSection(Section):
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of the model pass on a CPU; default: as torch finds them."""
+
+    @model_validator(mode="after")
+    def _changes_have_a_loss(self) -> ScoringSection:
+        changes = [s for s in self.scores if s in ("delta-loss", "delta-loss-first")]
+        if changes and "loss" not in self.scores:
+            raise ValueError(f"{changes[0]} compares losses; add loss to scores")
+        return self
 
     @model_validator(mode="after")
     def _importance_is_measured(self) -> ScoringSection:
@@ -241,6 +267,9 @@ class Recipe(Section):
     """All settings of a store. `Recipe.load` reads one from YAML."""
 
     data: DataSection
+    target: DataSection | None = None
+    """Samples of the task that training is for, for the score `influence`; their groups are its
+    subtasks. The same keys as `data`."""
     store: str = "gracekit-store"
     """Directory of the store."""
     seed: int = Field(default=0, ge=0)
@@ -301,12 +330,6 @@ class Recipe(Section):
         recipe = recipe.model_copy(update={"store": str(Path(recipe.store).expanduser())})
         if folder is None:
             return recipe
-        data = recipe.data
-        inside = folder / data.path
-        if not Path(data.path).is_absolute() and (
-            inside.exists() or not _looks_like_hub_name(data.path)
-        ):
-            data = data.model_copy(update={"path": os.path.normpath(inside)})
         checkpoints = recipe.checkpoints
         if checkpoints.tokenizer and (folder / checkpoints.tokenizer).exists():
             checkpoints = checkpoints.model_copy(
@@ -314,7 +337,8 @@ class Recipe(Section):
             )
         return recipe.model_copy(
             update={
-                "data": data,
+                "data": recipe.data.relative_to(folder),
+                "target": recipe.target and recipe.target.relative_to(folder),
                 "store": os.path.normpath(folder / recipe.store),
                 "checkpoints": checkpoints,
             }
@@ -343,12 +367,12 @@ class Recipe(Section):
         content = self.model_dump(mode="json", include=set(sections) or None)
         for key in _NEUTRAL:
             section, _, leaf = key.rpartition(".")
-            (content.get(section, {}) if section else content).pop(leaf, None)
+            ((content.get(section) or {}) if section else content).pop(leaf, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 _NEUTRAL = (
-    "store", "data.path", "checkpoints.poll_interval_s", "checkpoints.settle_s",
+    "store", "data.path", "target.path", "checkpoints.poll_interval_s", "checkpoints.settle_s",
     "checkpoints.ready_marker", "checkpoints.on_backlog", "scoring.batch_tokens",
     "scoring.shard_rows", "scoring.num_threads",
 )  # fmt: skip

@@ -21,10 +21,11 @@ from gracekit.scoring.ghost import (
     squares_from_grams,
     squares_from_product,
 )
+from gracekit.scoring.gradient_scores import GradientNorm
 from gracekit.scoring.layers import decoder_body, linear_layers, output_head
 from gracekit.scoring.model_pass import ModelPass
 from gracekit.scoring.readout import FullReadout, SplitReadout, choose_readout
-from gracekit.scoring.scorers import GradientNorm, Loss
+from gracekit.scoring.token_scores import Loss
 from gracekit.types import Bool, Int32
 
 RELATIVE = 1e-4

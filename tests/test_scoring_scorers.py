@@ -60,13 +60,14 @@ def test_own_class_is_built_by_its_path(plugin: str) -> None:
     name = f"{plugin}:Longest"
     assert list(build_scorers(["loss", name])) == ["loss", name]
     assert scorer_class(name).scale == "linear"
-    assert {scorer.scale for scorer in SCORERS.values()} == {"log"}
+    signed = {name for name, scorer in SCORERS.items() if scorer.scale == "linear"}
+    assert signed == {"delta-loss", "delta-loss-first", "influence", "influence-dot", "margin"}
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gradient", "there are gradient-norm, loss"),
+        ("gradient", "there are delta-loss, .*gradient-norm, .*, loss, "),
         ("no_such_package:Score", "cannot import.*PYTHONPATH"),
         (":Score", "cannot import"),
         ("my_scores:Missing", "my_scores has no 'Missing'"),

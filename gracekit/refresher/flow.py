@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gracekit.errors import CheckpointMismatchError, StoreDataMismatchError
+from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
 from gracekit.recipe import Recipe
+from gracekit.refresher.changes import earlier_losses
 from gracekit.refresher.measuring import MeasuredRows, measure
 from gracekit.refresher.state import (
     StageClock,
@@ -34,6 +35,7 @@ from gracekit.types import Checkpoint, Json, ManifestHeader, PinnedCheckpoint
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
     from gracekit.samples import RawSamples, TokenTable
+    from gracekit.scoring.context import TargetSamples
     from gracekit.store import Store
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,13 @@ class Refresher:
         from gracekit.selection import selector_for
         from gracekit.store import Store
 
-        build_scorers(recipe.scoring.scores)
+        scorers = build_scorers(recipe.scoring.scores)
+        needy = [name for name, scorer in scorers.items() if scorer.needs_target]
+        if needy and recipe.target is None:
+            raise RecipeError(
+                f"the score {needy[0]!r} compares with a target set; name one in the recipe: "
+                "`target: {path: target.jsonl}`"
+            )
         selector_for(recipe.selection.selector)
         raw = load_samples(recipe.data, strict=strict)
         if raw.skipped:
@@ -129,16 +137,20 @@ class Refresher:
         with pin(checkpoint, StorePaths(self.root).pins) as pinned:
             clock.lap("pin")
             tokenizer, tokens = self._tokenize(pinned)
-            refresh_id = _identity(pinned, tokens.key, recipe.digest())
-            measure_id = _identity(pinned, tokens.key, recipe.digest("data", "scoring"))
+            target = self._target_samples(tokenizer)
+            keys = (tokens.key, target.tokens.key if target else "")
+            refresh_id = _identity(pinned, *keys, recipe.digest())
+            measure_id = _identity(pinned, *keys, recipe.digest("data", "target", "scoring"))
             done = self._find(refresh_id)
             if done is not None:
                 return done
             store = self._open_store(pinned, tokens)
-            executor = self._executor(pinned, tokenizer, tokens)
+            executor = self._executor(pinned, tokenizer, tokens, target)
             known = load_known(store, recipe)
+            earlier = earlier_losses(store, recipe.scoring.scores)
             clock.lap("load")
-            run = MeasuredRows(executor, store.shards(measure_id), len(store.samples()), stop)
+            shards = store.shards(measure_id)
+            run = MeasuredRows(executor, shards, len(store.samples()), stop, earlier)
             evidence = measure(recipe, known, run, step=pinned.step)
             clock.lap("measure", model_pass_s=run.model_pass_s)
         del executor, run  # the model's memory is free for the stages that follow
@@ -266,7 +278,26 @@ class Refresher:
             },
         )
 
-    def _executor(self, pinned: PinnedCheckpoint, tokenizer: Any, tokens: TokenTable) -> Executor:
+    def _target_samples(self, tokenizer: Any) -> TargetSamples | None:
+        """The target set in the checkpoint's tokens, if the recipe names one."""
+        from gracekit.samples import load_samples, tokenize
+        from gracekit.scoring.context import TargetSamples
+        from gracekit.store import StorePaths
+
+        settings = self.recipe.target
+        if settings is None:
+            return None
+        raw = load_samples(settings)
+        tokens = tokenize(raw, tokenizer, settings, StorePaths(self.root).cache / "target-tokens")
+        return TargetSamples(tokens=tokens, groups=raw.groups, group_names=raw.group_names)
+
+    def _executor(
+        self,
+        pinned: PinnedCheckpoint,
+        tokenizer: Any,
+        tokens: TokenTable,
+        target: TargetSamples | None,
+    ) -> Executor:
         """The model pass of this checkpoint."""
         from gracekit.checkpoints.model import check_compatible, load_model
         from gracekit.scoring.executors import LocalExecutor
@@ -276,14 +307,14 @@ class Refresher:
             pinned, self.recipe.checkpoints, device=scoring.device, dtype=scoring.dtype
         )
         check_compatible(model, tokenizer)
-        return LocalExecutor(model, tokens, scoring)
+        return LocalExecutor(model, tokens, scoring, target=target)
 
 
-def _identity(pinned: PinnedCheckpoint, tokens_key: str, recipe_digest: str) -> str:
-    """Short hash of checkpoint, tokens of the samples, and recipe: all that makes a result."""
+def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:
+    """Short hash of checkpoint, `keys` of tokens and recipe: all that makes a result."""
     config = (pinned.directory / "config.json").read_bytes()
     parts = (pinned.digest, str(pinned.step), hashlib.sha256(config).hexdigest(),
-             tokens_key, recipe_digest)  # fmt: skip
+             *keys)  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 

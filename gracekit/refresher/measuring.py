@@ -13,7 +13,8 @@ import numpy as np
 
 from gracekit.errors import RefreshStoppedError
 from gracekit.recipe import Recipe, RefreshSection
-from gracekit.types import Audit, Json, Measurement, RefreshPlan, Rows
+from gracekit.refresher.changes import as_changes
+from gracekit.types import Audit, Float32, Json, Measurement, RefreshPlan, Rows
 
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
@@ -48,6 +49,7 @@ class MeasuredRows:
         shards: Where finished shards are kept until the version is committed.
         num_rows: n of the store.
         stop: Ends the pass after the shard in progress.
+        earlier: Losses that some scores are compared with (see `changes`).
     """
 
     def __init__(
@@ -56,7 +58,9 @@ class MeasuredRows:
         shards: ShardFiles,
         num_rows: int,
         stop: threading.Event | None = None,
+        earlier: dict[str, Float32] | None = None,
     ) -> None:
+        self._earlier = earlier or {}
         self._executor = executor
         self._shards = shards
         self._stop = stop or threading.Event()
@@ -91,7 +95,7 @@ class MeasuredRows:
                     )
         self.model_pass_s += time.perf_counter() - started
         self._parts = [Measurement.concatenate(self._parts)]
-        return self._parts[0].take(self._place[rows])
+        return as_changes(self._parts[0].take(self._place[rows]), self._earlier)
 
     def _note(self, shard: Measurement) -> None:
         self._place[shard.rows] = self._num_done + np.arange(len(shard.rows))

@@ -18,6 +18,7 @@ from gracekit.types import (
     Bool,
     Float32,
     Json,
+    ManifestHeader,
     Measurement,
     Origin,
     Rows,
@@ -112,8 +113,9 @@ def load_known(store: Store, recipe: Recipe) -> Known | None:
     header = store.header(version)
     cache = store.load_cache(version)
     scores = store.scores(version)
-    if cache is None or set(scores.scores) != set(recipe.scoring.scores):
-        what = "its features are missing or damaged" if cache is None else "other scores are asked"
+    what = _obstacle(store.header(header.scores_version), recipe.scoring)
+    if cache is None or what is not None:
+        what = what or "its features are missing or damaged"
         logger.warning("version %d cannot be built upon (%s): measuring everything", version, what)
         return None
     features = cache.features.astype(np.float32)
@@ -135,6 +137,17 @@ def load_known(store: Store, recipe: Recipe) -> Known | None:
         index=index,
         graph=symmetric(index.graph),
     )
+
+
+def _obstacle(header: ManifestHeader, scoring: ScoringSection) -> str | None:
+    """Why scores and features of a version do not compare with what would be measured now."""
+    before, now = header.scoring, scoring.model_dump(mode="json")
+    if set(before["scores"]) != set(now["scores"]):
+        return "other scores are asked"
+    space = ("features", "hidden_block", "feature_width", "sketch_seed", "sketch_side")
+    if any(before.get(key, now[key]) != now[key] for key in space):
+        return "other features are asked"
+    return None
 
 
 def last_coreset(store: Store) -> Rows | None:

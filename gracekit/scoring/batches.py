@@ -48,6 +48,14 @@ def batch_stop(lengths: Int64, start: int, budget: int) -> int:
     return start + (len(window) if fits.all() else int(np.argmin(fits)))
 
 
+def without_prompt(sample: tuple[Int32, Bool]) -> tuple[Int32, Bool]:
+    """The target tokens of a sample after its very first token, which begins any text."""
+    ids, mask = sample
+    targets = np.flatnonzero(mask[1:]) + 1
+    kept = np.concatenate([[0], targets])
+    return ids[kept], kept > 0
+
+
 @dataclass(slots=True)
 class TokenBatch:
     """Samples padded on the right to the longest; implements `protocols.Batch`."""

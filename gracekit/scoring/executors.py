@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from gracekit.errors import MeasureError
+from gracekit.errors import MeasureError, RecipeError
+from gracekit.protocols import Reader
 from gracekit.recipe import ScoringSection
-from gracekit.scoring.batches import TokenBatch, TokenSource, batch_stop, longest_first
+from gracekit.scoring.batches import (
+    TokenBatch,
+    TokenSource,
+    batch_stop,
+    longest_first,
+    without_prompt,
+)
+from gracekit.scoring.context import LocalContext, TargetSamples
 from gracekit.scoring.features import FEATURES, to_float16
 from gracekit.scoring.layers import head_size
 from gracekit.scoring.limits import require_known_tokens, require_length
 from gracekit.scoring.memory import TokenBudget, free_memory, is_out_of_memory
 from gracekit.scoring.model_pass import ModelPass
 from gracekit.scoring.scorers import build_scorers
+from gracekit.scoring.sketch import KroneckerSketch
 from gracekit.types import Float32, Measurement, Rows
 
 ENOUGH_TO_JUDGE = 32
@@ -32,18 +42,31 @@ class LocalExecutor:
     passes what is missing. Nothing is random; on a CPU the same call gives the same bits.
     """
 
-    def __init__(self, model: Any, tokens: TokenSource, scoring: ScoringSection) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokens: TokenSource,
+        scoring: ScoringSection,
+        *,
+        target: TargetSamples | None = None,
+    ) -> None:
         self._model, self._tokens, self._scoring = model, tokens, scoring
+        self._target = target
         self._scorers = build_scorers(scoring.scores)
-        self._features = FEATURES[scoring.features]()
+        self._alone = {n: s.alone() for n, s in self._scorers.items() if s.alone is not None}
+        self._features = FEATURES[scoring.features](scoring)
         self._width = self._features.width(head_size(model)[1])
         self._budget = TokenBudget(scoring.batch_tokens)
+        self._context = LocalContext(
+            sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed)
+        )
 
     def measure(self, rows: Rows) -> Iterator[Measurement]:
         """Measure distinct rows; yields one `Measurement` a shard.
 
         A row without target tokens gets NaN without a pass; a row whose results are not finite
-        gets NaN, and no other row does.
+        gets NaN, and no other row does. A score with `against` is given as it is now, not as the
+        change.
 
         Raises `MeasureError` when a single sample does not fit into memory, when nothing is
         finite, when token ids or lengths exceed the model's, or when its layers cannot be read.
@@ -57,10 +80,11 @@ class LocalExecutor:
         try:
             if self._scoring.num_threads:
                 torch.set_num_threads(self._scoring.num_threads)
-            with ModelPass(self._model, [*self._scorers.values(), self._features]) as model_pass:
+            with ExitStack() as stack:
+                passes = self._open(stack)
                 for start in range(0, len(rows), self._scoring.shard_rows):
                     chosen = order[start : start + self._scoring.shard_rows]
-                    shard, num_passed = self._shard(model_pass, rows[chosen], bar)
+                    shard, num_passed = self._shard(passes, rows[chosen], bar)
                     num_measured += num_passed
                     num_finite += int(shard.valid.sum())
                     if num_measured and not num_finite:
@@ -71,7 +95,54 @@ class LocalExecutor:
             bar.close()
             torch.set_num_threads(num_threads)
 
-    def _shard(self, model_pass: ModelPass, rows: Rows, bar: tqdm[Any]) -> tuple[Measurement, int]:
+    def _open(self, stack: ExitStack) -> list[ModelPass]:
+        """The pass over samples, and the one over their responses alone if a score wants it."""
+        if any(scorer.needs_target for scorer in self._scorers.values()):
+            self._context.target_sketches = self._sketch_targets()
+        readers: list[Reader] = [*self._scorers.values(), self._features]
+        for reader in (*readers, *self._alone.values()):
+            reader.bind(self._context)
+        passes = [stack.enter_context(ModelPass(self._model, readers))]
+        if self._alone:
+            passes.append(stack.enter_context(ModelPass(self._model, [*self._alone.values()])))
+        return passes
+
+    def _sketch_targets(self) -> dict[str, Float32]:
+        """Gradient sketches of the target set under this model; made once."""
+        target, made = self._target, self._context.target_sketches
+        if target is None:
+            raise RecipeError(
+                "a score compares gradients with those of a target set; name it in the recipe as "
+                "`target: {path: ...}`"
+            )
+        if made:
+            return made
+        order = longest_first(target.tokens.lengths)
+        require_length(self._model, int(target.tokens.lengths.max()))
+        samples = target.tokens.take(order)
+        require_known_tokens(self._model, samples)
+        kept = np.array([mask[1:].any() for _, mask in samples])
+        order, samples = order[kept], [s for s, keep in zip(samples, kept, strict=True) if keep]
+        sketches = np.empty((len(order), self._context.sketch.width), np.float32)
+        with ModelPass(self._model, [self._context.sketch]) as model_pass:
+            for place, (results, _) in self._batches([model_pass], samples, order):
+                sketches[place] = results[0]
+        finite = np.isfinite(sketches).all(axis=1)
+        of_group = {
+            name: sketches[finite & (target.groups[order] == group)]
+            for group, name in enumerate(target.group_names)
+        }
+        of_group = {name: part for name, part in of_group.items() if len(part)}
+        if not of_group:
+            raise MeasureError(
+                f"none of the {len(target.groups)} target samples gave a finite gradient; check "
+                "that the target set has responses, and whether the training has diverged"
+            )
+        return of_group
+
+    def _shard(
+        self, passes: list[ModelPass], rows: Rows, bar: tqdm[Any]
+    ) -> tuple[Measurement, int]:
         """Measure rows of falling length; also says how many went through the pass."""
         scores = {name: np.full(len(rows), np.nan, np.float32) for name in self._scorers}
         features = np.full((len(rows), self._width), np.nan, np.float32)
@@ -80,30 +151,43 @@ class LocalExecutor:
         places = np.array([i for i, (_, mask) in enumerate(samples) if mask[1:].any()], np.int64)
         bar.update(sum(len(mask) for _, mask in samples if not mask[1:].any()))
         samples = [samples[i] for i in places]
-        lengths = np.array([len(ids) for ids, _ in samples], np.int64)
-        start = 0
-        while start < len(places):
-            stop = batch_stop(lengths, start, self._budget.tokens)
-            results = self._run(model_pass, samples[start:stop])
-            if results is None:
-                if stop - start == 1:
-                    raise MeasureError(_too_large(int(rows[places[start]]), int(lengths[start])))
-                self._budget.failed(int(lengths[start]) * (stop - start))
-                continue
-            self._budget.succeeded()
-            *of_scorers, features[places[start:stop]] = results
+        for batch, (results, num_tokens) in self._batches(passes, samples, rows[places]):
+            *of_scorers, features[places[batch]] = results
             for name, result in zip(self._scorers, of_scorers, strict=True):
-                scores[name][places[start:stop]] = np.where(np.isfinite(result), result, np.nan)
-            bar.update(int(lengths[start:stop].sum()))
-            start = stop
+                scores[name][places[batch]] = np.where(np.isfinite(result), result, np.nan)
+            bar.update(num_tokens)
         measurement = Measurement(rows=rows, scores=scores, features=to_float16(features))
         return measurement, len(places)
 
-    def _run(self, model_pass: ModelPass, samples: list[Any]) -> list[Float32] | None:
-        """The pass over one batch; None when memory ran out."""
+    def _batches(
+        self, passes: list[ModelPass], samples: list[Any], rows: Rows
+    ) -> Iterator[tuple[slice, tuple[list[Float32], int]]]:
+        """Run samples of falling length: place of each batch, its results, and its tokens."""
+        lengths = np.array([len(ids) for ids, _ in samples], np.int64)
+        start = 0
+        while start < len(samples):
+            stop = batch_stop(lengths, start, self._budget.tokens)
+            results = self._run(passes, samples[start:stop])
+            if results is None:
+                if stop - start == 1:
+                    raise MeasureError(_too_large(int(rows[start]), int(lengths[start])))
+                self._budget.failed(int(lengths[start]) * (stop - start))
+                continue
+            self._budget.succeeded()
+            yield slice(start, stop), (results, int(lengths[start:stop].sum()))
+            start = stop
+
+    def _run(self, passes: list[ModelPass], samples: list[Any]) -> list[Float32] | None:
+        """The passes over one batch; None when memory ran out."""
+        device = next(self._model.parameters()).device
         try:
-            batch = TokenBatch.pack(samples, next(self._model.parameters()).device)
-            return [result.float().cpu().numpy() for result in model_pass.run(batch)]
+            results = passes[0].run(TokenBatch.pack(samples, device))
+            for alone_pass in passes[1:]:
+                alone = alone_pass.run(TokenBatch.pack([*map(without_prompt, samples)], device))
+                for name, result in zip(self._alone, alone, strict=True):
+                    place = list(self._scorers).index(name)
+                    results[place] = self._scorers[name].combine(results[place], result)
+            return [result.float().cpu().numpy() for result in results]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -24,6 +24,7 @@ class LinearLayer:
     module: torch.nn.Module
     block_name: str
     """Path of its decoder block within the body; empty outside of the blocks."""
+    num_blocks: int = 0
 
 
 def decoder_body(model: Any) -> torch.nn.Module:
@@ -63,6 +64,9 @@ def linear_layers(model: Any) -> list[LinearLayer]:
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
             block, block_name = _block_of(name)
             layers.append(LinearLayer(name=name, block=block, module=module, block_name=block_name))
+    num_blocks = 1 + max((layer.block for layer in layers), default=-1)
+    for layer in layers:
+        layer.num_blocks = num_blocks
     return layers
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from gracekit.protocols import Batch, Reader
+from gracekit.scoring.blocks import BlockTap
 from gracekit.scoring.layers import head_size
 from gracekit.scoring.readout import FullReadout, Readout, choose_readout
 from gracekit.scoring.tap import LayerTap
@@ -27,7 +29,7 @@ HALF_LOSS_SCALE = 1024.0
 """Factor of the loss in float16, whose smallest number is above most token gradients."""
 
 
-@dataclass(slots=True)
+@dataclass
 class PassTargets:
     """Target positions of whole samples; implements `protocols.Targets`."""
 
@@ -37,6 +39,12 @@ class PassTargets:
     logits: torch.Tensor
     token_loss: torch.Tensor
 
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """By way of the loss, which knows the normaliser: a single pass over the logits."""
+        own = self.logits.gather(1, self.ids[:, None])[:, 0]
+        return (self.logits - (own + self.token_loss)[:, None]).exp_()
+
 
 class ModelPass:
     """A model opened for measuring: frozen, in eval mode, hooks in place; restored on exit."""
@@ -44,6 +52,7 @@ class ModelPass:
     def __init__(self, model: Any, readers: Sequence[Reader]) -> None:
         self._model, self._readers = model, readers
         self._tap = LayerTap(model, readers)
+        self._blocks = BlockTap(model, readers)
         self._readout: Readout | None = None
         self._num_vocabulary, _ = head_size(model)
         is_half = next(model.parameters()).dtype == torch.float16
@@ -78,7 +87,8 @@ class ModelPass:
         for reader in self._readers:
             reader.start(batch)
         with torch.set_grad_enabled(backward), self._tap.over(batch, self._loss_scale):
-            source, hidden = readout.forward(batch)
+            with self._blocks.over(batch):
+                source, hidden = readout.forward(batch)
             gradient = self._at_targets(batch, readout, source.detach(), hidden.detach())
             if source.requires_grad:
                 torch.autograd.backward(source, gradient)

@@ -9,93 +9,38 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-from gracekit.errors import MeasureError, RecipeError
-from gracekit.protocols import Batch, Layer, Scorer, Targets
-from gracekit.scoring.ghost import (
-    gram,
-    gram_is_cheaper,
-    squares_from_grams,
-    squares_from_product,
+from gracekit.errors import RecipeError
+from gracekit.protocols import Scorer
+from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast
+from gracekit.scoring.head_score import HeadGradientNorm
+from gracekit.scoring.influence import Influence, InfluenceDot
+from gracekit.scoring.token_scores import (
+    DeltaLoss,
+    DeltaLossFirst,
+    Entropy,
+    ErrorNorm,
+    InstructionDifficulty,
+    Loss,
+    Margin,
+    Perplexity,
 )
 
-if TYPE_CHECKING:
-    import torch
-
-
-class Loss(Scorer):
-    """Mean cross-entropy of the target tokens, in nats."""
-
-    shrinks_with_length = False
-    scale = "log"
-
-    def start(self, batch: Batch) -> None:
-        """Begin at zero."""
-        self._sums = batch.zeros()
-
-    def on_targets(self, batch: Batch, targets: Targets) -> None:
-        """Add up the losses of each sample."""
-        self._sums.index_add_(0, targets.sample, targets.token_loss)
-
-    def finish(self, batch: Batch) -> torch.Tensor:
-        """[B], at least 0."""
-        return self._sums / batch.num_targets
-
-
-class GradientNorm(Scorer):
-    """Norm of the gradient of the mean token loss over all linear layers of the decoder body.
-
-    Weights and biases of these layers count; embeddings, the output head, norms and other
-    parameters do not. A weight or bias that several layers share counts once, with its whole
-    gradient.
-    """
-
-    shrinks_with_length = True
-    scale = "log"
-
-    def wants(self, layer: Layer) -> bool:
-        """Every layer."""
-        return True
-
-    def start(self, batch: Batch) -> None:
-        """Begin at zero."""
-        self._squares = batch.zeros()
-        self._num_layers = 0
-        self._gram: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def on_layer(
-        self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
-    ) -> None:
-        """Add the weight's squared norm, the cheaper way."""
-        if gram_is_cheaper(inputs.shape[1], inputs.shape[2], gradients.shape[2]):
-            self._squares += squares_from_grams(self._gram_of(inputs), gram(gradients))
-        else:
-            self._squares += squares_from_product(inputs, gradients)
-        self._num_layers += 1
-
-    def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
-        """Add the bias' squared norm."""
-        self._squares += gradient.square().sum(1)
-
-    def finish(self, batch: Batch) -> torch.Tensor:
-        """[B], at least 0; rounding may leave the square of a tiny norm below it."""
-        if not self._num_layers:
-            raise MeasureError(
-                "gradient-norm found no linear layer that a gradient reaches in this model "
-                "(quantized layers are not read); use `scores: [loss]` and `importance: loss`"
-            )
-        self._gram = None
-        return self._squares.clamp_min(0).sqrt()
-
-    def _gram_of(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Query, key and value (and gate and up) read one tensor: its Gram matrix is kept."""
-        if self._gram is None or self._gram[0] is not inputs:
-            self._gram = inputs, gram(inputs)
-        return self._gram[1]
-
-
-SCORERS: dict[str, type[Scorer]] = {"gradient-norm": GradientNorm, "loss": Loss}
+SCORERS: dict[str, type[Scorer]] = {
+    "delta-loss": DeltaLoss,
+    "delta-loss-first": DeltaLossFirst,
+    "el2n": ErrorNorm,
+    "entropy": Entropy,
+    "gradient-norm": GradientNorm,
+    "gradient-norm-last": GradientNormLast,
+    "ifd": InstructionDifficulty,
+    "influence": Influence,
+    "influence-dot": InfluenceDot,
+    "lm-head": HeadGradientNorm,
+    "loss": Loss,
+    "margin": Margin,
+    "perplexity": Perplexity,
+}
 
 
 def scorer_class(name: str) -> type[Scorer]:
@@ -139,7 +84,8 @@ def scorer_class(name: str) -> type[Scorer]:
 
 _MEMBERS = (
     *("shrinks_with_length", "scale"),
-    *("wants", "start", "on_targets", "on_layer", "on_bias", "finish"),
+    *("bind", "wants", "wants_block", "start", "on_block", "on_targets"),
+    *("on_layer", "on_bias", "finish", "combine", "needs_target", "alone", "against"),
 )
 
 

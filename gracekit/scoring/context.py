@@ -1,0 +1,30 @@
+"""What readers share besides the batches: the gradient sketch, and the target set seen by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from gracekit.protocols import Sketch
+from gracekit.types import Float32, Int32
+
+if TYPE_CHECKING:
+    from gracekit.samples import TokenTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSamples:
+    """The tokenized target set of t samples; its groups are the subtasks."""
+
+    tokens: TokenTable
+    groups: Int32
+    """[t] index into `group_names`."""
+    group_names: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class LocalContext:
+    """Implements `protocols.PassContext` for a pass in this process."""
+
+    sketch: Sketch
+    target_sketches: dict[str, Float32] = field(default_factory=dict)

@@ -1,0 +1,85 @@
+"""Scores from the backward pass: norms of a sample's gradient over layers of the decoder body."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from gracekit.errors import MeasureError
+from gracekit.protocols import Batch, Layer, Scorer
+from gracekit.scoring.ghost import (
+    gram,
+    gram_is_cheaper,
+    squares_from_grams,
+    squares_from_product,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+class GradientNorm(Scorer):
+    """Norm of the gradient of the mean token loss over all linear layers of the decoder body.
+
+    Weights and biases of these layers count; embeddings, the output head, norms and other
+    parameters do not. A weight or bias that several layers share counts once, with its whole
+    gradient.
+    """
+
+    shrinks_with_length = True
+    scale = "log"
+
+    def wants(self, layer: Layer) -> bool:
+        """Every layer."""
+        return True
+
+    def start(self, batch: Batch) -> None:
+        """Begin at zero."""
+        self._squares = batch.zeros()
+        self._num_layers = 0
+        self._gram: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def on_layer(
+        self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
+    ) -> None:
+        """Add the weight's squared norm, the cheaper way."""
+        if gram_is_cheaper(inputs.shape[1], inputs.shape[2], gradients.shape[2]):
+            self._squares += squares_from_grams(self._gram_of(inputs), gram(gradients))
+        else:
+            self._squares += squares_from_product(inputs, gradients)
+        self._num_layers += 1
+
+    def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
+        """Add the bias' squared norm."""
+        self._squares += gradient.square().sum(1)
+
+    def finish(self, batch: Batch) -> torch.Tensor:
+        """[B], at least 0; rounding may leave the square of a tiny norm below it."""
+        if not self._num_layers:
+            raise MeasureError(
+                "gradient-norm found no linear layer that a gradient reaches in this model "
+                "(quantized layers are not read); use `scores: [loss]` and `importance: loss`"
+            )
+        self._gram = None
+        return self._squares.clamp_min(0).sqrt()
+
+    def _gram_of(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Query, key and value (and gate and up) read one tensor: its Gram matrix is kept."""
+        if self._gram is None or self._gram[0] is not inputs:
+            self._gram = inputs, gram(inputs)
+        return self._gram[1]
+
+
+class GradientNormLast(GradientNorm):
+    """The same over the last fifth of the decoder blocks only; the graph is cut below them.
+
+    Cheaper, and a rougher stand-in for the whole gradient (docs/performance.md).
+    """
+
+    share = 0.2
+    """Of the blocks, rounded up."""
+
+    def wants(self, layer: Layer) -> bool:
+        """The layers of the last blocks."""
+        num_last = math.ceil(self.share * layer.num_blocks)
+        return super().wants(layer) and layer.block >= layer.num_blocks - num_last >= 0
