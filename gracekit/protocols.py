@@ -70,6 +70,9 @@ class Executor(Protocol):
         or when the model cannot be measured as the recipe asks.
         """
 
+    def target_features(self) -> NDArray[np.float16] | None:
+        """[t, d] features of the target set; None without one. Raises as `measure` does."""
+
 
 class Batch(Protocol):
     """One padded batch on its device.
@@ -276,6 +279,8 @@ class SelectionTask:
     """The coreset of the version before; None for the first."""
     features: NDArray[np.float16] | Float32 | None
     """[n, d] as measured or propagated, not centred; None where they are not at hand."""
+    target_features: NDArray[np.float16] | Float32 | None
+    """[t, d] of the target set, under the same model; None without one."""
 
 
 @runtime_checkable

@@ -33,6 +33,8 @@ class World:
     """[n, n] symmetric, 0 where there is no edge."""
     features: Float32 | None
     """[n, 6] in the same clusters."""
+    targets: Float32 | None
+    """[t, 6] of a target set."""
 
     @classmethod
     def make(cls, seed: int = 0, n: int = NUM_ROWS, num_groups: int = 3) -> World:
@@ -66,7 +68,8 @@ class World:
         features = (centres[cluster] + 0.3 * rng.normal(size=(n, 6))).astype(np.float32)
         near = (cluster[:, None] == cluster) & (rng.random((n, n)) < 0.7)
         upper = np.triu(np.where(near, rng.random((n, n)) * 0.3 + 0.7, 0), 1)
-        return cls(samples, scores, (upper + upper.T).astype(np.float32), features)
+        targets = rng.normal(size=(9, 6)).astype(np.float32)
+        return cls(samples, scores, (upper + upper.T).astype(np.float32), features, targets)
 
     @property
     def graph(self) -> SparseGraph:
@@ -92,7 +95,8 @@ class World:
     ) -> Selection:
         return select(
             SelectionSection(**settings), scores=self.scores, samples=self.samples,
-            graph=self.graph, seed=seed, version=version, features=self.features, parent=parent,
+            graph=self.graph, seed=seed, version=version, features=self.features,
+            target_features=self.targets, parent=parent,
         )  # fmt: skip
 
     def renumbered(self, old: Rows) -> World:
@@ -113,4 +117,5 @@ class World:
             dataclasses.replace(self.scores, **scores),
             self.similarities[np.ix_(old, old)],
             None if self.features is None else self.features[old],
+            self.targets,
         )

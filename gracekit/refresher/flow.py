@@ -152,6 +152,7 @@ class Refresher:
             shards = store.shards(measure_id)
             run = MeasuredRows(executor, shards, len(store.samples()), stop, earlier)
             evidence = measure(recipe, known, run, step=pinned.step)
+            target_features = executor.target_features()
             clock.lap("measure", model_pass_s=run.model_pass_s)
         del executor, run  # the model's memory is free for the stages that follow
         update = propagate(
@@ -173,6 +174,7 @@ class Refresher:
             seed=recipe.seed,
             version=store.next_version(),
             features=update.features,
+            target_features=target_features,
             parent=last_coreset(store),
             store=store.paths.root,
         )
@@ -189,7 +191,10 @@ class Refresher:
                 scores=update.scores,
                 selection=selection,
                 cache=CachePayload(
-                    features=to_float16(update.features), valid=update.valid, save_index=index.save
+                    features=to_float16(update.features),
+                    valid=update.valid,
+                    target_features=target_features,
+                    save_index=index.save,
                 ),
                 checkpoint=_describe(pinned),
                 scoring=recipe.scoring.model_dump(mode="json"),

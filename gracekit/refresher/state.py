@@ -166,6 +166,7 @@ class SelectionInputs(TypedDict):
     samples: SampleTable
     graph: SparseGraph
     features: NDArray[np.float16]
+    target_features: NDArray[np.float16] | None
     parent: Rows
     store: Path
 
@@ -190,6 +191,7 @@ def selection_inputs(store: Store, recipe: Recipe, version: int) -> SelectionInp
         samples=store.samples(),
         graph=symmetric(index.graph),
         features=cache.features,
+        target_features=cache.target_features,
         parent=store.coreset(version)["row"].to_numpy(),
         store=store.paths.root,
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import MeasureError, RecipeError
@@ -57,6 +58,7 @@ class LocalExecutor:
         self._features = FEATURES[scoring.features](scoring)
         self._width = self._features.width(head_size(model)[1])
         self._budget = TokenBudget(scoring.batch_tokens)
+        self._of_target: tuple[Float32, Float32] | None = None
         self._context = LocalContext(
             sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed)
         )
@@ -75,12 +77,10 @@ class LocalExecutor:
         if len(rows):
             require_length(self._model, int(lengths.max()))
         order = longest_first(lengths)
-        num_measured, num_finite, num_threads = 0, 0, torch.get_num_threads()
+        num_measured, num_finite = 0, 0
         bar = tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=None)
         try:
-            if self._scoring.num_threads:
-                torch.set_num_threads(self._scoring.num_threads)
-            with ExitStack() as stack:
+            with self._threads(), ExitStack() as stack:
                 passes = self._open(stack)
                 for start in range(0, len(rows), self._scoring.shard_rows):
                     chosen = order[start : start + self._scoring.shard_rows]
@@ -93,12 +93,29 @@ class LocalExecutor:
                     yield shard
         finally:
             bar.close()
-            torch.set_num_threads(num_threads)
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """The recipe's number of threads, and afterwards what it was."""
+        before = torch.get_num_threads()
+        try:
+            if self._scoring.num_threads:
+                torch.set_num_threads(self._scoring.num_threads)
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+    def target_features(self) -> NDArray[np.float16] | None:
+        """[t, d] features of the target set; rows of NaN where they are not finite."""
+        if self._target is None:
+            return None
+        with self._threads():
+            return to_float16(self._measure_target()[1])
 
     def _open(self, stack: ExitStack) -> list[ModelPass]:
         """The pass over samples, and the one over their responses alone if a score wants it."""
         if any(scorer.needs_target for scorer in self._scorers.values()):
-            self._context.target_sketches = self._sketch_targets()
+            self._context.target_sketches = self._target_sketches()
         readers: list[Reader] = [*self._scorers.values(), self._features]
         for reader in (*readers, *self._alone.values()):
             reader.bind(self._context)
@@ -107,38 +124,53 @@ class LocalExecutor:
             passes.append(stack.enter_context(ModelPass(self._model, [*self._alone.values()])))
         return passes
 
-    def _sketch_targets(self) -> dict[str, Float32]:
-        """Gradient sketches of the target set under this model; made once."""
-        target, made = self._target, self._context.target_sketches
-        if target is None:
+    def _target_sketches(self) -> dict[str, Float32]:
+        """Subtask -> gradient sketches of its samples under this model."""
+        if self._target is None:
             raise RecipeError(
                 "a score compares gradients with those of a target set; name it in the recipe as "
                 "`target: {path: ...}`"
             )
-        if made:
-            return made
-        order = longest_first(target.tokens.lengths)
-        require_length(self._model, int(target.tokens.lengths.max()))
-        samples = target.tokens.take(order)
-        require_known_tokens(self._model, samples)
-        kept = np.array([mask[1:].any() for _, mask in samples])
-        order, samples = order[kept], [s for s, keep in zip(samples, kept, strict=True) if keep]
-        sketches = np.empty((len(order), self._context.sketch.width), np.float32)
-        with ModelPass(self._model, [self._context.sketch]) as model_pass:
-            for place, (results, _) in self._batches([model_pass], samples, order):
-                sketches[place] = results[0]
+        sketches, _ = self._measure_target()
         finite = np.isfinite(sketches).all(axis=1)
         of_group = {
-            name: sketches[finite & (target.groups[order] == group)]
-            for group, name in enumerate(target.group_names)
+            name: sketches[finite & (self._target.groups == group)]
+            for group, name in enumerate(self._target.group_names)
         }
         of_group = {name: part for name, part in of_group.items() if len(part)}
         if not of_group:
             raise MeasureError(
-                f"none of the {len(target.groups)} target samples gave a finite gradient; check "
-                "that the target set has responses, and whether the training has diverged"
+                f"none of the {len(sketches)} target samples gave a finite gradient; check that "
+                "the target set has responses, and whether the training has diverged"
             )
         return of_group
+
+    def _measure_target(self) -> tuple[Float32, Float32]:
+        """Sketches (if a score wants them) and features of the target set; measured once."""
+        if self._of_target is not None:
+            return self._of_target
+        assert self._target is not None
+        tokens = self._target.tokens
+        order = longest_first(tokens.lengths)
+        require_length(self._model, int(tokens.lengths.max()))
+        samples = tokens.take(order)
+        require_known_tokens(self._model, samples)
+        with_sketch = any(scorer.needs_target for scorer in self._scorers.values())
+        readers: list[Reader] = [self._features]
+        readers += [self._context.sketch] if with_sketch else []
+        self._features.bind(self._context)
+        found = [
+            np.full((len(order), width), np.nan, np.float32)
+            for width in (self._width, self._context.sketch.width)
+        ]
+        kept = np.array([i for i, (_, mask) in enumerate(samples) if mask[1:].any()], np.int64)
+        samples, order = [samples[i] for i in kept], order[kept]
+        with ModelPass(self._model, readers) as model_pass:
+            for batch, (results, _) in self._batches([model_pass], samples, order):
+                for of_reader, result in zip(found, results, strict=False):
+                    of_reader[order[batch]] = result
+        self._of_target = found[1], found[0]
+        return self._of_target
 
     def _shard(
         self, passes: list[ModelPass], rows: Rows, bar: tqdm[Any]

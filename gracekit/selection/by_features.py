@@ -77,7 +77,7 @@ class Clusters:
             inside = np.flatnonzero(labels == label)
             rows = candidates[inside]
             ordered = rows[np.lexsort((task.order[rows], to_centre[inside]))]
-            similar = np.tril(_round(unit[ordered] @ unit[ordered].T), -1)
+            similar = np.tril(round_to_grid(unit[ordered] @ unit[ordered].T), -1)
             similar[np.triu_indices(len(ordered))] = -1
             redundancy[ordered] = similar.max(axis=1, initial=-1)
         ranking = candidates[np.lexsort((task.order[candidates], redundancy[candidates]))]
@@ -122,7 +122,23 @@ class Matching:
 def directions(task: SelectionTask) -> Float32:
     """[n, d] centred on the represented rows, of length 1 (0 where there is no direction)."""
     features = _features(task)
-    centred = features - features[task.represented].mean(axis=0)
+    return _directions(features, features[task.represented].mean(axis=0))
+
+
+def target_directions(task: SelectionTask) -> Float32:
+    """[t, d] the same of the target samples, around the same centre."""
+    if task.target_features is None:
+        raise SelectionError(
+            f"selection.selector {task.settings.selector!r} covers a target set, and these "
+            "features were measured without one; name it in the recipe "
+            "(`target: {path: target.jsonl}`) and refresh from a checkpoint"
+        )
+    centre = _features(task)[task.represented].mean(axis=0)
+    return _directions(np.nan_to_num(task.target_features.astype(np.float64)), centre)
+
+
+def _directions(features: Float64, centre: Float64) -> Float32:
+    centred = features - centre
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     unit: Float32 = (centred / np.where(length > 0, length, 1)).astype(np.float32)
     return unit
@@ -137,13 +153,14 @@ def _features(task: SelectionTask) -> Float64:
     return np.nan_to_num(task.features.astype(np.float64))
 
 
-def _round(values: Float32 | Float64) -> Float64:
+def round_to_grid(values: Float32 | Float64) -> Float64:
+    """Values on the grid."""
     rounded: Float64 = np.rint(values * GRID) / GRID
     return rounded
 
 
 def _distance(unit: Float32, row: int) -> Float64:
-    return 1 - _round(unit @ unit[row])
+    return 1 - round_to_grid(unit @ unit[row])
 
 
 def _best(values: Float64 | Float32, is_open: Bool, order: Int64) -> int:
@@ -160,7 +177,7 @@ def _k_means(unit: Float32, drawn: Float64) -> tuple[Int64, Float64]:
     sample = unit[by_draw[:SAMPLE_ROWS]]
     centres = sample[:num_clusters].copy()
     for _ in range(NUM_ROUNDS):
-        labels = np.argmax(_round(sample @ centres.T), axis=1)
+        labels = np.argmax(round_to_grid(sample @ centres.T), axis=1)
         sums = np.zeros(centres.shape, np.float64)
         np.add.at(sums, labels, sample)
         length = np.linalg.norm(sums, axis=1, keepdims=True)
@@ -170,7 +187,7 @@ def _k_means(unit: Float32, drawn: Float64) -> tuple[Int64, Float64]:
     labels, best = np.empty(len(unit), np.int64), np.empty(len(unit))
     for start in range(0, len(unit), SAMPLE_ROWS):
         part = slice(start, start + SAMPLE_ROWS)
-        similar = _round(unit[part] @ centres.T)
+        similar = round_to_grid(unit[part] @ centres.T)
         labels[part], best[part] = similar.argmax(axis=1), similar.max(axis=1)
     return labels, best
 

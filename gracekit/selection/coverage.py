@@ -30,8 +30,7 @@ import numpy as np
 
 from gracekit.protocols import SelectionTask
 from gracekit.selection.ranking import best_rows, random_rows
-from gracekit.selection.weights import represent
-from gracekit.types import Rows, Selection
+from gracekit.types import Float64, Rows, Selection, SparseGraph
 
 if TYPE_CHECKING:
     from gracekit.greedy import GreedyResult
@@ -66,12 +65,36 @@ class Coverage:
         return select_covering(task, task.settings.importance_weight)
 
 
-def select_covering(task: SelectionTask, weight: float) -> Selection:
-    """Greedy for F with λ = `weight`."""
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """What is to be covered: the rows of the store themselves, or further nodes behind them."""
+
+    graph: SparseGraph
+    """Of n + t nodes; the first n are the store's rows."""
+    need: Float64
+    """[n + t] how much each node counts."""
+
+    def value(self, rows: Rows) -> float:
+        """What the rows cover: the sum over nodes of the similarity to the best of them."""
+        from gracekit.greedy import lazy_greedy
+
+        n = len(self.need)
+        covering = lazy_greedy(
+            self.graph, modular=np.zeros(n), need=self.need, budget=0, order=np.arange(n),
+            candidates=np.zeros(n, bool), initial=rows,
+        )  # fmt: skip
+        return covering.objective
+
+
+def select_covering(task: SelectionTask, weight: float, cover: Cover | None = None) -> Selection:
+    """Greedy for F with λ = `weight`; what is covered are the represented rows by default."""
     from gracekit.greedy import lazy_greedy
 
-    need = task.represented.astype(np.float64)
-    num_represented = int(task.represented.sum())
+    n = len(task.order)
+    if cover is None:
+        cover = Cover(task.graph, task.represented.astype(np.float64))
+    num_behind = len(cover.need) - n
+    behind = np.zeros(num_behind, np.int64)
     importance = np.where(task.candidates, task.scores.importance, 0).astype(np.float64)
 
     def greedy(importance_unit: float, coverage_unit: float, kept_unit: float) -> GreedyResult:
@@ -79,25 +102,25 @@ def select_covering(task: SelectionTask, weight: float) -> Selection:
         if kept_unit and task.parent is not None:
             modular[task.parent] += kept_unit
         return lazy_greedy(
-            task.graph,
-            modular=modular,
-            need=coverage_unit * need,
+            cover.graph,
+            modular=np.concatenate([modular, behind]),
+            need=coverage_unit * cover.need,
             budget=task.budget,
-            order=task.order,
-            candidates=task.candidates,
-            groups=None if task.quotas is None else task.samples.groups,
+            order=np.concatenate([task.order, n + np.arange(num_behind)]),
+            candidates=np.concatenate([task.candidates, behind > 0]),
+            groups=None
+            if task.quotas is None
+            else np.concatenate([task.samples.groups, behind.astype(np.int32)]),
             quotas=task.quotas,
             free=task.free,
-            costs=task.costs,
+            costs=None if task.costs is None else np.concatenate([task.costs, behind + 1]),
             initial=task.initial,
         )
 
     def reached(rows: Rows) -> tuple[float, float]:
         # fsum rounds once: the order of the rows is no matter.
         by_importance = math.fsum(importance[rows].tolist())
-        everything = np.concatenate([task.initial, rows])
-        covered = represent(task.graph, everything, task.represented).coverage
-        return by_importance, covered * num_represented
+        return by_importance, cover.value(np.concatenate([task.initial, rows]))
 
     drawn = reached(random_rows(task, task.seed))
     if task.costs is None:
@@ -124,7 +147,7 @@ def select_covering(task: SelectionTask, weight: float) -> Selection:
             "importance_share": of_importance.share(values[0]),
             "coverage_share": of_coverage.share(values[1]),
             "importance_gain": of_importance.gain / num_places,
-            "coverage_gain": of_coverage.gain / num_represented,
+            "coverage_gain": of_coverage.gain / max(1.0, float(cover.need.sum())),
             "importance_unit": units[0],
             "coverage_unit": units[1],
             "kept_unit": units[2],

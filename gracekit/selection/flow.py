@@ -35,6 +35,7 @@ def select(
     seed: int,
     version: int,
     features: NDArray[np.float16] | Float32 | None = None,
+    target_features: NDArray[np.float16] | Float32 | None = None,
     parent: Rows | None = None,
     store: Path | None = None,
 ) -> Selection:
@@ -60,6 +61,7 @@ def select(
         seed: Of everything random.
         version: That will be published.
         features: [n, d], for the selectors that look at them.
+        target_features: [t, d], for those that look at the target set.
         parent: The coreset of the version before.
         store: Whose tables the SQL conditions may ask.
 
@@ -74,7 +76,8 @@ def select(
     )
     task = task_of(
         start, order=order, scores=scores, samples=samples, graph=graph, settings=settings,
-        seed=seed, version=version, features=features, parent=parent,
+        seed=seed, version=version, features=features,
+        target_features=target_features, parent=parent,
     )  # fmt: skip
     if task.budget and task.candidates.any():
         selection = selector.select(task)

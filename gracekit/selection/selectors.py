@@ -22,9 +22,11 @@ from gracekit.selection.simple import (
     Top,
     TopScore,
 )
+from gracekit.selection.target import TargetCoverage
 
 SELECTORS: dict[str, type[Selector]] = {
     "coverage": Coverage,
+    "target-coverage": TargetCoverage,
     "random": Random,
     "random-fresh": FreshRandom,
     "top": Top,

@@ -105,6 +105,7 @@ def task_of(
     seed: int,
     version: int,
     features: NDArray[np.float16] | Float32 | None,
+    target_features: NDArray[np.float16] | Float32 | None,
     parent: Rows | None,
 ) -> SelectionTask:
     """What is left to pick once the initial rows are in."""
@@ -132,4 +133,5 @@ def task_of(
         version=version,
         parent=parent,
         features=features,
+        target_features=target_features,
     )

@@ -16,6 +16,7 @@ from gracekit.types import Bool
 
 CHECKSUMS = "checksums.json"
 INDEX = "index"
+TARGET = "target_features.npy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,6 +27,8 @@ class CachePayload:
     """[n, d]"""
     valid: Bool
     """[n] rows that have features."""
+    target_features: NDArray[np.float16] | None = None
+    """[t, d] of the target set, if there is one."""
     save_index: Callable[[Path], object] | None = None
     """Writes the neighbour index into the existing directory it is given."""
 
@@ -39,6 +42,8 @@ class StoreCache:
     """[n, d]"""
     valid: Bool
     """[n]"""
+    target_features: NDArray[np.float16] | None
+    """[t, d]"""
     index_directory: Path
     """What `save_index` wrote; empty or absent when there was none."""
 
@@ -50,6 +55,8 @@ def save_cache(paths: StorePaths, version: int, payload: CachePayload) -> None:
         # np.save on a path would add a suffix to a temporary name; these are inside.
         np.save(directory / "features.npy", payload.features.astype(np.float16, copy=False))
         np.save(directory / "valid.npy", payload.valid)
+        if payload.target_features is not None:
+            np.save(directory / TARGET, payload.target_features.astype(np.float16, copy=False))
         if payload.save_index is not None:
             make_directory(directory / INDEX)
             payload.save_index(directory / INDEX)
@@ -65,11 +72,13 @@ def load_cache(paths: StorePaths, version: int) -> StoreCache | None:
     directory = paths.cache_of(version)
     if damage(directory) is not None:
         return None
+    target = directory / TARGET
     try:
         return StoreCache(
             version=version,
             features=np.load(directory / "features.npy", allow_pickle=False),
             valid=np.load(directory / "valid.npy", allow_pickle=False),
+            target_features=np.load(target, allow_pickle=False) if target.exists() else None,
             index_directory=directory / INDEX,
         )
     except (OSError, ValueError):
