@@ -73,6 +73,9 @@ class Executor(Protocol):
     def target_features(self) -> NDArray[np.float16] | None:
         """[t, d] features of the target set; None without one. Raises as `measure` does."""
 
+    def close(self) -> None:
+        """Let go of the model, and of all that was started for it."""
+
 
 class Batch(Protocol):
     """One padded batch on its device.

@@ -114,6 +114,9 @@ class ScoringSection(Section):
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
     num_threads: int | None = Field(default=None, ge=1)
     """Threads of the model pass on a CPU; default: as torch finds them."""
+    processes: int | None = Field(default=None, ge=1)
+    """Processes of the model pass, each with its own copy of the model; default: one for each
+    visible GPU with `device: auto` (or `cuda`), else one."""
 
     @model_validator(mode="after")
     def _changes_have_a_loss(self) -> ScoringSection:
@@ -374,7 +377,7 @@ class Recipe(Section):
 _NEUTRAL = (
     "store", "data.path", "target.path", "checkpoints.poll_interval_s", "checkpoints.settle_s",
     "checkpoints.ready_marker", "checkpoints.on_backlog", "scoring.batch_tokens",
-    "scoring.shard_rows", "scoring.num_threads",
+    "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
 )  # fmt: skip
 """Where files lie, how checkpoints are awaited, and what only changes the speed."""
 

@@ -67,6 +67,36 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return found
 
 
+def devices_for(device: str, processes: int | None) -> list[str]:
+    """Device of each process: all visible GPUs for `auto` and `cuda`, else the same for all.
+
+    Raises `RecipeError` as `resolve_device`, and for more processes than GPUs.
+    """
+    found = resolve_device(device)
+    if found.type != "cuda" or ":" in str(found):
+        return [str(found)] * (processes or 1)
+    num_gpus = torch.cuda.device_count()
+    if processes is not None and processes > num_gpus:
+        raise RecipeError(
+            f"scoring.processes is {processes}, and torch finds {num_gpus} GPUs here; leave it out"
+        )
+    return [f"cuda:{index}" for index in range(processes or num_gpus)]
+
+
+def load_checked(
+    device: str,
+    *,
+    pinned: PinnedCheckpoint,
+    settings: CheckpointSection,
+    dtype: str,
+    tokenizer: Any,
+) -> torch.nn.Module:
+    """`load_model` and `check_compatible`; it can be sent to another process."""
+    model = load_model(pinned, settings, device=device, dtype=dtype)
+    check_compatible(model, tokenizer)
+    return model
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype of the weights: `auto` is bfloat16 on a GPU and float32 on a CPU."""
     if isinstance(dtype, torch.dtype):

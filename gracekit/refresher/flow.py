@@ -14,8 +14,9 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,14 +146,14 @@ class Refresher:
             if done is not None:
                 return done
             store = self._open_store(pinned, tokens)
-            executor = self._executor(pinned, tokenizer, tokens, target)
-            known = load_known(store, recipe)
-            earlier = earlier_losses(store, recipe.scoring.scores)
-            clock.lap("load")
-            shards = store.shards(measure_id)
-            run = MeasuredRows(executor, shards, len(store.samples()), stop, earlier)
-            evidence = measure(recipe, known, run, step=pinned.step)
-            target_features = executor.target_features()
+            with closing(self._executor(pinned, tokenizer, tokens, target)) as executor:
+                known = load_known(store, recipe)
+                earlier = earlier_losses(store, recipe.scoring.scores)
+                clock.lap("load")
+                shards = store.shards(measure_id)
+                run = MeasuredRows(executor, shards, len(store.samples()), stop, earlier)
+                evidence = measure(recipe, known, run, step=pinned.step)
+                target_features = executor.target_features()
             clock.lap("measure", model_pass_s=run.model_pass_s)
         del executor, run  # the model's memory is free for the stages that follow
         update = propagate(
@@ -304,15 +305,22 @@ class Refresher:
         target: TargetSamples | None,
     ) -> Executor:
         """The model pass of this checkpoint."""
-        from gracekit.checkpoints.model import check_compatible, load_model
+        from gracekit.checkpoints.model import devices_for, load_checked
         from gracekit.scoring.executors import LocalExecutor
+        from gracekit.scoring.processes import ProcessExecutor
 
         scoring = self.recipe.scoring
-        model = load_model(
-            pinned, self.recipe.checkpoints, device=scoring.device, dtype=scoring.dtype
+        load = partial(
+            load_checked,
+            pinned=pinned,
+            settings=self.recipe.checkpoints,
+            dtype=scoring.dtype,
+            tokenizer=tokenizer,
         )
-        check_compatible(model, tokenizer)
-        return LocalExecutor(model, tokens, scoring, target=target)
+        devices = devices_for(scoring.device, scoring.processes)
+        if len(devices) > 1:
+            return ProcessExecutor(load, devices, tokens, scoring, target=target)
+        return LocalExecutor(load(devices[0]), tokens, scoring, target=target)
 
 
 def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:

@@ -50,8 +50,11 @@ class LocalExecutor:
         scoring: ScoringSection,
         *,
         target: TargetSamples | None = None,
+        show_progress: bool = True,
     ) -> None:
         self._model, self._tokens, self._scoring = model, tokens, scoring
+        self._no_bar = None if show_progress else True
+        """None: no bar where stderr is no terminal."""
         self._target = target
         self._scorers = build_scorers(scoring.scores)
         self._alone = {n: s.alone() for n, s in self._scorers.items() if s.alone is not None}
@@ -78,7 +81,7 @@ class LocalExecutor:
             require_length(self._model, int(lengths.max()))
         order = longest_first(lengths)
         num_measured, num_finite = 0, 0
-        bar = tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=None)
+        bar = tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=self._no_bar)
         try:
             with self._threads(), ExitStack() as stack:
                 passes = self._open(stack)
@@ -93,6 +96,15 @@ class LocalExecutor:
                     yield shard
         finally:
             bar.close()
+
+    def on(self, tokens: TokenSource) -> LocalExecutor:
+        """The same pass over other samples; what was measured of the target set is kept."""
+        self._tokens = tokens
+        return self
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
 
     @contextmanager
     def _threads(self) -> Iterator[None]:
