@@ -131,6 +131,10 @@ class Layer(Protocol):
     """Index of its decoder block; -1 outside of the blocks."""
     num_blocks: int
     """Decoder blocks of the model."""
+    is_adapter: bool
+    """Whether it is part of an adapter (LoRA's A or B) and not of the model itself."""
+    is_trained: bool
+    """Whether a trainer moves it: of a model with an adapter, the adapter's layers alone."""
 
 
 class PassContext(Protocol):

@@ -76,6 +76,8 @@ class CheckpointSection(Section):
     """File name that says a checkpoint is complete, for trainers that write one."""
     tokenizer: str | None = None
     """Directory of the tokenizer, where the checkpoints do not hold it."""
+    base_model: str | None = None
+    """Directory of the base model of adapter (LoRA) checkpoints, if not the one that they name."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint. Only for checkpoints that you trust."""
 
@@ -334,10 +336,11 @@ class Recipe(Section):
         if folder is None:
             return recipe
         checkpoints = recipe.checkpoints
-        if checkpoints.tokenizer and (folder / checkpoints.tokenizer).exists():
-            checkpoints = checkpoints.model_copy(
-                update={"tokenizer": os.path.normpath(folder / checkpoints.tokenizer)}
-            )
+        for key in ("tokenizer", "base_model"):
+            path = getattr(checkpoints, key)
+            if path and (folder / path).exists():
+                update = {key: os.path.normpath(folder / path)}
+                checkpoints = checkpoints.model_copy(update=update)
         return recipe.model_copy(
             update={
                 "data": recipe.data.relative_to(folder),
@@ -376,8 +379,8 @@ class Recipe(Section):
 
 _NEUTRAL = (
     "store", "data.path", "target.path", "checkpoints.poll_interval_s", "checkpoints.settle_s",
-    "checkpoints.ready_marker", "checkpoints.on_backlog", "scoring.batch_tokens",
-    "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
+    "checkpoints.ready_marker", "checkpoints.on_backlog", "checkpoints.base_model",
+    "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
 )  # fmt: skip
 """Where files lie, how checkpoints are awaited, and what only changes the speed."""
 

@@ -165,7 +165,7 @@ UNSUPPORTED: dict[str, tuple[Break, str]] = {
     "fsdp": (replace_weights("pytorch_model_fsdp_0/.metadata"), "FSDP shards"),
     "dcp": (replace_weights("__0_0.distcp"), "distributed checkpoint"),
     "deepspeed": (replace_weights("global_step20/mp_rank_00_model_states.pt"), "ZeRO"),
-    "adapter": (put("adapter_config.json", "{}"), "a PEFT adapter, .*merge"),
+    "adapter": (put("adapter_config.json", "{}"), "a PEFT adapter .*merge"),
     "quantised": (put("config.json", '{"quantization_config": {"bits": 4}}'), "quantised"),
 }
 
@@ -531,7 +531,7 @@ GPT2 = {
 def test_architectures_are_described_in_the_same_words(tmp_path: Path) -> None:
     def describe(config: Any) -> Any:
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return describe_architecture(tmp_path)
+        return describe_architecture(tmp_path, SETTINGS)
 
     sizes = {"hidden_size": 576, "num_layers": 30, "num_heads": 9, "intermediate_size": 1536}
     llama = describe(LLAMA)
@@ -569,4 +569,4 @@ def test_a_config_that_cannot_be_read_is_named(
         raw = content.encode() if isinstance(content, str) else content
         (tmp_path / "config.json").write_bytes(raw)
     with pytest.raises(CheckpointError, match=rf"config\.json.*{message}|{message}.*config\.json"):
-        describe_architecture(tmp_path)
+        describe_architecture(tmp_path, SETTINGS)

@@ -199,7 +199,7 @@ def test_an_unusable_checkpoint_is_reported_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = world.save("checkpoint-20")
-    (broken / "adapter_config.json").touch()
+    (broken / "adapter_config.json").write_text("{}")
     world.script = [
         nothing,
         nothing,

@@ -3,12 +3,12 @@
 A checkpoint directory goes through three hands:
 
     find / check / watch  ->  Checkpoint          layouts.py, weights.py, discover.py, watch.py
-    describe_architecture  ->  kind and sizes     config.py
+    describe_architecture  ->  kind and sizes     config.py, adapters.py
     pin                   ->  PinnedCheckpoint    pins.py
     load                  ->  model, tokenizer    model.py, to be imported by its full name
 """
 
-from gracekit.checkpoints.config import describe_architecture
+from gracekit.checkpoints.config import describe_architecture, model_identity
 from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.layouts import LAYOUTS
 from gracekit.checkpoints.pins import pin
@@ -19,6 +19,7 @@ __all__ = [
     "check_checkpoint",
     "describe_architecture",
     "find_checkpoints",
+    "model_identity",
     "pin",
     "watch_checkpoints",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
+from gracekit.checkpoints.adapters import base_digest, model_directory, read_adapter
 from gracekit.checkpoints.layouts import CONFIG
+from gracekit.checkpoints.weights import ADAPTER_CONFIG, is_adapter
 from gracekit.errors import CheckpointError
+from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
 _NAMES = {
@@ -21,15 +25,17 @@ _NAMES = {
 """Our name -> the names that families of models have for it."""
 
 
-def describe_architecture(directory: Path) -> Json:
+def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
     """Kind and sizes of the model in a checkpoint directory: equal for checkpoints of one run.
 
     Of a model for several kinds of input the sizes are those of its text part. What the config
     does not say is left out.
 
+    An adapter has its base model's, and its own kind and rank.
+
     Raises `CheckpointError` when there is no config.json, or it is no JSON object.
     """
-    path = directory / CONFIG
+    path = model_directory(directory, settings) / CONFIG
     try:
         config = json.loads(path.read_bytes())
     except OSError as error:
@@ -50,4 +56,18 @@ def describe_architecture(directory: Path) -> Json:
         value = next((v for v in values if v is not None), None)
         if value is not None:
             found[ours] = value
+    if is_adapter(directory):
+        found["adapter"] = read_adapter(directory)
     return found
+
+
+def model_identity(directory: Path, settings: CheckpointSection) -> str:
+    """What makes the model besides the checkpoint's own weights.
+
+    That is its config; for an adapter its own config and all of its base.
+    """
+    base = model_directory(directory, settings)
+    if base == directory:
+        return hashlib.sha256((directory / CONFIG).read_bytes()).hexdigest()
+    own = hashlib.sha256((directory / ADAPTER_CONFIG).read_bytes()).hexdigest()
+    return f"{own} {base_digest(base)}"

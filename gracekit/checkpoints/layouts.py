@@ -11,7 +11,13 @@ import json
 import re
 from pathlib import Path
 
-from gracekit.checkpoints.weights import incomplete_weights, weight_files
+from gracekit.checkpoints.adapters import incomplete_adapter
+from gracekit.checkpoints.weights import (
+    ADAPTER_CONFIG,
+    incomplete_weights,
+    is_adapter,
+    weight_files,
+)
 from gracekit.errors import CheckpointError
 from gracekit.protocols import CheckpointLayout
 from gracekit.types import Checkpoint
@@ -125,7 +131,7 @@ class PretrainedLayout:
 
     def matches(self, directory: Path) -> bool:
         """A directory with a model's config, an adapter's, or weights of any known kind."""
-        patterns = (CONFIG, "adapter_config.json", "*.safetensors", *(p for p, _, _ in UNSUPPORTED))
+        patterns = (CONFIG, ADAPTER_CONFIG, "*.safetensors", *(p for p, _, _ in UNSUPPORTED))
         return any(True for pattern in patterns for _ in directory.glob(pattern))
 
     def step(self, directory: Path) -> int:
@@ -174,13 +180,8 @@ def _global_step(directory: Path) -> int:
 
 def _incomplete_model(directory: Path) -> str | None:
     """Why the model's files are not complete; `CheckpointError` for what cannot be read at all."""
-    # With an adapter's config in the directory, transformers would load the adapter's base model.
-    if (directory / "adapter_config.json").is_file():
-        raise _unsupported(
-            directory,
-            "a PEFT adapter",
-            "merge it into its base model (merge_and_unload, then save_pretrained)",
-        )
+    if is_adapter(directory):
+        return incomplete_adapter(directory)
     try:
         has_weights = bool(weight_files(directory))
     except ValueError as error:

@@ -14,6 +14,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from gracekit.checkpoints.adapters import model_directory
 from gracekit.checkpoints.layouts import CONFIG, layout_of
 from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
 from gracekit.errors import (
@@ -132,8 +133,11 @@ def load_model(
     torch_dtype = resolve_dtype(dtype, torch_device)
     try:
         with _quiet():
-            model, info = _from_pretrained(pinned.directory, settings, torch_dtype)
+            base = model_directory(pinned.directory, settings)
+            model, info = _from_pretrained(base, settings, torch_dtype)
             _require_all_weights(pinned, info)
+            if base != pinned.directory:
+                model = _with_adapter(model, pinned)
             _prepare(model, torch_device)
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise MeasureError(
@@ -156,6 +160,8 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
     Raises `CheckpointError` when there is none or it cannot be read.
     """
     directory = pinned.directory
+    if not _has_vocabulary(directory) and settings.tokenizer is None:
+        directory = model_directory(directory, settings)  # an adapter's base
     if not _has_vocabulary(directory):
         if settings.tokenizer is None:
             _require_whole(pinned)
@@ -215,6 +221,19 @@ def _from_pretrained(
     return model, info
 
 
+def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
+    """The base model with the adapter's layers in it; no gradients are switched on."""
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise CheckpointError(
+            f"{pinned.checkpoint.path} is an adapter, and peft is not installed: "
+            "pip install 'gracekit[lora]'"
+        ) from None
+    adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
+    return adapted.get_base_model()
+
+
 def _prepare(model: Any, device: torch.device) -> None:
     model.to(device)
     if device.type == "cpu":
@@ -265,7 +284,7 @@ def _load_error(
     pinned: PinnedCheckpoint, settings: CheckpointSection, error: Exception
 ) -> CheckpointError:
     path = pinned.checkpoint.path
-    config = json.loads((pinned.directory / CONFIG).read_bytes())
+    config = json.loads((model_directory(pinned.directory, settings) / CONFIG).read_bytes())
     model_type = config.get("model_type")
     if "auto_map" in config and not settings.trust_remote_code:
         return CheckpointError(

@@ -16,6 +16,8 @@ WHOLE = "model.safetensors"
 """The weights in one file; where it exists, transformers ignores an index beside it."""
 INDEX = "model.safetensors.index.json"
 """Names the shard of every tensor; trainers write it after the shards."""
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _SHARDS = "model-*-of-*.safetensors"
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -26,11 +28,19 @@ def weight_files(directory: Path) -> list[Path]:
 
     Empty when there are none. Raises ValueError with the reason when the index makes no sense.
     """
+    if is_adapter(directory):
+        adapter = directory / ADAPTER_WEIGHTS
+        return [adapter] if adapter.is_file() else []
     if (directory / WHOLE).is_file():
         return [directory / WHOLE]
     if (directory / INDEX).is_file():
         return [directory / shard for shard in sorted(_read_index(directory / INDEX))]
     return sorted(path for path in directory.glob(_SHARDS) if path.is_file())
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether the directory holds a PEFT adapter: with its config there, its weights count."""
+    return (directory / ADAPTER_CONFIG).is_file()
 
 
 def incomplete_weights(directory: Path) -> str | None:

@@ -128,7 +128,7 @@ class Refresher:
         The caller holds the lock (`locked`). A `GracekitError` names what failed; the last version
         stays valid whatever happens. `stop` raises `RefreshStoppedError` after a shard.
         """
-        from gracekit.checkpoints import pin
+        from gracekit.checkpoints import model_identity, pin
         from gracekit.scoring.features import to_float16
         from gracekit.selection import select
         from gracekit.store import CachePayload, StorePaths, VersionDraft
@@ -139,7 +139,8 @@ class Refresher:
             clock.lap("pin")
             tokenizer, tokens = self._tokenize(pinned)
             target = self._target_samples(tokenizer)
-            keys = (tokens.key, target.tokens.key if target else "")
+            model = model_identity(pinned.directory, recipe.checkpoints)
+            keys = (model, tokens.key, target.tokens.key if target else "")
             refresh_id = _identity(pinned, *keys, recipe.digest())
             measure_id = _identity(pinned, *keys, recipe.digest("data", "target", "scoring"))
             done = self._find(refresh_id)
@@ -244,7 +245,7 @@ class Refresher:
         from gracekit.samples import sample_table
         from gracekit.store import Store
 
-        architecture = describe_architecture(pinned.directory)
+        architecture = describe_architecture(pinned.directory, self.recipe.checkpoints)
         if Store.exists(self.root):
             store = Store.open(self.root)
             made_with = store.info.dataset
@@ -324,10 +325,8 @@ class Refresher:
 
 
 def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:
-    """Short hash of checkpoint, `keys` of tokens and recipe: all that makes a result."""
-    config = (pinned.directory / "config.json").read_bytes()
-    parts = (pinned.digest, str(pinned.step), hashlib.sha256(config).hexdigest(),
-             *keys)  # fmt: skip
+    """Short hash of checkpoint, `keys` of model, tokens and recipe: all that makes a result."""
+    parts = (pinned.digest, str(pinned.step), *keys)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 

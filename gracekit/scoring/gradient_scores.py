@@ -23,15 +23,19 @@ class GradientNorm(Scorer):
 
     Weights and biases of these layers count; embeddings, the output head, norms and other
     parameters do not. A weight or bias that several layers share counts once, with its whole
-    gradient.
+    gradient. Of a model with an adapter it is the gradient that full fine-tuning would see.
     """
 
     shrinks_with_length = True
     scale = "log"
+    _found_none = (
+        "gradient-norm found no linear layer that a gradient reaches in this model (quantized "
+        "layers are not read)"
+    )
 
     def wants(self, layer: Layer) -> bool:
-        """Every layer."""
-        return True
+        """Every layer of the model itself, whatever adapter is on it."""
+        return not layer.is_adapter
 
     def start(self, batch: Batch) -> None:
         """Begin at zero."""
@@ -56,10 +60,7 @@ class GradientNorm(Scorer):
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B], at least 0; rounding may leave the square of a tiny norm below it."""
         if not self._num_layers:
-            raise MeasureError(
-                "gradient-norm found no linear layer that a gradient reaches in this model "
-                "(quantized layers are not read); use `scores: [loss]` and `importance: loss`"
-            )
+            raise MeasureError(f"{self._found_none}; use `scores: [loss]` and `importance: loss`")
         self._gram = None
         return self._squares.clamp_min(0).sqrt()
 
@@ -83,3 +84,16 @@ class GradientNormLast(GradientNorm):
         """The layers of the last blocks."""
         num_last = math.ceil(self.share * layer.num_blocks)
         return super().wants(layer) and layer.block >= layer.num_blocks - num_last >= 0
+
+
+class LoraGradientNorm(GradientNorm):
+    """The same over the parameters of the adapter alone: LoRA's A and B of every linear layer.
+
+    What an adapter's trainer sees. While B is zero, at the beginning, only B has a gradient.
+    """
+
+    _found_none = "lora-gradient found no LoRA layers: the checkpoint is no adapter"
+
+    def wants(self, layer: Layer) -> bool:
+        """The adapter's layers."""
+        return layer.is_adapter

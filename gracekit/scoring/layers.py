@@ -24,7 +24,9 @@ class LinearLayer:
     module: torch.nn.Module
     block_name: str
     """Path of its decoder block within the body; empty outside of the blocks."""
+    is_adapter: bool
     num_blocks: int = 0
+    is_trained: bool = True
 
 
 def decoder_body(model: Any) -> torch.nn.Module:
@@ -59,14 +61,24 @@ def head_size(model: Any) -> tuple[int, int]:
 def linear_layers(model: Any) -> list[LinearLayer]:
     """Every `torch.nn.Linear` and `Conv1D` of the body, the output head left out."""
     body, head = decoder_body(model), output_head(model)
+    adapters = _adapter_modules(body)
     layers = []
     for name, module in body.named_modules():
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
             block, block_name = _block_of(name)
-            layers.append(LinearLayer(name=name, block=block, module=module, block_name=block_name))
+            layers.append(
+                LinearLayer(
+                    name=name,
+                    block=block,
+                    module=module,
+                    block_name=block_name,
+                    is_adapter=id(module) in adapters,
+                )
+            )
     num_blocks = 1 + max((layer.block for layer in layers), default=-1)
     for layer in layers:
         layer.num_blocks = num_blocks
+        layer.is_trained = layer.is_adapter or not adapters
     return layers
 
 
@@ -98,6 +110,17 @@ def require_coverage(model: Any, layers: list[LinearLayer]) -> None:
             f"of {type(model).__name__} (outside: {largest}; mixture-of-experts models are not "
             "supported yet); use `scores: [loss]` and `importance: loss` for this model"
         )
+
+
+def _adapter_modules(body: torch.nn.Module) -> set[int]:
+    """Ids of the modules that PEFT put around a layer, which it keeps as their `base_layer`."""
+    found = set()
+    for module in body.modules():
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, torch.nn.Module):
+            own = {id(part) for part in base.modules()}
+            found |= {id(part) for part in module.modules()} - own
+    return found
 
 
 def _block_of(name: str) -> tuple[int, str]:

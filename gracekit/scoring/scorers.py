@@ -12,7 +12,11 @@ from collections.abc import Iterable
 
 from gracekit.errors import RecipeError
 from gracekit.protocols import Scorer
-from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast
+from gracekit.scoring.gradient_scores import (
+    GradientNorm,
+    GradientNormLast,
+    LoraGradientNorm,
+)
 from gracekit.scoring.head_score import HeadGradientNorm
 from gracekit.scoring.influence import Influence, InfluenceDot
 from gracekit.scoring.token_scores import (
@@ -37,6 +41,7 @@ SCORERS: dict[str, type[Scorer]] = {
     "influence": Influence,
     "influence-dot": InfluenceDot,
     "lm-head": HeadGradientNorm,
+    "lora-gradient": LoraGradientNorm,
     "loss": Loss,
     "margin": Margin,
     "perplexity": Perplexity,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class KroneckerSketch(Sketch):
-    """Sketches of the gradient over the linear layers of the decoder body.
+    """Sketches of the gradient over the linear layers of the decoder body, or of its adapter.
 
     Args:
         side: k; a sketch has k² numbers.
@@ -38,8 +38,8 @@ class KroneckerSketch(Sketch):
         self._signs: dict[str, torch.Tensor] = {}
 
     def wants(self, layer: Layer) -> bool:
-        """Every layer."""
-        return True
+        """What the trainer moves: every layer, or those of the adapter."""
+        return layer.is_trained
 
     def start(self, batch: Batch) -> None:
         """Begin at zero; several readers may ask for it."""

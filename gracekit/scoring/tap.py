@@ -28,7 +28,8 @@ class LayerTap:
         self._readers: dict[str, list[Reader]] = defaultdict(list)
         for reader in readers:
             names = [layer.name for layer in self._layers if reader.wants(layer)]
-            if names and len(names) == len(self._layers):
+            whole = {layer.name for layer in self._layers if not layer.is_adapter}
+            if names and whole <= set(names):
                 require_coverage(model, self._layers)
             for name in names:
                 self._readers[name].append(reader)

@@ -1,0 +1,209 @@
+"""LoRA checkpoints as PEFT writes them: loading, identity, gradients, a whole refresh."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from gracekit import refresh
+from gracekit.checkpoints import describe_architecture, find_checkpoints, model_identity, pin
+from gracekit.checkpoints.model import load_model, load_tokenizer
+from gracekit.errors import CheckpointError, CheckpointMismatchError, MeasureError
+from gracekit.recipe import CheckpointSection
+from gracekit.scoring.gradient_scores import GradientNorm, LoraGradientNorm
+from gracekit.scoring.layers import linear_layers
+from gracekit.scoring.sketch import KroneckerSketch, random_signs
+from gracekit.store import Store
+from tests.test_scoring_pass import RELATIVE, make_samples, mean_loss, run, tiny
+from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
+
+SETTINGS = CheckpointSection(settle_s=0)
+TARGETS = {"llama": ["q_proj", "v_proj", "down_proj"], "gpt2": ["c_attn", "c_proj"]}
+
+
+def adapted(name: str, **settings: Any) -> Any:
+    """A tiny model with LoRA on some layers, B away from zero."""
+    model = tiny(name)
+    torch.manual_seed(3)
+    config = LoraConfig(
+        r=3, lora_alpha=5, lora_dropout=0.2, target_modules=TARGETS[name],
+        fan_in_fan_out=name == "gpt2", **settings,
+    )  # fmt: skip
+    peft = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for key, parameter in peft.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 0.3)
+    return peft
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_both_gradients_of_an_adapted_model(name: str, use_rslora: bool) -> None:
+    peft, samples = adapted(name, use_rslora=use_rslora), make_samples()
+    model = peft.get_base_model()
+    own, whole, sketch = run(
+        model, [LoraGradientNorm(), GradientNorm(), KroneckerSketch(side=5, seed=1)], samples
+    )
+    layers = linear_layers(model)
+    of_adapter = {layer.name for layer in layers if layer.is_adapter}
+    assert len(of_adapter) == 2 * len([n for n in of_adapter if "lora_A" in n]) > 0
+    assert all(layer.is_trained == layer.is_adapter for layer in layers)
+    model.requires_grad_(True)
+    for i, sample in enumerate(samples):
+        model.zero_grad()
+        torch.autograd.backward(mean_loss(model, sample))
+        squares = {True: 0.0, False: 0.0}
+        expected = np.zeros((5, 5))
+        for layer in layers:
+            module: Any = layer.module
+            parts = [p.grad.double() for p in module.parameters(recurse=False)]
+            squares[layer.is_adapter] += sum(float(g.square().sum()) for g in parts)
+            if layer.is_adapter:
+                weight = module.weight.grad.double().numpy()
+                p = random_signs((weight.shape[0], 5), 1, f"out {layer.name}")
+                q = random_signs((weight.shape[1], 5), 1, f"in {weight.shape[1]}")
+                expected += p.T @ weight @ q / 5
+        assert own[i] == pytest.approx(squares[True] ** 0.5, rel=RELATIVE)
+        assert whole[i] == pytest.approx(squares[False] ** 0.5, rel=RELATIVE)
+        np.testing.assert_allclose(
+            sketch[i].numpy().reshape(5, 5), expected, rtol=1e-3,
+            atol=1e-5 * np.abs(expected).max(),
+        )  # fmt: skip
+
+
+def test_lora_gradient_of_a_full_model_is_refused() -> None:
+    with pytest.raises(MeasureError, match="no LoRA layers: the checkpoint is no adapter"):
+        run(tiny("llama"), [LoraGradientNorm()], make_samples())
+
+
+def write_adapter(folder: Path, step: int, base: Path, *, rank: int = 4, spoil: Any = None) -> Path:
+    """`checkpoint-STEP` as the Trainer writes it for a PeftModel."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(step)
+    peft = get_peft_model(model, LoraConfig(r=rank, target_modules=["q_proj", "up_proj"]))
+    with torch.no_grad():
+        for key, parameter in peft.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 1e-3 * step)
+    directory = folder / f"checkpoint-{step}"
+    peft.save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    if spoil is not None:
+        spoil(directory)
+    (directory / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    return directory
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "base", 0)
+
+
+def test_adapter_is_found_pinned_and_loaded(tmp_path: Path, base: Path) -> None:
+    written = write_adapter(tmp_path / "run", 20, base)
+    (checkpoint,) = find_checkpoints(tmp_path / "run", SETTINGS)
+    with pin(checkpoint, tmp_path / "pins") as pinned:
+        shutil.rmtree(written)
+        model: Any = load_model(pinned, SETTINGS, device="cpu", dtype="float32")
+        tokenizer = load_tokenizer(pinned, SETTINGS)
+        found = describe_architecture(pinned.directory, SETTINGS)
+    assert len(tokenizer) == 31
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert not any(p.requires_grad for p in model.parameters()) and not model.training
+    assert any(float(p.abs().max()) > 0 for n, p in model.named_parameters() if "lora_B" in n)
+    assert found["adapter"]["rank"] == 4 and found["hidden_size"] == 32
+
+
+def test_identity_covers_the_base(tmp_path: Path, base: Path) -> None:
+    written = write_adapter(tmp_path / "run", 20, base)
+    one = model_identity(written, SETTINGS)
+    assert one == model_identity(written, SETTINGS)
+    other = write_checkpoint(tmp_path / "other", 500)
+    moved = CheckpointSection(base_model=str(other))
+    assert one != model_identity(written, moved)
+    shutil.copytree(base, tmp_path / "copy")
+    assert one == model_identity(written, CheckpointSection(base_model=str(tmp_path / "copy")))
+
+
+def edit(**values: Any) -> Any:
+    def spoil(directory: Path) -> None:
+        path = directory / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return spoil
+
+
+def pickled(directory: Path) -> None:
+    (directory / "adapter_model.safetensors").rename(directory / "adapter_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (edit(peft_type="IA3"), "of type IA3, .* merge it"),
+        (edit(use_dora=True), "of type DoRA"),
+        (pickled, "pickled adapter"),
+    ],
+)
+def test_adapters_that_cannot_be_read(tmp_path: Path, base: Path, spoil: Any, message: str) -> None:
+    from gracekit.checkpoints import check_checkpoint
+
+    written = write_adapter(tmp_path / "run", 20, base, spoil=spoil)
+    with pytest.raises(CheckpointError, match=message):
+        check_checkpoint(written, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("base_model", "message"),
+    [
+        ("no/such", r"'no/such' \(from checkpoints.base_model\) is no directory"),
+        ("run/checkpoint-20", "it is an adapter itself"),
+        ("empty", "no config.json"),
+    ],
+)
+def test_base_that_is_not_there(tmp_path: Path, base: Path, base_model: str, message: str) -> None:
+    written = write_adapter(tmp_path / "run", 20, base)
+    (tmp_path / "empty").mkdir()
+    named = base_model if base_model == "no/such" else str(tmp_path / base_model)
+    with pytest.raises(CheckpointError, match=message):
+        describe_architecture(written, CheckpointSection(base_model=named))
+
+
+def test_half_written_adapter_is_waited_for(tmp_path: Path, base: Path) -> None:
+    written = write_adapter(tmp_path / "run", 20, base)
+    weights = written / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-10])
+    assert find_checkpoints(tmp_path / "run", SETTINGS) == []
+    weights.write_bytes(whole)
+    (written / "adapter_config.json").write_text("{")
+    assert find_checkpoints(tmp_path / "run", SETTINGS) == []
+
+
+def test_refreshes_of_an_adapters_run(tmp_path: Path, base: Path) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(
+        tmp_path,
+        scoring={
+            "scores": ["lora-gradient", "loss"], "importance": "lora-gradient",
+            "shard_rows": 16, "num_threads": 1, "device": "cpu",
+        },
+    )  # fmt: skip
+    for step in (100, 200):
+        refresh(recipe, write_adapter(tmp_path / "run", step, base))
+    store = Store.open(recipe.store)
+    assert store.versions() == [1, 2]
+    assert (store.scores(2).scores["lora-gradient"] > 0).all()
+    assert store.header(2).refresh["num_measured"] < 160
+    with pytest.raises(CheckpointMismatchError, match="another architecture"):
+        refresh(recipe, write_adapter(tmp_path / "run", 300, base, rank=8))
