@@ -17,6 +17,8 @@ from gracekit.scoring.ghost import (
 if TYPE_CHECKING:
     import torch
 
+    from gracekit.scoring.ghost import Gram
+
 
 class GradientNorm(Scorer):
     """Norm of the gradient of the mean token loss over all linear layers of the decoder body.
@@ -41,7 +43,7 @@ class GradientNorm(Scorer):
         """Begin at zero."""
         self._squares = batch.zeros()
         self._num_layers = 0
-        self._gram: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._gram: tuple[torch.Tensor, Gram] | None = None
 
     def on_layer(
         self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
@@ -64,7 +66,7 @@ class GradientNorm(Scorer):
         self._gram = None
         return self._squares.clamp_min(0).sqrt()
 
-    def _gram_of(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _gram_of(self, inputs: torch.Tensor) -> Gram:
         """Query, key and value (and gate and up) read one tensor: its Gram matrix is kept."""
         if self._gram is None or self._gram[0] is not inputs:
             self._gram = inputs, gram(inputs)

