@@ -73,6 +73,9 @@ class Executor(Protocol):
     def target_features(self) -> NDArray[np.float16] | None:
         """[t, d] features of the target set; None without one. Raises as `measure` does."""
 
+    def facts(self) -> Json:
+        """What else the pass used, for the manifest header."""
+
     def close(self) -> None:
         """Let go of the model, and of all that was started for it."""
 
@@ -136,6 +139,40 @@ class Layer(Protocol):
     is_trained: bool
     """Whether a trainer moves it: of a model with an adapter, the adapter's layers alone."""
 
+    @property
+    def is_transposed(self) -> bool:
+        """Whether its weight is kept as [in, out] (GPT-2's Conv1D), not [out, in]."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The parameter itself."""
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The parameter itself, if there is one."""
+
+
+class OptimizerState(Protocol):
+    """Adam's moments at the checkpoint."""
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Decay of the first and second moment."""
+
+    @property
+    def eps(self) -> float:
+        """Added to the root of the second moment."""
+
+    def moments(self, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """First and second moment of a parameter; None where there are none."""
+
+    def facts(self) -> Json:
+        """What was found and how it was matched, for the manifest header."""
+
 
 class PassContext(Protocol):
     """What some readers need besides the batches, the same for all of them."""
@@ -147,6 +184,10 @@ class PassContext(Protocol):
     @property
     def target_sketches(self) -> dict[str, Float32]:
         """Subtask -> [t, d] sketches of the target samples in it, under the same model."""
+
+    @property
+    def optimizer(self) -> OptimizerState | None:
+        """The trainer's Adam; None when no reader asked for it."""
 
 
 class Reader(Protocol):
@@ -220,6 +261,8 @@ class Scorer(Reader, Protocol):
     of any sign such as margins."""
     needs_target: bool = False
     """Whether it reads `PassContext.target_sketches`."""
+    needs_optimizer: bool = False
+    """Whether it reads `PassContext.optimizer`."""
     alone: type[Scorer] | None = None
     """A score that a second pass gives of the response without its prompt, for `combine`."""
     against: Literal["previous", "first"] | None = None

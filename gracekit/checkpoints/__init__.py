@@ -10,12 +10,13 @@ A checkpoint directory goes through three hands:
 
 from gracekit.checkpoints.config import describe_architecture, model_identity
 from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
-from gracekit.checkpoints.layouts import LAYOUTS
+from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES
 from gracekit.checkpoints.pins import pin
 from gracekit.checkpoints.watch import watch_checkpoints
 
 __all__ = [
     "LAYOUTS",
+    "OPTIMIZER_FILES",
     "check_checkpoint",
     "describe_architecture",
     "find_checkpoints",

@@ -24,6 +24,8 @@ from gracekit.types import Checkpoint
 
 CONFIG = "config.json"
 TRAINER_STATE = "trainer_state.json"
+OPTIMIZER_FILES = ("optimizer.pt", "optimizer.bin")
+"""What trainers call the optimizer's state."""
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 _LOADED_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".py"}

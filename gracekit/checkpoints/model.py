@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from gracekit.checkpoints.adapters import model_directory
 from gracekit.checkpoints.layouts import CONFIG, layout_of
+from gracekit.checkpoints.optimizer import AdamState, read_adam_state
 from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
 from gracekit.errors import (
     CheckpointError,
@@ -91,11 +92,12 @@ def load_checked(
     settings: CheckpointSection,
     dtype: str,
     tokenizer: Any,
-) -> torch.nn.Module:
-    """`load_model` and `check_compatible`; it can be sent to another process."""
+    with_optimizer: bool,
+) -> tuple[torch.nn.Module, AdamState | None]:
+    """`load_model` and `check_compatible`, and Adam's state; it can be sent to another process."""
     model = load_model(pinned, settings, device=device, dtype=dtype)
     check_compatible(model, tokenizer)
-    return model
+    return model, read_adam_state(pinned.directory, model) if with_optimizer else None
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:

@@ -32,8 +32,12 @@ _CHUNK_BYTES = 1 << 22
 
 
 @contextmanager
-def pin(checkpoint: Checkpoint, pins_dir: Path) -> Iterator[PinnedCheckpoint]:
+def pin(
+    checkpoint: Checkpoint, pins_dir: Path, *, also: tuple[str, ...] = ()
+) -> Iterator[PinnedCheckpoint]:
     """Hold a checkpoint for reading: links to its files under `pins_dir`, removed at exit.
+
+    `also` names further files to hold where they exist, such as the optimizer's.
 
     Where hard links are impossible the original is read in place, and may vanish. Links to files
     elsewhere (a hub snapshot) are followed. Reads all weights once, for the digest.
@@ -49,6 +53,9 @@ def pin(checkpoint: Checkpoint, pins_dir: Path) -> Iterator[PinnedCheckpoint]:
         with vanished_errors(checkpoint):
             is_linked = _link(checkpoint, layout, directory)
             source = directory if is_linked else checkpoint.path
+            for name in also if is_linked else ():
+                with suppress(OSError):  # whoever needs it says that it is not there
+                    files.link(checkpoint.path / name, directory / name)
             reason = layout.unready(source)
             if reason:
                 raise CheckpointIncompleteError(f"{checkpoint.path} is not complete: {reason}")

@@ -128,14 +128,15 @@ class Refresher:
         The caller holds the lock (`locked`). A `GracekitError` names what failed; the last version
         stays valid whatever happens. `stop` raises `RefreshStoppedError` after a shard.
         """
-        from gracekit.checkpoints import model_identity, pin
+        from gracekit.checkpoints import OPTIMIZER_FILES, model_identity, pin
         from gracekit.scoring.features import to_float16
         from gracekit.selection import select
         from gracekit.store import CachePayload, StorePaths, VersionDraft
 
         clock = StageClock()
         recipe = self.recipe
-        with pin(checkpoint, StorePaths(self.root).pins) as pinned:
+        also = OPTIMIZER_FILES if self._needs_optimizer else ()
+        with pin(checkpoint, StorePaths(self.root).pins, also=also) as pinned:
             clock.lap("pin")
             tokenizer, tokens = self._tokenize(pinned)
             target = self._target_samples(tokenizer)
@@ -154,7 +155,7 @@ class Refresher:
                 shards = store.shards(measure_id)
                 run = MeasuredRows(executor, shards, len(store.samples()), stop, earlier)
                 evidence = measure(recipe, known, run, step=pinned.step)
-                target_features = executor.target_features()
+                target_features, facts = executor.target_features(), executor.facts()
             clock.lap("measure", model_pass_s=run.model_pass_s)
         del executor, run  # the model's memory is free for the stages that follow
         update = propagate(
@@ -203,6 +204,7 @@ class Refresher:
                 refresh={
                     **recipe.refresh.model_dump(mode="json"),
                     **evidence.facts,
+                    **facts,
                     "propagation": {
                         **recipe.propagation.model_dump(mode="json"), **update.facts
                     },
@@ -285,6 +287,12 @@ class Refresher:
             },
         )
 
+    @property
+    def _needs_optimizer(self) -> bool:
+        from gracekit.scoring.scorers import scorer_class
+
+        return any(scorer_class(name).needs_optimizer for name in self.recipe.scoring.scores)
+
     def _target_samples(self, tokenizer: Any) -> TargetSamples | None:
         """The target set in the checkpoint's tokens, if the recipe names one."""
         from gracekit.samples import load_samples, tokenize
@@ -317,11 +325,13 @@ class Refresher:
             settings=self.recipe.checkpoints,
             dtype=scoring.dtype,
             tokenizer=tokenizer,
+            with_optimizer=self._needs_optimizer,
         )
         devices = devices_for(scoring.device, scoring.processes)
         if len(devices) > 1:
             return ProcessExecutor(load, devices, tokens, scoring, target=target)
-        return LocalExecutor(load(devices[0]), tokens, scoring, target=target)
+        model, optimizer = load(devices[0])
+        return LocalExecutor(model, tokens, scoring, target=target, optimizer=optimizer)
 
 
 def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:

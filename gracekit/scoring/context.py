@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gracekit.protocols import Sketch
+from gracekit.protocols import OptimizerState, Sketch
 from gracekit.types import Float32, Int32
 
 if TYPE_CHECKING:
@@ -27,4 +27,5 @@ class LocalContext:
     """Implements `protocols.PassContext` for a pass in this process."""
 
     sketch: Sketch
+    optimizer: OptimizerState | None = None
     target_sketches: dict[str, Float32] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import MeasureError, RecipeError
-from gracekit.protocols import Reader
+from gracekit.protocols import OptimizerState, Reader
 from gracekit.recipe import ScoringSection
 from gracekit.scoring.batches import (
     TokenBatch,
@@ -29,7 +29,7 @@ from gracekit.scoring.memory import TokenBudget, free_memory, is_out_of_memory
 from gracekit.scoring.model_pass import ModelPass
 from gracekit.scoring.scorers import build_scorers
 from gracekit.scoring.sketch import KroneckerSketch
-from gracekit.types import Float32, Measurement, Rows
+from gracekit.types import Float32, Json, Measurement, Rows
 
 ENOUGH_TO_JUDGE = 32
 """Rows measured, none of them finite, after which going on is pointless."""
@@ -50,6 +50,7 @@ class LocalExecutor:
         scoring: ScoringSection,
         *,
         target: TargetSamples | None = None,
+        optimizer: OptimizerState | None = None,
         show_progress: bool = True,
     ) -> None:
         self._model, self._tokens, self._scoring = model, tokens, scoring
@@ -63,7 +64,7 @@ class LocalExecutor:
         self._budget = TokenBudget(scoring.batch_tokens)
         self._of_target: tuple[Float32, Float32] | None = None
         self._context = LocalContext(
-            sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed)
+            sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed), optimizer=optimizer
         )
 
     def measure(self, rows: Rows) -> Iterator[Measurement]:
@@ -96,6 +97,11 @@ class LocalExecutor:
                     yield shard
         finally:
             bar.close()
+
+    def facts(self) -> Json:
+        """What was found of the optimizer, if a score asked for it."""
+        optimizer = self._context.optimizer
+        return {} if optimizer is None else {"optimizer": optimizer.facts()}
 
     def on(self, tokens: TokenSource) -> LocalExecutor:
         """The same pass over other samples; what was measured of the target set is kept."""

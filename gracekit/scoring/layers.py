@@ -28,6 +28,25 @@ class LinearLayer:
     num_blocks: int = 0
     is_trained: bool = True
 
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weight is [in, out]."""
+        return isinstance(self.module, Conv1D)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The parameter."""
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The parameter, if there is one."""
+        bias = self.module.bias
+        assert bias is None or isinstance(bias, torch.Tensor)
+        return bias
+
 
 def decoder_body(model: Any) -> torch.nn.Module:
     """The part of the model from token ids to last hidden states; the model itself if unknown."""

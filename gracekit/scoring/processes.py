@@ -25,17 +25,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import GracekitError, MeasureError
+from gracekit.protocols import OptimizerState
 from gracekit.recipe import ScoringSection
 from gracekit.scoring.batches import TokenSource, longest_first
 from gracekit.scoring.context import TargetSamples
 from gracekit.scoring.executors import LocalExecutor
-from gracekit.types import Bool, Int32, Int64, Measurement, Rows
+from gracekit.types import Bool, Int32, Int64, Json, Measurement, Rows
 
 logger = logging.getLogger(__name__)
 
-Load = Callable[[str], torch.nn.Module]
-"""Loads the model onto a device; it is sent to the processes."""
-TARGET_FEATURES = "target features"
+Load = Callable[[str], tuple[torch.nn.Module, OptimizerState | None]]
+"""Loads model and optimizer state onto a device; it is sent to the processes."""
+TARGET_FEATURES, FACTS = "target features", "facts"
+"""Questions to a process."""
 END_S = 5.0
 """Seconds that a process has to end by itself."""
 
@@ -115,13 +117,15 @@ class ProcessExecutor:
 
     def target_features(self) -> NDArray[np.float16] | None:
         """[t, d] features of the target set; None without one."""
-        if not self._has_target:
-            return None
-        self._start()
-        connection = next(iter(self._processes))
-        self._send(connection, TARGET_FEATURES)
-        features: NDArray[np.float16] = self._receive(connection)
+        features: NDArray[np.float16] | None = (
+            self._ask(TARGET_FEATURES) if self._has_target else None
+        )
         return features
+
+    def facts(self) -> Json:
+        """What the first process found."""
+        facts: Json = self._ask(FACTS)
+        return facts
 
     def close(self) -> None:
         """End the processes, whatever they do."""
@@ -144,6 +148,12 @@ class ProcessExecutor:
             theirs.close()
             self._processes[ours] = process
         logger.info("measuring in %d processes: %s", len(self._devices), ", ".join(self._devices))
+
+    def _ask(self, question: str) -> Any:
+        self._start()
+        connection = next(iter(self._processes))
+        self._send(connection, question)
+        return self._receive(connection)
 
     def _send(self, connection: Connection, task: Shard | str) -> None:
         try:
@@ -181,11 +191,13 @@ def _run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        model = load(device)
+        model, optimizer = load(device)
     except Exception as error:
         _answer(connection, _sendable(error))
         return
-    first = LocalExecutor(model, Shard([]), scoring, target=target, show_progress=False)
+    first = LocalExecutor(
+        model, Shard([]), scoring, target=target, optimizer=optimizer, show_progress=False
+    )
     while True:
         try:
             task = connection.recv()
@@ -194,6 +206,8 @@ def _run(
         try:
             if task == TARGET_FEATURES:
                 _answer(connection, first.target_features())
+            elif task == FACTS:
+                _answer(connection, first.facts())
             else:
                 shards = list(first.on(task).measure(np.arange(len(task.samples))))
                 _answer(connection, Measurement.concatenate(shards))

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from gracekit.errors import RecipeError
 from gracekit.protocols import Scorer
+from gracekit.scoring.adam import AdamNorm
 from gracekit.scoring.gradient_scores import (
     GradientNorm,
     GradientNormLast,
@@ -31,6 +32,7 @@ from gracekit.scoring.token_scores import (
 )
 
 SCORERS: dict[str, type[Scorer]] = {
+    "adam-norm": AdamNorm,
     "delta-loss": DeltaLoss,
     "delta-loss-first": DeltaLossFirst,
     "el2n": ErrorNorm,
@@ -90,7 +92,16 @@ def scorer_class(name: str) -> type[Scorer]:
 _MEMBERS = (
     *("shrinks_with_length", "scale"),
     *("bind", "wants", "wants_block", "start", "on_block", "on_targets"),
-    *("on_layer", "on_bias", "finish", "combine", "needs_target", "alone", "against"),
+    *(
+        "on_layer",
+        "on_bias",
+        "finish",
+        "combine",
+        "needs_target",
+        "needs_optimizer",
+        "alone",
+        "against",
+    ),
 )
 
 

@@ -1,0 +1,151 @@
+"""The Adam state of a checkpoint, given to the parameters of its model.
+
+`optimizer.pt` numbers the parameters and names none, unless the optimizer was given names. Without
+names they are matched by the order in which the Trainer of transformers makes its two groups (with
+and without weight decay), or by the model's own order, and every shape has to fit. What cannot be
+matched is not used, and the reason is told.
+
+The file is read with `weights_only=True` (nothing in it is run) and memory-mapped: the moments are
+twice the size of the model.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from gracekit.checkpoints.layouts import OPTIMIZER_FILES
+from gracekit.types import Json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdamState:
+    """Moments of the parameters that were matched; implements `protocols.OptimizerState`."""
+
+    parameters: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """id of a parameter -> first and second moment, of its shape, on the CPU."""
+    step: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    how: str = ""
+    reason: str | None = None
+    """Why there is no state; None when there is."""
+
+    def moments(self, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """First and second moment of a parameter; None where the optimizer has none."""
+        return self.parameters.get(id(parameter))
+
+    def facts(self) -> Json:
+        """For the manifest header."""
+        if self.reason is not None:
+            return {"used": False, "reason": self.reason}
+        return {
+            "used": True,
+            "num_parameters": len(self.parameters),
+            "matched_by": self.how,
+            "step": self.step,
+            "betas": list(self.betas),
+            "eps": self.eps,
+        }
+
+
+def read_adam_state(directory: Path, model: torch.nn.Module) -> AdamState:
+    """The state in a checkpoint directory for a model loaded from it; never raises for its content.
+
+    Where it cannot be used, a warning says why, and so does `reason`.
+    """
+    try:
+        state = _match(_read(directory), model)
+    except _UnusableError as error:
+        logger.warning(
+            "no Adam direction at %s: %s; plain gradients are used instead", directory.name, error
+        )
+        return AdamState(reason=str(error))
+    logger.info("Adam moments of %d parameters, matched by %s", len(state.parameters), state.how)
+    return state
+
+
+class _UnusableError(Exception):
+    """The reason, for a person."""
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    path = next((directory / n for n in OPTIMIZER_FILES if (directory / n).is_file()), None)
+    if path is None:
+        raise _UnusableError(f"there is no {' or '.join(OPTIMIZER_FILES)} (save_only_model?)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged archives and forbidden pickles fail in many ways
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _UnusableError(f"{path.name} cannot be read: {first}") from None
+    if not isinstance(content, dict) or not {"state", "param_groups"} <= content.keys():
+        raise _UnusableError(f"{path.name} is not the state of a torch optimizer")
+    return content
+
+
+def _match(content: dict[str, Any], model: torch.nn.Module) -> AdamState:
+    state, groups = content["state"], content["param_groups"]
+    try:
+        keys = [key for group in groups for key in group["params"]]
+        group, entries = groups[0], [state[key] for key in keys if key in state]
+        steps = {int(entry["step"]) for entry in entries}
+        moments = {key: (state[key]["exp_avg"], state[key]["exp_avg_sq"]) for key in keys}
+        settings = (float(group["betas"][0]), float(group["betas"][1])), float(group["eps"])
+    except (KeyError, TypeError, IndexError, ValueError):
+        kinds = sorted({k for entry in state.values() if isinstance(entry, dict) for k in entry})
+        raise _UnusableError(
+            f"expected Adam's exp_avg and exp_avg_sq for every parameter, found {kinds or 'none'} "
+            "(8-bit, Adafactor, SGD and sharded states are not read)"
+        ) from None
+    if any("max_exp_avg_sq" in entry for entry in entries):
+        raise _UnusableError("it is of the variant AMSGrad, which is not read")
+    if len(steps) != 1:
+        raise _UnusableError(f"its parameters took different numbers of steps: {sorted(steps)[:4]}")
+    named = [name for group in groups for name in group.get("param_names", ())]
+    for how, parameters in _orders(model, keys, named):
+        shapes = [tuple(moments[key][0].shape) for key in keys]
+        if [tuple(p.shape) for p in parameters] == shapes:
+            return AdamState(
+                parameters={id(p): moments[k] for p, k in zip(parameters, keys, strict=True)},
+                step=steps.pop(), betas=settings[0], eps=settings[1], how=how,
+            )  # fmt: skip
+    raise _UnusableError(
+        f"its {len(keys)} parameters fit the model's neither by name nor by order and shape"
+    )
+
+
+def _orders(
+    model: torch.nn.Module, keys: list[Any], names: list[str]
+) -> Iterator[tuple[str, list[torch.nn.Parameter]]]:
+    """Ways in which the optimizer's parameters may be those of the model, the surest first."""
+    of_model = dict(model.named_parameters())
+    adapter = {n: p for n, p in of_model.items() if "lora_" in n}
+    by_name = _by_end([*of_model], names or [key for key in keys if isinstance(key, str)])
+    if len(by_name) == len(keys):
+        yield "name", [of_model[name] for name in by_name]
+    decayed = set(transformers.Trainer.get_decay_parameter_names(None, model))
+    for trained in (adapter, of_model):
+        grouped = [n for n in trained if n in decayed] + [n for n in trained if n not in decayed]
+        if len(trained) == len(keys) > 0:
+            yield "the Trainer's order, and shape", [of_model[n] for n in grouped]
+            yield "the model's order, and shape", [*trained.values()]
+
+
+def _by_end(ours: list[str], theirs: list[str]) -> list[str]:
+    """Our name for each of theirs, which wrappers put prefixes before; [] unless all are found."""
+    found = []
+    for name in theirs:
+        plain = name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "")
+        fitting = [n for n in ours if plain == n or plain.endswith("." + n)]
+        if not fitting:
+            return []
+        found.append(max(fitting, key=len))
+    return found

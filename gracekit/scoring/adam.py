@@ -1,0 +1,81 @@
+"""The direction in which Adam would move the weights on a sample alone.
+
+With the moments m, v of the checkpoint after t steps, and the sample's gradient g,
+
+    m' = β₁ m + (1 - β₁) g        v' = β₂ v + (1 - β₂) g²
+    direction = m' / (1 - β₁ᵗ⁺¹)  /  (√(v' / (1 - β₂ᵗ⁺¹)) + ε)
+
+which is what a step of `torch.optim.Adam` on this sample moves by, per unit of the learning rate
+and without weight decay. Others in use differ: LESS (Xia et al. 2024, arXiv 2402.04333) has
+m' / √(v' + ε) without the corrections, which for entries of 1e-4 and less is another direction,
+because ε is under the root.
+
+The direction is not linear in g, so every sample's gradient is formed, one layer and sample at a
+time: about as many multiplications as the forward pass, and some ten passes over the weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gracekit.protocols import Batch, Layer, OptimizerState, PassContext
+from gracekit.scoring.gradient_scores import GradientNorm
+
+if TYPE_CHECKING:
+    import torch
+
+
+class AdamNorm(GradientNorm):
+    """Norm of the Adam direction over the linear layers that the trainer moves.
+
+    Where the checkpoint has no usable optimizer state it is the norm of the plain gradient, and the
+    log and the manifest's header say so.
+    """
+
+    shrinks_with_length = False
+    needs_optimizer = True
+
+    def bind(self, context: PassContext) -> None:
+        """Take the optimizer's state."""
+        assert context.optimizer is not None, "who makes the context sees `needs_optimizer`"
+        self._state = context.optimizer
+
+    def wants(self, layer: Layer) -> bool:
+        """Every layer, or those of the adapter."""
+        return layer.is_trained
+
+    def on_layer(
+        self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
+    ) -> None:
+        """Form each sample's gradient, and add the squares of its direction."""
+        moments = self._state.moments(layer.weight)
+        if moments is None:
+            super().on_layer(batch, layer, inputs, gradients)
+            return
+        m, v = (moment.to(inputs.device) for moment in moments)
+        if layer.is_transposed:
+            m, v = m.T, v.T
+        for sample in range(len(inputs)):
+            gradient = (gradients[sample].T @ inputs[sample]).float()
+            self._squares[sample] += adam_direction(gradient, m, v, self._state).square().sum()
+        self._num_layers += 1
+
+    def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
+        """The same for the bias."""
+        moments = None if layer.bias is None else self._state.moments(layer.bias)
+        if moments is None:
+            super().on_bias(batch, layer, gradient)
+            return
+        m, v = (moment.to(gradient.device) for moment in moments)
+        self._squares += adam_direction(gradient, m, v, self._state).square().sum(1)
+
+
+def adam_direction(
+    gradient: torch.Tensor, m: torch.Tensor, v: torch.Tensor, state: OptimizerState
+) -> torch.Tensor:
+    """The formula above; overwrites `gradient`, float32 of the moments' shape (or [B, *shape])."""
+    (beta1, beta2), step = state.betas, state.step + 1
+    root = gradient.square().mul_(1 - beta2).add_(v, alpha=beta2)
+    root.div_(1 - beta2**step).sqrt_().add_(state.eps)
+    gradient.mul_(1 - beta1).add_(m, alpha=beta1).div_(1 - beta1**step)
+    return gradient.div_(root)
