@@ -67,7 +67,7 @@ def test_own_class_is_built_by_its_path(plugin: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gradient", "there are delta-loss, .*gradient-norm, .*, loss, "),
+        ("gradient", "there are adam-norm, .*gradient-norm, .*, loss, "),
         ("no_such_package:Score", "cannot import.*PYTHONPATH"),
         (":Score", "cannot import"),
         ("my_scores:Missing", "my_scores has no 'Missing'"),
