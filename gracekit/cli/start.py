@@ -31,7 +31,8 @@ checkpoints:
   poll_interval_s: 5
 
 scoring:
-  importance: gradient-norm # gradient-norm | loss
+  scores: [gradient-norm, loss] # all from one pass; docs/scores.md lists them
+  importance: gradient-norm # the one of them that selection uses
   length_correction: sqrt   # sqrt | bins | none: the raw norm is mostly a short-answer detector
   normalise: group          # group | all: rank of a sample within its group, or among all
   batch_tokens: 4096        # lower it when memory is short
