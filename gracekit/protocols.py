@@ -277,15 +277,11 @@ class Scorer(Reader, Protocol):
 class Sketch(Reader, Protocol):
     """A random projection of each sample's gradient that keeps inner products.
 
-    Several readers may pass their hooks on to it: what it has seen already it skips.
+    Several readers may pass their hooks on to it, `finish` too: what it has seen it skips.
     """
 
     width: int
     """Numbers of a sketch."""
-
-    @property
-    def sketches(self) -> torch.Tensor:
-        """[B, width] of the batch; to be asked for once all layers were shown."""
 
 
 @runtime_checkable

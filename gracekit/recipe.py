@@ -3,6 +3,8 @@
 Every key has its meaning below it; unknown keys and values out of range are a `RecipeError` that
 names the place and the nearest valid key. Paths are relative to the recipe's own folder.
 The stages receive their section as it is; nothing changes a recipe after loading.
+
+Longer than other modules because it is the reference of all keys, each with its description.
 """
 
 from __future__ import annotations

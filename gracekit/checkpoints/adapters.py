@@ -10,8 +10,6 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-import xxhash
-
 from gracekit.checkpoints.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -19,13 +17,13 @@ from gracekit.checkpoints.weights import (
     is_adapter,
     read_header,
     weight_files,
+    weights_digest,
 )
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
 SUPPORTED = ("LORA",)
-_CHUNK_BYTES = 1 << 22
 
 
 def incomplete_adapter(directory: Path) -> str | None:
@@ -112,13 +110,7 @@ def base_digest(base: Path) -> str:
 
 @lru_cache(maxsize=4)
 def _digest(stamps: tuple[tuple[Path, int, int], ...]) -> str:
-    digest = xxhash.xxh3_128()
-    for path, size, _ in stamps:
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
+    return weights_digest([path for path, _, _ in stamps])
 
 
 def _find(name: str) -> Path | None:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import xxhash
-
 from gracekit import files
 from gracekit.checkpoints.layouts import layout_of
+from gracekit.checkpoints.weights import weights_digest
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.protocols import CheckpointLayout
 from gracekit.types import Checkpoint, PinnedCheckpoint
@@ -28,7 +27,6 @@ _CANNOT_LINK = {
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
 }
-_CHUNK_BYTES = 1 << 22
 
 
 @contextmanager
@@ -62,7 +60,7 @@ def pin(
             pinned = PinnedCheckpoint(
                 checkpoint=checkpoint,
                 directory=source,
-                digest=_digest(layout.weight_files(source)),
+                digest=weights_digest(layout.weight_files(source)),
                 is_linked=is_linked,
             )
         require_unchanged(pinned)
@@ -136,14 +134,3 @@ def _link(checkpoint: Checkpoint, layout: CheckpointLayout, directory: Path) -> 
     if not originals or layout.files(checkpoint.path) != originals:
         raise vanished(checkpoint)
     return is_linked
-
-
-def _digest(weights: list[Path]) -> str:
-    """xxh3_128 over names, sizes and bytes, in the order of the names."""
-    digest = xxhash.xxh3_128()
-    for path in sorted(weights):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()

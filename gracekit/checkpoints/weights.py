@@ -12,6 +12,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 WHOLE = "model.safetensors"
 """The weights in one file; where it exists, transformers ignores an index beside it."""
 INDEX = "model.safetensors.index.json"
@@ -19,6 +21,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _SHARDS = "model-*-of-*.safetensors"
+_CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
@@ -64,6 +67,17 @@ def incomplete_weights(directory: Path) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def weights_digest(files: list[Path]) -> str:
+    """xxh3_128 over names, sizes and bytes, in the order of the names."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(files):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return str(digest.hexdigest())
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class AdamNorm(GradientNorm):
     """Norm of the Adam direction over the linear layers that the trainer moves.
 
-    Where the checkpoint has no usable optimizer state it is the norm of the plain gradient, and the
-    log and the manifest's header say so.
+    Where the checkpoint has no usable optimizer state it is the norm of the plain gradient times
+    the root of the number of target tokens (see `length`), and log and manifest header say so.
     """
 
     shrinks_with_length = False
@@ -44,12 +44,18 @@ class AdamNorm(GradientNorm):
         """Every layer, or those of the adapter."""
         return layer.is_trained
 
+    def start(self, batch: Batch) -> None:
+        """Begin at zero."""
+        super().start(batch)
+        self._is_plain = False
+
     def on_layer(
         self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
     ) -> None:
         """Form each sample's gradient, and add the squares of its direction."""
         moments = self._state.moments(layer.weight)
         if moments is None:
+            self._is_plain = True
             super().on_layer(batch, layer, inputs, gradients)
             return
         m, v = (moment.to(inputs.device) for moment in moments)
@@ -68,6 +74,11 @@ class AdamNorm(GradientNorm):
             return
         m, v = (moment.to(gradient.device) for moment in moments)
         self._squares += adam_direction(gradient, m, v, self._state).square().sum(1)
+
+    def finish(self, batch: Batch) -> torch.Tensor:
+        """[B], at least 0."""
+        norms = super().finish(batch)
+        return norms * batch.num_targets.sqrt() if self._is_plain else norms
 
 
 def adam_direction(

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from gracekit.errors import MeasureError, RecipeError
+from gracekit.errors import MeasureError
 from gracekit.protocols import OptimizerState, Reader
 from gracekit.recipe import ScoringSection
 from gracekit.scoring.batches import (
@@ -144,11 +144,7 @@ class LocalExecutor:
 
     def _target_sketches(self) -> dict[str, Float32]:
         """Subtask -> gradient sketches of its samples under this model."""
-        if self._target is None:
-            raise RecipeError(
-                "a score compares gradients with those of a target set; name it in the recipe as "
-                "`target: {path: ...}`"
-            )
+        assert self._target is not None, "the recipe was checked for it"
         sketches, _ = self._measure_target()
         finite = np.isfinite(sketches).all(axis=1)
         of_group = {

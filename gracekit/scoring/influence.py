@@ -35,7 +35,7 @@ class InfluenceDot(SketchReader, Scorer):
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B], the largest over subtasks."""
-        sketches = self._of_samples(self._sketch.sketches)
+        sketches = self._of_samples(self._sketch.finish(batch))
         means = sketches.new_tensor(self._means)
         return (sketches @ means.mT).amax(1)
 

@@ -30,6 +30,7 @@ from gracekit.recipe import ScoringSection
 from gracekit.scoring.batches import TokenSource, longest_first
 from gracekit.scoring.context import TargetSamples
 from gracekit.scoring.executors import LocalExecutor
+from gracekit.scoring.scorers import scorer_class
 from gracekit.types import Bool, Int32, Int64, Json, Measurement, Rows
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class ProcessExecutor:
         scoring = scoring.model_copy(update={"num_threads": max(1, threads // len(devices))})
         self._shard_rows = scoring.shard_rows
         self._has_target = target is not None
+        self._with_optimizer = any(scorer_class(n).needs_optimizer for n in scoring.scores)
         self._work = (load, scoring, target)
         self._processes: dict[Connection, Any] = {}
 
@@ -123,8 +125,8 @@ class ProcessExecutor:
         return features
 
     def facts(self) -> Json:
-        """What the first process found."""
-        facts: Json = self._ask(FACTS)
+        """What the first process found; none is started to say that nothing was asked for."""
+        facts: Json = self._ask(FACTS) if self._with_optimizer else {}
         return facts
 
     def close(self) -> None:

@@ -62,15 +62,10 @@ class KroneckerSketch(Sketch):
             of_one = self._project(gradient.new_ones(1), "in bias")
             self._sums += of_outputs[:, :, None] * of_one
 
-    @property
-    def sketches(self) -> torch.Tensor:
-        """float32 [B, k²]"""
-        return self._sums.flatten(1) / self._side
-
     def finish(self, batch: Batch) -> torch.Tensor:
         """float32 [B, k²]"""
         self._inputs = None
-        return self.sketches
+        return self._sums.flatten(1) / self._side
 
     def _is_news(self, layer: Layer, what: str) -> bool:
         key = (layer.name, what)

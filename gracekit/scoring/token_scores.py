@@ -1,10 +1,11 @@
 """Scores from the forward pass alone: means over a sample's target tokens.
 
-With `p` the model's distribution at a target position and `y` the token that came:
+`p` is the model's distribution at a target position, `y` the token that came.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from gracekit.protocols import Batch, Scorer, Targets
@@ -18,9 +19,10 @@ class TokenMean(Scorer):
 
     shrinks_with_length = False
 
+    @abstractmethod
     def of_tokens(self, targets: Targets) -> torch.Tensor:
         """float32 [m]"""
-        raise NotImplementedError
+        ...
 
     def start(self, batch: Batch) -> None:
         """Begin at zero."""
