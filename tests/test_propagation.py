@@ -11,6 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.spatial.distance import cdist
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
 
 from gracekit.audit import rank_correlation
 from gracekit.graph import build_index, symmetric, unit_features
@@ -18,7 +21,7 @@ from gracekit.propagation import Propagated, propagate_features, propagate_score
 from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.features import row_cosines
 from gracekit.propagation.gates import folds, share_that_helps, simplest_good
-from gracekit.propagation.regression import fit_ridge
+from gracekit.propagation.kernel import PENALTIES, Kernel
 from gracekit.recipe import GraphSection, PropagationSection
 from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
 
@@ -53,6 +56,7 @@ class World:
     cluster: NDArray[np.int64]
     graph: SparseGraph
     old: Float32
+    directions: Float32
 
 
 @cache
@@ -65,7 +69,7 @@ def world(n: int = N) -> World:
     unit = unit_features(features, everyone)
     index = build_index(unit, GraphSection(backend="exact"), valid=everyone, seed=0)
     old = rng.normal(size=n // 40)[cluster] + 0.7 * rng.normal(size=n)
-    return World(features, cluster, symmetric(index.graph), old.astype(np.float32))
+    return World(features, cluster, symmetric(index.graph), old.astype(np.float32), unit)
 
 
 def propagate(
@@ -86,6 +90,7 @@ def propagate(
         measured_rows=rows,
         new={"s": new[rows]},
         covariates=np.zeros((n, 0), np.float32) if covariates is None else covariates,
+        directions=world(n).directions,
         graph=world(n).graph,
         usable=np.ones(n, bool) if usable is None else usable,
         settings=SETTINGS,
@@ -128,24 +133,81 @@ def test_spread_against_dense_powers() -> None:
         np.testing.assert_allclose(arrived[hops].values, expected, atol=1e-4)
 
 
-def test_ridge_against_a_minimiser() -> None:
+def kernel_world() -> tuple[Kernel, Float64, Rows, Float64, NDArray[np.int64]]:
+    """A kernel of 40 random rows, its matrix [n, n] by the formula, inputs as it sees them."""
+    n, m, rng = 90, 40, np.random.default_rng(0)
+    inputs = (rng.normal(size=(n, 4)) * [1, 5, 0.1, 0] + [0, 3, 0, 7]).astype(np.float32)
+    directions = rng.normal(size=(n, 6))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    directions[3] = 0
+    rows, fold = rng.permutation(n)[:m], np.arange(m) % 4
+    kernel = Kernel(inputs, directions.astype(np.float32), rows, fold, rng)
+    seen = inputs[rows][:, :3].astype(np.float64)
+    x = np.clip(inputs[:, :3], seen.min(axis=0), seen.max(axis=0))
+    x = (x - seen.mean(axis=0)) / seen.std(axis=0)
+    among = x / np.sqrt(3)
+    dense = np.exp(-0.5 * cdist(among, among)) + 0.3 * among @ among.T
+    return kernel, dense + np.exp(-cdist(directions, directions)), rows, x, fold
+
+
+def line(x: Float64, change: Float64) -> Ridge:
+    """One row more says that there is no slope: a penalty of 1 on it."""
+    return Ridge(alpha=1.0).fit(x[:, None], change)
+
+
+def test_kernel_against_kernel_ridge() -> None:
+    kernel, dense, rows, x, fold = kernel_world()
+    change, own = np.random.default_rng(1).normal(size=40) + x[rows, 1], 1
+    for without in (None, 1):
+        kept = fold != without
+        of_line = line(x[rows[kept], own], change[kept])
+        left = change[kept] - of_line.predict(x[rows[kept], own][:, None])
+        of_rest = KernelRidge(alpha=0.3, kernel="precomputed")
+        of_rest.fit(dense[np.ix_(rows[kept], rows[kept])], left)
+        expected = of_line.predict(x[:, own][:, None]) + of_rest.predict(dense[:, rows[kept]])
+        fit = kernel.fit(change, own, 0.3, without=without)
+        np.testing.assert_allclose(kernel.at_measured(fit), expected[rows], atol=2e-3)
+        if without is None:
+            predicted, near = kernel.everywhere(fit)
+            np.testing.assert_allclose(predicted, expected, atol=2e-3)
+            np.testing.assert_allclose(near[rows], 1, atol=2e-3)
+
+
+def test_penalty_has_the_least_leave_one_out_error() -> None:
+    kernel, dense, rows, x, _ = kernel_world()
+    among, smooth = dense[np.ix_(rows, rows)], np.linalg.cholesky(dense + 1e-9 * np.eye(90))
+    chosen = []
+    for noise in (0.01, 1.0, 5.0):
+        rng = np.random.default_rng(1)
+        change = (smooth @ rng.normal(size=90))[rows] + noise * rng.normal(size=40)
+        left = change - line(x[rows, 0], change).predict(x[rows, 0][:, None])
+        errors = {}
+        for penalty in PENALTIES:
+            misses = []
+            for i in range(40):
+                kept = np.arange(40) != i
+                system = among[np.ix_(kept, kept)] + penalty * np.eye(39)
+                misses.append(left[i] - among[i, kept] @ np.linalg.solve(system, left[kept]))
+            errors[penalty] = float(np.mean(np.square(misses)))
+        chosen.append(kernel.penalty_for(change, 0))
+        assert errors[chosen[-1]] < 1.001 * min(errors.values())
+    assert chosen == sorted(chosen) and chosen[0] < chosen[-1]
+
+
+def test_a_few_landmarks_come_near_to_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(40, 4)).astype(np.float32) * np.array([1, 10, 0.1, 0], np.float32) + 3
-    target = rng.normal(size=40)
-    standard = (inputs - inputs.mean(axis=0)) / np.where(
-        inputs.std(axis=0) > 1e-6, inputs.std(axis=0), 1
-    )
-
-    def objective(x: Float64) -> float:
-        left = target - x[0] - standard @ x[1:]
-        return float(left @ left + 7 * x[1:] @ x[1:])
-
-    best = minimize(objective, np.zeros(5), options={"gtol": 1e-8}).x
-    model = fit_ridge(inputs, target, penalty=7)
-    np.testing.assert_allclose(model.predict(inputs), best[0] + standard @ best[1:], atol=1e-4)
-    far = model.predict(np.array([[100, 500, 100, 100]], np.float32))
-    corner = model.predict(inputs.max(axis=0)[None])
-    np.testing.assert_allclose(far, corner)  # nothing is extrapolated
+    by_cluster = rng.normal(size=world().cluster.max() + 1)[world().cluster]
+    rows, fold = sample(rng, 800), np.zeros(800, np.int64)
+    inputs = world().old[:, None]
+    predicted = {}
+    for most in (800, 400):
+        monkeypatch.setattr("gracekit.propagation.kernel._MOST_LANDMARKS", most)
+        monkeypatch.setattr("gracekit.propagation.kernel._LEAST_LANDMARKS", most)
+        kernel = Kernel(inputs, world().directions, rows, fold, rng)
+        predicted[most], _ = kernel.everywhere(kernel.fit(by_cluster[rows], 0, 0.3))
+    rest = np.setdiff1d(np.arange(N), rows)
+    miss = {most: np.square(each - by_cluster)[rest].mean() for most, each in predicted.items()}
+    assert miss[800] < 0.2 * by_cluster.var() and miss[400] < 2 * miss[800]
 
 
 def test_gate_leaves_the_simple_only_for_the_clearly_better() -> None:
@@ -177,6 +239,7 @@ def test_grace_minimises_its_objective(seed: int, mu: float) -> None:
         measured_rows=rows,
         new={"s": new},
         covariates=np.zeros((n, 0), np.float32),
+        directions=np.zeros((n, 1), np.float32),
         graph=graph,
         usable=np.ones(n, bool),
         settings=PropagationSection(mu=mu, min_measured=10),
@@ -293,7 +356,7 @@ def test_confidence_grows_with_what_the_diffusion_brings() -> None:
 
 
 def test_scores_help_each_other() -> None:
-    """The regression sees all old scores: one of them foretells the change of the other."""
+    """The kernel sees all old scores: one of them foretells the change of the other."""
     rng = np.random.default_rng(0)
     old = {"a": world().old, "b": rng.normal(size=N).astype(np.float32)}
     truth = {"a": (old["a"] + old["b"]).astype(np.float32), "b": old["b"] + np.float32(1)}
@@ -304,12 +367,13 @@ def test_scores_help_each_other() -> None:
         measured_rows=rows,
         new={name: score[rows] for name, score in truth.items()},
         covariates=np.zeros((N, 0), np.float32),
+        directions=world().directions,
         graph=world().graph,
         usable=np.ones(N, bool),
         settings=SETTINGS,
         seed=0,
     )
-    assert result.gates["scores"]["a"]["used"].startswith("regression")
+    assert result.gates["scores"]["a"]["used"].startswith("kernel")
     assert error(result.values["a"], truth["a"], rows) < 0.05
     assert error(result.values["b"], truth["b"], rows) < 1e-6
 
@@ -373,6 +437,7 @@ def test_any_input_gives_sane_output(
         measured_rows=rows,
         new={"s": new},
         covariates=covariates,
+        directions=rng.choice([0, 1], (n, 1)).astype(np.float32),
         graph=graph,
         usable=usable,
         settings=PropagationSection(min_measured=10),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _HELD_OUT = 0.25
 """Share of the measured rows held out. Each of them tells d numbers, so one split says enough."""
-_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Of the ridge map, relative to the mean eigenvalue of what it is fitted on."""
 _LEAST_GAIN = 1e-4
 """Of mean cosine: less is not worth a more complicated estimate."""

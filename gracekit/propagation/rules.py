@@ -25,6 +25,8 @@ class Known:
     """score name -> [m]"""
     covariates: Float32
     """[n, c]"""
+    directions: Float32
+    """[n, d] of the features; 0 where a row has none."""
     graph: SparseGraph
     usable: Bool
     """[n]"""

@@ -44,6 +44,7 @@ def propagate_scores(
     measured_rows: Rows,
     new: dict[str, Float32],
     covariates: Float32,
+    directions: Float32,
     graph: SparseGraph,
     usable: Bool,
     settings: PropagationSection,
@@ -59,6 +60,7 @@ def propagate_scores(
         new: score name -> [m] in the same space; NaN where the measurement was not finite.
         covariates: [n, c] what else is known of every row (length, age, last change, groups);
             values that are not finite count as 0.
+        directions: [n, d] features of length 1 as they were known before; 0 where there are none.
         graph: the graph over the features as they were known before.
         usable: [n] rows with known old scores. The others keep what they have unless measured.
         settings: damping, μ, and the least number of measured rows: below it rows stay as they
@@ -74,6 +76,7 @@ def propagate_scores(
         rows=measured_rows[comparable],
         new={name: score[comparable].astype(np.float64) for name, score in new.items()},
         covariates=covariates,
+        directions=directions,
         graph=graph,
         usable=usable,
         settings=settings,

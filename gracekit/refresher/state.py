@@ -210,6 +210,7 @@ def predict(
         measured_rows=measurement.rows,
         new=known.to_working(measurement.scores, measurement.rows),
         covariates=known.covariates(step),
+        directions=known.index.unit,
         graph=known.graph,
         usable=known.scores.usable,
         settings=settings,

@@ -1,0 +1,189 @@
+"""Kernel ridge regression of the change: rows that are alike in what is known of them change alike.
+
+The mean of a Gaussian process around a line over the row's own old score. Its kernel has three
+parts: exp(-½ distance) of the covariates, exp(-distance) of the directions of the features, and,
+smaller, a line over all covariates. With many measured rows it works in the span of
+some of them, the landmarks (Nyström).
+
+Shapes: `n` rows, `m` measured rows, `r` landmarks, `c` covariates, `d` features, `s` scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gracekit.types import Bool, Float32, Float64, Int64, Rows
+
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Variance of what a row keeps for itself, relative to that of each part of the kernel."""
+_LINE = np.float32(0.3)
+"""Size of the line beside the other two parts; benchmarks/drift.py hardly tells 0.3 from 1."""
+_LEAST_LANDMARKS, _MOST_LANDMARKS = 500, 1500
+_KERNEL_SIZE = 3e8
+"""n x landmarks stays below it where it can: all of it is evaluated once."""
+_SMALLEST = 1e-6
+"""Eigenvalues below this share of the largest are rounding."""
+_BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFit:
+    """What was fitted for one score."""
+
+    own: int
+    """Column of the inputs with the score's old values."""
+    mean: float
+    slope: float
+    """Change by standard deviation of the old score."""
+    weights: Float64
+    """[r] of the landmarks' coordinates."""
+
+
+class Kernel:
+    """The rows as the kernel sees them.
+
+    Args:
+        inputs: [n, c] covariates, finite.
+        directions: [n, d] of length 1, or 0 where a row has none.
+        rows: [m] measured rows.
+        fold: [m] in which fold each of them is held out.
+        rng: draws the landmarks.
+    """
+
+    name = "kernel"
+
+    def __init__(
+        self,
+        inputs: Float32,
+        directions: Float32,
+        rows: Rows,
+        fold: Int64,
+        rng: np.random.Generator,
+    ) -> None:
+        at = inputs[rows]
+        mean, spread = at.mean(axis=0, dtype=np.float64), at.std(axis=0, dtype=np.float64)
+        varies = spread > 1e-6 * (1 + np.abs(mean))
+        self._varies, self._mean = varies, mean[varies]
+        self._spread, self._scale = spread[varies], spread[varies] * np.sqrt(max(varies.sum(), 1))
+        self._lowest, self._highest = at[:, varies].min(axis=0), at[:, varies].max(axis=0)
+        self._inputs, self._directions, self._rows = inputs, directions, rows
+
+        most = int(np.clip(_KERNEL_SIZE / len(inputs), _LEAST_LANDMARKS, _MOST_LANDMARKS))
+        landmarks = rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
+        self._of_landmarks = self._standard(landmarks)
+        among = np.add(*self._between(landmarks)).astype(np.float64)
+        values, vectors = np.linalg.eigh(among)
+        kept = values > _SMALLEST * values[-1]
+        self._values, self._vectors = values[kept], vectors[:, kept]
+        self._at_landmarks = np.searchsorted(np.sort(rows), landmarks)
+        self._at_landmarks = np.argsort(rows, kind="stable")[self._at_landmarks]
+        alike, line = self._between(rows)
+        self._measured = self._coordinates(alike + line)
+        alike[self._at_landmarks, np.arange(len(landmarks))] = 0
+        self.near_others: Float32 = alike.max(axis=1) / 2
+        """[m] how near each measured row is to the nearest landmark that is not the row itself."""
+        self._fold = fold
+
+    def penalty_for(self, change: Float64, own: int) -> float:
+        """The penalty [of PENALTIES] under which each landmark is best foretold by the others.
+
+        Exact leave-one-out errors of what a line leaves: α_i / (K + λI)⁻¹_ii.
+
+        Args:
+            change: [m] of one score.
+            own: column of the inputs with that score's old values.
+        """
+        left = self._line(change, own, np.ones(len(change), bool))[2][self._at_landmarks]
+        rotated = self._vectors.T @ left
+
+        def error(penalty: float) -> float:
+            inverse = 1 / (self._values + penalty) - 1 / penalty
+            alpha = self._vectors @ (inverse * rotated) + left / penalty
+            diagonal = (self._vectors**2) @ inverse + 1 / penalty
+            return float(((alpha / diagonal) ** 2).mean())
+
+        return min(PENALTIES, key=error)
+
+    def fit(
+        self, change: Float64, own: int, penalty: float, *, without: int | None = None
+    ) -> KernelFit:
+        """Fit on the measured rows, or on those outside of the fold `without`."""
+        kept = self._fold != without if without is not None else np.ones(len(change), bool)
+        mean, slope, left = self._line(change, own, kept)
+        at = self._measured[kept]
+        gram = at.T @ at + penalty * np.eye(at.shape[1])
+        weights = np.linalg.solve(gram, at.T @ left[kept])
+        return KernelFit(own=own, mean=mean, slope=slope, weights=weights)
+
+    def at_measured(self, fit: KernelFit) -> Float64:
+        """[m] predictions at the measured rows."""
+        line = fit.mean + fit.slope * self._own(self._rows, fit.own)
+        return line + self._measured @ fit.weights
+
+    def everywhere(self, fit: KernelFit) -> tuple[Float64, Float32]:
+        """Predictions of every row [n], and how near the nearest landmark is [n], 0 to 1."""
+        weights = (self._vectors @ (fit.weights / np.sqrt(self._values))).astype(np.float32)
+        n = len(self._inputs)
+        predicted, near = np.empty(n), np.empty(n, np.float32)
+        for start in range(0, n, _BLOCK):
+            block = np.arange(start, min(start + _BLOCK, n))
+            alike, line = self._between(block)
+            near[block] = alike.max(axis=1) / 2
+            predicted[block] = np.add(alike, line, out=line) @ weights
+            predicted[block] += fit.mean + fit.slope * self._own(block, fit.own)
+        return predicted, near
+
+    def _line(self, change: Float64, own: int, kept: Bool) -> tuple[float, float, Float64]:
+        """Intercept and slope of a line over the old score, and what it leaves of the change [m].
+
+        The slope is shrunk as if one more row had said that there is none.
+        """
+        old = self._own(self._rows, own)
+        centred, mean = old[kept] - old[kept].mean(), float(change[kept].mean())
+        slope = float(centred @ change[kept] / (centred @ centred + 1))
+        intercept = mean - slope * float(old[kept].mean())
+        return intercept, slope, change - intercept - slope * old
+
+    def _own(self, rows: Rows, own: int) -> Float64:
+        """[rows] old values of a score in standard deviations, kept inside what was seen."""
+        if not self._varies[own]:
+            return np.zeros(len(rows))
+        at = int(self._varies[:own].sum())
+        seen = np.clip(self._inputs[rows, own], self._lowest[at], self._highest[at])
+        standard: Float64 = (seen - self._mean[at]) / self._spread[at]
+        return standard
+
+    def _coordinates(self, kernel: Float32) -> Float64:
+        coordinates: Float64 = kernel.astype(np.float64) @ (self._vectors / np.sqrt(self._values))
+        return coordinates
+
+    def _standard(self, rows: Rows) -> tuple[Float32, Float32]:
+        """Covariates with mean square distance 2, kept inside what was seen; and directions."""
+        seen = np.clip(self._inputs[rows][:, self._varies], self._lowest, self._highest)
+        standard: Float32 = ((seen - self._mean) / self._scale).astype(np.float32)
+        return standard, self._directions[rows]
+
+    def _between(self, rows: Rows) -> tuple[Float32, Float32]:
+        """[rows, r] between rows and landmarks: what falls with distance, and the line."""
+        inputs, directions = self._standard(rows)
+        to_inputs, to_directions = self._of_landmarks
+        line = inputs @ to_inputs.T
+        kernel = _distances(inputs, to_inputs, line)
+        kernel *= np.float32(-0.5)
+        np.exp(kernel, out=kernel)
+        turned = _distances(directions, to_directions, directions @ to_directions.T)
+        np.negative(turned, out=turned)
+        kernel += np.exp(turned, out=turned)
+        return kernel, _LINE * line
+
+
+def _distances(a: Float32, b: Float32, products: Float32) -> Float32:
+    """Euclidean distances [a, b] from the inner products."""
+    square = products * np.float32(-2)
+    square += np.einsum("ij,ij->i", a, a)[:, None]
+    square += np.einsum("ij,ij->i", b, b)
+    np.maximum(square, 0, out=square)
+    distances: Float32 = np.sqrt(square, out=square)
+    return distances
