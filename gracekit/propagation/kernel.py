@@ -81,6 +81,10 @@ class Kernel:
         self._at_landmarks = np.argsort(rows, kind="stable")[self._at_landmarks]
         alike, line = self._between(rows)
         self._measured = self._coordinates(alike + line)
+        seen, _ = self._standard(rows)
+        itself = 2 + _LINE * np.square(seen).sum(axis=1)
+        self._beyond = np.maximum(itself - np.square(self._measured).sum(axis=1), 0)
+        """[m] of each row's variance, what the landmarks do not span."""
         alike[self._at_landmarks, np.arange(len(landmarks))] = 0
         self.near_others: Float32 = alike.max(axis=1) / 2
         """[m] how near each measured row is to the nearest landmark that is not the row itself."""
@@ -109,12 +113,17 @@ class Kernel:
     def fit(
         self, change: Float64, own: int, penalty: float, *, without: int | None = None
     ) -> KernelFit:
-        """Fit on the measured rows, or on those outside of the fold `without`."""
+        """Fit on the measured rows, or on those outside of the fold `without`.
+
+        What the landmarks do not span of a row counts as noise of that row (FITC: Snelson and
+        Ghahramani, 2006); else rows that are no landmarks would be overfitted.
+        """
         kept = self._fold != without if without is not None else np.ones(len(change), bool)
         mean, slope, left = self._line(change, own, kept)
         at = self._measured[kept]
-        gram = at.T @ at + penalty * np.eye(at.shape[1])
-        weights = np.linalg.solve(gram, at.T @ left[kept])
+        weighed = at * (penalty / (penalty + self._beyond[kept]))[:, None]
+        gram = weighed.T @ at + penalty * np.eye(at.shape[1])
+        weights = np.linalg.solve(gram, weighed.T @ left[kept])
         return KernelFit(own=own, mean=mean, slope=slope, weights=weights)
 
     def at_measured(self, fit: KernelFit) -> Float64:
