@@ -23,8 +23,8 @@ _LINE = np.float32(0.3)
 _LEAST_LANDMARKS, _MOST_LANDMARKS = 500, 1500
 _KERNEL_SIZE = 3e8
 """n x landmarks stays below it where it can: all of it is evaluated once."""
-_SMALLEST = 1e-6
-"""Eigenvalues below this share of the largest are rounding."""
+_JITTER = 1e-3
+"""Added to the landmarks' own kernel: duplicates differ in the last digits only."""
 _BLOCK = 4096
 
 
@@ -38,7 +38,7 @@ class KernelFit:
     slope: float
     """Change by standard deviation of the old score."""
     weights: Float64
-    """[r] of the landmarks' coordinates."""
+    """[r] of the landmarks."""
 
 
 class Kernel:
@@ -71,21 +71,16 @@ class Kernel:
         self._inputs, self._directions, self._rows = inputs, directions, rows
 
         most = int(np.clip(_KERNEL_SIZE / len(inputs), _LEAST_LANDMARKS, _MOST_LANDMARKS))
-        landmarks = rows if len(rows) <= most else np.sort(rng.choice(rows, most, replace=False))
-        self._of_landmarks = self._standard(landmarks)
-        among = np.add(*self._between(landmarks)).astype(np.float64)
-        values, vectors = np.linalg.eigh(among)
-        kept = values > _SMALLEST * values[-1]
-        self._values, self._vectors = values[kept], vectors[:, kept]
-        self._at_landmarks = np.searchsorted(np.sort(rows), landmarks)
-        self._at_landmarks = np.argsort(rows, kind="stable")[self._at_landmarks]
+        chosen = np.arange(len(rows))
+        if len(rows) > most:
+            chosen = np.sort(rng.choice(len(rows), most, replace=False))
+        self._landmarks = chosen
+        """[r] their positions among the measured rows"""
+        self._of_landmarks = self._standard(rows[chosen])
         alike, line = self._between(rows)
-        self._measured = self._coordinates(alike + line)
-        seen, _ = self._standard(rows)
-        itself = 2 + _LINE * np.square(seen).sum(axis=1)
-        self._beyond = np.maximum(itself - np.square(self._measured).sum(axis=1), 0)
-        """[m] of each row's variance, what the landmarks do not span."""
-        alike[self._at_landmarks, np.arange(len(landmarks))] = 0
+        self._measured = (alike + line).astype(np.float64)
+        """[m, r]"""
+        alike[chosen, np.arange(len(chosen))] = 0
         self.near_others: Float32 = alike.max(axis=1) / 2
         """[m] how near each measured row is to the nearest landmark that is not the row itself."""
         self._fold = fold
@@ -93,20 +88,18 @@ class Kernel:
     def penalty_for(self, change: Float64, own: int) -> float:
         """The penalty [of PENALTIES] under which each landmark is best foretold by the others.
 
-        Exact leave-one-out errors of what a line leaves: α_i / (K + λI)⁻¹_ii.
+        Exact leave-one-out errors of what a line leaves: ((K + λI)⁻¹ y)_i / (K + λI)⁻¹_ii.
 
         Args:
             change: [m] of one score.
             own: column of the inputs with that score's old values.
         """
-        left = self._line(change, own, np.ones(len(change), bool))[2][self._at_landmarks]
-        rotated = self._vectors.T @ left
+        left = self._line(change, own, np.ones(len(change), bool))[2][self._landmarks]
+        among = self._measured[self._landmarks]
 
         def error(penalty: float) -> float:
-            inverse = 1 / (self._values + penalty) - 1 / penalty
-            alpha = self._vectors @ (inverse * rotated) + left / penalty
-            diagonal = (self._vectors**2) @ inverse + 1 / penalty
-            return float(((alpha / diagonal) ** 2).mean())
+            inverse = np.linalg.inv(among + penalty * np.eye(len(among)))
+            return float(((inverse @ left / np.diagonal(inverse)) ** 2).mean())
 
         return min(PENALTIES, key=error)
 
@@ -115,15 +108,17 @@ class Kernel:
     ) -> KernelFit:
         """Fit on the measured rows, or on those outside of the fold `without`.
 
-        What the landmarks do not span of a row counts as noise of that row (FITC: Snelson and
-        Ghahramani, 2006); else rows that are no landmarks would be overfitted.
+        Least squares in the span of the landmarks that are fitted on (subset of regressors); when
+        all rows are landmarks it is kernel ridge regression.
         """
         kept = self._fold != without if without is not None else np.ones(len(change), bool)
         mean, slope, left = self._line(change, own, kept)
-        at = self._measured[kept]
-        weighed = at * (penalty / (penalty + self._beyond[kept]))[:, None]
-        gram = weighed.T @ at + penalty * np.eye(at.shape[1])
-        weights = np.linalg.solve(gram, weighed.T @ left[kept])
+        spanning = kept[self._landmarks]
+        at = self._measured[np.ix_(kept, spanning)]
+        among = self._measured[np.ix_(self._landmarks[spanning], spanning)]
+        system = at.T @ at + penalty * (among + _JITTER * np.eye(len(among)))
+        weights = np.zeros(len(spanning))
+        weights[spanning] = np.linalg.solve(system, at.T @ left[kept])
         return KernelFit(own=own, mean=mean, slope=slope, weights=weights)
 
     def at_measured(self, fit: KernelFit) -> Float64:
@@ -133,7 +128,7 @@ class Kernel:
 
     def everywhere(self, fit: KernelFit) -> tuple[Float64, Float32]:
         """Predictions of every row [n], and how near the nearest landmark is [n], 0 to 1."""
-        weights = (self._vectors @ (fit.weights / np.sqrt(self._values))).astype(np.float32)
+        weights = fit.weights.astype(np.float32)
         n = len(self._inputs)
         predicted, near = np.empty(n), np.empty(n, np.float32)
         for start in range(0, n, _BLOCK):
@@ -163,10 +158,6 @@ class Kernel:
         seen = np.clip(self._inputs[rows, own], self._lowest[at], self._highest[at])
         standard: Float64 = (seen - self._mean[at]) / self._spread[at]
         return standard
-
-    def _coordinates(self, kernel: Float32) -> Float64:
-        coordinates: Float64 = kernel.astype(np.float64) @ (self._vectors / np.sqrt(self._values))
-        return coordinates
 
     def _standard(self, rows: Rows) -> tuple[Float32, Float32]:
         """Covariates with mean square distance 2, kept inside what was seen; and directions."""
