@@ -18,11 +18,16 @@ def audit(
     measured_features: NDArray[np.float16] | Float32,
     stale_features: NDArray[np.float16] | Float32,
     centre: Float32,
+    calibration: float,
     num_measured: int,
+    num_rows: int,
     target: float,
     rounds: int = 1,
 ) -> Audit:
     """Compare what was predicted of the probe with what was measured.
+
+    Measured rows are exact, so over all rows the rank correlation is about the mean of theirs, 1,
+    and that of the others.
 
     Probe rows that are not finite in one of two compared arrays are left out of that comparison;
     a comparison of nothing gives 0.
@@ -32,20 +37,26 @@ def audit(
             measured rows.
         measured: [p] their importance by their measured scores.
         stale: [p] their importance by the scores last known.
-        predicted_features: [p, d] features propagated from the other measured rows.
-        measured_features: [p, d]
-        stale_features: [p, d] last known features.
+        predicted_features: [q, d] features of probe rows propagated from other measured rows.
+        measured_features: [q, d]
+        stale_features: [q, d] last known features.
         centre: [d] subtracted from all features before they are compared: the mean of the
             measured ones.
+        calibration: errors of held-out rows relative to what their confidence promises.
         num_measured: rows measured so far, the probe included.
+        num_rows: rows of the store.
         target: the recipe's target rank correlation.
         rounds: rounds of measuring so far.
     """
     with np.errstate(invalid="ignore"):  # differences of infinities are left out
+        on_others = rank_correlation(predicted, measured)
+        share = num_measured / num_rows
         return Audit(
             num_probe=len(measured),
             num_measured=num_measured,
-            rank_correlation=rank_correlation(predicted, measured),
+            rank_correlation=on_others,
+            rank_correlation_all=share + (1 - share) * on_others,
+            calibration=calibration,
             rank_correlation_stale=rank_correlation(stale, measured),
             mean_abs_error=_mean(np.abs(_wide(predicted) - _wide(measured))),
             mean_abs_error_stale=_mean(np.abs(_wide(stale) - _wide(measured))),

@@ -163,8 +163,9 @@ class GraphSection(Section):
 class RefreshSection(Section):
     """How much is measured at a checkpoint, and which rows."""
 
-    plan: Literal["cover", "grace", "oldest", "random"] = "cover"
-    """Rule that chooses the rows to measure."""
+    plan: Literal["cover", "grace", "oldest", "random"] = "random"
+    """Rule that chooses the rows to measure; under `random` all of them serve the audit too.
+    docs/refresh.md compares the rules."""
     min_fraction: float = Field(default=0.10, gt=0, le=1)
     """Share of the samples measured at least."""
     max_fraction: float = Field(default=0.30, gt=0, le=1)
@@ -174,7 +175,11 @@ class RefreshSection(Section):
     min_probe: int = Field(default=100, ge=0)
     """Least number of probe rows (a rank correlation of few rows means little)."""
     target_rank_correlation: float = Field(default=0.90, ge=-1, le=1)
-    """Audit rank correlation at which no more is measured."""
+    """Rank correlation of importance with the truth, over all samples as the audit estimates it,
+    at which no more is measured."""
+    full_below: float = Field(default=-1.0, ge=-1, le=1)
+    """Measure everything when the rank correlation on the rows that were not measured is below
+    this even at `max_fraction`; -1: never."""
     full_every: int = Field(default=0, ge=0)
     """Measure everything at every so many versions; 0: never by count."""
     age_weight: float = Field(default=0.5, ge=0, le=1)

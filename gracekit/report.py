@@ -148,6 +148,12 @@ def audit_in_words(header: ManifestHeader) -> str:
     )
     if stale is not None:
         text += f" ({stale:.2f} had they been left as they were)"
+    gate = header.refresh.get("propagation", {}).get("scores", {}).get("scores", {})
+    if gate.get(header.scoring.get("importance"), {}).get("used") == "stale":
+        text += "; nothing beat leaving them, so that is what was done"
+    over_all = audit.get("rank_correlation_all")  # not in versions of gracekit before 0.2
+    if over_all is not None:
+        text += f"; {over_all:.2f} over all samples"
     target = audit["target"]
     return text + (
         f"; the target of {target:.2f} is met"

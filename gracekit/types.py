@@ -239,7 +239,10 @@ class Audit:
     num_measured: int
     """Rows measured when the audit was made, probe included."""
     rank_correlation: float
-    """Spearman of the predicted with the measured importance on the probe."""
+    """Spearman of the predicted with the measured importance on the probe: what to expect of the
+    rows that were not measured."""
+    rank_correlation_all: float
+    """What to expect over all rows, measured ones included; the target is for this one."""
     rank_correlation_stale: float
     """The same for the last known scores, left as they were."""
     mean_abs_error: float
@@ -247,13 +250,16 @@ class Audit:
     feature_cosine: float
     """Mean cosine of predicted and measured features, both centred."""
     feature_cosine_stale: float
+    calibration: float
+    """Root mean square error of held-out rows relative to what their confidence promised: above 1
+    the confidences are too high. NaN where nothing was promised."""
     target: float
     rounds: int = 1
 
     @property
     def target_met(self) -> bool:
         """Whether the recipe's target rank correlation was reached."""
-        return self.rank_correlation >= self.target
+        return self.rank_correlation_all >= self.target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,8 @@ def make_audit() -> Audit:
         num_measured=12,
         rank_correlation=0.8,
         rank_correlation_stale=0.6,
+        rank_correlation_all=0.85,
+        calibration=1.1,
         mean_abs_error=0.1,
         mean_abs_error_stale=0.2,
         feature_cosine=0.9,

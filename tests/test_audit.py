@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from gracekit.audit import audit, rank_correlation
+from gracekit.refresher.measuring import next_round
 from gracekit.types import Audit, Float32
 
 
@@ -25,6 +27,8 @@ def make_audit(predicted: Float32, measured: Float32, **changes: Float32) -> Aud
             "stale": np.zeros(p, np.float32),
             "centre": np.zeros(3, np.float32),
             "num_measured": 50,
+            "num_rows": 200,
+            "calibration": 1.0,
             "target": 0.9,
             **features,
             **changes,
@@ -62,6 +66,7 @@ def test_audit_by_hand() -> None:
     assert result.num_probe == 4 and result.num_measured == 50 and result.rounds == 1
     assert result.rank_correlation == pytest.approx(0.8)
     assert result.rank_correlation_stale == pytest.approx(-0.8)
+    assert result.rank_correlation_all == pytest.approx(0.25 + 0.75 * 0.8)
     assert result.mean_abs_error == pytest.approx(0.75)
     assert result.mean_abs_error_stale == pytest.approx(1.75)
     assert not result.target_met
@@ -96,3 +101,24 @@ def test_no_probe_gives_zeros() -> None:
     result = make_audit(np.zeros(0, np.float32), np.zeros(0, np.float32))
     assert result.num_probe == 0 and not result.target_met
     assert result.rank_correlation == result.mean_abs_error == result.feature_cosine == 0
+
+
+@given(
+    others=st.floats(-0.5, 0.999),
+    target=st.floats(0, 1),
+    num_measured=st.integers(1, 999),
+)
+def test_next_round_reaches_the_target_if_nothing_gets_better(
+    others: float, target: float, num_measured: int
+) -> None:
+    result = dataclasses.replace(
+        make_audit(np.zeros(3, np.float32), np.zeros(3, np.float32)),
+        num_measured=num_measured,
+        rank_correlation=others,
+        target=target,
+    )
+    wanted = next_round(result, 1000)
+    assert num_measured < wanted <= min(1000, 2 * num_measured)
+    if wanted < min(1000, 2 * num_measured) and wanted > num_measured + 1:
+        share = wanted / 1000
+        assert target - 1e-9 <= share + (1 - share) * others < target + 0.05

@@ -470,7 +470,8 @@ def carry(new: Float32, rows: Rows, **changes: object) -> tuple[Float32, str]:
         "settings": SETTINGS,
         "seed": 0,
     } | changes
-    features, gates = propagate_features(**arguments)  # type: ignore[arg-type]
+    carried = propagate_features(**arguments)  # type: ignore[arg-type]
+    features, gates = carried.features, carried.gates
     return features, gates["used"]
 
 
@@ -556,7 +557,7 @@ def test_any_features_give_sane_output(
     rows = np.flatnonzero(rng.random(n) < share)
     new = np.asarray(rng.normal(size=(len(rows), d)), dtype)
     new[rng.random(len(rows)) < 0.1] = np.nan
-    features, _ = propagate_features(
+    features = propagate_features(
         old=old,
         measured_rows=rows,
         new=new,
@@ -564,7 +565,7 @@ def test_any_features_give_sane_output(
         usable=usable,
         settings=PropagationSection(min_measured=10),
         seed=seed,
-    )
+    ).features
     assert features.dtype == np.float32 and features.shape == (n, d)
     np.testing.assert_array_equal(features[rows], new)
     rest = np.setdiff1d(np.arange(n), rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_first_version_measures_everything_and_later_ones_a_part(
     assert (second.measured_step[~measured] == 10).all()
     audit = results[1].header.audit
     assert audit is not None
-    assert 5 <= audit["num_probe"] <= 20  # less the probe rows that the plan picked
+    assert audit["num_probe"] == measured.sum(), "all of them were drawn at random"
     assert results[1].header.stats["num_measured"] == measured.sum()
     assert results[1].header.parent_version == 1
     for result in results:
@@ -105,6 +106,39 @@ def test_full_every_measures_everything_again(folder: Path, run_dir: Path) -> No
     ]
     assert fractions[0] == fractions[2] == 1
     assert fractions[1] < 1
+
+
+def test_full_below_measures_everything_when_the_audit_is_too_bad(
+    folder: Path, run_dir: Path
+) -> None:
+    recipe = tiny_recipe(folder, refresh={"full_below": 0.9999, "target_rank_correlation": 1.0})
+    refresh(recipe, run_dir / "checkpoint-10")
+    header = refresh(recipe, run_dir / "checkpoint-20").header
+    assert header.stats["num_measured"] == NUM_SAMPLES and header.refresh["num_since_full"] == 0
+    assert header.audit is not None and header.audit["rank_correlation_all"] == 1
+    never = tiny_recipe(folder, store="never", refresh={"target_rank_correlation": 1.0})
+    refresh(never, run_dir / "checkpoint-10")
+    header = refresh(never, run_dir / "checkpoint-20").header
+    assert header.stats["num_measured"] < NUM_SAMPLES and header.refresh["num_since_full"] == 1
+
+
+def test_a_refresh_starts_with_what_the_last_one_needed(folder: Path, run_dir: Path) -> None:
+    easy = {"min_fraction": 0.2, "max_fraction": 0.8, "target_rank_correlation": -1.0}
+    recipe = tiny_recipe(folder, refresh=easy)
+    refresh(recipe, run_dir / "checkpoint-10")
+    facts = refresh(recipe, run_dir / "checkpoint-20").header.refresh
+    assert (facts["rounds"], facts["num_measured"]) == (1, math.ceil(0.2 * NUM_SAMPLES))
+
+    hard = {**easy, "target_rank_correlation": 1.0}
+    recipe = tiny_recipe(folder, store="hard", refresh=hard)
+    refresh(recipe, run_dir / "checkpoint-10")
+    facts = refresh(recipe, run_dir / "checkpoint-20").header.refresh
+    assert facts["rounds"] > 1 and facts["num_measured"] == math.ceil(0.8 * NUM_SAMPLES)
+    assert facts["next_budget"] == NUM_SAMPLES // 2
+    relaxed = tiny_recipe(folder, store="hard", refresh=easy)
+    facts = refresh(relaxed, run_dir / "checkpoint-30").header.refresh
+    assert (facts["rounds"], facts["num_measured"]) == (1, NUM_SAMPLES // 2)
+    assert facts["next_budget"] == math.ceil(0.7 * (NUM_SAMPLES // 2))
 
 
 def test_lost_features_cost_a_full_refresh_and_nothing_else(folder: Path, run_dir: Path) -> None:

@@ -59,6 +59,7 @@ def versions(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
         ("version", "version"), ("parent", "parent_version"), ("step", "step"),
         ("operation", "operation"), ("measured %", "measured_percent"),
         ("audit corr", "rank_correlation"), ("stale corr", "rank_correlation_stale"),
+        ("over all", "rank_correlation_all"),
         ("coreset", "num_selected"), ("churn %", "churn_percent"),
         ("model pass s", "model_pass_s"), ("other s", "other_s"),
     ]  # fmt: skip

@@ -39,7 +39,7 @@ scoring:
   device: auto
 
 refresh:
-  plan: cover               # cover | grace | oldest | random: which rows a refresh measures
+  plan: random              # random | cover | grace | oldest: which rows a refresh measures
   min_fraction: 0.10        # share of the samples measured at each checkpoint
   max_fraction: 0.30        # ... and at most, while the audit misses the target
   target_rank_correlation: 0.9

@@ -164,7 +164,8 @@ def _print_result(result: RefreshResult, as_json: bool) -> None:
     if header.audit is not None:
         parts.append(
             f"audit rank correlation {header.audit['rank_correlation']:.2f} "
-            f"(stale {header.audit['rank_correlation_stale']:.2f})"
+            f"(stale {header.audit['rank_correlation_stale']:.2f}, "
+            f"over all {header.audit['rank_correlation_all']:.2f})"
         )
     parts.append(f"coreset {stats['num_selected']:,}")
     timings = header.timings

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gracekit.propagation.diffusion import Smoothed, spread, transition
 from gracekit.propagation.gates import share_that_helps, simplest_good
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Json, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int64, Json, Rows, SparseGraph
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -25,6 +25,20 @@ _LEAST_GAIN = 1e-4
 """Of mean cosine: less is not worth a more complicated estimate."""
 _HOPS = (1, 3)
 _ROW_BLOCK, _COLUMN_BLOCK = 16_384, 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CarriedFeatures:
+    """The features of all rows after a refresh."""
+
+    features: Float32
+    """[n, d]; measured rows as measured."""
+    held_out_rows: Rows
+    """[q] measured rows that were held out while the way was chosen."""
+    held_out: Float32
+    """[q, d] what was predicted of them."""
+    gates: Json
+    """What was used, with the held-out cosines that decided it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +67,7 @@ def propagate_features(
     usable: Bool,
     settings: PropagationSection,
     seed: int,
-) -> tuple[Float32, Json]:
+) -> CarriedFeatures:
     """Estimate the new features of all rows from those of the measured ones.
 
     Tried on held-out measured rows, simplest first: stale; a shift by the mean change; a ridge map
@@ -70,23 +84,24 @@ def propagate_features(
         settings: whether to propagate features, damping, and the least number of measured rows.
         seed: of the split.
 
-    Returns:
-        Features float32 [n, d], measured rows as measured; and what was used, with the held-out
-        cosines that decided it. Works in blocks, so that little memory is needed besides `old`
-        and the result.
+    Works in blocks, so that little memory is needed besides `old` and the result.
     """
     features = old.astype(np.float32)
     comparable = usable[measured_rows] & np.isfinite(new).all(axis=1)
     comparable &= np.isfinite(features[measured_rows]).all(axis=1)
     rows, target = measured_rows[comparable], new[comparable].astype(np.float32)
     gates: Json = {"rule": settings.features, "num_compared": len(rows), "used": "stale"}
+    held_out_rows, held_out = rows, features[rows]
     if settings.features != "none" and len(rows) >= settings.min_measured:
         walk, rng = transition(graph, usable), np.random.default_rng(seed)
-        choice = _choose(features[rows], target, rows, walk, settings.damping, rng)
+        choice, held, held_out = _choose(features[rows], target, rows, walk, settings.damping, rng)
+        held_out_rows = rows[held]
         _carry_over(features, rows, target, walk, usable, settings.damping, choice)
         gates |= choice.to_json()
     features[measured_rows] = new
-    return features, gates
+    return CarriedFeatures(
+        features=features, held_out_rows=held_out_rows, held_out=held_out, gates=gates
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +134,8 @@ def _choose(
     walk: sparse.csr_array,
     damping: float,
     rng: np.random.Generator,
-) -> _Choice:
-    """Try everything on held-out rows."""
+) -> tuple[_Choice, Int64, Float32]:
+    """Try everything on held-out rows; which these are, and what the choice says of them."""
     held, kept = np.split(rng.permutation(len(rows)), [int(_HELD_OUT * len(rows))])
     truth, centre = target[held], target.mean(axis=0)
 
@@ -137,19 +152,21 @@ def _choose(
 
     predicted, left = maps[plain](source[held]), target[kept] - maps[plain](source[kept])
     shares = {}
-    for hops, news in _spread_to(walk, rows[kept], left, rows[held], damping).items():
+    arrived = _spread_to(walk, rows[kept], left, rows[held], damping)
+    for hops, news in arrived.items():
         shares[hops] = share_that_helps(news, truth - predicted)
         losses[f"{plain}+{hops}"] = loss(predicted + np.float32(shares[hops]) * news)
     best = min(_HOPS, key=lambda hops: float(losses[f"{plain}+{hops}"].mean()))
     finalists = {name: losses[name] for name in (plain, f"{plain}+{best}")}
     diffuses = simplest_good(finalists, at_least=_LEAST_GAIN) != plain
-    return _Choice(
+    choice = _Choice(
         plain=plain,
         penalty=penalty,
         hops=best if diffuses else 0,
         share=shares[best] if diffuses else 0.0,
         cosines={name: float(1 - each.mean()) for name, each in losses.items()},
     )
+    return choice, held, predicted + np.float32(choice.share) * arrived[best]
 
 
 def _carry_over(

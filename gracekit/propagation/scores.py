@@ -33,6 +33,13 @@ class Propagated:
     """score name -> [n] in [0, 1]: 1 where measured, 0 where nothing is known, else 1 - (error
     to be expected) / (standard deviation of the measured scores), the error being the root mean
     square over held-out measured rows that as much news reached over the graph."""
+    held_out: dict[str, Float32]
+    """score name -> [m] what the other measured rows say of each measured row; NaN where it had no
+    score before, or has none now."""
+    calibration: dict[str, float]
+    """score name -> root mean square error of held-out rows, relative to the error that their
+    confidence promised when it was learned from other held-out rows: 1 honest, above 1 too
+    confident; NaN where nothing was promised."""
     gates: Json
     """What was used for every score, and the held-out errors that decided it."""
 
@@ -85,36 +92,58 @@ def propagate_scores(
     applied = rule if len(known.rows) >= settings.min_measured else "none"
     estimates = RULES[applied](known)
 
-    values, confidence = {}, {}
+    values, confidence, held_out, calibration = {}, {}, {}, {}
     for name, estimate in estimates.items():
+        measured = known.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
-        trust = np.where(usable & np.isfinite(value), _trust(estimate, known.new[name]), 0.0)
+        expected = _expected(estimate.held_out_mass, estimate.held_out_errors)
+        trust = _trust(expected(estimate.mass), measured)
+        trust[~(usable & np.isfinite(value))] = 0
         value[measured_rows] = new[name]
         trust[measured_rows] = np.isfinite(new[name])
         values[name], confidence[name] = value, trust.astype(np.float32)
+        held_out[name] = np.full(len(measured_rows), np.nan, np.float32)
+        held_out[name][comparable] = measured - estimate.held_out_errors
+        calibration[name] = _calibration(estimate)
     gates: Json = {"rule": applied, "num_compared": len(known.rows)}
     gates["scores"] = {name: estimate.gate for name, estimate in estimates.items()}
-    return Propagated(values=values, confidence=confidence, gates=gates)
+    return Propagated(
+        values=values,
+        confidence=confidence,
+        held_out=held_out,
+        calibration=calibration,
+        gates=gates,
+    )
 
 
-def _trust(estimate: Estimate, measured: Float64) -> Float64:
-    """[n] 1 - expected error / standard deviation of the measured scores, at least 0.
+def _expected(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
+    """How large an error to expect of a row by its mass: that of the held-out rows in its quarter.
 
-    The expected error is that of the held-out rows in the same quarter by mass. With too few
-    held-out rows nothing is claimed.
+    With too few held-out rows the error is infinite: nothing is claimed.
     """
-    m = len(measured)
-    if m < 2 * _NUM_CLASSES:
-        return np.zeros(len(estimate.values))
-    edges = np.quantile(estimate.held_out_mass, np.arange(1, _NUM_CLASSES) / _NUM_CLASSES)
-    held_out_class = np.searchsorted(edges, estimate.held_out_mass)
-    overall = mean_square(estimate.held_out_errors)
-    expected = np.full(_NUM_CLASSES, overall)
+    if len(errors) < 2 * _NUM_CLASSES:
+        return lambda asked: np.full(len(asked), np.inf)
+    edges = np.quantile(mass, np.arange(1, _NUM_CLASSES) / _NUM_CLASSES)
+    of_row = np.searchsorted(edges, mass)
+    sizes = np.full(_NUM_CLASSES, np.sqrt(mean_square(errors)))
     for number in range(_NUM_CLASSES):
-        errors = estimate.held_out_errors[held_out_class == number]
-        if len(errors):
-            expected[number] = mean_square(errors)
-    spread = float(measured.std())
-    trust = 1 - np.sqrt(expected) / spread if spread > 0 else 1.0 * (expected == 0)
-    of_row: Float64 = np.clip(trust, 0, 1)[np.searchsorted(edges, estimate.mass)]
-    return of_row
+        if (of_row == number).any():
+            sizes[number] = np.sqrt(mean_square(errors[of_row == number]))
+    return lambda asked: sizes[np.searchsorted(edges, asked)]
+
+
+def _trust(expected: Float64, measured: Float64) -> Float64:
+    """[n] 1 - expected error / standard deviation of the measured scores, at least 0."""
+    spread = float(measured.std()) if len(measured) else 0.0
+    return np.clip(1 - expected / spread, 0, 1) if spread > 0 else 1.0 * (expected == 0)
+
+
+def _calibration(estimate: Estimate) -> float:
+    """Errors of one half of the held-out rows, relative to what the other half promises."""
+    mass, errors = estimate.held_out_mass, estimate.held_out_errors
+    promised = np.empty(len(errors))
+    half = np.arange(len(errors)) % 2 == 0  # the rows are in no order that matters
+    for learn, ask in ((half, ~half), (~half, half)):
+        promised[ask] = _expected(mass[learn], errors[learn])(mass[ask])
+    size = np.sqrt(mean_square(promised)) if len(errors) else 0.0
+    return float(np.sqrt(mean_square(errors)) / size) if 0 < size < np.inf else float("nan")

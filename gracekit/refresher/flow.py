@@ -163,6 +163,7 @@ class Refresher:
             store.samples(),
             known,
             evidence.measurement,
+            evidence.prediction,
             step=pinned.step,
             version=store.next_version(),
         )

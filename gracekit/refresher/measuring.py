@@ -14,11 +14,11 @@ import numpy as np
 from gracekit.errors import RefreshStoppedError
 from gracekit.recipe import Recipe, RefreshSection
 from gracekit.refresher.changes import as_changes
-from gracekit.types import Audit, Float32, Json, Measurement, RefreshPlan, Rows
+from gracekit.types import Audit, Float32, Json, Measurement, Reason, RefreshPlan, Rows
 
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
-    from gracekit.refresher.state import Known
+    from gracekit.refresher.state import Known, Prediction
     from gracekit.store.shards import ShardFiles
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,10 @@ class Evidence:
     plan: RefreshPlan
     measurement: Measurement
     """Of the plan's rows, in their order."""
+    prediction: Prediction | None
+    """What the measured rows tell of the others; None when everything was measured by plan."""
     audit: Audit | None
-    """None when everything was measured, or the probe is too small."""
+    """None when everything was measured by plan, or the probe is too small."""
     facts: Json
     """For the manifest header."""
 
@@ -105,8 +107,10 @@ class MeasuredRows:
 def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int) -> Evidence:
     """Measure what the plan says, audit, and measure more while the audit misses the target.
 
-    Each further round doubles the measured rows, up to the recipe's `max_fraction`. The probe is
-    drawn once; what the plan has not picked of it since is kept aside in every round.
+    The first round measures as many rows as the last refresh needed (at least `min_fraction`), each
+    further one at most twice as many, up to `max_fraction`; everything, when the audit is then
+    still below `full_below`. The probe is drawn once; what the plan has not picked of it since is
+    probe in every round.
 
     Args:
         recipe: All settings.
@@ -114,23 +118,28 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
         run: The model pass.
         step: Of the checkpoint.
     """
+    from gracekit.refresher.state import predict
     from gracekit.staleness import full_plan, plan_rows
 
-    if known is None or is_full(recipe.refresh, known):
+    settings = recipe.refresh
+    if known is None or is_full(settings, known):
         everything = full_plan(run.num_rows)
         return Evidence(
             plan=everything,
             measurement=run.take(everything.rows),
+            prediction=None,
             audit=None,
-            facts=_facts(everything, run, rounds=1, num_since_full=0),
+            facts=_facts(everything, run, rounds=1, num_since_full=0, next_budget=0),
         )
-    budget, most, num_probe = budgets(recipe.refresh, len(known.scores))
+    n = len(known.scores)
+    least, limit, num_probe = budgets(settings, n)
+    budget, most = min(max(least, known.next_budget), limit), limit
     plan: RefreshPlan | None = None
     rounds = 0
     while True:
         num_before = 0 if plan is None else len(plan.rows)
         plan = plan_rows(
-            recipe.refresh,
+            settings,
             scores=known.scores,
             graph=known.graph,
             values=known.values[recipe.scoring.importance],
@@ -142,56 +151,104 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
             seed=recipe.seed,
         )
         rounds += 1
+        num_planned = len(plan.rows)
         measurement = run.take(plan.rows)
-        audit = audit_probe(recipe, known, plan, measurement, step=step, rounds=rounds)
+        prediction = predict(recipe, known, measurement, step=step)
+        audit = audit_probe(recipe, known, plan, measurement, prediction, rounds=rounds)
         if audit is not None:
             logger.info(
-                "audit of %d rows after measuring %d: "
-                "rank correlation %.2f (stale %.2f, target %.2f)",
-                audit.num_probe, len(plan.rows), audit.rank_correlation,
+                "audit of %d rows after measuring %d: rank correlation %.2f on the others, "
+                "%.2f over all (stale %.2f, target %.2f)",
+                audit.num_probe, num_planned, audit.rank_correlation, audit.rank_correlation_all,
                 audit.rank_correlation_stale, audit.target,
             )  # fmt: skip
-        budget = min(2 * len(plan.rows), most)
+            if most <= num_planned < n and audit.rank_correlation < settings.full_below:
+                logger.info(
+                    "that is below refresh.full_below (%.2f): measuring everything",
+                    settings.full_below,
+                )
+                most = n
         is_enough = audit is None or audit.target_met
-        if is_enough or len(plan.rows) >= most or len(plan.rows) == num_before:
+        if audit is None or is_enough or num_planned >= most or num_planned == num_before:
             return Evidence(
                 plan=plan,
                 measurement=measurement,
+                prediction=prediction,
                 audit=audit,
-                facts=_facts(plan, run, rounds=rounds, num_since_full=known.num_since_full + 1),
+                facts=_facts(
+                    plan,
+                    run,
+                    rounds=rounds,
+                    num_since_full=0 if num_planned >= n else known.num_since_full + 1,
+                    next_budget=next_start(num_planned, n, rounds, is_enough),
+                ),
             )
+        budget = n if num_planned >= limit else min(next_round(audit, n), limit)
+
+
+def next_round(audit: Audit, num_rows: int) -> int:
+    """Rows to measure in all in the next round.
+
+    As many as reach the target if the others stay as well predicted as the audit says they are,
+    but not more than twice as many as so far, because with more measured they will be better.
+    """
+    others = audit.rank_correlation
+    share = (audit.target - others) / (1 - others) if others < audit.target < 1 else 1.0
+    wanted = max(math.ceil(1.02 * share * num_rows), audit.num_measured + 1)
+    return min(wanted, 2 * audit.num_measured, num_rows)
+
+
+def next_start(num_measured: int, num_rows: int, rounds: int, is_enough: bool) -> int:
+    """Rows with which the next refresh should start, given what this one needed.
+
+    The same, or a little less where the first round was enough already; never more than half of
+    all, so that a run that slows down is noticed.
+    """
+    start = math.ceil(0.7 * num_measured) if is_enough and rounds == 1 else num_measured
+    return min(start, num_rows // 2)
 
 
 def audit_probe(
-    recipe: Recipe, known: Known, plan: RefreshPlan, measurement: Measurement, *, step: int,
-    rounds: int,
+    recipe: Recipe, known: Known, plan: RefreshPlan, measurement: Measurement,
+    prediction: Prediction, *, rounds: int,
 ) -> Audit | None:  # fmt: skip
-    """Predict the probe from the other measured rows, and compare with what was measured.
+    """Compare the audited rows as they were measured with what the others say of them.
 
-    None with fewer than `LEAST_PROBE` probe rows: a rank correlation of so few says nothing.
+    Each of them is held out in turn while the propagation is fitted (in folds), so they serve as
+    evidence all the same. Audited are the measured rows that were drawn uniformly: the probe, and
+    all rows that the plan `random` picked. None with fewer than `LEAST_PROBE` of them: a rank
+    correlation of so few says nothing.
     """
     from gracekit.audit import audit
-    from gracekit.refresher.state import predict
 
-    probe = np.isin(measurement.rows, plan.probe_rows) & measurement.valid
+    name = recipe.scoring.importance
+    foretold = prediction.scores.held_out[name]
+    drawn = plan.reasons == Reason.PROBE
+    if recipe.refresh.plan == "random":
+        drawn |= plan.reasons == Reason.PRIORITY
+    probe = drawn & measurement.valid & np.isfinite(foretold)
     rows = measurement.rows[probe]
     if len(rows) < LEAST_PROBE:
         return None
-    rest = ~np.isin(measurement.rows, plan.probe_rows)
-    predicted, features, _ = predict(recipe, known, measurement.take(rest), step=step)
     # What selection uses is importance, a rank among all rows: so that is what is compared.
-    name = recipe.scoring.importance
-    with_truth = predicted.values[name].copy()
-    with_truth[rows] = known.to_working(measurement.take(probe).scores, rows)[name]
+    measured = prediction.scores.values[name]
+    without = measured.copy()
+    without[rows] = foretold[probe]
+    held = np.isin(prediction.features.held_out_rows, rows)
+    of_held = prediction.features.held_out_rows[held]
+    features = np.full((len(measured), measurement.features.shape[1]), np.nan, np.float32)
+    features[measurement.rows] = measurement.features
     return audit(
-        predicted=known.importance_of(predicted.values[name], recipe.scoring)[rows],
-        measured=known.importance_of(with_truth, recipe.scoring)[rows],
+        predicted=known.importance_of(without, recipe.scoring)[rows],
+        measured=known.importance_of(measured, recipe.scoring)[rows],
         stale=known.importance_of(known.values[name], recipe.scoring)[rows],
-        predicted_features=features[rows],
-        measured_features=measurement.features[probe].astype(np.float32),
-        stale_features=known.features[rows],
+        predicted_features=prediction.features.held_out[held],
+        measured_features=features[of_held],
+        stale_features=known.features[of_held],
         centre=measurement.features[measurement.valid].astype(np.float32).mean(axis=0),
+        calibration=prediction.scores.calibration[name],
         num_measured=len(plan.rows),
+        num_rows=len(known.scores),
         target=recipe.refresh.target_rank_correlation,
         rounds=rounds,
     )
@@ -214,7 +271,9 @@ def budgets(settings: RefreshSection, num_rows: int) -> tuple[int, int, int]:
     return least, most, min(probe, least // 2)
 
 
-def _facts(plan: RefreshPlan, run: MeasuredRows, *, rounds: int, num_since_full: int) -> Json:
+def _facts(
+    plan: RefreshPlan, run: MeasuredRows, *, rounds: int, num_since_full: int, next_budget: int
+) -> Json:
     return {
         "num_rows": run.num_rows,
         "num_measured": len(plan.rows),
@@ -222,4 +281,5 @@ def _facts(plan: RefreshPlan, run: MeasuredRows, *, rounds: int, num_since_full:
         "num_resumed": run.num_resumed,
         "rounds": rounds,
         "num_since_full": num_since_full,
+        "next_budget": next_budget,
     }

@@ -29,7 +29,7 @@ from gracekit.types import (
 
 if TYPE_CHECKING:
     from gracekit.graph.index import Index
-    from gracekit.propagation import Propagated
+    from gracekit.propagation import CarriedFeatures, Propagated
     from gracekit.store import Store
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ class Known:
     version: int
     num_since_full: int
     """Refreshes since everything was measured."""
+    next_budget: int = 0
+    """Rows that the refresh before advised to start with; 0: no advice."""
     samples: SampleTable
     scores: ScoreTable
     values: dict[str, Float32]
@@ -125,9 +127,11 @@ def load_known(store: Store, recipe: Recipe) -> Known | None:
         index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed)
     samples = store.samples()
     values = to_working(scores.scores, samples.num_response_tokens)
+    facts = store.header(header.scores_version).refresh
     return Known(
         version=version,
-        num_since_full=int(store.header(header.scores_version).refresh.get("num_since_full", 0)),
+        num_since_full=int(facts.get("num_since_full", 0)),
+        next_budget=int(facts.get("next_budget", 0)),
         samples=samples,
         scores=scores,
         values=values,
@@ -197,14 +201,21 @@ def selection_inputs(store: Store, recipe: Recipe, version: int) -> SelectionInp
     )
 
 
-def predict(
-    recipe: Recipe, known: Known, measurement: Measurement, *, step: int
-) -> tuple[Propagated, Float32, Json]:
-    """Working values and features [n, d] of all rows, given those of the measured ones."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the measured rows tell of all."""
+
+    scores: Propagated
+    """In working values."""
+    features: CarriedFeatures
+
+
+def predict(recipe: Recipe, known: Known, measurement: Measurement, *, step: int) -> Prediction:
+    """Scores and features of all rows, given those of the measured ones."""
     from gracekit.propagation import propagate_features, propagate_scores
 
     settings, valid = recipe.propagation, measurement.valid
-    propagated = propagate_scores(
+    scores = propagate_scores(
         settings.rule,
         old=known.values,
         measured_rows=measurement.rows,
@@ -216,7 +227,7 @@ def predict(
         settings=settings,
         seed=recipe.seed,
     )
-    features, gates = propagate_features(
+    features = propagate_features(
         old=known.features,
         measured_rows=measurement.rows[valid],
         new=measurement.features[valid],
@@ -225,7 +236,7 @@ def predict(
         settings=settings,
         seed=recipe.seed,
     )
-    return propagated, features, gates
+    return Prediction(scores=scores, features=features)
 
 
 def propagate(
@@ -233,11 +244,12 @@ def propagate(
     samples: SampleTable,
     known: Known | None,
     measurement: Measurement,
+    prediction: Prediction | None,
     *,
     step: int,
     version: int,
 ) -> Update:
-    """Scores and features of every row after the model pass.
+    """Scores and features of every row after the model pass; all measured without a prediction.
 
     A row whose measurement is not finite becomes invalid: it has no scores and no features until a
     later measurement succeeds.
@@ -248,15 +260,15 @@ def propagate(
     n = len(samples)
     rows, good = measurement.rows, measurement.valid
     facts: Json = {}
-    if known is None or len(rows) == n:
+    if known is None or prediction is None:
         features = np.zeros((n, measurement.features.shape[1]), np.float32)
         scores = {name: np.full(n, np.nan, np.float32) for name in measurement.scores}
         valid, origin = np.zeros(n, bool), np.full(n, Origin.NEVER, np.uint8)
         confidence = np.zeros(n, np.float32)
         measured_step, measured_version = np.full(n, -1, np.int64), np.zeros(n, np.int64)
     else:
-        propagated, features, feature_gates = predict(recipe, known, measurement, step=step)
-        facts = {"scores": propagated.gates, "features": feature_gates}
+        propagated, features = prediction.scores, prediction.features.features.copy()
+        facts = {"scores": propagated.gates, "features": prediction.features.gates}
         gate = propagated.gates["scores"][recipe.scoring.importance]
         how = Origin.STALE if gate["used"] == "stale" else Origin.PROPAGATED
         usable = known.scores.usable

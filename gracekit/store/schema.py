@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """A database of another schema is not read: it is built anew from the files."""
 
 
@@ -61,8 +61,15 @@ VERSIONS = Described(
         "scores_version": "version whose history holds the scores",
         "num_measured": "rows measured; NULL after a reselect",
         "measured_fraction": "share of the samples measured",
-        "rank_correlation": "audit: Spearman of predicted and measured importance on the probe",
+        "num_probe": "audit: measured rows drawn at random that were predicted from the others",
+        "rank_correlation": "audit: Spearman of their predicted and measured importance",
         "rank_correlation_stale": "the same, had the scores been left as they were",
+        "rank_correlation_all": "the same over all rows, measured ones included",
+        "mean_abs_error": "audit: mean absolute error of importance",
+        "mean_abs_error_stale": "the same, had the scores been left as they were",
+        "feature_cosine": "audit: mean cosine of predicted and measured features",
+        "feature_cosine_stale": "the same, had the features been left as they were",
+        "calibration": "errors relative to what the confidences promised; above 1: too confident",
         "num_selected": "size of the coreset",
         "churn": "share of the parent's coreset that was replaced",
         "jaccard": "overlap with the parent's coreset: intersection by union",

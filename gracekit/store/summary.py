@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from gracekit.types import Json, ManifestHeader
 
+AUDIT_COLUMNS = (
+    "num_probe", "rank_correlation", "rank_correlation_stale", "rank_correlation_all",
+    "mean_abs_error", "mean_abs_error_stale", "feature_cosine", "feature_cosine_stale",
+    "calibration",
+)  # fmt: skip
+"""What the table of versions tells of the audit; NULL in versions without one."""
+
 
 def version_row(header: ManifestHeader) -> Json:
     """Flat facts of a version; None where it has none (a reselect measures nothing).
@@ -23,8 +30,7 @@ def version_row(header: ManifestHeader) -> Json:
         "scores_version": header.scores_version,
         "num_measured": num_measured,
         "measured_fraction": fraction,
-        "rank_correlation": audit.get("rank_correlation"),
-        "rank_correlation_stale": audit.get("rank_correlation_stale"),
+        **{name: audit.get(name) for name in AUDIT_COLUMNS},
         "num_selected": stats.get("num_selected"),
         "churn": overlap.get("churn"),
         "jaccard": overlap.get("jaccard"),

@@ -1,0 +1,310 @@
+"""A run of `exact_run.py`, replayed: refreshes without a model, beside the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gracekit.audit import rank_correlation
+from gracekit.graph import unit_features
+from gracekit.recipe import Recipe
+from gracekit.refresher.measuring import MeasuredRows, measure
+from gracekit.refresher.state import Known, propagate, update_graph
+from gracekit.scoring.length import ranks_within
+from gracekit.scoring.working import to_working
+from gracekit.selection import select
+from gracekit.store.shards import ShardFiles
+from gracekit.types import (
+    Bool,
+    Float32,
+    Float64,
+    KnnGraph,
+    Measurement,
+    Rows,
+    SampleTable,
+    ScoreTable,
+    SparseGraph,
+)
+
+SCORES = ("gradient-norm", "loss")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What `exact_run.py` wrote."""
+
+    steps: Any
+    exact: dict[str, Any]
+    """score -> [c, n] as measured"""
+    working: dict[str, Any]
+    """score -> [c, n] in the space of propagation"""
+    features: Any
+    """float16 [c, n, d]"""
+    samples: SampleTable
+
+    @classmethod
+    def load(cls, path: Path, features: str) -> Run:
+        """Read a file; `features` is `hidden` or `sketch`."""
+        with np.load(path) as file:
+            data = {name: file[name] for name in file.files}
+        n, groups = len(data["groups"]), data["groups"]
+        names = np.array([f"{i:06d}" for i in range(n)], np.dtypes.StringDType())
+        samples = SampleTable(
+            sample_ids=names,
+            groups=groups.astype(np.int32),
+            group_names=tuple(map(str, range(groups.max() + 1))),
+            num_prompt_tokens=data["num_prompt_tokens"],
+            num_response_tokens=data["num_targets"],
+            content_hashes=names,
+            source_rows=np.arange(n),
+            previews=names,
+            num_source_rows=n,
+            fingerprint=path.stem,
+        )
+        working = [
+            to_working({s: data[s][c] for s in SCORES}, samples.num_response_tokens)
+            for c in range(len(data["steps"]))
+        ]
+        return cls(
+            steps=data["steps"],
+            exact={s: data[s] for s in SCORES},
+            working={s: np.stack([each[s] for each in working]) for s in SCORES},
+            features=data[features],
+            samples=samples,
+        )
+
+    def measured(self, c: int, rows: Rows) -> Measurement:
+        """The rows as the model pass gives them at checkpoint c."""
+        scores = {name: score[c][rows] for name, score in self.exact.items()}
+        return Measurement(rows=rows, scores=scores, features=self.features[c][rows])
+
+    def importance(self, values: Float32 | Float64) -> Float32:
+        """[n] rank of working values within groups, which the default recipe selects by."""
+        ranks = ranks_within(np.asarray(values, np.float32), self.samples.groups)
+        return ranks.astype(np.float32)
+
+
+class Replay:
+    """An executor that gives what was measured at checkpoint c."""
+
+    def __init__(self, run: Run, c: int) -> None:
+        self._run, self._c = run, c
+
+    def measure(self, rows: Rows) -> Iterator[Measurement]:
+        """One shard."""
+        yield self._run.measured(self._c, rows)
+
+    def target_features(self) -> None:
+        """None."""
+
+    def facts(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class NoShards(ShardFiles):
+    """Keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Path())
+
+    def load(self) -> list[Measurement]:
+        """Nothing."""
+        return []
+
+    def save(self, shard: Measurement) -> None:
+        """Nowhere."""
+
+
+def full_knowledge(run: Run, recipe: Recipe, c: int) -> tuple[Known, Any]:
+    """Everything measured at checkpoint c."""
+    everyone = np.arange(len(run.samples))
+    update = propagate(
+        recipe,
+        run.samples,
+        None,
+        run.measured(c, everyone),
+        None,
+        step=int(run.steps[c]),
+        version=1,
+    )
+    index, graph, _ = update_graph(recipe, None, update)
+    return known_after(run, None, update, index, graph), update
+
+
+def known_after(run: Run, before: Known | None, update: Any, index: Any, graph: Any) -> Known:
+    """What `load_known` would read back, without a store."""
+    values = to_working(update.scores.scores, run.samples.num_response_tokens)
+    changes = {
+        name: np.zeros_like(value) if before is None else value - before.values[name]
+        for name, value in values.items()
+    }
+    return Known(
+        version=1 if before is None else before.version + 1,
+        num_since_full=0 if before is None else before.num_since_full + 1,
+        samples=run.samples,
+        scores=update.scores,
+        values=values,
+        changes=changes,
+        features=update.features,
+        valid=update.valid,
+        index=index,
+        graph=graph,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """One refresh of a chain, beside the truth."""
+
+    step: int
+    rank_correlation: dict[str, float]
+    """score -> over all rows"""
+    unmeasured: float
+    """Of the importance score, over the rows that were not measured."""
+    stale: float
+    """The same with the scores as they were known before this refresh."""
+    audit: float
+    """What the audit said of it; NaN without one."""
+    audit_all: float
+    """What the audit said of all rows."""
+    cosine: float
+    edges: float
+    kept: float
+    cost: float
+    seconds: float
+
+
+def chain(run: Run, recipe: Recipe, start: int = 0) -> list[Link]:
+    """Refresh at every checkpoint after `start`, which is measured whole."""
+    known, _ = full_knowledge(run, recipe, start)
+    truths = Truths.of(run, recipe)
+    links = []
+    for c in range(start + 1, len(run.steps)):
+        started, step = time.process_time(), int(run.steps[c])
+        rows_of = MeasuredRows(Replay(run, c), NoShards(), len(run.samples))
+        evidence = measure(recipe, known, rows_of, step=step)
+        stale = run.importance(known.values["gradient-norm"])
+        update = propagate(
+            recipe,
+            run.samples,
+            known,
+            evidence.measurement,
+            evidence.prediction,
+            step=step,
+            version=known.version + 1,
+        )
+        index, graph, _ = update_graph(recipe, known, update)
+        known = known_after(run, known, update, index, graph)
+        known = dataclasses.replace(known, next_budget=evidence.facts["next_budget"])
+        selected = coreset(run, recipe, update.scores, graph)
+        seconds = time.process_time() - started
+        rest = np.setdiff1d(np.arange(len(run.samples)), evidence.plan.rows)
+        truth = {name: run.importance(value[c]) for name, value in run.working.items()}
+        found = {name: run.importance(value) for name, value in known.values.items()}
+        links.append(
+            Link(
+                step=step,
+                rank_correlation={n: rank_correlation(found[n], truth[n]) for n in SCORES},
+                unmeasured=rank_correlation(found[SCORES[0]][rest], truth[SCORES[0]][rest]),
+                stale=rank_correlation(stale[rest], truth[SCORES[0]][rest]),
+                audit=evidence.audit.rank_correlation if evidence.audit else np.nan,
+                audit_all=evidence.audit.rank_correlation_all if evidence.audit else np.nan,
+                cosine=truths.cosine(c, update.features),
+                edges=truths.shared_edges(c, index.graph),
+                kept=truths.kept(c, selected),
+                cost=len(evidence.plan.rows) / len(run.samples),
+                seconds=seconds,
+            )
+        )
+    return links
+
+
+def coreset(run: Run, recipe: Recipe, scores: ScoreTable, graph: SparseGraph) -> Rows:
+    """What the recipe selects."""
+    return select(
+        recipe.selection, scores=scores, samples=run.samples, graph=graph, seed=0, version=1
+    ).rows
+
+
+class Truths:
+    """What full measuring gives at each checkpoint; made once a run."""
+
+    _made: dict[tuple[str, int, str], Truths] = {}  # noqa: RUF012
+
+    def __init__(self, run: Run, recipe: Recipe) -> None:
+        self._run, self._at = run, {}
+        for c in range(len(run.steps)):
+            known, update = full_knowledge(run, recipe, c)
+            unit = unit_features(run.features[c], np.ones(len(run.samples), bool))
+            importance = run.importance(run.working[SCORES[0]][c]).astype(np.float64)
+            best = coreset(run, recipe, update.scores, known.graph)
+            covering = recipe.selection.model_copy(update={"importance_weight": 0.0})
+            only_cover = coreset(
+                run, recipe.model_copy(update={"selection": covering}), update.scores, known.graph
+            )
+            draws = [
+                np.random.default_rng(seed).choice(len(unit), len(best), replace=False)
+                for seed in range(5)
+            ]
+            drawn = np.mean([terms(unit, importance, draw) for draw in draws], axis=0)
+            most = np.sort(importance)[-len(best) :].sum(), dense_cover(unit, only_cover)
+            gains = np.array(most) - drawn
+            self._at[c] = unit, importance, drawn, gains, best, known.index.graph
+
+    @classmethod
+    def of(cls, run: Run, recipe: Recipe) -> Truths:
+        """Those of a run, from memory if they are there."""
+        key = (run.samples.fingerprint, run.features.shape[2], str(recipe.selection))
+        if key not in cls._made:
+            cls._made[key] = cls(run, recipe)
+        return cls._made[key]
+
+    def kept(self, c: int, rows: Rows) -> float:
+        """Share of the objective that full measuring gains over a random draw."""
+        unit, importance, drawn, gains, best, _ = self._at[c]
+
+        def value(chosen: Rows) -> float:
+            return float(((terms(unit, importance, chosen) - drawn) / gains).mean())
+
+        return value(rows) / value(best)
+
+    def shared_edges(self, c: int, graph: KnnGraph) -> float:
+        """Share of the true graph's list entries that are in the lists."""
+        truth = self._at[c][5].neighbors
+        pairs = zip(truth, graph.neighbors, strict=True)
+        return float(np.mean([np.isin(a, b).mean() for a, b in pairs]))
+
+    def cosine(self, c: int, features: Float32) -> float:
+        """Mean over rows of the cosine with the true features, both centred by the true mean."""
+        truth = self._run.features[c].astype(np.float32)
+        centre = truth.mean(axis=0)
+        a, b = features - centre, truth - centre
+        size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return float((np.einsum("ij,ij->i", a, b) / np.maximum(size, 1e-12)).mean())
+
+
+def terms(unit: Float32, importance: Float64, rows: Rows) -> Float64:
+    """Importance and dense coverage of a coreset."""
+    return np.array([importance[rows].sum(), dense_cover(unit, rows)])
+
+
+def dense_cover(unit: Float32, rows: Rows) -> float:
+    """Sum over all rows of the largest cosine with a selected one, at least 0."""
+    selected: Bool = np.zeros(len(unit), bool)
+    selected[rows] = True
+    total = 0.0
+    for start in range(0, len(unit), 4096):
+        block = slice(start, start + 4096)
+        best = np.maximum((unit[block] @ unit[rows].T).max(axis=1), 0)
+        total += float(np.where(selected[block], 1, best).sum())
+    return total
