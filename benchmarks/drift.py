@@ -278,6 +278,18 @@ def print_adaptive(run: Run) -> None:
         print(f"{plan}: {cost:.0%} of measuring everything at every checkpoint")
 
 
+def print_long(run: Run) -> None:
+    """Many refreshes in a row: does anything collapse?"""
+    print(
+        "\n| refresh | importance | cosine | effective rank / true | recall |\n|--:|" + "--:|" * 4
+    )
+    links = chain(run, recipe(refresh=fixed(0.1)))
+    for number, link in enumerate(links, start=1):
+        if number in (1, 2, 5) or number % 10 == 0:
+            print(f"| {number} | {link.rank_correlation['gradient-norm']:.3f} | {link.cosine:.3f} "
+                  f"| {link.rank:.3f} | {link.recall:.3f} |")  # fmt: skip
+
+
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -292,6 +304,9 @@ def main() -> None:
         print(
             f"\n## {path.stem}: {len(run.samples)} samples, steps {run.steps.tolist()}", flush=True
         )
+        if len(run.steps) > 20:
+            print_long(run)
+            continue
         print_one_refresh(run, fractions, options.seeds)
         print_chains(run, fractions)
         print_adaptive(run)

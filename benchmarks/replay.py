@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gracekit.audit import rank_correlation
-from gracekit.graph import unit_features
+from gracekit.graph import effective_rank, unit_features
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import MeasuredRows, measure
 from gracekit.refresher.state import Known, propagate, update_graph
@@ -179,6 +179,10 @@ class Link:
     """What the audit said of all rows."""
     cosine: float
     edges: float
+    recall: float
+    """Of the graph, against exact neighbours by the features as they are known."""
+    rank: float
+    """Effective rank of the directions, relative to that of the true ones."""
     kept: float
     cost: float
     seconds: float
@@ -203,7 +207,7 @@ def chain(run: Run, recipe: Recipe, start: int = 0) -> list[Link]:
             step=step,
             version=known.version + 1,
         )
-        index, graph, _ = update_graph(recipe, known, update)
+        index, graph, graph_facts = update_graph(recipe, known, update)
         known = known_after(run, known, update, index, graph)
         known = dataclasses.replace(known, next_budget=evidence.facts["next_budget"])
         selected = coreset(run, recipe, update.scores, graph)
@@ -221,6 +225,8 @@ def chain(run: Run, recipe: Recipe, start: int = 0) -> list[Link]:
                 audit_all=evidence.audit.rank_correlation_all if evidence.audit else np.nan,
                 cosine=truths.cosine(c, update.features),
                 edges=truths.shared_edges(c, index.graph),
+                recall=graph_facts["recall"],
+                rank=graph_facts["effective_rank"] / truths.effective_rank(c),
                 kept=truths.kept(c, selected),
                 cost=len(evidence.plan.rows) / len(run.samples),
                 seconds=seconds,
@@ -283,6 +289,10 @@ class Truths:
         truth = self._at[c][5].neighbors
         pairs = zip(truth, graph.neighbors, strict=True)
         return float(np.mean([np.isin(a, b).mean() for a, b in pairs]))
+
+    def effective_rank(self, c: int) -> float:
+        """Of the true directions."""
+        return effective_rank(self._at[c][0])
 
     def cosine(self, c: int, features: Float32) -> float:
         """Mean over rows of the cosine with the true features, both centred by the true mean."""

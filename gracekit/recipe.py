@@ -154,9 +154,10 @@ class GraphSection(Section):
     """Share of moved rows above which the index is rebuilt and not updated in place."""
     hnsw_m: int = Field(default=16, ge=2, le=128)
     """Links a node of hnswlib's graph."""
-    ef_construction: int = Field(default=100, ge=8)
-    """Candidates while building."""
-    ef_search: int = Field(default=64, ge=8)
+    ef_construction: int = Field(default=60, ge=8)
+    """Candidates while building. More find more of the true neighbours, which `gradient-sketch`
+    features may need; `recall` in the version's header tells."""
+    ef_search: int = Field(default=48, ge=8)
     """Candidates while searching."""
 
 

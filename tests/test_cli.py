@@ -236,6 +236,9 @@ def test_init_then_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     write_checkpoint(tmp_path / "run", 10)
     plan = json.loads(ok("watch", "run", "--once", "--dry-run", "--json"))
     assert plan["num_rows"] == NUM_SAMPLES
+    cost = json.loads(ok("plan", "run/checkpoint-10", "--json"))
+    assert cost["fits"] and cost["plan"]["num_rows"] == NUM_SAMPLES
+    assert "tokens/s on cpu" in ok("plan", "run/checkpoint-10")
     assert not (tmp_path / "gracekit-store").exists()
     out = ok("watch", "run", "--once")
     assert out.startswith("version 1 · step 10 · measured 160 of 160")

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gracekit.graph import build_index, load_index, refresh_index, symmetric, unit_features
+from gracekit.graph import (
+    build_index,
+    effective_rank,
+    load_index,
+    refresh_index,
+    symmetric,
+    unit_features,
+)
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.index import moved_rows, recall
@@ -93,6 +100,20 @@ def test_directions_match_the_definition() -> None:
     centred = features - features[valid].mean(axis=0, dtype=np.float64)
     expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     np.testing.assert_allclose(unit_features(features, valid)[valid], expected[valid], atol=1e-6)
+
+
+def test_effective_rank_by_its_definition() -> None:
+    rng = np.random.default_rng(0)
+    line = np.zeros((50, 4), np.float32)
+    line[:, 0] = np.where(rng.random(50) < 0.5, 1, -1)
+    assert effective_rank(line) == pytest.approx(1)
+    features = (rng.normal(size=(300, 6)) * [5, 3, 2, 1, 1, 0.1]).astype(np.float32)
+    unit = unit_features(features, np.ones(300, bool))
+    share = np.linalg.eigvalsh(np.cov(unit.T))
+    share /= share.sum()
+    assert effective_rank(unit) == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
+    assert effective_rank(np.zeros((5, 3), np.float32)) == 0
+    assert effective_rank(np.ones((5, 3), np.float32)) == 1
 
 
 def test_equal_rows_have_no_direction() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gracekit
+from gracekit.checkpoints import check_checkpoint
 from gracekit.errors import (
     CheckpointMismatchError,
     DataError,
@@ -25,7 +26,7 @@ from gracekit.errors import (
     StoreNotFoundError,
     StoreWriteError,
 )
-from gracekit.refresher import Refresher, measuring, preview, refresh, reselect
+from gracekit.refresher import Refresher, estimate, measuring, preview, refresh, reselect
 from gracekit.store import Store, lock_store
 from gracekit.store.verify import verify
 from gracekit.types import Measurement, Origin, Rows
@@ -376,7 +377,6 @@ def test_a_full_disk_leaves_the_last_version(folder: Path, run_dir: Path) -> Non
 
 
 def test_the_preview_says_what_the_refresh_does(folder: Path, run_dir: Path) -> None:
-    from gracekit.checkpoints import check_checkpoint
 
     recipe = tiny_recipe(folder)
     found = check_checkpoint(run_dir / "checkpoint-10", recipe.checkpoints)
@@ -390,6 +390,30 @@ def test_the_preview_says_what_the_refresh_does(folder: Path, run_dir: Path) -> 
     measured = Store.open(folder / "store").measurement(2)
     assert plan.num_rows <= len(measured) <= plan.max_rows
     assert plan.version == result.version == 2
+
+
+def test_estimate_tells_the_cost_and_writes_nothing(
+    folder: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(folder)
+    found = check_checkpoint(run_dir / "checkpoint-10", recipe.checkpoints)
+    cost = estimate(recipe, found)
+    assert not Store.exists(folder / "store")
+    assert cost.plan == preview(recipe, found)
+    assert cost.seconds > 0 and cost.max_seconds == cost.seconds, "everything is measured"
+    assert cost.tokens_per_s * cost.seconds == pytest.approx(cost.plan.num_tokens)
+    assert not cost.obstacles
+
+    refresh(recipe, run_dir / "checkpoint-10")
+    found = check_checkpoint(run_dir / "checkpoint-20", recipe.checkpoints)
+    monkeypatch.setattr("gracekit.refresher.planning._free_memory", lambda: 1000)
+    cost = estimate(recipe, found)
+    assert cost.max_seconds > cost.seconds
+    assert Store.open(folder / "store").versions() == [1]
+    written = sum(f.stat().st_size for f in (folder / "store/cache").rglob("*") if f.is_file())
+    assert 0.5 * written < cost.disk_bytes < 5 * written
+    (obstacle,) = cost.obstacles
+    assert "memory" in obstacle and "scoring.batch_tokens" in obstacle
 
 
 @pytest.mark.parametrize("rule", ["gated", "grace", "none"])

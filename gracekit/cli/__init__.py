@@ -9,7 +9,7 @@ import logging
 
 import click
 
-from gracekit.cli import export, look, read, start, work
+from gracekit.cli import export, look, plan, read, start, work
 from gracekit.version import __version__
 
 EPILOG = """
@@ -39,6 +39,7 @@ for command in (
     start.init,
     work.watch,
     work.refresh,
+    plan.plan,
     work.select,
     export.export,
     look.explain,

@@ -16,10 +16,11 @@ from gracekit.cli.options import (
     store_option,
     strict_option,
 )
-from gracekit.cli.render import format_bytes, print_json, print_table
+from gracekit.cli.plan import print_preview
+from gracekit.cli.render import print_json, print_table
 
 if TYPE_CHECKING:
-    from gracekit.refresher import PlanPreview, RefreshResult
+    from gracekit.refresher import RefreshResult
 
 directory = click.Path(path_type=Path)
 
@@ -66,7 +67,7 @@ def watch(
         found = find_checkpoints(checkpoint_dir, recipe.checkpoints)
         if not found:
             raise CheckpointError(f"there is no complete checkpoint in {checkpoint_dir} yet")
-        _print_preview(preview(recipe, found[-1], strict=strict), as_json)
+        print_preview(preview(recipe, found[-1], strict=strict), as_json=as_json)
         return
     refresher = Refresher.from_recipe(recipe, strict=strict)
     with daemon.stop_on_signals() as stop:
@@ -112,7 +113,7 @@ def refresh(
         from gracekit.checkpoints import check_checkpoint
 
         found = check_checkpoint(checkpoint, recipe.checkpoints)
-        _print_preview(preview(recipe, found, strict=strict), as_json)
+        print_preview(preview(recipe, found, strict=strict), as_json=as_json)
         return
     with daemon.stop_on_signals() as stop:
         _print_result(refresh_once(recipe, checkpoint, strict=strict, stop=stop), as_json)
@@ -189,19 +190,3 @@ def _print_comparison(records: list[dict[str, Any]], as_json: bool) -> None:
     click.echo("selected by group")
     groups = list(records[0]["groups"])
     print_table(["", *names], [[g, *(r["groups"][g] for r in records)] for g in groups])
-
-
-def _print_preview(plan: PlanPreview, as_json: bool) -> None:
-    if as_json:
-        print_json(plan.to_json())
-        return
-    click.echo(f"checkpoint   {plan.checkpoint} (step {plan.step})")
-    click.echo(f"would make   version {plan.version}")
-    click.echo(f"measure      {plan.num_rows:,} of {plan.num_samples:,} rows "
-               f"({plan.num_rows / max(plan.num_samples, 1):.0%}), "
-               f"{plan.num_tokens:,} tokens in {plan.num_shards} shards")  # fmt: skip
-    for reason, count in plan.reasons.items():
-        click.echo(f"  {reason:<16} {count:,}")
-    if plan.max_rows > plan.num_rows:
-        click.echo(f"at most      {plan.max_rows:,} rows while the audit misses the target")
-    click.echo(f"model        {format_bytes(plan.weight_bytes)} of weights")

@@ -8,13 +8,14 @@ an empty list and is in nobody's.
 Shapes: `n` rows, `d` features, `k` neighbours, `q` queried rows, `e` edges.
 """
 
-from gracekit.graph.directions import unit_features
+from gracekit.graph.directions import effective_rank, unit_features
 from gracekit.graph.edges import symmetric
 from gracekit.graph.index import GraphReport, build_index, load_index, moved_rows, refresh_index
 
 __all__ = [
     "GraphReport",
     "build_index",
+    "effective_rank",
     "load_index",
     "moved_rows",
     "refresh_index",

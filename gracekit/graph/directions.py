@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gracekit.types import Bool, Float32, Int32, KnnGraph, Rows
 
 _BLOCK_BYTES = 64 << 20
+_NUM_SAMPLED = 2000
 
 
 def unit_features(features: NDArray[np.float16] | Float32, valid: Bool) -> Float32:
@@ -47,6 +48,22 @@ def _blocks(rows: Rows, bytes_per_row: int) -> Iterator[Rows]:
     size = max(1, _BLOCK_BYTES // max(bytes_per_row, 1))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+def effective_rank(unit: Float32) -> float:
+    """How many directions the features really use: exp(entropy of the covariance's eigenvalues).
+
+    Between 1 (all on a line) and d (alike in all dimensions); Roy and Vetterli, 2007. From at
+    most `_NUM_SAMPLED` random rows that have a direction; 0 when there are fewer than two.
+    """
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(has_direction(unit)))
+    sample = unit[rows[:_NUM_SAMPLED]].astype(np.float64)
+    if len(sample) < 2:
+        return 0.0
+    sample -= sample.mean(axis=0)
+    power = np.linalg.svd(sample, compute_uv=False) ** 2
+    share = power[power > 0] / power.sum() if power.any() else np.ones(1)
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def has_direction(unit: Float32) -> Bool:

@@ -138,8 +138,8 @@ class Refresher:
         also = OPTIMIZER_FILES if self._needs_optimizer else ()
         with pin(checkpoint, StorePaths(self.root).pins, also=also) as pinned:
             clock.lap("pin")
-            tokenizer, tokens = self._tokenize(pinned)
-            target = self._target_samples(tokenizer)
+            tokenizer, tokens = self.tokenize(pinned, StorePaths(self.root).cache)
+            target = self.target_samples(tokenizer, StorePaths(self.root).cache)
             model = model_identity(pinned.directory, recipe.checkpoints)
             keys = (model, tokens.key, target.tokens.key if target else "")
             refresh_id = _identity(pinned, *keys, recipe.digest())
@@ -148,7 +148,7 @@ class Refresher:
             if done is not None:
                 return done
             store = self._open_store(pinned, tokens)
-            with closing(self._executor(pinned, tokenizer, tokens, target)) as executor:
+            with closing(self.executor(pinned, tokenizer, tokens, target)) as executor:
                 known = load_known(store, recipe)
                 earlier = earlier_losses(store, recipe.scoring.scores)
                 clock.lap("load")
@@ -227,15 +227,13 @@ class Refresher:
             return None
         return RefreshResult(version=version, is_new=False, header=store.header(version))
 
-    def _tokenize(self, pinned: PinnedCheckpoint) -> tuple[Any, TokenTable]:
-        """The checkpoint's tokenizer, and every sample in its tokens."""
+    def tokenize(self, pinned: PinnedCheckpoint, cache: Path) -> tuple[Any, TokenTable]:
+        """The checkpoint's tokenizer, and every sample in its tokens, cached under `cache`."""
         from gracekit.checkpoints.model import load_tokenizer
         from gracekit.samples import tokenize
-        from gracekit.store import StorePaths
 
         tokenizer = load_tokenizer(pinned, self.recipe.checkpoints)
-        cache = StorePaths(self.root).cache / "tokens"
-        return tokenizer, tokenize(self._raw, tokenizer, self.recipe.data, cache)
+        return tokenizer, tokenize(self._raw, tokenizer, self.recipe.data, cache / "tokens")
 
     def _open_store(self, pinned: PinnedCheckpoint, tokens: TokenTable) -> Store:
         """The store, made at the first checkpoint; later ones must fit what it was made with.
@@ -294,20 +292,19 @@ class Refresher:
 
         return any(scorer_class(name).needs_optimizer for name in self.recipe.scoring.scores)
 
-    def _target_samples(self, tokenizer: Any) -> TargetSamples | None:
+    def target_samples(self, tokenizer: Any, cache: Path) -> TargetSamples | None:
         """The target set in the checkpoint's tokens, if the recipe names one."""
         from gracekit.samples import load_samples, tokenize
         from gracekit.scoring.context import TargetSamples
-        from gracekit.store import StorePaths
 
         settings = self.recipe.target
         if settings is None:
             return None
         raw = load_samples(settings)
-        tokens = tokenize(raw, tokenizer, settings, StorePaths(self.root).cache / "target-tokens")
+        tokens = tokenize(raw, tokenizer, settings, cache / "target-tokens")
         return TargetSamples(tokens=tokens, groups=raw.groups, group_names=raw.group_names)
 
-    def _executor(
+    def executor(
         self,
         pinned: PinnedCheckpoint,
         tokenizer: Any,

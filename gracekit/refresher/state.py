@@ -307,7 +307,13 @@ def update_graph(
     recipe: Recipe, known: Known | None, update: Update
 ) -> tuple[Index, SparseGraph, Json]:
     """The graph over the new features: repaired where it is there already, else built."""
-    from gracekit.graph import build_index, refresh_index, symmetric, unit_features
+    from gracekit.graph import (
+        build_index,
+        effective_rank,
+        refresh_index,
+        symmetric,
+        unit_features,
+    )
 
     unit = unit_features(update.features, update.valid)
     if known is None:
@@ -316,6 +322,7 @@ def update_graph(
     else:
         index, report = refresh_index(known.index, unit, recipe.graph, valid=update.valid)
         facts = {"backend": index.backend, **dataclasses.asdict(report)}
+    facts["effective_rank"] = round(effective_rank(unit), 2)
     return index, symmetric(index.graph), facts
 
 

@@ -1,0 +1,198 @@
+"""What a refresh costs outside of the model pass: CPU seconds and memory, stage by stage.
+
+    python benchmarks/refresh_cost.py 100000 --drift map     # one size; see also --help
+
+A store of n synthetic samples with features 256 wide gets a first version, and then a second one
+that measures 5 %. Two kinds of drift: `few` changes the directions of 3 % of the rows, so that the
+index is repaired in place; `map` turns all of them by a common linear map and a little each, as
+real training does, so that it is built anew. Memory is the process's peak resident size during a
+stage, with everything that was there before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gracekit.recipe import Recipe
+from gracekit.refresher.measuring import Evidence, MeasuredRows, measure
+from gracekit.refresher.state import last_coreset, load_known, propagate, update_graph
+from gracekit.scoring.features import to_float16
+from gracekit.selection import select
+from gracekit.store import CachePayload, Store, VersionDraft
+from gracekit.types import Float32, Measurement, Rows, SampleTable
+
+WIDTH = 256
+
+
+class Synthetic:
+    """An executor whose samples lie in clusters that move."""
+
+    def __init__(self, n: int, drift: str) -> None:
+        rng = np.random.default_rng(0)
+        self.cluster = rng.integers(0, max(n // 40, 1), n)
+        centres = rng.standard_normal((max(n // 40, 1), WIDTH), np.float32)
+        self.features = centres[self.cluster]
+        for start in range(0, n, 65_536):
+            block = self.features[start : start + 65_536]
+            block += rng.standard_normal(block.shape, np.float32)
+        self.score = np.exp(rng.normal(size=len(centres))[self.cluster] + rng.normal(size=n) / 2)
+        self._drift, self._rng, self._n = drift, rng, n
+
+    def train(self) -> None:
+        """Move on to the next checkpoint."""
+        rng, n = self._rng, self._n
+        moved = np.arange(n)
+        if self._drift == "few":
+            moved = np.sort(rng.choice(n, round(0.03 * n), replace=False))
+        turn = 0.4 * rng.standard_normal((WIDTH, WIDTH), np.float32) / np.sqrt(WIDTH)
+        for start in range(0, len(moved), 65_536):
+            rows = moved[start : start + 65_536]
+            own = rng.standard_normal((len(rows), WIDTH), np.float32)
+            self.features[rows] += self.features[rows] @ turn + np.float32(0.2) * own
+        by_cluster = 0.3 * rng.normal(size=int(self.cluster.max()) + 1)[self.cluster]
+        self.score *= np.exp(by_cluster + 0.2 * rng.normal(size=n))
+
+    def measure(self, rows: Rows) -> Iterator[Measurement]:
+        """In shards of 512 rows, as the model pass gives them."""
+        for start in range(0, len(rows), 512):
+            part = rows[start : start + 512]
+            score: Float32 = self.score[part].astype(np.float32)
+            yield Measurement(
+                rows=part,
+                scores={"gradient-norm": score, "loss": np.sqrt(score)},
+                features=to_float16(self.features[part]),
+            )
+
+    def target_features(self) -> None:
+        """None."""
+
+    def facts(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+class Meter:
+    """CPU seconds and peak memory of each stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measure what happens inside."""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        started = time.process_time()
+        yield
+        seconds = time.process_time() - started
+        status = Path("/proc/self/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        self.stages[name] = seconds, int(peak.split()[1]) / 2**20
+
+
+def refresh(store: Store, recipe: Recipe, executor: Synthetic, step: int, meter: Meter) -> None:
+    """The stages of `Refresher.refresh` behind the model pass."""
+    with meter.stage("load the last version"):
+        known = load_known(store, recipe)
+    with meter.stage("plan, audit, propagate"):
+        run = MeasuredRows(executor, store.shards(f"step-{step}"), len(store.samples()))
+        evidence: Evidence = measure(recipe, known, run, step=step)
+    with meter.stage("all rows"):
+        update = propagate(
+            recipe, store.samples(), known, evidence.measurement, evidence.prediction,
+            step=step, version=store.next_version(),
+        )  # fmt: skip
+    with meter.stage("graph"):
+        index, graph, graph_facts = update_graph(recipe, known, update)
+    print(f"step {step}: {len(evidence.plan.rows)} measured, graph {graph_facts}", flush=True)
+    with meter.stage("select"):
+        selection = select(
+            recipe.selection, scores=update.scores, samples=store.samples(), graph=graph, seed=0,
+            version=store.next_version(), features=update.features, parent=last_coreset(store),
+            store=store.paths.root,
+        )  # fmt: skip
+    with meter.stage("commit and publish"):
+        cache = CachePayload(
+            features=to_float16(update.features), valid=update.valid, target_features=None,
+            save_index=index.save,
+        )  # fmt: skip
+        store.commit(
+            VersionDraft(
+                operation="init" if known is None else "refresh",
+                refresh_id=f"step-{step}",
+                recipe_digest=recipe.digest(),
+                measure_id=f"step-{step}",
+                plan=evidence.plan,
+                measurement=evidence.measurement,
+                audit=evidence.audit,
+                scores=update.scores,
+                selection=selection,
+                cache=cache,
+                checkpoint={"step": step},
+                scoring=recipe.scoring.model_dump(mode="json"),
+                refresh=evidence.facts,
+                selection_settings={},
+                timings={"model_pass_s": 0.0, "other_s": 0.0, "total_s": 0.0},
+            )
+        )
+
+
+def make_samples(n: int) -> SampleTable:
+    """Samples without content."""
+    rng = np.random.default_rng(0)
+    ids = np.array([f"{i:08d}" for i in range(n)], np.dtypes.StringDType())
+    return SampleTable(
+        sample_ids=ids,
+        groups=rng.integers(0, 8, n).astype(np.int32),
+        group_names=tuple("abcdefgh"),
+        num_prompt_tokens=np.full(n, 100, np.int32),
+        num_response_tokens=rng.integers(1, 300, n).astype(np.int32),
+        content_hashes=ids,
+        source_rows=np.arange(n),
+        previews=ids,
+        num_source_rows=n,
+        fingerprint="synthetic",
+    )
+
+
+def main() -> None:
+    """Refresh twice and print the second one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("rows", type=int)
+    parser.add_argument("--fraction", type=float, default=0.05)
+    parser.add_argument("--drift", choices=["few", "map"], default="map")
+    options = parser.parse_args()
+    executor = Synthetic(options.rows, options.drift)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Recipe.model_validate({
+            "data": {"path": "-"},
+            "store": f"{folder}/store",
+            "refresh": {"min_fraction": options.fraction, "max_fraction": options.fraction},
+            "selection": {"fraction": 0.05},
+        })  # fmt: skip
+        store = Store.create(Path(recipe.store), samples=make_samples(options.rows), dataset={})
+        refresh(store, recipe, executor, 1, Meter())
+        executor.train()
+        meter = Meter()
+        refresh(store, recipe, executor, 2, meter)
+        print(f"\n| {options.rows:,} rows, {options.drift} | CPU s | peak GiB |\n|---|--:|--:|")
+        for name, (seconds, peak) in meter.stages.items():
+            print(f"| {name} | {seconds:.1f} | {peak:.2f} |")
+        total = sum(seconds for seconds, _ in meter.stages.values())
+        print(f"| all | {total:.1f} | {max(peak for _, peak in meter.stages.values()):.2f} |")
+        size = sum(f.stat().st_size for f in store.paths.root.rglob("*") if f.is_file())
+        print(f"store after two versions: {size / 2**20:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
