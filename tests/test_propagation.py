@@ -16,10 +16,10 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import Ridge
 
 from gracekit.audit import rank_correlation
-from gracekit.graph import build_index, symmetric, unit_features
+from gracekit.graph import build_index, effective_rank, symmetric, unit_features
 from gracekit.propagation import Propagated, propagate_features, propagate_scores
 from gracekit.propagation.diffusion import spread, transition
-from gracekit.propagation.features import row_cosines
+from gracekit.propagation.features import restore_spread, row_cosines
 from gracekit.propagation.gates import folds, share_that_helps, simplest_good
 from gracekit.propagation.kernel import PENALTIES, Kernel
 from gracekit.recipe import GraphSection, PropagationSection
@@ -570,3 +570,50 @@ def test_any_features_give_sane_output(
     np.testing.assert_array_equal(features[rows], new)
     rest = np.setdiff1d(np.arange(n), rows)
     np.testing.assert_array_equal(np.isfinite(features[rest]).all(axis=1), usable[rest])
+
+
+def test_spread_is_restored_along_each_axis() -> None:
+    rng = np.random.default_rng(0)
+    rotation, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    own = rng.normal(size=(9000, 5))
+    target = ((own * [5, 3, 1.5, 0.7, 0.4]) @ rotation + 7).astype(np.float32)
+    predicted = ((own * [5, 2.5, 1.2, 0.1, 0.6]) @ rotation + 7).astype(np.float32)
+    features, rows, held = predicted.copy(), np.arange(4000, 9000), np.arange(0, 4000, 4)
+    assert restore_spread(features, rows, target[:4000], held, predicted[held]) == 1
+    np.testing.assert_array_equal(features[:4000], predicted[:4000])
+    np.testing.assert_allclose(features[rows].mean(0), predicted[rows].mean(0), atol=1e-3)
+    spread = (features[rows] @ rotation.T).std(axis=0)
+    # As wide as measured; at most half as wide again; never narrower.
+    np.testing.assert_allclose(spread, [5, 3, 1.5, 0.15, 0.6], rtol=0.06)
+
+
+def test_spread_is_left_where_stretching_only_adds_noise() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.normal(size=(2000, 6)).astype(np.float32)
+    wrong = (0.5 * rng.normal(size=(2000, 6))).astype(np.float32)
+    wrong[:, 0] = 3 * target[:, 0]
+    features, held = wrong.copy(), np.arange(0, 1000)
+    share = restore_spread(features, np.arange(1000, 2000), target, held, wrong[held])
+    assert share < 1
+
+
+def test_features_do_not_collapse_in_fifty_refreshes() -> None:
+    """Rows move on their own as well as together; effective rank stays near that of the truth."""
+    rng = np.random.default_rng(0)
+    n, d, everyone = 600, 12, np.ones(600, bool)
+    truth = (rng.normal(size=(n, d)) * np.linspace(3, 0.5, d)).astype(np.float32)
+    known, ratios = truth.copy(), []
+    for step in range(50):
+        turn = 0.05 * rng.normal(size=(d, d))
+        truth = truth @ (np.eye(d) + turn - turn.T).astype(np.float32)
+        truth += (0.1 * rng.normal(size=(n, d)) * np.linspace(3, 0.5, d)).astype(np.float32)
+        unit = unit_features(known, everyone)
+        index = build_index(unit, GraphSection(backend="exact"), valid=everyone, seed=0)
+        rows = sample(rng, 120, n)
+        known = propagate_features(
+            old=known, measured_rows=rows, new=truth[rows], graph=symmetric(index.graph),
+            usable=everyone, settings=SETTINGS, seed=step,
+        ).features  # fmt: skip
+        true_rank = effective_rank(unit_features(truth, everyone))
+        ratios.append(effective_rank(unit_features(known, everyone)) / true_rank)
+    assert min(ratios) > 0.9 and max(ratios) < 1.1

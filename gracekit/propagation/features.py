@@ -24,6 +24,8 @@ _PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 _LEAST_GAIN = 1e-4
 """Of mean cosine: less is not worth a more complicated estimate."""
 _HOPS = (1, 3)
+_MOST_WIDENING = 1.5
+_WORTH_SPREAD = 0.1
 _ROW_BLOCK, _COLUMN_BLOCK = 16_384, 64
 
 
@@ -98,6 +100,12 @@ def propagate_features(
         held_out_rows = rows[held]
         _carry_over(features, rows, target, walk, usable, settings.damping, choice)
         gates |= choice.to_json()
+        if choice.plain != "stale" and len(rows) >= old.shape[1]:
+            propagated = usable.copy()
+            propagated[measured_rows] = False
+            gates["stretch"] = restore_spread(
+                features, np.flatnonzero(propagated), target, held, held_out
+            )
     features[measured_rows] = new
     return CarriedFeatures(
         features=features, held_out_rows=held_out_rows, held_out=held_out, gates=gates
@@ -192,6 +200,52 @@ def _carry_over(
             features[:, columns] += np.float32(choice.share) * news
 
 
+def restore_spread(
+    features: Float32, rows: Rows, target: Float32, held: Int64, held_out: Float32
+) -> float:
+    """Widen predicted features to the spread that measured ones have, in place.
+
+    A prediction leaves out what is a row's own, so its features lie closer together than true
+    ones, and from refresh to refresh ever fewer directions would be left. Along each principal
+    axis of the measured features the predicted ones are stretched around their mean to the same
+    standard deviation, by `_MOST_WIDENING` at most, never narrowed; and only as far as held-out
+    rows do not miss the cosine of 1 by `_WORTH_SPREAD` more than without.
+
+    Args:
+        features: [n, d]
+        rows: predicted rows.
+        target: [m, d] measured features, m at least d: of fewer rows the axes say too little.
+        held: [q] positions among the measured rows of those that were held out.
+        held_out: [q, d] what was predicted of them.
+
+    Returns:
+        Share of the stretch that was made, 0 to 1.
+    """
+    if len(rows) < 2:
+        return 0.0
+    blocks = [rows[i : i + _ROW_BLOCK] for i in range(0, len(rows), _ROW_BLOCK)]
+    mean = sum(features[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
+    centre = target.mean(axis=0, dtype=np.float64)
+    _, axes = np.linalg.eigh((target - centre).T @ (target - centre))
+    square = sum((((features[b] - mean) @ axes) ** 2).sum(axis=0) for b in blocks) / len(rows)
+    found, wanted = np.sqrt(square), ((target - centre) @ axes).std(axis=0)
+    wider = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0) - 1
+    stretch = (axes * np.clip(wider, 0, _MOST_WIDENING - 1)) @ axes.T
+
+    def cosine(share: float) -> float:
+        stretched = held_out + share * ((held_out - mean) @ stretch)
+        return float(row_cosines(stretched - centre, target[held] - centre).mean())
+
+    plain = cosine(0.0)
+    for share in (1.0, 0.5, 0.25):
+        if cosine(share) >= plain - _WORTH_SPREAD * (1 - plain):
+            for block in blocks:
+                moved = share * ((features[block] - mean) @ stretch)
+                features[block] += moved.astype(np.float32)
+            return share
+    return 0.0
+
+
 def _spread_columns(
     walk: sparse.csr_array, rows: Rows, values: Float32, damping: float, hops: tuple[int, ...]
 ) -> Iterator[tuple[slice, dict[int, Smoothed]]]:
@@ -254,7 +308,7 @@ _FITS: dict[str, Callable[[Float32, Float32, float], _Map]] = {
 """Simplest first."""
 
 
-def row_cosines(a: Float32, b: Float32) -> Float64:
+def row_cosines(a: Float32 | Float64, b: Float32 | Float64) -> Float64:
     """[rows] cosine of each row of `a` with that of `b`; 0 where one of them is 0."""
     dot = np.einsum("ij,ij->i", a, b, dtype=np.float64)
     square = np.einsum("ij,ij->i", a, a, dtype=np.float64)
