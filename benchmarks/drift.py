@@ -242,6 +242,65 @@ def print_chains(run: Run, fractions: list[float]) -> None:
             print(f"| {fraction:.0%} | {name} | {cells_of(links)} |", flush=True)
 
 
+COLOURS = {
+    "nothing carried over": "#8a8a8a", "grace": "#c99a2e", "gated, random": "#1f5fb3",
+    "audit decides": "#b3401f",
+}  # fmt: skip
+
+
+def draw(run: Run, path: Path) -> None:
+    """Rank correlation along the run: 10 % measured, and as much as the audit asks for."""
+    width, height, margin = 640, 330, 48
+    lines: dict[str, list[float]] = {}
+    for name in COLOURS:
+        refresh = {"max_fraction": 1.0} if name == "audit decides" else fixed(0.1)
+        changes = CHAINS.get(name, {})
+        links = chain(run, recipe(**{**changes, "refresh": refresh}))
+        lines[name] = [1.0, *(link.rank_correlation["gradient-norm"] for link in links)]
+        if name == "audit decides":
+            cost = np.mean([link.cost for link in links])
+            label = f"as much as the audit asks for: {cost:.0%} measured on average"
+    steps = run.steps.astype(float)
+    x_of = margin + (width - 2 * margin) * (steps - steps[0]) / (steps[-1] - steps[0])
+    lowest = np.floor(10 * min(map(min, lines.values()))) / 10 - 0.2  # room for the legend
+
+    def y_of(value: float) -> float:
+        return float(margin + (height - 2 * margin) * (1 - value) / (1 - lowest))
+
+    svg = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for value in np.arange(lowest, 1.01, 0.1):
+        y = y_of(value)
+        svg += [
+            f'<line x1="{margin}" x2="{width - margin}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>',
+            f'<text x="{margin - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.1f}</text>',
+        ]
+    svg += [
+        f'<text x="{x:.0f}" y="{height - margin + 18}" text-anchor="middle">{step:.0f}</text>'
+        for x, step in zip(x_of, steps, strict=True)
+    ]
+    for place, (name, values) in enumerate(lines.items()):
+        points = " ".join(f"{x:.1f},{y_of(v):.1f}" for x, v in zip(x_of, values, strict=True))
+        y = height - margin - 12 - 15 * (len(lines) - 1 - place)
+        text = label if name == "audit decides" else f"{name}, 10 % measured"
+        svg += [
+            f'<polyline points="{points}" fill="none" stroke="{COLOURS[name]}" stroke-width="2"/>',
+            f'<line x1="{margin + 8}" x2="{margin + 32}" y1="{y - 4}" y2="{y - 4}" '
+            f'stroke="{COLOURS[name]}" stroke-width="2"/>',
+            f'<text x="{margin + 38}" y="{y}">{text}</text>',
+        ]
+    svg += [
+        f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">training step</text>',
+        f'<text x="{margin}" y="24">rank correlation of importance with the truth, all samples'
+        "</text>",
+        "</svg>",
+    ]
+    path.write_text("\n".join(svg) + "\n")
+
+
 def cells_of(links: list[Link]) -> str:
     """Means over the chain, and its last link."""
 
@@ -297,6 +356,8 @@ def main() -> None:
     parser.add_argument("--features", choices=["hidden", "sketch"], default="hidden")
     parser.add_argument("--fractions", default="0.05,0.1,0.2")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only-refresh", action="store_true", help="the first table alone")
+    parser.add_argument("-o", "--output", type=Path, help="SVG of the last run's chains")
     options = parser.parse_args()
     fractions = [float(f) for f in options.fractions.split(",")]
     for path in options.runs:
@@ -308,8 +369,12 @@ def main() -> None:
             print_long(run)
             continue
         print_one_refresh(run, fractions, options.seeds)
+        if options.only_refresh:
+            continue
         print_chains(run, fractions)
         print_adaptive(run)
+        if options.output:
+            draw(run, options.output)
 
 
 if __name__ == "__main__":

@@ -589,11 +589,12 @@ def test_spread_is_restored_along_each_axis() -> None:
 
 def test_spread_is_left_where_stretching_only_adds_noise() -> None:
     rng = np.random.default_rng(0)
-    target = rng.normal(size=(2000, 6)).astype(np.float32)
-    wrong = (0.5 * rng.normal(size=(2000, 6))).astype(np.float32)
-    wrong[:, 0] = 3 * target[:, 0]
-    features, held = wrong.copy(), np.arange(0, 1000)
-    share = restore_spread(features, np.arange(1000, 2000), target, held, wrong[held])
+    size = np.array([3, 3, 3, 0.6, 0.6, 0.6])
+    target = (rng.normal(size=(2000, 6)) * size).astype(np.float32)
+    noise = (0.4 * rng.normal(size=(2000, 6))).astype(np.float32)
+    predicted = np.where(size > 1, target, noise)
+    held = np.arange(1000)
+    share = restore_spread(predicted.copy(), np.arange(1000, 2000), target, held, predicted[held])
     assert share < 1
 
 
