@@ -58,6 +58,9 @@ CONFIGS: dict[str, Any] = {
     "gemma2": transformers.Gemma2Config(
         **FEW_HEADS, head_dim=8, sliding_window=5, final_logit_softcapping=3.0
     ),
+    "qwen3": transformers.Qwen3Config(**FEW_HEADS, head_dim=8),
+    "phi3": transformers.Phi3Config(**FEW_HEADS),
+    "gemma3": transformers.Gemma3TextConfig(**FEW_HEADS, head_dim=8, sliding_window=5),
     "gpt-neox": transformers.GPTNeoXConfig(**SIZES),
     "phi": transformers.PhiConfig(**SIZES),
     "cohere": transformers.CohereConfig(**FEW_HEADS, logit_scale=0.25),

@@ -2,10 +2,10 @@
 
 The mean of a Gaussian process around a line over the row's own old score. Its kernel has three
 parts: exp(-½ distance) of the covariates, exp(-distance) of the directions of the features, and,
-smaller, a line over all covariates. With many measured rows it works in the span of
-some of them, the landmarks (Nyström).
+smaller, a line over all covariates. With many measured rows it works in the span of some of them,
+the landmarks.
 
-Shapes: `n` rows, `m` measured rows, `r` landmarks, `c` covariates, `d` features, `s` scores.
+Shapes: `n` rows, `m` measured rows, `r` landmarks, `c` covariates, `d` features.
 """
 
 from __future__ import annotations
@@ -51,8 +51,6 @@ class Kernel:
         fold: [m] in which fold each of them is held out.
         rng: draws the landmarks.
     """
-
-    name = "kernel"
 
     def __init__(
         self,
