@@ -236,14 +236,14 @@ def audit_probe(
     without[rows] = foretold[probe]
     held = np.isin(prediction.features.held_out_rows, rows)
     of_held = prediction.features.held_out_rows[held]
-    features = np.full((len(measured), measurement.features.shape[1]), np.nan, np.float32)
-    features[measurement.rows] = measurement.features
+    place = np.argsort(measurement.rows)
+    place = place[np.searchsorted(measurement.rows, of_held, sorter=place)]
     return audit(
         predicted=known.importance_of(without, recipe.scoring)[rows],
         measured=known.importance_of(measured, recipe.scoring)[rows],
         stale=known.importance_of(known.values[name], recipe.scoring)[rows],
         predicted_features=prediction.features.held_out[held],
-        measured_features=features[of_held],
+        measured_features=measurement.features[place].astype(np.float32),
         stale_features=known.features[of_held],
         centre=measurement.features[measurement.valid].astype(np.float32).mean(axis=0),
         calibration=prediction.scores.calibration[name],

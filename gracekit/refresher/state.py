@@ -251,6 +251,8 @@ def propagate(
 ) -> Update:
     """Scores and features of every row after the model pass; all measured without a prediction.
 
+    The prediction's features become the update's: they are not copied.
+
     A row whose measurement is not finite becomes invalid: it has no scores and no features until a
     later measurement succeeds.
     """
@@ -267,7 +269,7 @@ def propagate(
         confidence = np.zeros(n, np.float32)
         measured_step, measured_version = np.full(n, -1, np.int64), np.zeros(n, np.int64)
     else:
-        propagated, features = prediction.scores, prediction.features.features.copy()
+        propagated, features = prediction.scores, prediction.features.features
         facts = {"scores": propagated.gates, "features": prediction.features.gates}
         gate = propagated.gates["scores"][recipe.scoring.importance]
         how = Origin.STALE if gate["used"] == "stale" else Origin.PROPAGATED
