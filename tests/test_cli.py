@@ -17,7 +17,7 @@ from gracekit.cli import main
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
-COMMANDS = ["init", "watch", "refresh", "select", "explain", "similar", "export", "sql", "status",
+COMMANDS = ["init", "watch", "plan", "refresh", "select", "explain", "similar", "export", "sql", "status",
             "versions", "diff", "verify"]  # fmt: skip
 
 
