@@ -124,7 +124,7 @@ class RefreshPlan:
 
     @property
     def probe_rows(self) -> Rows:
-        """Rows kept aside to measure the propagation error."""
+        """Rows drawn uniformly, on which the propagation error is measured."""
         probe: Rows = self.rows[self.reasons == Reason.PROBE]
         return probe
 

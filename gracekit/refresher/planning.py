@@ -31,7 +31,7 @@ _PROBE_BATCHES = 3
 """Batches of random rows that the probe times, after one of the longest."""
 _FEATURE_COPIES = 12
 """Peak memory outside of the model pass in float32 copies of the features, as
-benchmarks/refresh_cost.py measures it at 100,000 rows."""
+benchmarks/refresh_cost.py measures it at 1,000,000 rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,16 +172,15 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     from gracekit.checkpoints import pin
 
     plan, planned, lengths = _planned(recipe, checkpoint, strict=strict)
-    refresher = Refresher.from_recipe(recipe, strict=strict)
+    probe_tokens = min(recipe.scoring.batch_tokens, _PROBE_TOKENS)
+    probe = recipe.override({"scoring.batch_tokens": probe_tokens})
+    refresher = Refresher.from_recipe(probe, strict=strict)
     with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
         cache = Path(folder)
         tokenizer, tokens = refresher.tokenize(pinned, cache)
         target = refresher.target_samples(tokenizer, cache)
-        probe_tokens = min(recipe.scoring.batch_tokens, _PROBE_TOKENS)
-        probe = recipe.override({"scoring.batch_tokens": probe_tokens})
-        small = Refresher.from_recipe(probe, strict=strict)
         with _Memory() as memory:
-            executor = small.executor(pinned, tokenizer, tokens, target)
+            executor = refresher.executor(pinned, tokenizer, tokens, target)
             memory.model_is_loaded()
             longest, drawn = _probe_rows(planned.rows, tokens, probe)
             width = next(executor.measure(longest)).features.shape[1]
@@ -192,7 +191,8 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
             executor.close()
     # What a batch takes grows with its tokens.
     of_recipe = min(recipe.scoring.batch_tokens, int(lengths.sum()))
-    of_pass = memory.of_batches * of_recipe / max(int(tokens.lengths[longest].sum()), 1)
+    of_probe = min(probe_tokens, int(tokens.lengths[longest].sum()))
+    of_pass = memory.of_batches * of_recipe / max(of_probe, 1)
     memory_bytes = memory.of_model + math.ceil(of_pass)
     speed = int(tokens.lengths[drawn].sum()) / max(seconds, 1e-9)
     num_tokens = plan.num_tokens
