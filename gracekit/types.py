@@ -26,8 +26,9 @@ Bool = NDArray[np.bool_]
 Strings = NDArray[np.object_]
 Json = dict[str, Any]
 
-FORMAT_VERSION = 1
-"""Version of the store's and the manifests' format; readers refuse a higher one."""
+FORMAT_VERSION = 2
+"""Version of the store's and the manifests' format; readers refuse a higher one. 2: data may change
+from version to version (sample tables by version, origin `removed`)."""
 
 
 class Origin(IntEnum):
@@ -43,6 +44,8 @@ class Origin(IntEnum):
     """Its last measurement was not finite, or it has no target token: never selected."""
     STALE = 4
     """Kept from an earlier version as it was, because propagation would not have helped."""
+    REMOVED = 5
+    """The sample is no longer in the data: it has no scores and is never measured or selected."""
 
 
 class Reason(IntEnum):
@@ -89,7 +92,10 @@ class PinnedCheckpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleTable:
-    """What the store knows of each usable sample; the position is the `row`."""
+    """What the store knows of each usable sample; the position is the `row`.
+
+    Samples that left the data keep their row, so that it is never reused.
+    """
 
     sample_ids: Strings
     """str [n], unique."""
@@ -101,16 +107,35 @@ class SampleTable:
     """[n] tokens that carry loss under the first checkpoint's tokenizer; 0: nothing to train on."""
     content_hashes: Strings
     source_rows: Int64
-    """[n] position in the user's dataset as read (rows that were skipped leave gaps)."""
+    """[n] position in the user's dataset as read (rows that were skipped leave gaps); -1 for a
+    sample that is no longer in it."""
     previews: Strings
     """[n] the first characters of the sample, for people who read the tables."""
     num_source_rows: int
     """Rows of the user's dataset, skipped ones included."""
     fingerprint: str
-    """xxh3_128 over ids, groups and content hashes in order: the identity of the data."""
+    """xxh3_128 over ids, groups and content hashes in the data's order: identity of the data."""
+    added_versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[n] version that the sample came with; by default all came with the first."""
+    removed_versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[n] version since which the sample is no longer in the data; 0 (the default): it is."""
+    content_versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[n] version since which the content is what it is now; by default the first."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("added", 1), ("removed", 0), ("content", 1)):
+            if not len(getattr(self, f"{name}_versions")):
+                everywhere = np.full(len(self.sample_ids), value, np.int64)
+                object.__setattr__(self, f"{name}_versions", everywhere)
 
     def __len__(self) -> int:
         return len(self.sample_ids)
+
+    @property
+    def present(self) -> Bool:
+        """[n] samples that are in the data."""
+        present: Bool = self.removed_versions == 0
+        return present
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +221,8 @@ class ScoreTable:
     @property
     def usable(self) -> Bool:
         """[n] rows that have scores and may be selected."""
-        usable: Bool = (self.origin != Origin.NEVER) & (self.origin != Origin.INVALID)
+        unusable = (Origin.NEVER, Origin.INVALID, Origin.REMOVED)
+        usable: Bool = ~np.isin(self.origin, unusable)
         return usable
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 
+from gracekit.samples import merge
 from gracekit.store import CachePayload, Store, VersionDraft
 from gracekit.types import (
     Audit,
@@ -42,6 +44,31 @@ def make_samples(n: int = N) -> SampleTable:
         num_source_rows=2 * n,
         fingerprint="fingerprint-of-the-data",
     )
+
+
+def changed_samples(store: Store) -> SampleTable:
+    """The store's samples at its next version: two leave, one changes, three join, all move."""
+    known, version = store.samples(), store.next_version()
+    stay = np.flatnonzero(known.present)[2:][::-1]
+    n = len(stay) + 3
+    new = make_samples(len(known) + 3)
+    rows = np.concatenate([stay, len(known) + np.arange(3)])
+    hashes = new.content_hashes[rows]
+    hashes[: len(stay)] = known.content_hashes[stay]
+    hashes[0] = f"{version:032x}"
+    data = SampleTable(
+        sample_ids=new.sample_ids[rows],
+        groups=new.groups[rows],
+        group_names=GROUPS,
+        num_prompt_tokens=new.num_prompt_tokens[rows],
+        num_response_tokens=new.num_response_tokens[rows],
+        content_hashes=hashes,
+        source_rows=3 * np.arange(n, dtype=np.int64),
+        previews=new.previews[rows],
+        num_source_rows=3 * n,
+        fingerprint=f"fingerprint-of-the-data-of-version-{version}",
+    )
+    return merge(known, data, version=version).samples
 
 
 def make_store(root: Path, n: int = N) -> Store:
@@ -96,10 +123,21 @@ def save_index(directory: Path) -> None:
     (directory / "lists.bin").write_bytes(b"neighbours")
 
 
-def make_draft(store: Store, refresh_id: str, *, measure_id: str | None = None) -> VersionDraft:
-    """A refresh whose content follows from the version it will be."""
-    n, version = store.info.num_samples, store.next_version()
+def make_draft(
+    store: Store,
+    refresh_id: str,
+    *,
+    measure_id: str | None = None,
+    samples: SampleTable | None = None,
+) -> VersionDraft:
+    """A refresh whose content follows from the version it will be, with changed data or not."""
+    table = samples or store.samples()
+    n, version = len(table), store.next_version()
     scores = make_scores(n, version, seed=version)
+    scores.origin[~table.present] = Origin.REMOVED
+    scores.importance[~table.present] = 0
+    selection = make_selection(int(table.present.sum()), n // 3, seed=version)
+    selection = dataclasses.replace(selection, rows=np.flatnonzero(table.present)[selection.rows])
     rows = np.random.default_rng(version).permutation(np.flatnonzero(scores.origin == 2))
     reasons = np.full(len(rows), Reason.PRIORITY, np.uint8)
     reasons[:3] = Reason.PROBE
@@ -107,8 +145,9 @@ def make_draft(store: Store, refresh_id: str, *, measure_id: str | None = None) 
         operation="init" if version == 1 else "refresh",
         refresh_id=refresh_id,
         recipe_digest="recipe",
-        selection=make_selection(n, n // 3, seed=version),
+        selection=selection,
         scores=scores,
+        samples=samples,
         measurement=Measurement(
             rows=rows,
             scores={name: values[rows] for name, values in scores.scores.items()},
@@ -133,12 +172,13 @@ def make_draft(store: Store, refresh_id: str, *, measure_id: str | None = None) 
 
 
 def make_reselect(store: Store, refresh_id: str) -> VersionDraft:
-    version = store.next_version()
+    version, present = store.next_version(), np.flatnonzero(store.samples().present)
+    selection = make_selection(len(present), 5, seed=version)
     return VersionDraft(
         operation="reselect",
         refresh_id=refresh_id,
         recipe_digest="recipe-2",
-        selection=make_selection(store.info.num_samples, 5, seed=version),
+        selection=dataclasses.replace(selection, rows=present[selection.rows]),
         scores=None,
         checkpoint={"step": 100},
     )

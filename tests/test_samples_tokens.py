@@ -17,8 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples import TokenTable, load_samples, sample_table, tokenize
-from gracekit.samples.encode import target_mask
+from gracekit.samples import TokenTable, load_samples, sample_table, tokenize, tokens_key
+from gracekit.samples.encode import Encoder, target_mask
+from gracekit.samples.render import Rendered
 from gracekit.types import Json
 
 SHIPPED = Path(__file__).parent.parent / "data" / "train.jsonl"
@@ -371,7 +372,8 @@ class TestCache:
             changed = data.model_copy(update=options)
             table = tokenize(load_samples(changed), tokenizer, changed, tmp_path)
             (path,) = tmp_path.glob("tokens-*.bin")
-            assert path.name == f"tokens-{table.key}.bin"
+            assert path.name == f"tokens-{tokens_key(tokenizer, changed, '')}.bin"
+            assert table.key == tokens_key(tokenizer, changed, load_samples(changed).fingerprint)
             return table.key
 
         keys = [key(tokenizer), key(tokenizer, max_length=20), key(tokenizer, loss_on="all")]
@@ -397,6 +399,41 @@ class TestCache:
             tokenizer.save_pretrained(tmp_path / place)
             saved = AutoTokenizer.from_pretrained(tmp_path / place)
             assert tokenize(load_samples(moved), saved, moved, tmp_path / "b").key == first.key
+
+    def test_only_contents_that_are_new_are_tokenised(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        data: DataSection,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        tokenize(load_samples(data), tokenizer, data, tmp_path / "c")
+        lines = Path(data.path).read_text().splitlines()
+        new = [json.dumps({"prompt": f"N{k}", "response": "B" * k}) for k in (1, 2, 3)]
+        changed = [*lines[20:], new[0], *lines[:10], new[1], new[0], new[2]]
+        grown = data.model_copy(update={"path": str(tmp_path / "grown.jsonl")})
+        Path(grown.path).write_text("\n".join(changed))
+        raw, encoded = load_samples(grown), []
+        encode = Encoder.encode
+
+        def counting(self: Encoder, rendered: list[Rendered], max_length: int) -> Any:
+            encoded.extend(rendered)
+            return encode(self, rendered, max_length)
+
+        monkeypatch.setattr(Encoder, "encode", counting)
+        table = tokenize(raw, tokenizer, grown, tmp_path / "c")
+        assert len(encoded) == 3, "the fourth new row has the content of another"
+        fresh = tokenize(raw, tokenizer, grown, tmp_path / "fresh")
+        rows = np.arange(len(raw))
+        for (ids, mask), (others, other_mask) in zip(
+            table.take(rows), fresh.take(rows), strict=True
+        ):
+            np.testing.assert_array_equal(ids, others)
+            np.testing.assert_array_equal(mask, other_mask)
+        assert table.key == fresh.key
+        arranged = table.arranged(np.array([3, -1, 0]))
+        assert arranged.lengths.tolist() == [table.lengths[3], 0, table.lengths[0]]
+        assert [len(ids) for ids, _ in arranged.take(np.arange(3))] == arranged.lengths.tolist()
 
     def test_sample_table_holds_both(
         self, tokenizer: PreTrainedTokenizerFast, data: DataSection, tmp_path: Path

@@ -25,13 +25,17 @@ from gracekit.errors import (
 )
 from gracekit.files import write_text_atomic
 from gracekit.store import Store
+from gracekit.store.database import connect
 from gracekit.store.history import column_name, read_scores, write_scores
+from gracekit.store.info import StoreInfo
 from gracekit.store.manifests import SCHEMA, header_text, plain_json
 from gracekit.store.samples import read_samples, write_samples
 from gracekit.store.shards import ShardFiles
+from gracekit.store.verify import verify
 from gracekit.types import FORMAT_VERSION, ManifestHeader, Measurement, Origin
 from tests.stores import (
     N,
+    changed_samples,
     make_draft,
     make_reselect,
     make_samples,
@@ -172,6 +176,8 @@ def test_scores_round_trip(tmp_path: Path, origin: Origin) -> None:
     scores = dataclasses.replace(make_scores(9, 3, seed=1), origin=np.full(9, origin, np.uint8))
     scores.scores["loss"][::2] = np.nan
     scores.scores["gradient-norm"][0] = np.inf
+    if origin == Origin.REMOVED:
+        scores.importance[:] = 0
     write_scores(tmp_path / "scores.parquet", scores)
     assert equal(read_scores(tmp_path / "scores.parquet"), scores)
 
@@ -475,3 +481,68 @@ def test_no_flipped_byte_of_a_shard_goes_unnoticed(position: int, flip: int) -> 
 def test_measure_id_is_a_plain_name(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         make_store(tmp_path / "store").shards("../elsewhere")
+
+
+def test_every_version_has_the_samples_of_its_time(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    first = store.samples()
+    store.commit(make_draft(store, "one"))
+    grown = changed_samples(store)
+    store.commit(make_draft(store, "two", samples=grown))
+    store.commit(make_draft(store, "three"))
+    store.commit(make_reselect(store, "four"))
+    more = changed_samples(store)
+    store.commit(make_draft(store, "five", samples=more))
+    store = Store.open(store.paths.root)
+    for version, expected in zip(range(1, 6), (first, grown, grown, grown, more), strict=True):
+        assert equal(store.samples(version), expected)
+        coreset, rows = store.coreset(version), store.coreset(version)["row"].to_numpy()
+        assert coreset["source_row"].to_pylist() == expected.source_rows[rows].tolist()
+        assert len(store.scores(version)) == len(expected)
+        assert store.header(version).stats["num_samples"] == expected.present.sum()
+    assert equal(store.samples(), more)
+    changes = [
+        [store.header(version).stats[f"num_{what}"] for what in ("added", "removed", "changed")]
+        for version in range(1, 6)
+    ]
+    assert changes == [[N, 0, 0], [3, 2, 1], [0, 0, 0], [0, 0, 0], [3, 2, 1]]
+    assert StoreInfo.load(store.paths.info).num_samples == N, "store.json never changes"
+    assert sorted(path.name for path in store.paths.changed_samples.iterdir()) == [
+        "v000002.parquet", "v000005.parquet",
+    ]  # fmt: skip
+    assert store.dataset()["sources"] == {
+        "samples.parquet": 2 * N, "samples/v000002.parquet": 3 * (N + 1),
+        "samples/v000005.parquet": 3 * (N + 2),
+    }  # fmt: skip
+    removed = store.scores(5).origin == Origin.REMOVED
+    assert removed.sum() == 4
+    table = pq.read_table(store.paths.scores(5))
+    assert table["importance"].null_count == 4
+
+
+def test_a_store_of_format_version_1_is_read_and_grows(tmp_path: Path) -> None:
+    """One that was made before data could change: its files lack what says so."""
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "one"))
+    table = pq.ParquetFile(store.paths.samples).read()
+    old = table.drop_columns(["added_version", "removed_version", "content_version"])
+    pq.write_table(old, store.paths.samples)
+    path = store.paths.manifest(1)
+    manifest = pq.ParquetFile(path).read()
+    header = json.loads(manifest.schema.metadata[b"gracekit"])
+    header["format_version"] = 1
+    for name in ("samples_file", "num_rows", "sources"):
+        del header["dataset"][name]
+    for name in ("num_added", "num_removed", "num_changed"):
+        del header["stats"][name]
+    pq.write_table(manifest.replace_schema_metadata({"gracekit": json.dumps(header)}), path)
+    store = Store.open(store.paths.root)
+    store.recover()
+    assert equal(store.samples(), make_samples()) and verify(store) == []
+    grown = changed_samples(store)
+    store.commit(make_draft(store, "two", samples=grown))
+    assert equal(store.samples(2), grown) and equal(store.samples(1), make_samples())
+    assert verify(store) == []
+    with connect(store.paths.root) as connection:
+        found = connection.sql("SELECT version, num_added, num_removed FROM versions").fetchall()
+    assert found == [(1, None, None), (2, 3, 2)]

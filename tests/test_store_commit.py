@@ -24,7 +24,7 @@ from gracekit.store import Store, VersionDraft
 from gracekit.store.verify import verify
 from gracekit.types import Measurement
 from tests.faults import Killed, count_operations, failing_at, killed_at
-from tests.stores import make_draft, make_reselect, make_store
+from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 SHARDS = "0123456789abcdef"
 
@@ -49,7 +49,8 @@ def store(prepared: Path, tmp_path: Path) -> Store:
 
 
 def third(store: Store) -> VersionDraft:
-    return make_draft(store, "three", measure_id=SHARDS)
+    """A version with all that a version can have, changed data too."""
+    return make_draft(store, "three", measure_id=SHARDS, samples=changed_samples(store))
 
 
 def steps_of_a_commit(prepared: Path) -> list[str]:
@@ -180,9 +181,9 @@ def test_a_file_too_large_for_the_system(store: Store) -> None:
         "from pathlib import Path\n"
         "from gracekit.errors import StoreWriteError\n"
         "from gracekit.store import Store\n"
-        "from tests.test_store_commit import third\n"
+        "from tests.stores import make_draft\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "store = Store.open(Path(sys.argv[1])); draft = third(store)\n"
+        "store = Store.open(Path(sys.argv[1])); draft = make_draft(store, 'three')\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
         "try: store.commit(draft)\n"
         "except StoreWriteError as error: print(error)\n"
@@ -225,6 +226,8 @@ def test_recover_says_what_it_did(store: Store) -> None:
     paths = store.paths
     paths.history_of(3).mkdir()
     (paths.history_of(3) / "scores.parquet").write_bytes(b"half")
+    paths.changed_samples.mkdir()
+    paths.samples_of(3).write_bytes(b"whole, but nobody's")
     (paths.root / "scores.duckdb.partial-00aa11bb").write_bytes(b"half")
     (paths.pins / "checkpoint-1").mkdir(parents=True)
     paths.latest.write_text("7")
@@ -235,6 +238,7 @@ def test_recover_says_what_it_did(store: Store) -> None:
     for part in (
         "removed 1 unfinished file",
         "removed history/version=000003 of a version that was not committed",
+        "removed samples/v000003.parquet of a version that was not committed",
         "removed manifests/v000009.json",
         "removed links to a checkpoint",
         "wrote manifests/v000002.json",
@@ -310,6 +314,7 @@ def test_recover_may_be_killed_itself(store: Store) -> None:
 
 action = st.one_of(
     st.tuples(st.just("refresh"), st.integers(1, 60), st.booleans()),
+    st.tuples(st.just("grow"), st.integers(1, 60), st.booleans()),
     st.tuples(st.just("fail"), st.integers(1, 60), st.booleans()),
     st.tuples(st.just("reselect"), st.integers(1, 30), st.booleans()),
     st.tuples(st.just("recover"), st.integers(1, 12), st.booleans()),
@@ -335,7 +340,9 @@ def test_any_history_of_kills_failures_and_restarts(
             elif name == "fail":
                 fault, draft = failing_at(k, errno.ENOSPC), make_draft(store, f"r{i}")
             else:
-                fault, draft = killed_at(k, torn=torn), make_draft(store, f"r{i}")
+                samples = changed_samples(store) if name == "grow" else None
+                draft = make_draft(store, f"r{i}", samples=samples)
+                fault = killed_at(k, torn=torn)
             try:
                 with fault:
                     store.recover() if draft is None else store.commit(draft)

@@ -7,13 +7,16 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from gracekit.store import Store
+from gracekit.store.samples import write_samples
 from gracekit.store.verify import verify
-from tests.stores import make_draft, make_reselect, make_store
+from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +56,25 @@ def negative_weights(table: pa.Table) -> pa.Table:
     return table.set_column(table.column_names.index("weight"), "weight", column)
 
 
+def other_source_rows(table: pa.Table) -> pa.Table:
+    rows = pc.add(table["source_row"], 1)
+    return table.set_column(table.column_names.index("source_row"), "source_row", rows)
+
+
 def other_ids(table: pa.Table) -> pa.Table:
     column = pa.array(["x"] * len(table))
     return table.set_column(table.column_names.index("sample_id"), "sample_id", column)
+
+
+def sample_damage(spoil: Callable[[Path], object]) -> Callable[[Store], object]:
+    """A version that met changed data, with a spoilt sample table."""
+
+    def damage(store: Store) -> None:
+        store.commit(make_draft(store, "four", samples=changed_samples(store)))
+        store.commit(make_draft(store, "five"))
+        spoil(store.paths.samples_of(4))
+
+    return damage
 
 
 def other_fingerprint(store: Store) -> None:
@@ -68,6 +87,17 @@ DAMAGE: dict[str, tuple[Callable[[Store], object], str, str]] = {
     "samples unreadable": (
         lambda s: s.paths.samples.write_bytes(b"x"), "samples.parquet", "cannot read"),
     "other samples": (other_fingerprint, "samples.parquet", "fingerprint"),
+    "changed samples unreadable": (
+        sample_damage(lambda p: p.write_bytes(b"x")), "samples/v000004.parquet", "cannot read"),
+    "changed samples reordered": (
+        sample_damage(lambda p: rewrite(p, lambda t: t.take(np.arange(len(t))[::-1]))),
+        "samples/v000004.parquet", "other samples than in the table before"),
+    "rows of other data": (
+        sample_damage(lambda p: rewrite(p, other_source_rows)),
+        "manifests/v000005.parquet", "source rows are not"),
+    "samples of nobody": (
+        lambda s: write_samples(s.paths.samples_of(9), s.samples()),
+        "samples/v000009.parquet", "no version"),
     "manifest flipped": (
         lambda s: s.paths.manifest(2).write_bytes(b"PAR1"), "manifests/v000002.parquet", "cannot"),
     "manifest under another number": (

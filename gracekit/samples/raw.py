@@ -62,9 +62,13 @@ class Records(Sequence[Conversation]):
     def __getitem__(self, index: slice) -> list[Conversation]: ...
     def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
         if isinstance(index, slice):
-            rows = _rows(self._dataset[self._source_rows[index].tolist()])
-            return [self._layout.conversation(row) for row in rows]
+            return self.take(range(len(self))[index])
         return self._layout.conversation(self._dataset[int(self._source_rows[index])])
+
+    def take(self, positions: Sequence[int]) -> list[Conversation]:
+        """Those at the given positions, in that order."""
+        rows = _rows(self._dataset[self._source_rows[list(positions)].tolist()])
+        return [self._layout.conversation(row) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)

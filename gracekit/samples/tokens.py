@@ -1,21 +1,24 @@
 """Token ids and loss masks of every sample, cached on disk and memory-mapped.
 
-One file holds the tokens of all rows one after another as int32, a token that carries loss as its
-bitwise complement (so negative); a second one holds the rows' lengths and the checksum of the
-first, and is written last. The name of both is a hash of everything that the tokens depend on: the
-tokenizer, the recipe's settings and the data. Damaged or missing files are made again.
+One file holds the tokens of all contents one after another as int32, a token that carries loss as
+its bitwise complement (so negative); a second one holds the contents' hashes and lengths and the
+checksum of the first, and is written last. The name of both is a hash of the tokenizer and the
+recipe's settings. When the data changes only contents that are not there yet are tokenised.
+Damaged or missing files are made again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import DataError
@@ -30,7 +33,7 @@ from gracekit.types import Bool, Int32, Int64, Rows, SampleTable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CACHE_FORMAT = 1
+KEY_FORMAT = 1
 BATCH_ROWS = 512
 READ_BYTES = 1 << 24
 
@@ -45,10 +48,10 @@ class TokenTable:
     """[n] tokens that carry no loss."""
     num_targets: Int32
     """[n] tokens that carry loss; 0 where the response was cut off."""
-    offsets: Int64
-    """[n + 1] where a row's tokens start in `flat`."""
+    starts: Int64
+    """[n] where a row's tokens start in `flat`."""
     flat: Int32
-    """[sum of lengths] memory-mapped; the complement of the id where the token carries loss."""
+    """Memory-mapped; the complement of the id where the token carries loss."""
     key: str
     """Hash of all that the tokens depend on: the tokenizer's content and chat template,
     `max_length`, `loss_on`, `chat_template` and the data, wherever they lie."""
@@ -60,10 +63,26 @@ class TokenTable:
         """(ids, loss mask) of each row; the mask of a first token is False, nothing predicts it."""
         taken = []
         for row in rows:
-            stored = np.asarray(self.flat[self.offsets[row] : self.offsets[row + 1]])
+            start = self.starts[row]
+            stored = np.asarray(self.flat[start : start + self.lengths[row]])
             mask = stored < 0
             taken.append((np.where(mask, ~stored, stored), mask))
         return taken
+
+    def arranged(self, places: Int64) -> TokenTable:
+        """The rows at the given places, in that order; one without tokens at each -1."""
+        there = places >= 0
+
+        def at(values: NDArray[Any]) -> NDArray[Any]:
+            return np.where(there, values[places], 0).astype(values.dtype)
+
+        return dataclasses.replace(
+            self,
+            lengths=at(self.lengths),
+            num_prompt_tokens=at(self.num_prompt_tokens),
+            num_targets=at(self.num_targets),
+            starts=at(self.starts),
+        )
 
 
 def tokenize(
@@ -72,7 +91,7 @@ def tokenize(
     data: DataSection,
     cache_dir: Path,
 ) -> TokenTable:
-    """Tokens of all samples, from the cache where it has them.
+    """Tokens of all samples in the data's order, from the cache where it has them.
 
     Rows are cut off on the right at `data.max_length` tokens. A bar is shown where stderr is a
     terminal. Raises `DataError` when the tokenizer is not a fast one, when its chat template fails
@@ -84,14 +103,24 @@ def tokenize(
             "tokenizer with its tokenizer.json"
         )
     encoder = Encoder(tokenizer)
-    key = _key(raw, tokenizer, encoder, data)
-    table = _open(cache_dir, key)
-    if table is None or len(table) != len(raw):
+    name = _key("", tokenizer, encoder, data)
+    cached = _open(cache_dir, name)
+    wanted = raw.content_hashes.tolist()
+    if cached is None or not cached.index.keys() >= set(wanted):
         renderer = Renderer(tokenizer, data)
-        _write(_batches(raw, renderer, encoder, data.max_length), cache_dir, key)
-        _remove_others(cache_dir, key)
-        table = _open(cache_dir, key)
-        assert table is not None
+        _write(_contents(raw, cached, renderer, encoder, data.max_length), cache_dir, name)
+        _remove_others(cache_dir, name)
+        cached = _open(cache_dir, name)
+        assert cached is not None
+    places = np.array([cached.index[digest] for digest in wanted], np.int64)
+    table = TokenTable(
+        lengths=cached.lengths,
+        num_prompt_tokens=(cached.lengths - cached.num_targets).astype(np.int32),
+        num_targets=cached.num_targets,
+        starts=cached.starts,
+        flat=cached.flat,
+        key=_key(raw.fingerprint, tokenizer, encoder, data),
+    ).arranged(places)
     if not table.num_targets.any():
         raise DataError(
             f"no token of {data.path} carries loss: all responses lie beyond the first "
@@ -100,14 +129,20 @@ def tokenize(
     return table
 
 
-def sample_table(raw: RawSamples, tokens: TokenTable) -> SampleTable:
-    """What the store keeps of the samples."""
+def tokens_key(tokenizer: PreTrainedTokenizerBase, data: DataSection, fingerprint: str) -> str:
+    """The `TokenTable.key` that samples of this fingerprint would have."""
+    return _key(fingerprint, tokenizer, Encoder(tokenizer), data)
+
+
+def sample_table(raw: RawSamples, tokens: TokenTable | None) -> SampleTable:
+    """What the store keeps of the samples, in the data's order; without tokens, these count 0."""
+    zeros = np.zeros(len(raw), np.int32)
     return SampleTable(
         sample_ids=raw.sample_ids,
         groups=raw.groups,
         group_names=raw.group_names,
-        num_prompt_tokens=tokens.num_prompt_tokens,
-        num_response_tokens=tokens.num_targets,
+        num_prompt_tokens=zeros if tokens is None else tokens.num_prompt_tokens,
+        num_response_tokens=zeros if tokens is None else tokens.num_targets,
         content_hashes=raw.content_hashes,
         source_rows=raw.source_rows,
         previews=raw.previews,
@@ -116,18 +151,50 @@ def sample_table(raw: RawSamples, tokens: TokenTable) -> SampleTable:
     )
 
 
-def _batches(
-    raw: RawSamples, renderer: Renderer, encoder: Encoder, max_length: int
-) -> Iterator[list[tuple[Int32, Bool]]]:
-    with tqdm(total=len(raw), desc="tokens", unit="row", disable=None) as bar:
-        for start in range(0, len(raw), BATCH_ROWS):
-            conversations = raw.records[start : start + BATCH_ROWS]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cached:
+    """The cache's files, [c] contents."""
+
+    index: dict[str, int]
+    """Content hash -> position."""
+    lengths: Int64
+    num_targets: Int32
+    starts: Int64
+    flat: Int32
+
+
+def _contents(
+    raw: RawSamples,
+    cached: _Cached | None,
+    renderer: Renderer,
+    encoder: Encoder,
+    max_length: int,
+) -> Iterator[tuple[str, Int32]]:
+    """Each different content once: its hash, and its tokens as the file holds them."""
+    first = {digest: place for place, digest in reversed([*enumerate(raw.content_hashes)])}
+    places = sorted(first.values())
+    known = {} if cached is None else cached.index
+    num_new = sum(raw.content_hashes[place] not in known for place in places)
+    with tqdm(total=num_new, desc="tokens", unit="row", disable=None) as bar:
+        for start in range(0, len(places), BATCH_ROWS):
+            block = places[start : start + BATCH_ROWS]
+            new = [place for place in block if raw.content_hashes[place] not in known]
             rendered = [
-                _render(renderer, conversation, int(raw.source_rows[start + k]))
-                for k, conversation in enumerate(conversations)
+                _render(renderer, conversation, int(raw.source_rows[place]))
+                for place, conversation in zip(new, raw.records.take(new), strict=True)
             ]
-            yield encoder.encode(rendered, max_length)
-            bar.update(len(conversations))
+            encoded = dict(zip(new, encoder.encode(rendered, max_length), strict=True))
+            for place in block:
+                digest = raw.content_hashes[place]
+                if place in encoded:
+                    ids, mask = encoded[place]
+                    yield digest, np.where(mask, ~ids, ids)
+                else:
+                    assert cached is not None
+                    at = known[digest]
+                    start_at = cached.starts[at]
+                    yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
+            bar.update(len(new))
 
 
 def _render(renderer: Renderer, conversation: Conversation, source_row: int) -> Rendered:
@@ -137,66 +204,69 @@ def _render(renderer: Renderer, conversation: Conversation, source_row: int) -> 
         raise DataError(f"row {source_row}: {error}") from error
 
 
-def _files(cache_dir: Path, key: str) -> tuple[Path, Path]:
+def _files(cache_dir: Path, name: str) -> tuple[Path, Path]:
     """The file of the tokens and that of their lengths."""
-    return cache_dir / f"tokens-{key}.bin", cache_dir / f"tokens-{key}.npz"
+    return cache_dir / f"tokens-{name}.bin", cache_dir / f"tokens-{name}.npz"
 
 
-def _write(batches: Iterator[list[tuple[Int32, Bool]]], cache_dir: Path, key: str) -> None:
+def _write(contents: Iterator[tuple[str, Int32]], cache_dir: Path, name: str) -> None:
+    hashes: list[str] = []
     lengths: list[int] = []
     num_targets: list[int] = []
     digest = xxhash.xxh3_128()
 
     def write_tokens(path: Path) -> None:
         with path.open("wb") as file:
-            for batch in batches:
-                for ids, mask in batch:
-                    content = np.where(mask, ~ids, ids).tobytes()
-                    digest.update(content)
-                    file.write(content)
-                    lengths.append(len(ids))
-                    num_targets.append(int(mask.sum()))
+            for content_hash, stored in contents:
+                content = stored.tobytes()
+                digest.update(content)
+                file.write(content)
+                hashes.append(content_hash)
+                lengths.append(len(stored))
+                num_targets.append(int((stored < 0).sum()))
 
     def write_index(path: Path) -> None:
         with path.open("wb") as file:
             np.savez(
                 file,
+                hashes=np.array(hashes, np.str_),
                 lengths=np.array(lengths, np.int64),
                 num_targets=np.array(num_targets, np.int32),
                 digest=np.array(digest.hexdigest()),
             )
 
-    tokens_file, index_file = _files(cache_dir, key)
+    tokens_file, index_file = _files(cache_dir, name)
     write_atomic(tokens_file, write_tokens)
     write_atomic(index_file, write_index)
 
 
-def _open(cache_dir: Path, key: str) -> TokenTable | None:
-    """The cached table; None when it is missing or its checksum is wrong."""
-    tokens_file, index_file = _files(cache_dir, key)
+def _open(cache_dir: Path, name: str) -> _Cached | None:
+    """The cached tokens; None when they are missing or their checksum is wrong."""
+    tokens_file, index_file = _files(cache_dir, name)
     try:
         with index_file.open("rb") as file, np.load(file, allow_pickle=False) as index:
+            hashes = index["hashes"].tolist()
             lengths, num_targets = index["lengths"], index["num_targets"]
             expected = str(index["digest"])
         with tokens_file.open("rb") as file:
             if _digest(file) != expected:
                 return None
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        ends = np.cumsum(lengths)
+        num_tokens = int(ends[-1]) if len(ends) else 0
         flat = (
-            np.memmap(tokens_file, dtype=np.int32, mode="r", shape=(int(offsets[-1]),))
-            if offsets[-1]
+            np.memmap(tokens_file, dtype=np.int32, mode="r", shape=(num_tokens,))
+            if num_tokens
             else np.empty(0, np.int32)
+        )
+        return _Cached(
+            index={digest: place for place, digest in enumerate(hashes)},
+            lengths=lengths,
+            num_targets=num_targets,
+            starts=(ends - lengths).astype(np.int64),
+            flat=flat,
         )
     except Exception:  # a damaged archive can fail in any way, and can always be made again
         return None
-    return TokenTable(
-        lengths=lengths,
-        num_prompt_tokens=(lengths - num_targets).astype(np.int32),
-        num_targets=num_targets,
-        offsets=offsets,
-        flat=flat,
-        key=key,
-    )
 
 
 def _digest(file: BinaryIO) -> str:
@@ -207,10 +277,10 @@ def _digest(file: BinaryIO) -> str:
 
 
 def _key(
-    raw: RawSamples, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, data: DataSection
+    fingerprint: str, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, data: DataSection
 ) -> str:
     parts = [
-        CACHE_FORMAT,
+        KEY_FORMAT,
         encoder.content,
         tokenizer.chat_template,
         tokenizer.bos_token,
@@ -218,13 +288,13 @@ def _key(
         data.max_length,
         data.loss_on,
         data.chat_template,
-        raw.fingerprint,
+        fingerprint,
     ]
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts).encode()))[:16]
 
 
-def _remove_others(cache_dir: Path, key: str) -> None:
+def _remove_others(cache_dir: Path, name: str) -> None:
     """Tokens of an earlier tokenizer or setting: nothing will ask for them again."""
     for path in cache_dir.glob("tokens-*"):
-        if path not in _files(cache_dir, key):
+        if path not in _files(cache_dir, name):
             path.unlink(missing_ok=True)

@@ -41,7 +41,8 @@ def usable_rows(scores: ScoreTable, samples: SampleTable) -> Bool:
     if not usable.any():
         origins = np.bincount(scores.origin, minlength=len(Origin))
         raise SelectionError(
-            f"none of the {len(scores)} samples can be selected: {origins[Origin.NEVER]} were "
+            f"none of the {samples.present.sum()} samples can be selected: "
+            f"{origins[Origin.NEVER]} were "
             f"never measured, {origins[Origin.INVALID]} gave no finite score or have no target "
             "token. Measure with another checkpoint, or look at the data (`gracekit status`)"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from gracekit.types import Bool, Float32, SampleTable, ScoreTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+logger = logging.getLogger(__name__)
 
 SHOWN = 3
 """Ids that a message names."""
@@ -45,6 +48,10 @@ def listed(
     for key, (chosen, ids, condition) in wanted.items():
         if ids:
             chosen[_rows_of(ids, samples, f"selection.{key}")] = True
+            if not samples.present[chosen].all():
+                gone = _some(chosen & ~samples.present, samples)
+                logger.warning("selection.%s: %s: no longer in the data, left out", key, gone)
+                chosen &= samples.present
         if condition is not None:
             chosen |= where(
                 condition, scores=scores, samples=samples, store=store, key=f"{key}_where"
@@ -95,7 +102,7 @@ def where(
             ) from None
     chosen = np.zeros(len(samples), bool)
     chosen[np.asarray(rows, np.int64)] = True
-    return chosen
+    return chosen & samples.present
 
 
 def _table(scores: ScoreTable, samples: SampleTable) -> pa.Table:
@@ -103,23 +110,17 @@ def _table(scores: ScoreTable, samples: SampleTable) -> pa.Table:
     import pyarrow as pa
 
     from gracekit.store.history import ORIGIN_NAMES, column_name, named
-    from gracekit.store.parquet import clean_text
-
-    group_names = np.array(samples.group_names, object)[samples.groups]
+    from gracekit.store.samples import samples_table
 
     def known(values: Float32) -> pa.Array:
         return pa.array(values, from_pandas=True)  # NaN, which SQL sorts on top, is NULL
 
+    table = samples_table(samples)
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    columns["group_name"] = columns.pop("group")
     return pa.table(
         {
-            "row": np.arange(len(samples)),
-            "sample_id": clean_text(samples.sample_ids),
-            "group_name": clean_text(group_names),
-            "num_prompt_tokens": samples.num_prompt_tokens,
-            "num_response_tokens": samples.num_response_tokens,
-            "content_hash": clean_text(samples.content_hashes),
-            "source_row": samples.source_rows,
-            "preview": clean_text(samples.previews),
+            **columns,
             **{column_name(name): known(values) for name, values in scores.scores.items()},
             "importance": known(scores.importance),
             "origin": named(scores.origin, ORIGIN_NAMES),

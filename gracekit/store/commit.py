@@ -1,6 +1,6 @@
 """The commit: how a version comes into being, all or nothing.
 
-    history and cache files      each under a temporary name, synced, renamed
+    samples, history and cache files     each under a temporary name, synced, renamed
       → manifests/v000012.parquet   `link` to its final name: THE commit point
         → sidecars → scores.duckdb → LATEST      published, from files alone
 
@@ -36,6 +36,7 @@ from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.cache import CachePayload, prune_caches, save_cache
 from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
 from gracekit.store.manifests import coreset_table, header_text, write_manifest
+from gracekit.store.samples import write_samples
 from gracekit.store.shards import clear_shards
 from gracekit.types import (
     FORMAT_VERSION,
@@ -45,6 +46,7 @@ from gracekit.types import (
     Measurement,
     RefreshPlan,
     Rows,
+    SampleTable,
     ScoreTable,
     Selection,
 )
@@ -72,6 +74,10 @@ class VersionDraft:
     plan: RefreshPlan | None = None
     """Why rows were measured; None where all were."""
     audit: Audit | None = None
+    samples: SampleTable | None = None
+    """Where the data changed since the version before: the sample table, its known rows first."""
+    dataset: Json = field(default_factory=dict)
+    """What to remember of changed data, as for `Store.create`."""
     cache: CachePayload | None = None
     measure_id: str | None = None
     """Of the measurement, None for a reselect. Once the version exists all shards are removed: its
@@ -92,10 +98,11 @@ def commit(store: Store, draft: VersionDraft) -> int:
         StoreWriteError: The disk failed before the commit point; the last version is unchanged.
         VersionNotFoundError: A reselect of a store without versions.
     """
-    _check(store, draft)
     paths = store.paths
     version = store.next_version()
     parent = store.latest()
+    samples = draft.samples or store.samples(parent)
+    _check(samples, draft)
     if draft.scores is None and parent is None:
         raise VersionNotFoundError(
             f"the store {paths.root} has no scores to select from yet; "
@@ -104,12 +111,13 @@ def commit(store: Store, draft: VersionDraft) -> int:
     final = paths.manifest(version)
     with files.clear_write_errors(final):
         files.remove(paths.history_of(version))
+        files.remove(paths.samples_of(version))
         _write_history(store, version, draft)
         if draft.cache is not None:
             save_cache(paths, version, draft.cache)
-        header = _header(store, version, parent, draft)
+        header = _header(store, version, parent, draft, samples)
         scores = draft.scores or store.scores(header.scores_version)
-        coreset = coreset_table(draft.selection, store.samples(), scores)
+        coreset = coreset_table(draft.selection, samples, scores)
         temporary = files.write_temporary(final, lambda p: write_manifest(p, coreset, header))
     try:
         is_new = files.link_new(temporary, final)
@@ -134,13 +142,15 @@ def commit(store: Store, draft: VersionDraft) -> int:
     return version
 
 
-def _check(store: Store, draft: VersionDraft) -> None:
+def _check(samples: SampleTable, draft: VersionDraft) -> None:
     """A version never changes, so a draft that is wrong by our own fault must not become one."""
-    n, rows = store.info.num_samples, draft.selection.rows
+    n, rows = len(samples), draft.selection.rows
     assert len(np.unique(rows)) == len(rows), "a row is selected twice"
     assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < n), "no such row"
+    assert samples.present[rows].all(), "a removed sample is selected"
     assert draft.scores is None or len(draft.scores) == n, "scores of other samples"
     assert (draft.scores is None) == (draft.operation == "reselect"), "only a reselect has none"
+    assert draft.samples is None or draft.scores is not None, "new samples need scores"
 
 
 def publish(store: Store, *, has_new: bool) -> list[str]:
@@ -184,6 +194,8 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def _write_history(store: Store, version: int, draft: VersionDraft) -> None:
+    if draft.samples is not None:
+        write_samples(store.paths.samples_of(version), draft.samples)
     if draft.scores is not None:
         write_scores(store.paths.scores(version), draft.scores)
     if draft.measurement is not None:
@@ -191,8 +203,22 @@ def _write_history(store: Store, version: int, draft: VersionDraft) -> None:
         write_measured(store.paths.measured(version), draft.measurement, draft.plan, step)
 
 
-def _header(store: Store, version: int, parent: int | None, draft: VersionDraft) -> ManifestHeader:
+def _header(
+    store: Store, version: int, parent: int | None, draft: VersionDraft, samples: SampleTable
+) -> ManifestHeader:
     paths = store.paths
+    dataset = store.dataset(parent)
+    if draft.samples is not None:
+        samples_file = paths.relative(paths.samples_of(version))
+        num_source_rows = samples.num_source_rows
+        dataset |= draft.dataset | {
+            "fingerprint": samples.fingerprint,
+            "num_samples": int(samples.present.sum()),
+            "num_source_rows": num_source_rows,
+            "num_rows": len(samples),
+            "samples_file": samples_file,
+            "sources": dataset["sources"] | {samples_file: num_source_rows},
+        }
     scores_version = version
     if draft.scores is None:
         assert parent is not None
@@ -200,6 +226,8 @@ def _header(store: Store, version: int, parent: int | None, draft: VersionDraft)
     named = [paths.scores(scores_version)]
     if draft.measurement is not None:
         named.append(paths.measured(version))
+    if dataset["samples_file"] != paths.samples.name:
+        named.append(paths.root / dataset["samples_file"])
     refresh = dict(draft.refresh)
     if draft.measure_id is not None:
         refresh["measure_id"] = draft.measure_id
@@ -213,12 +241,12 @@ def _header(store: Store, version: int, parent: int | None, draft: VersionDraft)
         refresh_id=draft.refresh_id,
         recipe_digest=draft.recipe_digest,
         scores_version=scores_version,
-        dataset=store.info.dataset,
+        dataset=dataset,
         checkpoint=draft.checkpoint,
         scoring=draft.scoring,
         refresh=refresh,
         selection={**draft.selection_settings, "details": draft.selection.details},
-        stats=_stats(store, parent, draft),
+        stats=_stats(store, parent, draft, samples),
         timings=draft.timings,
         audit=_audit(draft.audit),
         files={
@@ -237,11 +265,12 @@ def _audit(audit: Audit | None) -> Json | None:
     return {**dataclasses.asdict(audit), "target_met": bool(audit.target_met)}
 
 
-def _stats(store: Store, parent: int | None, draft: VersionDraft) -> Json:
-    selection, samples = draft.selection, store.samples()
+def _stats(store: Store, parent: int | None, draft: VersionDraft, samples: SampleTable) -> Json:
+    selection = draft.selection
     counts = np.bincount(samples.groups[selection.rows], minlength=len(samples.group_names))
     stats: Json = {
-        "num_samples": len(samples),
+        "num_samples": int(samples.present.sum()),
+        **_data_changes(store, parent, samples),
         "num_selected": len(selection.rows),
         "weight_sum": float(selection.weights.sum(dtype=np.float64)),
         "objective": float(selection.objective),
@@ -256,6 +285,22 @@ def _stats(store: Store, parent: int | None, draft: VersionDraft) -> Json:
         counts = np.bincount(draft.scores.origin, minlength=len(ORIGIN_NAMES))
         stats["origins"] = dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
     return stats
+
+
+def _data_changes(store: Store, parent: int | None, samples: SampleTable) -> Json:
+    """Samples that joined, left, or stayed with other content since the version before."""
+    before = None if parent is None else store.samples(parent)
+    was = np.zeros(len(samples), bool)
+    contents = np.zeros(len(samples), np.int64)
+    if before is not None:
+        was[: len(before)] = before.present
+        contents[: len(before)] = before.content_versions
+    now = samples.present
+    return {
+        "num_added": int((now & ~was).sum()),
+        "num_removed": int((was & ~now).sum()),
+        "num_changed": int((was & now & (contents != samples.content_versions)).sum()),
+    }
 
 
 def _overlap(store: Store, parent: int | None, rows: Rows) -> Json | None:

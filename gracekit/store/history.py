@@ -14,7 +14,7 @@ from gracekit.store.parquet import damaged, read_table, write_table
 from gracekit.types import Int64, Measurement, Origin, Reason, RefreshPlan, ScoreTable, UInt8
 
 ORIGIN_NAMES = [origin.name.lower() for origin in Origin]
-"""`origin` in files and SQL: never, propagated, measured, invalid, stale."""
+"""`origin` in files and SQL: never, propagated, measured, invalid, stale, removed."""
 REASON_NAMES = [reason.name.lower() for reason in Reason]
 """`reason` in files and SQL: first, never_measured, priority, probe."""
 
@@ -56,7 +56,8 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
         "measured_step": scores.measured_step,
         "measured_version": scores.measured_version,
         "confidence": scores.confidence,
-        "importance": scores.importance,
+        # Unknown like its scores, where a row that was never measured has the least.
+        "importance": pa.array(scores.importance, mask=scores.origin == Origin.REMOVED),
     }
     table = _with_scores(columns, scores.scores)
     write_atomic(path, lambda p: write_table(p, table))
@@ -70,7 +71,7 @@ def read_scores(path: Path) -> ScoreTable:
             scores={
                 name: table[column].to_numpy() for name, column in score_columns(table).items()
             },
-            importance=table["importance"].to_numpy(),
+            importance=pc.fill_null(table["importance"], 0).to_numpy(),
             origin=codes(table["origin"], ORIGIN_NAMES),
             measured_step=table["measured_step"].to_numpy(),
             measured_version=table["measured_version"].to_numpy(),

@@ -23,17 +23,17 @@ class StoreInfo:
     created_at: str
     """UTC, RFC 3339."""
     dataset: Json
-    """path, format, id_column, group_column … as given, with fingerprint, num_samples and
-    num_source_rows."""
+    """Of the first data: path, format, id_column, group_column … as given, with fingerprint,
+    num_samples and num_source_rows."""
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the samples."""
+        """Identity of the first data."""
         return str(self.dataset["fingerprint"])
 
     @property
     def num_samples(self) -> int:
-        """Rows of the sample table, n."""
+        """Samples that the store was made with; `Store.dataset` knows of later changes."""
         return int(self.dataset["num_samples"])
 
     def to_text(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 MANIFEST_NAME = re.compile(r"v(\d{6,})\.(?:parquet|json)")
 HISTORY_NAME = re.compile(r"version=(\d{6,})")
 CACHE_NAME = re.compile(r"v(\d{6,})")
+SAMPLES_NAME = re.compile(r"v(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,17 @@ class StorePaths:
 
     @property
     def samples(self) -> Path:
-        """The sample table."""
+        """The sample table that the store was made with."""
         return self.root / "samples.parquet"
+
+    @property
+    def changed_samples(self) -> Path:
+        """Directory of the sample tables of versions that met changed data."""
+        return self.root / "samples"
+
+    def samples_of(self, version: int) -> Path:
+        """The sample table of a version that met changed data; later ones go on with it."""
+        return self.changed_samples / f"v{version:06d}.parquet"
 
     @property
     def history(self) -> Path:

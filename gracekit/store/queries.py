@@ -48,7 +48,8 @@ _QUERIES = (
         sql="SELECT group_name, count(*) AS num_samples, "
         "count(*) FILTER (origin = 'never') AS num_never, "
         "count(*) FILTER (origin = 'invalid') AS num_invalid "
-        "FROM scores JOIN samples USING (row) GROUP BY group_name ORDER BY group_name",
+        "FROM scores JOIN samples USING (row) WHERE removed_version IS NULL "
+        "GROUP BY group_name ORDER BY group_name",
     ),
     NamedQuery(
         name="churn",
@@ -60,18 +61,18 @@ _QUERIES = (
         name="group-shares",
         about="share of each group in the data and in each coreset",
         sql="WITH whole AS (SELECT group_name, count(*) / sum(count(*)) OVER () AS data_share "
-        "FROM samples GROUP BY group_name) "
+        "FROM samples WHERE removed_version IS NULL GROUP BY group_name) "
         "SELECT version, group_name, count(*) AS num_selected, "
         "count(*) / sum(count(*)) OVER (PARTITION BY version) AS coreset_share, "
         "any_value(data_share) AS data_share, sum(weight) AS weight_sum "
-        "FROM coresets JOIN samples USING (row) JOIN whole USING (group_name) "
+        "FROM coresets JOIN samples USING (row) LEFT JOIN whole USING (group_name) "
         "GROUP BY version, group_name ORDER BY version, group_name",
     ),
     NamedQuery(
         name="hardest",
         about="samples of highest importance now, with what is known of them",
         sql="SELECT sample_id, group_name, s.* EXCLUDE (row), preview "
-        "FROM scores s JOIN samples USING (row) "
+        "FROM scores s JOIN samples USING (row) WHERE removed_version IS NULL "
         "ORDER BY importance DESC, sample_id LIMIT 20",
     ),
     NamedQuery(

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from gracekit import files
 from gracekit.store.commit import publish
-from gracekit.store.paths import CACHE_NAME, HISTORY_NAME, MANIFEST_NAME, numbered
+from gracekit.store.paths import (
+    CACHE_NAME,
+    HISTORY_NAME,
+    MANIFEST_NAME,
+    SAMPLES_NAME,
+    numbered,
+)
 from gracekit.store.shards import clear_shards
 
 if TYPE_CHECKING:
@@ -41,6 +47,9 @@ def recover(store: Store) -> list[str]:
             for path, version in numbered(directory, pattern).items()
             if version not in made
         ]
+        # Later versions use a sample table too, so only one of a version still to come is nobody's.
+        tables = numbered(paths.changed_samples, SAMPLES_NAME)
+        orphans += [path for path, version in tables.items() if version > max(made, default=0)]
         for orphan in orphans:
             files.remove(orphan)
             done.append(f"removed {paths.relative(orphan)} of a version that was not committed")

@@ -1,4 +1,4 @@
-"""`samples.parquet`: the sample table."""
+"""`samples.parquet`, and `samples/v000012.parquet` where the data changed: the sample table."""
 
 from __future__ import annotations
 
@@ -27,19 +27,7 @@ def write_samples(path: Path, samples: SampleTable) -> None:
                 f"two {kind} differ only in characters that UTF-8 cannot hold (lone surrogates); "
                 "make them different"
             )
-    groups = pa.DictionaryArray.from_arrays(samples.groups, pa.array(names, pa.string()))
-    table = pa.table(
-        {
-            "row": np.arange(len(samples), dtype=np.int64),
-            "sample_id": pa.array(ids, pa.string()),
-            "group": groups.cast(pa.string()),
-            "num_prompt_tokens": samples.num_prompt_tokens,
-            "num_response_tokens": samples.num_response_tokens,
-            "content_hash": pa.array(clean_text(samples.content_hashes), pa.string()),
-            "source_row": samples.source_rows,
-            "preview": pa.array(clean_text(samples.previews), pa.string()),
-        }
-    )
+    table = samples_table(samples)
     facts = {
         "group_names": names,
         "num_source_rows": samples.num_source_rows,
@@ -47,6 +35,27 @@ def write_samples(path: Path, samples: SampleTable) -> None:
     }
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
     write_atomic(path, lambda p: write_table(p, table))
+
+
+def samples_table(samples: SampleTable) -> pa.Table:
+    """The columns [n] as files and SQL have them."""
+    names = pa.array(clean_text(np.array(samples.group_names, object)), pa.string())
+    gone = ~samples.present
+    return pa.table(
+        {
+            "row": np.arange(len(samples), dtype=np.int64),
+            "sample_id": pa.array(clean_text(samples.sample_ids), pa.string()),
+            "group": pa.DictionaryArray.from_arrays(samples.groups, names).cast(pa.string()),
+            "num_prompt_tokens": samples.num_prompt_tokens,
+            "num_response_tokens": samples.num_response_tokens,
+            "content_hash": pa.array(clean_text(samples.content_hashes), pa.string()),
+            "source_row": pa.array(samples.source_rows, mask=gone),
+            "preview": pa.array(clean_text(samples.previews), pa.string()),
+            "added_version": samples.added_versions,
+            "removed_version": pa.array(samples.removed_versions, mask=~gone),
+            "content_version": samples.content_versions,
+        }
+    )
 
 
 def read_samples(path: Path) -> SampleTable:
@@ -63,16 +72,25 @@ def read_samples(path: Path) -> SampleTable:
             num_prompt_tokens=table["num_prompt_tokens"].to_numpy(),
             num_response_tokens=table["num_response_tokens"].to_numpy(),
             content_hashes=_strings(table["content_hash"]),
-            source_rows=table["source_row"].to_numpy(),
+            source_rows=_integers(table, "source_row", -1),
             previews=_strings(table["preview"]),
             num_source_rows=facts["num_source_rows"],
             fingerprint=facts["fingerprint"],
+            **{
+                f"{name}s": _integers(table, name, 0)
+                for name in ("added_version", "removed_version", "content_version")
+                if name in table.column_names  # not in stores of format version 1
+            },
         )
     except (KeyError, ValueError, TypeError) as error:
         raise damaged(path, error) from error
     if groups.null_count:
         raise StoreFormatError(f"{path} names groups that its own list lacks; restore it")
     return samples
+
+
+def _integers(table: pa.Table, name: str, missing: int) -> np.ndarray:
+    return np.asarray(pc.fill_null(table[name], missing).to_numpy(), np.int64)
 
 
 def _strings(column: pa.ChunkedArray) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """A database of another schema is not read: it is built anew from the files."""
 
 
@@ -28,15 +28,16 @@ _ROW = "position in the sample store; joins all tables"
 _SCORE_ROW = {
     "row": _ROW,
     "origin": "measured at this version, propagated from measured rows, stale (kept as it was), "
-    "never measured, or invalid (not finite, or nothing to train on)",
+    "never measured, invalid (not finite, or nothing to train on), or removed from the data",
     "measured_step": "training step of the last measurement; -1: never",
     "measured_version": "version of the last measurement; 0: never",
     "confidence": "0 nothing is known … 1 measured now",
-    "importance": "the score that selection uses, 0 to 1: corrected for length, ranked",
+    "importance": "the score that selection uses, 0 to 1: corrected for length, ranked; NULL when "
+    "removed",
 }
 
 SAMPLES = Described(
-    about="One row per training sample",
+    about="One row per training sample, those that left the data included",
     columns={
         "row": _ROW,
         "sample_id": "the user's id, or a hash of the content",
@@ -44,8 +45,11 @@ SAMPLES = Described(
         "num_prompt_tokens": "tokens without loss",
         "num_response_tokens": "tokens that carry loss",
         "content_hash": "hash of the content",
-        "source_row": "position in the data file, counted from 0",
+        "source_row": "position in the data file, counted from 0; NULL when removed",
         "preview": "first characters of the sample",
+        "added_version": "version that the sample came with",
+        "removed_version": "version since which it is no longer in the data; NULL: it is",
+        "content_version": "version since which its content is what it is",
     },
 )
 SCORES = Described(about="Present scores of every sample: those of the latest version",
@@ -70,6 +74,10 @@ VERSIONS = Described(
         "feature_cosine": "audit: mean cosine of predicted and measured features",
         "feature_cosine_stale": "the same, had the features been left as they were",
         "calibration": "errors relative to what the confidences promised; above 1: too confident",
+        "num_samples": "samples in the data",
+        "num_added": "samples that joined the data since the version before",
+        "num_removed": "samples that left it",
+        "num_changed": "samples that stayed with other content",
         "num_selected": "size of the coreset",
         "churn": "share of the parent's coreset that was replaced",
         "jaccard": "overlap with the parent's coreset: intersection by union",
@@ -110,8 +118,8 @@ STORE = Described(
     columns={
         "schema_version": "schema of this database",
         "gracekit_version": "version that published it",
-        "fingerprint": "identity of the samples",
-        "num_samples": "rows of samples",
+        "fingerprint": "identity of the data",
+        "num_samples": "samples in the data",
         "latest_version": "version that scores holds; NULL before the first",
     },
 )

@@ -42,7 +42,7 @@ class Store:
     def __init__(self, paths: StorePaths, info: StoreInfo) -> None:
         self.paths = paths
         self.info = info
-        self._samples: SampleTable | None = None
+        self._samples: tuple[Path, SampleTable] | None = None
         self._headers: dict[int, tuple[_Stamp, ManifestHeader]] = {}
 
     @staticmethod
@@ -102,24 +102,46 @@ class Store:
             files.write_text_atomic(paths.info, info.to_text())
         return cls(paths, info)
 
-    def samples(self) -> SampleTable:
-        """The sample table; raises `StoreFormatError` when it is damaged."""
-        if self._samples is None:
-            samples = read_samples(self.paths.samples)
-            if len(samples) != self.info.num_samples:
+    def dataset(self, version: int | None = None) -> Json:
+        """What is known of the data of a version; default: of the latest, or as it was first.
+
+        Besides what `StoreInfo.dataset` has: `samples_file`, the sample table's path relative to
+        the store; `num_rows`, with the removed samples; and `sources`, the `num_source_rows` of
+        every data so far, by its samples_file.
+        """
+        version = self.latest() if version is None else version
+        dataset = self.info.dataset if version is None else self.header(version).dataset
+        first = self.paths.samples.name  # what format version 1 does not tell
+        return {
+            "samples_file": first,
+            "num_rows": dataset["num_samples"],
+            "sources": {first: dataset["num_source_rows"]},
+        } | dataset
+
+    def samples(self, version: int | None = None) -> SampleTable:
+        """The sample table of a version; default: of the latest, or as it was first.
+
+        Raises `StoreFormatError` when it is damaged.
+        """
+        dataset = self.dataset(version)
+        path = self.paths.root / dataset["samples_file"]
+        if self._samples is None or self._samples[0] != path:
+            samples = read_samples(path)
+            if len(samples) != dataset["num_rows"]:
                 raise StoreFormatError(
-                    f"{self.paths.samples} has {len(samples)} rows, {self.paths.info} says "
-                    f"{self.info.num_samples}; restore both from one backup"
+                    f"{path} has {len(samples)} rows, {dataset['num_rows']} were written; restore "
+                    "it from a backup"
                 )
-            self._samples = samples
-        return self._samples
+            self._samples = (path, samples)
+        return self._samples[1]
 
     def require_fingerprint(self, fingerprint: str, source: str) -> None:
-        """Raise `StoreDataMismatchError` unless `source` is what the store was made from."""
-        if fingerprint != self.info.fingerprint:
+        """Raise `StoreDataMismatchError` unless `source` is the data of the latest version."""
+        expected = self.dataset()
+        if fingerprint != expected["fingerprint"]:
             raise StoreDataMismatchError(
                 f"the store {self.paths.root} was made from other data: expected fingerprint "
-                f"{self.info.fingerprint} ({self.info.dataset.get('path')}), found {fingerprint} "
+                f"{expected['fingerprint']} ({expected.get('path')}), found {fingerprint} "
                 f"({source}). Restore the old data, or name a new store for the new data"
             )
 

@@ -10,6 +10,8 @@ AUDIT_COLUMNS = (
     "calibration",
 )  # fmt: skip
 """What the table of versions tells of the audit; NULL in versions without one."""
+DATA_COLUMNS = ("num_added", "num_removed", "num_changed")
+"""What it tells of the data; NULL in versions of stores of format version 1."""
 
 
 def version_row(header: ManifestHeader) -> Json:
@@ -31,6 +33,8 @@ def version_row(header: ManifestHeader) -> Json:
         "num_measured": num_measured,
         "measured_fraction": fraction,
         **{name: audit.get(name) for name in AUDIT_COLUMNS},
+        "num_samples": num_samples,
+        **{name: stats.get(name) for name in DATA_COLUMNS},
         "num_selected": stats.get("num_selected"),
         "churn": overlap.get("churn"),
         "jaccard": overlap.get("jaccard"),

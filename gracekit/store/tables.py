@@ -9,6 +9,7 @@ from duckdb import DuckDBPyConnection
 
 from gracekit.store.manifests import header_text
 from gracekit.store.parquet import read_table
+from gracekit.store.samples import samples_table
 from gracekit.store.schema import SCHEMA_VERSION, TABLES, describe
 from gracekit.store.store import Store
 from gracekit.store.summary import version_row
@@ -44,6 +45,10 @@ _VERSIONS = pa.schema(
         "feature_cosine": pa.float64(),
         "feature_cosine_stale": pa.float64(),
         "calibration": pa.float64(),
+        "num_samples": pa.int64(),
+        "num_added": pa.int64(),
+        "num_removed": pa.int64(),
+        "num_changed": pa.int64(),
         "num_selected": pa.int64(),
         "churn": pa.float64(),
         "jaccard": pa.float64(),
@@ -88,7 +93,7 @@ def _create(connection: DuckDBPyConnection, name: str, table: pa.Table, columns:
 
 def _samples(store: Store) -> pa.Table:
     # GROUP is a word of SQL: a column of that name would need quotes everywhere.
-    table = read_table(store.paths.samples)
+    table = samples_table(store.samples())
     names = ["group_name" if name == "group" else name for name in table.column_names]
     return table.rename_columns(names)
 
@@ -105,12 +110,13 @@ def _version(header: ManifestHeader) -> Json:
 
 
 def _store(store: Store, headers: list[ManifestHeader]) -> pa.Table:
+    dataset = store.dataset()
     return pa.table(
         {
             "schema_version": pa.array([SCHEMA_VERSION], pa.int32()),
             "gracekit_version": [__version__],
-            "fingerprint": [store.info.fingerprint],
-            "num_samples": pa.array([store.info.num_samples], pa.int64()),
+            "fingerprint": [dataset["fingerprint"]],
+            "num_samples": pa.array([dataset["num_samples"]], pa.int64()),
             "latest_version": pa.array([headers[-1].version if headers else None], pa.int32()),
         }
     )

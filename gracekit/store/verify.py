@@ -14,9 +14,16 @@ from gracekit.files import sha256
 from gracekit.store import cache, database
 from gracekit.store.manifests import SCHEMA, header_text, read_header
 from gracekit.store.parquet import read_table
-from gracekit.store.paths import CACHE_NAME, HISTORY_NAME, MANIFEST_NAME, numbered
+from gracekit.store.paths import (
+    CACHE_NAME,
+    HISTORY_NAME,
+    MANIFEST_NAME,
+    SAMPLES_NAME,
+    numbered,
+)
+from gracekit.store.samples import read_samples
 from gracekit.store.store import Store
-from gracekit.types import ManifestHeader
+from gracekit.types import ManifestHeader, SampleTable
 
 _RESTORE = "restore it from a backup; other versions are not affected"
 _RECOVER = "the next `gracekit watch` or `gracekit refresh` repairs it"
@@ -42,10 +49,10 @@ def verify(store: Store) -> list[Problem]:
     Reads every file once. Nothing is changed. Work in progress of another process is not a
     problem.
     """
-    problems = list(_samples(store))
     paths = store.paths
     manifests = numbered(paths.manifests, MANIFEST_NAME)
     versions = sorted(v for path, v in manifests.items() if path.suffix == ".parquet")
+    problems = list(_samples(store, versions))
     for version in versions:
         problems += _version(store, version)
     missing = sorted(set(range(1, max(versions, default=0) + 1)) - set(versions))
@@ -57,18 +64,37 @@ def verify(store: Store) -> list[Problem]:
     return problems
 
 
-def _samples(store: Store) -> Iterator[Problem]:
-    path = store.paths.samples
-    try:
-        samples = store.samples()
-    except StoreError as error:
-        yield _problem(store, path, str(error), "restore it from a backup: all versions need it")
-        return
-    if samples.fingerprint != store.info.fingerprint:
-        yield _problem(store, path, "its fingerprint is not that of store.json",
-                       "restore both from one backup")  # fmt: skip
-    if len(set(samples.sample_ids)) != len(samples):
-        yield _problem(store, path, "sample ids are not unique", "restore it from a backup")
+def _samples(store: Store, versions: list[int]) -> Iterator[Problem]:
+    """Of every sample table: what is wrong with it by itself, and beside the one before."""
+    tables = {store.paths.samples.name: store.info.dataset}
+    for version in versions:
+        try:
+            dataset = store.dataset(version)
+        except StoreError:
+            continue  # told with the version
+        tables.setdefault(dataset["samples_file"], dataset)
+    before: SampleTable | None = None
+    for name, dataset in tables.items():
+        path = store.paths.root / name
+        try:
+            samples = read_samples(path)
+        except StoreError as error:
+            yield _problem(store, path, str(error), "restore it from a backup: versions need it")
+            continue
+        num_rows = dataset.get("num_rows", dataset["num_samples"])
+        if (samples.fingerprint, len(samples)) != (dataset["fingerprint"], num_rows):
+            yield _problem(store, path, "fingerprint or number of rows are not as written",
+                           "restore the whole store from one backup")  # fmt: skip
+        if len(set(samples.sample_ids)) != len(samples):
+            yield _problem(store, path, "sample ids are not unique", "restore it from a backup")
+        if before is not None and not _goes_on(before, samples):
+            yield _problem(store, path, "its first rows are other samples than in the table before",
+                           "restore the whole store from one backup")  # fmt: skip
+        before = samples
+
+
+def _goes_on(before: SampleTable, samples: SampleTable) -> bool:
+    return np.array_equal(before.sample_ids, samples.sample_ids[: len(before)])
 
 
 def _version(store: Store, version: int) -> Iterator[Problem]:
@@ -86,9 +112,21 @@ def _version(store: Store, version: int) -> Iterator[Problem]:
         what = _file_damage(file, entry["num_bytes"], entry["sha256"])
         if what is not None:
             yield _problem(store, file, what, _RESTORE)
-    whole = [*_coreset_damage(store, coreset, header), *_history_damage(store, header)]
+    samples = _table_of(store, version)
+    whole = [
+        *_coreset_damage(store, coreset, header, samples),
+        *_history_damage(store, header, samples),
+    ]
     for file, what in whole:
         yield _problem(store, file, what, _RESTORE)
+
+
+def _table_of(store: Store, version: int) -> SampleTable | None:
+    """None where it is damaged, which is told already."""
+    try:
+        return store.samples(version)
+    except StoreError:
+        return None
 
 
 def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
@@ -102,13 +140,13 @@ def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
 
 
 def _coreset_damage(
-    store: Store, coreset: pa.Table, header: ManifestHeader
+    store: Store, coreset: pa.Table, header: ManifestHeader, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
     path = store.paths.manifest(header.version)
     if not coreset.schema.equals(SCHEMA):
         yield path, f"has columns {coreset.column_names}, expected {SCHEMA.names}"
         return
-    rows, n = coreset["row"].to_numpy(), store.info.num_samples
+    rows, n = coreset["row"].to_numpy(), store.dataset(header.version)["num_rows"]
     if len(rows) != header.stats.get("num_selected"):
         yield path, f"has {len(rows)} rows, its header says {header.stats.get('num_selected')}"
     if not _ascending_rows(rows, n):
@@ -119,16 +157,19 @@ def _coreset_damage(
         yield path, "weights are not positive numbers"
     if not np.array_equal(ranks, np.arange(len(ranks))):
         yield path, "ranks are not 0, 1, 2 …"
-    try:
-        expected = store.samples().sample_ids[rows]
-    except StoreError:
+    if samples is None or len(samples) != n:
         return
-    if not np.array_equal(expected, np.array(coreset["sample_id"].to_pylist(), object)):
-        yield path, "sample ids are not those of samples.parquet"
+    ids, source_rows = coreset["sample_id"].to_pylist(), coreset["source_row"].to_numpy()
+    if not np.array_equal(samples.sample_ids[rows], np.array(ids, object)):
+        yield path, "sample ids are not those of the sample table"
+    elif not np.array_equal(samples.source_rows[rows], source_rows):
+        yield path, "source rows are not those of the sample table"
 
 
-def _history_damage(store: Store, header: ManifestHeader) -> Iterator[tuple[Path, str]]:
-    n = store.info.num_samples
+def _history_damage(
+    store: Store, header: ManifestHeader, samples: SampleTable | None
+) -> Iterator[tuple[Path, str]]:
+    n = store.dataset(header.version)["num_rows"]
     checks: dict[Path, Callable[[np.ndarray], bool]] = {
         store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
         store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
@@ -137,22 +178,30 @@ def _history_damage(store: Store, header: ManifestHeader) -> Iterator[tuple[Path
         if store.paths.relative(path) not in header.files or not path.is_file():
             continue
         try:
-            rows = read_table(path)["row"].to_numpy()
+            table = read_table(path)
+            rows = table["row"].to_numpy()
+            origins = table["origin"].to_pylist() if "origin" in table.column_names else None
         except (StoreFormatError, KeyError) as error:
             yield path, str(error)
             continue
         if not holds(rows):
             yield path, f"rows are not those of {n} samples in ascending order"
+        elif samples is not None and origins is not None and len(samples) == n:
+            gone = np.array([origin == "removed" for origin in origins], bool)
+            if not np.array_equal(gone, ~samples.present):
+                yield path, "the removed samples are not those of the sample table"
 
 
 def _published(store: Store, versions: list[int]) -> Iterator[Problem]:
     """What is derived from the manifests: a reader may miss it, nothing is lost."""
     paths = store.paths
-    for directory, pattern in ((paths.history, HISTORY_NAME), (paths.manifests, MANIFEST_NAME)):
-        for path, version in numbered(directory, pattern).items():
-            if version not in versions:
-                yield _problem(store, path, "belongs to no version (a refresh may be in progress)",
-                               _RECOVER)  # fmt: skip
+    found = numbered(paths.history, HISTORY_NAME) | numbered(paths.manifests, MANIFEST_NAME)
+    orphans = [path for path, version in found.items() if version not in versions]
+    tables = numbered(paths.changed_samples, SAMPLES_NAME)
+    orphans += [path for path, version in tables.items() if version > max(versions, default=0)]
+    for path in orphans:
+        yield _problem(store, path, "belongs to no version (a refresh may be in progress)",
+                       _RECOVER)  # fmt: skip
     try:
         good = store.versions()
     except StoreFormatError:

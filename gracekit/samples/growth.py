@@ -1,0 +1,152 @@
+"""Data that changed: merged into the samples that a store knows. Pure.
+
+Identity is the sample id. A known id keeps its row; new ids get new rows at the end, in the order
+of their ids, so that the order of the data is no matter; an id that is no longer in the data keeps
+its row as removed, and one that comes back gets its row again. A row is never reused.
+
+With ids that are hashes of the content, a sample whose text changes is another sample: one leaves
+and one joins. With ids of the user's own it stays the same sample, with other content.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gracekit.types import Bool, Int64, Rows, SampleTable, Strings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """The samples of a store, with what changed since the version before."""
+
+    samples: SampleTable
+    """All rows, those known before first."""
+    places: Int64
+    """[n] position in the data; -1 for a removed sample."""
+    added: Rows
+    """Of ids never seen before."""
+    removed: Rows
+    """No longer in the data."""
+    changed: Rows
+    """With other content than before, among them some that came back."""
+    returned: Rows
+    """In the data again."""
+    is_change: bool
+    """Whether the table differs from the one before at all, be it in groups or positions."""
+
+    @property
+    def forgotten(self) -> Bool:
+        """[n] rows of which earlier scores and features say nothing any more, or which are new."""
+        forgotten = np.zeros(len(self.samples), bool)
+        for rows in (self.added, self.removed, self.changed, self.returned):
+            forgotten[rows] = True
+        return forgotten
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For the version's header."""
+        return {
+            "num_added": len(self.added),
+            "num_removed": len(self.removed),
+            "num_changed": len(self.changed),
+            "num_returned": len(self.returned),
+        }
+
+
+def merge(known: SampleTable, data: SampleTable, *, version: int) -> Growth:
+    """The known samples brought in line with the data.
+
+    Args:
+        known: The table of the version before.
+        data: What the data holds now, in its own order.
+        version: That will be published.
+    """
+    num_known = len(known)
+    row_of = {sample_id: row for row, sample_id in enumerate(known.sample_ids.tolist())}
+    ids = data.sample_ids.tolist()
+    new_places = sorted((p for p, i in enumerate(ids) if i not in row_of), key=ids.__getitem__)
+    row_of |= {ids[place]: num_known + k for k, place in enumerate(new_places)}
+    rows = np.array([row_of[sample_id] for sample_id in ids], np.int64)
+    n = len(row_of)
+    places = np.full(n, -1, np.int64)
+    places[rows] = np.arange(len(rows))
+
+    was_present = np.zeros(n, bool)
+    was_present[:num_known] = known.present
+    is_known = np.arange(n) < num_known
+    is_present = places >= 0
+    differs = np.zeros(n, bool)
+    both = np.flatnonzero(is_known & is_present)
+    differs[both] = known.content_hashes[both] != data.content_hashes[places[both]]
+
+    def merged(name: str, new: int | str) -> np.ndarray:
+        """A column: of the data where it has the sample, else as it was."""
+        before, now = getattr(known, name), getattr(data, name)
+        column = np.full(n, new, before.dtype)
+        column[:num_known] = before
+        column[rows] = now
+        return column
+
+    source_rows = merged("source_rows", -1)
+    source_rows[~is_present] = -1
+    groups, group_names = _groups(known, data, rows, n)
+    samples = SampleTable(
+        sample_ids=merged("sample_ids", ""),
+        groups=groups,
+        group_names=group_names,
+        num_prompt_tokens=merged("num_prompt_tokens", 0),
+        num_response_tokens=merged("num_response_tokens", 0),
+        content_hashes=merged("content_hashes", ""),
+        source_rows=source_rows,
+        previews=merged("previews", ""),
+        num_source_rows=data.num_source_rows,
+        fingerprint=data.fingerprint,
+        added_versions=_grown(known.added_versions, n, version),
+        removed_versions=np.where(
+            is_present, 0, np.where(was_present, version, _grown(known.removed_versions, n, 0))
+        ),
+        content_versions=np.where(differs, version, _grown(known.content_versions, n, version)),
+    )
+    return Growth(
+        samples=samples,
+        places=places,
+        added=np.flatnonzero(~is_known),
+        removed=np.flatnonzero(was_present & ~is_present),
+        changed=np.flatnonzero(differs),
+        returned=np.flatnonzero(is_known & ~was_present & is_present),
+        is_change=not _is_same(known, samples),
+    )
+
+
+def _groups(
+    known: SampleTable, data: SampleTable, rows: Rows, n: int
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """[n] group of each row, and the names of those that occur."""
+    names = sorted({*known.group_names, *data.group_names})
+    number = {name: k for k, name in enumerate(names)}
+    groups = np.zeros(n, np.int64)
+    for table, where in ((known, np.arange(len(known))), (data, rows)):
+        groups[where] = np.array([number[name] for name in table.group_names])[table.groups]
+    used, compact = np.unique(groups, return_inverse=True)
+    return compact.astype(np.int32), tuple(names[k] for k in used)
+
+
+def _grown(values: Int64, n: int, new: int) -> Int64:
+    return np.concatenate([values, np.full(n - len(values), new, np.int64)])
+
+
+def _is_same(known: SampleTable, samples: SampleTable) -> bool:
+    def labels(table: SampleTable) -> Strings:
+        return np.array(table.group_names, object)[table.groups]
+
+    return (
+        len(known) == len(samples)
+        and (known.num_source_rows, known.fingerprint)
+        == (samples.num_source_rows, samples.fingerprint)
+        and np.array_equal(known.removed_versions, samples.removed_versions)
+        and np.array_equal(known.content_versions, samples.content_versions)
+        and np.array_equal(known.source_rows, samples.source_rows)
+        and np.array_equal(labels(known), labels(samples))
+    )
