@@ -276,6 +276,15 @@ class SelectionSection(Section):
         return self
 
 
+class RetentionSection(Section):
+    """What is kept of old versions. docs/store.md says more."""
+
+    keep: int | None = Field(default=None, ge=1)
+    """Versions kept: after each new one, older ones lose their coreset and the scores of all
+    samples, as by `gracekit gc`, unless they are pinned or in use. What was measured at them
+    stays. null: all versions are kept."""
+
+
 class Recipe(Section):
     """All settings of a store. `Recipe.load` reads one from YAML."""
 
@@ -293,6 +302,7 @@ class Recipe(Section):
     refresh: RefreshSection = RefreshSection()
     propagation: PropagationSection = PropagationSection()
     selection: SelectionSection = SelectionSection()
+    retention: RetentionSection = RetentionSection()
 
     @model_validator(mode="after")
     def _selected_score_is_measured(self) -> Recipe:
@@ -386,11 +396,12 @@ class Recipe(Section):
 
 
 _NEUTRAL = (
-    "store", "data.path", "target.path", "checkpoints.poll_interval_s", "checkpoints.settle_s",
-    "checkpoints.ready_marker", "checkpoints.on_backlog", "checkpoints.base_model",
+    "store", "retention", "data.path", "target.path", "checkpoints.poll_interval_s",
+    "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
+    "checkpoints.base_model",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
 )  # fmt: skip
-"""Where files lie, how checkpoints are awaited, and what only changes the speed."""
+"""Where files lie and how long, how checkpoints are awaited, and what only changes the speed."""
 
 _BUDGETS = {"selection.fraction", "selection.count", "selection.tokens"}
 """One of them given on the command line replaces the recipe's, whichever that is."""

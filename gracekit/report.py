@@ -17,6 +17,7 @@ import numpy as np
 from gracekit.errors import StoreError
 from gracekit.store import Store
 from gracekit.store.lock import is_alive
+from gracekit.store.retention import held_versions
 from gracekit.store.shards import SUFFIX
 from gracekit.store.summary import version_row
 from gracekit.types import Bool, Json, ManifestHeader, SampleTable, ScoreTable
@@ -25,17 +26,22 @@ NUM_MOVERS = 10
 
 
 def versions_table(root: Path | str) -> list[Json]:
-    """One record per version, ascending.
+    """One record per version, ascending, also of those that gc removed.
 
-    Keys: those of `store.summary.version_row`, and measured_percent, churn_percent.
+    Keys: those of `store.summary.version_row`, and measured_percent, churn_percent, state (why gc
+    leaves it, or when it was removed; None: nothing of both), removed_at.
     """
     store = Store.open(root)
-    rows = [version_row(store.header(version)) for version in store.versions()]
+    removed, held = store.removed(), held_versions(store)
+    state = {**held, **{v: f"removed {r.removed_at[:10]}" for v, r in removed.items()}}
+    rows = [version_row(store.header(version)) for version in store.all_versions()]
     return [
         {
             **row,
             "measured_percent": _percent(row["measured_fraction"]),
             "churn_percent": _percent(row["churn"]),
+            "state": state.get(row["version"]),
+            "removed_at": removed[row["version"]].removed_at if row["version"] in removed else None,
         }
         for row in rows
     ]
@@ -50,7 +56,7 @@ def diff(root: Path | str, first: int, second: int, *, num_movers: int = NUM_MOV
         removed), and movers (the samples whose importance changed most, among all with scores).
 
     Raises:
-        VersionNotFoundError: One of them does not exist.
+        VersionNotFoundError: One of them does not exist, or gc removed it.
         StoreFormatError: One of them is damaged.
     """
     store = Store.open(root)
@@ -97,6 +103,8 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
         "data": store.info.dataset.get("path"),
         "num_samples": store.info.num_samples,
         "num_versions": len(versions),
+        "num_removed_versions": len(store.removed()),
+        "held_versions": {str(v): why for v, why in sorted(held_versions(store).items())},
         "latest_version": versions[-1] if versions else None,
     }
     if versions:
@@ -253,7 +261,7 @@ def _problems(store: Store, versions: list[int]) -> list[str]:
     """What can be seen without reading everything; `verify` reads everything."""
     problems = []
     made = store.next_version() - 1
-    lost = sorted(set(range(1, made + 1)) - set(versions))
+    lost = sorted(set(range(1, made + 1)) - {*versions, *store.removed()})
     if lost:
         problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
     if versions and not store.paths.database.is_file():

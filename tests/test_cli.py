@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
 COMMANDS = ["init", "watch", "plan", "refresh", "select", "explain", "similar", "export", "sql",
-            "status", "versions", "diff", "verify"]  # fmt: skip
+            "status", "versions", "diff", "verify", "pin", "unpin", "gc"]  # fmt: skip
 
 
 def invoke(*arguments: str) -> Result:
@@ -66,6 +67,25 @@ def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     for command in COMMANDS:
         assert command in readme
+
+
+def test_pin_and_gc(world: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(world / "store", store)
+    at = ("--store", str(store))
+    assert "version 1 is pinned" in ok("pin", "1", "--note", "first", *at)
+    result = invoke("gc", *at)
+    assert result.exit_code == 2 and "--keep N" in result.stderr
+    told = json.loads(ok("gc", "--keep", "1", "--dry-run", "--json", *at))
+    assert told["removed"] == [] and told["kept"][0] == {"version": 1, "why": "pinned: first"}
+    assert json.loads(ok("unpin", "1", "--json", *at)) == {"version": 1, "was_pinned": True}
+    assert "would remove version 1, would free" in ok("gc", "--keep", "1", "--dry-run", *at)
+    text = ok("gc", "--keep", "1", *at)
+    assert "removed version 1, freed" in text and "keeps versions 2 to 3" in text
+    assert "version 2: the next refresh builds on its scores" in text
+    assert "removed 2" in ok("versions", *at)
+    assert ok("verify", *at) == "2 versions verify\n"
+    assert "version 1 was removed by gc on" in invoke("pin", "1", *at).stderr
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_the_digest_changes_with_results_only() -> None:
         recipe(store="elsewhere"),
         recipe(scoring={"batch_tokens": 100, "num_threads": 3, "shard_rows": 9}),
         recipe(checkpoints={"poll_interval_s": 9}),
+        recipe(retention={"keep": 3}),
         Recipe.from_dict({"data": {"path": "moved.jsonl"}}),
     ):
         assert same.digest() == base

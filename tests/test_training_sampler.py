@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from gracekit.errors import RecipeError
 from gracekit.store import Store
+from gracekit.store.leases import followed
 from gracekit.training import Coreset, CoresetSampler
 from tests.stores import N, make_draft, make_store
 
@@ -315,3 +316,22 @@ def test_reading_logs_nothing_when_all_is_well(
 def test_wrong_arguments_are_clear(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         CoresetSampler("store", **{"dataset": 10, **arguments})
+
+
+def test_the_versions_in_use_are_leased(store: Store) -> None:
+    publish(store)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS)
+    assert followed(store.paths) == {}
+    first = epoch(sampler, 0)
+    store.commit(make_draft(store, "b"))
+    store.commit(make_draft(store, "c"), keep=1)
+    assert store.versions() == [1, 3], "1 is trained on"
+    resumed = CoresetSampler(store.paths.root, NUM_ROWS)
+    resumed.load_state_dict(sampler.state_dict())
+    assert list(resumed) == first
+    sampler.set_epoch(1)
+    assert set(followed(store.paths)) == {1, 3}, "each sampler has a lease of its own"
+    sampler.release()
+    assert set(followed(store.paths)) == {1}
+    del resumed
+    assert followed(store.paths) == {}

@@ -9,7 +9,7 @@ import logging
 
 import click
 
-from gracekit.cli import export, look, plan, read, start, work
+from gracekit.cli import export, history, look, plan, read, start, work
 from gracekit.version import __version__
 
 EPILOG = """
@@ -47,6 +47,9 @@ for command in (
     read.status,
     read.versions,
     read.diff,
+    history.pin,
+    history.unpin,
+    history.gc,
     read.sql,
     read.verify,
 ):

@@ -61,7 +61,7 @@ def versions(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
         ("audit corr", "rank_correlation"), ("stale corr", "rank_correlation_stale"),
         ("over all", "rank_correlation_all"),
         ("coreset", "num_selected"), ("churn %", "churn_percent"),
-        ("model pass s", "model_pass_s"), ("other s", "other_s"),
+        ("model pass s", "model_pass_s"), ("other s", "other_s"), ("state", "state"),
     ]  # fmt: skip
     print_table([title for title, _ in columns], [[row[key] for _, key in columns] for row in rows])
 

@@ -61,6 +61,9 @@ selection:
   drop_hardest: 0.0         # share of the most important samples left out as probable label noise
   max_similarity: null      # of samples more similar than this cosine, only one may be selected
   weights: coverage         # coverage | uniform | inverse-probability | selector
+
+retention:
+  keep: null                # versions to keep; older ones leave what was measured. null: all
 """
 
 

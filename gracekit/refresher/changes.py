@@ -31,7 +31,7 @@ def earlier_losses(store: Store, scores: Iterable[str]) -> dict[str, Float32]:
         return {}
     first = np.full(len(store.samples()), np.nan, np.float32)
     previous = first.copy()
-    for version in store.versions():
+    for version in store.all_versions():
         try:
             table = store.measurement(version)
         except VersionNotFoundError:

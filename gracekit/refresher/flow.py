@@ -213,7 +213,8 @@ class Refresher:
                 },
                 selection_settings=recipe.selection.model_dump(mode="json"),
                 timings=clock.timings(),
-            )
+            ),
+            keep=recipe.retention.keep,
         )  # fmt: skip
         return RefreshResult(version=version, is_new=True, header=store.header(version))
 

@@ -6,15 +6,19 @@
 
 Invariants, whatever is killed or fails, and wherever:
 
-1. A version exists if and only if its manifest has its final name. Everything that the manifest
-   names was durable before, so an existing version is whole.
+1. A version is made when its manifest gets its final name, and exists as long as it has it and no
+   removal record lies beside it (`retention`). Everything that the manifest names was durable
+   before and stays, so an existing version is whole.
 2. `link` fails when the name exists: a version is made once, and never changes.
 3. Before the commit point nothing that a reader sees has changed. What was written is an orphan,
    which `recover` removes.
 4. After it, no failure loses the version or reports it as failed: what is left to publish follows
    from the files alone, so the next `recover` or commit publishes it.
-5. Versions are numbered 1, 2, 3 … without gaps: the next is one above the highest manifest.
-6. `refresh_id` is in the manifest: whoever repeats a refresh finds the version (`find_refresh`).
+5. Versions are numbered 1, 2, 3 … without gaps, and no number is given twice: each up to the latest
+   is a version or has a removal record. The latest is never removed.
+6. `refresh_id` is in the manifest, and in the removal record after it: whoever repeats a refresh
+   finds the version (`find_refresh`).
+7. What was measured at a version is never removed.
 
 One process at a time commits: it holds the store's lock.
 """
@@ -23,7 +27,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +41,7 @@ from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.cache import CachePayload, prune_caches, save_cache
 from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
 from gracekit.store.manifests import coreset_table, header_text, write_manifest
+from gracekit.store.retention import remove_old
 from gracekit.store.samples import write_samples
 from gracekit.store.shards import clear_shards
 from gracekit.types import (
@@ -91,8 +97,13 @@ class VersionDraft:
     """`model_pass_s`, `other_s`, `total_s`, and one key per stage."""
 
 
-def commit(store: Store, draft: VersionDraft) -> int:
+def commit(store: Store, draft: VersionDraft, *, keep: int | None = None) -> int:
     """Make the draft the next version; the caller holds the lock.
+
+    Args:
+        store: The store.
+        draft: The version.
+        keep: Once it exists, remove all but so many newest versions as `collect` does; None: none.
 
     Raises:
         StoreWriteError: The disk failed before the commit point; the last version is unchanged.
@@ -129,17 +140,25 @@ def commit(store: Store, draft: VersionDraft) -> int:
             f"{final} appeared meanwhile: another process commits to this store without its lock; "
             "stop it and run again"
         )
-    try:
+    with _harmless(version, "old versions are not removed yet"):
         files.sync_directory(final.parent)
+        if keep is not None:
+            remove_old(store, keep)
+    with _harmless(version, "not all of it is published yet"):
         publish(store, has_new=True)
         if draft.measure_id is not None:
             clear_shards(paths)
-    except Exception as error:  # whatever it is: the version exists
-        logger.warning(
-            "version %d is committed, but not all of it is published yet (%s); "
-            "the next start or version publishes the rest", version, error,
-        )  # fmt: skip
     return version
+
+
+@contextmanager
+def _harmless(version: int, what: str) -> Iterator[None]:
+    """After the commit point a failure is told, whatever it is: the version exists."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("version %d is committed, but %s (%s); the next start or version does the "
+                       "rest", version, what, error)  # fmt: skip
 
 
 def _check(samples: SampleTable, draft: VersionDraft) -> None:
@@ -179,8 +198,8 @@ def publish(store: Store, *, has_new: bool) -> list[str]:
     if versions and not _holds(paths.latest, latest):
         files.write_text_atomic(paths.latest, latest)
         done.append(f"wrote {paths.relative(paths.latest)}")
-    if versions:
-        needed = store.header(versions[-1]).scores_version
+    needed = store.newest_scores()
+    if needed is not None:
         with files.clear_write_errors(paths.cache):
             done += [f"removed the old {name}" for name in prune_caches(paths, needed)]
     return done

@@ -59,8 +59,10 @@ def publish(store: Store) -> None:
 
 def is_current(store: Store) -> bool:
     """Whether the published database has this schema and exactly the store's versions."""
+    removed = store.removed()
+    expected = [(version, version in removed) for version in store.all_versions()]
     with duckdb.connect(":memory:") as connection:
-        return _attach(connection, store) and _versions(connection) == store.versions()
+        return _attach(connection, store) and _versions(connection) == expected
 
 
 def connect(root: Path | str, *, confined: bool = True) -> DuckDBPyConnection:
@@ -146,14 +148,16 @@ def _attach(connection: DuckDBPyConnection, store: Store) -> bool:
     return found == [(SCHEMA_VERSION,)]
 
 
-def _versions(connection: DuckDBPyConnection) -> list[int]:
-    rows = connection.execute(f"SELECT version FROM {_PUBLISHED}.versions ORDER BY version")
-    return [int(version) for (version,) in rows.fetchall()]
+def _versions(connection: DuckDBPyConnection) -> list[tuple[int, bool]]:
+    """Each version, and whether it was removed."""
+    columns = "version, removed_at IS NOT NULL"
+    rows = connection.execute(f"SELECT {columns} FROM {_PUBLISHED}.versions ORDER BY version")
+    return [(int(version), bool(is_removed)) for version, is_removed in rows.fetchall()]
 
 
 def _make_views(connection: DuckDBPyConnection, store: Store) -> None:
     """The views over the files of the versions in the table `versions` that (still) verify."""
-    paths, good = store.paths, set(store.versions())
+    paths, good = store.paths, set(store.all_versions())
     rows = connection.execute("SELECT version FROM versions ORDER BY version").fetchall()
     versions = [int(version) for (version,) in rows if version in good]
     for view, file_of in (

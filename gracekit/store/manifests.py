@@ -78,6 +78,19 @@ def read_header(path: Path) -> ManifestHeader:
             f"{path} has no gracekit header in its schema metadata: another program rewrote it; "
             "restore it from a backup"
         ) from None
+    return _header(content, path)
+
+
+def read_sidecar(path: Path) -> ManifestHeader:
+    """The header in the JSON beside a manifest; raises as `read_header`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StoreFormatError(f"cannot read {path}: {error}; restore it from a backup") from None
+    return _header(content, path)
+
+
+def _header(content: Json, path: Path) -> ManifestHeader:
     check_format(content, path)
     try:
         return ManifestHeader.from_json(content)
@@ -87,9 +100,20 @@ def read_header(path: Path) -> ManifestHeader:
 
 def header_text(header: ManifestHeader) -> str:
     """The header as strict JSON: what the manifest and the sidecar hold."""
+    return json_text(header_json(header))
+
+
+def header_json(header: ManifestHeader) -> Json:
+    """The header in values that strict JSON has."""
     # Not `to_json`: it copies all values, and `plain_json` does so again.
     content = {field.name: getattr(header, field.name) for field in fields(header)}
-    return json.dumps(plain_json(content), indent=2, ensure_ascii=False) + "\n"
+    plain: Json = plain_json(content)
+    return plain
+
+
+def json_text(content: Json) -> str:
+    """Strict JSON as the store writes it."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def plain_json(value: Any) -> Any:

@@ -11,6 +11,8 @@ MANIFEST_NAME = re.compile(r"v(\d{6,})\.(?:parquet|json)")
 HISTORY_NAME = re.compile(r"version=(\d{6,})")
 CACHE_NAME = re.compile(r"v(\d{6,})")
 SAMPLES_NAME = re.compile(r"v(\d{6,})\.parquet")
+REMOVAL_NAME = re.compile(r"v(\d{6,})\.removed\.json")
+PINNED_NAME = re.compile(r"v(\d{6,})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,24 @@ class StorePaths:
     def sidecar(self, version: int) -> Path:
         """The manifest's header as JSON."""
         return self.manifests / f"v{version:06d}.json"
+
+    def removal(self, version: int) -> Path:
+        """The record that gc removed a version; beside the manifests, so a copy of them tells."""
+        return self.manifests / f"v{version:06d}.removed.json"
+
+    @property
+    def pinned(self) -> Path:
+        """Directory of the markers of versions that gc never removes."""
+        return self.root / "pinned"
+
+    def pinned_marker(self, version: int) -> Path:
+        """Its presence pins the version."""
+        return self.pinned / f"v{version:06d}.json"
+
+    @property
+    def leases(self) -> Path:
+        """Directory of what running trainers say they draw from."""
+        return self.root / "leases"
 
     @property
     def latest(self) -> Path:

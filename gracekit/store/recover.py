@@ -1,7 +1,7 @@
 """Start-up: what a killed process left is removed, what it did not publish is published.
 
 Finished shards stay, unless a refresh was committed after them: the next refresh of the same
-checkpoint goes on from them. The caller holds the lock.
+checkpoint goes on from them. A gc that was killed is finished. The caller holds the lock.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from gracekit.store.paths import (
     CACHE_NAME,
     HISTORY_NAME,
     MANIFEST_NAME,
+    REMOVAL_NAME,
     SAMPLES_NAME,
     numbered,
 )
+from gracekit.store.retention import finish
 from gracekit.store.shards import clear_shards
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ def recover(store: Store) -> list[str]:
 
     Raises `StoreWriteError`; may be repeated at any time, also after being killed itself.
     """
+    return clean_up(store) + publish(store, has_new=False)
+
+
+def clean_up(store: Store) -> list[str]:
+    """`recover` without publishing: needs no space on the disk."""
     paths = store.paths
     done: list[str] = []
     with files.clear_write_errors(paths.root):
@@ -37,6 +44,7 @@ def recover(store: Store) -> list[str]:
         # A manifest that is there but damaged keeps its history: `verify` reports it.
         made = set(numbered(paths.manifests, MANIFEST_NAME).values())
         made = {version for version in made if paths.manifest(version).exists()}
+        made |= set(numbered(paths.manifests, REMOVAL_NAME).values())
         orphans = [
             path
             for directory, pattern in (
@@ -56,10 +64,12 @@ def recover(store: Store) -> list[str]:
         if paths.pins.is_dir() and any(paths.pins.iterdir()):
             files.remove(paths.pins)
             done.append("removed links to a checkpoint that is no longer read")
+    if freed_bytes := finish(store):
+        done.append(f"removed {freed_bytes:,} bytes of versions that gc had begun to remove")
     measured = [v for v in store.versions() if "measure_id" in store.header(v).refresh]
     if measured:
         # What a commit does at its end; newer shards belong to a later refresh.
         committed_ns = paths.manifest(measured[-1]).stat().st_mtime_ns
         cleared = clear_shards(paths, before_ns=committed_ns)
         done += [f"removed {name}, which no refresh goes on with" for name in cleared]
-    return done + publish(store, has_new=False)
+    return done

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """A database of another schema is not read: it is built anew from the files."""
 
 
@@ -55,7 +55,7 @@ SAMPLES = Described(
 SCORES = Described(about="Present scores of every sample: those of the latest version",
                    columns=_SCORE_ROW)  # fmt: skip
 VERSIONS = Described(
-    about="One row per version, from the manifests' headers",
+    about="One row per version, kept or removed, from the manifests' headers",
     columns={
         "version": "1, 2, 3 …",
         "parent_version": "the version before it",
@@ -86,6 +86,7 @@ VERSIONS = Described(
         "total_s": "seconds of the refresh",
         "refresh_id": "hash of checkpoint, recipe and samples",
         "recipe_digest": "hash of the recipe",
+        "removed_at": "UTC, when gc removed its coreset and scores; NULL while they are kept",
         "header": "the whole header, JSON",
     },
 )
@@ -101,7 +102,7 @@ CHECKPOINTS = Described(
     },
 )
 CORESETS = Described(
-    about="Selected samples of every version",
+    about="Selected samples of every version that is kept",
     columns={
         "version": "version of the coreset",
         "row": _ROW,
@@ -124,11 +125,11 @@ STORE = Described(
     },
 )
 SCORE_HISTORY = Described(
-    about="Scores of every sample at every version that has its own scores",
+    about="Scores of every sample at every version that has its own scores and is kept",
     columns={"version": "version", "step": "training step of the checkpoint", **_SCORE_ROW},
 )
 MEASUREMENTS = Described(
-    about="What the model pass measured at every version",
+    about="What the model pass measured at every version, also at removed ones",
     columns={
         "version": "version",
         "row": _ROW,

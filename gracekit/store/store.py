@@ -23,8 +23,9 @@ from gracekit.store.info import NewerFormatError, StoreInfo
 from gracekit.store.lock import lock_store
 from gracekit.store.manifests import plain_json, read_header
 from gracekit.store.parquet import read_table
-from gracekit.store.paths import MANIFEST_NAME, StorePaths, numbered
+from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
 from gracekit.store.recover import recover
+from gracekit.store.removals import Removal, read_removal
 from gracekit.store.samples import read_samples, write_samples
 from gracekit.store.shards import ShardFiles
 from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, SampleTable, ScoreTable
@@ -44,6 +45,7 @@ class Store:
         self.info = info
         self._samples: tuple[Path, SampleTable] | None = None
         self._headers: dict[int, tuple[_Stamp, ManifestHeader]] = {}
+        self._removals: dict[int, tuple[_Stamp | None, Removal]] = {}
 
     @staticmethod
     def exists(root: Path | str) -> bool:
@@ -148,53 +150,103 @@ class Store:
     # --- versions ---
 
     def versions(self) -> list[int]:
-        """Versions that verify, ascending: the manifest opens, its header parses, and the history
-        files that it names are there in the right size.
+        """Versions that verify, ascending: the manifest opens, its header parses, the history
+        files that it names are there in the right size, and gc did not remove it.
 
         Raises `StoreFormatError` for a manifest of a newer format.
         """
-        return [version for version in self._manifests() if self._verifies(version)]
+        return [version for version in self.manifests() if self._verifies(version)]
+
+    def removed(self) -> dict[int, Removal]:
+        """Versions that gc removed, ascending; a damaged record is passed over.
+
+        What was measured at them, and their headers, are still there.
+        """
+        found = {}
+        for version in self._removal_numbers():
+            try:
+                found[version] = self._removal(version)
+            except NewerFormatError:
+                raise
+            except StoreFormatError:
+                continue
+        return found
+
+    def all_versions(self) -> list[int]:
+        """Those that verify and those that gc removed, ascending: all that have a header."""
+        return sorted({*self.versions(), *self.removed()})
 
     def latest(self) -> int | None:
         """The highest version that verifies; None when there is none yet."""
-        return next((v for v in reversed(self._manifests()) if self._verifies(v)), None)
+        return next((v for v in reversed(self.manifests()) if self._verifies(v)), None)
 
     def next_version(self) -> int:
-        """One above the highest manifest, also where that is damaged."""
-        return max(self._manifests(), default=0) + 1
+        """One above the highest number ever given, whether damaged or removed since."""
+        return max([*self.manifests(), *self._removal_numbers()], default=0) + 1
+
+    def newest_scores(self, *, before: int | None = None) -> int | None:
+        """The newest version that made scores of its own (or the one before a version).
+
+        A refresh and a selection build on these scores, also after a rollback.
+        """
+        headers = map(self.header, self.all_versions())
+        found = {header.scores_version for header in headers}
+        return max((v for v in found if before is None or v < before), default=None)
 
     def header(self, version: int) -> ManifestHeader:
-        """What a version says about itself.
+        """What a version says about itself, also when gc removed it.
 
         Raises:
-            VersionNotFoundError: There is no such version.
+            VersionNotFoundError: There never was such a version.
             StoreFormatError: Its manifest is damaged, or of a newer format.
         """
         path = self.paths.manifest(version)
-        try:
-            stat = path.stat()
-        except OSError:
-            raise self._no_such(version) from None
-        stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        stamp = _stamp(path)
+        if stamp is None:
+            if self.paths.removal(version).exists():
+                return self._removal(version).header
+            raise self._no_such(version)
         known = self._headers.get(version)
         if known is None or known[0] != stamp:
             known = (stamp, read_header(path))
             self._headers[version] = known
         return known[1]
 
+    def require_kept(self, version: int) -> None:
+        """Raise `VersionNotFoundError` where there never was such a version, or gc removed it."""
+        if self.paths.removal(version).exists():
+            kept = self.manifests()
+            raise VersionNotFoundError(
+                f"{self._removal(version).in_words} from {self.paths.root}; "
+                f"{len(kept)} versions are kept, the latest is {kept[-1] if kept else 'lost'}"
+            )
+        if not self.paths.manifest(version).exists():
+            raise self._no_such(version)
+
     def coreset(self, version: int) -> pa.Table:
-        """The manifest's table, sorted by row (columns: `store.manifests.SCHEMA`)."""
-        self.header(version)
+        """The manifest's table, sorted by row (columns: `store.manifests.SCHEMA`).
+
+        Raises:
+            VersionNotFoundError: There is no such version, or gc removed it.
+            StoreFormatError: Its manifest is damaged.
+        """
+        self.require_kept(version)
         return read_table(self.paths.manifest(version))
 
     def scores(self, version: int) -> ScoreTable:
-        """The scores of all rows at a version; a reselect has its parent's."""
-        return read_scores(self.paths.scores(self.header(version).scores_version))
+        """The scores of all rows at a version; a reselect or rollback has those of another.
+
+        Raises as `coreset`; a removed version has its scores as long as another needs them.
+        """
+        path = self.paths.scores(self.header(version).scores_version)
+        if not path.exists():
+            self.require_kept(version)
+        return read_scores(path)
 
     def measurement(self, version: int) -> pa.Table:
-        """What was measured at a version: row, reason, the scores, step; sorted by row.
+        """What was measured at a version, kept or removed: row, reason, scores, step; by row.
 
-        Raises `VersionNotFoundError` where nothing was measured (a reselect).
+        Raises `VersionNotFoundError` where nothing was measured (a reselect or rollback).
         """
         path = self.paths.measured(version)
         if self.paths.relative(path) not in self.header(version).files:
@@ -206,9 +258,9 @@ class Store:
         return read_table(path)
 
     def find_refresh(self, refresh_id: str) -> int | None:
-        """The latest version that this refresh made, if any."""
-        found = (v for v in reversed(self.versions()) if self.header(v).refresh_id == refresh_id)
-        return next(found, None)
+        """The latest version that this refresh made, if any; also one that gc removed."""
+        made = reversed(self.all_versions())
+        return next((v for v in made if self.header(v).refresh_id == refresh_id), None)
 
     # --- writing ---
 
@@ -223,10 +275,10 @@ class Store:
         with self.lock():
             return recover(self)
 
-    def commit(self, draft: VersionDraft) -> int:
-        """Make the draft the next version; see `commit`."""
+    def commit(self, draft: VersionDraft, *, keep: int | None = None) -> int:
+        """Make the draft the next version, and keep the newest so many; see `commit`."""
         with self.lock():
-            return commit(self, draft)
+            return commit(self, draft, keep=keep)
 
     def shards(self, measure_id: str) -> ShardFiles:
         """Finished shards of a measurement in progress."""
@@ -236,11 +288,27 @@ class Store:
         """Features and index that belong to a version's scores; None when they must be rebuilt."""
         return load_cache(self.paths, self.header(version).scores_version)
 
+    def manifests(self) -> list[int]:
+        """Versions with a manifest, ascending, whether it can be read or not; not removed ones."""
+        removed = set(self._removal_numbers())
+        found = numbered(self.paths.manifests, MANIFEST_NAME)
+        return sorted(
+            v for path, v in found.items() if path.suffix == ".parquet" and v not in removed
+        )
+
     # --- inside ---
 
-    def _manifests(self) -> list[int]:
-        found = numbered(self.paths.manifests, MANIFEST_NAME)
-        return sorted(v for path, v in found.items() if path.suffix == ".parquet")
+    def _removal_numbers(self) -> list[int]:
+        return sorted(numbered(self.paths.manifests, REMOVAL_NAME).values())
+
+    def _removal(self, version: int) -> Removal:
+        path = self.paths.removal(version)
+        stamp = _stamp(path)
+        known = self._removals.get(version)
+        if known is None or known[0] != stamp:
+            known = (stamp, read_removal(path))
+            self._removals[version] = known
+        return known[1]
 
     def _verifies(self, version: int) -> bool:
         try:
@@ -258,11 +326,20 @@ class Store:
             return False
 
     def _no_such(self, version: int) -> VersionNotFoundError:
-        versions = self._manifests()
+        versions = self.manifests()
         found = f"{versions[0]} to {versions[-1]}" if versions else "none yet"
         return VersionNotFoundError(
             f"the store {self.paths.root} has no version {version}; found {found}"
         )
+
+
+def _stamp(path: Path) -> _Stamp | None:
+    """What changes when a file is replaced; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _check_place(paths: StorePaths) -> None:

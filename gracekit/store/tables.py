@@ -9,6 +9,7 @@ from duckdb import DuckDBPyConnection
 
 from gracekit.store.manifests import header_text
 from gracekit.store.parquet import read_table
+from gracekit.store.removals import Removal
 from gracekit.store.samples import samples_table
 from gracekit.store.schema import SCHEMA_VERSION, TABLES, describe
 from gracekit.store.store import Store
@@ -57,6 +58,7 @@ _VERSIONS = pa.schema(
         "total_s": pa.float64(),
         "refresh_id": pa.string(),
         "recipe_digest": pa.string(),
+        "removed_at": pa.timestamp("ms"),
         "header": pa.string(),
     }
 )
@@ -73,10 +75,11 @@ FROM versions GROUP BY step, digest ORDER BY first_version
 
 def fill(connection: DuckDBPyConnection, store: Store) -> None:
     """Make all tables of `schema.TABLES` in the connection's own database, with comments."""
-    headers = [store.header(version) for version in store.versions()]
+    headers = [store.header(version) for version in store.all_versions()]
+    removed = store.removed()
     _create(connection, "samples", _samples(store))
     _create(connection, "scores", _scores(store, headers))
-    rows = [_version(header) for header in headers]
+    rows = [_version(header, removed.get(header.version)) for header in headers]
     columns = "* REPLACE (header::JSON AS header)"
     _create(connection, "versions", pa.Table.from_pylist(rows, schema=_VERSIONS), columns)
     connection.execute(f"CREATE TABLE checkpoints AS {_CHECKPOINTS}")
@@ -104,9 +107,17 @@ def _scores(store: Store, headers: list[ManifestHeader]) -> pa.Table:
     return read_table(store.paths.scores(headers[-1].scores_version))
 
 
-def _version(header: ManifestHeader) -> Json:
-    created_at = datetime.fromisoformat(header.created_at).replace(tzinfo=None)
-    return {**version_row(header), "created_at": created_at, "header": header_text(header)}
+def _version(header: ManifestHeader, removal: Removal | None) -> Json:
+    return {
+        **version_row(header),
+        "created_at": _time(header.created_at),
+        "removed_at": removal and _time(removal.removed_at),
+        "header": header_text(header),
+    }
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text).replace(tzinfo=None)
 
 
 def _store(store: Store, headers: list[ManifestHeader]) -> pa.Table:

@@ -18,9 +18,13 @@ from gracekit.store.paths import (
     CACHE_NAME,
     HISTORY_NAME,
     MANIFEST_NAME,
+    REMOVAL_NAME,
     SAMPLES_NAME,
     numbered,
 )
+from gracekit.store.pinned import pinned
+from gracekit.store.removals import read_removal
+from gracekit.store.retention import leftovers
 from gracekit.store.samples import read_samples
 from gracekit.store.store import Store
 from gracekit.types import ManifestHeader, SampleTable
@@ -50,17 +54,23 @@ def verify(store: Store) -> list[Problem]:
     problem.
     """
     paths = store.paths
-    manifests = numbered(paths.manifests, MANIFEST_NAME)
-    versions = sorted(v for path, v in manifests.items() if path.suffix == ".parquet")
+    versions = store.manifests()
     problems = list(_samples(store, versions))
     for version in versions:
         problems += _version(store, version)
-    missing = sorted(set(range(1, max(versions, default=0) + 1)) - set(versions))
+    removed = sorted(numbered(paths.manifests, REMOVAL_NAME).values())
+    for version in removed:
+        problems += _removed(store, version)
+    made = {*versions, *removed}
+    missing = sorted(set(range(1, store.next_version())) - made)
     if missing:
         problems.append(
             _problem(store, paths.manifests, f"versions {missing} are missing", _RESTORE)
         )
-    problems += _published(store, versions)
+    for path in leftovers(store):
+        problems.append(_problem(store, path, "is left of a version that gc removed", _RECOVER))
+    problems += _pinned(store, versions)
+    problems += _published(store, made)
     return problems
 
 
@@ -129,6 +139,35 @@ def _table_of(store: Store, version: int) -> SampleTable | None:
         return None
 
 
+def _removed(store: Store, version: int) -> Iterator[Problem]:
+    """Of a removed version its record and what was measured at it are left, and no manifest."""
+    record = store.paths.removal(version)
+    try:
+        header = read_removal(record).header
+    except StoreFormatError as error:
+        yield _problem(store, record, str(error), _RESTORE)
+        return
+    if header.version != version:
+        yield _problem(store, record, f"its header says version {header.version}", _RESTORE)
+    measured = store.paths.measured(version)
+    entry = header.files.get(store.paths.relative(measured))
+    if entry is None:
+        return
+    what = _file_damage(measured, entry["num_bytes"], entry["sha256"])
+    if what is not None:
+        yield _problem(store, measured, what, _RESTORE)
+    for file, what in _history_damage(store, header, None):
+        yield _problem(store, file, what, _RESTORE)
+
+
+def _pinned(store: Store, versions: list[int]) -> Iterator[Problem]:
+    for version in pinned(store.paths):
+        if version not in versions:
+            marker = store.paths.pinned_marker(version)
+            advice = f"restore the version from a backup, or `gracekit unpin {version}`"
+            yield _problem(store, marker, "pins a version that is gone", advice)
+
+
 def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
     try:
         found = path.stat().st_size
@@ -192,7 +231,7 @@ def _history_damage(
                 yield path, "the removed samples are not those of the sample table"
 
 
-def _published(store: Store, versions: list[int]) -> Iterator[Problem]:
+def _published(store: Store, versions: set[int]) -> Iterator[Problem]:
     """What is derived from the manifests: a reader may miss it, nothing is lost."""
     paths = store.paths
     found = numbered(paths.history, HISTORY_NAME) | numbered(paths.manifests, MANIFEST_NAME)

@@ -161,6 +161,11 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         except (OSError, GracekitError) as error:
             logger.warning("cannot record the drawn samples in %s: %s", self.record, error)
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the versions that were trained on to `gracekit gc`."""
+        if self.sampler is not None:
+            self.sampler.release()
+
     def _install(self, loader: Any) -> CoresetSampler | None:
         """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
         batches = getattr(loader, "batch_sampler", None)

@@ -23,7 +23,8 @@ from gracekit.errors import (
 from gracekit.store.info import NewerFormatError
 from gracekit.store.manifests import read_header
 from gracekit.store.parquet import damaged, read_table
-from gracekit.store.paths import MANIFEST_NAME, StorePaths, numbered
+from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
+from gracekit.store.removals import read_removal
 from gracekit.types import Float32, Int64, Json, Rows, Strings
 
 
@@ -68,7 +69,7 @@ class Coreset:
 
         Raises:
             StoreNotFoundError: there is no store.
-            VersionNotFoundError: the store has no such version, or none yet.
+            VersionNotFoundError: the store has no such version, or none yet, or gc removed it.
             StoreFormatError: the manifest is damaged or of a newer gracekit.
         """
         paths = StorePaths(Path(store))
@@ -76,6 +77,11 @@ class Coreset:
         if version != "latest":
             if version not in available:
                 found = f"{available[0]} to {available[-1]}" if available else "none yet"
+                if paths.removal(version).exists():
+                    raise VersionNotFoundError(
+                        f"{read_removal(paths.removal(version)).in_words} from {paths.root}; "
+                        f"found {found}. `gracekit pin` keeps versions"
+                    )
                 raise VersionNotFoundError(
                     f"the store {paths.root} has no version {version!r}; found {found}"
                 )
@@ -189,9 +195,11 @@ def list_versions(store: Path) -> list[int]:
     """
     try:
         found = numbered(store / "manifests", MANIFEST_NAME)
+        removed = set(numbered(store / "manifests", REMOVAL_NAME).values())
     except OSError as error:
         raise StoreError(f"cannot list {store / 'manifests'}: {error}; check the mount") from None
-    return sorted(version for path, version in found.items() if path.suffix == ".parquet")
+    made = {version for path, version in found.items() if path.suffix == ".parquet"}
+    return sorted(made - removed)
 
 
 def _read(path: Path, version: int) -> Coreset:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from gracekit.errors import DataError, GracekitError, RecipeError, StoreError
+from gracekit.store.leases import Lease
 from gracekit.training.coreset import Coreset, list_versions
 from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.stream import Stream
@@ -47,6 +48,9 @@ class CoresetSampler:
     manifest that is damaged or does not fit the dataset, never stops the training: it is logged as
     a warning and the present version stays in use. In a distributed job every rank gets the same
     order (rank 0 reads the store); let accelerate or the trainer share it out as usual.
+
+    A lease in the store, where it can be written, keeps `gracekit gc` from the versions in use,
+    until `release` or the end of the process.
 
     Args:
         store: directory of the store; it may come into being later.
@@ -104,6 +108,7 @@ class CoresetSampler:
         self._log: list[Turn] = []
         self._streams: dict[int, Stream] = {0: self._everything}
         self._warned: set[str] = set()
+        self._lease = Lease(self.store)
 
     def __len__(self) -> int:
         return self.num_samples
@@ -116,6 +121,7 @@ class CoresetSampler:
             if len(self._log) != num_turns and self.epoch == epoch:  # a swap: only what is ahead
                 num_turns, order = len(self._log), self.order()
             self.num_drawn = index + 1
+            self._lease.keep()
             yield int(order[index])
 
     @property
@@ -148,6 +154,7 @@ class CoresetSampler:
                 self._replay(turn)
         kept = {turn.version for turn in self._turns(epoch)} | {0, self.version}
         self._streams = {v: s for v, s in self._streams.items() if v in kept}
+        self._lease.limit(kept)
 
     def swap(self) -> bool:
         """Draw from the newest version from the next sample on; whether it is a new one.
@@ -163,6 +170,10 @@ class CoresetSampler:
             return False
         self._begin_turn(*found)
         return True
+
+    def release(self) -> None:
+        """Leave all versions to gc again; to be called when training has ended."""
+        self._lease.release()
 
     def order(self, epoch: int | None = None) -> Int64:
         """Positions int64 [num_samples] that an epoch (default: the present one) draws, in order.
@@ -279,6 +290,7 @@ class CoresetSampler:
         return None
 
     def _read(self, version: int) -> Stream | None:
+        self._lease.add(version)  # before reading: gc looks for it after it marked a version
         try:
             coreset = Coreset.load(self.store, version)
             positions = coreset.locate(self.dataset_ids or self._num_rows)

@@ -1,0 +1,215 @@
+"""What is kept of old versions: `gracekit gc`, and `retention.keep` after each commit.
+
+A removed version loses its manifest and the scores of all samples, unless a kept version needs
+them. It leaves what was measured at it, and its header in the removal record. Never removed are the
+latest version, pinned ones, those that a running trainer draws from, and the one whose scores the
+next refresh builds on; the scores before those stay too, for a refresh looks at their change.
+
+    removal record              written and synced: from here on the version is removed …
+      → look for pins and leases   … unless one came meanwhile: then the record is withdrawn
+        → manifest → sidecar, scores
+
+A record beside a manifest means that nothing of the version was removed yet. A killed gc is
+finished by `finish`, which looks for pins and leases again. The caller of all but `examine` holds
+the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from gracekit import files
+from gracekit.errors import StoreError, StoreFormatError
+from gracekit.store.info import NewerFormatError
+from gracekit.store.leases import followed, followers
+from gracekit.store.manifests import read_sidecar
+from gracekit.store.pinned import pinned
+from gracekit.store.removals import write_removal
+
+if TYPE_CHECKING:
+    from gracekit.store.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GcReport:
+    """What gc removed, or would."""
+
+    removed: tuple[int, ...]
+    freed_bytes: int
+    kept: dict[int, str | None]
+    """Versions that stay; why, for those older than the newest that were asked for."""
+
+
+def examine(store: Store, keep: int) -> GcReport:
+    """What `collect` would do now; changes nothing.
+
+    Args:
+        store: The store.
+        keep: Number of newest versions to keep, at least 1.
+    """
+    old, kept = _sort(store, keep)
+    freed_bytes = sum(map(_size, _files_of(store, old, kept)))
+    return GcReport(removed=tuple(old), freed_bytes=freed_bytes, kept=kept)
+
+
+def collect(store: Store, keep: int) -> GcReport:
+    """Remove all but the newest versions and those that are held, then publish.
+
+    Raises:
+        StoreWriteError: The disk failed; each version is whole or removed, and the next gc or
+            start goes on.
+    """
+    from gracekit.store.commit import publish
+    from gracekit.store.recover import clean_up
+
+    clean_up(store)
+    removed, freed_bytes = remove_old(store, keep)
+    publish(store, has_new=bool(removed))
+    return GcReport(removed=removed, freed_bytes=freed_bytes, kept=_sort(store, keep)[1])
+
+
+def remove_old(store: Store, keep: int) -> tuple[tuple[int, ...], int]:
+    """`collect` without publishing; returns the versions that went, and the bytes freed.
+
+    Frees space first, so that a full disk has room to publish.
+    """
+    for follower in followers(store.paths):
+        if not follower.holds:
+            with files.clear_write_errors(follower.file):
+                files.remove(follower.file)
+    marked = [version for version in _sort(store, keep)[0] if _mark(store, version)]
+    freed_bytes = finish(store)
+    return tuple(version for version in marked if version in store.removed()), freed_bytes
+
+
+def finish(store: Store) -> int:
+    """Remove the files of all versions with a removal record; returns the bytes freed.
+
+    One that came to be held before anything of it was removed is no longer removed instead.
+    """
+    held, paths = held_versions(store), store.paths
+    for version in store.removed():
+        if version in held and paths.manifest(version).exists():
+            _withdraw(store, version)
+    doomed = leftovers(store)
+    manifests = [path for path in doomed if path.parent == paths.manifests]
+    freed_bytes = sum(map(_size, doomed))
+    with files.clear_write_errors(paths.root):
+        for path in manifests:
+            files.remove(path)
+        if manifests:  # gone for good before the scores go, which no manifest may lack
+            files.sync_directory(paths.manifests)
+        for path in doomed:
+            if path not in manifests:
+                files.remove(path)
+    return freed_bytes
+
+
+def leftovers(store: Store) -> list[Path]:
+    """Files of versions with a removal record that are still to be removed."""
+    doomed = _files_of(store, store.removed(), store.manifests())
+    return [path for path in doomed if path.exists()]
+
+
+def _sort(store: Store, keep: int) -> tuple[list[int], dict[int, str | None]]:
+    """Versions to remove, and those to keep with the reason that an old one is."""
+    assert keep >= 1, "the latest version is never removed"
+    versions = store.versions()
+    newest = set(versions[-keep:])
+    held = held_versions(store)
+    base = store.newest_scores()
+    if base is not None:
+        held.setdefault(base, "the next refresh builds on its scores")
+    old: list[int] = []
+    kept: dict[int, str | None] = {}
+    for version in store.manifests():
+        if version in newest or not newest or version > max(newest):
+            kept[version] = None
+        elif version in held:
+            kept[version] = held[version]
+        elif _readable(store, version):
+            old.append(version)
+        else:
+            kept[version] = "its manifest is damaged, see `gracekit verify`"
+    return old, kept
+
+
+def held_versions(store: Store) -> dict[int, str]:
+    """Versions that someone keeps from gc, and who."""
+    pins = {v: f"pinned: {p.note}" if p.note else "pinned" for v, p in pinned(store.paths).items()}
+    trained = {version: f"{who} trains on it" for version, who in followed(store.paths).items()}
+    return {**trained, **pins}
+
+
+def _mark(store: Store, version: int) -> bool:
+    """Make a version removed; False where someone came to hold it meanwhile."""
+    write_removal(store.paths.removal(version), store.header(version))
+    if version in held_versions(store):
+        _withdraw(store, version)
+        return False
+    return True
+
+
+def _withdraw(store: Store, version: int) -> None:
+    record = store.paths.removal(version)
+    with files.clear_write_errors(record):
+        files.remove(record)
+        files.sync_directory(record.parent)
+
+
+def _files_of(store: Store, removed: Collection[int], kept: Iterable[int]) -> list[Path]:
+    """Files that go with removed versions: all but what was measured and what kept ones need."""
+    if not removed:
+        return []
+    paths, needed = store.paths, _needed(store, kept)
+    found: list[Path] = []
+    for version in removed:
+        found += [paths.manifest(version), paths.sidecar(version)]
+        if needed is not None:
+            names = set(store.header(version).files) - {paths.relative(paths.measured(version))}
+            found += [paths.root / name for name in sorted(names - needed) if _is_ours(name)]
+    return list(dict.fromkeys(found))
+
+
+def _needed(store: Store, kept: Iterable[int]) -> set[str] | None:
+    """Files that kept versions and the next refresh need; None where damage hides it."""
+    needed: set[str] = set()
+    for version in kept:
+        try:
+            header = store.header(version)
+        except NewerFormatError:
+            raise
+        except StoreFormatError:
+            try:
+                header = read_sidecar(store.paths.sidecar(version))
+            except StoreFormatError:
+                return None
+        needed |= set(header.files)
+    before = store.newest_scores(before=store.newest_scores())
+    if before is not None:
+        needed.add(store.paths.relative(store.paths.scores(before)))
+    return needed
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file named by a header lies in the store: one that was tampered with may lie."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _readable(store: Store, version: int) -> bool:
+    try:
+        store.header(version)
+    except StoreError:
+        return False
+    return True

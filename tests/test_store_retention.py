@@ -1,0 +1,319 @@
+"""gc, pins and leases: what goes, what never does, and whoever comes between."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from gracekit.errors import StoreWriteError, VersionNotFoundError
+from gracekit.report import diff, status, versions_table
+from gracekit.store import Store
+from gracekit.store.database import run_sql
+from gracekit.store.leases import LIFE_S, Lease, followed
+from gracekit.store.pinned import pin, pinned, unpin
+from gracekit.store.retention import GcReport, collect, examine
+from gracekit.store.verify import verify
+from gracekit.training import Coreset
+from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
+from tests.stores import changed_samples, make_draft, make_reselect, make_store
+
+NUM_VERSIONS = 6
+"""Of the prepared store: refreshes, but for 5, which reselects from the scores of 4."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = make_store(tmp_path_factory.mktemp("prepared") / "store", n=12)
+    for version in range(1, NUM_VERSIONS + 1):
+        make = make_reselect if version == 5 else make_draft
+        store.commit(make(store, f"r{version}"))
+    return store.paths.root
+
+
+@pytest.fixture
+def store(prepared: Path, tmp_path: Path) -> Store:
+    shutil.copytree(prepared, tmp_path / "store")
+    return Store.open(tmp_path / "store")
+
+
+def gc(store: Store, keep: int) -> GcReport:
+    with store.lock():
+        return collect(store, keep)
+
+
+def write_lease(store: Store, **content: object) -> Path:
+    lease = Lease(store.paths.root)
+    lease.add(1)
+    (file,) = store.paths.leases.iterdir()
+    text = json.dumps({**json.loads(file.read_text()), **content})
+    del lease  # which removes the file
+    file.write_text(text)
+    return file
+
+
+def test_old_versions_go_and_what_was_measured_stays(store: Store) -> None:
+    headers = {v: store.header(v) for v in store.versions()}
+    measured = {v: store.measurement(v) for v in (1, 2, 3, 4, 6)}
+    overlaps = run_sql(store.paths.root, "SELECT version, churn FROM versions ORDER BY 1")
+    told = examine(store, 2)
+    assert store.versions() == [1, 2, 3, 4, 5, 6], "a dry run removes nothing"
+    report = gc(store, 2)
+    assert report == told and report.removed == (1, 2, 3, 4) and report.freed_bytes > 0
+    assert verify(store) == [] and store.recover() == []
+    assert store.versions() == [5, 6] and store.next_version() == 7
+    assert store.all_versions() == [1, 2, 3, 4, 5, 6] == sorted([*store.removed(), 5, 6])
+    assert {v: store.header(v) for v in store.all_versions()} == headers
+    assert all(store.measurement(v).equals(table) for v, table in measured.items())
+    assert {path.name for path in store.paths.history_of(3).iterdir()} == {"measured.parquet"}
+    assert len(store.scores(5)) == 12, "5 needs the scores of 4"
+    assert store.find_refresh("r2") == 2, "a removed refresh is not made again"
+
+    assert run_sql(store.paths.root, "SELECT version, churn FROM versions ORDER BY 1") == overlaps
+    for sql, expected in (
+        ("SELECT version FROM versions WHERE removed_at IS NOT NULL ORDER BY 1", [1, 2, 3, 4]),
+        ("SELECT DISTINCT version FROM coresets ORDER BY 1", [5, 6]),
+        ("SELECT DISTINCT version FROM score_history ORDER BY 1", [4, 6]),
+        ("SELECT DISTINCT version FROM measurements ORDER BY 1", [1, 2, 3, 4, 6]),
+    ):
+        assert [row for (row,) in run_sql(store.paths.root, sql)[1]] == expected, sql
+    assert gc(store, 2) == GcReport(removed=(), freed_bytes=0, kept={5: None, 6: None})
+
+
+def test_who_asks_for_a_removed_version_is_told(store: Store) -> None:
+    gc(store, 1)
+    for ask in (
+        lambda: store.coreset(3),
+        lambda: store.scores(3),
+        lambda: diff(store.paths.root, 3, 6),
+        lambda: Coreset.load(store.paths.root, 3),
+        lambda: pin(store, 3),
+    ):
+        with pytest.raises(VersionNotFoundError, match=r"version 3 was removed by gc on 20"):
+            ask()
+    rows = {row["version"]: row for row in versions_table(store.paths.root)}
+    assert rows[3]["state"].startswith("removed 20") and rows[6]["state"] is None
+    found = status(store.paths.root)
+    assert (found["num_versions"], found["num_removed_versions"]) == (1, 5)
+    assert found["problems"] == []
+    assert Coreset.load(store.paths.root).version == 6
+
+
+def test_a_commit_keeps_so_many(store: Store) -> None:
+    store.commit(make_draft(store, "r7"), keep=2)
+    assert store.versions() == [6, 7] and list(store.removed()) == [1, 2, 3, 4, 5]
+    assert verify(store) == []
+    # 4 had the scores before those of 6: with 7 there, 6 has those before.
+    assert [v for v in range(1, 8) if store.paths.scores(v).exists()] == [6, 7]
+
+
+def test_sample_tables_stay_as_long_as_a_version_needs_them(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store", n=12)
+    for refresh_id, is_changed in (("a", False), ("b", True), ("c", True), ("d", False)):
+        samples = changed_samples(store) if is_changed else None
+        store.commit(make_draft(store, refresh_id, samples=samples))
+    assert gc(store, 1).removed == (1, 2, 3)
+    assert [path.name for path in store.paths.changed_samples.iterdir()] == ["v000003.parquet"]
+    assert verify(store) == [] and len(store.samples()) == 18
+
+
+def test_pinned_versions_stay(store: Store) -> None:
+    with FileLock(store.paths.lock):  # as a daemon holds it
+        pin(store, 2, "the paper's")
+        pin(store, 3)
+    assert gc(store, 1).kept == {2: "pinned: the paper's", 3: "pinned", 6: None}
+    assert verify(store) == [] and store.versions() == [2, 3, 6]
+    pin(store, 2, "the thesis'")
+    assert pinned(store.paths)[2].note == "the thesis'"
+    assert (unpin(store, 2), unpin(store, 2)) == (True, False)
+    assert gc(store, 1).removed == (2,) and store.versions() == [3, 6]
+    store.paths.pinned_marker(3).write_text("")
+    assert gc(store, 1).removed == (), "a marker pins by being there"
+    shutil.copy(store.paths.pinned_marker(3), store.paths.pinned_marker(1))
+    assert [problem.path for problem in verify(store)] == ["pinned/v000001.json"]
+    with pytest.raises(VersionNotFoundError, match="no version 9"):
+        pin(store, 9)
+
+
+def test_followed_versions_stay_as_long_as_the_trainer(store: Store) -> None:
+    lease = Lease(store.paths.root)
+    lease.add(2)
+    lease.add(3)
+    assert gc(store, 1).removed == (1, 4, 5)
+    lease.limit({0, 3})
+    assert gc(store, 1).removed == (2,)
+    lease.release()
+    assert list(store.paths.leases.iterdir()) == []
+    assert gc(store, 1).removed == (3,)
+
+
+def test_leases_of_the_dead_and_the_distant(store: Store) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    now = time.time()
+    for content, holds in (
+        ({"pid": ended.pid}, False),
+        ({"pid": ended.pid, "host": "elsewhere"}, True),
+        ({"pid": os.getpid(), "host": "elsewhere", "unix_time": now - LIFE_S - 60}, False),
+        ({"pid": ended.pid, "pid_namespace": "another container"}, True),
+        ({"versions": "nonsense"}, False),
+    ):
+        file = write_lease(store, **content)
+        assert (1 in followed(store.paths)) == holds, content
+        gc(store, NUM_VERSIONS)
+        assert file.exists() == holds, f"a stale lease is removed: {content}"
+        file.unlink(missing_ok=True)
+
+
+def test_a_lease_needs_no_store_and_no_permission(tmp_path: Path, store: Store) -> None:
+    lease = Lease(tmp_path / "later")
+    lease.add(1)
+    assert not (tmp_path / "later").exists()
+    lease = Lease(store.paths.root)
+    with failing_at(1, errno.EROFS):
+        lease.add(1)
+    assert followed(store.paths) == {}
+    lease.add(2)
+    assert set(followed(store.paths)) == {1, 2}
+    del lease
+    assert followed(store.paths) == {}, "it ends with the sampler"
+
+
+def prune(store: Store) -> object:
+    return gc(store, 4)
+
+
+def pins(store: Store) -> object:
+    return pin(store, 2)
+
+
+def trains(store: Store) -> object:
+    lease = Lease(store.paths.root)
+    lease.add(2)
+    Coreset.load(store.paths.root, 2)
+    return lease
+
+
+def each_step(
+    prepared: Path, root: Path, work: Callable[[Store], object]
+) -> Iterator[tuple[int, str]]:
+    """Number and name of every file operation of some work, with a new store at `root` for each."""
+    shutil.copytree(prepared, root)
+    steps = count_operations(lambda: work(Store.open(root)))
+    shutil.rmtree(root)
+    for k, name in enumerate(steps, start=1):
+        shutil.copytree(prepared, root)
+        yield k, name
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("come", [pins, trains])
+def test_whoever_comes_in_the_middle_of_a_gc_is_seen_or_told(
+    prepared: Path, tmp_path: Path, come: Callable[[Store], object]
+) -> None:
+    outcomes = []
+    for k, _ in each_step(prepared, tmp_path / "store", prune):
+        store, held = Store.open(tmp_path / "store"), []
+
+        def react(count: int, name: str, path: Path, k: int = k) -> None:
+            if count == k:
+                with suppress(VersionNotFoundError):
+                    held.append(come(Store.open(tmp_path / "store")))  # noqa: B023
+
+        with on_operation(react):
+            prune(store)
+        assert not held or 2 in store.versions(), f"came at operation {k}"
+        outcomes.append((bool(held), 2 in store.versions()))
+        if outcomes[-1] not in outcomes[:-1]:
+            store.recover()
+            assert verify(store) == [], k
+    assert {(True, True), (False, False)} <= set(outcomes)
+
+
+def test_a_gc_in_the_middle_of_a_pin(prepared: Path, tmp_path: Path) -> None:
+    outcomes = set()
+    for k, _ in each_step(prepared, tmp_path / "store", pins):
+        store = Store.open(tmp_path / "store")
+
+        def react(count: int, name: str, path: Path, k: int = k) -> None:
+            if count == k:
+                prune(Store.open(tmp_path / "store"))
+
+        is_pinned = True
+        with on_operation(react):
+            try:
+                pins(store)
+            except VersionNotFoundError:
+                is_pinned = False
+        assert is_pinned == (2 in store.versions()) == (2 in pinned(store.paths)), k
+        outcomes.add(is_pinned)
+        assert verify(store) == [], k
+    assert outcomes == {True, False}
+
+
+def test_a_killed_gc_is_finished(prepared: Path, tmp_path: Path) -> None:
+    for k, name in each_step(prepared, tmp_path / "store", prune):
+        store = Store.open(tmp_path / "store")
+        with pytest.raises(Killed), killed_at(k, torn=name == "fill"):
+            prune(store)
+        reader = Store.open(store.paths.root)
+        assert sorted([*reader.versions(), *reader.removed()]) == [1, 2, 3, 4, 5, 6], k
+        assert all(len(reader.scores(version)) == 12 for version in reader.versions()), k
+        assert len(Coreset.load(reader.paths.root)) == 4
+        reader.recover()
+        assert verify(reader) == [], k
+        assert all(len(reader.measurement(v)) == 6 for v in (1, 2, 3, 4, 6)), k
+        if k % 5 == 0:
+            prune(reader)
+            assert reader.versions() == [3, 4, 5, 6] and verify(reader) == [], k
+
+
+def test_a_killed_gc_leaves_what_was_pinned_before_its_restart(
+    prepared: Path, tmp_path: Path
+) -> None:
+    steps = [name for _, name in each_step(prepared, tmp_path / "store", prune)]
+    shutil.copytree(prepared, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    with pytest.raises(Killed), killed_at(steps.index("remove") + 1):
+        prune(store)
+    assert list(store.removed()) == [1, 2]
+    assert "manifests/v000001.parquet" in {problem.path for problem in verify(store)}
+    store.paths.pinned.mkdir()
+    store.paths.pinned_marker(2).write_text("{}")
+    store.recover()
+    assert store.versions() == [2, 3, 4, 5, 6] and verify(store) == []
+
+
+def unpins(store: Store) -> object:
+    return unpin(store, 6)
+
+
+@pytest.mark.parametrize("work", [prune, pins, unpins])
+def test_a_failing_disk_is_clear_and_harmless(
+    prepared: Path, tmp_path: Path, work: Callable[[Store], object]
+) -> None:
+    numbers = [errno.ENOSPC, errno.EACCES, errno.EIO, errno.EROFS]
+    says = ["disk is full", "no permission", "check the disk", "read-only"]
+    shutil.copytree(prepared, tmp_path / "pinned")
+    pin(Store.open(tmp_path / "pinned"), 6)
+    for k, _ in each_step(tmp_path / "pinned", tmp_path / "store", work):
+        store = Store.open(tmp_path / "store")
+        with failing_at(k, numbers[k % 4]), pytest.raises(StoreWriteError, match=says[k % 4]):
+            work(store)
+        assert store.latest() == 6 and len(store.scores(6)) == 12
+        assert not list(store.paths.root.rglob("*.partial-*"))
+        if k % 3 == 0:
+            store.recover()
+            assert verify(store) == [], k
+            work(store)
+            assert verify(store) == [], k
