@@ -5,9 +5,9 @@
         --steps 10,25,50,80,120,160 -o runs/drift/smollm2.npz                         # over an hour
 
 What `drift.py` replays. In the file, for n samples and c checkpoints: `steps` [c]; the scores
-`gradient-norm` and `loss` [c, n]; `hidden` [c, n, d] and `sketch` [c, n, k²], both float16;
-`groups`, `num_prompt_tokens`, `num_targets` [n]; and `trained_step`, `trained_row`, `trained_loss`,
-what the trainer saw of its own batches. It is written again after every checkpoint.
+`gradient-norm`, `loss` and `lm-head` [c, n]; `hidden` [c, n, d] and `sketch` [c, n, k²], both
+float16; `groups`, `num_prompt_tokens`, `num_targets` [n]; and `trained_step`, `trained_row`,
+`trained_loss`, what the trainer saw of its own batches. It is written again after every checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines.train_quickstart import read_rows, smollm2, tiny_llama
 
 DATA = Path(__file__).parent.parent / "data/train.jsonl"
-SCORES = ("gradient-norm", "loss")
+SCORES = ("gradient-norm", "loss", "lm-head")
 SKETCH_SIDE = 16
 RATES = {"llama-tiny": 3e-3, "smollm2": 2e-5}
 STEPS = {"llama-tiny": "75,150,300,450,600,900,1200,1600", "smollm2": "10,25,50,80,120,160"}
@@ -53,7 +53,7 @@ def sample_losses(model: Any, batch: TokenBatch) -> torch.Tensor:
 
 
 def measured(model: Any, tokens: Any, rows: Rows, batch_tokens: int) -> dict[str, Any]:
-    """Both scores and both kinds of features of the rows, from one pass."""
+    """All scores and both kinds of features of the rows, from one pass."""
     settings = ScoringSection(sketch_side=SKETCH_SIDE)
     context = LocalContext(sketch=KroneckerSketch(SKETCH_SIDE, settings.sketch_seed))
     readers: list[Reader] = [*build_scorers(SCORES).values(), HiddenMean(settings)]
@@ -73,13 +73,9 @@ def measured(model: Any, tokens: Any, rows: Rows, batch_tokens: int) -> dict[str
                 of_reader.append(result.float().numpy())
             start = stop
     back = np.argsort(order)
-    gradient_norm, loss, hidden, sketch = (np.concatenate(parts)[back] for parts in found)
-    return {
-        "gradient-norm": gradient_norm,
-        "loss": loss,
-        "hidden": to_float16(hidden),
-        "sketch": to_float16(sketch),
-    }
+    *scores, hidden, sketch = (np.concatenate(parts)[back] for parts in found)
+    features = {"hidden": to_float16(hidden), "sketch": to_float16(sketch)}
+    return dict(zip(SCORES, scores, strict=True)) | features
 
 
 def run(model: Any, tokens: Any, rows: Rows, options: argparse.Namespace, fixed: Any) -> None:

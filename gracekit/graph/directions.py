@@ -12,6 +12,7 @@ from gracekit.types import Bool, Float32, Int32, KnnGraph, Rows
 
 _BLOCK_BYTES = 64 << 20
 _NUM_SAMPLED = 2000
+_NUM_QUERIED = 200
 
 
 def unit_features(features: NDArray[np.float16] | Float32, valid: Bool) -> Float32:
@@ -100,6 +101,24 @@ def exact_neighbors(
         neighbors[block, :keep], cosines[block, :keep] = lists, near
     neighbors[cosines == -np.inf] = -1
     return neighbors, cosines
+
+
+def recall(unit: Float32, neighbors: Int32, rows: Rows, *, seed: int) -> float:
+    """Share of the true nearest in the lists [n, k] of sampled rows; 1 where there are none.
+
+    A listed row counts when it is as similar as the true k-th: duplicates may stand in.
+    """
+    sample = np.random.default_rng(seed).permutation(rows)[:_NUM_QUERIED]
+    listed = neighbors[sample]
+    present = np.flatnonzero(has_direction(unit))
+    _, truth = exact_neighbors(unit, sample, present, listed.shape[1])
+    num_true = np.isfinite(truth).sum(axis=1)
+    if not num_true.any():
+        return 1.0
+    least = np.take_along_axis(truth, np.maximum(num_true - 1, 0)[:, None], 1)
+    cosine = np.einsum("qd,qkd->qk", unit[sample], unit[listed])
+    found = (listed >= 0) & (cosine >= least - 1e-5)
+    return float(found.sum() / num_true.sum())
 
 
 def nearest_first(

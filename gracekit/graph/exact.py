@@ -38,8 +38,11 @@ class ExactIndex:
         self._recompute(np.flatnonzero(has_direction(unit)))
         self._publish()
 
-    def update(self, features: Float32, moved: Rows) -> None:
-        """Take the new unit features [n, d] of the moved rows; the lists are exact again."""
+    def update(self, features: Float32, moved: Rows) -> bool:
+        """Take the new unit features [n, d] of the moved rows; the lists are exact again.
+
+        Returns whether they were found from nothing: where all rows moved.
+        """
         self.unit[moved] = features[moved]
         present = has_direction(self.unit)
         is_moved = np.zeros(len(present), bool)
@@ -62,6 +65,7 @@ class ExactIndex:
         self._floor[still] = np.maximum(self._floor[still], cosines[:, -1])
         self._recompute(np.concatenate([still[uncertain], moved_now]))
         self._publish()
+        return len(still) == 0
 
     def _recompute(self, rows: Rows) -> None:
         columns = np.flatnonzero(has_direction(self.unit))

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.graph.directions import exact_neighbors, has_direction
+from gracekit.graph.approximate import ApproximateIndex
+from gracekit.graph.directions import has_direction, recall
 from gracekit.graph.exact import ExactIndex
-from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.seal import backend_for, purpose, unbroken_seal
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
-Index = ExactIndex | HnswIndex
-
-_NUM_SAMPLED = 200
+Index = ExactIndex | ApproximateIndex
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +23,7 @@ class GraphReport:
 
     num_moved: int
     rebuilt: bool
+    """Whether the lists were found from nothing."""
     recall: float
     """Share of the true k nearest that the lists hold, on a random sample of rows."""
 
@@ -36,12 +35,12 @@ def build_index(unit: Float32, settings: GraphSection, *, valid: Bool, seed: int
         unit: [n, d] from `unit_features`; finite. The index keeps a copy.
         settings: backend, number of neighbours and effort.
         valid: [n] rows that may be neighbours.
-        seed: of hnswlib's levels.
+        seed: of what is random in an approximate index.
     """
     unit = _only(unit, valid)
     if backend_for(len(unit), settings) == "exact":
         return ExactIndex(unit, settings=settings, seed=seed)
-    return HnswIndex(unit, settings=settings, seed=seed)
+    return ApproximateIndex(unit, settings=settings, seed=seed)
 
 
 def load_index(directory: Path, *, settings: GraphSection) -> Index | None:
@@ -55,7 +54,7 @@ def load_index(directory: Path, *, settings: GraphSection) -> Index | None:
     shape, seed = tuple(content["made_for"]["shape"]), content["seed"]
     if content["made_for"] != purpose(shape, settings):
         return None
-    backend = ExactIndex if backend_for(shape[0], settings) == "exact" else HnswIndex
+    backend = ExactIndex if backend_for(shape[0], settings) == "exact" else ApproximateIndex
     return backend.load(directory, settings=settings, seed=seed)
 
 
@@ -75,9 +74,9 @@ def refresh_index(
 ) -> tuple[Index, GraphReport]:
     """Bring the lists up to date with new directions.
 
-    Few moved rows are repaired in place. Above `rebuild_above`, or when the old index was made for
-    other data or settings, a new one is built. Rows that did not move keep the direction that they
-    were indexed with, so that slow drift adds up until it is noticed.
+    The lists are repaired in place, exactly or by going on from the old ones. A new index is built
+    when the old one was made for other data or settings. Rows that did not move keep the direction
+    that they were indexed with, so that slow drift adds up until it is noticed.
 
     Args:
         index: repaired in place, or left alone when a new one is built.
@@ -91,30 +90,14 @@ def refresh_index(
     unit = _only(unit, valid)
     fits = purpose(index.unit.shape, index.settings) == purpose(unit.shape, settings)
     moved = moved_rows(index, unit, above=settings.moved_above) if fits else np.arange(len(unit))
-    rebuilt = not fits or len(moved) > settings.rebuild_above * len(unit)
-    if rebuilt:
+    rebuilt = not fits
+    if not fits:
         index = build_index(unit, settings, valid=valid, seed=index.seed)
     elif len(moved):
-        index.update(unit, moved)
-    return index, GraphReport(num_moved=len(moved), rebuilt=rebuilt, recall=recall(index))
-
-
-def recall(index: Index) -> float:
-    """Share of the true k nearest in the lists of sampled rows; 1 for an empty graph.
-
-    A listed row counts when it is as similar as the true k-th: duplicates may stand in.
-    """
+        rebuilt = index.update(unit, moved)
     present = np.flatnonzero(has_direction(index.unit))
-    sample = np.random.default_rng(index.seed).permutation(present)[:_NUM_SAMPLED]
-    listed = index.graph.neighbors[sample]
-    _, truth = exact_neighbors(index.unit, sample, present, listed.shape[1])
-    num_true = np.isfinite(truth).sum(axis=1)
-    if not num_true.any():
-        return 1.0
-    least = np.take_along_axis(truth, np.maximum(num_true - 1, 0)[:, None], 1)
-    cosine = np.einsum("qd,qkd->qk", index.unit[sample], index.unit[listed])
-    found = (listed >= 0) & (cosine >= least - 1e-5)
-    return float(found.sum() / num_true.sum())
+    found = recall(index.unit, index.graph.neighbors, present, seed=index.seed)
+    return index, GraphReport(num_moved=len(moved), rebuilt=rebuilt, recall=found)
 
 
 def _only(unit: Float32, valid: Bool) -> Float32:

@@ -13,9 +13,9 @@ SEAL_FILE = "index.json"
 
 
 def backend_for(num_rows: int, settings: GraphSection) -> str:
-    """`exact` or `hnsw`."""
+    """`exact` or `approximate`."""
     if settings.backend == "auto":
-        return "exact" if num_rows < settings.exact_below else "hnsw"
+        return "exact" if num_rows < settings.exact_below else "approximate"
     return settings.backend
 
 
@@ -27,8 +27,8 @@ def purpose(shape: tuple[int, ...], settings: GraphSection) -> Json:
         "shape": list(shape),
         "num_neighbors": settings.num_neighbors,
     }
-    if backend == "hnsw":
-        made_for |= {"hnsw_m": settings.hnsw_m, "ef_construction": settings.ef_construction}
+    if backend == "approximate":
+        made_for["num_spare"] = settings.num_spare
     return made_for
 
 
@@ -44,10 +44,7 @@ def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> li
 
 
 def unbroken_seal(directory: Path) -> Json | None:
-    """The seal, if it is there and every file is as it was sealed.
-
-    hnswlib refuses truncated files but loads files with flipped bytes, hence the checksums.
-    """
+    """The seal, if it is there and every file is as it was sealed."""
     try:
         content: Json = json.loads((directory / SEAL_FILE).read_text(encoding="utf-8"))
         intact = all(

@@ -40,6 +40,12 @@ def inlined(function: Callable[P, R]) -> Callable[P, R]:
     return inlined
 
 
+def summing(function: Callable[P, R]) -> Callable[P, R]:
+    """A helper whose sums may be added up in any order, which is several times as fast."""
+    summing: Callable[P, R] = njit(fastmath={"reassoc", "contract", "nsz"})(function)
+    return summing
+
+
 def read_only(dtype: types.Type) -> types.Array:
     """A contiguous vector that is only read, so that memory-mapped input is fine."""
     return types.Array(dtype, 1, "C", readonly=True)

@@ -1,0 +1,136 @@
+"""Neighbour lists by neighbour descent, for many samples: found once, then improved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.files import write_atomic
+from gracekit.graph.cells import cells
+from gracekit.graph.descent import explore, join, offer, rescore
+from gracekit.graph.directions import has_direction, knn_graph, recall
+from gracekit.graph.seal import purpose, seal
+from gracekit.recipe import GraphSection
+from gracekit.types import Bool, Float32, Rows
+
+LISTS_FILE = "approximate.npz"
+
+_NUM_PASSES = 3
+"""How often rows without neighbours are parted into cells, each time around other pivots."""
+_MOST_ROUNDS = 8
+_SETTLED = 0.02
+"""Share of the lists' entries that a round changes when it is the last one."""
+_MOST_AROUND = 20
+"""Neighbours by which a round goes on, and as many rows that list a row: a round costs at most
+n · (2 · 20)² cosines, however long the lists are."""
+_WORSE = 0.03
+"""Improved lists whose recall is so much lower than when lists were found from nothing are
+dropped, and found from nothing."""
+
+
+class ApproximateIndex:
+    """Lists that begin with the nearest in cells of similar rows, and get better by descent.
+
+    Nothing but the lists is kept. When rows move, the search goes on from their old neighbours:
+    cells once, which bring rows together that were far apart, and a round or two.
+
+    Made by one thread from a seed, so that a seed gives one result.
+    """
+
+    backend = "approximate"
+
+    def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
+        shape = len(unit), settings.num_neighbors + settings.num_spare
+        self.settings = settings
+        self.seed = seed
+        self.unit = unit.copy()
+        self._neighbors = np.full(shape, -1, np.int32)
+        self._cosines = np.full(shape, -np.inf, np.float32)
+        present = np.flatnonzero(has_direction(unit))
+        self._search(present, num_passes=_NUM_PASSES)
+        self._least_recall = self._recall(present) - _WORSE
+        self._publish()
+
+    def update(self, features: Float32, moved: Rows) -> bool:
+        """Take the new unit features [n, d] of the moved rows and improve the lists.
+
+        Returns whether the moved rows' lists were found from nothing, as a sample of them held too
+        few of the true neighbours.
+        """
+        self.unit[moved] = features[moved]
+        present = has_direction(self.unit)[moved]
+        has_list = self._neighbors[moved, 0] >= 0
+        arrived, turned = moved[present & ~has_list], moved[present & has_list]
+        self._search(turned, num_passes=1)
+        is_lost = len(turned) > 0 and self._recall(turned) < self._least_recall
+        if is_lost:
+            self._neighbors[turned], self._cosines[turned] = -1, -np.inf
+            arrived = moved[present]
+        if len(arrived):
+            self._search(arrived, num_passes=_NUM_PASSES)
+        self._publish()
+        return is_lost
+
+    def _search(self, rows: Rows, *, num_passes: int) -> None:
+        """Look for better neighbours of the rows, and for lists that they should be in."""
+        present = has_direction(self.unit)
+        fresh: Bool = np.zeros(len(present), bool)
+        fresh[rows] = True
+        lists = self._neighbors, self._cosines, np.zeros(self._neighbors.shape, bool)
+        floor = self._cosines[:, -1].copy()
+        rescore(self.unit, present, fresh, *lists)
+        # A row knew nobody beyond its floor: what it lost so much of must be looked for as well.
+        short = present & (self._cosines[:, self.settings.num_neighbors - 1] < floor)
+        fresh |= short
+        lists[2][short] = True
+        rng = np.random.default_rng(self.seed)
+        for _ in range(num_passes):
+            met = []
+            for cell in cells(self.unit, np.flatnonzero(present), rng):
+                offer(cell, self.unit[cell] @ self.unit[cell].T, fresh, *lists)
+                met.append(cell)
+        order = np.concatenate(met)  # similar rows in a row: what one reads the next reads again
+        most = min(self._neighbors.shape[1], _MOST_AROUND)
+        around = np.empty((len(present), 2 * most), np.int32)
+        for _ in range(_MOST_ROUNDS):
+            join(self._neighbors, lists[2], most, around)
+            num_entered = explore(self.unit, around, order, *lists)
+            if num_entered <= _SETTLED * fresh.sum() * self._neighbors.shape[1]:
+                break
+
+    def _recall(self, rows: Rows) -> float:
+        k = self.settings.num_neighbors
+        return recall(self.unit, self._neighbors[:, :k], rows, seed=self.seed)
+
+    def _publish(self) -> None:
+        k = self.settings.num_neighbors
+        self.graph = knn_graph(self._neighbors[:, :k], self._cosines[:, :k])
+
+    def save(self, directory: Path) -> list[Path]:
+        """Write the index into an existing directory; returns the files written."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez(
+                    file,
+                    unit=self.unit,
+                    neighbors=self._neighbors,
+                    cosines=self._cosines,
+                    least_recall=self._least_recall,
+                )
+
+        write_atomic(directory / LISTS_FILE, write)
+        made_for = purpose(self.unit.shape, self.settings)
+        return seal(directory, [directory / LISTS_FILE], made_for, seed=self.seed)
+
+    @classmethod
+    def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> ApproximateIndex:
+        """The index that `save` wrote."""
+        index = cls.__new__(cls)
+        index.settings, index.seed = settings, seed
+        with np.load(directory / LISTS_FILE) as arrays:
+            index.unit, index._least_recall = arrays["unit"], float(arrays["least_recall"])
+            index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
+        index._publish()
+        return index
