@@ -126,7 +126,7 @@ class Targets(Protocol):
 
 
 class Layer(Protocol):
-    """A linear layer of the decoder body."""
+    """A linear layer of the decoder body, or a stack of E experts that have one parameter."""
 
     name: str
     """Its path within the body, such as `layers.3.mlp.down_proj`."""
@@ -145,11 +145,49 @@ class Layer(Protocol):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The parameter itself."""
+        """The parameter itself, [out, in]; of a stack [E, out, in]."""
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """The parameter itself, if there is one."""
+        """The parameter itself, if there is one: [out] or [E, out]."""
+
+    def of_expert(self, expert: int) -> Layer:
+        """One layer of a stack; the layer itself when it is no stack."""
+
+
+class RoutedRows(Protocol):
+    """What reached layers that see only some tokens: n rows, by expert and then by sample."""
+
+    inputs: torch.Tensor
+    """[n, in]"""
+    gradients: torch.Tensor
+    """[n, out]"""
+    expert: torch.Tensor
+    """int64 [n], ascending; all 0 when the layer is no stack."""
+    sample: torch.Tensor
+    """int64 [n] index into the batch."""
+
+    def groups(self) -> Iterator[RowGroup]:
+        """The rows of each pair of expert and sample, in less than twice as many places."""
+
+    def by_expert(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """(expert, inputs [B, P, in], gradients [B, P, out]), filled up with zeros."""
+
+    def by_sample(self, vectors: torch.Tensor) -> torch.Tensor:
+        """[n, k] of the rows as [B, P, k], filled up with zeros."""
+
+
+class RowGroup(Protocol):
+    """g pairs of an expert and a sample, with up to P rows each, filled up with zeros."""
+
+    expert: torch.Tensor
+    """int64 [g]"""
+    sample: torch.Tensor
+    """int64 [g]"""
+    inputs: torch.Tensor
+    """[g, P, in]"""
+    gradients: torch.Tensor
+    """[g, P, out]"""
 
 
 class OptimizerState(Protocol):
@@ -195,8 +233,8 @@ class Reader(Protocol):
 
     For every batch, in this order: `start`; `on_block` for each block that it wants; `on_targets`
     once or more; from the last layer to the
-    first, `on_layer` once for each weight and `on_bias` once for each bias of the layers that it
-    wants; `finish`. The loss that is differentiated is
+    first, `on_layer` or `on_routed` once for each weight and `on_bias` once for each bias of the
+    layers that it wants; `finish`. The loss that is differentiated is
     the mean over the target tokens of a sample. Values of one sample never depend on the others
     of its batch. The methods with a body here are the defaults of a class that derives from it.
     """
@@ -239,8 +277,16 @@ class Reader(Protocol):
         """
         return
 
+    def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
+        """Take what reached an expert, or a stack of them, instead of `on_layer`.
+
+        Handed on to `on_layer` expert by expert, which is exact, if slow where experts are many.
+        """
+        for expert, inputs, gradients in rows.by_expert():
+            self.on_layer(batch, layer.of_expert(expert), inputs, gradients)
+
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
-        """Take each sample's whole gradient of a layer's bias, float32 [B, out]."""
+        """Take each sample's whole gradient of a layer's bias, float32 [B, out] or [B, E, out]."""
         return
 
     def finish(self, batch: Batch) -> torch.Tensor:

@@ -45,7 +45,9 @@ def adam_norms(model: Any, state: AdamState, samples: list[Sample]) -> torch.Ten
     return run(model, [reader], samples)[0]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied-bias", "gpt2", "qwen2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied-bias", "gpt2", "qwen2", "mixtral", "gpt-oss"]
+)
 @pytest.mark.parametrize("eps", [1e-8, 1e-3])
 def test_direction_is_what_a_real_step_moves_by(tmp_path: Path, name: str, eps: float) -> None:
     model = tiny(name)

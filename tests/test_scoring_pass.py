@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers.pytorch_utils import Conv1D
 
 from gracekit.errors import MeasureError
 from gracekit.protocols import Batch, Layer, Reader, Targets
@@ -21,69 +20,18 @@ from gracekit.scoring.ghost import (
     squares_from_grams,
     squares_from_product,
 )
-from gracekit.scoring.gradient_scores import GradientNorm
+from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast
 from gracekit.scoring.layers import decoder_body, linear_layers, output_head
 from gracekit.scoring.model_pass import ModelPass
 from gracekit.scoring.readout import FullReadout, SplitReadout, choose_readout
 from gracekit.scoring.token_scores import Loss
 from gracekit.types import Bool, Int32
+from tests.families import CONFIGS, DENSE, EXPERTS, HYBRID
 
 RELATIVE = 1e-4
 """Bound of every comparison in float32."""
 CPU = torch.device("cpu")
 Sample = tuple[Int32, Bool]
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "vocab_size": 89,
-    "max_position_embeddings": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-FEW_HEADS = {**SIZES, "num_key_value_heads": 2}
-OLD_SIZES = {"n_layer": 3, "n_head": 4, "vocab_size": 89, "bos_token_id": 1, "eos_token_id": 2}
-
-CONFIGS: dict[str, Any] = {
-    "llama": transformers.LlamaConfig(**FEW_HEADS),
-    "llama-tied-bias": transformers.LlamaConfig(
-        **FEW_HEADS, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
-    ),
-    "gpt2": transformers.GPT2Config(**OLD_SIZES, n_embd=32, n_positions=64),
-    "qwen2": transformers.Qwen2Config(**FEW_HEADS),
-    "mistral": transformers.MistralConfig(**FEW_HEADS, sliding_window=5),
-    "gemma2": transformers.Gemma2Config(
-        **FEW_HEADS, head_dim=8, sliding_window=5, final_logit_softcapping=3.0
-    ),
-    "qwen3": transformers.Qwen3Config(**FEW_HEADS, head_dim=8),
-    "phi3": transformers.Phi3Config(**FEW_HEADS),
-    "gemma3": transformers.Gemma3TextConfig(**FEW_HEADS, head_dim=8, sliding_window=5),
-    "gpt-neox": transformers.GPTNeoXConfig(**SIZES),
-    "phi": transformers.PhiConfig(**SIZES),
-    "cohere": transformers.CohereConfig(**FEW_HEADS, logit_scale=0.25),
-    "granite": transformers.GraniteConfig(**FEW_HEADS, logits_scaling=4.0),
-    "opt": transformers.OPTConfig(
-        hidden_size=32,
-        ffn_dim=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=89,
-        max_position_embeddings=64,
-        word_embed_proj_dim=16,
-    ),
-    "bloom": transformers.BloomConfig(**OLD_SIZES, hidden_size=32),
-    "falcon": transformers.FalconConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=89,
-        bos_token_id=1,
-        eos_token_id=2,
-    ),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -142,23 +90,29 @@ def last_hidden(model: Any, sample: Sample) -> torch.Tensor:
 
 
 def exact_norm(model: Any, sample: Sample, keep: Any = lambda name: True) -> float:
-    """Root of the summed squares of the gradients of the body's linear layers, in float64."""
+    """Root of the summed squares of the gradients of the body's linear layers, in float64.
+
+    That is, of all parameters of every module that has a matrix and is no embedding or
+    convolution.
+    """
     body, head = decoder_body(model), output_head(model)
-    model.zero_grad(set_to_none=True)
+    no_linear = (torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
+    model.requires_grad_(True).zero_grad(set_to_none=True)
     mean_loss(model, sample).backward()  # type: ignore[no-untyped-call]
     parameters = {
         parameter
         for name, module in body.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head and keep(name)
+        if not isinstance(module, no_linear) and module is not head
+        if any(p.ndim > 1 and p.grad is not None for p in module.parameters(recurse=False))
+        if keep(name)
         for parameter in module.parameters(recurse=False)
-        if parameter.grad is not None
     }
     squares = [float(p.grad.double().square().sum()) for p in parameters if p.grad is not None]
     model.zero_grad(set_to_none=True)
     return float(np.sqrt(sum(squares)))
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "opt"])
+@pytest.mark.parametrize("name", DENSE | EXPERTS | HYBRID)
 def test_pass_equals_autograd_sample_by_sample(name: str) -> None:
     model, samples = tiny(name), make_samples()
     norms, losses, features = run(model, [GradientNorm(), Loss(), HiddenMean()], samples)
@@ -170,7 +124,7 @@ def test_pass_equals_autograd_sample_by_sample(name: str) -> None:
         torch.testing.assert_close(features[i], expected, rtol=RELATIVE, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*DENSE, "mixtral", "gpt-oss", "mamba2"])
 def test_split_readout_gives_the_models_own_logits(name: str) -> None:
     model = tiny(name)
     batch = TokenBatch.pack(make_samples(), CPU)
@@ -410,33 +364,39 @@ def test_model_is_given_back_as_it_was() -> None:
         assert not module._forward_pre_hooks
 
 
-def test_experts_in_plain_parameters_are_refused() -> None:
-    config = transformers.MixtralConfig(**FEW_HEADS, num_local_experts=4)
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(MeasureError, match=r"only .*% of the weights .*experts"):
-        ModelPass(model, [GradientNorm()])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("llama4", r"only .*% of the weights .*experts"),
+        ("mamba", "uses the weight of layers.0.mixer.dt_proj without calling"),
+        ("jamba", "uses the weight of layers.0.mamba.dt_proj without calling"),
+    ],
+)
+def test_families_that_cannot_be_read_are_refused(name: str, why: str) -> None:
+    model = tiny(name)
+    for scorer in (GradientNorm(), GradientNormLast()):
+        with pytest.raises(MeasureError, match=why.replace("layers.0", r"layers.\d")):
+            run(model, [scorer], make_samples())
     losses, _ = run(model, [Loss(), HiddenMean()], make_samples())
     assert torch.isfinite(losses).all()
 
 
-class FlatMlp(torch.nn.Module):
-    """Sends its tokens on as one flat list, as experts do."""
+class Turned(torch.nn.Module):
+    """Gives its layers the tokens in an order that only it knows."""
 
     def __init__(self, mlp: torch.nn.Module) -> None:
         super().__init__()
         self.mlp = mlp
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        flat: torch.Tensor = self.mlp(hidden.flatten(0, 1))
+        flat: torch.Tensor = self.mlp(hidden.flatten(0, 1).flip(0)).flip(0)
         return flat.view_as(hidden)
 
 
-@pytest.mark.parametrize(("name", "layer"), [("llama", "layers.1.mlp.mlp.gate"), ("opt", "fc1")])
-def test_layers_over_flat_tokens_are_refused(name: str, layer: str) -> None:
-    model = tiny(name)
-    if name == "llama":
-        model.model.layers[1].mlp = FlatMlp(model.model.layers[1].mlp)
-    with pytest.raises(MeasureError, match=f"{layer}.*cannot be told"):
+def test_layers_over_tokens_in_unknown_order_are_refused() -> None:
+    model = tiny("llama")
+    model.model.layers[1].mlp = Turned(model.model.layers[1].mlp)
+    with pytest.raises(MeasureError, match=r"layers.1.mlp.mlp.gate.*cannot be told"):
         run(model, [GradientNorm()], make_samples())
     for module in model.modules():
         assert not module._forward_hooks
@@ -482,6 +442,7 @@ def test_model_without_readable_layers_is_refused() -> None:
             for name, linear in list(part.named_children()):
                 if isinstance(linear, torch.nn.Linear):
                     setattr(part, name, Opaque(linear))
-    with pytest.raises(MeasureError, match="no linear layer"):
+    with pytest.raises(MeasureError, match=r"q_proj.* in a way which can be measured"):
         run(model, [GradientNorm()], make_samples())
+    assert not any("forward" in vars(module) for module in model.modules())
     assert torch.isfinite(run(model, [Loss()], make_samples())[0]).all()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gracekit.protocols import Batch, Layer, OptimizerState, PassContext
+from gracekit.protocols import Batch, Layer, OptimizerState, PassContext, RoutedRows
 from gracekit.scoring.gradient_scores import GradientNorm
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class AdamNorm(GradientNorm):
         """Take the optimizer's state."""
         assert context.optimizer is not None, "who makes the context sees `needs_optimizer`"
         self._state = context.optimizer
+        self._idle_squares: dict[str, torch.Tensor] = {}
 
     def wants(self, layer: Layer) -> bool:
         """Every layer, or those of the adapter."""
@@ -66,6 +67,42 @@ class AdamNorm(GradientNorm):
             self._squares[sample] += adam_direction(gradient, m, v, self._state).square().sum()
         self._num_layers += 1
 
+    def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
+        """The same for each expert and the samples that reached it.
+
+        For the others an expert of a stack has a gradient of 0, and is moved by its momentum; one
+        with a parameter of its own has no gradient, and stays.
+        """
+        moments = self._state.moments(layer.weight)
+        if moments is None:
+            self._is_plain = True
+            super().on_routed(batch, layer, rows)
+            return
+        m, v = (moment.to(rows.inputs.device) for moment in moments)
+        m, v = (m[None], v[None]) if m.ndim < 3 else (m, v)
+        m, v = (m.mT, v.mT) if layer.is_transposed else (m, v)
+        idle = self._idle(layer, m, v)
+        self._squares += idle.sum()
+        for group in rows.groups():
+            pairs = zip(group.expert.tolist(), group.sample.tolist(), strict=True)
+            for i, (expert, sample) in enumerate(pairs):
+                gradient = (group.gradients[i].T @ group.inputs[i]).float()
+                moved = adam_direction(gradient, m[expert], v[expert], self._state)
+                self._squares[sample] += moved.square().sum() - idle[expert]
+        self._num_layers += 1
+
+    def _idle(self, layer: Layer, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Squared norms [E] of the directions without a gradient."""
+        if layer.weight.ndim < 3:
+            return m.new_zeros(1)
+        if layer.name not in self._idle_squares:
+            squares = [
+                adam_direction(m.new_zeros(m.shape[1:]), *of_expert, self._state).square().sum()
+                for of_expert in zip(m, v, strict=True)
+            ]
+            self._idle_squares[layer.name] = m.new_tensor(squares)
+        return self._idle_squares[layer.name]
+
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
         """The same for the bias."""
         moments = None if layer.bias is None else self._state.moments(layer.bias)
@@ -73,7 +110,7 @@ class AdamNorm(GradientNorm):
             super().on_bias(batch, layer, gradient)
             return
         m, v = (moment.to(gradient.device) for moment in moments)
-        self._squares += adam_direction(gradient, m, v, self._state).square().sum(1)
+        self._squares += adam_direction(gradient, m, v, self._state).square().flatten(1).sum(1)
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B], at least 0."""

@@ -1,15 +1,21 @@
-"""The decoder body of a causal language model and its linear layers."""
+"""The decoder body of a causal language model and its linear layers.
+
+A linear layer is a weight that the body multiplies activations with: of `nn.Linear` and `Conv1D`,
+of a module with a weight of its own that calls `F.linear` (routers), or of a stack of experts.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from gracekit.errors import MeasureError
+from gracekit.scoring.experts import is_stack, projections_of
 
 LEAST_COVERAGE = 0.9
 """Share of the body's weights that must lie in linear layers for a norm over all of them."""
@@ -27,25 +33,38 @@ class LinearLayer:
     is_adapter: bool
     num_blocks: int = 0
     is_trained: bool = True
+    parameter: str = "weight"
+    """Name of the weight in its module."""
+    expert: int | None = None
+    """One of a stack of experts; None stands for all of them, or there are none."""
 
     @property
     def is_transposed(self) -> bool:
         """Whether the weight is [in, out]."""
-        return isinstance(self.module, Conv1D)
+        if isinstance(self.module, Conv1D):
+            return True
+        return is_stack(self.module) and bool(self.module.is_transposed)
 
     @property
     def weight(self) -> torch.Tensor:
         """The parameter."""
-        weight = self.module.weight
+        weight = getattr(self.module, self.parameter)
         assert isinstance(weight, torch.Tensor)
-        return weight
+        return weight if self.expert is None else weight[self.expert]
 
     @property
     def bias(self) -> torch.Tensor | None:
         """The parameter, if there is one."""
-        bias = self.module.bias
+        name = "bias" if self.parameter == "weight" else f"{self.parameter}_bias"
+        bias = getattr(self.module, name, None)
         assert bias is None or isinstance(bias, torch.Tensor)
-        return bias
+        return bias if bias is None or self.expert is None else bias[self.expert]
+
+    def of_expert(self, expert: int) -> LinearLayer:
+        """A layer of a stack of experts; the layer itself when it is no stack."""
+        if self.weight.ndim < 3:
+            return self
+        return replace(self, name=f"{self.name}.{expert}", expert=expert)
 
 
 def decoder_body(model: Any) -> torch.nn.Module:
@@ -78,20 +97,24 @@ def head_size(model: Any) -> tuple[int, int]:
 
 
 def linear_layers(model: Any) -> list[LinearLayer]:
-    """Every `torch.nn.Linear` and `Conv1D` of the body, the output head left out."""
+    """Every linear layer of the body, the output head left out."""
     body, head = decoder_body(model), output_head(model)
     adapters = _adapter_modules(body)
     layers = []
     for name, module in body.named_modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head:
-            block, block_name = _block_of(name)
+        if module is head:
+            continue
+        for parameter in _linear_weights(module):
+            path = name if parameter == "weight" else f"{name}.{parameter}"
+            block, block_name = _block_of(path)
             layers.append(
                 LinearLayer(
-                    name=name,
+                    name=path,
                     block=block,
                     module=module,
                     block_name=block_name,
                     is_adapter=id(module) in adapters,
+                    parameter=parameter,
                 )
             )
     num_blocks = 1 + max((layer.block for layer in layers), default=-1)
@@ -101,14 +124,25 @@ def linear_layers(model: Any) -> list[LinearLayer]:
     return layers
 
 
+def _linear_weights(module: torch.nn.Module) -> Iterator[str]:
+    """Names of the module's own parameters that it multiplies activations with."""
+    if is_stack(module):
+        yield from projections_of(module)
+        return
+    weight = module._parameters.get("weight")
+    no_product = (torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
+    if weight is not None and weight.ndim in (2, 3) and not isinstance(module, no_product):
+        yield "weight"
+
+
 def require_coverage(model: Any, layers: list[LinearLayer]) -> None:
     """Refuse a body most of whose weights the linear layers do not hold.
 
-    Mixture-of-experts models keep their experts in plain 3-d parameters, or send them a flat list
-    of tokens; a norm over the remaining layers would be a number, but not the gradient's norm.
+    What keeps its weights in other ways (some mixtures of experts, state-space models) would give a
+    number, but not the gradient's norm.
     """
     body, head = decoder_body(model), output_head(model)
-    inside = {id(p) for layer in layers for p in layer.module.parameters(recurse=False)}
+    inside = {id(p) for layer in layers for p in (layer.weight, layer.bias) if p is not None}
     embeddings = {
         id(p)
         for module in (*body.modules(), head)
@@ -126,8 +160,32 @@ def require_coverage(model: Any, layers: list[LinearLayer]) -> None:
         largest = max(missed, key=lambda name: missed[name], default="no linear layer at all")
         raise MeasureError(
             f"gradients are read off linear layers, and these hold only {share:.0%} of the weights "
-            f"of {type(model).__name__} (outside: {largest}; mixture-of-experts models are not "
-            "supported yet); use `scores: [loss]` and `importance: loss` for this model"
+            f"of {type(model).__name__} (outside: {largest}); use `scores: [loss]` and "
+            "`importance: loss` for this model"
+        )
+
+
+def require_unused(model: Any, layers: list[LinearLayer], input_ids: torch.Tensor) -> None:
+    """Refuse a model that uses the weights of these layers without calling them.
+
+    Some state-space layers hand the weight of a linear layer to a kernel of their own.
+    """
+    weights = [layer.weight for layer in layers]
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            result = decoder_body(model)(input_ids=input_ids, use_cache=False, return_dict=True)[0]
+            found = torch.autograd.grad(result.float().sum(), weights, allow_unused=True)
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+    used = [layer for layer, g in zip(layers, found, strict=True) if g is not None]
+    if used:
+        raise MeasureError(
+            f"{type(model).__name__} uses the weight of {used[0].name} without calling the layer "
+            "(state-space layers do), so its gradient cannot be read off; use `scores: [loss]` "
+            "and `importance: loss` for this model"
         )
 
 

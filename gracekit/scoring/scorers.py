@@ -94,6 +94,7 @@ _MEMBERS = (
     *("bind", "wants", "wants_block", "start", "on_block", "on_targets"),
     *(
         "on_layer",
+        "on_routed",
         "on_bias",
         "finish",
         "combine",

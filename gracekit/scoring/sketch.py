@@ -6,6 +6,9 @@ gradients in the mean; `Q` is drawn for each input width, so that layers which r
 its projection. Entries are ±1/√k (Johnson-Lindenstrauss). The signs are raw bits of a counter-based
 generator keyed by seed and layer, so they are the same on every machine and in every version.
 
+Experts of one stack share `P`, each with random signs of its own on its outputs, `P diag(d_e)`:
+that keeps inner products in the mean too, and a stack is projected at once, row by row.
+
 It costs k/in + k/out of a layer's own matrix product. B samples, P positions.
 """
 
@@ -17,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gracekit.protocols import Batch, Layer, PassContext, Reader, Sketch
+from gracekit.protocols import Batch, Layer, PassContext, Reader, RoutedRows, Sketch
 from gracekit.types import Float32
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ class KroneckerSketch(Sketch):
     def __init__(self, side: int, seed: int) -> None:
         self.width = side * side
         self._side, self._seed = side, seed
-        self._signs: dict[str, torch.Tensor] = {}
+        self._signs: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def wants(self, layer: Layer) -> bool:
         """What the trainer moves: every layer, or those of the adapter."""
@@ -55,9 +58,21 @@ class KroneckerSketch(Sketch):
             of_outputs = self._project(gradients, f"out {layer.name}")
             self._sums.baddbmm_(of_outputs.mT, self._inputs_of(inputs))
 
+    def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
+        """The same for experts, over their rows."""
+        if self._is_news(layer, "weight"):
+            gradients = rows.gradients
+            if layer.weight.ndim > 2:
+                gradients = gradients * self._signs_of_experts(layer, gradients)[rows.expert]
+            of_outputs = rows.by_sample(self._project(gradients, f"out {layer.name}"))
+            of_inputs = rows.by_sample(self._project(rows.inputs, f"in {rows.inputs.shape[1]}"))
+            self._sums.baddbmm_(of_outputs.mT, of_inputs)
+
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
         """Add the bias' sketch: a weight of one more input that is always 1."""
         if self._is_news(layer, "bias"):
+            if gradient.ndim > 2:
+                gradient = (gradient * self._signs_of_experts(layer, gradient)).sum(1)
             of_outputs = self._project(gradient, f"out {layer.name}")
             of_one = self._project(gradient.new_ones(1), "in bias")
             self._sums += of_outputs[:, :, None] * of_one
@@ -79,14 +94,23 @@ class KroneckerSketch(Sketch):
             self._inputs = inputs, self._project(inputs, f"in {inputs.shape[-1]}")
         return self._inputs[1]
 
+    def _signs_of_experts(self, layer: Layer, like: torch.Tensor) -> torch.Tensor:
+        """±1 [E, out]"""
+        return self._signs_for((len(layer.weight), like.shape[-1]), f"experts {layer.name}", like)
+
     def _project(self, vectors: torch.Tensor, key: str) -> torch.Tensor:
         """[..., d] -> float32 [..., k], not yet divided by √k."""
+        return (vectors @ self._signs_for((vectors.shape[-1], self._side), key, vectors)).float()
+
+    def _signs_for(self, shape: tuple[int, int], key: str, like: torch.Tensor) -> torch.Tensor:
+        """Drawn when first asked for."""
         import torch
 
-        if key not in self._signs:
-            signs = random_signs((vectors.shape[-1], self._side), self._seed, key)
-            self._signs[key] = torch.from_numpy(signs).to(vectors.device, vectors.dtype)
-        return (vectors @ self._signs[key]).float()
+        of_dtype = key, like.dtype  # biases, and some routers, are in float32 where weights are not
+        if of_dtype not in self._signs:
+            signs = random_signs(shape, self._seed, key)
+            self._signs[of_dtype] = torch.from_numpy(signs).to(like.device, like.dtype)
+        return self._signs[of_dtype]
 
 
 class SketchReader(Reader):
@@ -109,6 +133,10 @@ class SketchReader(Reader):
     ) -> None:
         """Pass on."""
         self._sketch.on_layer(batch, layer, inputs, gradients)
+
+    def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
+        """Pass on."""
+        self._sketch.on_routed(batch, layer, rows)
 
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
         """Pass on."""

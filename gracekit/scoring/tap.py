@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from gracekit.errors import MeasureError
 from gracekit.protocols import Batch, Reader
-from gracekit.scoring.layers import LinearLayer, decoder_body, linear_layers, require_coverage
+from gracekit.scoring.calls import Call, LayerCalls
+from gracekit.scoring.experts import LinearCalls, is_stack, stacked_forward
+from gracekit.scoring.layers import (
+    LinearLayer,
+    decoder_body,
+    linear_layers,
+    require_coverage,
+    require_unused,
+)
+from gracekit.scoring.rows import UnknownRowsError, token_of_row
 
 
 class LayerTap:
@@ -27,14 +37,22 @@ class LayerTap:
         self._layers = linear_layers(model)
         self._readers: dict[str, list[Reader]] = defaultdict(list)
         for reader in readers:
-            names = [layer.name for layer in self._layers if reader.wants(layer)]
-            whole = {layer.name for layer in self._layers if not layer.is_adapter}
-            if names and whole <= set(names):
+            wanted = [layer for layer in self._layers if reader.wants(layer)]
+            if self._has_whole_block(wanted):
                 require_coverage(model, self._layers)
-            for name in names:
-                self._readers[name].append(reader)
+            for layer in wanted:
+                self._readers[layer.name].append(reader)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._forget()
+        self._replaced: list[tuple[torch.nn.Module, Any]] = []
+        self._calls: LayerCalls | None = None
+        """Of the batch that is being listened to."""
+        self._is_first = True
+
+    def _has_whole_block(self, wanted: list[LinearLayer]) -> bool:
+        """Whether they are all layers of a block of the model, whose weights they stand for."""
+        last = max((layer.block for layer in wanted), default=None)
+        own = {id(each) for each in self._layers if each.block == last and not each.is_adapter}
+        return bool(own) and own <= {id(each) for each in wanted}
 
     @property
     def needs_backward(self) -> bool:
@@ -46,12 +64,18 @@ class LayerTap:
         if not self.needs_backward:
             return
         layers = [layer for layer in self._layers if layer.name in self._readers]
-        self._hooks = [
-            layer.module.register_forward_hook(
-                partial(self._after_forward, layer), with_kwargs=True
-            )
-            for layer in layers
-        ]
+        stacks: dict[torch.nn.Module, dict[str, LinearLayer]] = defaultdict(dict)
+        for layer in layers:
+            if is_stack(layer.module):
+                stacks[layer.module][layer.parameter] = layer
+            elif _is_plain(layer.module):
+                hook = partial(self._after_forward, layer)
+                self._hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+            else:
+                self._replace_forward(layer.module, self._watched_forward(layer))
+        for module, of_module in stacks.items():
+            forward = stacked_forward(module, partial(self._after_product, of_module))
+            self._replace_forward(module, forward)
         first = min(layers, key=lambda layer: layer.block)
         if first.block > 0:
             block = decoder_body(self._model).get_submodule(first.block_name)
@@ -64,17 +88,16 @@ class LayerTap:
         """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks = []
+        for module, forward in self._replaced:
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+        self._hooks, self._replaced = [], []
 
-    def _forget(self) -> None:
-        self._batch: Batch | None = None
-        self._inputs: dict[int, tuple[torch.Tensor, int]] = {}
-        """Number of the call -> its input and the input's version; let go once delivered."""
-        self._num_calls = 0
-        self._calls_of: dict[int, int] = defaultdict(int)
-        """id of a weight or bias -> calls of the layers that have it."""
-        self._of_weight: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
-        self._of_bias: dict[int, list[torch.Tensor]] = defaultdict(list)
+    def _replace_forward(self, module: torch.nn.Module, forward: Callable[..., Any]) -> None:
+        """For this module alone; its class, and so what other models do, stays as it is."""
+        self._replaced.append((module, vars(module).get("forward")))
+        module.forward = forward
 
     @contextmanager
     def over(self, batch: Batch, loss_scale: float) -> Iterator[None]:
@@ -82,14 +105,27 @@ class LayerTap:
 
         Whatever ends the block, no tensor of the batch is held after it.
         """
-        self._batch, self._loss_scale = batch, loss_scale
+        calls = LayerCalls(
+            self._readers, batch, loss_scale=loss_scale, model_name=type(self._model).__name__
+        )
+        self._calls = calls
         try:
             yield
-            for layer in self._layers:  # some call's output may not have reached the loss
-                self._deliver_weight(layer)
-                self._deliver_bias(layer)
+            self._calls = None
+            if self.needs_backward and self._is_first:
+                self._check_uncalled(calls)
+            calls.finish(self._layers)
         finally:
-            self._forget()
+            self._calls = None
+            calls.forget()
+
+    def _check_uncalled(self, calls: LayerCalls) -> None:
+        """Layers that were not called must have had no part in the result, like idle experts."""
+        wanted = [layer for layer in self._layers if layer.name in self._readers]
+        uncalled = [layer for layer in wanted if not calls.knows(layer)]
+        if uncalled and len(uncalled) < len(wanted):
+            require_unused(self._model, uncalled, calls.batch.input_ids[:1])
+        self._is_first = False
 
     def _after_forward(
         self,
@@ -99,62 +135,92 @@ class LayerTap:
         kwargs: dict[str, torch.Tensor],
         output: torch.Tensor,
     ) -> None:
-        if self._batch is None or not output.requires_grad:
+        self._expect(layer, args[0] if args else next(iter(kwargs.values())), output)
+
+    def _watched_forward(self, layer: LinearLayer) -> Callable[..., Any]:
+        """The forward of a module that calls `F.linear` itself, whatever else it does."""
+        plain = layer.module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            watch = LinearCalls(layer.weight, partial(self._expect, layer))
+            with watch:
+                output = plain(*args, **kwargs)
+            if not watch.num_calls and isinstance(layer.module, torch.nn.Linear):
+                self._after_forward(layer, layer.module, args, kwargs, output)
+            elif not watch.num_calls:
+                raise MeasureError(
+                    f"{type(layer.module).__name__} of {type(self._model).__name__} has a weight "
+                    f"({layer.name}) that it does not use in a way which can be measured; "
+                    "use `scores: [loss]` and `importance: loss`"
+                )
+            return output
+
+        return forward
+
+    def _after_product(
+        self,
+        layers: dict[str, LinearLayer],
+        name: str,
+        inputs: torch.Tensor,
+        output: torch.Tensor,
+        *,
+        tokens: torch.Tensor,
+        chosen: torch.Tensor,
+        expert: torch.Tensor,
+    ) -> None:
+        layer = layers.get(name)
+        if self._calls is None or not output.requires_grad or layer is None:
             return
-        inputs = args[0] if args else next(iter(kwargs.values()))
-        places = self._batch.input_ids.shape
-        if inputs.ndim != 3 or inputs.shape[:2] != places:
+        token = self._token_of_row(layer, tokens, self._calls.batch)
+        token = chosen if token is None else token[chosen]
+        sample = token // self._calls.batch.input_ids.shape[1]
+        self._calls.expect(layer, Call(inputs, sample, expert), output)
+
+    def _expect(
+        self,
+        layer: LinearLayer,
+        inputs: torch.Tensor,
+        output: torch.Tensor,
+        expert: int | None = None,
+    ) -> None:
+        """Expect the gradient of a layer's output."""
+        if self._calls is None or not output.requires_grad or not len(inputs):
+            return
+        num_samples, num_positions = self._calls.batch.input_ids.shape
+        shape = inputs.shape
+        if inputs.ndim > 2 and shape[0] == num_samples and num_positions in (shape[1], shape[-2]):
+            inputs = inputs if inputs.ndim == 3 else inputs.flatten(1, -2)
+            self._calls.expect(layer, Call(inputs), output)
+            return
+        token = self._token_of_row(layer, inputs, self._calls.batch)
+        if token is None and expert is None:
+            inputs = inputs.view(num_samples, num_positions, -1)
+            self._calls.expect(layer, Call(inputs), output)
+            return
+        token = torch.arange(len(inputs), device=inputs.device) if token is None else token
+        of_expert = torch.full_like(token, expert or 0)
+        self._calls.expect(layer, Call(inputs, token // num_positions, of_expert), output)
+
+    def _token_of_row(
+        self, layer: LinearLayer, rows: torch.Tensor, batch: Batch
+    ) -> torch.Tensor | None:
+        places = batch.input_ids.shape
+        try:
+            return token_of_row(rows, places)
+        except UnknownRowsError:
             raise MeasureError(
                 f"layer {layer.name} of {type(self._model).__name__} should get its input as "
-                f"[samples, positions, width] with {tuple(places)} in front, found "
-                f"{tuple(inputs.shape)}: which sample a token belongs to cannot be told (as in "
-                "mixture-of-experts layers); use `scores: [loss]` and `importance: loss`"
-            )
-        call, self._num_calls = self._num_calls, self._num_calls + 1
-        self._inputs[call] = inputs, inputs._version
-        self._calls_of[id(layer.module.weight)] += 1
-        self._calls_of[id(layer.module.bias)] += 1
-        deliver = partial(self._after_backward, layer, call)
-        output.register_hook(deliver)  # type: ignore[no-untyped-call]
+                f"[samples, positions, width] with {tuple(places)} in front, or as rows taken from "
+                f"such a tensor, found {tuple(rows.shape)}: which sample a token belongs to cannot "
+                "be told; use `scores: [loss]` and `importance: loss`"
+            ) from None
 
-    def _after_backward(self, layer: LinearLayer, call: int, gradients: torch.Tensor) -> None:
-        inputs, version = self._inputs.pop(call)
-        if inputs._version != version:
-            raise MeasureError(
-                f"layer {layer.name} of {type(self._model).__name__}: its input was overwritten "
-                "after the layer had read it, so its gradient cannot be measured; "
-                "use `scores: [loss]` and `importance: loss`"
-            )
-        if self._loss_scale != 1.0:
-            inputs, gradients = inputs.float(), gradients.float() / self._loss_scale
-        weight, bias = id(layer.module.weight), id(layer.module.bias)
-        self._of_weight[weight].append((inputs, gradients))
-        if len(self._of_weight[weight]) == self._calls_of[weight]:
-            self._deliver_weight(layer)
-        if layer.module.bias is not None:  # its layers need not be those of the weight
-            self._of_bias[bias].append(gradients.sum(1, dtype=torch.float32))
-            if len(self._of_bias[bias]) == self._calls_of[bias]:
-                self._deliver_bias(layer)
 
-    def _deliver_weight(self, layer: LinearLayer) -> None:
-        """All calls with the layer's weight, side by side as if they were further positions."""
-        calls = self._of_weight.pop(id(layer.module.weight), [])
-        if not calls or self._batch is None:
-            return
-        inputs, gradients = calls[0]
-        if len(calls) > 1:
-            inputs = torch.cat([i for i, _ in calls], dim=1)
-            gradients = torch.cat([g for _, g in calls], dim=1)
-        for reader in self._readers[layer.name]:
-            reader.on_layer(self._batch, layer, inputs, gradients)
-
-    def _deliver_bias(self, layer: LinearLayer) -> None:
-        """The sum over all calls with the layer's bias."""
-        calls = self._of_bias.pop(id(layer.module.bias), [])
-        if not calls or self._batch is None:
-            return
-        for reader in self._readers[layer.name]:
-            reader.on_bias(self._batch, layer, torch.stack(calls).sum(0))
+def _is_plain(module: torch.nn.Module) -> bool:
+    """Whether its output is its product, for sure."""
+    if isinstance(module, Conv1D):
+        return True
+    return isinstance(module, torch.nn.Linear) and type(module).forward is torch.nn.Linear.forward
 
 
 def _begin_after(_module: torch.nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:

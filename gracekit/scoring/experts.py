@@ -1,0 +1,119 @@
+"""Mixture-of-experts layers, and linear maps that are no `nn.Linear`, made to show their products.
+
+transformers (from 5.0) keeps the experts of a layer stacked in 3-d parameters and lets one of
+several implementations run them. `stacked_forward` is one more, equal in result: it sorts the
+routed pairs of token and expert by expert, so that each expert is one product over its own rows
+and all rows of a projection lie in one tensor. With N tokens of which each goes to k experts it
+multiplies N * k rows, never more.
+
+Routers, and older stacks of experts, call `F.linear` on a parameter of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+
+PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
+"""Weights of a stack of experts."""
+
+
+class OnProduct(Protocol):
+    """Is shown a product of rows with the weight of experts."""
+
+    def __call__(
+        self,
+        name: str,
+        inputs: torch.Tensor,
+        output: torch.Tensor,
+        *,
+        tokens: torch.Tensor,
+        chosen: torch.Tensor,
+        expert: torch.Tensor,
+    ) -> None:
+        """Rows sorted by expert; row i is the one of `tokens` [N, d] that `chosen` [n] says."""
+
+
+def is_stack(module: torch.nn.Module) -> bool:
+    """Whether it is a stack of experts of transformers, for which an implementation is chosen."""
+    return hasattr(module, "is_transposed") and callable(getattr(module, "_apply_gate", None))
+
+
+def projections_of(module: torch.nn.Module) -> list[str]:
+    """Names of the stack's weights, each [E, out, in] or, if transposed, [E, in, out]."""
+    return [name for name in PROJECTIONS if isinstance(getattr(module, name, None), torch.Tensor)]
+
+
+def stacked_forward(module: Any, on_product: OnProduct) -> Callable[..., torch.Tensor]:
+    """A stand-in for the stack's `forward`."""
+    first = "gate_up_proj" if getattr(module, "has_gate", True) else "up_proj"
+
+    def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        tokens, index, weights = (*args, *kwargs.values())
+        num_tokens, times = index.shape
+        order = index.flatten().argsort(stable=True)
+        expert, chosen = index.flatten()[order], order // times
+
+        def project(name: str, rows: torch.Tensor) -> torch.Tensor:
+            output = _by_expert(module, name, rows, expert)
+            on_product(name, rows, output, tokens=tokens, chosen=chosen, expert=expert)
+            return output
+
+        hidden = project(first, tokens[chosen])
+        hidden = module._apply_gate(hidden) if first == "gate_up_proj" else module.act_fn(hidden)
+        hidden = project("down_proj", hidden)
+        if getattr(module, "has_post_expert_norm", False):
+            hidden = module.post_expert_norm(hidden)
+        hidden = hidden * weights.flatten()[order, None]
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        hidden = hidden[back].view(num_tokens, times, -1).sum(1)
+        return hidden.to(tokens.dtype)
+
+    return forward
+
+
+def _by_expert(module: Any, name: str, rows: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+    weight, bias = getattr(module, name), getattr(module, f"{name}_bias", None)
+    counts = expert.bincount(minlength=len(weight)).tolist()
+    products = []
+    for i, part in enumerate(torch.split(rows, counts)):
+        if len(part):
+            of_expert = weight[i].T if module.is_transposed else weight[i]
+            products.append(F.linear(part, of_expert, None if bias is None else bias[i]))
+    return torch.cat(products)
+
+
+class LinearCalls(TorchFunctionMode):
+    """While it is entered, shows each `F.linear` with a weight or with an expert's slice.
+
+    The listener is given inputs, output and, of a weight [E, out, in], the expert.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        listener: Callable[[torch.Tensor, torch.Tensor, int | None], None],
+    ) -> None:
+        super().__init__()
+        self._weight, self._listener = weight, listener
+        self.num_calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is F.linear:
+            inputs, weight = (*args, *(kwargs or {}).values())[:2]
+            if weight.shape == self._weight.shape[-2:]:
+                self._listener(inputs, output, self._expert_of(weight))
+                self.num_calls += 1
+        return output
+
+    def _expert_of(self, weight: torch.Tensor) -> int | None:
+        if self._weight.ndim < 3:
+            return None
+        offset = weight.storage_offset() - self._weight.storage_offset()
+        return offset // self._weight.stride(0)

@@ -1,0 +1,244 @@
+"""Mixtures of experts: every gradient score against plain autograd, one sample at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gracekit.protocols import Batch, Layer, Reader, RoutedRows
+from gracekit.scoring.batches import TokenBatch
+from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast
+from gracekit.scoring.layers import linear_layers
+from gracekit.scoring.rows import RoutedRows as Rows
+from gracekit.scoring.sketch import KroneckerSketch, random_signs
+from gracekit.scoring.token_scores import Loss
+from tests.families import EXPERTS
+from tests.test_scoring_pass import (
+    CPU,
+    RELATIVE,
+    exact_norm,
+    make_samples,
+    mean_loss,
+    run,
+    tiny,
+)
+
+STACKED = ("mixtral", "qwen2-moe", "deepseek-v3", "gpt-oss")
+
+
+class LongWay(GradientNorm):
+    """What a scorer does that knows nothing of experts: each one's rows padded, to `on_layer`."""
+
+    on_routed = Reader.on_routed
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_both_ways_over_experts_agree(name: str) -> None:
+    model, samples = tiny(name), make_samples()
+    short, long = run(model, [GradientNorm(), LongWay()], samples)
+    torch.testing.assert_close(short, long, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_last_norm_is_that_of_the_last_block(name: str) -> None:
+    model, samples = tiny(name), make_samples()
+    found = run(model, [GradientNormLast()], samples)[0]
+    exact = [exact_norm(model, s, lambda n: n.startswith("layers.2.")) for s in samples]
+    np.testing.assert_allclose(found, exact, rtol=RELATIVE)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_a_sample_scores_the_same_in_any_company(name: str) -> None:
+    """So padding, which is routed too, leaves no trace."""
+    model, samples = tiny(name), make_samples((17, 13, 9, 5))
+    readers: list[Reader] = [GradientNorm(), KroneckerSketch(4, 0), Loss()]
+    together = run(model, readers, samples)
+    for i, sample in enumerate(samples):
+        for a, b in zip(run(model, readers, [sample]), together, strict=True):
+            torch.testing.assert_close(a[0], b[i], rtol=RELATIVE, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_sketch_is_the_projection_of_the_gradient(name: str) -> None:
+    model, samples = tiny(name), make_samples()
+    found = run(model, [KroneckerSketch(side=6, seed=3)], samples)[0]
+    model.requires_grad_(True)
+    for i, sample in enumerate(samples):
+        model.zero_grad()
+        torch.autograd.backward(mean_loss(model, sample))
+        expected = np.zeros((6, 6))
+        for layer in linear_layers(model):
+            weight = layer.weight.grad
+            if weight is None:
+                continue
+            stack = (weight.mT if layer.is_transposed else weight).double().numpy()
+            stack = stack[None] if stack.ndim < 3 else stack
+            num_experts, num_outputs, num_inputs = stack.shape
+            p = random_signs((num_outputs, 6), 3, f"out {layer.name}")
+            q = random_signs((num_inputs, 6), 3, f"in {num_inputs}")
+            own = np.ones((1, num_outputs), np.float32)
+            if layer.weight.ndim > 2:
+                own = random_signs((num_experts, num_outputs), 3, f"experts {layer.name}")
+            expected += np.einsum("ok,eo,eoi,il->kl", p, own, stack, q)
+            if layer.bias is not None and layer.bias.grad is not None:
+                bias = (own * layer.bias.grad.double().numpy()).sum(0)
+                expected += np.outer(p.T @ bias, random_signs((1, 6), 3, "in bias"))
+        np.testing.assert_allclose(
+            found[i].reshape(6, 6), expected / 6, rtol=1e-3, atol=1e-5 * np.abs(expected).max()
+        )
+
+
+def test_sketches_keep_inner_products_in_the_mean() -> None:
+    model, samples = tiny("mixtral"), make_samples((12, 10, 8))
+    weights = [layer.weight for layer in linear_layers(model)]
+    model.requires_grad_(True)
+    gradients = [torch.autograd.grad(mean_loss(model, s), weights) for s in samples]
+    flat = torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients]).double()
+    exact = flat @ flat.T
+    found = torch.zeros_like(exact)
+    for seed in range(300):
+        sketches = run(model, [KroneckerSketch(side=4, seed=seed)], samples)[0].double()
+        found += sketches @ sketches.T / 300
+    scale = exact.diag().outer(exact.diag()).sqrt()
+    assert float(((found - exact) / scale).abs().max()) < 0.12
+
+
+class Places(Reader):
+    """Counts rows of experts, and the padded places that they are measured in."""
+
+    def wants(self, layer: Layer) -> bool:
+        return layer.name == "layers.0.mlp.experts.down_proj"
+
+    def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
+        self.num_rows = len(rows.inputs)
+        self.num_places = sum(group.inputs[:, :, 0].numel() for group in rows.groups())
+
+    def finish(self, batch: Batch) -> torch.Tensor:
+        return batch.zeros()
+
+
+def test_work_follows_the_routed_tokens() -> None:
+    model, samples, places = tiny("qwen3-moe"), make_samples(), Places()
+    run(model, [places], samples)
+    assert places.num_rows == 4 * 11 * 2  # of 5 experts each token goes to 2
+    assert places.num_rows <= places.num_places < 2 * places.num_rows
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=60))
+def test_rows_are_grouped_by_expert_and_sample(pairs: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    n = len(pairs)
+    expert, sample = torch.tensor(pairs).T
+    inputs, gradients = torch.randn(n, 3), torch.randn(n, 2)
+    rows = Rows.sorted(inputs, gradients, expert, sample, num_samples=5)
+    products = torch.zeros(4, 5, 2, 3)
+    for row, (e, s) in enumerate(pairs):
+        products[e, s] += gradients[row].outer(inputs[row])
+    found, num_places = torch.zeros_like(products), 0
+    for group in rows.groups():
+        found[group.expert, group.sample] += group.gradients.mT @ group.inputs
+        num_places += group.inputs[:, :, 0].numel()
+    torch.testing.assert_close(found, products)
+    assert n <= num_places < 2 * n
+    by_expert = torch.zeros_like(products)
+    for e, a, g in rows.by_expert():
+        by_expert[e] = g.mT @ a
+    torch.testing.assert_close(by_expert, products)
+    of_samples = rows.by_sample(rows.gradients).mT @ rows.by_sample(rows.inputs)
+    torch.testing.assert_close(of_samples, products.sum(0))
+
+
+class ExpertList(torch.nn.Module):
+    """Experts as small modules, each given the rows of its tokens, as before transformers 5."""
+
+    def __init__(self, like: Any, *, mask: bool) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(32, 3, bias=False)
+        self.experts = torch.nn.ModuleList(type(like)(like.config) for _ in range(3))
+        self.mask = mask
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.view(-1, hidden.shape[-1])
+        weights, index = self.gate(flat).softmax(-1).topk(2)
+        result = torch.zeros_like(flat)
+        for i, expert in enumerate(self.experts):
+            if self.mask:
+                chosen = (index == i).any(-1)
+                weight = (weights * (index == i)).sum(-1)[chosen]
+                result[chosen] += expert(flat[chosen]) * weight[:, None]
+            else:
+                place, token = torch.where((index == i).T)
+                own = expert(flat[None, token].reshape(-1, flat.shape[1]))
+                result.index_add_(0, token, own * weights[token, place, None])
+        return result.view_as(hidden)
+
+
+class ParallelExperts(torch.nn.Module):
+    """A stack that multiplies sorted rows slice by slice, as Granite's once did."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(3, 32, 32) / 6)
+
+    def forward(self, rows: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        parts = torch.split(rows, sizes)
+        return torch.cat([F.linear(p, w) for p, w in zip(parts, self.weight, strict=True)])
+
+
+class ParallelMlp(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.nn.Linear(32, 3, bias=False)
+        self.into, self.out = ParallelExperts(), ParallelExperts()
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        weights, index = self.gate(flat).softmax(-1).topk(2)
+        order = index.flatten().argsort()
+        token, sizes = order // 2, index.flatten().bincount(minlength=3).tolist()
+        rows = self.out(F.silu(self.into(flat[token], sizes)), sizes)
+        rows = rows * weights.flatten()[order][:, None]
+        return torch.zeros_like(flat).index_add(0, token, rows).view_as(hidden)
+
+
+@pytest.mark.parametrize("kind", ["list", "list by mask", "parallel", "shared between blocks"])
+def test_experts_written_in_other_ways(kind: str) -> None:
+    model, samples = tiny("llama-tied-bias"), make_samples()
+    blocks = model.model.layers
+    torch.manual_seed(1)
+    for block in (blocks[0], blocks[2]):
+        is_list = kind.startswith("list")
+        mlp = ExpertList(block.mlp, mask="mask" in kind) if is_list else ParallelMlp()
+        block.mlp = mlp.eval()
+    if kind == "shared between blocks":
+        blocks[2].mlp.into = blocks[0].mlp.into
+    short, long = run(model, [GradientNorm(), LongWay()], samples)
+    exact = [exact_norm(model, s) for s in samples]
+    np.testing.assert_allclose(short, exact, rtol=RELATIVE)
+    np.testing.assert_allclose(long, exact, rtol=RELATIVE)
+
+
+def test_experts_are_given_back_as_they_were() -> None:
+    model, samples = tiny("gpt-oss"), make_samples()
+    run(model, [GradientNorm()], samples)
+    assert not any("forward" in vars(module) for module in model.modules())
+    before = model(TokenBatch.pack(samples, CPU).input_ids).logits
+    run(model, [GradientNorm()], samples)
+    torch.testing.assert_close(model(TokenBatch.pack(samples, CPU).input_ids).logits, before)
+
+
+@pytest.mark.parametrize("name", STACKED)
+def test_bfloat16_stays_close(name: str) -> None:
+    model, samples = tiny(name).bfloat16(), make_samples((30, 20, 12, 12))
+    readers: list[Reader] = [GradientNorm(), KroneckerSketch(6, 0), Loss()]
+    found = run(model, readers, samples)
+    exact = run(model.float(), readers, samples)
+    for a, b in zip(found, exact, strict=True):
+        error = (a - b).flatten(1 if a.ndim > 1 else 0).norm() / b.norm()
+        assert float(error) < 0.1
