@@ -10,6 +10,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from gracekit.checkpoints.quantised import quantisation_of
 from gracekit.checkpoints.weights import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -97,6 +98,14 @@ def model_directory(directory: Path, settings: CheckpointSection) -> Path:
         raise CheckpointError(
             f"the base model {base} (from {where}) of {directory} cannot be read: {reason}; it "
             "must be a full model saved as safetensors"
+        )
+    quantised = quantisation_of(base)
+    if quantised is not None and not quantised.is_read:
+        raise CheckpointError(
+            f"the base model {base} (from {where}) of {directory} has {quantised.what}, which "
+            "gracekit cannot read; set checkpoints.base_model in the recipe to the directory of "
+            "the full-precision model that it was made from (for QLoRA, the model's name without "
+            "-bnb-4bit)"
         )
     return base
 

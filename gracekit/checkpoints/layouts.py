@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from gracekit.checkpoints.adapters import incomplete_adapter
+from gracekit.checkpoints.quantised import quantisation_of
 from gracekit.checkpoints.weights import (
     ADAPTER_CONFIG,
     incomplete_weights,
@@ -196,14 +197,14 @@ def _incomplete_model(directory: Path) -> str | None:
         return f"{CONFIG} is not there yet"
     try:
         config = json.loads((directory / CONFIG).read_bytes())
-        is_quantised = config.get("quantization_config") is not None
+        config.get("model_type")
     except (ValueError, AttributeError):
         return f"{CONFIG} does not parse: it is cut off or damaged"
-    if is_quantised:
-        raise _unsupported(
-            directory, "quantised weights (quantization_config)", "dequantise and save them again"
-        )
-    return incomplete_weights(directory)
+    reason = incomplete_weights(directory)
+    quantised = None if reason else quantisation_of(directory, config)
+    if quantised is not None and not quantised.is_read:
+        raise _unsupported(directory, quantised.what, quantised.way_out)
+    return reason
 
 
 def _unsupported(directory: Path, what: str, way_out: str) -> CheckpointError:

@@ -18,6 +18,7 @@ from gracekit.checkpoints.adapters import model_directory
 from gracekit.checkpoints.layouts import CONFIG, layout_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
 from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
+from gracekit.checkpoints.quantised import DEQUANTISED, quantisation_of
 from gracekit.errors import (
     CheckpointError,
     CheckpointIncompleteError,
@@ -210,6 +211,11 @@ def _from_pretrained(
     )
     # None lets transformers take sdpa where the model has it, whatever kernel the trainer used.
     config._attn_implementation = None
+    quantised = quantisation_of(directory)
+    plain = {}
+    if quantised is not None:
+        to_plain = getattr(transformers, DEQUANTISED[quantised.method])
+        plain["quantization_config"] = to_plain(dequantize=True)
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         directory,
         config=config,
@@ -219,8 +225,21 @@ def _from_pretrained(
         dtype=dtype,
         ignore_mismatched_sizes=True,  # to be reported by us
         output_loading_info=True,
+        **plain,
     )
+    _require_plain(directory, model)
     return model, info
+
+
+def _require_plain(directory: Path, model: Any) -> None:
+    """Weights that are still quantised, as older versions of transformers leave them."""
+    kinds = {p.dtype for p in model.parameters() if not p.is_floating_point() or p.itemsize < 2}
+    if kinds:
+        raise CheckpointError(
+            f"transformers {transformers.__version__} does not dequantise the weights of "
+            f"{directory} ({', '.join(map(str, kinds))}); update it, or use the full-precision "
+            "model that they were made from"
+        )
 
 
 def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
