@@ -1,0 +1,181 @@
+"""A disk that fails under a whole refresh: a clear error, and the last version intact."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from gracekit import Coreset
+from gracekit.errors import StoreWriteError
+from gracekit.refresher import refresh
+from gracekit.report import status, versions_table
+from gracekit.store import Store
+from gracekit.store.database import run_sql
+from gracekit.store.verify import verify
+from tests.faults import count_operations, failing_at
+from tests.tiny import tiny_recipe, write_checkpoint, write_data
+
+NUMBERS = {
+    errno.ENOSPC: "disk is full",
+    errno.EACCES: "no permission",
+    errno.EIO: "check the disk",
+    errno.EROFS: "read-only",
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a store with two versions, and a third checkpoint."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_data(folder / "train.jsonl")
+    torch.set_num_threads(1)
+    for step in (10, 20):
+        refresh(tiny_recipe(folder), write_checkpoint(folder / "run", step))
+    write_checkpoint(folder / "run", 30)
+    return folder
+
+
+def snapshot(store: Store) -> dict[str, bytes]:
+    """Every byte of the first two versions that must never change."""
+    paths = [
+        path
+        for version in (1, 2)
+        for path in (
+            store.paths.manifest(version),
+            *(store.paths.root / name for name in store.header(version).files),
+        )
+    ]
+    return {str(path.relative_to(store.paths.root)): path.read_bytes() for path in paths}
+
+
+def fail_at_each(prepared: Path, folder: Path, ways: list[tuple[int, int]]) -> tuple[int, int]:
+    """A refresh for each (operation, errno), then one on a healthy disk; (refused, published)."""
+    num_refused = num_published = 0
+    for k, number in ways:
+        shutil.copytree(prepared, folder)
+        recipe, checkpoint = tiny_recipe(folder), folder / "run" / "checkpoint-30"
+        kept = snapshot(Store.open(folder / "store"))
+        where = f"{errno.errorcode[number]} at operation {k}"
+        try:
+            with failing_at(k, number):
+                assert refresh(recipe, checkpoint).version == 3, where
+            num_published += 1
+        except StoreWriteError as error:
+            assert NUMBERS[number] in str(error), where
+            assert Store.open(folder / "store").versions() == [1, 2], where
+            num_refused += 1
+        assert snapshot(Store.open(folder / "store")) == kept, where
+        assert refresh(recipe, checkpoint).version == 3, where
+        store = Store.open(folder / "store")
+        assert snapshot(store) == kept and verify(store) == [], where
+        shutil.rmtree(folder)
+    return num_refused, num_published
+
+
+def num_operations(prepared: Path, folder: Path) -> int:
+    shutil.copytree(prepared, folder)
+    checkpoint = folder / "run" / "checkpoint-30"
+    seen = count_operations(lambda: refresh(tiny_recipe(folder), checkpoint))
+    shutil.rmtree(folder)
+    return len(seen)
+
+
+def test_a_disk_that_fails_at_some_operation_of_a_refresh(prepared: Path, tmp_path: Path) -> None:
+    """A sample; `make torture` takes every operation with every error."""
+    folder = tmp_path / "world"
+    numbers = list(NUMBERS)
+    operations = range(1, num_operations(prepared, folder) + 1, 13)
+    ways = [(k, numbers[i % len(numbers)]) for i, k in enumerate(operations)]
+    num_refused, num_published = fail_at_each(prepared, folder, ways)
+    assert num_refused and num_published
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+def test_a_disk_that_fails_at_any_operation_of_a_refresh(prepared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "world"
+    operations = range(1, num_operations(prepared, folder) + 1)
+    ways = [(k, number) for k in operations for number in NUMBERS]
+    num_refused, num_published = fail_at_each(prepared, folder, ways)
+    print(
+        f"\n{len(ways)} refreshes with a failing disk ({len(operations)} operations, "
+        f"{len(NUMBERS)} errors): {num_refused} refused with the last version intact, "
+        f"{num_published} published all the same; all went on afterwards"
+    )
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Iterator[None]:
+    """A file system of its own, in memory; skips where that needs rights we have not."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system needs rights that this process has not")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def remount(place: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(prepared: Path, tmp_path: Path) -> None:
+    """Full from the start, or at some point of the refresh or of what follows its commit."""
+    place = tmp_path / "disk"
+    num_refused = 0
+    with small_disk(place, 64):
+        folder, filler = place / "world", place / "filler"
+        for free_bytes in range(0, 160_000, 24_000):
+            shutil.copytree(prepared, folder)
+            store = Store.open(folder / "store")
+            kept, checkpoint = snapshot(store), folder / "run" / "checkpoint-30"
+            _fill_up(filler, free_bytes)
+            try:
+                refresh(tiny_recipe(folder), checkpoint)
+            except StoreWriteError as error:
+                assert "disk is full" in str(error)
+                assert store.versions() == [1, 2]
+                num_refused += 1
+            assert snapshot(store) == kept
+            assert Coreset.load(folder / "store").version == store.latest()
+            assert run_sql(folder / "store", "SELECT count(*) FROM samples")[1] == [(160,)]
+            filler.unlink()
+            assert refresh(tiny_recipe(folder), checkpoint).version == 3
+            assert verify(store) == []
+            shutil.rmtree(folder)
+    assert num_refused > 1
+
+
+def test_a_read_only_store_is_read_and_not_written(prepared: Path, tmp_path: Path) -> None:
+    place = tmp_path / "disk"
+    with small_disk(place, 64):
+        folder = place / "world"
+        shutil.copytree(prepared, folder)
+        recipe, checkpoint = tiny_recipe(folder), folder / "run" / "checkpoint-30"
+        root = folder / "store"
+        remount(place, "ro")
+        with pytest.raises(StoreWriteError, match="read-only"):
+            refresh(recipe, checkpoint)
+        assert status(root)["latest_version"] == 2
+        assert [row["version"] for row in versions_table(root)] == [1, 2]
+        assert run_sql(root, "SELECT count(*) FROM versions")[1] == [(2,)]
+        assert Coreset.load(root).version == 2
+        assert verify(Store.open(root)) == []
+        remount(place, "rw")
+        assert refresh(recipe, checkpoint).version == 3
+
+
+def _fill_up(filler: Path, kept_free: int) -> None:
+    free = shutil.disk_usage(filler.parent).free
+    with filler.open("wb") as file:
+        file.write(bytes(max(0, free - kept_free)))
