@@ -144,12 +144,24 @@ class GraphSection(Section):
 
     num_neighbors: int = Field(default=10, ge=1, le=256)
     """k."""
-    backend: Literal["auto", "exact", "approximate"] = "auto"
-    """`auto`: exact below `exact_below` samples, else approximate."""
+    backend: Literal["auto", "exact", "hnsw", "approximate"] = "auto"
+    """`auto`: exact below `exact_below` samples, hnswlib below `hnsw_below`, else approximate:
+    lists by neighbour descent, which are improved and not built anew when all rows moved."""
     exact_below: int = Field(default=20_000, ge=0)
     """Samples below which `auto` is exact."""
+    hnsw_below: int = Field(default=200_000, ge=0)
+    """Samples below which `auto` is hnswlib, if it is not exact."""
     moved_above: float = Field(default=0.02, ge=0, le=2)
     """A row is queried again when 1 - cosine with its indexed features exceeds this."""
+    rebuild_above: float = Field(default=0.08, ge=0, le=1)
+    """Share of moved rows above which hnswlib's index is rebuilt and not updated in place."""
+    hnsw_m: int = Field(default=16, ge=2, le=128)
+    """Links a node of hnswlib's graph."""
+    ef_construction: int = Field(default=60, ge=8)
+    """Candidates of hnswlib while building. More find more of the true neighbours, which
+    `gradient-sketch` features may need; `recall` in the version's header tells."""
+    ef_search: int = Field(default=48, ge=8)
+    """Candidates of hnswlib while searching."""
     num_spare: int = Field(default=10, ge=0, le=256)
     """Neighbours that an approximate graph remembers beyond k. More find more of the true ones;
     `recall` in the version's header tells."""

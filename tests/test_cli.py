@@ -98,7 +98,7 @@ def test_pin_and_gc(world: Path, tmp_path: Path) -> None:
     ],
 )
 def test_starting_is_light(statement: str) -> None:
-    heavy = ["torch", "transformers", "duckdb", "datasets", "numba", "scipy"]
+    heavy = ["torch", "transformers", "duckdb", "datasets", "hnswlib", "numba", "scipy"]
     code = f"import sys; {statement}; print([m for m in {heavy} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"

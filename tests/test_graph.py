@@ -22,13 +22,17 @@ from gracekit.graph.approximate import ApproximateIndex
 from gracekit.graph.descent import explore, join, rescore
 from gracekit.graph.directions import recall
 from gracekit.graph.exact import ExactIndex
+from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.index import moved_rows
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, KnnGraph
 
 EXACT = GraphSection(backend="exact")
+HNSW = GraphSection(backend="hnsw")
 APPROXIMATE = GraphSection(backend="approximate")
-BOTH = pytest.mark.parametrize("settings", [EXACT, APPROXIMATE], ids=["exact", "approximate"])
+ALL = pytest.mark.parametrize(
+    "settings", [EXACT, HNSW, APPROXIMATE], ids=["exact", "hnsw", "approximate"]
+)
 
 
 def clusters(n: int, d: int = 32, seed: int = 0) -> Float32:
@@ -126,7 +130,7 @@ def test_equal_rows_have_no_direction() -> None:
 # Lists
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kind", ["clustered", "crowded", "duplicates", "masses of duplicates"])
 def test_recall_against_brute_force(settings: GraphSection, kind: str) -> None:
     features, rng = clusters(3000), np.random.default_rng(1)
@@ -146,7 +150,7 @@ def test_recall_against_brute_force(settings: GraphSection, kind: str) -> None:
     assert abs(sampled - found) < 0.03
 
 
-@BOTH
+@ALL
 def test_rows_without_direction_are_nobodys_neighbours(settings: GraphSection) -> None:
     unit = unit_features(clusters(300), everyone(300))
     unit[::10] = 0
@@ -160,7 +164,7 @@ def test_rows_without_direction_are_nobodys_neighbours(settings: GraphSection) -
     assert true_recall(index.graph, kept) >= 0.97
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("n", [0, 1, 2, 5])
 def test_fewer_rows_than_neighbours(settings: GraphSection, n: int) -> None:
     unit = np.eye(n, 8, dtype=np.float32)
@@ -170,7 +174,7 @@ def test_fewer_rows_than_neighbours(settings: GraphSection, n: int) -> None:
     assert ((graph.neighbors >= 0).sum(axis=1) == n - 1).all()
 
 
-@BOTH
+@ALL
 def test_all_duplicates_list_each_other(settings: GraphSection) -> None:
     unit = np.tile(np.eye(1, 8, dtype=np.float32), (40, 1))
     graph = build_index(unit, settings, valid=everyone(40), seed=0).graph
@@ -178,17 +182,19 @@ def test_all_duplicates_list_each_other(settings: GraphSection) -> None:
     assert (graph.neighbors >= 0).all() and (graph.similarities > 0.999).all()
 
 
-@BOTH
+@ALL
 def test_a_seed_gives_one_result(settings: GraphSection) -> None:
     unit = unit_features(clusters(500), everyone(500))
     first, second = (build_index(unit, settings, valid=everyone(500), seed=3) for _ in range(2))
     np.testing.assert_array_equal(first.graph.neighbors, second.graph.neighbors)
 
 
-@pytest.mark.parametrize("n, backend", [(99, ExactIndex), (100, ApproximateIndex)])
+@pytest.mark.parametrize(
+    "n, backend", [(99, ExactIndex), (100, HnswIndex), (199, HnswIndex), (200, ApproximateIndex)]
+)
 def test_auto_backend_follows_the_size(n: int, backend: type) -> None:
     unit = unit_features(clusters(n), everyone(n))
-    settings = GraphSection(exact_below=100)
+    settings = GraphSection(exact_below=100, hnsw_below=200)
     assert isinstance(build_index(unit, settings, valid=everyone(n), seed=0), backend)
 
 
@@ -233,12 +239,11 @@ def test_exact_update_is_exact_when_whole_lists_leave() -> None:
         assert true_recall(index.graph, unit) == 1.0
 
 
-def test_approximate_updates_stay_as_good_as_a_rebuild() -> None:
+@pytest.mark.parametrize("settings", [HNSW, APPROXIMATE], ids=["hnsw", "approximate"])
+def test_updates_stay_as_good_as_a_rebuild(settings: GraphSection) -> None:
     n, rng = 2000, np.random.default_rng(0)
     features = clusters(n)
-    index = build_index(
-        unit_features(features, everyone(n)), APPROXIMATE, valid=everyone(n), seed=0
-    )
+    index = build_index(unit_features(features, everyone(n)), settings, valid=everyone(n), seed=0)
     for _ in range(6):
         moved = rng.choice(n, 100, replace=False)
         features[moved] += 0.8 * rng.normal(size=(100, 32)).astype(np.float32)
@@ -248,11 +253,11 @@ def test_approximate_updates_stay_as_good_as_a_rebuild() -> None:
         index.update(unit, moved)
         check_lists(index.graph)
         assert not np.isin(index.graph.neighbors, moved[:5]).any()
-    rebuilt = build_index(index.unit, APPROXIMATE, valid=everyone(n), seed=0)
+    rebuilt = build_index(index.unit, settings, valid=everyone(n), seed=0)
     assert true_recall(index.graph, index.unit) >= true_recall(rebuilt.graph, index.unit) - 0.01
 
 
-@BOTH
+@ALL
 def test_refresh_repairs_little_and_much(settings: GraphSection) -> None:
     n, rng = 600, np.random.default_rng(0)
     features = clusters(n)
@@ -385,7 +390,7 @@ def test_a_round_against_a_slow_twin(n: int, seed: int) -> None:
             np.testing.assert_allclose(found[::-1], truth[row], atol=1e-5)
 
 
-@BOTH
+@ALL
 def test_refresh_follows_validity_and_settings(settings: GraphSection) -> None:
     n = 400
     unit = unit_features(clusters(n), everyone(n))
@@ -424,7 +429,7 @@ def test_slow_drift_adds_up() -> None:
 # Files
 
 
-@BOTH
+@ALL
 def test_saved_index_goes_on_as_before(settings: GraphSection, tmp_path: Path) -> None:
     n = 500
     unit = unit_features(clusters(n), everyone(n))
@@ -444,7 +449,7 @@ def test_saved_index_goes_on_as_before(settings: GraphSection, tmp_path: Path) -
     np.testing.assert_array_equal(loaded.graph.neighbors, index.graph.neighbors)
 
 
-@BOTH
+@ALL
 def test_damaged_or_unfitting_files_mean_rebuild(settings: GraphSection, tmp_path: Path) -> None:
     unit = unit_features(clusters(200), everyone(200))
     files = build_index(unit, settings, valid=everyone(200), seed=0).save(tmp_path)

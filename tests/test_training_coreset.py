@@ -182,7 +182,7 @@ def test_nothing_heavy_is_loaded(prepared: Path) -> None:
         f"coreset = Coreset.load({str(prepared)!r})\n"
         f"assert len(list(CoresetSampler({str(prepared)!r}, {NUM_SOURCE_ROWS}))) > 0\n"
         "heavy = {'torch', 'transformers', 'duckdb', 'datasets', 'accelerate', 'numba', 'scipy',\n"
-        "         'pandas', 'pydantic'}\n"
+        "         'hnswlib', 'pandas', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,11 +10,16 @@ import numpy as np
 from gracekit.graph.approximate import ApproximateIndex
 from gracekit.graph.directions import has_direction, recall
 from gracekit.graph.exact import ExactIndex
+from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.seal import backend_for, purpose, unbroken_seal
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
-Index = ExactIndex | ApproximateIndex
+Index = ExactIndex | HnswIndex | ApproximateIndex
+
+_BACKENDS: dict[str, type[ExactIndex] | type[HnswIndex] | type[ApproximateIndex]] = {
+    backend.backend: backend for backend in (ExactIndex, HnswIndex, ApproximateIndex)
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,9 +43,7 @@ def build_index(unit: Float32, settings: GraphSection, *, valid: Bool, seed: int
         seed: of what is random in an approximate index.
     """
     unit = _only(unit, valid)
-    if backend_for(len(unit), settings) == "exact":
-        return ExactIndex(unit, settings=settings, seed=seed)
-    return ApproximateIndex(unit, settings=settings, seed=seed)
+    return _BACKENDS[backend_for(len(unit), settings)](unit, settings=settings, seed=seed)
 
 
 def load_index(directory: Path, *, settings: GraphSection) -> Index | None:
@@ -54,7 +57,7 @@ def load_index(directory: Path, *, settings: GraphSection) -> Index | None:
     shape, seed = tuple(content["made_for"]["shape"]), content["seed"]
     if content["made_for"] != purpose(shape, settings):
         return None
-    backend = ExactIndex if backend_for(shape[0], settings) == "exact" else ApproximateIndex
+    backend = _BACKENDS[backend_for(shape[0], settings)]
     return backend.load(directory, settings=settings, seed=seed)
 
 
@@ -74,7 +77,7 @@ def refresh_index(
 ) -> tuple[Index, GraphReport]:
     """Bring the lists up to date with new directions.
 
-    The lists are repaired in place, exactly or by going on from the old ones. A new index is built
+    The lists are repaired in place, each backend in its way. A new index is built
     when the old one was made for other data or settings. Rows that did not move keep the direction
     that they were indexed with, so that slow drift adds up until it is noticed.
 

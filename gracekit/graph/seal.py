@@ -13,10 +13,12 @@ SEAL_FILE = "index.json"
 
 
 def backend_for(num_rows: int, settings: GraphSection) -> str:
-    """`exact` or `approximate`."""
-    if settings.backend == "auto":
-        return "exact" if num_rows < settings.exact_below else "approximate"
-    return settings.backend
+    """`exact`, `hnsw` or `approximate`."""
+    if settings.backend != "auto":
+        return settings.backend
+    if num_rows < settings.exact_below:
+        return "exact"
+    return "hnsw" if num_rows < settings.hnsw_below else "approximate"
 
 
 def purpose(shape: tuple[int, ...], settings: GraphSection) -> Json:
@@ -27,6 +29,8 @@ def purpose(shape: tuple[int, ...], settings: GraphSection) -> Json:
         "shape": list(shape),
         "num_neighbors": settings.num_neighbors,
     }
+    if backend == "hnsw":
+        made_for |= {"hnsw_m": settings.hnsw_m, "ef_construction": settings.ef_construction}
     if backend == "approximate":
         made_for["num_spare"] = settings.num_spare
     return made_for
@@ -44,7 +48,10 @@ def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> li
 
 
 def unbroken_seal(directory: Path) -> Json | None:
-    """The seal, if it is there and every file is as it was sealed."""
+    """The seal, if it is there and every file is as it was sealed.
+
+    hnswlib refuses truncated files but loads files with flipped bytes, hence the checksums.
+    """
     try:
         content: Json = json.loads((directory / SEAL_FILE).read_text(encoding="utf-8"))
         intact = all(

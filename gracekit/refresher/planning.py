@@ -292,7 +292,7 @@ def _disk_bytes(
 ) -> int:
     """Files of one version: tokens, features, index, scores; and shards while measuring."""
     k, num_scores = recipe.graph.num_neighbors, len(recipe.scoring.scores)
-    of_index = 4 * width + 8 * (k + 16)
+    of_index = 8 * width + 8 * (k + 16) + 8 * recipe.graph.hnsw_m
     of_row = 2 * width + of_index + 4 * num_scores + 40
     return num_rows * of_row + num_measured * (2 * width + 4 * num_scores + 8) + 4 * num_tokens
 
