@@ -150,7 +150,8 @@ def test_sql(recipe: list[str], tmp_path: Path) -> None:
     (tmp_path / "q.sql").write_text(query)
     assert str(NUM_SAMPLES) in ok("sql", "--file", str(tmp_path / "q.sql"), *recipe)
     for named in json.loads(ok("sql", "--list", "--json")):
-        ok("sql", "--named", named["name"], *recipe)
+        params = ["--param=sample_id=?"] if "sample_id" in named["parameters"] else []
+        ok("sql", "--named", named["name"], *params, *recipe)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_sql(recipe: list[str], tmp_path: Path) -> None:
         (["sql", "SELEC 1"], 1, "SELEC"),
         (["sql", "DROP TABLE samples"], 1, "read-only"),
         (["sql", "SELECT * FROM read_csv('/etc/passwd')"], 1, "store"),
-        (["sql"], 2, "give one query"),
+        (["sql"], 1, "the query is empty"),
         (["sql", "--named", "moovers"], 1, "movers"),
         (["select", "--set", "selection.fration=0.1"], 2, "fraction"),
         (["select", "--set", "selection.fraction=7"], 2, "less than or equal to 1"),

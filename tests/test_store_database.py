@@ -9,10 +9,10 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from gracekit.errors import QueryError, StoreNotFoundError, StoreWriteError
+from gracekit.errors import StoreNotFoundError, StoreWriteError
 from gracekit.store import Store, database
-from gracekit.store.database import connect, run_sql
-from gracekit.store.queries import NAMED_QUERIES, named_query
+from gracekit.store.asking import run_sql
+from gracekit.store.database import connect
 from gracekit.store.schema import TABLES, VIEWS
 from tests.faults import failing_at
 from tests.stores import N, make_draft, make_reselect, make_store
@@ -176,126 +176,6 @@ def test_a_database_of_another_schema_is_not_read(tmp_path: Path) -> None:
     assert made.recover() == ["published scores.duckdb"]
 
 
-# --- read-only, and confined ---
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "INSERT INTO samples SELECT * FROM samples",
-        "UPDATE scores SET importance = 0",
-        "DELETE FROM versions",
-        "DROP TABLE samples",
-        "CREATE TABLE mine (i INTEGER)",
-        "ATTACH 'other.duckdb'",
-        "DETACH published",
-        "COPY samples TO 'out.csv'",
-        "EXPLAIN ANALYZE COPY samples TO 'out.csv'",
-        "explain  analyze  COPY samples TO 'out.csv'",
-        "EXPLAIN (ANALYZE) COPY samples TO 'out.csv'",
-        "EXPLAIN /* a */ ANALYZE COPY samples TO 'out.csv'",
-        "SELECT 1; COPY samples TO 'out.csv'",
-        "FROM query('COPY samples TO ''out.csv''')",
-        "EXPORT DATABASE 'out'",
-        "SET enable_external_access = true",
-        "INSTALL httpfs",
-        "LOAD '/tmp/evil.so'",
-        "PRAGMA database_list",
-        "CALL pragma_version()",
-        "PREPARE p AS SELECT 1",
-        "FROM read_text('/etc/hostname')",
-        "FROM '/etc/hostname'",
-        "FROM read_csv('/etc/passwd')",
-        "FROM glob('/etc/*')",
-        "FROM sniff_csv('/etc/passwd')",
-        "FROM read_parquet('https://example.org/x.parquet')",
-        "SELECT * FROM read_text('{history}/../store.json')",
-        "SELECT * FROM read_text('{history}/../../../outside.txt')",
-        "SELECT * FROM read_text('{history}/../manifests/../store.json')",
-    ],
-)
-def test_what_writes_or_looks_elsewhere_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: Store, sql: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    history = str(store.paths.history).replace("'", "''")
-    with pytest.raises(QueryError):
-        run_sql(store.paths.root, sql.format(history=history))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_writing_explain_inside_the_store_is_refused(store: Store) -> None:
-    target = store.paths.history / "out.csv"
-    quoted = str(target).replace("'", "''")
-    for sql in (f"EXPLAIN ANALYZE COPY samples TO '{quoted}'", f"COPY samples TO '{quoted}'"):
-        with pytest.raises(QueryError, match="only queries are allowed"):
-            run_sql(store.paths.root, sql)
-    assert not target.exists()
-
-
-def test_a_link_out_of_the_history_is_not_followed(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "secret.txt").write_text("secret")
-    link = store.paths.history / "link.txt"
-    link.symlink_to(tmp_path / "secret.txt")
-    try:
-        with pytest.raises(QueryError, match="Queries see the store only"):
-            ask(store, "FROM read_text('{}')".format(str(link).replace("'", "''")))
-    finally:
-        link.unlink()
-
-
-def test_errors_help(store: Store) -> None:
-    with pytest.raises(QueryError, match="Tables: samples, scores"):
-        ask(store, "SELECT * FROM score")
-    with pytest.raises(QueryError, match="importance"):
-        ask(store, "SELECT importanc FROM scores")
-    with pytest.raises(QueryError, match="syntax error"):
-        ask(store, "SELEC 1")
-    with pytest.raises(QueryError, match="empty"):
-        ask(store, " -- nothing\n")
-    with pytest.raises(QueryError, match="PIVOT needs its values"):
-        ask(store, "PIVOT coresets ON origin USING count(*)")
-
-
-def test_queries_that_only_read_are_all_fine(store: Store) -> None:
-    for sql in (
-        "WITH a AS (SELECT 1 AS i) SELECT * FROM a",
-        "VALUES (1), (2)",
-        "SHOW TABLES",
-        "SUMMARIZE scores",
-        "EXPLAIN SELECT 1",
-        "EXPLAIN (FORMAT json) SELECT 1",
-        "SELECT 1; SELECT 2;",
-        "FROM coresets PIVOT (count(*) FOR origin IN ('measured', 'propagated'))",
-    ):
-        assert ask(store, sql), sql
-    assert ask(store, "SELECT 1; SELECT 2") == [(2,)]
-    columns, rows = run_sql(store.paths.root, "SELECT row, origin FROM scores LIMIT 3")
-    assert columns == ["row", "origin"] and len(rows) == 3
-
-
-def test_an_open_connection_reads_other_files(store: Store, tmp_path: Path) -> None:
-    path = str(tmp_path / "mine.parquet")
-    with connect(store.paths.root, confined=False) as connection:
-        connection.execute(f"COPY scores TO '{path}'")
-        found = connection.execute(f"SELECT count(*) FROM '{path}'").fetchone()
-    assert found == (N,)
-
-
-def test_a_connection_is_read_only_and_confined_but_takes_frames(store: Store) -> None:
-    import pyarrow as pa
-
-    with connect(store.paths.root) as connection:
-        for sql in ("DELETE FROM published.scores", "FROM read_text('/etc/hostname')",
-                    "SET lock_configuration = false"):  # fmt: skip
-            with pytest.raises(duckdb.Error):
-                connection.execute(sql)
-        connection.register("mine", pa.table({"row": [1, 2]}))
-        sql = "SELECT count(*) FROM scores JOIN mine USING (row)"
-        assert connection.execute(sql).fetchall() == [(2,)]
-        assert connection.cursor().execute("SELECT count(*) FROM score_history").fetchone() == (48,)
-
-
 # --- while versions are made ---
 
 
@@ -377,26 +257,3 @@ def test_a_failing_publish_is_a_store_error(
     with pytest.raises(StoreWriteError), failing_at(3, 5):
         database.publish(made)
     assert not made.paths.database.exists() and not list(made.paths.root.glob("*.partial*"))
-
-
-# --- named queries ---
-
-
-@pytest.mark.parametrize("name", NAMED_QUERIES)
-def test_named_queries_answer(store: Store, name: str) -> None:
-    columns, rows = run_sql(store.paths.root, named_query(name).sql)
-    assert columns and rows
-
-
-def test_named_query_movers_are_the_movers(store: Store) -> None:
-    change = store.scores(2).importance - store.scores(1).importance
-    row = int(abs(change).argmax())
-    columns, rows = run_sql(store.paths.root, named_query("movers").sql)
-    first = dict(zip(columns, rows[0], strict=True))
-    assert first["sample_id"] == f"id-{row:03d}"
-    assert first["change"] == pytest.approx(change[row], abs=1e-6)
-
-
-def test_unknown_named_query() -> None:
-    with pytest.raises(QueryError, match="did you mean 'movers'"):
-        named_query("mover")

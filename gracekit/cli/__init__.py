@@ -5,11 +5,13 @@ Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failed, 2 us
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 
 import click
 
-from gracekit.cli import export, history, look, plan, read, start, work
+from gracekit.cli import export, history, look, plan, read, sql, start, work
 from gracekit.version import __version__
 
 EPILOG = """
@@ -28,6 +30,10 @@ A first run:
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but warnings and errors.")
 def main(verbose: bool, quiet: bool) -> None:
     """Follow a fine-tuning run from outside and keep a fresh coreset for its trainer."""
+    for stream in (sys.stdout, sys.stderr):
+        # A character that it lacks, and half of a pair in a file name, end nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
@@ -50,7 +56,7 @@ for command in (
     history.pin,
     history.unpin,
     history.gc,
-    read.sql,
+    sql.sql,
     read.verify,
 ):
     main.add_command(command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gracekit.cli.render import printable
 from gracekit.errors import GracekitError, RecipeError
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def clear_errors(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except GracekitError as error:
-            click.echo(f"gracekit: {error}", err=True)
+            message = printable(str(error), keep="\n")
+            click.echo(f"gracekit: {message}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("gracekit: interrupted; the last published version is unchanged", err=True)

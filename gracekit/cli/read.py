@@ -1,4 +1,4 @@
-"""Commands that only read a store: `status`, `versions`, `diff`, `sql`, `verify`."""
+"""Commands that only read a store: `status`, `versions`, `diff`, `verify`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from gracekit.cli.options import (
     store_option,
 )
 from gracekit.cli.render import format_bytes, format_cell, print_json, print_table
-from gracekit.errors import RecipeError
 
 
 @click.command(epilog="\b\nExample:\n  gracekit status --json")
@@ -91,63 +90,6 @@ def diff(
     _print_records("biggest movers", found["movers"])
 
 
-@click.command(
-    epilog="\b\nExamples:\n"
-    "  gracekit sql 'SELECT * FROM versions'\n"
-    "  gracekit sql --list\n"
-    "  gracekit sql --named movers --csv > movers.csv\n"
-    "  echo 'SELECT count(*) FROM score_history' | gracekit sql -"
-)
-@click.argument("query", required=False)
-@click.option("--named", default=None, help="A ready-made query, see --list.")
-@click.option("--list", "list_named", is_flag=True, help="List the ready-made queries.")
-@click.option("-f", "--file", "file", type=click.Path(path_type=Path), default=None,
-              help="Read the query from a file.")  # fmt: skip
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
-@recipe_option
-@store_option
-@json_option
-@clear_errors
-def sql(
-    query: str | None,
-    named: str | None,
-    list_named: bool,
-    file: Path | None,
-    as_csv: bool,
-    recipe_path: Path,
-    store_path: Path | None,
-    as_json: bool,
-) -> None:
-    """Ask the score history in SQL: read-only, at any moment, while the daemon runs.
-
-    Present state: samples, scores, versions, checkpoints. Of every version: coresets,
-    score_history, measurements. QUERY `-` is read from stdin.
-    """
-    from gracekit.store.database import run_sql
-    from gracekit.store.queries import NAMED_QUERIES, named_query
-
-    if list_named:
-        rows = [[q.name, q.about] for q in NAMED_QUERIES.values()]
-        if as_json:
-            print_json([{"name": q.name, "about": q.about, "sql": q.sql}
-                        for q in NAMED_QUERIES.values()])  # fmt: skip
-        else:
-            print_table(["name", "what it tells"], rows)
-        return
-    text = _query_text(query, named and named_query(named).sql, file)
-    columns, records = run_sql(resolve_store(store_path, recipe_path), text)
-    if as_json:
-        print_json([dict(zip(columns, record, strict=True)) for record in records])
-    elif as_csv:
-        import csv
-
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(records)
-    else:
-        print_table(columns, records)
-
-
 @click.command(epilog="\b\nExample:\n  gracekit verify && echo fine")
 @recipe_option
 @store_option
@@ -174,21 +116,6 @@ def verify(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
             click.echo(f"{problem.path}: {problem.what}; {problem.advice}")
     if problems:
         sys.exit(1)
-
-
-def _query_text(query: str | None, named: str | None, file: Path | None) -> str:
-    given = [text for text in (query, named, file) if text is not None]
-    if len(given) != 1:
-        raise RecipeError("give one query: as an argument, with --named, with --file, or - (stdin)")
-    if named is not None:
-        return named
-    if file is not None:
-        try:
-            return file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the query from {file}: {error}") from None
-    assert query is not None
-    return sys.stdin.read() if query == "-" else query
 
 
 def _print_records(title: str, records: list[dict[str, Any]]) -> None:

@@ -82,6 +82,8 @@ def where(
     """
     import duckdb
 
+    from gracekit.errors import QueryError
+    from gracekit.store.asking import parse_queries, query_errors
     from gracekit.store.database import connect
 
     if store is None:
@@ -92,13 +94,14 @@ def where(
         connection.register("present", _table(scores, samples))
         query = f"SELECT row FROM present WHERE (\n{condition}\n)"
         try:
-            if len(duckdb.extract_statements(query)) != 1:
+            if len(parse_queries(query)) != 1:
                 raise SelectionError(f"selection.{key}: give one condition, found {condition!r}")
-            rows = connection.execute(query).fetchnumpy()["row"]
-        except duckdb.Error as error:
+            with query_errors():
+                rows = connection.execute(query).fetchnumpy()["row"]
+        except QueryError as error:
             raise SelectionError(
                 f"selection.{key}: {condition!r} is not an SQL condition on the columns of samples "
-                f"and scores: {str(error).strip()}"
+                f"and scores: {error}"
             ) from None
     chosen = np.zeros(len(samples), bool)
     chosen[np.asarray(rows, np.int64)] = True

@@ -11,17 +11,19 @@ would point to where the store was when they were made.)
 
 from __future__ import annotations
 
+import atexit
 import os
-import re
+import shutil
 import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import duckdb
-from duckdb import DuckDBPyConnection, StatementType
+from duckdb import DuckDBPyConnection
 
 from gracekit.errors import QueryError, StoreWriteError
-from gracekit.files import write_atomic
+from gracekit.files import clear_write_errors, remove, write_atomic
 from gracekit.store.schema import (
     SCHEMA_VERSION,
     TABLES,
@@ -33,6 +35,7 @@ from gracekit.store.schema import (
 )
 from gracekit.store.store import Store
 from gracekit.store.tables import fill
+from gracekit.types import Json
 
 _PUBLISHED = "published"
 """Name of the attached file in a reader's connection."""
@@ -48,11 +51,15 @@ def publish(store: Store) -> None:
             _make_views(connection, store)
             connection.commit()
 
+    database = store.paths.database
     try:
-        write_atomic(store.paths.database, build)
+        write_atomic(database, build)
+        with clear_write_errors(database):
+            # Left by whoever wrote into the old file: it does not belong to the new one.
+            remove(database.with_name(f"{database.name}.wal"))
     except duckdb.Error as error:
         raise StoreWriteError(
-            f"cannot publish {store.paths.database}: {_reason(error)}; the versions are safe in "
+            f"cannot publish {database}: {_reason(error)}; the versions are safe in "
             "their files: free space or fix the disk, and the next start publishes it"
         ) from error
 
@@ -65,7 +72,9 @@ def is_current(store: Store) -> bool:
         return _attach(connection, store) and _versions(connection) == expected
 
 
-def connect(root: Path | str, *, confined: bool = True) -> DuckDBPyConnection:
+def connect(
+    root: Path | str, *, confined: bool = True, allow: Sequence[Path | str] = ()
+) -> DuckDBPyConnection:
     """A connection to ask the store in SQL, from any directory, while versions are made.
 
     It shows the tables `samples`, `scores`, `versions`, `checkpoints`, `store` and the views
@@ -73,19 +82,31 @@ def connect(root: Path | str, *, confined: bool = True) -> DuckDBPyConnection:
     The store's database is attached read-only; where it is missing, its tables are made in memory
     from the files. Own scratch tables are possible and vanish with the connection.
 
+    DuckDB installs and loads no extension by itself here. It cannot forbid to write where it may
+    read: a `COPY … TO` into the store's manifests or history is up to you. (`store.asking`, which
+    is behind `gracekit sql`, refuses it.)
+
     Args:
         root: The store.
-        confined: No file outside the store's manifests and history can be read or written. Pass
-            False to join your own files; data frames can be joined in both cases with `register`.
+        confined: No file outside the store's manifests and history can be read or written, and no
+            setting changed. Pass False to join your own files; data frames can be joined in both
+            cases with `register`.
+        allow: Further files and directories that a confined connection may open.
 
     Raises:
         StoreNotFoundError: There is no store.
         StoreFormatError: It is damaged, or of a newer gracekit.
+        QueryError: There is nothing at one of the paths to allow.
     """
     store = Store.open(root)
-    # Room to sort what memory cannot hold; DuckDB makes the directory only when it needs it.
-    spill = Path(tempfile.gettempdir()) / f"gracekit-sql-{os.getpid()}"
-    connection = duckdb.connect(":memory:", config={"temp_directory": str(spill)})
+    connection = duckdb.connect(":memory:", config={
+        # Room to sort what memory cannot hold; DuckDB makes the directory only when it needs it.
+        "temp_directory": str(_own_directory(os.getpid()) / "spill"),
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+        "python_enable_replacements": str(not confined).lower(),
+    })  # fmt: skip
     try:
         if _attach(connection, store):
             for name, described in TABLES.items():
@@ -95,46 +116,59 @@ def connect(root: Path | str, *, confined: bool = True) -> DuckDBPyConnection:
             fill(connection, store)
         _make_views(connection, store)
         if confined:
-            directories = map(str, (store.paths.manifests, store.paths.history))
-            allowed = ", ".join(f"{quote(d)}, {quote(as_pattern(d))}" for d in directories)
-            connection.execute(f"SET allowed_directories = [{allowed}]")
-            connection.execute("SET enable_external_access = false")
-            connection.execute("SET lock_configuration = true")
+            _confine(connection, [store.paths.manifests, store.paths.history, *map(Path, allow)])
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def run_sql(root: Path | str, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Run queries against a store; returns columns and rows of the last one.
-
-    Args:
-        root: The store.
-        sql: One or more queries (SELECT, FROM, VALUES, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
-
-    Raises:
-        QueryError: The SQL is wrong, or it tries to write, or to read outside the store.
-        StoreError: The store cannot be read.
-    """
+def schema(root: Path | str) -> list[Json]:
+    """Name, kind, meaning and columns (name, type, meaning) of every table and view of a store."""
+    columns = (
+        "SELECT column_name, data_type, comment FROM duckdb_columns() "
+        "WHERE table_name = $name AND database_name = current_database() ORDER BY column_index"
+    )
+    keys = ("name", "type", "about")
     with connect(root) as connection:
-        try:
-            statements = duckdb.extract_statements(sql)
-            if not statements:
-                raise QueryError("the query is empty; `SELECT * FROM versions` is one")
-            _refuse_writing(statements)
-            for statement in statements:
-                connection.execute(statement.query)
-            columns = [name for name, *_ in connection.description or []]
-            rows = connection.fetchall()
-        except duckdb.Error as error:
-            raise QueryError(_explain(error)) from error
-        except RuntimeError as error:
-            # DuckDB says so of a Ctrl-C that reached it within a query.
-            if "interrupted" in str(error).lower():
-                raise KeyboardInterrupt from None
-            raise
-    return columns, rows
+        return [
+            {
+                "name": name,
+                "kind": "table" if name in TABLES else "view",
+                "about": described.about,
+                "columns": [
+                    dict(zip(keys, column, strict=True))
+                    for column in connection.execute(columns, {"name": name}).fetchall()
+                ],
+            }
+            for name, described in (TABLES | VIEWS).items()
+        ]
+
+
+def _confine(connection: DuckDBPyConnection, paths: list[Path]) -> None:
+    """Open nothing but these files and directories from now on, and change no setting."""
+    for path in paths:
+        if not path.exists():
+            raise QueryError(f"there is no file or directory {path} to allow")
+    for setting, is_kind in (("allowed_directories", Path.is_dir), ("allowed_paths", Path.is_file)):
+        # DuckDB compares what a query names, links resolved, with the text that is allowed.
+        found = [str(path.resolve()) for path in paths if is_kind(path)]
+        names = ", ".join(map(quote, [*found, *map(as_pattern, found)]))
+        if names:
+            connection.execute(f"SET {setting} = [{names}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+@cache
+def _own_directory(pid: int) -> Path:
+    """A directory that only this user can open, for as long as the process lives.
+
+    Every connection may write into it, so its name must not be known beforehand.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="gracekit-sql-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def _attach(connection: DuckDBPyConnection, store: Store) -> bool:
@@ -171,44 +205,5 @@ def _make_views(connection: DuckDBPyConnection, store: Store) -> None:
         describe(connection, view, VIEWS[view], kind="VIEW")
 
 
-def _refuse_writing(statements: list[duckdb.Statement]) -> None:
-    for statement in statements:
-        if not _is_query(statement.type, statement.query):
-            raise QueryError(
-                f"only queries are allowed here, not {_shorten(statement.query.strip())!r}: the "
-                "store is read-only. A PIVOT needs its values: PIVOT … ON column IN (…)"
-            )
-
-
-def _is_query(kind: StatementType, text: str) -> bool:
-    if kind == StatementType.SELECT:
-        return True
-    if kind != StatementType.EXPLAIN:
-        return False
-    # EXPLAIN ANALYZE runs what it explains, also a COPY that writes: look at what follows it.
-    inner = re.sub(r"^\s*explain(\s+analyze|\s*\([^)]*\))?\s", "", text, count=1, flags=re.I)
-    try:
-        statements = duckdb.extract_statements(inner)
-    except duckdb.Error:
-        return False
-    return len(statements) == 1 and statements[0].type == StatementType.SELECT
-
-
-def _explain(error: duckdb.Error) -> str:
-    reason = str(error).strip()
-    if isinstance(error, duckdb.PermissionException):
-        return (
-            f"{_reason(error)}. Queries see the store only: its tables are {', '.join(TABLES)}, "
-            f"its views {', '.join(VIEWS)}"
-        )
-    if isinstance(error, duckdb.CatalogException):
-        return f"{reason}\nTables: {', '.join(TABLES)}. Views: {', '.join(VIEWS)}"
-    return reason
-
-
 def _reason(error: duckdb.Error) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"

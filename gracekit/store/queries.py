@@ -1,86 +1,196 @@
-"""Ready-made queries by name, for `gracekit sql --named`."""
+"""Ready-made queries by name, for `gracekit sql --named`.
+
+What a query may be asked about is a parameter, `$name` in its SQL: bound as a value by DuckDB, so
+that no text of a user becomes SQL.
+"""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import dedent
 
 from gracekit.errors import QueryError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A value that a query takes."""
+
+    about: str
+    kind: type[int] | type[str] = str
+    default: int | str | None = None
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NamedQuery:
-    """A query that needs no input."""
+    """A query, and the parameters in it by name."""
 
     name: str
     about: str
     sql: str
+    parameters: Mapping[str, Parameter]
+
+    def bind(self, given: Mapping[str, str]) -> dict[str, int | str | None]:
+        """Values for all parameters: those given as text, and the defaults.
+
+        Raises `QueryError` for one that is unknown, missing or of another type.
+        """
+        for name in given:
+            if name not in self.parameters:
+                near = difflib.get_close_matches(name, self.parameters, n=1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                takes = ", ".join(self.parameters) or "none"
+                raise QueryError(f"{self.name} has no parameter {name!r}{hint}; it takes {takes}")
+        return {
+            name: self._value(name, parameter, given.get(name))
+            for name, parameter in self.parameters.items()
+        }
+
+    def _value(self, name: str, parameter: Parameter, text: str | None) -> int | str | None:
+        if text is None:
+            if parameter.is_required:
+                raise QueryError(
+                    f"{self.name} needs {name}, {parameter.about}: give --param {name}=VALUE"
+                )
+            return parameter.default
+        if parameter.kind is str:
+            return text
+        if not (text.isascii() and text.isdigit() and len(text) < 19):
+            raise QueryError(
+                f"{self.name}: {name} ({parameter.about}) is a whole number, found {text!r}"
+            )
+        return int(text)
 
 
-_LAST_TWO = (
-    "WITH recent AS (SELECT DISTINCT scores_version AS version FROM versions "
-    "ORDER BY version DESC LIMIT 2), "
-    "history AS (FROM score_history WHERE version IN (FROM recent)), "
-    "now AS (FROM history WHERE version = (SELECT max(version) FROM recent)), "
-    "before AS (FROM history WHERE version < (SELECT max(version) FROM recent)) "
-)
+_COUNT = Parameter(about="most rows", kind=int, default=20)
+_GROUP = Parameter(about="only this group")
+
+
+def _query(name: str, about: str, sql: str, **parameters: Parameter) -> NamedQuery:
+    return NamedQuery(name=name, about=about, sql=dedent(sql).strip(), parameters=parameters)
+
 
 _QUERIES = (
-    NamedQuery(
-        name="movers",
-        about="samples whose importance changed most between the last two refreshes",
-        sql=_LAST_TWO + "SELECT sample_id, group_name, before.importance AS importance_before, "
-        "now.importance AS importance_now, now.importance - before.importance AS change, "
-        "now.origin, preview FROM now JOIN before USING (row) JOIN samples USING (row) "
-        "ORDER BY abs(change) DESC, sample_id LIMIT 20",
+    _query(
+        "movers",
+        "samples whose importance changed most between two versions, by default the last two "
+        "with scores of their own",
+        """
+        WITH last_two AS (
+            SELECT DISTINCT version FROM score_history ORDER BY version DESC LIMIT 2
+        ), bounds AS (
+            SELECT coalesce($before, min(version)) AS first, coalesce($now, max(version)) AS last
+            FROM last_two
+        ), before AS (
+            SELECT row, importance FROM score_history
+            WHERE version = (SELECT first FROM bounds)
+        ), now AS (
+            SELECT row, importance, origin FROM score_history
+            WHERE version = (SELECT last FROM bounds)
+        )
+        SELECT sample_id, group_name, before.importance AS importance_before,
+               now.importance AS importance_now, now.importance - before.importance AS change,
+               now.origin, preview
+        FROM now JOIN before USING (row) JOIN samples USING (row)
+        WHERE (SELECT first <> last FROM bounds)
+        ORDER BY abs(change) DESC NULLS LAST, sample_id
+        LIMIT $count
+        """,
+        count=_COUNT,
+        before=Parameter(about="version to compare with", kind=int),
+        now=Parameter(about="version to look at", kind=int),
     ),
-    NamedQuery(
-        name="forgotten",
-        about="selected samples whose last measurement is oldest",
-        sql="SELECT sample_id, group_name, measured_step, step - measured_step AS age_steps, "
-        "importance, origin FROM coresets JOIN versions v USING (version) "
-        "JOIN samples USING (row) WHERE version = (SELECT max(version) FROM versions) "
-        "ORDER BY age_steps DESC, sample_id LIMIT 20",
+    _query(
+        "forgotten",
+        "selected samples whose last measurement is oldest",
+        """
+        SELECT sample_id, group_name, measured_step, step - measured_step AS age_steps,
+               importance, origin, preview
+        FROM coresets JOIN versions USING (version) JOIN samples USING (row)
+        WHERE version = (SELECT max(version) FROM versions)
+        ORDER BY age_steps DESC, sample_id
+        LIMIT $count
+        """,
+        count=_COUNT,
     ),
-    NamedQuery(
-        name="never-measured",
-        about="samples that were never measured, by group",
-        sql="SELECT group_name, count(*) AS num_samples, "
-        "count(*) FILTER (origin = 'never') AS num_never, "
-        "count(*) FILTER (origin = 'invalid') AS num_invalid "
-        "FROM scores JOIN samples USING (row) WHERE removed_version IS NULL "
-        "GROUP BY group_name ORDER BY group_name",
+    _query(
+        "never-measured",
+        "samples that were never measured, and that cannot be, by group",
+        """
+        SELECT group_name, count(*) AS num_samples,
+               count(*) FILTER (origin = 'never') AS num_never,
+               count(*) FILTER (origin = 'invalid') AS num_invalid
+        FROM scores JOIN samples USING (row)
+        WHERE removed_version IS NULL
+        GROUP BY group_name
+        ORDER BY group_name
+        """,
     ),
-    NamedQuery(
-        name="churn",
-        about="how much of the coreset each version replaced, and how far the audit can be trusted",
-        sql="SELECT version, step, operation, num_selected, churn, jaccard, measured_fraction, "
-        "rank_correlation, rank_correlation_stale FROM versions ORDER BY version",
+    _query(
+        "churn",
+        "how much of the coreset each version replaced, and how far the audit can be trusted",
+        """
+        SELECT version, step, operation, num_selected, churn, jaccard, measured_fraction,
+               rank_correlation, rank_correlation_stale
+        FROM versions
+        ORDER BY version
+        """,
     ),
-    NamedQuery(
-        name="group-shares",
-        about="share of each group in the data and in each coreset",
-        sql="WITH whole AS (SELECT group_name, count(*) / sum(count(*)) OVER () AS data_share "
-        "FROM samples WHERE removed_version IS NULL GROUP BY group_name) "
-        "SELECT version, group_name, count(*) AS num_selected, "
-        "count(*) / sum(count(*)) OVER (PARTITION BY version) AS coreset_share, "
-        "any_value(data_share) AS data_share, sum(weight) AS weight_sum "
-        "FROM coresets JOIN samples USING (row) LEFT JOIN whole USING (group_name) "
-        "GROUP BY version, group_name ORDER BY version, group_name",
+    _query(
+        "group-shares",
+        "share of each group in the data and in each coreset",
+        """
+        WITH whole AS (
+            SELECT group_name, count(*) / sum(count(*)) OVER () AS data_share
+            FROM samples WHERE removed_version IS NULL GROUP BY group_name
+        )
+        SELECT version, group_name, count(*) AS num_selected,
+               count(*) / sum(count(*)) OVER (PARTITION BY version) AS coreset_share,
+               any_value(data_share) AS data_share, sum(weight) AS weight_sum
+        FROM coresets JOIN samples USING (row) LEFT JOIN whole USING (group_name)
+        GROUP BY version, group_name
+        ORDER BY version, group_name
+        """,
     ),
-    NamedQuery(
-        name="hardest",
-        about="samples of highest importance now, with what is known of them",
-        sql="SELECT sample_id, group_name, s.* EXCLUDE (row), preview "
-        "FROM scores s JOIN samples USING (row) WHERE removed_version IS NULL "
-        "ORDER BY importance DESC, sample_id LIMIT 20",
+    _query(
+        "hardest",
+        "samples of highest importance now, with what is known of them",
+        """
+        SELECT sample_id, group_name, s.* EXCLUDE (row), preview
+        FROM scores s JOIN samples USING (row)
+        WHERE removed_version IS NULL AND ($group IS NULL OR group_name = $group)
+        ORDER BY importance DESC NULLS LAST, sample_id
+        LIMIT $count
+        """,
+        count=_COUNT,
+        group=_GROUP,
     ),
-    NamedQuery(
-        name="origins",
-        about="where each version's scores came from",
-        sql="SELECT version, step, origin, count(*) AS num_samples, "
-        "avg(confidence) AS mean_confidence FROM score_history "
-        "GROUP BY version, step, origin ORDER BY version, origin",
+    _query(
+        "trajectory",
+        "one sample through all versions: its scores, where they came from, whether selected",
+        """
+        SELECT v.version, v.step, v.operation, h.* EXCLUDE (version, step, row),
+               c.row IS NOT NULL AS is_selected, c.rank, c.weight
+        FROM versions v
+        JOIN score_history h ON h.version = v.scores_version
+        LEFT JOIN coresets c ON c.version = v.version AND c.row = h.row
+        WHERE h.row = (SELECT row FROM samples WHERE sample_id = $sample_id)
+        ORDER BY v.version
+        """,
+        sample_id=Parameter(about="the id of the sample", is_required=True),
+    ),
+    _query(
+        "origins",
+        "where each version's scores came from",
+        """
+        SELECT version, step, origin, count(*) AS num_samples, avg(confidence) AS mean_confidence
+        FROM score_history
+        GROUP BY version, step, origin
+        ORDER BY version, origin
+        """,
     ),
 )
 
