@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -257,3 +261,122 @@ def test_a_failing_publish_is_a_store_error(
     with pytest.raises(StoreWriteError), failing_at(3, 5):
         database.publish(made)
     assert not made.paths.database.exists() and not list(made.paths.root.glob("*.partial*"))
+
+
+COMMITTER = """
+import sys
+from pathlib import Path
+from gracekit import files
+from gracekit.store import Store
+from tests.stores import make_draft
+
+store, where = Store.open(sys.argv[1]), sys.argv[2]
+real = getattr(files, where)
+
+def pause(path, *rest):
+    if where == "link" or path.name.startswith("scores.duckdb"):
+        print("here", flush=True)
+        sys.stdin.readline()
+    return real(path, *rest)
+
+setattr(files, where, pause)
+print(store.commit(make_draft(store, "next")), flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["link", "fill", "replace"])
+def test_questions_in_the_middle_of_a_commit(tmp_path: Path, where: str) -> None:
+    """Another process commits and stands still: before the commit point, or before it publishes."""
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "1"))
+    with run_python(COMMITTER, made.paths.root, where) as committer:
+        assert committer.stdout.readline() == "here\n"
+        for view in ("versions", "coresets", "score_history", "measurements"):
+            assert told(made.paths.root, f"SELECT DISTINCT version FROM {view}") == "version\n1\n"
+        committer.stdin.write("go on\n")
+        committer.stdin.flush()
+        assert committer.stdout.readline() == "2\n"
+    assert told(made.paths.root, "SELECT max(version) AS v FROM score_history") == "v\n2\n"
+
+
+NOTEBOOK = """
+import sys
+import duckdb
+connection = duckdb.connect(sys.argv[1], read_only=sys.argv[2] == "reads")
+if sys.argv[2] == "writes":
+    connection.execute("SET wal_autocheckpoint = '1GB'")
+    connection.execute("CREATE TABLE mine AS SELECT 1 AS i")
+print(connection.execute("SELECT count(*) FROM scores").fetchone()[0], flush=True)
+sys.stdin.readline()
+print(connection.execute("SELECT latest_version FROM store").fetchone()[0], flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("how", ["reads", "writes"])
+def test_a_notebook_that_holds_the_file_open_stops_nobody(tmp_path: Path, how: str) -> None:
+    """Also one that opened it to write, so that nobody else may attach it, and then is killed."""
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "1"))
+    database_file = made.paths.database
+    with run_python(NOTEBOOK, database_file, how) as notebook:
+        assert notebook.stdout.readline() == f"{N}\n"
+        latest = "SELECT latest_version AS v FROM store"
+        assert told(made.paths.root, latest) == "v\n1\n"
+        made.commit(make_draft(made, "2"))
+        assert told(made.paths.root, latest) == "v\n2\n"
+        notebook.stdin.write("go on\n")
+        notebook.stdin.flush()
+        assert notebook.stdout.readline() == "1\n", "it goes on with what it opened"
+        notebook.kill()
+    assert told(made.paths.root, latest) == "v\n2\n"
+    assert made.recover() == []
+    with duckdb.connect(str(database_file), read_only=True) as connection:
+        assert connection.execute("SELECT latest_version FROM store").fetchone() == (2,)
+
+
+def test_a_journal_of_a_notebook_that_was_killed_is_cleared_away(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "store")
+    made.commit(make_draft(made, "1"))
+    with run_python(NOTEBOOK, made.paths.database, "writes") as notebook:
+        assert notebook.stdout.readline() == f"{N}\n"
+        notebook.kill()
+    journal = made.paths.root / "scores.duckdb.wal"
+    assert journal.exists()
+    assert told(made.paths.root, "SELECT latest_version AS v FROM store") == "v\n1\n"
+    made.commit(make_draft(made, "2"))
+    assert not journal.exists()
+
+
+def told(root: Path, sql: str) -> str:
+    """What `gracekit sql --csv` says in a process of its own, in another directory."""
+    run = subprocess.run(
+        [sys.executable, "-m", "gracekit", "sql", "--csv", "--store", str(root), sql],
+        cwd="/", env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@contextmanager
+def run_python(code: str, *arguments: object) -> Iterator[Any]:
+    """A process that runs the code, with pipes; it is killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_moved_store_from_another_directory(tmp_path: Path) -> None:
+    made = make_store(tmp_path / "before")
+    made.commit(make_draft(made, "1"))
+    (tmp_path / "elsewhere").mkdir()
+    moved = (tmp_path / "before").rename(tmp_path / "elsewhere" / "after it's moved")
+    for view, count in (("score_history", N), ("coresets", N // 3), ("measurements", N // 2)):
+        assert told(moved, f"SELECT count(*) AS n FROM {view}") == f"n\n{count}\n"

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
 from gracekit.recipe import Recipe
 from gracekit.refresher.changes import earlier_losses
@@ -251,14 +253,14 @@ class Refresher:
         if Store.exists(self.root):
             store = Store.open(self.root)
             made_with = store.info.dataset
-            if made_with.get("tokens_key") != tokens.key:
+            if not _has_these_tokens(store, tokens):
                 raise StoreDataMismatchError(
                     f"the samples have other tokens than when the store {self.root} was made: the "
                     "tokenizer, its chat template, data.max_length, data.loss_on or "
                     "data.chat_template changed. Undo that, or name a new store"
                 )
-            expected = made_with.get("architecture")
-            if expected != architecture:
+            expected = made_with.get("architecture")  # None: of the first release
+            if expected not in (None, architecture):
                 raise CheckpointMismatchError(
                     f"{pinned.checkpoint.path} is of another architecture than the checkpoints "
                     f"that the store {self.root} follows: expected {expected}, found "
@@ -331,6 +333,18 @@ class Refresher:
             return ProcessExecutor(load, devices, tokens, scoring, target=target)
         model, optimizer = load(devices[0])
         return LocalExecutor(model, tokens, scoring, target=target, optimizer=optimizer)
+
+
+def _has_these_tokens(store: Store, tokens: TokenTable) -> bool:
+    """By their key; by their numbers where the store, of the first release, does not hold it."""
+    key = store.info.dataset.get("tokens_key")
+    if key is not None:
+        return bool(key == tokens.key)
+    samples = store.samples()
+    return bool(
+        np.array_equal(samples.num_prompt_tokens, tokens.num_prompt_tokens)
+        and np.array_equal(samples.num_response_tokens, tokens.num_targets)
+    )
 
 
 def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:

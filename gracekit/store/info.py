@@ -16,7 +16,7 @@ class NewerFormatError(StoreFormatError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreInfo:
-    """Content of `store.json`. It never changes."""
+    """Content of `store.json`. Only a migration changes it."""
 
     format_version: int
     gracekit_version: str

@@ -22,6 +22,7 @@ from gracekit.store.history import read_scores
 from gracekit.store.info import NewerFormatError, StoreInfo
 from gracekit.store.lock import lock_store
 from gracekit.store.manifests import plain_json, read_header
+from gracekit.store.migrations import migrate
 from gracekit.store.parquet import read_table
 from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
 from gracekit.store.recover import recover
@@ -271,9 +272,15 @@ class Store:
             yield
 
     def recover(self) -> list[str]:
-        """Clean up after a killed process and publish what it did not; see `recover`."""
+        """Bring an old store up to date, clean up after a killed process, publish what it did not.
+
+        See `migrate` and `recover`.
+        """
         with self.lock():
-            return recover(self)
+            done = migrate(self.paths)
+            if done:
+                self.info = StoreInfo.load(self.paths.info)
+            return done + recover(self)
 
     def commit(self, draft: VersionDraft, *, keep: int | None = None) -> int:
         """Make the draft the next version, and keep the newest so many; see `commit`."""
