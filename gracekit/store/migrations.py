@@ -52,3 +52,11 @@ def migrate(paths: StorePaths) -> list[str]:
         about = (MIGRATIONS[version].__doc__ or "").strip().partition("\n")[0].rstrip(".")
         done.append(f"brought the store to format {version}: {about}")
     return done
+
+
+@migration(2)
+def _data_may_change(paths: StorePaths) -> None:
+    """Its data may change now.
+
+    Nothing is written anew: what the first format does not hold is that of data that never changed.
+    """
