@@ -19,7 +19,7 @@ from filelock import FileLock
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.report import diff, status, versions_table
 from gracekit.store import Store
-from gracekit.store.database import run_sql
+from gracekit.store.asking import run_sql
 from gracekit.store.leases import LIFE_S, Lease, followed
 from gracekit.store.pinned import pin, pinned, unpin
 from gracekit.store.retention import GcReport, collect, examine

@@ -133,8 +133,8 @@ MEASUREMENTS = Described(
     columns={
         "version": "version",
         "row": _ROW,
-        "reason": "why: first (everything), never_measured, priority (the plan), "
-        "or probe (random, for the audit)",
+        "reason": "why: first (everything), never_measured, priority (the plan), probe (random, "
+        "for the audit), or invalid (not finite the last time)",
         "step": "training step of the checkpoint",
     },
 )
