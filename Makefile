@@ -61,6 +61,9 @@ bench-refresh: $(VENV)/ok ## Measure: partial refreshes beside exact ones along 
 		-o docs/drift.svg
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/refresh_cost.py 100000
 
+bench-readers: $(VENV)/ok ## Measure: what 4 readers meet while 50 versions are made, and what they cost
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/readers.py
+
 lint: $(VENV)/ok ## Style
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)

@@ -3,9 +3,10 @@
     python benchmarks/readers.py                     # 20,000 rows, 50 commits among 4 readers
 
 Reader processes connect, ask and check in a loop; one more holds one connection open all the time.
-The main process commits. Each answer is one query over all tables and views, and has to be exactly what
-the files of one version hold, read by PyArrow. Commits among readers take turns with commits while
-all readers are stopped (SIGSTOP), so that both meet the same machine and a store of the same size.
+The main process commits. Each answer is one query over all tables and views, and has to be exactly
+what the files of one version hold, read by PyArrow. Commits among readers take turns with commits
+while all readers are stopped (SIGSTOP), so that both meet the same machine and a store of the same
+size.
 """
 
 from __future__ import annotations
