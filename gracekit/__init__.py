@@ -19,12 +19,12 @@ from gracekit.version import __version__
 if TYPE_CHECKING:
     from gracekit.errors import GracekitError
     from gracekit.recipe import Recipe
-    from gracekit.refresher import RefreshResult, refresh, reselect
+    from gracekit.refresher import RefreshResult, refresh, reselect, rollback
     from gracekit.store.database import connect
     from gracekit.training import Coreset
 
 __all__ = ["Coreset", "GracekitError", "Recipe", "RefreshResult", "__version__", "connect",
-           "refresh", "reselect"]  # fmt: skip
+           "refresh", "reselect", "rollback"]  # fmt: skip
 
 _HOMES = {
     "Coreset": "gracekit.training",
@@ -34,6 +34,7 @@ _HOMES = {
     "connect": "gracekit.store.database",
     "refresh": "gracekit.refresher",
     "reselect": "gracekit.refresher",
+    "rollback": "gracekit.refresher",
 }
 
 

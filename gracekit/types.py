@@ -315,12 +315,13 @@ class ManifestHeader:
     """UTC, RFC 3339."""
     gracekit_version: str
     operation: str
-    """`init` (first), `refresh` or `reselect`."""
+    """`init` (first), `refresh`, `reselect` or `rollback`."""
     refresh_id: str
     """Hash of checkpoint, recipe and samples: a rerun of the same refresh is recognised by it."""
     recipe_digest: str
     scores_version: int
-    """The version whose history holds the scores: its own, or the parent's after a reselect."""
+    """The version whose history holds the scores: its own after a refresh; after a reselect that of
+    the newest refresh; after a rollback that of the old version."""
     dataset: Json
     checkpoint: Json
     scoring: Json
@@ -331,6 +332,8 @@ class ManifestHeader:
     audit: Json | None
     files: dict[str, Json]
     """path relative to the store -> {sha256, num_bytes} of the history files of this version."""
+    rollback_of: int | None = None
+    """After a rollback: the version whose coreset and scores it has."""
 
     def to_json(self) -> Json:
         """As a JSON object."""
@@ -338,5 +341,13 @@ class ManifestHeader:
 
     @classmethod
     def from_json(cls, data: Json) -> ManifestHeader:
-        """The inverse of `to_json`; unknown fields are ignored, missing ones are a KeyError."""
-        return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
+        """The inverse of `to_json`; unknown fields are ignored, missing ones are a KeyError unless
+        they have a default.
+        """
+        return cls(
+            **{
+                f.name: data[f.name]
+                for f in dataclasses.fields(cls)
+                if f.name in data or f.default is dataclasses.MISSING
+            }
+        )

@@ -19,7 +19,7 @@ from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
 COMMANDS = ["init", "watch", "plan", "refresh", "select", "explain", "similar", "export", "sql",
-            "status", "versions", "diff", "verify", "pin", "unpin", "gc"]  # fmt: skip
+            "status", "versions", "diff", "verify", "rollback", "pin", "unpin", "gc"]  # fmt: skip
 
 
 def invoke(*arguments: str) -> Result:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,21 @@ from gracekit.errors import (
     StoreNotFoundError,
     StoreWriteError,
 )
-from gracekit.refresher import Refresher, estimate, measuring, preview, refresh, reselect
+from gracekit.refresher import (
+    Refresher,
+    estimate,
+    measuring,
+    preview,
+    refresh,
+    reselect,
+    rollback,
+)
 from gracekit.store import Store, lock_store
+from gracekit.store.retention import collect
 from gracekit.store.verify import verify
 from gracekit.types import Measurement, Origin, Rows
 from tests.faults import failing_at
+from tests.stores import changed_samples, make_draft, make_store
 from tests.tiny import NUM_SAMPLES, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -164,6 +175,54 @@ def test_select_makes_a_version_without_a_model(folder: Path, run_dir: Path) -> 
     later = refresh(recipe, run_dir / "checkpoint-20")
     assert later.version == 3
     assert later.header.stats["num_measured"] < NUM_SAMPLES
+    assert verify(store) == []
+
+
+def test_rollback_goes_back_and_costs_the_next_refresh_nothing(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder)
+    for step in (10, 20):
+        refresh(recipe, run_dir / f"checkpoint-{step}")
+    shutil.copytree(folder / "store", folder / "twin")
+    store = Store.open(folder / "store")
+    made = rollback(store.paths.root, 1)
+    assert (made.version, made.is_new) == (3, True)
+    assert (made.header.operation, made.header.rollback_of) == ("rollback", 1)
+    assert store.coreset(3).equals(store.coreset(1)) and store.coreset(3) != store.coreset(2)
+    assert not store.paths.history_of(3).exists(), "no copy of the scores"
+    np.testing.assert_array_equal(store.scores(3).importance, store.scores(1).importance)
+    for version in (1, 3):
+        again = rollback(store.paths.root, version)
+        assert (again.version, again.is_new) == (3, False)
+    assert not refresh(recipe, run_dir / "checkpoint-20").is_new, "as before the rollback"
+    assert verify(store) == [] and store.recover() == []
+
+    chosen = reselect(recipe.override({"selection.count": 7, "selection.selector": "top"}))
+    assert chosen.header.scores_version == 2, "the newest scores"
+    with store.lock():
+        assert collect(store, 1).removed == (1, 3)
+    later = refresh(recipe, run_dir / "checkpoint-30").header
+    straight = refresh(tiny_recipe(folder, store="twin"), run_dir / "checkpoint-30").header
+    assert later.version == 5 and straight.version == 3
+    assert later.stats["num_measured"] == straight.stats["num_measured"] < NUM_SAMPLES
+    assert later.refresh["num_since_full"] == straight.refresh["num_since_full"] == 2
+    mine, twin = store.scores(5), Store.open(folder / "twin").scores(3)
+    for name in ("gradient-norm", "loss"):
+        np.testing.assert_array_equal(mine.scores[name], twin.scores[name])
+    np.testing.assert_array_equal(mine.origin, twin.origin)
+    assert verify(store) == []
+
+
+def test_rollback_without_samples_that_left_the_data(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "a"))
+    store.commit(make_draft(store, "b", samples=changed_samples(store)))
+    gone = np.flatnonzero(~store.samples().present)
+    before = store.coreset(1)["row"].to_numpy()
+    assert np.isin(gone, before).any(), "the case is there"
+    assert rollback(store.paths.root, 1).header.selection["details"]["num_left_out"] > 0
+    after = store.coreset(3)
+    np.testing.assert_array_equal(after["row"], np.setdiff1d(before, gone))
+    assert np.mean(after["weight"].to_numpy()) == pytest.approx(1)
     assert verify(store) == []
 
 
@@ -437,5 +496,8 @@ def test_is_done_knows_the_checkpoint_and_the_recipe(folder: Path, run_dir: Path
     refresher = Refresher.from_recipe(recipe)
     assert refresher.is_done(ten)
     assert not refresher.is_done(twenty)
+    refresh(tiny_recipe(folder, retention={"keep": 1}), run_dir / "checkpoint-20")
+    assert list(Store.open(folder / "store").removed()) == [1]
+    assert refresher.is_done(ten), "also when its version was removed"
     other = Refresher.from_recipe(recipe.override({"selection.fraction": 0.1}))
     assert not other.is_done(ten)

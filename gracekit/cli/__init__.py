@@ -53,6 +53,7 @@ for command in (
     read.status,
     read.versions,
     read.diff,
+    history.rollback,
     history.pin,
     history.unpin,
     history.gc,

@@ -1,4 +1,4 @@
-"""Commands over the versions that were made: `pin`, `unpin`, `gc`."""
+"""Commands over the versions that were made: `rollback`, `pin`, `unpin`, `gc`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,33 @@ from gracekit.cli.options import (
 )
 from gracekit.cli.render import format_bytes, format_cell, print_json
 from gracekit.errors import RecipeError
+
+
+@click.command(epilog="\b\nExample:\n  gracekit rollback 12")
+@click.argument("version", type=click.IntRange(min=1))
+@recipe_option
+@store_option
+@json_option
+@clear_errors
+def rollback(version: int, recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
+    """Make a new version with the coreset and the scores of VERSION.
+
+    Trainers take it next, until a checkpoint is refreshed or `gracekit select` makes a newer one:
+    both go on from the newest refresh.
+    """
+    from gracekit.refresher import rollback as go_back
+
+    result = go_back(resolve_store(store_path, recipe_path), version)
+    header = result.header
+    if as_json:
+        print_json({"is_new": result.is_new, **header.to_json()})
+    elif not result.is_new:
+        click.echo(f"the latest version, {result.version}, has that coreset: nothing to do")
+    else:
+        click.echo(
+            f"version {result.version} is version {version} again: step "
+            f"{header.checkpoint.get('step')}, coreset {header.stats['num_selected']:,}"
+        )
 
 
 @click.command(epilog="\b\nExample:\n  gracekit pin 12 --note 'the run that we publish'")

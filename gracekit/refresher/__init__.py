@@ -9,7 +9,7 @@ line and `gracekit.refresh` call; `planning` what a refresh would do and cost; `
 from gracekit.refresher.comparing import compare
 from gracekit.refresher.explaining import explain, similar
 from gracekit.refresher.flow import Refresher, RefreshResult
-from gracekit.refresher.operations import refresh, reselect
+from gracekit.refresher.operations import refresh, reselect, rollback
 from gracekit.refresher.planning import CostEstimate, PlanPreview, estimate, preview
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "preview",
     "refresh",
     "reselect",
+    "rollback",
     "similar",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.errors import RecipeError, VersionNotFoundError
+from gracekit.errors import RecipeError
 from gracekit.recipe import Recipe
 from gracekit.refresher.state import selection_inputs
 from gracekit.types import Json, Rows
@@ -36,13 +36,7 @@ def compare(recipe: Recipe | str | Path, names: Sequence[str]) -> list[Json]:
     for name in names:
         selector_for(name)
     store = Store.open(recipe.store)
-    latest = store.latest()
-    if latest is None:
-        raise VersionNotFoundError(
-            f"the store {store.paths.root} has no version to select from yet; "
-            "make one with `gracekit watch` or `gracekit refresh`"
-        )
-    inputs = selection_inputs(store, recipe, latest)
+    inputs = selection_inputs(store, recipe)
     samples, version = store.samples(), store.next_version()
     records: list[Json] = []
     chosen: dict[str, Rows] = {}

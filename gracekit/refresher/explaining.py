@@ -189,7 +189,8 @@ def _kept(store: Store, version: int) -> StoreCache:
 def _lost(store: Store, version: int) -> StoreFormatError:
     return StoreFormatError(
         f"the features and the graph of version {version} in {store.paths.cache} are no longer "
-        "kept (those of the newest two refreshes are) or damaged; ask for a newer version"
+        "kept or damaged; those of the newest refresh are kept: ask for version "
+        f"{store.newest_scores()}"
     )
 
 

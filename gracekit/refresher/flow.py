@@ -118,8 +118,8 @@ class Refresher:
         this = (str(checkpoint.path.resolve()), checkpoint.completed_at, self.recipe.digest())
         return any(
             (h.checkpoint.get("path"), h.checkpoint.get("completed_at"), h.recipe_digest) == this
-            for h in map(store.header, reversed(store.versions()))
-            if h.operation != "reselect"
+            for h in map(store.header, reversed(store.all_versions()))
+            if h.operation in ("init", "refresh")
         )
 
     def refresh(

@@ -1,17 +1,28 @@
-"""What the command line and `import gracekit` call: one refresh, a selection."""
+"""What the command line and `import gracekit` call: one refresh, a selection, a rollback."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gracekit.errors import RecipeError, VersionNotFoundError
+import numpy as np
+
+from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFoundError
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher, RefreshResult
 from gracekit.refresher.state import selection_inputs
-from gracekit.types import Json
+from gracekit.types import Json, ManifestHeader, Selection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from gracekit.store import Store
+
+logger = logging.getLogger(__name__)
 
 
 def refresh(
@@ -55,22 +66,21 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
     store = Store.open(recipe.store)
     with store.lock():
         store.recover()
-        latest = store.latest()
-        if latest is None:
+        started = time.perf_counter()
+        latest, base = store.latest(), store.newest_scores()
+        if latest is None or base is None:
             raise VersionNotFoundError(
                 f"the store {store.paths.root} has no version to select from yet; "
                 "make one with `gracekit watch` or `gracekit refresh`"
             )
-        started = time.perf_counter()
-        header = store.header(latest)
+        header = store.header(base)
         _require_same_importance(recipe, header.scoring)
-        settings = f"{header.scores_version} {recipe.digest('selection', 'seed')}"
-        refresh_id = hashlib.sha256(settings.encode()).hexdigest()[:20]
-        if header.refresh_id == refresh_id:
-            return RefreshResult(version=latest, is_new=False, header=header)
+        refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')}")
+        if store.header(latest).refresh_id == refresh_id:
+            return RefreshResult(version=latest, is_new=False, header=store.header(latest))
         selection = select(
             recipe.selection,
-            **selection_inputs(store, recipe, latest),
+            **selection_inputs(store, recipe),
             seed=recipe.seed,
             version=store.next_version(),
         )
@@ -87,9 +97,80 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
                 refresh={},
                 selection_settings=recipe.selection.model_dump(mode="json"),
                 timings={"model_pass_s": 0.0, "other_s": seconds, "total_s": seconds},
-            )
+            ),
+            keep=recipe.retention.keep,
         )
         return RefreshResult(version=version, is_new=True, header=store.header(version))
+
+
+def rollback(root: str | Path, version: int) -> RefreshResult:
+    """Make a version whose coreset and scores are those of an old one.
+
+    Trainers take it as they take any newest version. The next refresh builds on the newest refresh
+    all the same, so it measures no more than without the rollback. Nothing is added when the latest
+    version is that one, or a rollback to it. Samples that have left the data are left out.
+
+    Raises:
+        VersionNotFoundError: There is no such version, or gc removed it.
+        StoreFormatError: It is damaged.
+        StoreDataMismatchError: None of its samples is in the data any more.
+    """
+    from gracekit.store import Store, VersionDraft
+
+    store = Store.open(root)
+    with store.lock():
+        store.recover()
+        started = time.perf_counter()
+        coreset = store.coreset(version)
+        old, latest = store.header(version), store.latest()
+        if latest is not None and version in (latest, store.header(latest).rollback_of):
+            return RefreshResult(version=latest, is_new=False, header=store.header(latest))
+        selection = _selection_again(store, coreset, old)
+        settings = {key: value for key, value in old.selection.items() if key != "details"}
+        seconds = round(time.perf_counter() - started, 3)
+        made = store.commit(
+            VersionDraft(
+                operation="rollback",
+                refresh_id=_short_hash(f"rollback {version} {latest}"),
+                recipe_digest=old.recipe_digest,
+                scores=None,
+                rollback_of=version,
+                selection=selection,
+                checkpoint=old.checkpoint,
+                scoring=old.scoring,
+                selection_settings=settings,
+                timings={"model_pass_s": 0.0, "other_s": seconds, "total_s": seconds},
+            )
+        )
+        return RefreshResult(version=made, is_new=True, header=store.header(made))
+
+
+def _selection_again(store: Store, coreset: pa.Table, header: ManifestHeader) -> Selection:
+    """The selection that a manifest holds, without samples that have left the data."""
+    picked = coreset.sort_by("rank")
+    rows, weights = picked["row"].to_numpy(), picked["weight"].to_numpy()
+    stays = store.samples().present[rows]
+    num_gone = int((~stays).sum())
+    if num_gone == len(rows) > 0:
+        raise StoreDataMismatchError(
+            f"none of the {len(rows)} samples of version {header.version} is in the data of "
+            f"{store.paths.root} any more; name a newer version"
+        )
+    if num_gone:
+        logger.warning("%d of the %d samples of version %d are no longer in the data and are left "
+                       "out", num_gone, len(rows), header.version)  # fmt: skip
+        weights = weights / weights[stays].mean(dtype=np.float64)
+    return Selection(
+        rows=rows[stays],
+        gains=picked["gain"].to_numpy()[stays],
+        weights=weights[stays].astype(np.float32),
+        objective=float(header.stats.get("objective", 0.0)),
+        details={**header.selection.get("details", {}), "num_left_out": num_gone},
+    )
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def _require_same_importance(recipe: Recipe, stored: Json) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.errors import StoreFormatError
+from gracekit.errors import StoreError, StoreFormatError, VersionNotFoundError
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.types import (
     Bool,
@@ -40,7 +40,7 @@ MOST_GROUP_COVARIATES = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """The last version as a refresh starts from it."""
+    """The newest refresh as the next one starts from it."""
 
     version: int
     num_since_full: int
@@ -105,17 +105,20 @@ class Update:
 
 
 def load_known(store: Store, recipe: Recipe) -> Known | None:
-    """The last version; None when there is none, or when its features are lost."""
+    """The newest refresh, whatever was selected or rolled back to since.
+
+    None when there is none, or when its features are lost.
+    """
     from gracekit.graph import build_index, load_index, symmetric, unit_features
     from gracekit.scoring.working import to_working
 
-    version = store.latest()
+    version = store.newest_scores()
     if version is None:
         return None
     header = store.header(version)
     cache = store.load_cache(version)
     scores = store.scores(version)
-    what = _obstacle(store.header(header.scores_version), recipe.scoring)
+    what = _obstacle(header, recipe.scoring)
     if cache is None or what is not None:
         what = what or "its features are missing or damaged"
         logger.warning("version %d cannot be built upon (%s): measuring everything", version, what)
@@ -127,15 +130,14 @@ def load_known(store: Store, recipe: Recipe) -> Known | None:
         index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed)
     samples = store.samples()
     values = to_working(scores.scores, samples.num_response_tokens)
-    facts = store.header(header.scores_version).refresh
     return Known(
         version=version,
-        num_since_full=int(facts.get("num_since_full", 0)),
-        next_budget=int(facts.get("next_budget", 0)),
+        num_since_full=int(header.refresh.get("num_since_full", 0)),
+        next_budget=int(header.refresh.get("next_budget", 0)),
         samples=samples,
         scores=scores,
         values=values,
-        changes=_last_changes(store, header.scores_version, values),
+        changes=_last_changes(store, version, values),
         features=features,
         valid=cache.valid,
         index=index,
@@ -175,13 +177,21 @@ class SelectionInputs(TypedDict):
     store: Path
 
 
-def selection_inputs(store: Store, recipe: Recipe, version: int) -> SelectionInputs:
-    """All that a selection from the stored scores of a version starts from.
+def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
+    """All that a selection from the newest scores starts from; its parent is the latest version.
 
-    Raises `StoreFormatError` when its graph is lost.
+    Raises:
+        VersionNotFoundError: There are no scores yet.
+        StoreFormatError: Their graph is lost.
     """
     from gracekit.graph import load_index, symmetric
 
+    version, parent = store.newest_scores(), last_coreset(store)
+    if version is None or parent is None:
+        raise VersionNotFoundError(
+            f"the store {store.paths.root} has no version to select from yet; "
+            "make one with `gracekit watch` or `gracekit refresh`"
+        )
     cache = store.load_cache(version)
     index = load_index(cache.index_directory, settings=recipe.graph) if cache else None
     if cache is None or index is None:
@@ -196,7 +206,7 @@ def selection_inputs(store: Store, recipe: Recipe, version: int) -> SelectionInp
         graph=symmetric(index.graph),
         features=cache.features,
         target_features=cache.target_features,
-        parent=store.coreset(version)["row"].to_numpy(),
+        parent=parent,
         store=store.paths.root,
     )
 
@@ -352,14 +362,17 @@ class StageClock:
 
 
 def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dict[str, Float32]:
-    """Change of the working values from the version before to `version`, 0 where unknown."""
+    """Change of the working values from the refresh before to `version`, 0 where unknown."""
     from gracekit.scoring.working import to_working
 
-    parent = store.header(version).parent_version
     changes = {name: np.zeros_like(value) for name, value in values.items()}
-    if parent is None or parent not in store.versions():
+    parent = store.newest_scores(before=version)
+    if parent is None:
         return changes
-    earlier = store.scores(parent).scores
+    try:
+        earlier = store.scores(parent).scores
+    except StoreError:
+        return changes
     before = to_working(earlier, store.samples().num_response_tokens)
     for name, change in changes.items():
         if name in before:

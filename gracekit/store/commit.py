@@ -41,7 +41,7 @@ from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.cache import CachePayload, prune_caches, save_cache
 from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
 from gracekit.store.manifests import coreset_table, header_text, write_manifest
-from gracekit.store.retention import remove_old
+from gracekit.store.retention import finish, remove_old
 from gracekit.store.samples import write_samples
 from gracekit.store.shards import clear_shards
 from gracekit.types import (
@@ -69,14 +69,16 @@ class VersionDraft:
     """All that a new version is made of."""
 
     operation: str
-    """`init`, `refresh` or `reselect`."""
+    """`init`, `refresh`, `reselect` or `rollback`."""
     refresh_id: str
     recipe_digest: str
     selection: Selection
     scores: ScoreTable | None
-    """None for a reselect, which keeps its parent's scores."""
+    """None for a reselect, which has those of the newest refresh, and for a rollback."""
+    rollback_of: int | None = None
+    """The version that a rollback goes back to, whose scores it has."""
     measurement: Measurement | None = None
-    """None for a reselect; its features are not kept here but in the cache."""
+    """None for a reselect or rollback; its features are not kept here but in the cache."""
     plan: RefreshPlan | None = None
     """Why rows were measured; None where all were."""
     audit: Audit | None = None
@@ -86,7 +88,7 @@ class VersionDraft:
     """What to remember of changed data, as for `Store.create`."""
     cache: CachePayload | None = None
     measure_id: str | None = None
-    """Of the measurement, None for a reselect. Once the version exists all shards are removed: its
+    """Of the measurement, None without one. Once the version exists all shards are removed: its
     own, and those of refreshes that were stopped or skipped, which nobody goes on with."""
     checkpoint: Json = field(default_factory=dict)
     """At least `step`; the published tables also know path, layout and digest."""
@@ -144,6 +146,8 @@ def commit(store: Store, draft: VersionDraft, *, keep: int | None = None) -> int
         files.sync_directory(final.parent)
         if keep is not None:
             remove_old(store, keep)
+        else:
+            finish(store)  # scores of removed versions that only the refresh before needed
     with _harmless(version, "not all of it is published yet"):
         publish(store, has_new=True)
         if draft.measure_id is not None:
@@ -168,7 +172,9 @@ def _check(samples: SampleTable, draft: VersionDraft) -> None:
     assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < n), "no such row"
     assert samples.present[rows].all(), "a removed sample is selected"
     assert draft.scores is None or len(draft.scores) == n, "scores of other samples"
-    assert (draft.scores is None) == (draft.operation == "reselect"), "only a reselect has none"
+    is_derived = draft.operation in ("reselect", "rollback")
+    assert (draft.scores is None) == is_derived, "only a reselect or rollback has none"
+    assert (draft.rollback_of is None) == (draft.operation != "rollback"), "back to which version?"
     assert draft.samples is None or draft.scores is not None, "new samples need scores"
 
 
@@ -238,10 +244,12 @@ def _header(
             "samples_file": samples_file,
             "sources": dataset["sources"] | {samples_file: num_source_rows},
         }
-    scores_version = version
-    if draft.scores is None:
-        assert parent is not None
-        scores_version = store.header(parent).scores_version
+    scores_version: int | None = version
+    if draft.rollback_of is not None:
+        scores_version = store.header(draft.rollback_of).scores_version
+    elif draft.scores is None:
+        scores_version = store.newest_scores()
+    assert scores_version is not None
     named = [paths.scores(scores_version)]
     if draft.measurement is not None:
         named.append(paths.measured(version))
@@ -268,6 +276,7 @@ def _header(
         stats=_stats(store, parent, draft, samples),
         timings=draft.timings,
         audit=_audit(draft.audit),
+        rollback_of=draft.rollback_of,
         files={
             paths.relative(path): {
                 "sha256": files.sha256(path),

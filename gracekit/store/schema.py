@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """A database of another schema is not read: it is built anew from the files."""
 
 
@@ -60,9 +60,11 @@ VERSIONS = Described(
         "version": "1, 2, 3 …",
         "parent_version": "the version before it",
         "created_at": "UTC",
-        "operation": "init (first), refresh, or reselect (other selection, same scores)",
+        "operation": "init (first), refresh, reselect (other selection from the newest scores), or "
+        "rollback (coreset and scores of an old version)",
         "step": "training step of the checkpoint",
         "scores_version": "version whose history holds the scores",
+        "rollback_of": "version that a rollback went back to",
         "num_measured": "rows measured; NULL after a reselect",
         "measured_fraction": "share of the samples measured",
         "num_probe": "audit: measured rows drawn at random that were predicted from the others",

@@ -30,6 +30,7 @@ def version_row(header: ManifestHeader) -> Json:
         "operation": header.operation,
         "step": header.checkpoint.get("step"),
         "scores_version": header.scores_version,
+        "rollback_of": header.rollback_of,
         "num_measured": num_measured,
         "measured_fraction": fraction,
         **{name: audit.get(name) for name in AUDIT_COLUMNS},

@@ -35,6 +35,7 @@ _VERSIONS = pa.schema(
         "operation": pa.string(),
         "step": pa.int64(),
         "scores_version": pa.int32(),
+        "rollback_of": pa.int32(),
         "num_measured": pa.int64(),
         "measured_fraction": pa.float64(),
         "num_probe": pa.int64(),
