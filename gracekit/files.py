@@ -12,14 +12,20 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gracekit.errors import StoreWriteError
+
+MAX_JSON_BYTES = 1 << 28
+"""Of a document that somebody else wrote: more than the history of any training run, and less than
+the memory of any machine."""
 
 TEMPORARY_MARK = ".partial-"
 """Part of every temporary name: what a start-up may delete."""
@@ -190,6 +196,22 @@ def sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document that somebody else wrote.
+
+    Raises ValueError, also for one nested so deep that it can only be meant to do harm, or larger
+    than `MAX_JSON_BYTES`; OSError when it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deep") from None
 
 
 def remove_leftovers(directory: Path) -> int:

@@ -336,10 +336,7 @@ class Recipe(Section):
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{path} is not valid YAML: {error}") from None
+        content = read_yaml(text, str(path))
         if not isinstance(content, dict):
             raise RecipeError(
                 f"{path} should hold keys and values such as `data: {{path: train.jsonl}}`; "
@@ -399,6 +396,26 @@ class Recipe(Section):
             section, _, leaf = key.rpartition(".")
             ((content.get(section) or {}) if section else content).pop(leaf, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Values only: no tag makes an object, and no alias makes a page of what is a line."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"the alias *{event.anchor} is not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """The value of a YAML text; `RecipeError`, with `name`, for what is not plain YAML."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except RecursionError:
+        raise RecipeError(f"{name} is not valid YAML: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
+        raise RecipeError(f"{name} is not valid YAML: {error}") from None
 
 
 _NEUTRAL = (

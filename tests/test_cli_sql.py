@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gracekit.cli import main
+from gracekit.cli.render import print_csv
 from gracekit.cli.sql import TABLE_ROWS
 from gracekit.store.queries import NAMED_QUERIES
 from gracekit.store.schema import TABLES, VIEWS
@@ -214,3 +215,12 @@ def test_other_alphabets_on_a_terminal_that_lacks_them(root: Path) -> None:
         assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr
         if arguments == ["--json"]:
             assert json.loads(run.stdout) == [{"text": "é語"}]
+
+
+def test_csv_on_a_terminal_is_shown_and_not_obeyed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for is_terminal, expected in ((True, "a\n\\x1b[31m\n"), (False, "a\n\x1b[31m\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda answer=is_terminal: answer)
+        print_csv(["a"], [["\x1b[31m"]])
+        assert capsys.readouterr().out == expected

@@ -6,7 +6,6 @@ runs: it is read in place, and its bytes are part of the checkpoint's identity.
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from gracekit.checkpoints.weights import (
     weights_digest,
 )
 from gracekit.errors import CheckpointError
+from gracekit.files import read_json
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
@@ -30,7 +30,7 @@ SUPPORTED = ("LORA",)
 def incomplete_adapter(directory: Path) -> str | None:
     """Why the adapter's files are not complete; `CheckpointError` for what cannot be read."""
     try:
-        config = json.loads((directory / ADAPTER_CONFIG).read_bytes())
+        config = read_json(directory / ADAPTER_CONFIG)
         kind = config.get("peft_type")
     except (ValueError, AttributeError):
         return f"{ADAPTER_CONFIG} does not parse: it is cut off or damaged"
@@ -57,7 +57,7 @@ def incomplete_adapter(directory: Path) -> str | None:
 
 def read_adapter(directory: Path) -> Json:
     """Type, rank and target modules: equal for the adapters of one run."""
-    config = json.loads((directory / ADAPTER_CONFIG).read_bytes())
+    config = read_json(directory / ADAPTER_CONFIG)
     targets = config.get("target_modules")
     return {
         "type": config.get("peft_type"),
@@ -77,7 +77,7 @@ def model_directory(directory: Path, settings: CheckpointSection) -> Path:
     """
     if not is_adapter(directory):
         return directory
-    config = json.loads((directory / ADAPTER_CONFIG).read_bytes())
+    config = read_json(directory / ADAPTER_CONFIG)
     named = settings.base_model or config.get("base_model_name_or_path")
     where = "checkpoints.base_model" if settings.base_model else ADAPTER_CONFIG
     base = _find(str(named)) if named else None

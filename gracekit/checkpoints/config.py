@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from gracekit.checkpoints.adapters import base_digest, model_directory, read_adapter
 from gracekit.checkpoints.layouts import CONFIG
 from gracekit.checkpoints.weights import ADAPTER_CONFIG, is_adapter
 from gracekit.errors import CheckpointError
+from gracekit.files import read_json
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
@@ -37,7 +37,7 @@ def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
     """
     path = model_directory(directory, settings) / CONFIG
     try:
-        config = json.loads(path.read_bytes())
+        config = read_json(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

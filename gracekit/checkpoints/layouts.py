@@ -7,7 +7,6 @@ user, in `UNSUPPORTED`: a new layout takes its line away from there.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from gracekit.checkpoints.weights import (
     weight_files,
 )
 from gracekit.errors import CheckpointError
+from gracekit.files import read_json
 from gracekit.protocols import CheckpointLayout
 from gracekit.types import Checkpoint
 
@@ -173,7 +173,7 @@ def layout_of(checkpoint: Checkpoint) -> CheckpointLayout:
 def _global_step(directory: Path) -> int:
     """`global_step` of trainer_state.json; ValueError with the reason when it has none."""
     try:
-        step = json.loads((directory / TRAINER_STATE).read_bytes())["global_step"]
+        step = read_json(directory / TRAINER_STATE)["global_step"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{TRAINER_STATE} does not parse: it is cut off or damaged") from None
     if not isinstance(step, int) or isinstance(step, bool):
@@ -196,7 +196,7 @@ def _incomplete_model(directory: Path) -> str | None:
     if not (directory / CONFIG).is_file():
         return f"{CONFIG} is not there yet"
     try:
-        config = json.loads((directory / CONFIG).read_bytes())
+        config = read_json(directory / CONFIG)
         config.get("model_type")
     except (ValueError, AttributeError):
         return f"{CONFIG} does not parse: it is cut off or damaged"

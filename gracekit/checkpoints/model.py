@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from gracekit.errors import (
     MeasureError,
     RecipeError,
 )
+from gracekit.files import MAX_JSON_BYTES, read_json
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
 
@@ -40,6 +40,8 @@ _VOCABULARY_FILES = (
     "*.tiktoken",
 )
 """A directory without any of these has no tokenizer, whatever tokenizer_config.json says."""
+
+_TOKENIZER_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -178,6 +180,12 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
                 f"checkpoints.tokenizer: expected a directory with one of "
                 f"{', '.join(_VOCABULARY_FILES)}; found none in {directory}"
             )
+    for file in directory.iterdir():
+        if file.suffix in _TOKENIZER_SUFFIXES and file.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{file} is larger than {MAX_JSON_BYTES:,} bytes, which no tokenizer is; name the "
+                "directory of another one as checkpoints.tokenizer in the recipe"
+            )
     try:
         with _quiet():
             return transformers.AutoTokenizer.from_pretrained(
@@ -305,7 +313,7 @@ def _load_error(
     pinned: PinnedCheckpoint, settings: CheckpointSection, error: Exception
 ) -> CheckpointError:
     path = pinned.checkpoint.path
-    config = json.loads((model_directory(pinned.directory, settings) / CONFIG).read_bytes())
+    config = read_json(model_directory(pinned.directory, settings) / CONFIG)
     model_type = config.get("model_type")
     if "auto_map" in config and not settings.trust_remote_code:
         return CheckpointError(

@@ -6,13 +6,13 @@ model loaded from them as if they were plain would be another model.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from gracekit.checkpoints.weights import read_header, weight_files
+from gracekit.files import read_json
 
 DEQUANTISED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 """Methods that transformers turns into plain weights as it loads them: name -> its config class."""
@@ -64,7 +64,7 @@ def quantisation_of(directory: Path, config: dict[str, Any] | None = None) -> Qu
         directory: With whole weight files.
         config: Its config.json, where that has been read already.
     """
-    config = config or json.loads((directory / "config.json").read_bytes())
+    config = config or read_json(directory / "config.json")
     settings = config.get("quantization_config") or config.get("compression_config")
     if settings:
         method = settings.get("quant_method") or _method_by_settings(settings)

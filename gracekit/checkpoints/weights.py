@@ -14,6 +14,8 @@ from typing import Any
 
 import xxhash
 
+from gracekit.files import read_json
+
 WHOLE = "model.safetensors"
 """The weights in one file; where it exists, transformers ignores an index beside it."""
 INDEX = "model.safetensors.index.json"
@@ -101,7 +103,7 @@ def read_header(path: Path) -> dict[str, Any]:
         tensors = json.loads(content)
         tensors.pop("__metadata__", None)
         ranges = sorted((int(a), int(b)) for a, b in (t["data_offsets"] for t in tensors.values()))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise ValueError(
             f"{path.name} is not a safetensors file: its header is not valid"
         ) from None
@@ -121,7 +123,7 @@ def read_header(path: Path) -> dict[str, Any]:
 def _read_index(path: Path) -> dict[str, set[str]]:
     """Shard file name -> names of its tensors. Raises ValueError when the index makes no sense."""
     try:
-        weight_map = json.loads(path.read_bytes())["weight_map"]
+        weight_map = read_json(path)["weight_map"]
         shards: dict[str, set[str]] = {}
         for tensor, shard in weight_map.items():
             if Path(shard).name != shard:

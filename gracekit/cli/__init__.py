@@ -12,6 +12,7 @@ import sys
 import click
 
 from gracekit.cli import export, history, look, plan, read, sql, start, work
+from gracekit.cli.render import LogLines
 from gracekit.version import __version__
 
 EPILOG = """
@@ -35,9 +36,9 @@ def main(verbose: bool, quiet: bool) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("gracekit").setLevel(level)
 
 

@@ -15,7 +15,7 @@ from gracekit.cli.options import (
     resolve_store,
     store_option,
 )
-from gracekit.cli.render import print_json
+from gracekit.cli.render import print_json, say
 from gracekit.errors import RecipeError, VersionNotFoundError
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def export(
     if as_json:
         print_json(written)
     else:
-        click.echo(
-            f"version {written['version']}: {written['num_rows']:,} rows ({format_name}) in {out}"
-        )
+        say(f"version {written['version']}: {written['num_rows']:,} rows ({format_name}) in {out}")
 
 
 def _number(store: Store, version: str) -> int:

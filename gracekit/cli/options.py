@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gracekit.cli.render import printable
+from gracekit.cli.render import say
 from gracekit.errors import GracekitError, RecipeError
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def clear_errors(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except GracekitError as error:
-            message = printable(str(error), keep="\n")
-            click.echo(f"gracekit: {message}", err=True)
+            say(f"gracekit: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
             click.echo("gracekit: interrupted; the last published version is unchanged", err=True)
@@ -75,9 +74,7 @@ def clear_errors(command: Command) -> Command:
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = (), store: Path | None = None) -> Recipe:
     """The recipe with the command line's changes applied; values are read as YAML."""
-    import yaml
-
-    from gracekit.recipe import Recipe
+    from gracekit.recipe import Recipe, read_yaml
 
     recipe = Recipe.load(path)
     values: dict[str, Any] = {}
@@ -85,10 +82,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = (), store: Path | None 
         key, equals, text = override.partition("=")
         if not equals:
             raise RecipeError(f"--set takes KEY=VALUE, found {override!r}")
-        try:
-            values[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {key}: {text!r} is not a YAML value: {error}") from None
+        values[key.strip()] = read_yaml(text, f"--set {key}: {text!r}")
     if store is not None:
         values["store"] = str(store)
     return recipe.override(values) if values else recipe

@@ -16,7 +16,7 @@ from gracekit.cli.options import (
     store_option,
     strict_option,
 )
-from gracekit.cli.render import format_bytes, print_json
+from gracekit.cli.render import format_bytes, print_json, say
 
 if TYPE_CHECKING:
     from gracekit.refresher import CostEstimate, PlanPreview
@@ -67,13 +67,13 @@ def print_preview(plan: PlanPreview, *, as_json: bool) -> None:
     if as_json:
         print_json(plan.to_json())
         return
-    click.echo(f"checkpoint   {plan.checkpoint} (step {plan.step})")
+    say(f"checkpoint   {plan.checkpoint} (step {plan.step})")
     click.echo(f"would make   version {plan.version}")
     click.echo(f"measure      {plan.num_rows:,} of {plan.num_samples:,} rows "
                f"({plan.num_rows / max(plan.num_samples, 1):.0%}), "
                f"{plan.num_tokens:,} tokens in {plan.num_shards} shards")  # fmt: skip
     for reason, count in plan.reasons.items():
-        click.echo(f"  {reason:<16} {count:,}")
+        say(f"  {reason:<16} {count:,}")
     if plan.max_rows > plan.num_rows:
         click.echo(f"at most      {plan.max_rows:,} rows while the audit misses the target")
     click.echo(f"model        {format_bytes(plan.weight_bytes)} of weights")

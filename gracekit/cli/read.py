@@ -15,7 +15,7 @@ from gracekit.cli.options import (
     resolve_store,
     store_option,
 )
-from gracekit.cli.render import format_bytes, format_cell, print_json, print_table
+from gracekit.cli.render import format_bytes, format_cell, print_json, print_table, say
 
 
 @click.command(epilog="\b\nExample:\n  gracekit status --json")
@@ -113,7 +113,7 @@ def verify(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
         click.echo(f"{len(store.versions())} versions verify")
     else:
         for problem in problems:
-            click.echo(f"{problem.path}: {problem.what}; {problem.advice}")
+            say(f"{problem.path}: {problem.what}; {problem.advice}")
     if problems:
         sys.exit(1)
 

@@ -6,6 +6,7 @@ import codecs
 import csv
 import io
 import json
+import logging
 import math
 import re
 import sys
@@ -103,6 +104,24 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Lines for people in which names and data cannot steer the terminal."""
+    click.echo(printable(text, keep="\n"), err=err)
+
+
+class LogLines(logging.Formatter):
+    """`12:00:00 message`, safe for a terminal; what follows in further lines is indented, so that
+    no name can pretend to be a line of its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The lines."""
+        return printable(super().format(record), keep="\n").replace("\n", "\n    ")
 
 
 def format_bytes(num_bytes: int) -> str:

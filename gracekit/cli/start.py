@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from gracekit.cli.options import clear_errors, json_option, strict_option
-from gracekit.cli.render import print_json
+from gracekit.cli.render import print_json, say
 from gracekit.errors import RecipeError
 
 TEMPLATE = """\
@@ -129,11 +129,11 @@ def init(
                if group_column else f"{len(raw.sample_ids):,} samples ({raw.format})")  # fmt: skip
     if raw.skipped:
         first = raw.skipped[0]
-        click.echo(
+        say(
             f"{len(raw.skipped):,} rows cannot be used, the first is row {first.source_row}: "
             f"{first.reason} (--strict lists them)"
         )
-    click.echo(f"wrote {output}; next: gracekit watch CHECKPOINT_DIR")
+    say(f"wrote {output}; next: gracekit watch CHECKPOINT_DIR")
 
 
 def _from_recipe(data: str, output: Path) -> str:

@@ -17,12 +17,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import xxhash
 
 from gracekit.errors import DataError
 from gracekit.files import write_atomic
 
 COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+MAX_DEPTH = 200
+"""Of lists and objects in one another. The reader of `datasets` gives up a little above, and at
+some ten thousand it takes the process with it."""
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -44,6 +49,27 @@ def repaired(paths: list[Path], folder: Path) -> list[Path] | None:
         if num_records == 0:
             raise DataError(f"{path} holds no rows; expected one JSON object per line")
     return [_repaired_copy(path, folder) for path in paths] if needs_repair else None
+
+
+def require_shallow(path: Path) -> None:
+    """Raise a `DataError` for a file nested so deep that it can only be meant to do harm."""
+    depth = 0
+    with _open(path, "rb") as file:
+        for line_number, line in enumerate(file, start=1):
+            signs = _STRING.sub(b"", line)  # which hold no line ends
+            num_opened = signs.count(b"[") + signs.count(b"{")
+            if depth + num_opened > MAX_DEPTH and depth + _deepest(signs) > MAX_DEPTH:
+                raise DataError(
+                    f"{path}, line {line_number}: lists and objects are nested more than "
+                    f"{MAX_DEPTH} deep. Correct or delete it"
+                )
+            depth = max(depth + num_opened - signs.count(b"]") - signs.count(b"}"), 0)
+
+
+def _deepest(signs: bytes) -> int:
+    values = np.frombuffer(signs, np.uint8)
+    steps = np.isin(values, list(b"[{")).astype(np.int64) - np.isin(values, list(b"]}"))
+    return int(np.max(np.cumsum(steps), initial=0))
 
 
 def open_text(path: Path) -> IO[str]:

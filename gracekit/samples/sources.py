@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples.json_files import COMPRESSIONS, open_text, repaired
+from gracekit.samples.json_files import COMPRESSIONS, open_text, repaired, require_shallow
 
 if TYPE_CHECKING:
     import datasets
@@ -97,6 +97,8 @@ def _open_files(data: DataSection, paths: list[Path]) -> datasets.Dataset:
     for path in paths:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty; expected one sample per line or row")
+        if kind == "json":
+            require_shallow(path)
     split = _split_name(data.split)
     try:
         options = _csv_options(paths) if kind == "csv" else {}
