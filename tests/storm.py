@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gracekit.files import sha256
 from gracekit.store import Store
+from gracekit.store.pinned import pinned
 from gracekit.store.verify import verify
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
@@ -40,7 +41,37 @@ def select_anew(folder: Path, percent: int) -> None:
     reselect(tiny_recipe(folder, selection={"fraction": percent / 100}))
 
 
-OPERATIONS = {"refresh": refresh_from, "select": select_anew}
+def collect_garbage(folder: Path, keep: int) -> None:
+    """Only so many of the newest versions stay."""
+    from gracekit.store.retention import collect
+
+    store = Store.open(folder / "store")
+    with store.lock():
+        store.recover()
+        collect(store, keep)
+
+
+def roll_back(folder: Path, version: int) -> None:
+    """The coreset of an earlier version again."""
+    from gracekit.refresher import rollback
+
+    rollback(folder / "store", version)
+
+
+def pin_version(folder: Path, version: int) -> None:
+    """Keep a version whatever gc removes."""
+    from gracekit.store.pinned import pin
+
+    pin(Store.open(folder / "store"), version)
+
+
+OPERATIONS = {
+    "refresh": refresh_from,
+    "select": select_anew,
+    "gc": collect_garbage,
+    "rollback": roll_back,
+    "pin": pin_version,
+}
 
 
 def work(folder: Path, operation: str, argument: int) -> None:
@@ -88,7 +119,7 @@ class Storm:
         """One operation, killed once or more, then finished; raises where anything was lost."""
         operation = self._random.choices(list(OPERATIONS), [4] + [1] * (len(OPERATIONS) - 1))[0]
         argument = self._argument(operation)
-        held = self.measurements()
+        held = self.measurements() | self.pinned_coresets()
         before = self.store.next_version()
         for _ in range(self._random.randint(1, 3)):
             by_shards = operation == "refresh" and self._random.random() < 0.4
@@ -110,10 +141,16 @@ class Storm:
         store = self.store
         return {
             store.paths.root / name: entry["sha256"]
-            for version in store.versions()
+            for version in store.all_versions()
             for name, entry in store.header(version).files.items()
             if Path(name).name == "measured.parquet"
         }
+
+    def pinned_coresets(self) -> dict[Path, str]:
+        """Digest of the manifest of every pinned version."""
+        paths = self.store.paths
+        found = (paths.manifest(version) for version in pinned(paths))
+        return {path: sha256(path) for path in found}
 
     def require_held(self, held: dict[Path, str]) -> None:
         """Raise unless all of `held` is there, to the bit, and the latest version is read."""
@@ -161,4 +198,6 @@ class Storm:
             self._step += 10
             write_checkpoint(self.folder / "run", self._step)
             return self._step
-        return self._random.randint(5, 60)
+        if operation in ("rollback", "pin"):
+            return self._random.choice(self.store.versions())
+        return self._random.randint(*((2, 6) if operation == "gc" else (5, 60)))
