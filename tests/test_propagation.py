@@ -587,6 +587,22 @@ def test_spread_is_restored_along_each_axis() -> None:
     np.testing.assert_allclose(spread, [5, 3, 1.5, 0.15, 0.6], rtol=0.06)
 
 
+def test_fewer_measured_rows_than_features_tell_the_spread() -> None:
+    rng = np.random.default_rng(0)
+    n, m, d, everyone = 3000, 60, 100, np.ones(3000, bool)
+    size = np.linspace(3, 0.3, d)
+    predicted = (rng.normal(size=(n, d)) * size).astype(np.float32)
+    truth = predicted + (0.6 * rng.normal(size=(n, d)) * size).astype(np.float32)
+    features, rows, held = predicted.copy(), np.arange(m, n), np.arange(0, m, 4)
+    features[:m] = truth[:m]
+    assert restore_spread(features, rows, truth[:m], held, predicted[held]) == 1
+    true_rank = effective_rank(unit_features(truth, everyone))
+    assert abs(effective_rank(unit_features(features, everyone)) / true_rank - 1) < 0.02
+    np.testing.assert_allclose(
+        np.linalg.norm(features[rows]), np.linalg.norm(truth[rows]), rtol=0.05
+    )
+
+
 def test_spread_is_left_where_stretching_only_adds_noise() -> None:
     rng = np.random.default_rng(0)
     size = np.array([3, 3, 3, 0.6, 0.6, 0.6])

@@ -100,7 +100,7 @@ def propagate_features(
         held_out_rows = rows[held]
         _carry_over(features, rows, target, walk, usable, settings.damping, choice)
         gates |= choice.to_json()
-        if choice.plain != "stale" and len(rows) >= old.shape[1]:
+        if choice.plain != "stale":
             propagated = usable.copy()
             propagated[measured_rows] = False
             gates["stretch"] = restore_spread(
@@ -207,14 +207,16 @@ def restore_spread(
 
     A prediction leaves out what is a row's own, so its features lie closer together than true
     ones, and from refresh to refresh ever fewer directions would be left. Along each principal
-    axis of the measured features the predicted ones are stretched around their mean to the same
-    standard deviation, by `_MOST_WIDENING` at most, never narrowed; and only as far as held-out
-    rows do not miss the cosine of 1 by `_WORTH_SPREAD` more than without.
+    axis of the predicted features they are stretched around their mean to the standard deviation
+    of the measured ones, by `_MOST_WIDENING` at most, never narrowed; and only as far as held-out
+    rows do not miss the cosine of 1 by `_WORTH_SPREAD` more than without. (Axes of the measured
+    features would be no good: few rows spread too much along their own first axes and too little
+    along their last, whatever they are drawn from.)
 
     Args:
         features: [n, d]
         rows: predicted rows.
-        target: [m, d] measured features, m at least d: of fewer rows the axes say too little.
+        target: [m, d] measured features.
         held: [q] positions among the measured rows of those that were held out.
         held_out: [q, d] what was predicted of them.
 
@@ -225,10 +227,13 @@ def restore_spread(
         return 0.0
     blocks = [rows[i : i + _ROW_BLOCK] for i in range(0, len(rows), _ROW_BLOCK)]
     mean = sum(features[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
+    covariance = np.zeros((features.shape[1], features.shape[1]))
+    for block in blocks:
+        centred = features[block] - mean
+        covariance += centred.T @ centred / len(rows)
+    square, axes = np.linalg.eigh(covariance)
     centre = target.mean(axis=0, dtype=np.float64)
-    _, axes = np.linalg.eigh((target - centre).T @ (target - centre))
-    square = sum((((features[b] - mean) @ axes) ** 2).sum(axis=0) for b in blocks) / len(rows)
-    found, wanted = np.sqrt(square), ((target - centre) @ axes).std(axis=0)
+    found, wanted = np.sqrt(np.maximum(square, 0)), ((target - centre) @ axes).std(axis=0)
     wider = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0) - 1
     stretch = (axes * np.clip(wider, 0, _MOST_WIDENING - 1)) @ axes.T
 
