@@ -1,6 +1,6 @@
 """Neighbour lists of many samples: found from nothing, and improved after all of them moved.
 
-    python benchmarks/neighbors.py 100000 --hnswlib        # beside hnswlib (pip install hnswlib)
+    python benchmarks/neighbors.py 100000 --hnswlib        # beside hnswlib
 
 CPU seconds of one thread, and recall against exact neighbours of 500 rows. Made-up features 256
 wide: `synthetic`, clusters of 40 samples (see `refresh_cost.py`), and `sheet`, a curved sheet of 20
@@ -60,7 +60,7 @@ def recall(unit: Float32, neighbors: Int32) -> float:
 
 
 def by_hnswlib(unit: Float32) -> Int32:
-    """Lists as gracekit had them before its own descent."""
+    """Lists by the defaults of backend `hnsw`."""
     import hnswlib
 
     index = hnswlib.Index(space="ip", dim=WIDTH)

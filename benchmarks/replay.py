@@ -50,7 +50,7 @@ class Run:
 
     @classmethod
     def load(cls, path: Path, features: str) -> Run:
-        """Read a file; `features` is `hidden` or `sketch`."""
+        """Read a file; `features` is `hidden`, `sketch` or `both`."""
         with np.load(path) as file:
             data = {name: file[name] for name in file.files}
         n, groups = len(data["groups"]), data["groups"]
@@ -75,7 +75,26 @@ class Run:
             steps=data["steps"],
             exact={s: data[s] for s in SCORES},
             working={s: np.stack([each[s] for each in working]) for s in SCORES},
-            features=data[features],
+            features=joined(data) if features == "both" else data[features],
+            samples=samples,
+        )
+
+    def part(self, num_samples: int, seed: int) -> Run:
+        """Some of the samples, drawn at random."""
+        rows = np.sort(np.random.default_rng(seed).permutation(len(self.samples))[:num_samples])
+        one_a_row = {
+            field.name: getattr(self.samples, field.name)[rows]
+            for field in dataclasses.fields(self.samples)
+            if isinstance(getattr(self.samples, field.name), np.ndarray)
+        }
+        samples = dataclasses.replace(
+            self.samples, **one_a_row, fingerprint=f"{self.samples.fingerprint}-{len(rows)}-{seed}"
+        )
+        return dataclasses.replace(
+            self,
+            exact={name: score[:, rows] for name, score in self.exact.items()},
+            working={name: score[:, rows] for name, score in self.working.items()},
+            features=self.features[:, rows],
             samples=samples,
         )
 
@@ -88,6 +107,19 @@ class Run:
         """[n] rank of working values within groups, which the default recipe selects by."""
         ranks = ranks_within(np.asarray(values, np.float32), self.samples.groups)
         return ranks.astype(np.float32)
+
+
+def joined(data: dict[str, Any]) -> Any:
+    """Directions of both kinds of features side by side, float16 [c, n, d + k²].
+
+    Those of the sketch are half as long: of half, as long and twice as long that did best on tiny.
+    """
+    everyone = np.ones(len(data["groups"]), bool)
+    pairs = zip(data["hidden"], data["sketch"], strict=True)
+    each = [
+        np.hstack([unit_features(a, everyone), unit_features(b, everyone) / 2]) for a, b in pairs
+    ]
+    return np.stack(each).astype(np.float16)
 
 
 class Replay:
@@ -184,6 +216,7 @@ class Link:
     rank: float
     """Effective rank of the directions, relative to that of the true ones."""
     kept: float
+    selected: Rows
     cost: float
     seconds: float
 
@@ -228,6 +261,7 @@ def chain(run: Run, recipe: Recipe, start: int = 0) -> list[Link]:
                 recall=graph_facts["recall"],
                 rank=graph_facts["effective_rank"] / truths.effective_rank(c),
                 kept=truths.kept(c, selected),
+                selected=selected,
                 cost=len(evidence.plan.rows) / len(run.samples),
                 seconds=seconds,
             )
@@ -277,12 +311,18 @@ class Truths:
 
     def kept(self, c: int, rows: Rows) -> float:
         """Share of the objective that full measuring gains over a random draw."""
-        unit, importance, drawn, gains, best, _ = self._at[c]
+        return float(self.gains(c, rows).mean() / self.gains(c, self.best(c)).mean())
 
-        def value(chosen: Rows) -> float:
-            return float(((terms(unit, importance, chosen) - drawn) / gains).mean())
+    def best(self, c: int) -> Rows:
+        """The coreset that full measuring selects."""
+        rows: Rows = self._at[c][4]
+        return rows
 
-        return value(rows) / value(best)
+    def gains(self, c: int, rows: Rows) -> Float64:
+        """Importance and coverage: 0 of a random draw, 1 the most that one of them alone can be."""
+        unit, importance, drawn, gains, _, _ = self._at[c]
+        shares: Float64 = (terms(unit, importance, rows) - drawn) / gains
+        return shares
 
     def shared_edges(self, c: int, graph: KnnGraph) -> float:
         """Share of the true graph's list entries that are in the lists."""
