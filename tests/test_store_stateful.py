@@ -85,10 +85,10 @@ class StoreLife(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        for _ in range(2):
+        for _ in range(3):
             self.refresh(nullcontext, keep=None, is_changed=False)
 
-    @rule(fault=faults, keep=st.sampled_from([None, 1, 2]), is_changed=st.booleans())
+    @rule(fault=faults, keep=st.sampled_from([None, None, None, 2]), is_changed=st.booleans())
     def refresh(self, fault: Fault, keep: int | None, is_changed: bool) -> None:
         def work(store: Store) -> None:
             samples = changed_samples(store) if is_changed and store.latest() else None
