@@ -46,15 +46,17 @@ history AS (FROM score_history WHERE version = (FROM latest)),
 chosen AS (FROM coresets WHERE version = (FROM latest))
 SELECT (FROM latest),
        (SELECT max(version) FROM versions), (SELECT count(*) FROM versions),
-       (SELECT count(DISTINCT version) FROM score_history),
-       (SELECT count(DISTINCT version) FROM coresets),
        (SELECT count(DISTINCT version) FROM measurements),
        (SELECT min(measured_version) FROM scores), (SELECT max(measured_version) FROM scores),
        (SELECT sum((importance * {SCALE})::BIGINT)::BIGINT FROM scores),
        (SELECT sum((importance * {SCALE})::BIGINT)::BIGINT FROM history),
        (SELECT count(*) FROM chosen), (SELECT sum(row * rank)::BIGINT FROM chosen),
-       (SELECT count(*) FROM measurements WHERE version = (FROM latest))
+       (SELECT count(*) FROM measurements WHERE version = (FROM latest)),
+       (SELECT count(DISTINCT version) FROM score_history),
+       (SELECT count(DISTINCT version) FROM coresets)
 """
+KEPT_COUNTS = 2
+"""Columns at the end that tell how many versions are kept."""
 
 
 @cache
@@ -69,8 +71,8 @@ def in_files(root: Path, version: int) -> tuple[int, ...]:
     made = scores["measured_version"].to_numpy()
     ranks = coreset["rank"].to_numpy().astype(np.int64)
     return (
-        version, version, version, version, version, version, int(made.min()), int(made.max()),
-        total, total, len(coreset), int((coreset["row"].to_numpy() * ranks).sum()), measured,
+        version, version, version, version, int(made.min()), int(made.max()), total, total,
+        len(coreset), int((coreset["row"].to_numpy() * ranks).sum()), measured, version, version,
     )  # fmt: skip
 
 
@@ -83,17 +85,22 @@ class Seen:
     errors: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
 
-    def ask(self, connection: object, root: Path) -> None:
-        """One question, held against the files."""
-        found = connection.execute(QUESTION).fetchone()  # type: ignore[attr-defined]
+    def take(self, found: tuple[int, ...], root: Path, *, all_kept: bool) -> None:
+        """One answer, held against the files."""
         self.num_answers += 1
-        self.versions.add(int(found[0]))
-        if tuple(found) != in_files(root, int(found[0])):
-            self.torn.append(f"{found}, the files say {in_files(root, int(found[0]))}")
+        self.versions.add(found[0])
+        end = len(found) if all_kept else len(found) - KEPT_COUNTS
+        if all_kept or StorePaths(root).manifest(found[0]).exists():
+            expected = in_files(root, found[0])
+            if found[:end] != expected[:end]:
+                self.torn.append(f"{found}, the files say {expected}")
 
 
-def read(root: Path, last: int, pause_s: float, holds: bool, pipe: Connection) -> None:
+def read(
+    root: Path, last: int, pause_s: float, holds: bool, all_kept: bool, pipe: Connection
+) -> None:
     """Ask until version `last` is seen (told, when one connection is held); tell what was met."""
+    from gracekit.store.asking import run_sql
     from gracekit.store.database import connect
 
     seen = Seen()
@@ -103,10 +110,10 @@ def read(root: Path, last: int, pause_s: float, holds: bool, pipe: Connection) -
         while last not in seen.versions and not (pipe.poll() and pipe.recv() == "end"):
             try:
                 if held is not None:
-                    seen.ask(held, root)
+                    (found,) = held.execute(QUESTION).fetchall()
                 else:
-                    with connect(root) as connection:
-                        seen.ask(connection, root)
+                    (found,) = run_sql(root, QUESTION)[1]
+                seen.take(found, root, all_kept=all_kept)
             except Exception as error:  # whatever it is, it should not have happened
                 seen.errors.append(f"{type(error).__name__}: {error}")
                 if len(seen.errors) > 20:
@@ -127,23 +134,33 @@ class Outcome:
 
 def run(
     root: Path, *, num_rows: int, num_commits: int, num_readers: int, pause_s: float,
-    with_alone: bool = True,
+    with_alone: bool = True, keep: int | None = None, apart: bool = False,
 ) -> Outcome:  # fmt: skip
-    """Commit `num_commits` versions among readers, and as many without (not if not asked for)."""
+    """Commit `num_commits` versions among readers, and as many without (not if not asked for).
+
+    With `keep` each commit removes older versions, and no connection is held. With `apart` the
+    commits have a core to themselves.
+    """
     store = Store.create(root, samples=make_samples(num_rows), dataset={})
     store.commit(make_draft(store))
     last = 1 + num_commits * (1 + with_alone)
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
+    mine, *others = sorted(os.sched_getaffinity(0))
     for k in range(num_readers + 1):
         here, there = context.Pipe()
-        arguments = (root, last, pause_s, k == num_readers, there)
+        holds = k == num_readers and keep is None
+        arguments = (root, last, pause_s, holds, keep is None, there)
         process = context.Process(target=read, args=arguments, daemon=True)
         process.start()
+        if apart:
+            os.sched_setaffinity(process.pid or 0, others)
         pipes.append(here)
         processes.append(process)
     for pipe in pipes:
         assert pipe.recv() == "ready"
+    if apart:
+        os.sched_setaffinity(0, {mine})
     times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for _ in range(num_commits):
         for among in (False, True) if with_alone else (True,):
@@ -151,9 +168,10 @@ def run(
                 os.kill(process.pid or 0, signal.SIGCONT if among else signal.SIGSTOP)
             draft = make_draft(store)
             cpu, wall = time.process_time(), time.perf_counter()
-            store.commit(draft)
+            store.commit(draft, keep=keep)
             times[among].append((time.process_time() - cpu, time.perf_counter() - wall))
-    pipes[-1].send("end")
+    if keep is None:
+        pipes[-1].send("end")
     seen = [pipe.recv() for pipe in pipes]
     for process in processes:
         process.join()
@@ -231,11 +249,12 @@ def main() -> None:
     parser.add_argument("--commits", type=int, default=50)
     parser.add_argument("--readers", type=int, default=4)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds between two questions")
+    parser.add_argument("--apart", action="store_true", help="a core for the commits alone")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = run(
             Path(folder) / "store", num_rows=options.rows, num_commits=options.commits,
-            num_readers=options.readers, pause_s=options.pause,
+            num_readers=options.readers, pause_s=options.pause, apart=options.apart,
         )  # fmt: skip
     everyone = [*found.readers, found.holder]
     print(

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 BATCH_ROWS = 10_000
 """Rows of an answer in memory at once, about."""
 
+_TRIES = 8
+"""Old versions may be removed between finding their files and reading them, again and again where
+each commit removes one and the machine is busy."""
+
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 """Nodes of DuckDB's syntax tree that only read."""
 _TABLE_FUNCTIONS = re.compile(
@@ -89,13 +93,14 @@ def ask(
     statements = parse_queries(sql)
     values = _check_parameters(statements, parameters or {})
     with query_errors():
-        try:
-            connection = connect(root, confined=confined, allow=allow)
-            answer = _run(connection, statements[-1], values)
-        except duckdb.IOException:
-            # Old versions may be removed between finding their files and reading them.
-            connection = connect(root, confined=confined, allow=allow)
-            answer = _run(connection, statements[-1], values)
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                connection = connect(root, confined=confined, allow=allow)
+                answer = _run(connection, statements[-1], values)
+                break
+            except duckdb.IOException:
+                if not tries_left:
+                    raise
         with connection:
             yield answer
 
