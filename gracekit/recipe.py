@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -448,7 +449,7 @@ def _explain(error: ValidationError, name: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{place!r} is missing")
         else:
-            found = f", found {problem['input']!r}" if problem["loc"] else ""
+            found = f", found {reprlib.repr(problem['input'])}" if problem["loc"] else ""
             lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}{found}")
     return f"{name}: " + "\n  ".join(lines)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 
 from gracekit.errors import QueryError
 from gracekit.store import Store
-from gracekit.store.asking import ask, parse_queries, run_sql
+from gracekit.store.asking import parse_queries, run_sql
 from gracekit.store.database import connect
 from gracekit.store.queries import NAMED_QUERIES, named_query
 from gracekit.store.schema import as_pattern
@@ -459,6 +461,14 @@ def test_wrong_parameters_and_names(name: str, given: dict[str, str], message: s
         named_query(name).bind(given)
 
 
-def test_an_interrupted_query_is_an_interruption(store: Store) -> None:
-    with pytest.raises(KeyboardInterrupt), ask(store.paths.root, "SELECT 1"):
-        raise duckdb.InterruptException("INTERRUPT Error: Interrupted!")
+def test_ctrl_c_ends_a_query(store: Store) -> None:
+    forever = "SELECT sum(a.i * b.i) FROM range(10000000) a(i), range(10000000) b(i)"
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        rows(store, forever)
+
+
+def test_a_column_called_interrupt_is_no_interruption(store: Store) -> None:
+    with pytest.raises(QueryError, match="interrupted"):
+        rows(store, "SELECT interrupted FROM samples")

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 from duckdb import DuckDBPyConnection, StatementType
@@ -26,6 +27,8 @@ from gracekit.store.schema import TABLES, VIEWS
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_Result = TypeVar("_Result")
 
 BATCH_ROWS = 10_000
 """Rows of an answer in memory at once, about."""
@@ -138,12 +141,9 @@ def query_errors() -> Iterator[None]:
 
     try:
         yield
-    except (duckdb.Error, pa.ArrowException, RuntimeError) as error:
-        # Both say so of a Ctrl-C that reached them within a query.
-        if "interrupt" in str(error).lower():
-            raise KeyboardInterrupt from None
-        if isinstance(error, RuntimeError) and not isinstance(error, duckdb.Error):
-            raise
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
+    except (duckdb.Error, pa.ArrowException) as error:
         raise QueryError(_explain(error)) from error
 
 
@@ -155,8 +155,8 @@ def _run(
     try:
         own = {name: values[name] for name in statement.named_parameters}
         relation = connection.sql(statement.query, params=own or None)
-        reader = relation.to_arrow_reader(BATCH_ROWS)
-        schema, found = _unique(reader.schema), _taken(reader)
+        reader = _interruptibly(connection, lambda: relation.to_arrow_reader(BATCH_ROWS))
+        schema, found = _unique(reader.schema), _taken(connection, reader)
         first = list(itertools.islice(found, 1))  # so that most errors come now
         batches = (
             pa.RecordBatch.from_arrays(batch.columns, schema=schema)
@@ -168,11 +168,25 @@ def _run(
         raise
 
 
-def _taken(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+def _taken(
+    connection: DuckDBPyConnection, reader: pa.RecordBatchReader
+) -> Iterator[pa.RecordBatch]:
     try:
-        yield from reader
+        while (batch := _interruptibly(connection, lambda: next(reader, None))) is not None:
+            yield batch
     except OSError as error:  # as which Arrow passes on whatever DuckDB says
         raise duckdb.IOException(str(error)) from error
+
+
+def _interruptibly(connection: DuckDBPyConnection, work: Callable[[], _Result]) -> _Result:
+    """Do what does not look for signals itself; a Ctrl-C ends the query."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
 
 
 def _unique(schema: pa.Schema) -> pa.Schema:
