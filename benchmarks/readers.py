@@ -125,7 +125,8 @@ def read(
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What readers met, and the seconds of each commit: CPU of all threads, wall without what the
-    main thread waited for a core, wall."""
+    main thread waited for a core, wall.
+    """
 
     readers: list[Seen]
     holder: Seen

@@ -87,6 +87,9 @@ WRITING = {
     "explained copy, spaces": f"explain  analyze  {COPY}",
     "explained copy, options": f"EXPLAIN (ANALYZE, FORMAT json) {COPY}",
     "explained copy, comment": f"EXPLAIN /* a */ ANALYZE {COPY}",
+    "explained copy, comment in the options": "EXPLAIN (ANALYZE /* ) SELECT 1; -- */ ) " + COPY,
+    "explained copy, line in the options": "EXPLAIN (ANALYZE -- ) SELECT 1;\n) " + COPY,
+    "explained copy, string in the options": "EXPLAIN (ANALYZE, FORMAT ') SELECT 1; --') " + COPY,
     "explained copy in a with": f"EXPLAIN ANALYZE {HIDDEN}",
     "second statement": f"SELECT 1; {COPY}",
     "second statement after a comment": f"SELECT 1 -- ;\n; /* ; */ {COPY}",
@@ -194,7 +197,9 @@ def test_what_writes_is_refused(
 
 def test_the_attacks_would_work(tmp_path: Path) -> None:
     """They are attacks: DuckDB itself writes where the hidden ones say."""
-    for k, name in enumerate(("copy in a with", "a serialised tree", "explained copy in a with")):
+    hidden = ("copy in a with", "a serialised tree", "explained copy in a with",
+              "explained copy, comment in the options")  # fmt: skip
+    for k, name in enumerate(hidden):
         target = tmp_path / str(k)
         target.mkdir()
         sql = WRITING[name].format(history=target, tree_history=target)

@@ -225,8 +225,10 @@ def _check_parameters(
 def _only_reads(statement: duckdb.Statement) -> bool:
     text = statement.query
     if statement.type == StatementType.EXPLAIN:
-        # EXPLAIN ANALYZE runs what it explains: look at what follows it.
-        inner = re.sub(r"^\s*explain(\s+analyze|\s*\([^)]*\))?\s", "", text, count=1, flags=re.I)
+        # EXPLAIN ANALYZE runs what it explains: look at what follows it. No comment or string may
+        # stand before that, for what looks like its beginning might be in there.
+        before = r"^\s*explain(\s+analyze|\s*\([\w\s,]*\))?\s"
+        inner = re.sub(before, "", text, count=1, flags=re.IGNORECASE)
         try:
             statements = duckdb.extract_statements(inner)
         except duckdb.Error:
