@@ -138,18 +138,19 @@ class Layer(Protocol):
     """Whether it is part of an adapter (LoRA's A or B) and not of the model itself."""
     is_trained: bool
     """Whether a trainer moves it: of a model with an adapter, the adapter's layers alone."""
-
-    @property
-    def is_transposed(self) -> bool:
-        """Whether its weight is kept as [in, out] (GPT-2's Conv1D), not [out, in]."""
+    is_transposed: bool
+    """Whether its weight is kept as [in, out] (GPT-2's Conv1D), not [out, in]."""
+    parameter: torch.Tensor
+    """The parameter itself."""
+    bias: torch.Tensor | None
+    """The parameter itself, if there is one: [out] or [E, out]."""
 
     @property
     def weight(self) -> torch.Tensor:
-        """The parameter itself, [out, in]; of a stack [E, out, in]."""
+        """The parameter as [out, in]; of a stack as [E, out, in]."""
 
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The parameter itself, if there is one: [out] or [E, out]."""
+    def arrange(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the parameter's shape, such as a moment of Adam, in the weight's shape."""
 
     def of_expert(self, expert: int) -> Layer:
         """One layer of a stack; the layer itself when it is no stack."""

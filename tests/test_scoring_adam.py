@@ -24,6 +24,7 @@ from gracekit.scoring.gradient_scores import GradientNorm
 from gracekit.scoring.layers import linear_layers
 from gracekit.scoring.sketch import KroneckerSketch
 from gracekit.store import Store
+from tests.test_scoring_experts import experts
 from tests.test_scoring_pass import RELATIVE, Sample, make_samples, mean_loss, run, tiny
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
@@ -46,24 +47,27 @@ def adam_norms(model: Any, state: AdamState, samples: list[Sample]) -> torch.Ten
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "llama-tied-bias", "gpt2", "qwen2", "mixtral", "gpt-oss"]
+    "name",
+    ["llama", "llama-tied-bias", "gpt2", "qwen2", "mixtral", "gpt-oss", "mixtral with LoRA"],
 )
 @pytest.mark.parametrize("eps", [1e-8, 1e-3])
 def test_direction_is_what_a_real_step_moves_by(tmp_path: Path, name: str, eps: float) -> None:
-    model = tiny(name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, eps=eps, betas=(0.8, 0.95))
+    model = experts(name)
+    moving = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(moving, lr=LEARNING_RATE, eps=eps, betas=(0.8, 0.95))
     trained(model, optimizer, make_samples((9, 8, 7), seed=5))
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     state = read_adam_state(tmp_path, model)
     assert state.reason is None and state.step == 3 and state.betas == (0.8, 0.95)
     samples = make_samples()
     found = adam_norms(model, state, samples)
-    weights = {id(p) for layer in linear_layers(model) for p in layer.module.parameters(False)}
+    layers = [layer for layer in linear_layers(model) if layer.is_trained]
+    weights = {id(p) for layer in layers for p in (layer.parameter, layer.bias)}
     for i, sample in enumerate(samples):
         moved = copy.deepcopy(model)
-        after = torch.optim.Adam(moved.parameters(), lr=LEARNING_RATE, eps=eps)
+        moving = [p for p in moved.parameters() if p.requires_grad]
+        after = torch.optim.Adam(moving, lr=LEARNING_RATE, eps=eps)
         after.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        moved.requires_grad_(True)
         torch.autograd.backward(mean_loss(moved, sample))
         moved.double()  # the step itself in float64: a difference of weights keeps few digits
         for parameter in moved.parameters():

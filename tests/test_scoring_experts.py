@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from gracekit.protocols import Batch, Layer, Reader, RoutedRows
 from gracekit.scoring.batches import TokenBatch
-from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast
+from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast, LoraGradientNorm
 from gracekit.scoring.layers import linear_layers
 from gracekit.scoring.rows import RoutedRows as Rows
 from gracekit.scoring.sketch import KroneckerSketch, random_signs
@@ -29,7 +30,43 @@ from tests.test_scoring_pass import (
     tiny,
 )
 
+WITH_LORA = ("mixtral with LoRA", "gpt-oss with LoRA")
 STACKED = ("mixtral", "qwen2-moe", "deepseek-v3", "gpt-oss")
+
+
+def experts(name: str) -> Any:
+    """A tiny model; `with LoRA` on the experts' parameters too, as GPT-OSS is fine-tuned."""
+    model = tiny(name.removesuffix(" with LoRA"))
+    if not name.endswith("LoRA"):
+        return model
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj"], target_parameters=parameters)
+    peft = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for key, parameter in peft.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(0, 0.3)
+    return peft.get_base_model()
+
+
+@pytest.mark.parametrize("name", WITH_LORA)
+def test_adapters_on_experts(name: str) -> None:
+    model, samples = experts(name), make_samples()
+    trained = [p.requires_grad for p in model.parameters()]
+    own, whole, long = run(model, [LoraGradientNorm(), GradientNorm(), LongWay()], samples)
+    torch.testing.assert_close(whole, long, rtol=1e-5, atol=0)
+    assert [p.requires_grad for p in model.parameters()] == trained
+    model.requires_grad_(True)
+    for i, sample in enumerate(samples):
+        model.zero_grad()
+        torch.autograd.backward(mean_loss(model, sample))
+        squares = {True: 0.0, False: 0.0}
+        for layer in linear_layers(model):
+            for parameter in (layer.parameter, layer.bias):
+                if parameter is not None and parameter.grad is not None:
+                    squares[layer.is_adapter] += float(parameter.grad.double().square().sum())
+        assert own[i] == pytest.approx(squares[True] ** 0.5, rel=RELATIVE)
+        assert whole[i] == pytest.approx(squares[False] ** 0.5, rel=RELATIVE)
 
 
 class LongWay(GradientNorm):
@@ -64,19 +101,19 @@ def test_a_sample_scores_the_same_in_any_company(name: str) -> None:
             torch.testing.assert_close(a[0], b[i], rtol=RELATIVE, atol=1e-4 * float(b.abs().max()))
 
 
-@pytest.mark.parametrize("name", STACKED)
+@pytest.mark.parametrize("name", [*STACKED, *WITH_LORA])
 def test_sketch_is_the_projection_of_the_gradient(name: str) -> None:
-    model, samples = tiny(name), make_samples()
-    found = run(model, [KroneckerSketch(side=6, seed=3)], samples)[0]
+    model, samples, sketch = experts(name), make_samples(), KroneckerSketch(side=6, seed=3)
+    found = run(model, [sketch], samples)[0]
     model.requires_grad_(True)
     for i, sample in enumerate(samples):
         model.zero_grad()
         torch.autograd.backward(mean_loss(model, sample))
         expected = np.zeros((6, 6))
         for layer in linear_layers(model):
-            weight = layer.weight.grad
-            if weight is None:
+            if layer.parameter.grad is None or not sketch.wants(layer):
                 continue
+            weight = layer.arrange(layer.parameter.grad)
             stack = (weight.mT if layer.is_transposed else weight).double().numpy()
             stack = stack[None] if stack.ndim < 3 else stack
             num_experts, num_outputs, num_inputs = stack.shape

@@ -54,7 +54,7 @@ class AdamNorm(GradientNorm):
         self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
     ) -> None:
         """Form each sample's gradient, and add the squares of its direction."""
-        moments = self._state.moments(layer.weight)
+        moments = self._state.moments(layer.parameter)
         if moments is None:
             self._is_plain = True
             super().on_layer(batch, layer, inputs, gradients)
@@ -73,12 +73,12 @@ class AdamNorm(GradientNorm):
         For the others an expert of a stack has a gradient of 0, and is moved by its momentum; one
         with a parameter of its own has no gradient, and stays.
         """
-        moments = self._state.moments(layer.weight)
+        moments = self._state.moments(layer.parameter)
         if moments is None:
             self._is_plain = True
             super().on_routed(batch, layer, rows)
             return
-        m, v = (moment.to(rows.inputs.device) for moment in moments)
+        m, v = (layer.arrange(moment).to(rows.inputs.device) for moment in moments)
         m, v = (m[None], v[None]) if m.ndim < 3 else (m, v)
         m, v = (m.mT, v.mT) if layer.is_transposed else (m, v)
         idle = self._idle(layer, m, v)

@@ -60,14 +60,14 @@ class LayerCalls:
         """Wait for the gradient of a layer's output."""
         number, self._num_calls = self._num_calls, self._num_calls + 1
         self._open[number] = call
-        self._calls_of[id(layer.weight)] += 1
+        self._calls_of[id(layer.parameter)] += 1
         self._calls_of[id(layer.bias)] += 1
         meet = partial(self._meet, layer, number)
         output.register_hook(meet)  # type: ignore[no-untyped-call]
 
     def knows(self, layer: LinearLayer) -> bool:
         """Whether any layer with this weight was called."""
-        return id(layer.weight) in self._calls_of
+        return id(layer.parameter) in self._calls_of
 
     def finish(self, layers: Sequence[LinearLayer]) -> None:
         """Deliver the rest: some call's output may not have reached the loss."""
@@ -93,7 +93,7 @@ class LayerCalls:
             gradients = gradients.reshape(*call.inputs.shape[:2], -1)
         if self._loss_scale != 1.0:
             call.inputs, gradients = call.inputs.float(), gradients.float() / self._loss_scale
-        weight, bias = id(layer.weight), id(layer.bias)
+        weight, bias = id(layer.parameter), id(layer.bias)
         self._of_weight[weight].append((call, gradients))
         if len(self._of_weight[weight]) == self._calls_of[weight]:
             self._deliver_weight(layer)
@@ -116,7 +116,7 @@ class LayerCalls:
 
     def _deliver_weight(self, layer: LinearLayer) -> None:
         """All calls with the layer's weight, as if they were further positions or rows."""
-        calls = self._of_weight.pop(id(layer.weight), [])
+        calls = self._of_weight.pop(id(layer.parameter), [])
         if not calls:
             return
         if any(call.sample is not None for call, _ in calls):

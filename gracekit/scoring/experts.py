@@ -11,7 +11,9 @@ Routers, and older stacks of experts, call `F.linear` on a parameter of their ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -45,22 +47,83 @@ def is_stack(module: torch.nn.Module) -> bool:
 
 def projections_of(module: torch.nn.Module) -> list[str]:
     """Names of the stack's weights, each [E, out, in] or, if transposed, [E, in, out]."""
-    return [name for name in PROJECTIONS if isinstance(getattr(module, name, None), torch.Tensor)]
+    return [name for name in PROJECTIONS if name in module._parameters]
 
 
-def stacked_forward(module: Any, on_product: OnProduct) -> Callable[..., torch.Tensor]:
-    """A stand-in for the stack's `forward`."""
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """A LoRA adapter of PEFT on one projection of a stack: adds `scale * B A` to each expert."""
+
+    wrapper: Any
+    adapter: str
+    projection: str
+
+    @property
+    def parts(self) -> dict[str, torch.nn.Linear]:
+        """`lora_A` and `lora_B`, which hold the experts' side by side."""
+        sides = ("lora_A", "lora_B")
+        return {side: getattr(self.wrapper, side)[self.adapter] for side in sides}
+
+    @property
+    def scale(self) -> float:
+        """The adapter's scaling."""
+        return float(self.wrapper.scaling[self.adapter])
+
+    def by_expert(self, side: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the shape of A's weight as [E, r, in], or of B's as [E, out, r]."""
+        num_experts = self.wrapper.num_experts
+        if side == "lora_A":
+            return tensor.view(num_experts, -1, tensor.shape[1])
+        return tensor.view(len(tensor), -1, num_experts).permute(2, 0, 1)
+
+    def product(self, side: str) -> str:
+        """Its name among the products of the stack."""
+        return f"{self.projection}.{side}.{self.adapter}"
+
+
+def low_ranks_on(module: Any) -> list[LowRank]:
+    """The adapters that a module of PEFT puts on a stack; empty when it is none of these."""
+    projection = getattr(module, "parameter_name", None)
+    if projection is None or not hasattr(module, "lora_A") or not is_stack(module.get_base_layer()):
+        return []
+    if module.disable_adapters or module.merged:
+        return []
+    return [LowRank(module, name, projection) for name in module.active_adapters]
+
+
+def stacked_forward(
+    module: Any, low_ranks: Iterable[LowRank], on_product: OnProduct
+) -> Callable[..., torch.Tensor]:
+    """A stand-in for the `forward` of a stack, or of the outermost wrapper around it."""
     first = "gate_up_proj" if getattr(module, "has_gate", True) else "up_proj"
+    of_projection: dict[str, list[LowRank]] = defaultdict(list)
+    for low_rank in low_ranks:
+        of_projection[low_rank.projection].append(low_rank)
 
     def forward(*args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         tokens, index, weights = (*args, *kwargs.values())
         num_tokens, times = index.shape
         order = index.flatten().argsort(stable=True)
         expert, chosen = index.flatten()[order], order // times
+        counts = expert.bincount(minlength=module.num_experts).tolist()
+
+        def multiply(
+            name: str, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            output = _by_expert(rows, counts, weight, bias)
+            on_product(name, rows, output, tokens=tokens, chosen=chosen, expert=expert)
+            return output
 
         def project(name: str, rows: torch.Tensor) -> torch.Tensor:
-            output = _by_expert(module, name, rows, expert)
-            on_product(name, rows, output, tokens=tokens, chosen=chosen, expert=expert)
+            weight = getattr(module, name)
+            weight = weight.mT if module.is_transposed else weight
+            output = multiply(name, rows, weight, getattr(module, f"{name}_bias", None))
+            for low_rank in of_projection[name]:
+                inner = rows
+                for side, part in low_rank.parts.items():
+                    weight = low_rank.by_expert(side, part.weight)
+                    inner = multiply(low_rank.product(side), inner, weight)
+                output = output + low_rank.scale * inner
             return output
 
         hidden = project(first, tokens[chosen])
@@ -77,14 +140,15 @@ def stacked_forward(module: Any, on_product: OnProduct) -> Callable[..., torch.T
     return forward
 
 
-def _by_expert(module: Any, name: str, rows: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
-    weight, bias = getattr(module, name), getattr(module, f"{name}_bias", None)
-    counts = expert.bincount(minlength=len(weight)).tolist()
-    products = []
-    for i, part in enumerate(torch.split(rows, counts)):
-        if len(part):
-            of_expert = weight[i].T if module.is_transposed else weight[i]
-            products.append(F.linear(part, of_expert, None if bias is None else bias[i]))
+def _by_expert(
+    rows: torch.Tensor, counts: list[int], weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Products of each expert's rows with its [out, in] of the weight."""
+    products = [
+        F.linear(part, weight[i].to(rows.dtype), None if bias is None else bias[i])
+        for i, part in enumerate(torch.split(rows, counts))
+        if len(part)
+    ]
     return torch.cat(products)
 
 

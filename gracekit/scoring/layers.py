@@ -7,21 +7,26 @@ of a module with a weight of its own that calls `F.linear` (routers), or of a st
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from gracekit.errors import MeasureError
-from gracekit.scoring.experts import is_stack, projections_of
+from gracekit.scoring.experts import LowRank, is_stack, low_ranks_on, projections_of
 
 LEAST_COVERAGE = 0.9
 """Share of the body's weights that must lie in linear layers for a norm over all of them."""
 
 
-@dataclass(slots=True, eq=False)
+def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
 class LinearLayer:
     """One linear layer of the body; implements `protocols.Layer`."""
 
@@ -31,40 +36,35 @@ class LinearLayer:
     block_name: str
     """Path of its decoder block within the body; empty outside of the blocks."""
     is_adapter: bool
+    parameter: torch.Tensor
+    bias: torch.Tensor | None
+    """The parameter, if there is one."""
     num_blocks: int = 0
     is_trained: bool = True
-    parameter: str = "weight"
-    """Name of the weight in its module."""
-    expert: int | None = None
-    """One of a stack of experts; None stands for all of them, or there are none."""
-
-    @property
-    def is_transposed(self) -> bool:
-        """Whether the weight is [in, out]."""
-        if isinstance(self.module, Conv1D):
-            return True
-        return is_stack(self.module) and bool(self.module.is_transposed)
+    is_transposed: bool = False
+    """Whether the weight is [in, out]."""
+    stack: torch.nn.Module | None = None
+    """The stack of experts that it belongs to."""
+    product: str = ""
+    """What the stack calls it."""
+    arrange: Callable[[torch.Tensor], torch.Tensor] = _as_it_is
 
     @property
     def weight(self) -> torch.Tensor:
-        """The parameter."""
-        weight = getattr(self.module, self.parameter)
-        assert isinstance(weight, torch.Tensor)
-        return weight if self.expert is None else weight[self.expert]
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """The parameter, if there is one."""
-        name = "bias" if self.parameter == "weight" else f"{self.parameter}_bias"
-        bias = getattr(self.module, name, None)
-        assert bias is None or isinstance(bias, torch.Tensor)
-        return bias if bias is None or self.expert is None else bias[self.expert]
+        """The parameter, or what is made of it."""
+        return self.arrange(self.parameter)
 
     def of_expert(self, expert: int) -> LinearLayer:
         """A layer of a stack of experts; the layer itself when it is no stack."""
         if self.weight.ndim < 3:
             return self
-        return replace(self, name=f"{self.name}.{expert}", expert=expert)
+        bias = self.bias if self.bias is None else self.bias[expert]
+        return replace(
+            self,
+            name=f"{self.name}.{expert}",
+            bias=bias,
+            arrange=lambda tensor: self.arrange(tensor)[expert],
+        )
 
 
 def decoder_body(model: Any) -> torch.nn.Module:
@@ -101,22 +101,13 @@ def linear_layers(model: Any) -> list[LinearLayer]:
     body, head = decoder_body(model), output_head(model)
     adapters = _adapter_modules(body)
     layers = []
+    taken = {id(head)}
     for name, module in body.named_modules():
-        if module is head:
-            continue
-        for parameter in _linear_weights(module):
-            path = name if parameter == "weight" else f"{name}.{parameter}"
-            block, block_name = _block_of(path)
-            layers.append(
-                LinearLayer(
-                    name=path,
-                    block=block,
-                    module=module,
-                    block_name=block_name,
-                    is_adapter=id(module) in adapters,
-                    parameter=parameter,
-                )
-            )
+        for low_rank in low_ranks_on(module):
+            taken |= {id(part) for part in low_rank.parts.values()}
+            layers += _low_rank_layers(name, low_rank)
+        if id(module) not in taken:
+            layers += _own_layers(name, module, is_adapter=id(module) in adapters)
     num_blocks = 1 + max((layer.block for layer in layers), default=-1)
     for layer in layers:
         layer.num_blocks = num_blocks
@@ -124,15 +115,38 @@ def linear_layers(model: Any) -> list[LinearLayer]:
     return layers
 
 
-def _linear_weights(module: torch.nn.Module) -> Iterator[str]:
-    """Names of the module's own parameters that it multiplies activations with."""
+def _own_layers(name: str, module: torch.nn.Module, *, is_adapter: bool) -> list[LinearLayer]:
+    """Layers of the parameters of a module that it multiplies activations with."""
+    own = module._parameters
     if is_stack(module):
-        yield from projections_of(module)
-        return
-    weight = module._parameters.get("weight")
+        return [
+            LinearLayer(
+                **_place(f"{name}.{projection}"), module=module, is_adapter=is_adapter,
+                parameter=getattr(module, projection), bias=own.get(f"{projection}_bias"),
+                is_transposed=bool(module.is_transposed), stack=module, product=projection,
+            )
+            for projection in projections_of(module)
+        ]  # fmt: skip
+    weight = own.get("weight")
     no_product = (torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
-    if weight is not None and weight.ndim in (2, 3) and not isinstance(module, no_product):
-        yield "weight"
+    if weight is None or weight.ndim not in (2, 3) or isinstance(module, no_product):
+        return []
+    layer = LinearLayer(
+        **_place(name), module=module, is_adapter=is_adapter, parameter=weight,
+        bias=own.get("bias"), is_transposed=isinstance(module, Conv1D),
+    )  # fmt: skip
+    return [layer]
+
+
+def _low_rank_layers(name: str, low_rank: LowRank) -> list[LinearLayer]:
+    return [
+        LinearLayer(
+            **_place(f"{name}.{side}.{low_rank.adapter}"), module=part, is_adapter=True,
+            parameter=part.weight, bias=None, stack=low_rank.wrapper.get_base_layer(),
+            product=low_rank.product(side), arrange=partial(low_rank.by_expert, side),
+        )
+        for side, part in low_rank.parts.items()
+    ]  # fmt: skip
 
 
 def require_coverage(model: Any, layers: list[LinearLayer]) -> None:
@@ -142,7 +156,7 @@ def require_coverage(model: Any, layers: list[LinearLayer]) -> None:
     number, but not the gradient's norm.
     """
     body, head = decoder_body(model), output_head(model)
-    inside = {id(p) for layer in layers for p in (layer.weight, layer.bias) if p is not None}
+    inside = {id(p) for layer in layers for p in (layer.parameter, layer.bias) if p is not None}
     embeddings = {
         id(p)
         for module in (*body.modules(), head)
@@ -170,7 +184,7 @@ def require_unused(model: Any, layers: list[LinearLayer], input_ids: torch.Tenso
 
     Some state-space layers hand the weight of a linear layer to a kernel of their own.
     """
-    weights = [layer.weight for layer in layers]
+    weights = [layer.parameter for layer in layers]
     for weight in weights:
         weight.requires_grad_(True)
     try:
@@ -184,8 +198,8 @@ def require_unused(model: Any, layers: list[LinearLayer], input_ids: torch.Tenso
     if used:
         raise MeasureError(
             f"{type(model).__name__} uses the weight of {used[0].name} without calling the layer "
-            "(state-space layers do), so its gradient cannot be read off; use `scores: [loss]` "
-            "and `importance: loss` for this model"
+            "(state-space layers and some adapters do), so its gradient cannot be read off; "
+            "use `scores: [loss]` and `importance: loss` for this model"
         )
 
 
@@ -200,7 +214,8 @@ def _adapter_modules(body: torch.nn.Module) -> set[int]:
     return found
 
 
-def _block_of(name: str) -> tuple[int, str]:
-    """Index and path of the decoder block that a module path such as `h.3.attn.c_attn` is in."""
+def _place(name: str) -> dict[str, Any]:
+    """Name, and index and path of the decoder block that a path such as `h.3.attn.c_attn` is in."""
     match = re.match(r"((?:[^.]+\.)*?(\d+))\.", name)
-    return (int(match[2]), match[1]) if match else (-1, "")
+    block, block_name = (int(match[2]), match[1]) if match else (-1, "")
+    return {"name": name, "block": block, "block_name": block_name}

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from gracekit.errors import MeasureError
 from gracekit.protocols import Batch, Reader
 from gracekit.scoring.calls import Call, LayerCalls
-from gracekit.scoring.experts import LinearCalls, is_stack, stacked_forward
+from gracekit.scoring.experts import LinearCalls, low_ranks_on, stacked_forward
 from gracekit.scoring.layers import (
     LinearLayer,
     decoder_body,
@@ -65,17 +65,25 @@ class LayerTap:
             return
         layers = [layer for layer in self._layers if layer.name in self._readers]
         stacks: dict[torch.nn.Module, dict[str, LinearLayer]] = defaultdict(dict)
+        """Stack of experts -> its layers by what it calls them."""
         for layer in layers:
-            if is_stack(layer.module):
-                stacks[layer.module][layer.parameter] = layer
+            if layer.stack is not None:
+                stacks[layer.stack][layer.product] = layer
             elif _is_plain(layer.module):
                 hook = partial(self._after_forward, layer)
                 self._hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
             else:
                 self._replace_forward(layer.module, self._watched_forward(layer))
-        for module, of_module in stacks.items():
-            forward = stacked_forward(module, partial(self._after_product, of_module))
-            self._replace_forward(module, forward)
+        for stack, of_stack in stacks.items():
+            low_ranks = [
+                low_rank
+                for module in self._model.modules()  # the outermost wrapper comes first
+                for low_rank in low_ranks_on(module)
+                if low_rank.wrapper.get_base_layer() is stack
+            ]
+            outermost = low_ranks[0].wrapper if low_ranks else stack
+            on_product = partial(self._after_product, of_stack)
+            self._replace_forward(outermost, stacked_forward(stack, low_ranks, on_product))
         first = min(layers, key=lambda layer: layer.block)
         if first.block > 0:
             block = decoder_body(self._model).get_submodule(first.block_name)
