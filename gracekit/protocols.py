@@ -137,7 +137,8 @@ class Layer(Protocol):
     is_adapter: bool
     """Whether it is part of an adapter (LoRA's A or B) and not of the model itself."""
     is_trained: bool
-    """Whether a trainer moves it: of a model with an adapter, the adapter's layers alone."""
+    """Whether a trainer moves it: of a model with an adapter, the adapter's layers, and those that
+    are trained whole beside it."""
     is_transposed: bool
     """Whether its weight is kept as [in, out] (GPT-2's Conv1D), not [out, in]."""
     parameter: torch.Tensor

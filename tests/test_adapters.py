@@ -79,18 +79,46 @@ def test_both_gradients_of_an_adapted_model(name: str, use_rslora: bool) -> None
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_modules_that_are_trained_whole_count(name: str) -> None:
+    """Those of the body; the head is left out as it is everywhere."""
+    saved = ["lm_head", "o_proj", "gate"] if name == "mixtral" else ["lm_head", "up_proj"]
+    model, samples = tiny(name), make_samples()
+    config = LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=saved)
+    peft = get_peft_model(model, config).eval()
+    trained = {n for n, p in peft.named_parameters() if p.requires_grad and "lm_head" not in n}
+    base = peft.get_base_model()
+    own, whole = run(base, [LoraGradientNorm(), GradientNorm()], samples)
+    peft.requires_grad_(True)
+    for i, sample in enumerate(samples):
+        peft.zero_grad()
+        torch.autograd.backward(mean_loss(base, sample))
+        squares = {
+            n: float(p.grad.double().square().sum())
+            for n, p in peft.named_parameters()
+            if p.grad is not None and p.ndim > 1 and "lm_head" not in n and "embed" not in n
+        }
+        exact = sum(squares[n] for n in trained)
+        assert own[i] == pytest.approx(exact**0.5, rel=RELATIVE)
+        exact = sum(square for n, square in squares.items() if "lora_" not in n)
+        assert whole[i] == pytest.approx(exact**0.5, rel=RELATIVE)
+
+
 def test_lora_gradient_of_a_full_model_is_refused() -> None:
     with pytest.raises(MeasureError, match="no LoRA layers: the checkpoint is no adapter"):
         run(tiny("llama"), [LoraGradientNorm()], make_samples())
 
 
-def write_adapter(folder: Path, step: int, base: Path, *, rank: int = 4, spoil: Any = None) -> Path:
+def write_adapter(
+    folder: Path, step: int, base: Path, *, rank: int = 4, spoil: Any = None, **settings: Any
+) -> Path:
     """`checkpoint-STEP` as the Trainer writes it for a PeftModel."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base)
     torch.manual_seed(step)
-    peft = get_peft_model(model, LoraConfig(r=rank, target_modules=["q_proj", "up_proj"]))
+    config = LoraConfig(r=rank, target_modules=["q_proj", "up_proj"], **settings)
+    peft = get_peft_model(model, config)
     with torch.no_grad():
         for key, parameter in peft.named_parameters():
             if "lora_B" in key:
@@ -190,7 +218,8 @@ def test_half_written_adapter_is_waited_for(tmp_path: Path, base: Path) -> None:
     assert find_checkpoints(tmp_path / "run", SETTINGS) == []
 
 
-def test_refreshes_of_an_adapters_run(tmp_path: Path, base: Path) -> None:
+@pytest.mark.parametrize("saved", [None, ["embed_tokens", "lm_head"]])
+def test_refreshes_of_an_adapters_run(tmp_path: Path, base: Path, saved: Any) -> None:
     write_data(tmp_path / "train.jsonl")
     recipe = tiny_recipe(
         tmp_path,
@@ -200,10 +229,10 @@ def test_refreshes_of_an_adapters_run(tmp_path: Path, base: Path) -> None:
         },
     )  # fmt: skip
     for step in (100, 200):
-        refresh(recipe, write_adapter(tmp_path / "run", step, base))
+        refresh(recipe, write_adapter(tmp_path / "run", step, base, modules_to_save=saved))
     store = Store.open(recipe.store)
     assert store.versions() == [1, 2]
     assert (store.scores(2).scores["lora-gradient"] > 0).all()
     assert store.header(2).refresh["num_measured"] < 160
     with pytest.raises(CheckpointMismatchError, match="another architecture"):
-        refresh(recipe, write_adapter(tmp_path / "run", 300, base, rank=8))
+        refresh(recipe, write_adapter(tmp_path / "run", 300, base, rank=8, modules_to_save=saved))

@@ -88,8 +88,10 @@ def test_direction_is_what_a_real_step_moves_by(tmp_path: Path, name: str, eps: 
 def trainer_checkpoint(folder: Path, base: Path, **settings: Any) -> tuple[Any, Any]:
     """A real Trainer's run of three steps: its model, and its optimizer."""
     model = AutoModelForCausalLM.from_pretrained(base)
-    if settings.pop("lora", False):
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    if lora := settings.pop("lora", ""):
+        saved = ["o_proj"] if lora == "with modules" else None
+        config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], modules_to_save=saved)
+        model = get_peft_model(model, config)
     rows = [
         {"input_ids": ids.tolist(), "labels": ids.tolist()}
         for ids, _ in make_samples((8,) * 6, seed=2)
@@ -106,11 +108,9 @@ def trainer_checkpoint(folder: Path, base: Path, **settings: Any) -> tuple[Any, 
     return trainer.model, trainer.optimizer
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", ["", "alone", "with modules"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_state_of_a_real_trainer_is_matched(
-    tmp_path: Path, lora: bool, weight_decay: float
-) -> None:
+def test_state_of_a_real_trainer_is_matched(tmp_path: Path, lora: str, weight_decay: float) -> None:
     base = write_checkpoint(tmp_path / "base", 0)
     model, optimizer = trainer_checkpoint(
         tmp_path / "run", base, weight_decay=weight_decay, lora=lora
@@ -232,7 +232,7 @@ def test_refresh_says_in_the_header_what_was_matched(tmp_path: Path) -> None:
 
 def test_adapters_direction_is_of_the_adapter(tmp_path: Path) -> None:
     base = write_checkpoint(tmp_path / "base", 0)
-    model, _ = trainer_checkpoint(tmp_path / "run", base, lora=True)
+    model, _ = trainer_checkpoint(tmp_path / "run", base, lora="alone")
     plain = model.get_base_model()
     state = read_adam_state(tmp_path / "run/checkpoint-3", plain)
     reader = AdamNorm()

@@ -299,6 +299,21 @@ def test_a_sample_scores_the_same_in_any_company() -> None:
             torch.testing.assert_close(a[0], b[1], rtol=RELATIVE, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "llama-tied-bias", "gemma3", "gpt2", "opt", "mixtral"])
+def test_other_attention_and_checkpointing_change_nothing(name: str) -> None:
+    model, samples = tiny(name), make_samples()
+    readers: list[Reader] = [GradientNorm(), Loss(), HiddenMean()]
+    found = {}
+    for kernel in ("sdpa", "eager"):
+        model.set_attn_implementation(kernel)
+        found[kernel] = run(model, readers, samples)
+    model.gradient_checkpointing_enable()
+    found["checkpointing"] = run(model.train(), readers, samples)
+    for results in found.values():
+        for a, b in zip(results, found["sdpa"], strict=True):
+            torch.testing.assert_close(a, b, rtol=RELATIVE, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.bfloat16, 0.05), (torch.float16, 0.02)], ids=str
 )

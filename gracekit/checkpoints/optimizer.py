@@ -127,7 +127,7 @@ def _orders(
 ) -> Iterator[tuple[str, list[torch.nn.Parameter]]]:
     """Ways in which the optimizer's parameters may be those of the model, the surest first."""
     of_model = dict(model.named_parameters())
-    adapter = {n: p for n, p in of_model.items() if "lora_" in n}
+    adapter = {n: p for n, p in of_model.items() if "lora_" in n or ".modules_to_save." in n}
     by_name = _by_end([*of_model], names or [key for key in keys if isinstance(key, str)])
     if len(by_name) == len(keys):
         yield "name", [of_model[name] for name in by_name]

@@ -99,13 +99,25 @@ class GradientNormLast(GradientNorm):
 
 
 class LoraGradientNorm(GradientNorm):
-    """The same over the parameters of the adapter alone: LoRA's A and B of every linear layer.
+    """The same over what an adapter's trainer moves: LoRA's A and B of every linear layer.
 
-    What an adapter's trainer sees. While B is zero, at the beginning, only B has a gradient.
+    And the linear layers of the body that it trains whole (`modules_to_save`). While B is zero, at
+    the beginning, only B has a gradient.
     """
 
-    _found_none = "lora-gradient found no LoRA layers: the checkpoint is no adapter"
+    def __init__(self) -> None:
+        self._has_adapter = False
 
     def wants(self, layer: Layer) -> bool:
-        """The adapter's layers."""
-        return layer.is_adapter
+        """What is trained."""
+        self._has_adapter |= layer.is_adapter
+        return layer.is_trained
+
+    def finish(self, batch: Batch) -> torch.Tensor:
+        """[B], at least 0."""
+        if not self._has_adapter:
+            raise MeasureError(
+                "lora-gradient found no LoRA layers: the checkpoint is no adapter; use "
+                "`scores: [loss]` and `importance: loss`"
+            )
+        return super().finish(batch)

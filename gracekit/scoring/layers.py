@@ -109,9 +109,10 @@ def linear_layers(model: Any) -> list[LinearLayer]:
         if id(module) not in taken:
             layers += _own_layers(name, module, is_adapter=id(module) in adapters)
     num_blocks = 1 + max((layer.block for layer in layers), default=-1)
+    trained = adapters | _saved_modules(body)
     for layer in layers:
         layer.num_blocks = num_blocks
-        layer.is_trained = layer.is_adapter or not adapters
+        layer.is_trained = id(layer.module) in trained or not trained
     return layers
 
 
@@ -212,6 +213,16 @@ def _adapter_modules(body: torch.nn.Module) -> set[int]:
             own = {id(part) for part in base.modules()}
             found |= {id(part) for part in module.modules()} - own
     return found
+
+
+def _saved_modules(body: torch.nn.Module) -> set[int]:
+    """Ids of the copies of modules that PEFT trains whole and saves with an adapter."""
+    return {
+        id(part)
+        for module in body.modules()
+        if isinstance(copies := getattr(module, "modules_to_save", None), torch.nn.ModuleDict)
+        for part in copies.modules()
+    }
 
 
 def _place(name: str) -> dict[str, Any]:
