@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from gracekit import refresh
 from gracekit.protocols import Batch, Layer, Reader, RoutedRows
 from gracekit.scoring.batches import TokenBatch
 from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast, LoraGradientNorm
@@ -19,6 +22,7 @@ from gracekit.scoring.layers import linear_layers
 from gracekit.scoring.rows import RoutedRows as Rows
 from gracekit.scoring.sketch import KroneckerSketch, random_signs
 from gracekit.scoring.token_scores import Loss
+from gracekit.store import Store
 from tests.families import EXPERTS
 from tests.test_scoring_pass import (
     CPU,
@@ -29,6 +33,7 @@ from tests.test_scoring_pass import (
     run,
     tiny,
 )
+from tests.tiny import make_tokenizer, tiny_recipe, write_data
 
 WITH_LORA = ("mixtral with LoRA", "gpt-oss with LoRA")
 STACKED = ("mixtral", "qwen2-moe", "deepseek-v3", "gpt-oss")
@@ -194,9 +199,11 @@ def test_rows_are_grouped_by_expert_and_sample(pairs: list[tuple[int, int]]) -> 
 class ExpertList(torch.nn.Module):
     """Experts as small modules, each given the rows of its tokens, as before transformers 5."""
 
-    def __init__(self, like: Any, *, mask: bool) -> None:
+    def __init__(self, like: Any, *, mask: bool, idle: bool) -> None:
         super().__init__()
-        self.gate = torch.nn.Linear(32, 3, bias=False)
+        self.gate = torch.nn.Linear(32, 3)
+        if idle:
+            torch.nn.init.constant_(self.gate.bias[:1], -1e4)
         self.experts = torch.nn.ModuleList(type(like)(like.config) for _ in range(3))
         self.mask = mask
 
@@ -244,21 +251,56 @@ class ParallelMlp(torch.nn.Module):
         return torch.zeros_like(flat).index_add(0, token, rows).view_as(hidden)
 
 
-@pytest.mark.parametrize("kind", ["list", "list by mask", "parallel", "shared between blocks"])
+@pytest.mark.parametrize(
+    "kind", ["list", "list, one idle", "list by mask, one idle", "parallel", "parallel, shared"]
+)
 def test_experts_written_in_other_ways(kind: str) -> None:
     model, samples = tiny("llama-tied-bias"), make_samples()
     blocks = model.model.layers
     torch.manual_seed(1)
     for block in (blocks[0], blocks[2]):
+        of_list = {"mask": "mask" in kind, "idle": "idle" in kind}
         is_list = kind.startswith("list")
-        mlp = ExpertList(block.mlp, mask="mask" in kind) if is_list else ParallelMlp()
+        mlp = ExpertList(block.mlp, **of_list) if is_list else ParallelMlp()
         block.mlp = mlp.eval()
-    if kind == "shared between blocks":
+    if "shared" in kind:
         blocks[2].mlp.into = blocks[0].mlp.into
     short, long = run(model, [GradientNorm(), LongWay()], samples)
     exact = [exact_norm(model, s) for s in samples]
     np.testing.assert_allclose(short, exact, rtol=RELATIVE)
     np.testing.assert_allclose(long, exact, rtol=RELATIVE)
+
+
+def test_refreshes_of_a_mixtures_run(tmp_path: Path) -> None:
+    """From files, in transformers' own layout of experts, with every kind of gradient score."""
+    write_data(tmp_path / "train.jsonl", num_samples=40)
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "target.jsonl").write_text("\n".join(lines[:6]) + "\n")
+    scores = ["gradient-norm", "gradient-norm-last", "influence", "adam-norm", "loss"]
+    recipe = tiny_recipe(
+        tmp_path,
+        target={"path": "target.jsonl", "group_column": "source", "max_length": 64},
+        scoring={
+            "scores": scores, "importance": "gradient-norm", "features": "gradient-sketch",
+            "sketch_side": 8, "device": "cpu", "num_threads": 1, "shard_rows": 16,
+        },
+    )  # fmt: skip
+    model = tiny("mixtral")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    torch.autograd.backward(mean_loss(model, make_samples((9,))[0]))
+    optimizer.step()
+    for step in (1, 2):
+        checkpoint = tmp_path / f"run/checkpoint-{step}"
+        model.save_pretrained(checkpoint)
+        make_tokenizer().save_pretrained(checkpoint)
+        torch.save(optimizer.state_dict(), checkpoint / "optimizer.pt")
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        refresh(recipe, checkpoint)
+    store = Store.open(recipe.store)
+    assert store.versions() == [1, 2]
+    assert store.header(1).refresh["optimizer"]["used"]
+    for name in scores:
+        assert np.isfinite(store.scores(2).scores[name]).all()
 
 
 def test_experts_are_given_back_as_they_were() -> None:

@@ -65,6 +65,10 @@ class LayerCalls:
         meet = partial(self._meet, layer, number)
         output.register_hook(meet)  # type: ignore[no-untyped-call]
 
+    def expect_nothing(self, layer: LinearLayer) -> None:
+        """Note a call without a row: an expert that no token was routed to."""
+        self._calls_of[id(layer.parameter)] += 0
+
     def knows(self, layer: LinearLayer) -> bool:
         """Whether any layer with this weight was called."""
         return id(layer.parameter) in self._calls_of

@@ -192,7 +192,10 @@ class LayerTap:
         expert: int | None = None,
     ) -> None:
         """Expect the gradient of a layer's output."""
-        if self._calls is None or not output.requires_grad or not len(inputs):
+        if self._calls is None or not output.requires_grad:
+            return
+        if not len(inputs):
+            self._calls.expect_nothing(layer)
             return
         num_samples, num_positions = self._calls.batch.input_ids.shape
         shape = inputs.shape
