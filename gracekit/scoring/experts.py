@@ -153,7 +153,7 @@ def _by_expert(
 
 
 class LinearCalls(TorchFunctionMode):
-    """While it is entered, shows each `F.linear` with a weight or with an expert's slice.
+    """While it is entered, shows each `F.linear` with a weight, a cast of it, or an expert of it.
 
     The listener is given inputs, output and, of a weight [E, out, in], the expert.
     """
@@ -172,12 +172,18 @@ class LinearCalls(TorchFunctionMode):
         if func is F.linear:
             inputs, weight = (*args, *(kwargs or {}).values())[:2]
             if weight.shape == self._weight.shape[-2:]:
-                self._listener(inputs, output, self._expert_of(weight))
-                self.num_calls += 1
+                self._look(inputs, weight, output)
         return output
 
-    def _expert_of(self, weight: torch.Tensor) -> int | None:
-        if self._weight.ndim < 3:
-            return None
-        offset = weight.storage_offset() - self._weight.storage_offset()
-        return offset // self._weight.stride(0)
+    def _look(self, inputs: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> None:
+        num_bytes = self._weight.stride(0) * self._weight.itemsize
+        expert, rest = divmod(weight.data_ptr() - self._weight.data_ptr(), num_bytes)
+        if self._weight.ndim == 3 and rest == 0 and 0 <= expert < len(self._weight):
+            self._listener(inputs, output, expert)
+        elif self._weight.ndim == 2 and (
+            weight.data_ptr() == self._weight.data_ptr() or weight.dtype != self._weight.dtype
+        ):
+            self._listener(inputs, output, None)
+        else:
+            return
+        self.num_calls += 1
