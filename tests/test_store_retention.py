@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
+from gracekit.refresher.changes import earlier_losses
 from gracekit.report import diff, status, versions_table
 from gracekit.store import Store
 from gracekit.store.asking import run_sql
@@ -90,6 +92,15 @@ def test_old_versions_go_and_what_was_measured_stays(store: Store) -> None:
     ):
         assert [row for (row,) in run_sql(store.paths.root, sql)[1]] == expected, sql
     assert gc(store, 2) == GcReport(removed=(), freed_bytes=0, kept={5: None, 6: None})
+
+
+def test_scores_that_look_back_still_see_all(store: Store) -> None:
+    before = earlier_losses(store, ["loss", "delta-loss", "delta-loss-first"])
+    gc(store, 1)
+    after = earlier_losses(Store.open(store.paths.root), ["delta-loss", "delta-loss-first"])
+    assert len(before) == 2 and all(np.isfinite(losses).any() for losses in before.values())
+    for name, losses in before.items():
+        np.testing.assert_array_equal(after[name], losses)
 
 
 def test_who_asks_for_a_removed_version_is_told(store: Store) -> None:

@@ -130,12 +130,14 @@ class StoreLife(RuleBasedStateMachine):
         before, after = (set(store.coreset(v)["row"].to_pylist()) for v in (version, made.version))
         assert after == {row for row in before if store.samples().present[row]}
 
-    @rule(fault=faults, keep=st.integers(1, 2))
-    def gc(self, fault: Fault, keep: int) -> None:
+    @rule(fault=faults, keep=st.integers(1, 2), is_old_first=st.booleans())
+    def gc(self, fault: Fault, keep: int, is_old_first: bool) -> None:
         def work(store: Store) -> None:
             with store.lock():
                 collect(store, keep)
 
+        if is_old_first:  # then the latest version is not what the next refresh builds on
+            self.roll_back(nullcontext, 0)
         self.attempt(work, fault)
 
     @rule(fault=faults, number=picks, is_trainer=st.booleans())

@@ -156,7 +156,7 @@ def _print_result(result: RefreshResult, as_json: bool) -> None:
         print_json({"is_new": result.is_new, **header.to_json()})
         return
     if not result.is_new:
-        click.echo(f"version {result.version} is already there: nothing to do")
+        click.echo(f"version {result.version} was made of the same before: nothing to do")
         return
     stats, refresh_facts = header.stats, header.refresh
     parts = [f"version {header.version}", f"step {header.checkpoint.get('step')}"]
