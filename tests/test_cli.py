@@ -263,7 +263,7 @@ def test_init_then_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not (tmp_path / "gracekit-store").exists()
     out = ok("watch", "run", "--once")
     assert out.startswith("version 1 · step 10 · measured 160 of 160")
-    assert "already there" in ok("watch", "run", "--once")
+    assert "nothing to do" in ok("watch", "run", "--once")
 
 
 def test_init_counts_rows_it_cannot_use(tmp_path: Path) -> None:
