@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gracekit.recipe import DataSection, ScoringSection
+from gracekit.samples import load_samples, tokenize
 from gracekit.scoring.batches import (
     PADDING_SHARE,
     WORTH_RUNNING,
     TokenBatch,
     batch_stop,
     longest_first,
+    num_positions,
 )
 from gracekit.types import Bool, Int32, Int64
+from tests.tiny import make_tokenizer
+
+SHIPPED = Path(__file__).parent.parent / "data" / "train.jsonl"
 
 
 def plan_batches(lengths: Int64, budget: int) -> list[slice]:
@@ -70,6 +78,23 @@ def test_little_padding_and_few_batches_on_realistic_lengths(kind: str) -> None:
     assert len(batches) <= 2.5 * falling.sum() / 4096 + 2
 
 
+def test_little_padding_on_the_shipped_data(tmp_path: Path) -> None:
+    """Shard by shard, as the executor goes, with the defaults of a recipe."""
+    data, scoring = DataSection(path=str(SHIPPED)), ScoringSection()
+    tokens = tokenize(load_samples(data), make_tokenizer(), data, tmp_path)
+    rows = np.flatnonzero(tokens.num_targets)
+    rows = rows[longest_first(tokens.lengths[rows])]
+    num_real = num_padded = 0
+    for start in range(0, len(rows), scoring.shard_rows):
+        samples = tokens.take(rows[start : start + scoring.shard_rows])
+        lengths = np.sort([*map(num_positions, samples)])[::-1]
+        batches = plan_batches(lengths, scoring.batch_tokens)
+        num_real += int(lengths.sum())
+        num_padded += sum(int(lengths[b.start]) * (b.stop - b.start) for b in batches)
+    assert len(rows) > 3000
+    assert 1 - num_real / num_padded <= 0.02
+
+
 def test_equal_lengths_fill_the_budget() -> None:
     batches = plan_batches(np.full(10, 64), 256)
     assert [b.stop - b.start for b in batches] == [4, 4, 2]
@@ -91,13 +116,13 @@ def test_packed_batch_against_a_loop(samples: list[tuple[Int32, Bool]]) -> None:
     batch = TokenBatch.pack(samples, torch.device("cpu"))
     expected = []
     for i, (ids, mask) in enumerate(samples):
-        length = len(ids)
-        assert batch.input_ids[i, :length].tolist() == ids.tolist()
-        assert set(batch.input_ids[i, length:].tolist()) <= {int(ids[-1])}
+        length = max(t for t in range(len(ids)) if mask[t])
+        assert batch.input_ids[i, :length].tolist() == ids[:length].tolist()
+        assert set(batch.input_ids[i, length:].tolist()) <= {int(ids[length - 1])}
         assert batch.attention_mask[i].tolist() == [1] * length + [0] * (
             batch.input_ids.shape[1] - length
         )
-        targets = [(i, t - 1, int(ids[t])) for t in range(1, length) if mask[t]]
+        targets = [(i, t - 1, int(ids[t])) for t in range(1, len(ids)) if mask[t]]
         assert batch.num_targets[i] == len(targets)
         expected += targets
     found = zip(
@@ -108,3 +133,11 @@ def test_packed_batch_against_a_loop(samples: list[tuple[Int32, Bool]]) -> None:
     )
     assert list(found) == expected
     assert batch.zeros(3).shape == (len(samples), 3)
+
+
+@pytest.mark.gpu
+def test_a_batch_is_the_same_on_a_gpu() -> None:
+    samples = [(np.arange(5, dtype=np.int32), np.arange(5) > 2)] * 3
+    here, there = (TokenBatch.pack(samples, torch.device(d)) for d in ("cpu", "cuda"))
+    for name in TokenBatch.__slots__:
+        torch.testing.assert_close(getattr(there, name).cpu(), getattr(here, name))

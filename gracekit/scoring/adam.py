@@ -59,11 +59,13 @@ class AdamNorm(GradientNorm):
             self._is_plain = True
             super().on_layer(batch, layer, inputs, gradients)
             return
+        from gracekit.scoring.products import product
+
         m, v = (moment.to(inputs.device) for moment in moments)
         if layer.is_transposed:
             m, v = m.T, v.T
         for sample in range(len(inputs)):
-            gradient = (gradients[sample].T @ inputs[sample]).float()
+            gradient = product(gradients[sample].T, inputs[sample].T).float()
             self._squares[sample] += adam_direction(gradient, m, v, self._state).square().sum()
         self._num_layers += 1
 
@@ -123,7 +125,7 @@ def adam_direction(
 ) -> torch.Tensor:
     """The formula above; overwrites `gradient`, float32 of the moments' shape (or [B, *shape])."""
     (beta1, beta2), step = state.betas, state.step + 1
-    root = gradient.square().mul_(1 - beta2).add_(v, alpha=beta2)
-    root.div_(1 - beta2**step).sqrt_().add_(state.eps)
-    gradient.mul_(1 - beta1).add_(m, alpha=beta1).div_(1 - beta1**step)
-    return gradient.div_(root)
+    of_m, of_v = 1 - beta1**step, 1 - beta2**step
+    root = v.mul(beta2 / of_v).addcmul(gradient, gradient, value=(1 - beta2) / of_v)
+    root = root.sqrt_().add_(state.eps)
+    return gradient.mul_((1 - beta1) / of_m).add_(m, alpha=beta1 / of_m).div_(root)

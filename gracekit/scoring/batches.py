@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gracekit.types import Bool, Int32, Int64, Rows
 
@@ -48,6 +49,11 @@ def batch_stop(lengths: Int64, start: int, budget: int) -> int:
     return start + (len(window) if fits.all() else int(np.argmin(fits)))
 
 
+def num_positions(sample: tuple[Int32, Bool]) -> int:
+    """Positions that the pass has to run: those before the last target token."""
+    return int(np.flatnonzero(sample[1])[-1])
+
+
 def without_prompt(sample: tuple[Int32, Bool]) -> tuple[Int32, Bool]:
     """The target tokens of a sample after its very first token, which begins any text."""
     ids, mask = sample
@@ -72,29 +78,33 @@ class TokenBatch:
         """Pad (ids, loss mask) pairs; each sample needs a target.
 
         A target is a token whose mask is set and that has a token before it to predict it from.
-        The filler is the sample's own last token, never a foreign one: a model that was ruined in
-        one token's embedding then gives no finite values for the samples with that token alone.
+        The last one and whatever follows it are no input: no target is predicted from them. The
+        filler is the sample's own last input, never a foreign one: a model that was ruined in one
+        token's embedding then gives no finite values for the samples with that token alone.
         """
-        lengths = np.array([len(ids) for ids, _ in samples])
+        lengths = np.array([*map(num_positions, samples)])
+        assert lengths.all(), "a sample without target tokens must not reach the pass"
+        cut = [
+            (ids[: n + 1], mask[1 : n + 1]) for n, (ids, mask) in zip(lengths, samples, strict=True)
+        ]
         real = np.arange(lengths.max()) < lengths[:, None]
-        tokens = np.repeat(np.array([[ids[-1]] for ids, _ in samples], np.int64), real.shape[1], 1)
-        tokens[real] = np.concatenate([ids for ids, _ in samples])
-        is_target = np.zeros_like(real)
-        is_target[real] = np.concatenate([mask for _, mask in samples])
-        is_target[:, 0] = False
-        num_targets = is_target.sum(axis=1)
-        assert num_targets.all(), "a sample without target tokens must not reach the pass"
-        sample, position = is_target.nonzero()
+        tokens = np.repeat(np.array([[ids[-2]] for ids, _ in cut], np.int64), real.shape[1], 1)
+        tokens[real] = np.concatenate([ids[:-1] for ids, _ in cut])
+        following = np.zeros_like(tokens)
+        following[real] = np.concatenate([ids[1:] for ids, _ in cut])
+        is_predicted = np.zeros_like(real)
+        is_predicted[real] = np.concatenate([mask for _, mask in cut])
+        sample, position = is_predicted.nonzero()
         return cls(
             *(
-                torch.from_numpy(array.astype(np.int64, copy=False)).to(device)
+                _copy(array, device)
                 for array in (
                     tokens,
                     real,
                     sample,
-                    position - 1,
-                    tokens[sample, position],
-                    num_targets,
+                    position,
+                    following[sample, position],
+                    is_predicted.sum(axis=1),
                 )
             )
         )
@@ -103,3 +113,11 @@ class TokenBatch:
         """Zeros, float32 [B, *width]."""
         size = (len(self.num_targets), *width)
         return torch.zeros(size, dtype=torch.float32, device=self.input_ids.device)
+
+
+def _copy(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """int64; to a GPU from pinned memory, so that nobody waits for it."""
+    tensor = torch.from_numpy(array.astype(np.int64, copy=False))
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

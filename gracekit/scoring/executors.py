@@ -19,6 +19,7 @@ from gracekit.scoring.batches import (
     TokenSource,
     batch_stop,
     longest_first,
+    num_positions,
     without_prompt,
 )
 from gracekit.scoring.context import LocalContext, TargetSamples
@@ -29,7 +30,7 @@ from gracekit.scoring.memory import TokenBudget, free_memory, is_out_of_memory
 from gracekit.scoring.model_pass import ModelPass
 from gracekit.scoring.scorers import build_scorers
 from gracekit.scoring.sketch import KroneckerSketch
-from gracekit.types import Float32, Json, Measurement, Rows
+from gracekit.types import Float32, Int64, Json, Measurement, Rows
 
 ENOUGH_TO_JUDGE = 32
 """Rows measured, none of them finite, after which going on is pointless."""
@@ -207,20 +208,22 @@ class LocalExecutor:
 
     def _batches(
         self, passes: list[ModelPass], samples: list[Any], rows: Rows
-    ) -> Iterator[tuple[slice, tuple[list[Float32], int]]]:
-        """Run samples of falling length: place of each batch, its results, and its tokens."""
-        lengths = np.array([len(ids) for ids, _ in samples], np.int64)
-        start = 0
+    ) -> Iterator[tuple[Int64, tuple[list[Float32], int]]]:
+        """Run samples, longest first: places of each batch, its results, and its tokens."""
+        lengths = np.array([*map(num_positions, samples)], np.int64)
+        order = longest_first(lengths)
+        lengths, start = lengths[order], 0
         while start < len(samples):
             stop = batch_stop(lengths, start, self._budget.tokens)
-            results = self._run(passes, samples[start:stop])
+            batch = order[start:stop]
+            results = self._run(passes, [samples[i] for i in batch])
             if results is None:
-                if stop - start == 1:
-                    raise MeasureError(_too_large(int(rows[start]), int(lengths[start])))
-                self._budget.failed(int(lengths[start]) * (stop - start))
+                if len(batch) == 1:
+                    raise MeasureError(_too_large(int(rows[batch[0]]), len(samples[batch[0]][0])))
+                self._budget.failed(int(lengths[start]) * len(batch))
                 continue
             self._budget.succeeded()
-            yield slice(start, stop), (results, int(lengths[start:stop].sum()))
+            yield batch, (results, sum(len(samples[i][0]) for i in batch))
             start = stop
 
     def _run(self, passes: list[ModelPass], samples: list[Any]) -> list[Float32] | None:

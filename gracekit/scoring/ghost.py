@@ -36,9 +36,11 @@ def gram(vectors: torch.Tensor) -> Gram:
     The upper half of its rows, and of the lower half what is not above the diagonal's block. Finer
     steps save more multiplications, and lose it again with smaller matrices.
     """
+    from gracekit.scoring.products import products
+
     half = vectors.shape[1] // 2
     upper, lower = vectors[:, :half], vectors[:, half:]
-    return upper.bmm(vectors.mT), lower.bmm(lower.mT)
+    return products(upper, vectors), products(lower, lower)
 
 
 def squares_from_grams(of_inputs: Gram, of_gradients: Gram) -> torch.Tensor:
@@ -51,4 +53,6 @@ def squares_from_grams(of_inputs: Gram, of_gradients: Gram) -> torch.Tensor:
 
 def squares_from_product(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
     """The same from [B, P, in] and [B, P, out] by forming the product."""
-    return gradients.mT.bmm(inputs).float().square_().sum((1, 2))
+    from gracekit.scoring.products import products
+
+    return products(gradients.mT, inputs.mT).float().square_().sum((1, 2))

@@ -1,13 +1,15 @@
 """The one pass over a batch that everything is read off.
 
-Forward through the body; logits, cross-entropy and their gradients at the target positions in
-pieces; then one backward pass through the body, if any reader wants a layer. The loss is the sum
-over samples of the mean loss over their target tokens, so no sample sees another's gradient.
+Forward through the body; logits at the target positions in pieces, with the cross-entropy and its
+gradient `p - onehot(y)` in closed form; then one backward pass through the body, if any reader
+wants a layer. The loss is the sum over samples of the mean loss over their target tokens, so no
+sample sees another's gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -15,16 +17,17 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from gracekit.protocols import Batch, Reader
 from gracekit.scoring.blocks import BlockTap
 from gracekit.scoring.layers import head_size
+from gracekit.scoring.products import wide_linears
 from gracekit.scoring.readout import FullReadout, Readout, choose_readout
 from gracekit.scoring.tap import LayerTap
 
-LOGITS_AT_ONCE = 2**25
-"""Logits that exist at one time (128 MiB in float32), unless one sample alone has more."""
+LOGITS_AT_ONCE = 2**23
+"""Logits that exist at one time, unless one sample alone has more: what the C library's allocator
+keeps for the next ones (32 MiB in float32) and does not take from the system anew."""
 HALF_LOSS_SCALE = 1024.0
 """Factor of the loss in float16, whose smallest number is above most token gradients."""
 
@@ -38,12 +41,30 @@ class PassTargets:
     hidden: torch.Tensor
     logits: torch.Tensor
     token_loss: torch.Tensor
+    log_probabilities: torch.Tensor
+    """float32 [m, V], until somebody asks for `probabilities`."""
+
+    @classmethod
+    def of(
+        cls, sample: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, logits: torch.Tensor
+    ) -> Self:
+        """With the loss, from logits that may be part of a graph."""
+        logits = logits.detach()
+        log_probabilities = logits.log_softmax(1)
+        loss = -log_probabilities.gather(1, ids[:, None])[:, 0]
+        return cls(sample, ids, hidden, logits, loss, log_probabilities)
 
     @cached_property
     def probabilities(self) -> torch.Tensor:
-        """By way of the loss, which knows the normaliser: a single pass over the logits."""
-        own = self.logits.gather(1, self.ids[:, None])[:, 0]
-        return (self.logits - (own + self.token_loss)[:, None]).exp_()
+        """In the place of their logarithms."""
+        return self.log_probabilities.exp_()
+
+    def gradient(self, weight: torch.Tensor) -> torch.Tensor:
+        """Of the loss times a weight [m], by the logits; in the place of the probabilities."""
+        of_token = (-self.token_loss).expm1()
+        return self.probabilities.scatter_(1, self.ids[:, None], of_token[:, None]).mul_(
+            weight[:, None]
+        )
 
 
 class ModelPass:
@@ -65,6 +86,8 @@ class ModelPass:
         for parameter in self._trainable:
             parameter.requires_grad_(False)
         self._tap.open()
+        self._opened = ExitStack()
+        self._opened.enter_context(wide_linears(self._model))
         return self
 
     def __exit__(
@@ -73,6 +96,7 @@ class ModelPass:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._opened.close()
         self._tap.close()
         for parameter in self._trainable:
             parameter.requires_grad_(True)
@@ -103,20 +127,13 @@ class ModelPass:
             part = source[piece].requires_grad_(self._tap.needs_backward)
             sample, ids = batch.target_sample[piece], batch.target_ids[piece]
             logits = readout.logits(part)
-            token_loss = F.cross_entropy(logits, ids, reduction="none")
-            targets = PassTargets(
-                sample=sample,
-                ids=ids,
-                hidden=hidden[piece],
-                logits=logits.detach(),
-                token_loss=token_loss.detach(),
-            )
+            targets = PassTargets.of(sample, ids, hidden[piece], logits)
             for reader in self._readers:
                 reader.on_targets(batch, targets)
             if self._tap.needs_backward:
-                loss = (token_loss / batch.num_targets[sample]).sum() * self._loss_scale
-                gradients += torch.autograd.grad(loss, part)
-            del logits, token_loss, targets  # before the next piece makes its own
+                weight = self._loss_scale / batch.num_targets[sample]
+                gradients += torch.autograd.grad(logits, part, targets.gradient(weight))
+            del logits, targets  # before the next piece makes its own
         return torch.cat(gradients) if gradients else None
 
     def _pieces(self, batch: Batch) -> list[slice]:

@@ -16,7 +16,7 @@ from gracekit.scoring.batches import TokenBatch
 from gracekit.scoring.layers import decoder_body, output_head
 
 PROBE_TOKENS = 16
-"""Length to which a sample is cut for the check that the split is equal."""
+"""Length to which a sample is cut or repeated for the check that the split is equal."""
 CHECKED_LOGITS = 100.0
 """Size to which the check scales the raw logits up, so that a soft cap on them shows."""
 
@@ -128,12 +128,10 @@ def choose_readout(model: Any, batch: Batch) -> Readout | None:
 
 
 def _probe(batch: Batch) -> TokenBatch:
-    """The first tokens of the first and the last sample, every token a target."""
+    """The first tokens of the first and the last sample, over again if few; all are targets."""
     lengths = batch.attention_mask.sum(1)
-    first, last = (
-        batch.input_ids[i, : int(lengths[i])].cpu().numpy().astype(np.int32) for i in (0, -1)
-    )
-    first = first[:PROBE_TOKENS]
-    last = last[: max(2, 2 * len(first) // 3)]
-    samples = [(ids, np.ones(len(ids), np.bool_)) for ids in (first, last)]
+    samples = []
+    for i, length in ((0, PROBE_TOKENS), (-1, 2 * PROBE_TOKENS // 3)):
+        ids = batch.input_ids[i, : int(lengths[i])].cpu().numpy().astype(np.int32)
+        samples.append((np.resize(ids, length), np.ones(length, np.bool_)))
     return TokenBatch.pack(samples, batch.input_ids.device)

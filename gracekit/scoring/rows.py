@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 
+from gracekit.scoring.products import WideLinear
+
 ROW_BY_ROW = frozenset(
     f"{name}Backward0"
     for name in (
         *("Mm", "Addmm", "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Exp", "Clamp", "Clone"),
         *("ToCopy", "Silu", "Gelu", "Relu", "Sigmoid", "Tanh", "Softmax", "NativeLayerNorm"),
     )
-)
+) | {f"{WideLinear.__name__}Backward"}
 """Nodes of the graph whose output has a row for each row of their input, computed from it alone."""
 _VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 _SPLITS = ("SplitBackward0", "SplitWithSizesBackward0")

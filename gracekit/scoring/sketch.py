@@ -100,7 +100,10 @@ class KroneckerSketch(Sketch):
 
     def _project(self, vectors: torch.Tensor, key: str) -> torch.Tensor:
         """[..., d] -> float32 [..., k], not yet divided by √k."""
-        return (vectors @ self._signs_for((vectors.shape[-1], self._side), key, vectors)).float()
+        from gracekit.scoring.products import product
+
+        signs = self._signs_for((vectors.shape[-1], self._side), key, vectors)
+        return product(vectors, signs.mT).float()
 
     def _signs_for(self, shape: tuple[int, int], key: str, like: torch.Tensor) -> torch.Tensor:
         """Drawn when first asked for."""
