@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gracekit.graph import (
     build_index,
     effective_rank,
+    grow_index,
     load_index,
     refresh_index,
     symmetric,
@@ -20,10 +21,10 @@ from gracekit.graph import (
 )
 from gracekit.graph.approximate import ApproximateIndex
 from gracekit.graph.descent import explore, join, rescore
-from gracekit.graph.directions import recall
+from gracekit.graph.directions import has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
-from gracekit.graph.index import moved_rows
+from gracekit.graph.index import Index, moved_rows
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, KnnGraph
 
@@ -427,6 +428,78 @@ def test_slow_drift_adds_up() -> None:
 
 
 # Files
+
+
+# Growth
+
+STEPS = st.lists(st.tuples(st.integers(0, 20), st.floats(0, 0.4)), min_size=1, max_size=4)
+"""Rows that join, and the share of those there that leave."""
+
+
+def grow_step(
+    index: Index, unit: Float32, num_new: int, share: float, rng: np.random.Generator
+) -> tuple[Index, Float32]:
+    """Rows leave and others join; returns the index after the refresh, and its directions."""
+    settings, n = index.settings, len(unit)
+    gone = np.flatnonzero(unit.any(axis=1) & (rng.random(n) < share))
+    index = grow_index(index, n + num_new, gone, settings)
+    present = has_direction(index.unit)
+    assert not present[gone].any() and not present[n:].any()
+    assert not np.isin(index.graph.neighbors, [*gone, *range(n, n + num_new)]).any()
+    check_lists(index.graph)
+    features = np.concatenate([unit, clusters(num_new, seed=int(rng.integers(99)))])
+    valid = np.concatenate([unit.any(axis=1), np.ones(num_new, bool)])
+    valid[gone] = False
+    back = rng.permutation(np.flatnonzero(~valid))[:1]  # one that left comes back
+    features[back], valid[back] = clusters(1, seed=7), True
+    unit = unit_features(features, valid)
+    index, _ = refresh_index(index, unit, settings, valid=valid)
+    return index, unit
+
+
+@given(n=st.integers(1, 40), steps=STEPS, seed=st.integers(0, 99))
+def test_a_grown_exact_index_is_one_built_from_nothing(
+    n: int, steps: list[tuple[int, float]], seed: int
+) -> None:
+    settings = GraphSection(backend="exact", moved_above=0, num_neighbors=3)
+    rng = np.random.default_rng(seed)
+    unit = unit_features(clusters(n), everyone(n))
+    index = build_index(unit, settings, valid=everyone(n), seed=0)
+    for num_new, share in steps:
+        index, unit = grow_step(index, unit, num_new, share, rng)
+        fresh = build_index(unit, settings, valid=everyone(len(unit)), seed=0)
+        np.testing.assert_allclose(
+            index.graph.similarities, fresh.graph.similarities, rtol=1e-5, atol=1e-6
+        )
+        check_lists(index.graph)
+
+
+@ALL
+def test_a_grown_index_recalls_like_one_built_from_nothing(
+    settings: GraphSection, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    unit = unit_features(clusters(1500), everyone(1500))
+    index: Index | None = build_index(unit, settings, valid=everyone(1500), seed=0)
+    for round_number in range(8):
+        assert index is not None
+        index, unit = grow_step(index, unit, 60, 0.04, rng)
+        fresh = build_index(unit, settings, valid=everyone(len(unit)), seed=0)
+        found, expected = (true_recall(i.graph, i.unit) for i in (index, fresh))
+        assert found > expected - 0.01
+        if round_number % 2:  # as between two refreshes
+            index.save(tmp_path)
+            index = load_index(tmp_path, settings=settings)
+
+
+def test_growth_changes_the_backend_when_it_is_due() -> None:
+    settings = GraphSection(exact_below=100)
+    unit = unit_features(clusters(90), everyone(90))
+    index = build_index(unit, settings, valid=everyone(90), seed=0)
+    assert isinstance(grow_index(index, 99, np.zeros(0, np.int64), settings), ExactIndex)
+    grown = grow_index(index, 110, np.arange(5), settings)
+    assert isinstance(grown, ApproximateIndex) and len(grown.graph.neighbors) == 110
+    assert not grown.unit[:5].any()
 
 
 @ALL

@@ -10,12 +10,20 @@ Shapes: `n` rows, `d` features, `k` neighbours, `q` queried rows, `e` edges.
 
 from gracekit.graph.directions import effective_rank, unit_features
 from gracekit.graph.edges import symmetric
-from gracekit.graph.index import GraphReport, build_index, load_index, moved_rows, refresh_index
+from gracekit.graph.index import (
+    GraphReport,
+    build_index,
+    grow_index,
+    load_index,
+    moved_rows,
+    refresh_index,
+)
 
 __all__ = [
     "GraphReport",
     "build_index",
     "effective_rank",
+    "grow_index",
     "load_index",
     "moved_rows",
     "refresh_index",

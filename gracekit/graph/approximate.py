@@ -9,7 +9,7 @@ import numpy as np
 from gracekit.files import write_atomic
 from gracekit.graph.cells import cells
 from gracekit.graph.descent import explore, join, offer, rescore
-from gracekit.graph.directions import has_direction, knn_graph, recall
+from gracekit.graph.directions import grown, has_direction, knn_graph, recall
 from gracekit.graph.seal import purpose, seal
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
@@ -50,6 +50,13 @@ class ApproximateIndex:
         present = np.flatnonzero(has_direction(unit))
         self._search(present, num_passes=_NUM_PASSES)
         self._least_recall = self._recall(present) - _WORSE
+        self._publish()
+
+    def grow(self, num_rows: int) -> None:
+        """Make room for more rows; they have no direction yet."""
+        self.unit = grown(self.unit, num_rows, 0)
+        self._neighbors = grown(self._neighbors, num_rows, -1)
+        self._cosines = grown(self._cosines, num_rows, -np.inf)
         self._publish()
 
     def update(self, features: Float32, moved: Rows) -> bool:

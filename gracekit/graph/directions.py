@@ -67,6 +67,12 @@ def effective_rank(unit: Float32) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
+def grown(array: NDArray[Any], num_rows: int, fill: float) -> NDArray[Any]:
+    """The array with rows of `fill` at its end, `num_rows` in all."""
+    new = np.full((num_rows - len(array), *array.shape[1:]), fill, array.dtype)
+    return np.concatenate([array, new])
+
+
 def has_direction(unit: Float32) -> Bool:
     """[n] rows that are not zero: those that can be neighbours."""
     has: Bool = np.einsum("ij,ij->i", unit, unit) > 0.5

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from gracekit.files import write_atomic
-from gracekit.graph.directions import exact_neighbors, has_direction, knn_graph, nearest_first
+from gracekit.graph.directions import (
+    exact_neighbors,
+    grown,
+    has_direction,
+    knn_graph,
+    nearest_first,
+)
 from gracekit.graph.seal import purpose, seal
 from gracekit.recipe import GraphSection
 from gracekit.types import Float32, Rows
@@ -36,6 +42,14 @@ class ExactIndex:
         self._cosines = np.full((n, width), -np.inf, np.float32)
         self._floor = np.full(n, -np.inf, np.float32)
         self._recompute(np.flatnonzero(has_direction(unit)))
+        self._publish()
+
+    def grow(self, num_rows: int) -> None:
+        """Make room for more rows; they have no direction yet."""
+        self.unit = grown(self.unit, num_rows, 0)
+        self._neighbors = grown(self._neighbors, num_rows, -1)
+        self._cosines = grown(self._cosines, num_rows, -np.inf)
+        self._floor = grown(self._floor, num_rows, -np.inf)
         self._publish()
 
     def update(self, features: Float32, moved: Rows) -> bool:

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 
 from gracekit.files import write_atomic
-from gracekit.graph.directions import exact_neighbors, has_direction, knn_graph, nearest_first
+from gracekit.graph.directions import (
+    exact_neighbors,
+    grown,
+    has_direction,
+    knn_graph,
+    nearest_first,
+)
 from gracekit.graph.seal import purpose, seal
 from gracekit.recipe import GraphSection
 from gracekit.types import Float32, Int32, Rows
@@ -59,14 +65,23 @@ class HnswIndex:
         self._query(rows)
         self._publish()
 
+    def grow(self, num_rows: int) -> None:
+        """Make room for more rows; they have no direction yet."""
+        self._links.resize_index(max(num_rows, 1))
+        self.unit = grown(self.unit, num_rows, 0)
+        self._neighbors = grown(self._neighbors, num_rows, -1)
+        self._cosines = grown(self._cosines, num_rows, -np.inf)
+        self._publish()
+
     def update(self, features: Float32, moved: Rows) -> bool:
         """Take the new unit features [n, d] of the moved rows and repair the lists.
 
         Asked again are the moved rows, the rows that listed one, and those near enough to one to
         list it now, as far as `_REACH` times k neighbours of the moved row tell. Returns whether
-        all was built anew instead, which is cheaper when many moved.
+        all was built anew instead, which is cheaper when many moved, or burden the links deleted.
         """
-        if len(moved) > self.settings.rebuild_above * len(self.unit):
+        num_deleted = self._links.get_current_count() - int(has_direction(self.unit).sum())
+        if len(moved) + num_deleted > self.settings.rebuild_above * len(self.unit):
             self.unit[moved] = _blurred(features[moved], self.seed)
             self._build()
             return True

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gracekit.graph.approximate import ApproximateIndex
-from gracekit.graph.directions import has_direction, recall
+from gracekit.graph.directions import grown, has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.seal import backend_for, purpose, unbroken_seal
@@ -101,6 +101,27 @@ def refresh_index(
     present = np.flatnonzero(has_direction(index.unit))
     found = recall(index.unit, index.graph.neighbors, present, seed=index.seed)
     return index, GraphReport(num_moved=len(moved), rebuilt=rebuilt, recall=found)
+
+
+def grow_index(index: Index, num_rows: int, gone: Rows, settings: GraphSection) -> Index:
+    """Make room for more rows at the end, and take out those that are gone.
+
+    Neither has a direction, so they are nobody's neighbours, until `refresh_index` gives it one.
+
+    Args:
+        index: changed in place, or left alone when growth asks for another backend.
+        num_rows: n from now on, at least what the index has.
+        gone: rows that it has.
+        settings: as for `build_index`.
+    """
+    unit = grown(index.unit, num_rows, 0)
+    unit[gone] = 0
+    if backend_for(num_rows, settings) != index.backend:
+        return build_index(unit, settings, valid=has_direction(unit), seed=index.seed)
+    index.grow(num_rows)
+    if len(gone):
+        index.update(unit, gone)
+    return index
 
 
 def _only(unit: Float32, valid: Bool) -> Float32:
