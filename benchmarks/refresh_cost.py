@@ -105,7 +105,7 @@ def refresh(store: Store, recipe: Recipe, executor: Synthetic, step: int, meter:
     with meter.stage("load the last version"):
         known = load_known(store, recipe)
     with meter.stage("plan, audit, propagate"):
-        run = MeasuredRows(executor, store.shards(f"step-{step}"), len(store.samples()))
+        run = MeasuredRows(executor, store.shards(f"step-{step}"), store.samples().present)
         evidence: Evidence = measure(recipe, known, run, step=step)
     with meter.stage("all rows"):
         update = propagate(

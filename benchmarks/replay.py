@@ -228,7 +228,7 @@ def chain(run: Run, recipe: Recipe, start: int = 0) -> list[Link]:
     links = []
     for c in range(start + 1, len(run.steps)):
         started, step = time.process_time(), int(run.steps[c])
-        rows_of = MeasuredRows(Replay(run, c), NoShards(), len(run.samples))
+        rows_of = MeasuredRows(Replay(run, c), NoShards(), run.samples.present)
         evidence = measure(recipe, known, rows_of, step=step)
         stale = run.importance(known.values["gradient-norm"])
         update = propagate(

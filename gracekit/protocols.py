@@ -400,11 +400,11 @@ class ExportFormat(Protocol):
 
 
 class ExportContent(Protocol):
-    """What an export format may use: [m] rows of the coreset, repeats included."""
+    """What an export format may use: [m] rows of the coreset in the data's order, with repeats."""
 
     @property
     def rows(self) -> Rows:
-        """[m] ascending."""
+        """[m] of the store."""
 
     @property
     def source_rows(self) -> Rows:

@@ -190,6 +190,12 @@ class RefreshSection(Section):
     this even at `max_fraction`; -1: never."""
     full_every: int = Field(default=0, ge=0)
     """Measure everything at every so many versions; 0: never by count."""
+    new_samples: Literal["budget", "all"] = "budget"
+    """Samples that joined the data are measured first: as many as `max_fraction` allows, the others
+    by later refreshes, or `all` at once, on top of the fractions."""
+    max_lost: float = Field(default=0.3, ge=0, le=1)
+    """Largest share of the samples that may leave the data or change their content from one version
+    to the next; more is refused as other data. 1: any."""
     age_weight: float = Field(default=0.5, ge=0, le=1)
     """Weight of age against neighbourhood difference in plan `grace`, and how strongly need
     grows with age in plan `cover`."""
@@ -424,8 +430,10 @@ _NEUTRAL = (
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
     "checkpoints.base_model",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
+    "refresh.max_lost",
 )  # fmt: skip
-"""Where files lie and how long, how checkpoints are awaited, and what only changes the speed."""
+"""Where files lie and how long, how checkpoints are awaited, what only changes the speed, and what
+only guards against mistakes."""
 
 _BUDGETS = {"selection.fraction", "selection.count", "selection.tokens"}
 """One of them given on the command line replaces the recipe's, whichever that is."""

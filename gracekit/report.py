@@ -19,7 +19,7 @@ from gracekit.store import Store
 from gracekit.store.lock import is_alive
 from gracekit.store.retention import held_versions
 from gracekit.store.shards import SUFFIX
-from gracekit.store.summary import version_row
+from gracekit.store.summary import DATA_COLUMNS, version_row
 from gracekit.types import Bool, Json, ManifestHeader, SampleTable, ScoreTable
 
 NUM_MOVERS = 10
@@ -52,17 +52,20 @@ def diff(root: Path | str, first: int, second: int, *, num_movers: int = NUM_MOV
 
     Returns:
         first and second (version, step, coreset size, mean importance of the coreset then),
-        num_kept, num_added, num_removed, jaccard, groups (a record per group: size in both, added,
-        removed), and movers (the samples whose importance changed most, among all with scores).
+        num_kept, num_added, num_removed, jaccard, data (samples that joined the data, left it or
+        stayed with other content: num_added, num_removed, num_changed), groups (a record per group:
+        size in both, added, removed), and movers (the samples whose importance changed most, among
+        all with scores of the same content in both).
 
     Raises:
         VersionNotFoundError: One of them does not exist, or gc removed it.
         StoreFormatError: One of them is damaged.
     """
     store = Store.open(root)
-    samples = store.samples()
     headers = [store.header(version) for version in (first, second)]
-    chosen = [_chosen(store, version) for version in (first, second)]
+    tables = [store.samples(version) for version in (first, second)]
+    samples = max(tables, key=len)  # rows are never reused: it has all of both
+    chosen = [_chosen(store, version, len(samples)) for version in (first, second)]
     scores = [store.scores(version) for version in (first, second)]
     before, after = chosen
     kept, added, removed = before & after, after & ~before, before & ~after
@@ -74,6 +77,7 @@ def diff(root: Path | str, first: int, second: int, *, num_movers: int = NUM_MOV
         "num_added": int(added.sum()),
         "num_removed": int(removed.sum()),
         "jaccard": int(kept.sum()) / num_union if num_union else 1.0,
+        "data": _data_changes(*tables),
         "groups": [
             {
                 "group": name,
@@ -84,7 +88,7 @@ def diff(root: Path | str, first: int, second: int, *, num_movers: int = NUM_MOV
             }
             for name, rows in _rows_of_groups(samples)
         ],
-        "movers": _movers(samples, scores[0], scores[1], chosen, num_movers),
+        "movers": _movers(tables, scores, chosen, num_movers),
     }
 
 
@@ -97,11 +101,12 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
     """
     store = Store.open(root)
     now = time.time() if now is None else now
-    versions = store.versions()
+    versions, dataset = store.versions(), store.dataset()
     found: Json = {
         "store": str(store.paths.root),
-        "data": store.info.dataset.get("path"),
-        "num_samples": store.info.num_samples,
+        "data": dataset.get("path"),
+        "num_samples": dataset["num_samples"],
+        "num_removed": dataset["num_rows"] - dataset["num_samples"],
         "num_versions": len(versions),
         "num_removed_versions": len(store.removed()),
         "held_versions": {str(v): why for v, why in sorted(held_versions(store).items())},
@@ -119,6 +124,9 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
             "age_s": round(max(now - made, 0.0), 1),
             "num_selected": header.stats.get("num_selected"),
             "num_measured": scored.stats.get("num_measured"),
+            "data_changes": {
+                name: scored.stats[name] for name in DATA_COLUMNS if name in scored.stats
+            },
             "scores": {name: count for name, count in origins.items() if count},
             "audit": audit_in_words(scored),
         }
@@ -182,8 +190,8 @@ def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 2)
 
 
-def _chosen(store: Store, version: int) -> Bool:
-    chosen = np.zeros(store.info.num_samples, bool)
+def _chosen(store: Store, version: int, num_rows: int) -> Bool:
+    chosen = np.zeros(num_rows, bool)
     chosen[store.coreset(version)["row"].to_numpy()] = True
     return chosen
 
@@ -193,7 +201,9 @@ def _side(header: ManifestHeader, chosen: Bool, scores: ScoreTable) -> Json:
         "version": header.version,
         "step": header.checkpoint.get("step"),
         "num_selected": int(chosen.sum()),
-        "mean_importance": float(scores.importance[chosen].mean()) if chosen.any() else None,
+        "mean_importance": float(scores.importance[np.flatnonzero(chosen)].mean())
+        if chosen.any()
+        else None,
     }
 
 
@@ -201,15 +211,25 @@ def _rows_of_groups(samples: SampleTable) -> list[tuple[str, Bool]]:
     return [(name, samples.groups == i) for i, name in enumerate(samples.group_names)]
 
 
+def _data_changes(first: SampleTable, second: SampleTable) -> Json:
+    n = min(len(first), len(second))
+    was, now = first.present[:n], second.present[:n]
+    differs = first.content_hashes[:n] != second.content_hashes[:n]
+    return {
+        "num_added": int((~was & now).sum() + second.present[n:].sum()),
+        "num_removed": int((was & ~now).sum() + first.present[n:].sum()),
+        "num_changed": int((was & now & differs).sum()),
+    }
+
+
 def _movers(
-    samples: SampleTable,
-    before: ScoreTable,
-    after: ScoreTable,
-    chosen: list[Bool],
-    num_movers: int,
+    tables: list[SampleTable], scores: list[ScoreTable], chosen: list[Bool], num_movers: int
 ) -> list[Json]:
-    change = after.importance - before.importance
-    known = np.flatnonzero(before.usable & after.usable & (change != 0))
+    samples, (before, after) = tables[1], scores
+    n = min(map(len, tables))
+    change = after.importance[:n] - before.importance[:n]
+    is_same = tables[0].content_hashes[:n] == tables[1].content_hashes[:n]
+    known = np.flatnonzero(before.usable[:n] & after.usable[:n] & is_same & (change != 0))
     order = known[np.lexsort((known, -np.abs(change[known])))][:num_movers]
     return [
         {

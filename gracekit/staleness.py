@@ -31,12 +31,10 @@ from gracekit.types import (
 )
 
 
-def full_plan(num_rows: int) -> RefreshPlan:
-    """Measure everything: the first version, or a forced or periodic full refresh."""
-    return RefreshPlan(
-        rows=np.arange(num_rows, dtype=np.int64),
-        reasons=np.full(num_rows, Reason.FIRST, np.uint8),
-    )
+def full_plan(present: Bool) -> RefreshPlan:
+    """Measure every row that is in the data: the first version, or a full refresh."""
+    rows = np.flatnonzero(present)
+    return RefreshPlan(rows=rows, reasons=np.full(len(rows), Reason.FIRST, np.uint8))
 
 
 def plan_rows(

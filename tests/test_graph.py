@@ -493,13 +493,15 @@ def test_a_grown_index_recalls_like_one_built_from_nothing(
 
 
 def test_growth_changes_the_backend_when_it_is_due() -> None:
-    settings = GraphSection(exact_below=100)
-    unit = unit_features(clusters(90), everyone(90))
-    index = build_index(unit, settings, valid=everyone(90), seed=0)
-    assert isinstance(grow_index(index, 99, np.zeros(0, np.int64), settings), ExactIndex)
-    grown = grow_index(index, 110, np.arange(5), settings)
-    assert isinstance(grown, ApproximateIndex) and len(grown.graph.neighbors) == 110
-    assert not grown.unit[:5].any()
+    settings = GraphSection(exact_below=100, hnsw_below=120)
+    index: Index = build_index(clusters(0), settings, valid=everyone(0), seed=0)
+    for num_new, backend in ((90, ExactIndex), (20, HnswIndex), (30, ApproximateIndex)):
+        n = len(index.unit) + num_new
+        index = grow_index(index, n, np.arange(len(index.unit))[:5], settings)
+        assert isinstance(index, backend) and len(index.graph.neighbors) == n
+        assert not index.unit[:5].any()
+        unit = unit_features(clusters(n), everyone(n))
+        index, _ = refresh_index(index, unit, settings, valid=everyone(n))
 
 
 @ALL

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from gracekit.errors import (
     DataError,
-    StoreDataMismatchError,
     StoreError,
     StoreFormatError,
     StoreNotFoundError,
@@ -112,13 +111,6 @@ def test_damaged_store_json(tmp_path: Path, content: str) -> None:
     store.paths.info.write_text(content)
     with pytest.raises(StoreFormatError, match="backup"):
         Store.open(store.paths.root)
-
-
-def test_other_data_is_refused(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "store")
-    store.require_fingerprint("fingerprint-of-the-data", "train.jsonl")
-    with pytest.raises(StoreDataMismatchError, match="new store for the new data"):
-        store.require_fingerprint("another", "other.jsonl")
 
 
 def test_relative_store_survives_a_change_of_directory(

@@ -59,7 +59,7 @@ def versions(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
         ("operation", "operation"), ("measured %", "measured_percent"),
         ("audit corr", "rank_correlation"), ("stale corr", "rank_correlation_stale"),
         ("over all", "rank_correlation_all"),
-        ("coreset", "num_selected"), ("churn %", "churn_percent"),
+        ("samples", "num_samples"), ("coreset", "num_selected"), ("churn %", "churn_percent"),
         ("model pass s", "model_pass_s"), ("other s", "other_s"), ("state", "state"),
     ]  # fmt: skip
     print_table([title for title, _ in columns], [[row[key] for _, key in columns] for row in rows])
@@ -86,6 +86,12 @@ def diff(
         f"version {first} to {second}: {found['num_kept']:,} kept, {found['num_added']:,} added, "
         f"{found['num_removed']:,} removed"
     )
+    data = found["data"]
+    if any(data.values()):
+        click.echo(
+            f"the data: {data['num_added']:,} samples joined, {data['num_removed']:,} left, "
+            f"{data['num_changed']:,} changed"
+        )
     _print_records("groups", found["groups"])
     _print_records("biggest movers", found["movers"])
 

@@ -22,7 +22,7 @@ Weighting = Literal["column", "repeat", "none"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """[m] rows of a coreset, ascending; a row that is repeated stands several times in a row."""
+    """[m] rows of a coreset in the data's order; one that is repeated stands several times."""
 
     rows: Rows
     source_rows: Rows
@@ -75,7 +75,7 @@ class Content:
 
 
 def open_content(store: Store, version: int, *, data_path: str | None = None) -> Content:
-    """The coreset of a version, with the data that the store was made from.
+    """The coreset of a version, with the data that the version was made from.
 
     Every row is checked against the store's hash when it is read.
 
@@ -88,13 +88,13 @@ def open_content(store: Store, version: int, *, data_path: str | None = None) ->
         VersionNotFoundError, StoreFormatError: The version cannot be read.
     """
     header = store.header(version).to_json()
-    coreset = store.coreset(version)
+    coreset = store.coreset(version).sort_by("source_row")
     rows = coreset["row"].to_numpy()
     source_rows = coreset["source_row"].to_numpy()
     known = {k: v for k, v in header["dataset"].items() if k in DataSection.model_fields}
     data = DataSection(**(known | ({"path": data_path} if data_path else {})))
     hashes = dict(
-        zip(source_rows.tolist(), store.samples().content_hashes[rows].tolist(), strict=True)
+        zip(source_rows.tolist(), store.samples(version).content_hashes[rows].tolist(), strict=True)
     )
     return Content(
         rows=rows,
@@ -126,7 +126,8 @@ def _checked_records(
             text = ""
         if xxhash.xxh3_128_hexdigest(text.encode()) != hashes[source_row]:
             raise ExportError(
-                f"row {source_row} of {data.path} is not what it was when the store was made: the "
-                "data has changed, or is other data. Restore it, or name where it is with --data"
+                f"row {source_row} of {data.path} is not what it was when this version was made: "
+                "the data has changed since, or is other data. Export a newer version (the next "
+                "refresh makes one), or name the data as it was with --data"
             )
         yield record

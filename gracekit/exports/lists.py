@@ -14,7 +14,7 @@ WEIGHTS = "weights.npy"
 
 
 class Ids:
-    """`ids.txt`, one sample id a line, ascending by row; `weights.npy` in the same order."""
+    """`ids.txt`, one sample id a line, in the data's order; `weights.npy` likewise."""
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """Ids with a line break cannot be told apart in a list: an `ExportError`."""

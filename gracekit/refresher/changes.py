@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.errors import VersionNotFoundError
-from gracekit.types import Float32, Measurement
+from gracekit.types import Float32, Measurement, SampleTable
 
 if TYPE_CHECKING:
     from gracekit.store import Store
@@ -17,11 +17,11 @@ COMPARED = "loss"
 """The score that changes are taken of."""
 
 
-def earlier_losses(store: Store, scores: Iterable[str]) -> dict[str, Float32]:
+def earlier_losses(store: Store, samples: SampleTable, scores: Iterable[str]) -> dict[str, Float32]:
     """Score with `against` -> [n] loss to compare with; NaN for rows never measured.
 
-    Only measured losses count, never propagated ones. Reads what was measured at every version, and
-    nothing when no score asks for it.
+    Only measured losses of the content that a row has now count, never propagated ones. Reads what
+    was measured at every version, and nothing when no score asks for it.
     """
     from gracekit.scoring.scorers import scorer_class
 
@@ -29,7 +29,7 @@ def earlier_losses(store: Store, scores: Iterable[str]) -> dict[str, Float32]:
     against = {name: which for name, which in against.items() if which is not None}
     if not against:
         return {}
-    first = np.full(len(store.samples()), np.nan, np.float32)
+    first = np.full(len(samples), np.nan, np.float32)
     previous = first.copy()
     for version in store.all_versions():
         try:
@@ -39,7 +39,7 @@ def earlier_losses(store: Store, scores: Iterable[str]) -> dict[str, Float32]:
         if COMPARED not in table.column_names:
             continue
         rows, losses = table["row"].to_numpy(), table[COMPARED].to_numpy()
-        known = np.isfinite(losses)
+        known = np.isfinite(losses) & (samples.content_versions[rows] <= version)
         rows, losses = rows[known], losses[known].astype(np.float32)
         previous[rows] = losses
         is_new = np.isnan(first[rows])

@@ -37,7 +37,7 @@ def compare(recipe: Recipe | str | Path, names: Sequence[str]) -> list[Json]:
         selector_for(name)
     store = Store.open(recipe.store)
     inputs = selection_inputs(store, recipe)
-    samples, version = store.samples(), store.next_version()
+    samples, version = inputs["samples"], store.next_version()
     records: list[Json] = []
     chosen: dict[str, Rows] = {}
     for name, one in zip(names, recipes, strict=True):

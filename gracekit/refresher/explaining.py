@@ -41,8 +41,8 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
 
     store = Store.open(root)
     version = _version(store, version)
-    row = _row(store, sample_id)
-    header, samples, scores = store.header(version), store.samples(), store.scores(version)
+    row = _row(store, version, sample_id)
+    header, samples, scores = store.header(version), store.samples(version), store.scores(version)
     cache = _kept(store, version)
     graph_settings = store.header(header.scores_version).refresh.get("graph", {})
     index = load_index(
@@ -112,10 +112,10 @@ def similar(
 
     store = Store.open(root)
     version = _version(store, version)
-    row = _row(store, sample_id)
+    row = _row(store, version, sample_id)
     cache = _kept(store, version)
     unit = unit_features(cache.features.astype(np.float32), cache.valid)
-    samples, scores = store.samples(), store.scores(version)
+    samples, scores = store.samples(version), store.scores(version)
     selected = _mask(store.coreset(version)["row"].to_numpy(), len(cache.valid))
     return [
         {
@@ -164,13 +164,20 @@ def _version(store: Store, version: int | None) -> int:
     return version
 
 
-def _row(store: Store, sample_id: str) -> int:
+def _row(store: Store, version: int, sample_id: str) -> int:
     import difflib
 
-    ids = store.samples().sample_ids.tolist()
+    ids = store.samples(version).sample_ids.tolist()
     try:
         return int(ids.index(sample_id))
     except ValueError:
+        later = store.samples()
+        if sample_id in later.sample_ids:
+            row = later.sample_ids.tolist().index(sample_id)
+            raise QueryError(
+                f"version {version} of {store.paths.root} does not know the sample {sample_id!r}: "
+                f"it joined the data at version {later.added_versions[row]}"
+            ) from None
         near = difflib.get_close_matches(sample_id, ids[:20_000], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise QueryError(

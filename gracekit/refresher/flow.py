@@ -20,11 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
 from gracekit.recipe import Recipe
 from gracekit.refresher.changes import earlier_losses
+from gracekit.refresher.growing import CurrentData, require_kin
 from gracekit.refresher.measuring import MeasuredRows, measure
 from gracekit.refresher.state import (
     StageClock,
@@ -37,7 +36,7 @@ from gracekit.types import Checkpoint, Json, ManifestHeader, PinnedCheckpoint
 
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
-    from gracekit.samples import RawSamples, TokenTable
+    from gracekit.samples import Growth, RawSamples, TokenTable
     from gracekit.scoring.context import TargetSamples
     from gracekit.store import Store
 
@@ -57,10 +56,10 @@ class RefreshResult:
 class Refresher:
     """Refreshes of one store by one recipe; make it with `from_recipe`. It holds no model."""
 
-    def __init__(self, recipe: Recipe, raw: RawSamples) -> None:
+    def __init__(self, recipe: Recipe, data: CurrentData) -> None:
         self.recipe = recipe
         self.root = Path(recipe.store)
-        self._raw = raw
+        self._data = data
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, strict: bool = False) -> Refresher:
@@ -71,7 +70,6 @@ class Refresher:
             DataError: The data cannot be read or used; with `strict` also for skipped rows.
             StoreDataMismatchError: The store was made from other data.
         """
-        from gracekit.samples import load_samples
         from gracekit.scoring.scorers import build_scorers
         from gracekit.selection import selector_for
         from gracekit.store import Store
@@ -84,18 +82,42 @@ class Refresher:
                 "`target: {path: target.jsonl}`"
             )
         selector_for(recipe.selection.selector)
-        raw = load_samples(recipe.data, strict=strict)
-        if raw.skipped:
-            logger.warning(
-                "%d of %d rows cannot be used, the first is row %d: %s (--strict lists them)",
-                len(raw.skipped), raw.num_source_rows,
-                raw.skipped[0].source_row, raw.skipped[0].reason,
-            )  # fmt: skip
+        refresher = cls(recipe, CurrentData(recipe.data, strict=strict))
         if Store.exists(recipe.store):
-            Store.open(recipe.store).require_fingerprint(raw.fingerprint, recipe.data.path)
+            refresher.check_data(refresher.samples)
         else:
             Store.check_place(recipe.store)
-        return cls(recipe, raw)
+        return refresher
+
+    @property
+    def samples(self) -> RawSamples:
+        """The data as it was last read."""
+        return self._data.samples
+
+    def check_data(self, raw: RawSamples) -> None:
+        """Raise `StoreDataMismatchError` where the data is other data than the store's."""
+        from gracekit.store import Store
+
+        if Store.exists(self.root):
+            store = Store.open(self.root)
+            if raw.fingerprint != store.dataset()["fingerprint"]:
+                self.merge(store, raw)
+
+    def merge(self, store: Store, raw: RawSamples, tokens: TokenTable | None = None) -> Growth:
+        """The store's samples brought in line with the data.
+
+        Without `tokens` (of the data) those of new and changed samples count 0.
+        """
+        from gracekit.samples import merge, sample_table
+
+        growth = merge(store.samples(), sample_table(raw, tokens), version=store.next_version())
+        require_kin(
+            growth,
+            max_lost=self.recipe.refresh.max_lost,
+            source=self.recipe.data.path,
+            store=self.root,
+        )
+        return growth
 
     @contextmanager
     def locked(self) -> Iterator[Path]:
@@ -137,6 +159,7 @@ class Refresher:
 
         clock = StageClock()
         recipe = self.recipe
+        self._data.renew(self.check_data)
         also = OPTIMIZER_FILES if self._needs_optimizer else ()
         with pin(checkpoint, StorePaths(self.root).pins, also=also) as pinned:
             clock.lap("pin")
@@ -149,20 +172,22 @@ class Refresher:
             done = self._find(refresh_id)
             if done is not None:
                 return done
-            store = self._open_store(pinned, tokens)
+            store = self._open_store(pinned, tokenizer, tokens)
+            growth = self.merge(store, self.samples, tokens)
+            samples, tokens = growth.samples, tokens.arranged(growth.places)
             with closing(self.executor(pinned, tokenizer, tokens, target)) as executor:
-                known = load_known(store, recipe)
-                earlier = earlier_losses(store, recipe.scoring.scores)
+                known = load_known(store, recipe, growth)
+                earlier = earlier_losses(store, samples, recipe.scoring.scores)
                 clock.lap("load")
                 shards = store.shards(measure_id)
-                run = MeasuredRows(executor, shards, len(store.samples()), stop, earlier)
+                run = MeasuredRows(executor, shards, samples.present, stop, earlier)
                 evidence = measure(recipe, known, run, step=pinned.step)
                 target_features, facts = executor.target_features(), executor.facts()
             clock.lap("measure", model_pass_s=run.model_pass_s)
         del executor, run  # the model's memory is free for the stages that follow
         update = propagate(
             recipe,
-            store.samples(),
+            samples,
             known,
             evidence.measurement,
             evidence.prediction,
@@ -175,7 +200,7 @@ class Refresher:
         selection = select(
             recipe.selection,
             scores=update.scores,
-            samples=store.samples(),
+            samples=samples,
             graph=graph,
             seed=recipe.seed,
             version=store.next_version(),
@@ -196,6 +221,8 @@ class Refresher:
                 audit=evidence.audit,
                 scores=update.scores,
                 selection=selection,
+                samples=samples if growth.is_change else None,
+                dataset=self._describe_data(),
                 cache=CachePayload(
                     features=to_float16(update.features),
                     valid=update.valid,
@@ -236,9 +263,9 @@ class Refresher:
         from gracekit.samples import tokenize
 
         tokenizer = load_tokenizer(pinned, self.recipe.checkpoints)
-        return tokenizer, tokenize(self._raw, tokenizer, self.recipe.data, cache / "tokens")
+        return tokenizer, tokenize(self.samples, tokenizer, self.recipe.data, cache / "tokens")
 
-    def _open_store(self, pinned: PinnedCheckpoint, tokens: TokenTable) -> Store:
+    def _open_store(self, pinned: PinnedCheckpoint, tokenizer: Any, tokens: TokenTable) -> Store:
         """The store, made at the first checkpoint; later ones must fit what it was made with.
 
         Raises:
@@ -253,7 +280,7 @@ class Refresher:
         if Store.exists(self.root):
             store = Store.open(self.root)
             made_with = store.info.dataset
-            if not _has_these_tokens(store, tokens):
+            if not self._has_these_tokens(store, tokenizer, tokens):
                 raise StoreDataMismatchError(
                     f"the samples have other tokens than when the store {self.root} was made: the "
                     "tokenizer, its chat template, data.max_length, data.loss_on or "
@@ -267,27 +294,48 @@ class Refresher:
                     f"{architecture}. Name a new store for this run"
                 )
             return store
-        recipe = self.recipe
         num_cut = int((tokens.num_targets == 0).sum())
         if num_cut:
             logger.warning(
                 "%d of %d samples have no token to train on within data.max_length (%d): they are "
-                "never selected", num_cut, len(tokens.num_targets), recipe.data.max_length,
+                "never selected", num_cut, len(tokens.num_targets), self.recipe.data.max_length,
             )  # fmt: skip
-        data = recipe.data.model_dump(mode="json")
-        if Path(recipe.data.path).exists():
-            data["path"] = str(Path(recipe.data.path).resolve())
         return Store.create(
             self.root,
-            samples=sample_table(self._raw, tokens),
+            samples=sample_table(self.samples, tokens),
             dataset={
-                **data,
-                "detected_format": self._raw.format,
-                "num_skipped": len(self._raw.skipped),
+                **self._describe_data(),
                 "tokens_key": tokens.key,
                 "architecture": architecture,
             },
         )
+
+    def _has_these_tokens(self, store: Store, tokenizer: Any, tokens: TokenTable) -> bool:
+        """Whether its first data would have the tokens that it was made with.
+
+        By their key; where the store, of the first release, does not hold it, by the numbers of
+        tokens of the samples that it knows.
+        """
+        from gracekit.samples import tokens_key
+
+        key = store.info.dataset.get("tokens_key")
+        if key is not None:
+            return bool(key == tokens_key(tokenizer, self.recipe.data, store.info.fingerprint))
+        known = store.samples()
+        counts = zip(known.num_prompt_tokens, known.num_response_tokens, strict=True)
+        expected = dict(zip(known.content_hashes, counts, strict=True))
+        found = zip(tokens.num_prompt_tokens, tokens.num_targets, strict=True)
+        pairs = zip(self.samples.content_hashes, found, strict=True)
+        return all(expected.get(digest, count) == count for digest, count in pairs)
+
+    def _describe_data(self) -> Json:
+        """What to remember of the data besides its samples."""
+        settings = self.recipe.data
+        data: Json = settings.model_dump(mode="json")
+        if Path(settings.path).exists():
+            data["path"] = str(Path(settings.path).resolve())
+        raw = self.samples
+        return {**data, "detected_format": raw.format, "num_skipped": len(raw.skipped)}
 
     @property
     def _needs_optimizer(self) -> bool:
@@ -333,18 +381,6 @@ class Refresher:
             return ProcessExecutor(load, devices, tokens, scoring, target=target)
         model, optimizer = load(devices[0])
         return LocalExecutor(model, tokens, scoring, target=target, optimizer=optimizer)
-
-
-def _has_these_tokens(store: Store, tokens: TokenTable) -> bool:
-    """By their key; by their numbers where the store, of the first release, does not hold it."""
-    key = store.info.dataset.get("tokens_key")
-    if key is not None:
-        return bool(key == tokens.key)
-    samples = store.samples()
-    return bool(
-        np.array_equal(samples.num_prompt_tokens, tokens.num_prompt_tokens)
-        and np.array_equal(samples.num_response_tokens, tokens.num_targets)
-    )
 
 
 def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:

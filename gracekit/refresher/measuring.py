@@ -14,7 +14,7 @@ import numpy as np
 from gracekit.errors import RefreshStoppedError
 from gracekit.recipe import Recipe, RefreshSection
 from gracekit.refresher.changes import as_changes
-from gracekit.types import Audit, Float32, Json, Measurement, Reason, RefreshPlan, Rows
+from gracekit.types import Audit, Bool, Float32, Json, Measurement, Reason, RefreshPlan, Rows
 
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
@@ -49,7 +49,7 @@ class MeasuredRows:
     Args:
         executor: Runs the model.
         shards: Where finished shards are kept until the version is committed.
-        num_rows: n of the store.
+        present: [n] rows of the store that are in the data.
         stop: Ends the pass after the shard in progress.
         earlier: Losses that some scores are compared with (see `changes`).
     """
@@ -58,7 +58,7 @@ class MeasuredRows:
         self,
         executor: Executor,
         shards: ShardFiles,
-        num_rows: int,
+        present: Bool,
         stop: threading.Event | None = None,
         earlier: dict[str, Float32] | None = None,
     ) -> None:
@@ -66,9 +66,11 @@ class MeasuredRows:
         self._executor = executor
         self._shards = shards
         self._stop = stop or threading.Event()
-        self.num_rows = num_rows
+        self.present = present
+        self.num_rows = int(present.sum())
+        """Of the data."""
         self._parts = shards.load()
-        self._place = np.full(num_rows, -1, np.int64)
+        self._place = np.full(len(present), -1, np.int64)
         """row -> position in the concatenated parts; -1: not measured."""
         self._num_done = 0
         for part in self._parts:
@@ -123,7 +125,7 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
 
     settings = recipe.refresh
     if known is None or is_full(settings, known):
-        everything = full_plan(run.num_rows)
+        everything = full_plan(run.present)
         return Evidence(
             plan=everything,
             measurement=run.take(everything.rows),
@@ -131,8 +133,8 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
             audit=None,
             facts=_facts(everything, run, rounds=1, num_since_full=0, next_budget=0),
         )
-    n = len(known.scores)
-    least, limit, num_probe = budgets(settings, n)
+    n = run.num_rows
+    least, limit, num_probe = budgets(settings, n, known.num_never)
     budget, most = min(max(least, known.next_budget), limit), limit
     plan: RefreshPlan | None = None
     rounds = 0
@@ -170,6 +172,13 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
                 most = n
         is_enough = audit is None or audit.target_met
         if audit is None or is_enough or num_planned >= most or num_planned == num_before:
+            is_known = plan.reasons != Reason.NEVER_MEASURED
+            num_left = known.num_never - int((~is_known).sum())
+            if num_left:
+                logger.info(
+                    "%d new samples are not measured yet, refresh.max_fraction is used up: later "
+                    "refreshes do (all at once with refresh.new_samples: all)", num_left,
+                )  # fmt: skip
             return Evidence(
                 plan=plan,
                 measurement=measurement,
@@ -180,7 +189,7 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
                     run,
                     rounds=rounds,
                     num_since_full=0 if num_planned >= n else known.num_since_full + 1,
-                    next_budget=next_start(num_planned, n, rounds, is_enough),
+                    next_budget=next_start(int(is_known.sum()), n, rounds, is_enough),
                 ),
             )
         budget = n if num_planned >= limit else min(next_round(audit, n), limit)
@@ -232,6 +241,8 @@ def audit_probe(
         return None
     # What selection uses is importance, a rank among all rows: so that is what is compared.
     measured = prediction.scores.values[name]
+    has_score = known.scores.usable.copy()
+    has_score[plan.rows] = True
     without = measured.copy()
     without[rows] = foretold[probe]
     held = np.isin(prediction.features.held_out_rows, rows)
@@ -248,7 +259,7 @@ def audit_probe(
         centre=measurement.features[measurement.valid].astype(np.float32).mean(axis=0),
         calibration=prediction.scores.calibration[name],
         num_measured=len(plan.rows),
-        num_rows=len(known.scores),
+        num_rows=int(has_score.sum()),
         target=recipe.refresh.target_rank_correlation,
         rounds=rounds,
     )
@@ -257,18 +268,26 @@ def audit_probe(
 def is_full(settings: RefreshSection, known: Known) -> bool:
     """Whether this refresh measures everything by count, or because its budget covers it."""
     by_count = settings.full_every > 0 and known.num_since_full + 1 >= settings.full_every
-    return by_count or budgets(settings, len(known.scores))[0] >= len(known.scores)
+    num_rows = int(known.samples.present.sum())
+    return by_count or budgets(settings, num_rows, known.num_never)[0] >= num_rows
 
 
-def budgets(settings: RefreshSection, num_rows: int) -> tuple[int, int, int]:
+def budgets(settings: RefreshSection, num_rows: int, num_never: int) -> tuple[int, int, int]:
     """Rows measured at least and at most, and how many of the least are the probe.
 
-    The probe never takes more than half of the least budget.
+    The probe never takes more than half of what is measured at least without the rows that were
+    never measured. These come on top of both (`new_samples: all`), or raise the least as far as
+    the most allows.
     """
     least = min(num_rows, math.ceil(settings.min_fraction * num_rows))
     most = min(num_rows, max(least, math.ceil(settings.max_fraction * num_rows)))
     probe = max(settings.min_probe, math.ceil(settings.probe_fraction * num_rows))
-    return least, most, min(probe, least // 2)
+    probe = min(probe, least // 2)
+    if settings.new_samples == "all":
+        least, most = min(least + num_never, num_rows), min(most + num_never, num_rows)
+    elif num_never:
+        least = min(max(least, num_never + probe), most)
+    return least, most, probe
 
 
 def _facts(

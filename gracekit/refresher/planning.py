@@ -10,9 +10,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.measuring import budgets, is_full
 from gracekit.refresher.state import load_known
-from gracekit.types import Checkpoint, Int64, Json, Reason, RefreshPlan, Rows
+from gracekit.types import Checkpoint, Int64, Json, PinnedCheckpoint, Reason, RefreshPlan, Rows
 
 if TYPE_CHECKING:
     from gracekit.samples import TokenTable
@@ -60,37 +62,75 @@ class PlanPreview:
 
 def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> PlanPreview:
     """The plan of the next refresh, without loading the model; writes nothing to the store."""
-    return _planned(recipe, checkpoint, strict=strict)[0]
+    from gracekit.checkpoints import pin
+
+    refresher = Refresher.from_recipe(recipe, strict=strict)
+    with ExitStack() as stack:
+
+        def tokenize() -> TokenTable:
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            pinned = stack.enter_context(pin(checkpoint, cache))
+            return _tokenize(refresher, pinned, cache)[1]
+
+        return _planned(refresher, checkpoint, tokenize).shown
+
+
+def _tokenize(
+    refresher: Refresher, pinned: PinnedCheckpoint, cache: Path
+) -> tuple[Any, TokenTable]:
+    """The checkpoint's tokenizer and the data in its tokens; what the store has of them is read."""
+    from gracekit.store import StorePaths
+
+    kept = StorePaths(refresher.root).cache / "tokens"
+    (cache / "tokens").mkdir()
+    for file in kept.glob("tokens-*"):
+        (cache / "tokens" / file.name).symlink_to(file)
+    return refresher.tokenize(pinned, cache)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """A plan, and what it is made for."""
+
+    shown: PlanPreview
+    plan: RefreshPlan
+    lengths: Int64
+    """[n] tokens of each row; 0 of a removed one."""
+    places: Int64 | None
+    """[n] position of each row in the data; None: in its order."""
 
 
 def _planned(
-    recipe: Recipe, checkpoint: Checkpoint, *, strict: bool
-) -> tuple[PlanPreview, RefreshPlan, Int64]:
-    """The preview, the plan behind it, and the lengths in tokens of all rows."""
-    from gracekit.checkpoints import LAYOUTS, pin
-    from gracekit.samples import load_samples, tokenize
+    refresher: Refresher, checkpoint: Checkpoint, tokenize: Callable[[], TokenTable]
+) -> _Planned:
+    """Plan the next refresh; `tokenize` is asked for the data's tokens only where needed."""
+    from gracekit.checkpoints import LAYOUTS
     from gracekit.staleness import full_plan, plan_rows
     from gracekit.store import Store
 
+    recipe = refresher.recipe
     layout = LAYOUTS[checkpoint.layout]()
     weight_bytes = sum(f.stat().st_size for f in layout.weight_files(checkpoint.path))
     store = Store.open(recipe.store) if Store.exists(recipe.store) else None
-    known = load_known(store, recipe) if store is not None else None
-    version = 1 if store is None else store.next_version()
-    if store is not None:
-        samples = store.samples()
-        lengths = samples.num_prompt_tokens + samples.num_response_tokens
+    if store is None:
+        known, places, version, lengths = None, None, 1, tokenize().lengths
+        present = np.ones(len(lengths), bool)
     else:
-        from gracekit.checkpoints.model import load_tokenizer
-
-        raw = load_samples(recipe.data, strict=strict)
-        with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
-            tokenizer = load_tokenizer(pinned, recipe.checkpoints)
-            lengths = tokenize(raw, tokenizer, recipe.data, Path(folder) / "tokens").lengths
-    n = len(lengths)
-    least, most, num_probe = budgets(recipe.refresh, n)
+        growth = refresher.merge(store, refresher.samples)
+        samples, places, version = growth.samples, growth.places, store.next_version()
+        present = samples.present
+        if len(growth.added) or len(growth.changed):
+            tokens = tokenize()
+            growth = refresher.merge(store, refresher.samples, tokens)
+            lengths = tokens.arranged(places).lengths
+        else:
+            lengths = np.where(present, samples.num_prompt_tokens + samples.num_response_tokens, 0)
+        known = load_known(store, recipe, growth)
+    n = int(present.sum())
+    num_never = 0 if known is None else known.num_never
+    least, most, num_probe = budgets(recipe.refresh, n, num_never)
     if known is None or is_full(recipe.refresh, known):
-        plan, most = full_plan(n), n
+        plan, most = full_plan(present), n
     else:
         plan = plan_rows(
             recipe.refresh,
@@ -116,7 +156,7 @@ def _planned(
         reasons={r.name.lower().replace("_", " "): int(counts[r]) for r in Reason if counts[r]},
         weight_bytes=weight_bytes,
     )
-    return shown, plan, np.asarray(lengths, np.int64)
+    return _Planned(shown=shown, plan=plan, lengths=np.asarray(lengths, np.int64), places=places)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,18 +211,21 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     """
     from gracekit.checkpoints import pin
 
-    plan, planned, lengths = _planned(recipe, checkpoint, strict=strict)
     probe_tokens = min(recipe.scoring.batch_tokens, _PROBE_TOKENS)
     probe = recipe.override({"scoring.batch_tokens": probe_tokens})
     refresher = Refresher.from_recipe(probe, strict=strict)
     with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
         cache = Path(folder)
-        tokenizer, tokens = refresher.tokenize(pinned, cache)
+        tokenizer, tokens = _tokenize(refresher, pinned, cache)
+        planned = _planned(refresher, checkpoint, lambda: tokens)
+        plan, lengths = planned.shown, planned.lengths
+        if planned.places is not None:
+            tokens = tokens.arranged(planned.places)
         target = refresher.target_samples(tokenizer, cache)
         with _Memory() as memory:
             executor = refresher.executor(pinned, tokenizer, tokens, target)
             memory.model_is_loaded()
-            longest, drawn = _probe_rows(planned.rows, tokens, probe)
+            longest, drawn = _probe_rows(planned.plan.rows, tokens, probe)
             width = next(executor.measure(longest)).features.shape[1]
             started = time.perf_counter()
             for _ in executor.measure(drawn):

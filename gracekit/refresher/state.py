@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gracekit.errors import StoreError, StoreFormatError, VersionNotFoundError
 from gracekit.recipe import Recipe, ScoringSection
+from gracekit.refresher.growing import grown
 from gracekit.types import (
     Bool,
     Float32,
@@ -30,6 +31,7 @@ from gracekit.types import (
 if TYPE_CHECKING:
     from gracekit.graph.index import Index
     from gracekit.propagation import CarriedFeatures, Propagated
+    from gracekit.samples import Growth
     from gracekit.store import Store
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,11 @@ class Known:
     index: Index
     graph: SparseGraph
 
+    @property
+    def num_never(self) -> int:
+        """Rows that were never measured."""
+        return int((self.scores.origin == Origin.NEVER).sum())
+
     def to_working(self, scores: dict[str, Float32], rows: Rows) -> dict[str, Float32]:
         """Scores of some rows as working values."""
         from gracekit.scoring.working import to_working
@@ -79,14 +86,15 @@ class Known:
     def covariates(self, step: int) -> Float32:
         """[n, c] what is known of every row besides its scores: length, age, change, group."""
         samples = self.samples
-        counts = np.bincount(samples.groups, minlength=len(samples.group_names))
+        present = samples.groups[samples.present]
+        counts = np.bincount(present, minlength=len(samples.group_names))
         largest = np.argsort(-counts, kind="stable")[:MOST_GROUP_COVARIATES]
         columns = [
             np.log1p(samples.num_response_tokens),
             np.log1p(samples.num_prompt_tokens),
             np.maximum(step - self.scores.measured_step, 0),
             *self.changes.values(),
-            *((samples.groups == group) for group in largest if 0 < counts[group] < len(samples)),
+            *((samples.groups == group) for group in largest if 0 < counts[group] < len(present)),
         ]
         return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
 
@@ -104,10 +112,11 @@ class Update:
     """What was used to propagate, for the manifest header."""
 
 
-def load_known(store: Store, recipe: Recipe) -> Known | None:
-    """The newest refresh, whatever was selected or rolled back to since.
+def load_known(store: Store, recipe: Recipe, growth: Growth | None = None) -> Known | None:
+    """The newest refresh, whatever was selected or rolled back to since, as it stands for the data
+    now (default: that has not changed).
 
-    None when there is none, or when its features are lost.
+    None when there is none, when its features are lost, or when nothing of it is left.
     """
     from gracekit.graph import build_index, load_index, symmetric, unit_features
     from gracekit.scoring.working import to_working
@@ -128,9 +137,9 @@ def load_known(store: Store, recipe: Recipe) -> Known | None:
     if index is None:
         unit = unit_features(features, cache.valid)
         index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed)
-    samples = store.samples()
+    samples = store.samples(version)
     values = to_working(scores.scores, samples.num_response_tokens)
-    return Known(
+    known = Known(
         version=version,
         num_since_full=int(header.refresh.get("num_since_full", 0)),
         next_budget=int(header.refresh.get("next_budget", 0)),
@@ -143,6 +152,12 @@ def load_known(store: Store, recipe: Recipe) -> Known | None:
         index=index,
         graph=symmetric(index.graph),
     )
+    if growth is not None:
+        known = grown(known, growth, recipe.graph)
+    if not known.scores.usable.any():
+        logger.warning("no sample of version %d has a score still: measuring everything", version)
+        return None
+    return known
 
 
 def _obstacle(header: ManifestHeader, scoring: ScoringSection) -> str | None:
@@ -202,7 +217,7 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
         )
     return SelectionInputs(
         scores=store.scores(version),
-        samples=store.samples(),
+        samples=store.samples(version),
         graph=symmetric(index.graph),
         features=cache.features,
         target_features=cache.target_features,
@@ -299,6 +314,7 @@ def propagate(
     features[~valid] = 0
     for name, score in measurement.scores.items():
         scores[name][rows] = np.where(good, score, np.nan)
+    origin[~samples.present] = Origin.REMOVED
     origin[rows] = np.where(good, Origin.MEASURED, Origin.INVALID)
     confidence[rows] = good
     measured_step[rows], measured_version[rows] = step, version
@@ -370,11 +386,15 @@ def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dic
     if parent is None:
         return changes
     try:
-        earlier = store.scores(parent).scores
+        earlier = store.scores(parent)
     except StoreError:
         return changes
-    before = to_working(earlier, store.samples().num_response_tokens)
+    samples = store.samples(version)
+    m = len(earlier)  # rows that joined later have no score before
+    before = to_working(earlier.scores, samples.num_response_tokens[:m])
+    is_same = samples.content_versions[:m] <= parent
     for name, change in changes.items():
         if name in before:
-            np.copyto(change, np.nan_to_num(values[name] - before[name], posinf=0, neginf=0))
+            found = np.nan_to_num(values[name][:m] - before[name], posinf=0, neginf=0)
+            np.copyto(change[:m], found, where=is_same)
     return changes

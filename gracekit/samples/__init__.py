@@ -8,6 +8,7 @@ changed. Importing this package loads no heavy library.
 from gracekit.samples.formats import FORMATS, Conversation
 from gracekit.samples.growth import Growth, merge
 from gracekit.samples.raw import RawSamples, Skipped, load_samples, open_records
+from gracekit.samples.sources import data_stamp
 from gracekit.samples.tokens import TokenTable, sample_table, tokenize, tokens_key
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "RawSamples",
     "Skipped",
     "TokenTable",
+    "data_stamp",
     "load_samples",
     "merge",
     "open_records",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gracekit.types import Bool, Int64, Rows, SampleTable, Strings
+from gracekit.types import Bool, Int32, Int64, Rows, SampleTable, Strings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +89,13 @@ def merge(known: SampleTable, data: SampleTable, *, version: int) -> Growth:
         column[rows] = now
         return column
 
+    def counted(name: str) -> Int32:
+        """Tokens, which the same content has as before; so those of the data may be unknown."""
+        column = merged(name, 0)
+        same = both[~differs[both]]
+        column[same] = getattr(known, name)[same]
+        return column
+
     source_rows = merged("source_rows", -1)
     source_rows[~is_present] = -1
     groups, group_names = _groups(known, data, rows, n)
@@ -96,8 +103,8 @@ def merge(known: SampleTable, data: SampleTable, *, version: int) -> Growth:
         sample_ids=merged("sample_ids", ""),
         groups=groups,
         group_names=group_names,
-        num_prompt_tokens=merged("num_prompt_tokens", 0),
-        num_response_tokens=merged("num_response_tokens", 0),
+        num_prompt_tokens=counted("num_prompt_tokens"),
+        num_response_tokens=counted("num_response_tokens"),
         content_hashes=merged("content_hashes", ""),
         source_rows=source_rows,
         previews=merged("previews", ""),

@@ -162,7 +162,7 @@ def open_records(data: DataSection, source_rows: Int64) -> Iterator[Json]:
     if len(source_rows) and int(np.max(source_rows)) >= len(dataset):
         raise DataError(
             f"{data.path} has {len(dataset)} rows, but row {int(np.max(source_rows))} is needed: "
-            "the data has changed since the store was made. Restore the file"
+            "the data has changed since that version was made. Take a newer one, or restore it"
         )
     yield from _read(data, dataset, source_rows.tolist())
 

@@ -88,6 +88,8 @@ def _why_in(row: int, chosen: Chosen, start: Start) -> str:
 
 def _why_out(row: int, chosen: Chosen, start: Start, gain: float | None) -> str:
     settings, scores, samples = chosen.settings, chosen.scores, chosen.samples
+    if not samples.present[row]:
+        return f"it is no longer in the data, since version {samples.removed_versions[row]}"
     if samples.num_response_tokens[row] == 0:
         return "cannot be selected: it has no token to train on"
     if not start.usable[row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import xxhash
 
 from gracekit.protocols import SelectionTask
 from gracekit.types import Bool, Float32, Float64, Rows
@@ -39,9 +40,11 @@ def best_rows(values: Float32 | Float64, task: SelectionTask) -> Rows:
 
 
 def random_values(task: SelectionTask, *entropy: int) -> Float64:
-    """[n] uniform in [0, 1); of one id always the same number."""
-    values: Float64 = np.random.default_rng(entropy).random(len(task.order))[task.order]
-    return values
+    """[n] uniform in [0, 1); of one id always the same number, whatever others there are."""
+    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    ids = task.samples.sample_ids
+    hashes = (xxhash.xxh3_64_intdigest(i.encode("utf-8", "surrogatepass"), seed) for i in ids)
+    return np.ldexp((np.fromiter(hashes, np.uint64, len(ids)) >> 11).astype(np.float64), -53)
 
 
 def random_rows(task: SelectionTask, *entropy: int) -> Rows:

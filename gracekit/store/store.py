@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from gracekit import files
 from gracekit.errors import (
-    StoreDataMismatchError,
     StoreError,
     StoreFormatError,
     VersionNotFoundError,
@@ -137,16 +136,6 @@ class Store:
                 )
             self._samples = (path, samples)
         return self._samples[1]
-
-    def require_fingerprint(self, fingerprint: str, source: str) -> None:
-        """Raise `StoreDataMismatchError` unless `source` is the data of the latest version."""
-        expected = self.dataset()
-        if fingerprint != expected["fingerprint"]:
-            raise StoreDataMismatchError(
-                f"the store {self.paths.root} was made from other data: expected fingerprint "
-                f"{expected['fingerprint']} ({expected.get('path')}), found {fingerprint} "
-                f"({source}). Restore the old data, or name a new store for the new data"
-            )
 
     # --- versions ---
 

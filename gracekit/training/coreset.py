@@ -1,6 +1,6 @@
 """Read one version of a coreset: `Coreset.load`. Needs NumPy and PyArrow only.
 
-Of the whole store only the manifest is read, so a copy of `manifests/` is enough where the trainer
+Of the whole store only manifests are read, so a copy of `manifests/` is enough where the trainer
 runs.
 """
 
@@ -25,7 +25,7 @@ from gracekit.store.manifests import read_header
 from gracekit.store.parquet import damaged, read_table
 from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
 from gracekit.store.removals import read_removal
-from gracekit.types import Float32, Int64, Json, Rows, Strings
+from gracekit.types import Float32, Int64, Json, ManifestHeader, Rows, Strings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,13 +36,15 @@ class Coreset:
     rows: Rows
     """int64 [b] rows of the sample store, ascending."""
     source_rows: Int64
-    """int64 [b] positions in the data file that the store was made from."""
+    """int64 [b] positions in the data file as it was when this version was made."""
     weights: Float32
     """float32 [b] how many samples each stands for, mean 1."""
     sample_ids: Strings
     """str [b]"""
     metadata: Json
     """The manifest's header: checkpoint, selection, audit and so on."""
+    num_rows_of_others: frozenset[int] = frozenset()
+    """Rows of the data file as it was when versions of other data than this one's were made."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,7 +57,7 @@ class Coreset:
 
     @property
     def num_source_rows(self) -> int:
-        """Rows of the data file that the store was made from, skipped ones included."""
+        """Rows of the data file that this version was made from, skipped ones included."""
         num_rows: int = self.metadata["dataset"]["num_source_rows"]
         return num_rows
 
@@ -85,11 +87,11 @@ class Coreset:
                 raise VersionNotFoundError(
                     f"the store {paths.root} has no version {version!r}; found {found}"
                 )
-            return _read(paths.manifest(version), version)
+            return _read(paths, version)
         damage: StoreFormatError | None = None
         for number in reversed(available):
             try:
-                return _read(paths.manifest(number), number)
+                return _read(paths, number)
             except NewerFormatError:
                 raise
             except StoreFormatError as error:
@@ -117,8 +119,9 @@ class Coreset:
             int64 [b] positions; -1 for a sample that the trainer's dataset does not have.
 
         Raises:
-            DataError: the number of rows is another one than the data file's, an id occurs
-                twice, or less than half of the coreset is there: it is another dataset.
+            DataError: the number of rows is another one than the data file's when this version was
+                made, or also that of other data that the store has followed; an id occurs twice;
+                or less than half of the coreset is there: it is another dataset.
         """
         if isinstance(dataset, int):
             if dataset != self.num_source_rows:
@@ -127,6 +130,13 @@ class Coreset:
                     f"{self.version} has {self.num_source_rows}, so rows cannot be matched by "
                     "position: rows were dropped, added or packed on the way. Give the sample id "
                     "of each row instead (sample_ids=[...] or id_column='...')"
+                )
+            if dataset in self.num_rows_of_others:
+                raise DataError(
+                    f"the data of coreset version {self.version} has {dataset} rows, and so has "
+                    "other data that this store has followed, so it cannot be told which of them "
+                    "the trainer's dataset is. Give the sample id of each row instead "
+                    "(sample_ids=[...] or id_column='...')"
                 )
             return self.source_rows
         where = {str(sample_id): position for position, sample_id in enumerate(dataset)}
@@ -202,7 +212,8 @@ def list_versions(store: Path) -> list[int]:
     return sorted(made - removed)
 
 
-def _read(path: Path, version: int) -> Coreset:
+def _read(paths: StorePaths, version: int) -> Coreset:
+    path = paths.manifest(version)
     header = read_header(path)
     table = read_table(path)
     try:
@@ -218,8 +229,23 @@ def _read(path: Path, version: int) -> Coreset:
             weights=np.array(columns["weight"], np.float32),
             sample_ids=np.array(columns["sample_id"], object),
             metadata=header.to_json(),
+            num_rows_of_others=_num_rows_of_others(paths, header),
         )
         _ = coreset.step, coreset.num_source_rows
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from None
     return coreset
+
+
+def _num_rows_of_others(paths: StorePaths, header: ManifestHeader) -> frozenset[int]:
+    """From the newest manifest that can be read: it knows all data that the store has followed."""
+    newest = header
+    for version in reversed(list_versions(paths.root)):
+        try:
+            newest = read_header(paths.manifest(version)) if version != header.version else header
+        except StoreFormatError:
+            continue
+        break
+    own = header.dataset.get("samples_file", paths.samples.name)
+    sources: dict[str, int] = newest.dataset.get("sources", {})
+    return frozenset(num_rows for name, num_rows in sources.items() if name != own)

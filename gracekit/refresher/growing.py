@@ -1,0 +1,134 @@
+"""Data that changes while a store follows a run: noticed, judged, and taken into what is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gracekit.errors import DataError, StoreDataMismatchError
+from gracekit.recipe import DataSection, GraphSection
+from gracekit.types import Origin, ScoreTable
+
+if TYPE_CHECKING:
+    from gracekit.refresher.state import Known
+    from gracekit.samples import Growth, RawSamples
+
+logger = logging.getLogger(__name__)
+
+
+class CurrentData:
+    """The user's samples, read again when their files have changed.
+
+    Data that cannot be read (it is being written, or broken) or that is refused leaves the last
+    good one in use; it is tried again the next time.
+    """
+
+    def __init__(self, settings: DataSection, *, strict: bool) -> None:
+        """Read it; raises `DataError`."""
+        self._settings = settings
+        self._strict = strict
+        self._stamp, self.samples = self._read()
+
+    def renew(self, check: Callable[[RawSamples], None]) -> RawSamples:
+        """The samples as they are now; `check` may refuse them by a `StoreDataMismatchError`."""
+        from gracekit.samples import data_stamp
+
+        if data_stamp(self._settings) == self._stamp:
+            return self.samples
+        try:
+            stamp, samples = self._read()
+            check(samples)
+        except (DataError, StoreDataMismatchError) as error:
+            logger.warning(
+                "the data has changed and cannot be used, so this refresh goes on with what it was "
+                "before; the next one tries again: %s", error,
+            )  # fmt: skip
+        else:
+            self._stamp, self.samples = stamp, samples
+        return self.samples
+
+    def _read(self) -> tuple[object, RawSamples]:
+        from gracekit.samples import data_stamp, load_samples
+
+        stamp = data_stamp(self._settings)
+        samples = load_samples(self._settings, strict=self._strict)
+        if data_stamp(self._settings) != stamp:
+            raise DataError(
+                f"{self._settings.path} changed while it was read; wait until it is written. "
+                "Replacing the file by a rename avoids this"
+            )
+        if samples.skipped:
+            logger.warning(
+                "%d of %d rows cannot be used, the first is row %d: %s (--strict lists them)",
+                len(samples.skipped), samples.num_source_rows,
+                samples.skipped[0].source_row, samples.skipped[0].reason,
+            )  # fmt: skip
+        return stamp, samples
+
+
+def require_kin(growth: Growth, *, max_lost: float, source: str, store: Path) -> None:
+    """Raise `StoreDataMismatchError` where too many samples would be lost: it is other data."""
+    before = growth.samples.present.copy()
+    before[growth.added], before[growth.returned], before[growth.removed] = False, False, True
+    num_before = int(before.sum())
+    num_changed = int(before[growth.changed].sum())
+    num_lost = len(growth.removed) + num_changed
+    if num_lost <= max_lost * num_before:
+        return
+    raise StoreDataMismatchError(
+        f"the store {store} was made from other data than {source}: of {num_before:,} samples "
+        f"{len(growth.removed):,} are missing there and {num_changed:,} have other content, which "
+        f"is more than refresh.max_lost ({max_lost:g}) lets go. Correct data.path or "
+        "data.id_column, restore the data, or name a new store; where the samples are meant to "
+        "go, say so once with --set refresh.max_lost=1"
+    )
+
+
+def grown(known: Known, growth: Growth, settings: GraphSection) -> Known:
+    """The last version as it stands for the changed data.
+
+    New and changed samples, and those that came back, are never measured: without scores, features
+    and neighbours. Removed ones are out of everything.
+    """
+    from gracekit.graph import grow_index, symmetric
+
+    samples, n = growth.samples, len(growth.samples)
+    forgotten = growth.forgotten
+    if not forgotten.any():
+        return dataclasses.replace(known, samples=samples)
+    unmeasured = forgotten & samples.present
+
+    def forget(values: NDArray[Any], fill: float, which: NDArray[np.bool_]) -> NDArray[Any]:
+        new = np.full((n, *values.shape[1:]), fill, values.dtype)
+        new[: len(values)] = values
+        new[which] = fill
+        return new
+
+    scores = known.scores
+    origin = forget(scores.origin, Origin.NEVER, forgotten)
+    origin[~samples.present] = Origin.REMOVED
+    index = grow_index(known.index, n, np.flatnonzero(forgotten[: len(known.samples)]), settings)
+    return dataclasses.replace(
+        known,
+        samples=samples,
+        scores=ScoreTable(
+            scores={name: forget(s, np.nan, forgotten) for name, s in scores.scores.items()},
+            importance=forget(scores.importance, 0, forgotten),
+            origin=origin,
+            measured_step=forget(scores.measured_step, -1, unmeasured),
+            measured_version=forget(scores.measured_version, 0, unmeasured),
+            confidence=forget(scores.confidence, 0, forgotten),
+        ),
+        values={name: forget(v, np.nan, forgotten) for name, v in known.values.items()},
+        changes={name: forget(c, 0, forgotten) for name, c in known.changes.items()},
+        features=forget(known.features, 0, forgotten),
+        valid=forget(known.valid, False, forgotten),
+        index=index,
+        graph=symmetric(index.graph),
+    )
