@@ -31,7 +31,7 @@ from gracekit.store.verify import verify
 from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
 from tests.faults import Killed, count_operations, killed_at
-from tests.tiny import tiny_recipe, write_checkpoint, write_data
+from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
 
@@ -339,6 +339,29 @@ def test_a_running_refresher_notices_changed_data(
     (tmp_path / "train.jsonl").write_text("{")
     with pytest.raises(DataError):
         Refresher.from_recipe(recipe)
+
+
+def test_a_new_sample_that_the_chat_template_refuses_stops_nobody(
+    tmp_path: Path, rows: list[Json], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if 'sum sum' in m['content'] %}{{ raise_exception('no sums') }}"
+        "{% endif %}{{ m['content'] }} {% endfor %}"
+    )
+    recipe = with_ids(tmp_path)
+    fine = [row for row in rows if "sum sum" not in str(row)][:60]
+    write(tmp_path, fine)
+    refresher = Refresher.from_recipe(recipe)
+    with refresher.locked():
+        for step, data in ((10, fine), (20, [*fine, {**rows[150], "response": "sum sum"}])):
+            write(tmp_path, data)
+            checkpoint = write_checkpoint(tmp_path / "run", step)
+            tokenizer.save_pretrained(checkpoint)
+            (checkpoint / "trainer_state.json").touch()
+            result = refresher.refresh(check_checkpoint(checkpoint, recipe.checkpoints))
+    assert result.version == 2 and "no sums" in caplog.text
+    check(Store.open(tmp_path / "store"), fine, 2)
 
 
 def test_a_refresh_of_grown_data_that_is_killed_anywhere(

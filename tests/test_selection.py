@@ -90,6 +90,16 @@ def test_the_order_of_the_rows_is_no_matter(seed: int, settings: dict[str, Any])
         assert again.objective == first.objective
 
 
+@given(st.integers(0, 10_000), st.fixed_dictionaries(choices))
+def test_samples_that_left_the_data_are_no_matter(seed: int, settings: dict[str, Any]) -> None:
+    world = World.make(seed)
+    world.spoil(np.random.default_rng(seed))
+    first, again = world.select(3, **settings), world.with_removed(7).select(3, **settings)
+    assert again.rows.tolist() == first.rows.tolist()
+    assert again.weights.tolist() == first.weights.tolist()
+    assert again.details == first.details
+
+
 def test_coverage_maximises_what_its_docstring_says() -> None:
     world = World.make(1)
     selection = world.select(count=12, importance_weight=0.3)

@@ -99,6 +99,43 @@ class World:
             target_features=self.targets, parent=parent,
         )  # fmt: skip
 
+    def with_removed(self, count: int) -> World:
+        """The same with some samples more that are no longer in the data."""
+        n, samples, scores = len(self.samples), self.samples, self.scores
+
+        def more(column: Any, fill: Any) -> Any:
+            return np.concatenate([column, np.full((count, *column.shape[1:]), fill, column.dtype)])
+
+        ids = more(samples.sample_ids, "")
+        ids[n:] = [f"s{7 * k:04}, gone" for k in range(count)]
+        return World(
+            dataclasses.replace(
+                samples,
+                sample_ids=ids,
+                groups=more(samples.groups, 0),
+                num_prompt_tokens=more(samples.num_prompt_tokens, 5),
+                num_response_tokens=more(samples.num_response_tokens, 9),
+                content_hashes=more(samples.content_hashes, ""),
+                source_rows=more(samples.source_rows, -1),
+                previews=more(samples.previews, ""),
+                added_versions=more(samples.added_versions, 1),
+                removed_versions=more(samples.removed_versions, 2),
+                content_versions=more(samples.content_versions, 1),
+            ),
+            dataclasses.replace(
+                scores,
+                scores={name: more(score, np.nan) for name, score in scores.scores.items()},
+                importance=more(scores.importance, 0),
+                origin=more(scores.origin, Origin.REMOVED),
+                measured_step=more(scores.measured_step, 0),
+                measured_version=more(scores.measured_version, 1),
+                confidence=more(scores.confidence, 0),
+            ),
+            np.pad(self.similarities, (0, count)),
+            None if self.features is None else more(self.features, 0),
+            self.targets,
+        )
+
     def renumbered(self, old: Rows) -> World:
         """The same samples in another order: the new row r is the old row `old[r]`."""
 

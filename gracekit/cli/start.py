@@ -44,6 +44,9 @@ refresh:
   max_fraction: 0.30        # ... and at most, while the audit misses the target
   target_rank_correlation: 0.9
   full_every: 0             # measure everything at every so many versions; 0: never by count
+  new_samples: budget       # budget | all: samples that joined the data, within max_fraction or not
+  max_lost: 0.3             # more of the samples gone or changed from one version to the next is
+                            # refused as other data
 
 propagation:
   rule: gated               # gated | grace | none

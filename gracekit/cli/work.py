@@ -162,6 +162,9 @@ def _print_result(result: RefreshResult, as_json: bool) -> None:
     parts = [f"version {header.version}", f"step {header.checkpoint.get('step')}"]
     if header.operation != "reselect":
         parts.append(f"measured {refresh_facts['num_measured']:,} of {refresh_facts['num_rows']:,}")
+    changes = [stats.get(name, 0) for name in ("num_added", "num_removed", "num_changed")]
+    if header.parent_version is not None and any(changes):
+        parts.append("data: {:,} joined, {:,} left, {:,} changed".format(*changes))
     if header.audit is not None:
         parts.append(
             f"audit rank correlation {header.audit['rank_correlation']:.2f} "

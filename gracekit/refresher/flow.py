@@ -159,10 +159,10 @@ class Refresher:
 
         clock = StageClock()
         recipe = self.recipe
-        self._data.renew(self.check_data)
         also = OPTIMIZER_FILES if self._needs_optimizer else ()
         with pin(checkpoint, StorePaths(self.root).pins, also=also) as pinned:
             clock.lap("pin")
+            self._take_up_data(pinned, StorePaths(self.root).cache)
             tokenizer, tokens = self.tokenize(pinned, StorePaths(self.root).cache)
             target = self.target_samples(tokenizer, StorePaths(self.root).cache)
             model = model_identity(pinned.directory, recipe.checkpoints)
@@ -260,10 +260,24 @@ class Refresher:
     def tokenize(self, pinned: PinnedCheckpoint, cache: Path) -> tuple[Any, TokenTable]:
         """The checkpoint's tokenizer, and every sample in its tokens, cached under `cache`."""
         from gracekit.checkpoints.model import load_tokenizer
-        from gracekit.samples import tokenize
 
         tokenizer = load_tokenizer(pinned, self.recipe.checkpoints)
-        return tokenizer, tokenize(self.samples, tokenizer, self.recipe.data, cache / "tokens")
+        return tokenizer, self._tokens_of(self.samples, tokenizer, cache)
+
+    def _tokens_of(self, raw: RawSamples, tokenizer: Any, cache: Path) -> TokenTable:
+        from gracekit.samples import tokenize
+
+        return tokenize(raw, tokenizer, self.recipe.data, cache / "tokens")
+
+    def _take_up_data(self, pinned: PinnedCheckpoint, cache: Path) -> None:
+        """Go on with the data as it is now, if it has changed and can be used."""
+        from gracekit.checkpoints.model import load_tokenizer
+
+        def check(raw: RawSamples) -> None:
+            self.check_data(raw)
+            self._tokens_of(raw, load_tokenizer(pinned, self.recipe.checkpoints), cache)
+
+        self._data.renew(check)
 
     def _open_store(self, pinned: PinnedCheckpoint, tokenizer: Any, tokens: TokenTable) -> Store:
         """The store, made at the first checkpoint; later ones must fit what it was made with.

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class CurrentData:
     """The user's samples, read again when their files have changed.
 
-    Data that cannot be read (it is being written, or broken) or that is refused leaves the last
-    good one in use; it is tried again the next time.
+    Data that cannot be used (it is being written, or broken: `DataError`) or that is refused
+    (`StoreDataMismatchError`) leaves the last good one in use; it is tried again the next time.
     """
 
     def __init__(self, settings: DataSection, *, strict: bool) -> None:
@@ -36,7 +36,7 @@ class CurrentData:
         self._stamp, self.samples = self._read()
 
     def renew(self, check: Callable[[RawSamples], None]) -> RawSamples:
-        """The samples as they are now; `check` may refuse them by a `StoreDataMismatchError`."""
+        """The samples as they are now; `check` may refuse them by one of the two errors."""
         from gracekit.samples import data_stamp
 
         if data_stamp(self._settings) == self._stamp:

@@ -55,7 +55,8 @@ def group_places(
     size, capacity, taken = (
         _by_group(rows, samples, costs) for rows in (usable, candidates, forced)
     )
-    least = np.maximum(taken, _minimum(settings, capacity, taken, names))
+    is_there = np.bincount(samples.groups[samples.present], minlength=len(names)) > 0
+    least = np.maximum(taken, _minimum(settings, capacity, taken, is_there, names))
     if least.sum() > budget:
         raise SelectionError(
             f"the group quotas cannot be met: selection.group_minimum and what is always in need "
@@ -159,11 +160,15 @@ def _by_group(rows: Bool, samples: SampleTable, costs: Int64 | None) -> Int64:
 
 
 def _minimum(
-    settings: SelectionSection, capacity: Int64, taken: Int64, names: tuple[str, ...]
+    settings: SelectionSection,
+    capacity: Int64,
+    taken: Int64,
+    is_there: Bool,
+    names: tuple[str, ...],
 ) -> Int64:
-    """[g] least samples of each group; a group that is taken whole has enough."""
-    is_whole = (taken == capacity) & (capacity > 0)
-    short = np.flatnonzero((capacity < settings.group_minimum) & ~is_whole)
+    """[g] least samples of each group; one that is taken whole, or left the data, has enough."""
+    is_enough = ((taken == capacity) & (capacity > 0)) | ~is_there
+    short = np.flatnonzero((capacity < settings.group_minimum) & ~is_enough)
     if len(short):
         group = int(short[0])
         raise SelectionError(

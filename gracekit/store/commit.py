@@ -114,7 +114,7 @@ def commit(store: Store, draft: VersionDraft, *, keep: int | None = None) -> int
     paths = store.paths
     version = store.next_version()
     parent = store.latest()
-    samples = draft.samples or store.samples(parent)
+    samples = store.samples(parent) if draft.samples is None else draft.samples
     _check(samples, draft)
     if draft.scores is None and parent is None:
         raise VersionNotFoundError(
