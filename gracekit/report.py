@@ -226,7 +226,8 @@ def _movers(
     tables: list[SampleTable], scores: list[ScoreTable], chosen: list[Bool], num_movers: int
 ) -> list[Json]:
     samples, (before, after) = tables[1], scores
-    n = min(map(len, tables))
+    # After a rollback the scores may be those of fewer samples.
+    n = min(len(tables[0]), len(tables[1]), len(before), len(after))
     change = after.importance[:n] - before.importance[:n]
     is_same = tables[0].content_hashes[:n] == tables[1].content_hashes[:n]
     known = np.flatnonzero(before.usable[:n] & after.usable[:n] & is_same & (change != 0))

@@ -27,6 +27,7 @@ from gracekit.recipe import Recipe
 from gracekit.refresher import Refresher, estimate, explain, preview, refresh, reselect, similar
 from gracekit.report import diff, status, versions_table
 from gracekit.store import Store
+from gracekit.store.summary import DATA_COLUMNS
 from gracekit.store.verify import verify
 from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
@@ -256,6 +257,32 @@ def test_a_store_that_grew_selects_like_one_of_the_final_data(
     mapped = np.array([place[i] for i in made.samples().sample_ids])
     for name, values in made.scores(1).scores.items():
         np.testing.assert_allclose(scores.scores[name][mapped], values, rtol=1e-4)
+
+
+def test_a_rollback_to_before_the_data_changed(
+    tmp_path: Path, run_dir: Path, rows: list[Json]
+) -> None:
+    recipe = with_ids(tmp_path)
+    write(tmp_path, rows[:100])
+    refresh(recipe, run_dir / "checkpoint-10")
+    second = [*rows[100:120], *rows[10:100]]
+    write(tmp_path, second)
+    refresh(recipe, run_dir / "checkpoint-20")
+    old = gracekit.Coreset.load(tmp_path / "store", 1)
+    assert gracekit.rollback(tmp_path / "store", 1).version == 3
+    store = Store.open(tmp_path / "store")
+    coreset = gracekit.Coreset.load(tmp_path / "store")
+    kept = {row["id"] for row in second} & set(old.sample_ids)
+    assert set(coreset.sample_ids) == kept
+    assert {row["id"] for row in coreset.select(second)} == kept, "where they are now"
+    assert verify(store) == []
+    assert diff(tmp_path / "store", 2, 3)["data"] == dict.fromkeys(DATA_COLUMNS, 0)
+    assert reselect(recipe).version == 4
+    check(store, second, 4)
+    third = second[:-3]
+    write(tmp_path, third)
+    assert refresh(recipe, run_dir / "checkpoint-30").header.stats["num_removed"] == 3
+    check(store, third, 5)
 
 
 def test_new_samples_share_the_budget_or_not(
