@@ -287,6 +287,10 @@ def _problems(store: Store, versions: list[int]) -> list[str]:
         problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
     if versions and not store.paths.database.is_file():
         problems.append("scores.duckdb is missing: the next refresh publishes it")
+    if versions and (problem := store.header(versions[-1]).refresh.get("data_problem")):
+        problems.append(
+            f"version {versions[-1]} was made with the data before it changed: {problem}"
+        )
     try:
         store.samples()
     except StoreError as error:

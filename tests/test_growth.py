@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 import gracekit
 from gracekit.checkpoints import check_checkpoint
+from gracekit.daemon import watch
 from gracekit.errors import (
     DataError,
     ExportError,
@@ -24,7 +26,16 @@ from gracekit.errors import (
 )
 from gracekit.exports import export, open_content
 from gracekit.recipe import Recipe
-from gracekit.refresher import Refresher, estimate, explain, preview, refresh, reselect, similar
+from gracekit.refresher import (
+    Refresher,
+    RefreshResult,
+    estimate,
+    explain,
+    preview,
+    refresh,
+    reselect,
+    similar,
+)
 from gracekit.report import diff, status, versions_table
 from gracekit.store import Store
 from gracekit.store.summary import DATA_COLUMNS
@@ -199,10 +210,19 @@ def test_exports_and_trainers_take_the_positions_of_the_version(
     with pytest.raises(DataError, match="100 rows and the data of coreset version 2 has 110"):
         coreset.select(first)
     assert [row["id"] for row in coreset.select(second)] == coreset.sample_ids.tolist()
+    # Other content or groups leave the positions as they are.
+    write(
+        tmp_path, [{**row, "response": row["response"] + " cat"} for row in second[:9]] + second[9:]
+    )
+    refresh(recipe, run_dir / "checkpoint-20")
+    sampler = CoresetSampler(tmp_path / "store", 110)
+    sampler.set_epoch(0)
+    assert sampler.version == 3
+    coreset = gracekit.Coreset.load(tmp_path / "store")
     # By ids it draws what it has of the newest.
     sampler = CoresetSampler(tmp_path / "store", [row["id"] for row in first])
     sampler.set_epoch(0)
-    assert sampler.version == 2
+    assert sampler.version == 3
     drawn = {first[position]["id"] for position in sampler.order()}
     assert drawn == set(coreset.sample_ids) & {row["id"] for row in first}
 
@@ -210,10 +230,10 @@ def test_exports_and_trainers_take_the_positions_of_the_version(
     write(tmp_path, third)
     refresh(recipe, run_dir / "checkpoint-30")
     assert len(second) == len(third)
-    for version in (2, 3):
+    for version, data in ((2, second), (3, second), (4, third)):
         coreset = gracekit.Coreset.load(tmp_path / "store", version)
         with pytest.raises(DataError, match="cannot be told which"):
-            coreset.select([second, third][version - 2])
+            coreset.select(data)
     named = coreset.select(datasets.Dataset.from_list(third), id_column="id")
     assert {row["id"] for row in named} == set(coreset.sample_ids)
     sampler = CoresetSampler(tmp_path / "store", 110)
@@ -356,6 +376,8 @@ def test_a_running_refresher_notices_changed_data(
             caplog.clear()
             version = refresher.refresh(found[2]).version  # made once, then it is there
             assert version == 3 and "goes on with what it was before" in caplog.text
+        (problem,) = status(tmp_path / "store")["problems"]
+        assert problem.startswith("version 3 was made with the data before it changed")
         (tmp_path / "train.jsonl").unlink()
         assert refresher.refresh(found[3]).header.stats["num_samples"] == 110
         store = Store.open(tmp_path / "store")
@@ -363,9 +385,26 @@ def test_a_running_refresher_notices_changed_data(
         write(tmp_path, rows[:120])
         assert refresher.refresh(found[4]).header.stats["num_added"] == 10
         check(store, rows[:120], 5)
+        assert status(tmp_path / "store")["problems"] == []
     (tmp_path / "train.jsonl").write_text("{")
     with pytest.raises(DataError):
         Refresher.from_recipe(recipe)
+
+
+def test_the_daemon_takes_up_data_that_grows_while_it_runs(
+    tmp_path: Path, run_dir: Path, rows: list[Json]
+) -> None:
+    recipe = with_ids(tmp_path, checkpoints={"on_backlog": "all"})
+    write(tmp_path, rows[:100])
+
+    def grow(result: RefreshResult) -> None:
+        write(tmp_path, rows[: 100 + 10 * result.version])
+
+    refresher = Refresher.from_recipe(recipe)
+    watch(refresher, run_dir, stop=threading.Event(), max_checkpoints=3, on_version=grow)
+    store = Store.open(tmp_path / "store")
+    assert [store.header(v).stats["num_samples"] for v in store.versions()] == [100, 110, 120]
+    check(store, rows[:120], 3)
 
 
 def test_a_new_sample_that_the_chat_template_refuses_stops_nobody(

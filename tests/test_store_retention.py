@@ -95,9 +95,12 @@ def test_old_versions_go_and_what_was_measured_stays(store: Store) -> None:
 
 
 def test_scores_that_look_back_still_see_all(store: Store) -> None:
-    before = earlier_losses(store, ["loss", "delta-loss", "delta-loss-first"])
+    samples = store.samples()
+    before = earlier_losses(store, samples, ["loss", "delta-loss", "delta-loss-first"])
     gc(store, 1)
-    after = earlier_losses(Store.open(store.paths.root), ["delta-loss", "delta-loss-first"])
+    after = earlier_losses(
+        Store.open(store.paths.root), samples, ["delta-loss", "delta-loss-first"]
+    )
     assert len(before) == 2 and all(np.isfinite(losses).any() for losses in before.values())
     for name, losses in before.items():
         np.testing.assert_array_equal(after[name], losses)

@@ -235,6 +235,7 @@ class Refresher:
                     **recipe.refresh.model_dump(mode="json"),
                     **evidence.facts,
                     **facts,
+                    "data_problem": self._data.problem,
                     "propagation": {
                         **recipe.propagation.model_dump(mode="json"), **update.facts
                     },

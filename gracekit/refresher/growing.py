@@ -34,17 +34,21 @@ class CurrentData:
         self._settings = settings
         self._strict = strict
         self._stamp, self.samples = self._read()
+        self.problem: str | None = None
+        """Why the data as it is now is not used; None where it is."""
 
     def renew(self, check: Callable[[RawSamples], None]) -> RawSamples:
         """The samples as they are now; `check` may refuse them by one of the two errors."""
         from gracekit.samples import data_stamp
 
+        self.problem = None
         if data_stamp(self._settings) == self._stamp:
             return self.samples
         try:
             stamp, samples = self._read()
             check(samples)
         except (DataError, StoreDataMismatchError) as error:
+            self.problem = str(error)
             logger.warning(
                 "the data has changed and cannot be used, so this refresh goes on with what it was "
                 "before; the next one tries again: %s", error,

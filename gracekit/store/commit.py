@@ -42,7 +42,7 @@ from gracekit.store.cache import CachePayload, prune_caches, save_cache
 from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
 from gracekit.store.manifests import coreset_table, header_text, write_manifest
 from gracekit.store.retention import finish, remove_old
-from gracekit.store.samples import write_samples
+from gracekit.store.samples import data_facts, write_samples
 from gracekit.store.shards import clear_shards
 from gracekit.types import (
     FORMAT_VERSION,
@@ -234,16 +234,12 @@ def _header(
     paths = store.paths
     dataset = store.dataset(parent)
     if draft.samples is not None:
-        samples_file = paths.relative(paths.samples_of(version))
-        num_source_rows = samples.num_source_rows
-        dataset |= draft.dataset | {
-            "fingerprint": samples.fingerprint,
-            "num_samples": int(samples.present.sum()),
-            "num_source_rows": num_source_rows,
+        facts = data_facts(samples)
+        dataset |= draft.dataset | facts | {
             "num_rows": len(samples),
-            "samples_file": samples_file,
-            "sources": dataset["sources"] | {samples_file: num_source_rows},
-        }
+            "samples_file": paths.relative(paths.samples_of(version)),
+            "sources": dataset["sources"] | {facts["positions"]: facts["num_source_rows"]},
+        }  # fmt: skip
     scores_version: int | None = version
     if draft.rollback_of is not None:
         scores_version = store.header(draft.rollback_of).scores_version

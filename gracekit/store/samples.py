@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pyarrow.compute as pc
 from gracekit.errors import DataError, StoreFormatError
 from gracekit.files import write_atomic
 from gracekit.store.parquet import clean_text, damaged, read_table, write_table
-from gracekit.types import SampleTable
+from gracekit.types import Json, SampleTable
 
 METADATA_KEY = b"gracekit"
+FIRST_POSITIONS = "first"
+"""Stands for the positions of the first data where its store, of format version 1, has no hash."""
 
 
 def write_samples(path: Path, samples: SampleTable) -> None:
@@ -35,6 +38,20 @@ def write_samples(path: Path, samples: SampleTable) -> None:
     }
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
     write_atomic(path, lambda p: write_table(p, table))
+
+
+def data_facts(samples: SampleTable) -> Json:
+    """What headers tell of the data that a table is of; see `Store.dataset`."""
+    rows = np.flatnonzero(samples.present)
+    rows = rows[np.argsort(samples.source_rows[rows])]
+    ids = clean_text(samples.sample_ids[rows])
+    positions = json.dumps([samples.source_rows[rows].tolist(), ids])
+    return {
+        "fingerprint": samples.fingerprint,
+        "num_samples": len(rows),
+        "num_source_rows": samples.num_source_rows,
+        "positions": hashlib.sha256(positions.encode()).hexdigest()[:16],
+    }
 
 
 def samples_table(samples: SampleTable) -> pa.Table:

@@ -26,7 +26,7 @@ from gracekit.store.parquet import read_table
 from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
 from gracekit.store.recover import recover
 from gracekit.store.removals import Removal, read_removal
-from gracekit.store.samples import read_samples, write_samples
+from gracekit.store.samples import FIRST_POSITIONS, data_facts, read_samples, write_samples
 from gracekit.store.shards import ShardFiles
 from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, SampleTable, ScoreTable
 from gracekit.version import __version__
@@ -87,14 +87,7 @@ class Store:
             format_version=FORMAT_VERSION,
             gracekit_version=__version__,
             created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            dataset=plain_json(
-                {
-                    **dataset,
-                    "fingerprint": samples.fingerprint,
-                    "num_samples": len(samples),
-                    "num_source_rows": samples.num_source_rows,
-                }
-            ),
+            dataset=plain_json({**dataset, **data_facts(samples)}),
         )
         with lock_store(paths.root):
             with files.clear_write_errors(paths.root):
@@ -108,16 +101,17 @@ class Store:
         """What is known of the data of a version; default: of the latest, or as it was first.
 
         Besides what `StoreInfo.dataset` has: `samples_file`, the sample table's path relative to
-        the store; `num_rows`, with the removed samples; and `sources`, the `num_source_rows` of
-        every data so far, by its samples_file.
+        the store; `num_rows`, with the removed samples; `positions`, a hash of which sample lies
+        where in the data; and `sources`, the `num_source_rows` of all data so far by positions.
         """
         version = self.latest() if version is None else version
         dataset = self.info.dataset if version is None else self.header(version).dataset
-        first = self.paths.samples.name  # what format version 1 does not tell
+        positions = dataset.get("positions", FIRST_POSITIONS)
         return {
-            "samples_file": first,
+            "samples_file": self.paths.samples.name,
             "num_rows": dataset["num_samples"],
-            "sources": {first: dataset["num_source_rows"]},
+            "positions": positions,
+            "sources": {positions: dataset["num_source_rows"]},
         } | dataset
 
     def samples(self, version: int | None = None) -> SampleTable:

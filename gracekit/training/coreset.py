@@ -25,6 +25,7 @@ from gracekit.store.manifests import read_header
 from gracekit.store.parquet import damaged, read_table
 from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
 from gracekit.store.removals import read_removal
+from gracekit.store.samples import FIRST_POSITIONS
 from gracekit.types import Float32, Int64, Json, ManifestHeader, Rows, Strings
 
 
@@ -44,7 +45,7 @@ class Coreset:
     metadata: Json
     """The manifest's header: checkpoint, selection, audit and so on."""
     num_rows_of_others: frozenset[int] = frozenset()
-    """Rows of the data file as it was when versions of other data than this one's were made."""
+    """Rows of the data file when it had other samples, or had them elsewhere, at other versions."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -246,6 +247,6 @@ def _num_rows_of_others(paths: StorePaths, header: ManifestHeader) -> frozenset[
         except StoreFormatError:
             continue
         break
-    own = header.dataset.get("samples_file", paths.samples.name)
+    own = header.dataset.get("positions", FIRST_POSITIONS)
     sources: dict[str, int] = newest.dataset.get("sources", {})
     return frozenset(num_rows for name, num_rows in sources.items() if name != own)
