@@ -25,10 +25,15 @@ LEAST_OF_SAMPLE = 2**21
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this is a processor that oneDNN uses better than MKL does."""
-    found = torch.cpu.get_capabilities()
+    """Whether this is a processor that oneDNN uses better than MKL does.
+
+    Neither the question nor the operator is in every torch that gracekit runs with.
+    """
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    found = ask()
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and "AMD" in str(found.get("cpu_name", ""))
         and bool(found.get("avx512_f", False))
     )
