@@ -29,8 +29,7 @@ def onednn_is_faster() -> bool:
 
     Neither the question nor the operator is in every torch that gracekit runs with.
     """
-    ask = getattr(torch.cpu, "get_capabilities", dict)
-    found = ask()
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return (
         torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
