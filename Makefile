@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-gpu torture bench bench-scoring bench-peers bench-refresh bench-readers bench-store lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ bench-readers: $(VENV)/ok ## Measure: what 4 readers meet while 50 versions are 
 
 bench-store: $(VENV)/ok ## Measure: what versions of a million samples weigh, and what gc gives back
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/store_size.py
+
+bench-soak: $(VENV)/ok ## Measure: the daemon through a thousand checkpoints of a trainer that keeps one (half an hour)
+	$(BIN)/python benchmarks/soak.py -o runs/soak.json
 
 lint: $(VENV)/ok ## Style
 	$(BIN)/ruff check $(CHECKED)

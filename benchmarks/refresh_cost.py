@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import Evidence, MeasuredRows, measure
 from gracekit.refresher.state import last_coreset, load_known, propagate, update_graph
@@ -60,7 +61,7 @@ class Synthetic:
         by_cluster = 0.3 * rng.normal(size=int(self.cluster.max()) + 1)[self.cluster]
         self.score *= np.exp(by_cluster + 0.2 * rng.normal(size=n))
 
-    def measure(self, rows: Rows) -> Iterator[Measurement]:
+    def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
         """In shards of 512 rows, as the model pass gives them."""
         for start in range(0, len(rows), 512):
             part = rows[start : start + 512]

@@ -13,6 +13,7 @@ import numpy as np
 
 from gracekit.audit import rank_correlation
 from gracekit.graph import effective_rank, unit_features
+from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import MeasuredRows, measure
 from gracekit.refresher.state import Known, propagate, update_graph
@@ -128,7 +129,7 @@ class Replay:
     def __init__(self, run: Run, c: int) -> None:
         self._run, self._c = run, c
 
-    def measure(self, rows: Rows) -> Iterator[Measurement]:
+    def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
         """One shard."""
         yield self._run.measured(self._c, rows)
 

@@ -214,6 +214,16 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path.name} is nested too deep") from None
 
 
+def num_bytes_below(directory: Path) -> int:
+    """Bytes of all files below a directory; files that vanish meanwhile count nothing."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(parent) / name).lstat().st_size
+    return total
+
+
 def remove_leftovers(directory: Path) -> int:
     """Delete temporary files and directories below `directory` that a killed process left.
 

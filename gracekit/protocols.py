@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from gracekit.progress import Progress
 from gracekit.types import (
     Bool,
     Float32,
@@ -63,8 +64,11 @@ class CheckpointLayout(Protocol):
 class Executor(Protocol):
     """Runs the model pass over rows; serial here, several devices or hosts elsewhere."""
 
-    def measure(self, rows: Rows) -> Iterator[Measurement]:
+    def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
         """Measure distinct rows; yields finished shards, together exactly the rows, in any order.
+
+        `progress` is told of each batch. When it says that a stop was asked for, the batches in
+        progress are finished, what is measured is yielded as a smaller shard, and that is all.
 
         Raises `MeasureError` when no memory is left for a single sample, when nothing is finite,
         or when the model cannot be measured as the recipe asks.

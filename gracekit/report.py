@@ -5,9 +5,6 @@ Shares in keys ending in `_percent` are 0 to 100; None stands where there is not
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import time
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from gracekit.errors import StoreError
-from gracekit.store import Store
-from gracekit.store.lock import is_alive
+from gracekit.files import num_bytes_below
+from gracekit.store import Store, StorePaths
+from gracekit.store.heartbeat import read_heartbeat
 from gracekit.store.retention import held_versions
 from gracekit.store.shards import SUFFIX
 from gracekit.store.summary import DATA_COLUMNS, version_row
@@ -33,7 +31,7 @@ def versions_table(root: Path | str) -> list[Json]:
     """
     store = Store.open(root)
     removed, held = store.removed(), held_versions(store)
-    state = {**held, **{v: f"removed {r.removed_at[:10]}" for v, r in removed.items()}}
+    state = {**held, **{v: f"removed {when[:10]}" for v, when in removed.items()}}
     rows = [version_row(store.header(version)) for version in store.all_versions()]
     return [
         {
@@ -41,7 +39,7 @@ def versions_table(root: Path | str) -> list[Json]:
             "measured_percent": _percent(row["measured_fraction"]),
             "churn_percent": _percent(row["churn"]),
             "state": state.get(row["version"]),
-            "removed_at": removed[row["version"]].removed_at if row["version"] in removed else None,
+            "removed_at": removed.get(row["version"]),
         }
         for row in rows
     ]
@@ -98,9 +96,16 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
     Args:
         root: The store.
         now: Seconds since the epoch; default: the clock.
+
+    Raises:
+        StoreError: There is neither a store nor a daemon that will make one, or it is damaged.
     """
-    store = Store.open(root)
     now = time.time() if now is None else now
+    heartbeat = read_heartbeat(root, now=now)
+    if not Store.exists(root) and heartbeat["state"] != "absent":
+        # A daemon that waits for the first checkpoint makes no store before it.
+        return {"store": str(StorePaths(Path(root)).root), "num_versions": 0, "daemon": heartbeat}
+    store = Store.open(root)
     versions, dataset = store.versions(), store.dataset()
     found: Json = {
         "store": str(store.paths.root),
@@ -131,9 +136,9 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
             "audit": audit_in_words(scored),
         }
     return found | {
-        "daemon": _daemon(store, now),
+        "daemon": heartbeat,
         "num_unfinished_shards": sum(1 for _ in store.paths.shards.glob(f"*/*{SUFFIX}")),
-        "size_bytes": _size(store.paths.root),
+        "size_bytes": num_bytes_below(store.paths.root),
         "problems": _problems(store, versions),
     }
 
@@ -245,37 +250,6 @@ def _movers(
         }
         for row in order
     ]
-
-
-def _daemon(store: Store, now: float) -> Json:
-    """The heartbeat, with how long ago it was.
-
-    `absent` when no daemon ever ran here; `dead` when its process ended without saying so, which
-    can be told only on the host that it ran on.
-    """
-    try:
-        beat = json.loads(store.paths.heartbeat.read_text(encoding="utf-8"))
-        last = float(beat["unix_time"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"state": "absent"}
-    told = ("state", "pid", "host", "checkpoint_dir", "checkpoint", "error")
-    found: Json = {key: beat[key] for key in told if key in beat}
-    pid, is_here = found.get("pid"), found.get("host") == socket.gethostname()
-    if found.get("state") != "stopped" and is_here and isinstance(pid, int) and not is_alive(pid):
-        found["state"] = "dead"
-    return found | {"seconds_since_beat": round(max(now - last, 0.0), 1)}
-
-
-def _size(root: Path) -> int:
-    """Bytes below a directory; files that vanish meanwhile count nothing."""
-    total = 0
-    for directory, _, names in os.walk(root):
-        for name in names:
-            try:
-                total += (Path(directory) / name).lstat().st_size
-            except OSError:
-                continue
-    return total
 
 
 def _problems(store: Store, versions: list[int]) -> list[str]:

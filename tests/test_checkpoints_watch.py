@@ -60,12 +60,18 @@ class World:
             self.script.pop(0)()
         return self.stop.is_set()
 
-    def watch(self, settings: CheckpointSection, done: Iterable[int] = ()) -> Iterable[Checkpoint]:
+    def watch(
+        self,
+        settings: CheckpointSection,
+        done: Iterable[int] = (),
+        is_refused: Callable[[Checkpoint], bool] = lambda checkpoint: False,
+    ) -> Iterable[Checkpoint]:
         finished = set(done)
         return watch_checkpoints(
             self.root,
             settings,
             is_done=lambda c: c.step in finished,
+            is_refused=is_refused,
             stop=self.stop,
             clock=lambda: self.now,
             wait=self.wait,
@@ -291,3 +297,36 @@ def test_a_real_writer_is_followed_in_order(tmp_path: Path) -> None:
             stop.set()
     trainer.join()
     assert seen == sorted(seen) and seen[-1] == 8
+
+
+@pytest.mark.parametrize(("settings", "expected"), [(LATEST, [30, 20, 10]), (ALL, [10, 20, 30])])
+def test_behind_one_that_could_not_be_used_stands_an_older_one(
+    world: World, settings: CheckpointSection, expected: list[int]
+) -> None:
+    for step in (10, 20, 30):
+        world.save(f"checkpoint-{step}")
+    world.script = [nothing]
+    refused: set[Checkpoint] = set()
+    seen: list[int] = []
+    for checkpoint in world.watch(settings, is_refused=refused.__contains__):
+        seen.append(checkpoint.step)
+        if checkpoint.step != 10:
+            refused.add(checkpoint)
+    assert seen == expected
+
+
+def test_only_newer_ones_than_those_that_are_done_stand_behind(world: World) -> None:
+    for step in (10, 20):
+        world.save(f"checkpoint-{step}")
+    refused: set[Checkpoint] = set()
+    watch = iter(world.watch(LATEST, is_refused=refused.__contains__))
+    assert next(watch).step == 20
+    world.save("checkpoint-30")
+    world.save("checkpoint-40")
+    world.script = [lambda: world.save("checkpoint-40"), nothing]
+    for expected in (40, 30, 40):  # 40 was written anew, 10 was passed over for 20
+        checkpoint = next(watch)
+        assert checkpoint.step == expected
+        if checkpoint.step == 40:
+            refused.add(checkpoint)
+    assert list(watch) == [] and world.script == []

@@ -21,12 +21,17 @@ import torch
 import yaml
 
 import gracekit
+from benchmarks.soak import soak
 from gracekit import daemon, files
-from gracekit.errors import StoreLockedError
+from gracekit.daemon import heartbeat as beats
+from gracekit.daemon import loop
+from gracekit.errors import StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
-from gracekit.store import Store
+from gracekit.report import status
+from gracekit.store import Store, StorePaths
 from gracekit.store.verify import verify
 from gracekit.types import Checkpoint
+from tests.test_store_lock import held_elsewhere
 from tests.tiny import recipe_content, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -51,6 +56,11 @@ def told(heartbeat: Path) -> dict[str, Any]:
     """What the heartbeat says; nothing before the first one."""
     content: dict[str, Any] = json.loads(heartbeat.read_text()) if heartbeat.exists() else {}
     return content
+
+
+def poison(model: Any) -> None:
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
 
 
 @contextmanager
@@ -106,10 +116,6 @@ def test_backlog(folder: Path, policy: str, steps: list[int]) -> None:
 
 
 def test_a_bad_checkpoint_is_skipped_and_the_next_one_taken(folder: Path) -> None:
-    def poison(model: Any) -> None:
-        with torch.no_grad():
-            model.model.norm.weight.fill_(float("nan"))
-
     with watching(folder, checkpoints={"on_backlog": "all"}) as results:
         write_checkpoint(folder / "run", 10, spoil=poison)
         write_checkpoint(folder / "run", 20)
@@ -121,7 +127,7 @@ def test_a_bad_checkpoint_is_skipped_and_the_next_one_taken(folder: Path) -> Non
 def test_a_disk_that_fails_for_a_while_is_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(loop, "FIRST_PAUSE_S", 0.05)
     failures = iter(range(3))
     original = files.link
 
@@ -142,18 +148,20 @@ def test_a_bug_costs_one_checkpoint_not_the_daemon(
 ) -> None:
     original = Refresher.refresh
 
-    def refresh(
-        self: Refresher, checkpoint: Checkpoint, *, stop: threading.Event | None = None
-    ) -> RefreshResult:
+    def refresh(self: Refresher, checkpoint: Checkpoint, **named: Any) -> RefreshResult:
+        tried.append(checkpoint.step)
         if checkpoint.step == 10:
             raise RuntimeError("CUDA error: unspecified launch failure")
-        return original(self, checkpoint, stop=stop)
+        return original(self, checkpoint, **named)
 
+    tried: list[int] = []
+    monkeypatch.setattr(loop, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(Refresher, "refresh", refresh)
     heartbeat = folder / "store" / "heartbeat.json"
     with watching(folder) as results:
         write_checkpoint(folder / "run", 10)
-        until(lambda: told(heartbeat).get("state") == "failing", "the failure")
+        until(lambda: told(heartbeat).get("num_skipped") == 1, "the failure")
+        assert told(heartbeat)["state"] == "failing" and tried == [10] * loop.MOST_TRIES
         assert told(heartbeat)["error"] == "RuntimeError: CUDA error: unspecified launch failure"
         write_checkpoint(folder / "run", 20)
         until(lambda: results, "the version after the failure")
@@ -192,29 +200,13 @@ def test_interruptions_pass(
 def test_the_heart_beats_while_nothing_happens(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(daemon, "IDLE_BEAT_S", 0.1)
+    monkeypatch.setattr(beats, "BEAT_S", 0.1)
     heartbeat = folder / "store" / "heartbeat.json"
     with watching(folder):
-        until(lambda: told(heartbeat), "the first beat")
+        until(lambda: told(heartbeat).get("state") == "waiting", "the start")
         first = told(heartbeat)
-        assert first["state"] == "waiting"
         until(lambda: told(heartbeat)["unix_time"] > first["unix_time"], "the next beat")
     assert told(heartbeat)["state"] == "stopped"
-
-
-def test_an_idle_daemon_beats_seldom_and_says_the_same(tmp_path: Path) -> None:
-    path = tmp_path / "heartbeat.json"
-    heartbeat = daemon.Heartbeat(path, tmp_path)
-    heartbeat.beat("failing", error="a bug")
-    before = path.stat().st_ino, path.stat().st_mtime_ns
-    heartbeat.keep()
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == before
-    heartbeat._last -= daemon.IDLE_BEAT_S
-    heartbeat.keep()
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) != before
-    assert (told(path)["state"], told(path)["error"]) == ("failing", "a bug")
-    gone = daemon.Heartbeat(tmp_path / "nowhere" / "heartbeat.json", tmp_path)
-    gone.beat("waiting")  # a disk that fails does not stop the daemon
 
 
 def test_one_daemon_a_store(folder: Path) -> None:
@@ -222,18 +214,98 @@ def test_one_daemon_a_store(folder: Path) -> None:
     with watching(folder) as results:
         until(lambda: results, "a version")
         other = Refresher.from_recipe(tiny_recipe(folder))
-        with pytest.raises(StoreLockedError, match="works on the store"):
+        with pytest.raises(StoreLockedError, match="is the daemon of the store"):
             daemon.watch(other, folder / "run", stop=threading.Event())
+
+
+def test_pauses_double_up_to_a_limit_and_status_tells(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_at: list[tuple[float, int, str]] = []
+    path = StorePaths(folder / "store").heartbeat
+
+    def pause(self: Any, seconds: float) -> bool:
+        if told(path)["state"] != "failing":
+            return threading.Event().wait(0.01)
+        told_at.append((seconds, told(path)["num_tries"], told(path)["error"]))
+        assert status(folder / "store")["daemon"]["next_try_at"].endswith("Z")
+        return len(told_at) == 10
+
+    def full(*arguments: object, **named: object) -> RefreshResult:
+        raise StoreWriteError("the disk is full")
+
+    monkeypatch.setattr(loop._Loop, "_pause", pause)
+    monkeypatch.setattr(Refresher, "refresh", full)
+    write_checkpoint(folder / "run", 10)
+    report = daemon.watch(
+        Refresher.from_recipe(tiny_recipe(folder)), folder / "run", stop=threading.Event()
+    )
+    assert [seconds for seconds, *_ in told_at] == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
+    assert [num for _, num, _ in told_at] == [*range(1, 11)]
+    assert {error for *_, error in told_at} == {"the disk is full"}
+    assert report.num_skipped == 0
+
+
+def test_the_older_checkpoint_is_taken_when_the_newest_is_of_no_use(folder: Path) -> None:
+    for step in (10, 20, 30):
+        write_checkpoint(folder / "run", step, spoil=poison if step == 30 else None)
+    refresher = Refresher.from_recipe(tiny_recipe(folder))
+    report = daemon.watch(refresher, folder / "run", stop=threading.Event(), max_checkpoints=1)
+    assert (report.num_published, report.num_skipped) == (1, 1)
+    assert Store.open(folder / "store").header(1).checkpoint["step"] == 20
+
+
+def test_others_write_between_two_refreshes(folder: Path) -> None:
+    """A selection by hand, and a refresh, while the daemon waits."""
+    recipe = tiny_recipe(folder)
+    with watching(folder) as results:
+        write_checkpoint(folder / "run", 10)
+        until(lambda: results, "a version")
+        other = subprocess.run(
+            [sys.executable, "-m", "gracekit", "select", "--set", "selection.fraction=0.1"],
+            cwd=write_recipe(folder), capture_output=True, text=True,
+        )  # fmt: skip
+        assert other.returncode == 0, other.stderr
+        write_checkpoint(folder / "elsewhere", 15)
+        assert gracekit.refresh(recipe, folder / "elsewhere" / "checkpoint-15").version == 3
+        write_checkpoint(folder / "run", 20)
+        until(lambda: len(results) == 2, "another version")
+    store = Store.open(folder / "store")
+    assert [store.header(v).operation for v in store.versions()] == [
+        "init", "reselect", "refresh", "refresh",
+    ]  # fmt: skip
+    assert verify(store) == []
+
+
+def test_it_waits_for_another_writer_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOCK_LOOK_S", 0.01)
+    path = StorePaths(folder / "store").heartbeat
+    with watching(folder) as results:
+        until(lambda: told(path).get("state") == "waiting", "the start")
+        with held_elsewhere(folder / "store") as holder:
+            write_checkpoint(folder / "run", 10)
+            until(lambda: told(path)["state"] == "blocked", "the lock to be noticed")
+            assert f"process {holder.pid}" in told(path)["error"] and not results
+        until(lambda: results, "the version after the lock")
+    assert verify(Store.open(folder / "store")) == []
 
 
 # --- in a process of its own ---
 
 
-def start_watch(folder: Path, *arguments: str, **sections: Any) -> subprocess.Popen[str]:
+def write_recipe(folder: Path, **sections: Any) -> Path:
     (folder / "gracekit.yaml").write_text(yaml.safe_dump(recipe_content(**sections)))
+    return folder
+
+
+def start_watch(
+    folder: Path, *arguments: str, before: tuple[str, ...] = (), **sections: Any
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "gracekit", "watch", "run", *arguments],
-        cwd=folder,
+        [sys.executable, "-m", "gracekit", *before, "watch", "run", *arguments],
+        cwd=write_recipe(folder, **sections),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -300,3 +372,36 @@ def test_sigterm_in_the_middle_keeps_the_work(folder: Path) -> None:
     header = Store.open(folder / "store").header(1)
     assert header.refresh["num_resumed"] == kept
     assert os.listdir(folder / "store" / "shards") == []
+
+
+SECOND_SIGNAL = """
+import threading
+from gracekit.daemon import stop_on_signals
+with stop_on_signals() as stop:
+    print("ready", flush=True)
+    stop.wait()
+    print("stopping", flush=True)
+    threading.Event().wait()
+"""
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    """In the middle of work that does not end."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SECOND_SIGNAL],
+        cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for expected in ("ready\n", "stopping\n"):
+        assert process.stdout.readline() == expected
+        process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=LONG_S)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_soak_in_short(tmp_path: Path) -> None:
+    """Rotation with one checkpoint kept: some vanish, and all that is made is whole."""
+    found = soak(tmp_path, num_checkpoints=12, idle_s=0.5)
+    assert found["verify"].endswith("versions verify"), found
+    assert found["num_versions"] >= 3 and found["errors"] == {} and found["daemon_exit_code"] == 0
+    assert set(found["skipped"]) <= {"CheckpointVanishedError", "CheckpointIncompleteError"}

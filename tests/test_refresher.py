@@ -27,6 +27,7 @@ from gracekit.errors import (
     StoreNotFoundError,
     StoreWriteError,
 )
+from gracekit.progress import Progress
 from gracekit.refresher import (
     Refresher,
     estimate,
@@ -248,6 +249,27 @@ def test_a_stop_keeps_finished_shards_and_the_next_start_goes_on(
     one, other = Store.open(folder / "store"), Store.open(folder / "other")
     assert one.coreset(1)["row"].equals(other.coreset(1)["row"])
     assert not list((folder / "store" / "shards").glob("*/*"))
+
+
+def test_a_stop_keeps_the_batches_of_a_shard_in_progress(
+    folder: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(folder, scoring={"shard_rows": 10_000, "batch_tokens": 128})
+    stop, done = threading.Event(), list[int]()
+    original = Progress.advance
+
+    def advance(self: Progress, num_rows: int, num_tokens: int) -> None:
+        original(self, num_rows, num_tokens)
+        done.append(num_rows)
+        if len(done) == 3:
+            stop.set()
+
+    monkeypatch.setattr(Progress, "advance", advance)
+    with pytest.raises(RefreshStoppedError, match=r"stopped after \d+ of the rows"):
+        refresh(recipe, run_dir / "checkpoint-10", stop=stop)
+    monkeypatch.undo()
+    result = refresh(recipe, run_dir / "checkpoint-10")
+    assert 0 < result.header.refresh["num_resumed"] == sum(done) < NUM_SAMPLES
 
 
 def stop_after(

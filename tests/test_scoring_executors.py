@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import transformers
 
 from gracekit.errors import MeasureError
+from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.recipe import ScoringSection
 from gracekit.scoring import memory
@@ -275,3 +277,34 @@ def test_threads_of_the_recipe_hold_during_the_run_only() -> None:
     for _ in executor.measure(np.arange(20)):
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 1
+
+
+class StopAfter(Progress):
+    """Asks for a stop once so many batches are done."""
+
+    def __init__(self, num_batches: int) -> None:
+        self._left, self._stopped = num_batches, threading.Event()
+        super().__init__(self._stopped)
+
+    def advance(self, num_rows: int, num_tokens: int) -> None:
+        super().advance(num_rows, num_tokens)
+        self._left -= 1
+        if self._left <= 0:
+            self._stopped.set()
+
+
+def test_a_stop_ends_a_big_shard_after_the_batch() -> None:
+    tokens, rows = make_tokens(), np.arange(40)
+    settings = section(shard_rows=1000, batch_tokens=64)
+    whole = Measurement.concatenate(
+        list(LocalExecutor(make_model(), tokens, settings).measure(rows))
+    )
+    progress = StopAfter(3)
+    (part,) = LocalExecutor(make_model(), tokens, settings).measure(rows, progress)
+    told = progress.to_json()
+    assert 0 < len(part.rows) == told["num_done"] < told["num_planned"] == len(rows)
+    expected = whole.take(np.array([np.flatnonzero(whole.rows == row)[0] for row in part.rows]))
+    for name, score in part.scores.items():
+        np.testing.assert_array_equal(score, expected.scores[name])
+    np.testing.assert_array_equal(part.features, expected.features)
+    assert list(LocalExecutor(make_model(), tokens, settings).measure(rows, progress)) == []

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from functools import partial
@@ -19,6 +20,7 @@ import torch
 from gracekit import refresh
 from gracekit.checkpoints.model import devices_for
 from gracekit.errors import MeasureError, RecipeError
+from gracekit.progress import Progress
 from gracekit.recipe import ScoringSection
 from gracekit.scoring.context import TargetSamples
 from gracekit.scoring.executors import LocalExecutor
@@ -173,3 +175,31 @@ def test_devices_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert devices_for("cuda:2", None) == ["cuda:2"]
     with pytest.raises(RecipeError, match="processes is 5, and torch finds 4 GPUs"):
         devices_for("auto", 5)
+
+
+def test_a_stop_reaches_every_process_after_its_batch() -> None:
+    """Each has one shard with all its rows, a batch a row."""
+    num, scoring = 60, SCORING.model_copy(update={"shard_rows": 30, "batch_tokens": 64})
+    tokens = Tokens(samples() * 6)
+    rows = np.arange(num)
+    whole_of = whole(LocalExecutor(tiny("llama"), tokens, scoring, target=target()).measure(rows))
+    stop = threading.Event()
+
+    class StopSoon(Progress):
+        def advance(self, num_rows: int, num_tokens: int) -> None:
+            super().advance(num_rows, num_tokens)
+            stop.set()
+
+    progress = StopSoon(stop)
+    executor = ProcessExecutor(load_tiny, ["cpu", "cpu"], tokens, scoring, target=target())
+    with closing(executor):
+        parts = list(executor.measure(rows, progress))
+        assert progress.to_json()["num_done"] == sum(len(part.rows) for part in parts)
+        stop.clear()
+        done = np.concatenate([part.rows for part in parts])
+        rest = list(executor.measure(np.setdiff1d(rows, done)))  # still at work
+    assert len(done) > 0
+    found = whole([*parts, *rest])
+    assert found.rows.tolist() == rows.tolist()
+    for name, score in whole_of.scores.items():
+        np.testing.assert_allclose(found.scores[name], score, rtol=1e-4)

@@ -529,6 +529,7 @@ def test_a_store_of_format_version_1_is_read_and_grows(tmp_path: Path) -> None:
     for name in ("num_added", "num_removed", "num_changed"):
         del header["stats"][name]
     pq.write_table(manifest.replace_schema_metadata({"gracekit": json.dumps(header)}), path)
+    store.paths.database.unlink()  # it was of another schema
     store = Store.open(store.paths.root)
     store.recover()
     assert equal(store.samples(), make_samples()) and verify(store) == []

@@ -251,7 +251,7 @@ def test_a_failing_publish_is_a_store_error(
 ) -> None:
     made = make_store(tmp_path / "store")
 
-    def fail(connection: object, store: Store) -> None:
+    def fail(*arguments: object) -> None:
         raise duckdb.IOException("IO Error: could not write: No space left on device\n\nmore")
 
     monkeypatch.setattr(database, "fill", fail)

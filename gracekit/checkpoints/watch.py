@@ -29,6 +29,7 @@ def watch_checkpoints(
     settings: CheckpointSection,
     *,
     is_done: Callable[[Checkpoint], bool],
+    is_refused: Callable[[Checkpoint], bool] = lambda checkpoint: False,
     stop: threading.Event,
     layouts: Mapping[str, type[CheckpointLayout]] = LAYOUTS,
     clock: Callable[[], float] = time.monotonic,
@@ -38,8 +39,9 @@ def watch_checkpoints(
 
     Polls, because notifications of a file system do not reach other hosts. Each checkpoint is
     yielded once, and again only when its files change; so one that the caller could not use is
-    not tried in vain. With `on_backlog: latest` older ones that wait are passed over, with `all`
-    each is yielded in turn. `root` need not exist yet.
+    not tried in vain. With `on_backlog: latest` older ones that wait are passed over, unless the
+    caller refuses the latest: then the next older one comes. With `all` each is yielded in turn.
+    `root` need not exist yet.
 
     Logs, each message once: INFO "waiting for checkpoint-20: trainer_state.json is not there yet",
     "waiting for runs/sft: there is no such directory yet"; WARNING "cannot use checkpoint-20: ...".
@@ -48,13 +50,14 @@ def watch_checkpoints(
         root: The trainer's output directory.
         settings: Polling, quiet period, ready marker and backlog policy of the recipe.
         is_done: Whether a checkpoint needs no refresh; asked before it is yielded.
+        is_refused: Whether a checkpoint that was yielded could not be used.
         stop: Ends the iteration, at once also while waiting.
         layouts: The layouts to recognise, by name.
         clock: Seconds of a steady clock.
         wait: Called with the seconds until the next look, returns whether to stop; `stop.wait` by
             default. A daemon may do its housekeeping here.
     """
-    watcher = _Watcher(root.resolve(), settings, is_done, layouts, clock)
+    watcher = _Watcher(root.resolve(), settings, is_done, is_refused, layouts, clock)
     while not stop.is_set():
         checkpoint = watcher.next_checkpoint()
         if checkpoint is not None:
@@ -79,25 +82,37 @@ class _Watcher:
         root: Path,
         settings: CheckpointSection,
         is_done: Callable[[Checkpoint], bool],
+        is_refused: Callable[[Checkpoint], bool],
         layouts: Mapping[str, type[CheckpointLayout]],
         clock: Callable[[], float],
     ) -> None:
         self._root = root
         self._settings = settings
         self._is_done = is_done
+        self._is_refused = is_refused
         self._layouts = layouts
         self._clock = clock
         self._sightings: dict[Path, _Sighting] = {}
         self._said: dict[Path, str] = {}
         self._handled: dict[Path, Checkpoint] = {}
         """Yielded, done or passed over, in the state in which that happened."""
+        self._yielded: Checkpoint | None = None
+        self._behind: list[Checkpoint] = []
+        """Passed over for the one that was yielded last; they come back if it is refused."""
 
     def next_checkpoint(self) -> Checkpoint | None:
         """Look at the directory once; the checkpoint to refresh now, if there is one."""
+        if self._yielded is not None and self._is_refused(self._yielded):
+            for older in self._behind:
+                if self._handled.get(older.path) == older:
+                    del self._handled[older.path]
+        self._yielded, self._behind = None, []
         complete = self._complete()
         waiting = [c for c in complete if self._handled.get(c.path) != c]
         # What was handled when this look began: the yardstick of "newer" below.
-        handled = [c for c in complete if self._handled.get(c.path) == c]
+        handled = [
+            c for c in complete if self._handled.get(c.path) == c and not self._is_refused(c)
+        ]
         for checkpoint in waiting.copy():
             if self._is_done(checkpoint):
                 waiting.remove(checkpoint)
@@ -105,12 +120,14 @@ class _Watcher:
                 self._handled[checkpoint.path] = checkpoint
         if self._settings.on_backlog == "latest":
             newest = [c for c in waiting if _is_newer(c, handled)][-1:]
-            for passed_over in (c for c in waiting if c not in newest):
+            self._behind = [c for c in waiting if c not in newest]
+            for passed_over in self._behind:
                 self._handled[passed_over.path] = passed_over
             waiting = newest
         if not waiting:
             return None
         self._handled[waiting[0].path] = waiting[0]
+        self._yielded = waiting[0]
         return waiting[0]
 
     def _complete(self) -> list[Checkpoint]:

@@ -1,6 +1,7 @@
 """The command line: parse, call one function of the library, render. It computes nothing.
 
-Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failed, 2 usage or recipe error.
+Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failed, 2 usage or recipe error,
+3 `status --check`: the daemon is not well.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import sys
 
 import click
 
-from gracekit.cli import export, history, look, plan, read, sql, start, work
-from gracekit.cli.render import LogLines
+from gracekit.cli import export, history, logs, look, plan, read, sql, start, work
 from gracekit.version import __version__
 
 EPILOG = """
@@ -29,17 +29,17 @@ A first run:
 @click.version_option(__version__, package_name="gracekit")
 @click.option("-v", "--verbose", is_flag=True, help="Say more on stderr.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but warnings and errors.")
-def main(verbose: bool, quiet: bool) -> None:
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text",
+              envvar="GRACEKIT_LOG_FORMAT", show_default=True,
+              help="What stderr gets: text, or one JSON object a line.")  # fmt: skip
+def main(verbose: bool, quiet: bool, log_format: str) -> None:
     """Follow a fine-tuning run from outside and keep a fresh coreset for its trainer."""
     for stream in (sys.stdout, sys.stderr):
         # A character that it lacks, and half of a pair in a file name, end nothing.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogLines())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("gracekit").setLevel(level)
+    logs.configure(level, as_json=log_format == "json")
 
 
 for command in (

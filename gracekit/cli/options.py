@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gracekit.cli.logs import is_json
 from gracekit.cli.render import say
 from gracekit.errors import GracekitError, RecipeError
 
@@ -60,16 +62,23 @@ def clear_errors(command: Command) -> Command:
         try:
             return command(*args, **kwargs)
         except GracekitError as error:
-            say(f"gracekit: {error}", err=True)
+            _say(str(error), type(error).__name__)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("gracekit: interrupted; the last published version is unchanged", err=True)
+            _say("interrupted; the last published version is unchanged", "KeyboardInterrupt")
             sys.exit(130)
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(0)
 
     return run  # type: ignore[return-value]
+
+
+def _say(message: str, error: str) -> None:
+    if is_json():
+        logging.getLogger("gracekit").error(message, extra={"error": error})
+    else:
+        say(f"gracekit: {message}", err=True)
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = (), store: Path | None = None) -> Recipe:

@@ -18,15 +18,25 @@ from gracekit.cli.options import (
 from gracekit.cli.render import format_bytes, format_cell, print_json, print_table, say
 
 
-@click.command(epilog="\b\nExample:\n  gracekit status --json")
+@click.command(epilog="\b\nExamples:\n  gracekit status --json\n  gracekit status --check")
 @recipe_option
 @store_option
+@click.option("--check", is_flag=True,
+              help="Say in one line whether the daemon is well; exit 3 if not.")  # fmt: skip
+@click.option("--max-age", "max_age_s", type=click.FloatRange(min=0, min_open=True),
+              default=120.0, show_default=True, metavar="SECONDS",
+              help="With --check: seconds without a sign of the daemon.")  # fmt: skip
 @json_option
 @clear_errors
-def status(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
+def status(
+    recipe_path: Path, store_path: Path | None, check: bool, max_age_s: float, as_json: bool
+) -> None:
     """Say what the store holds, how fresh it is, and what the daemon does."""
     from gracekit.report import status as compute
 
+    if check:
+        _check(resolve_store(store_path, recipe_path), max_age_s, as_json)
+        return
     found = compute(resolve_store(store_path, recipe_path))
     if as_json:
         print_json(found)
@@ -122,6 +132,21 @@ def verify(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
             say(f"{problem.path}: {problem.what}; {problem.advice}")
     if problems:
         sys.exit(1)
+
+
+def _check(store: Path, max_age_s: float, as_json: bool) -> None:
+    from gracekit.store.heartbeat import ailment, read_heartbeat
+
+    heartbeat = read_heartbeat(store)
+    reason = ailment(heartbeat, max_age_s=max_age_s)
+    if as_json:
+        print_json({"healthy": reason is None, "reason": reason, "daemon": heartbeat})
+    elif reason is None:
+        click.echo(f"healthy: {heartbeat['state']}")
+    else:
+        click.echo(format_cell(f"unhealthy: {reason}"))
+    if reason is not None:
+        sys.exit(3)
 
 
 def _print_records(title: str, records: list[dict[str, Any]]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from gracekit.cli.logs import is_json
 from gracekit.cli.options import (
     clear_errors,
     json_option,
@@ -22,6 +25,8 @@ from gracekit.cli.render import print_json, print_table
 if TYPE_CHECKING:
     from gracekit.refresher import RefreshResult
 
+logger = logging.getLogger(__name__)
+
 directory = click.Path(path_type=Path)
 
 
@@ -36,9 +41,15 @@ directory = click.Path(path_type=Path)
 @store_option
 @set_option
 @click.option("--once", is_flag=True, help="Handle the newest complete checkpoint, then exit.")
+@click.option("--on-backlog", type=click.Choice(["latest", "all"]), default=None,
+              help="When several checkpoints wait; default: as the recipe says.")  # fmt: skip
 @click.option("--max-checkpoints", type=click.IntRange(min=1), default=None,
               help="Exit after so many new versions.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan of the next refresh and exit.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), default=None,
+              help="Serve metrics for Prometheus; needs gracekit[metrics].")  # fmt: skip
+@click.option("--metrics-address", default="127.0.0.1", show_default=True,
+              help="Where to serve them.")  # fmt: skip
 @strict_option
 @json_option
 @clear_errors
@@ -48,20 +59,27 @@ def watch(
     store_path: Path | None,
     overrides: tuple[str, ...],
     once: bool,
+    on_backlog: str | None,
     max_checkpoints: int | None,
     dry_run: bool,
+    metrics_port: int | None,
+    metrics_address: str,
     strict: bool,
     as_json: bool,
 ) -> None:
     """Follow CHECKPOINT_DIR: a new version for each complete checkpoint.
 
-    Training is never paused. Stop with Ctrl-C: finished work is kept, and the next start goes on.
+    Training is never paused. Stop with Ctrl-C or SIGTERM: the batch in progress is finished, what
+    is measured is kept, and the next start goes on; a second one ends at once. docs/daemon.md says
+    how to run it for weeks.
     """
     from gracekit import daemon
     from gracekit.checkpoints import find_checkpoints
     from gracekit.errors import CheckpointError
     from gracekit.refresher import Refresher, preview
 
+    if on_backlog is not None:
+        overrides = (*overrides, f"checkpoints.on_backlog={on_backlog}")
     recipe = load_recipe(recipe_path, overrides, store_path)
     if dry_run:
         found = find_checkpoints(checkpoint_dir, recipe.checkpoints)
@@ -69,15 +87,22 @@ def watch(
             raise CheckpointError(f"there is no complete checkpoint in {checkpoint_dir} yet")
         print_preview(preview(recipe, found[-1], strict=strict), as_json=as_json)
         return
-    refresher = Refresher.from_recipe(recipe, strict=strict)
-    with daemon.stop_on_signals() as stop:
+    with ExitStack() as stack:
+        metrics = None
+        if metrics_port is not None:
+            metrics = daemon.Metrics(Path(recipe.store))
+            port = stack.enter_context(metrics.serve(metrics_address, metrics_port))
+            logger.info("metrics at http://%s:%d/metrics", metrics_address, port)
+        refresher = Refresher.from_recipe(recipe, strict=strict)
+        stop = stack.enter_context(daemon.stop_on_signals())
         daemon.watch(
             refresher,
             checkpoint_dir,
             stop=stop,
             once=once,
             max_checkpoints=max_checkpoints,
-            on_version=lambda result: _print_result(result, as_json),
+            on_version=lambda result: _report(result, as_json),
+            metrics=metrics,
         )
 
 
@@ -148,6 +173,15 @@ def select(
         _print_comparison(found, as_json)
         return
     _print_result(reselect(recipe), as_json)
+
+
+def _report(result: RefreshResult, as_json: bool) -> None:
+    """To stdout, and to the logs of who reads only those."""
+    if is_json():
+        fields = {"version": result.version, "step": result.header.checkpoint["step"]}
+        what = "published" if result.is_new else "was there already"
+        logger.info("version %d %s", result.version, what, extra=fields)
+    _print_result(result, as_json)
 
 
 def _print_result(result: RefreshResult, as_json: bool) -> None:

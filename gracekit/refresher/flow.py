@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
+from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.changes import earlier_losses
 from gracekit.refresher.growing import CurrentData, require_kin
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gracekit.samples import Growth, RawSamples, TokenTable
     from gracekit.scoring.context import TargetSamples
     from gracekit.store import Store
+    from gracekit.store.facts import KnownFacts
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Refresher:
         self.recipe = recipe
         self.root = Path(recipe.store)
         self._data = data
+        self._facts: KnownFacts = {}
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, strict: bool = False) -> Refresher:
@@ -120,12 +122,18 @@ class Refresher:
         return growth
 
     @contextmanager
-    def locked(self) -> Iterator[Path]:
-        """Hold the store's lock, and clean up after a killed process; yields the store's path."""
+    def locked(self, *, timeout_s: float | None = None, clean_up: bool = True) -> Iterator[Path]:
+        """Hold the writer's lock, and clean up after a killed process; yields the store's path.
+
+        Args:
+            timeout_s: Seconds to wait for another writer; default: `store.lock.WAIT_S`.
+            clean_up: Look for what a killed process left; False: only when the last writer was
+                killed while it held the lock.
+        """
         from gracekit.store import Store, lock_store
 
-        with lock_store(self.root):
-            if Store.exists(self.root):
+        with lock_store(self.root, timeout_s=timeout_s) as was_killed:
+            if (clean_up or was_killed) and Store.exists(self.root):
                 for action in Store.open(self.root).recover():
                     logger.info("clean-up: %s", action)
             yield self.root
@@ -136,32 +144,38 @@ class Refresher:
 
         if not Store.exists(self.root):
             return False
-        store = Store.open(self.root)
-        this = (str(checkpoint.path.resolve()), checkpoint.completed_at, self.recipe.digest())
-        return any(
-            (h.checkpoint.get("path"), h.checkpoint.get("completed_at"), h.recipe_digest) == this
-            for h in map(store.header, reversed(store.all_versions()))
-            if h.operation in ("init", "refresh")
+        files, recipe = (str(checkpoint.path.resolve()), checkpoint.completed_at), self.recipe
+        digest = recipe.digest()
+        found = Store.open(self.root, facts=self._facts).find(
+            lambda version: (
+                version.checkpoint == files
+                and version.recipe_digest == digest
+                and version.operation in ("init", "refresh")
+            )
         )
+        return found is not None
 
-    def refresh(
-        self, checkpoint: Checkpoint, *, stop: threading.Event | None = None
-    ) -> RefreshResult:
+    def refresh(self, checkpoint: Checkpoint, *, progress: Progress | None = None) -> RefreshResult:
         """Refresh the store from one complete checkpoint and publish the new version.
 
         The caller holds the lock (`locked`). A `GracekitError` names what failed; the last version
-        stays valid whatever happens. `stop` raises `RefreshStoppedError` after a shard.
+        stays valid whatever happens. `progress` is told of every stage and batch; a stop that it
+        asks for raises `RefreshStoppedError` after the batch in progress, with all that is measured
+        kept, or before the next stage. A commit that has begun is finished.
         """
         from gracekit.checkpoints import OPTIMIZER_FILES, model_identity, pin
         from gracekit.scoring.features import to_float16
         from gracekit.selection import select
         from gracekit.store import CachePayload, StorePaths, VersionDraft
 
+        progress = progress or Progress()
         clock = StageClock()
         recipe = self.recipe
         also = OPTIMIZER_FILES if self._needs_optimizer else ()
+        progress.enter("pin")
         with pin(checkpoint, StorePaths(self.root).pins, also=also) as pinned:
             clock.lap("pin")
+            progress.enter("load")
             self._take_up_data(pinned, StorePaths(self.root).cache)
             tokenizer, tokens = self.tokenize(pinned, StorePaths(self.root).cache)
             target = self.target_samples(tokenizer, StorePaths(self.root).cache)
@@ -179,11 +193,13 @@ class Refresher:
                 known = load_known(store, recipe, growth)
                 earlier = earlier_losses(store, samples, recipe.scoring.scores)
                 clock.lap("load")
+                progress.enter("measure")
                 shards = store.shards(measure_id)
-                run = MeasuredRows(executor, shards, samples.present, stop, earlier)
+                run = MeasuredRows(executor, shards, samples.present, progress, earlier)
                 evidence = measure(recipe, known, run, step=pinned.step)
                 target_features, facts = executor.target_features(), executor.facts()
             clock.lap("measure", model_pass_s=run.model_pass_s)
+        progress.enter("propagate")
         del executor, run  # the model's memory is free for the stages that follow
         update = propagate(
             recipe,
@@ -195,8 +211,10 @@ class Refresher:
             version=store.next_version(),
         )
         clock.lap("propagate")
+        progress.enter("graph")
         index, graph, graph_facts = update_graph(recipe, known, update)
         clock.lap("graph")
+        progress.enter("select")
         selection = select(
             recipe.selection,
             scores=update.scores,
@@ -210,6 +228,7 @@ class Refresher:
             store=store.paths.root,
         )
         clock.lap("select")
+        progress.enter("commit")
         version = store.commit(
             VersionDraft(
                 operation="init" if store.latest() is None else "refresh",
@@ -252,7 +271,8 @@ class Refresher:
         """The version of a refresh that was finished before."""
         from gracekit.store import Store
 
-        store = Store.open(self.root) if Store.exists(self.root) else None
+        is_there = Store.exists(self.root)
+        store = Store.open(self.root, facts=self._facts) if is_there else None
         version = store.find_refresh(refresh_id) if store else None
         if store is None or version is None:
             return None
@@ -293,7 +313,7 @@ class Refresher:
 
         architecture = describe_architecture(pinned.directory, self.recipe.checkpoints)
         if Store.exists(self.root):
-            store = Store.open(self.root)
+            store = Store.open(self.root, facts=self._facts)
             made_with = store.info.dataset
             if not self._has_these_tokens(store, tokenizer, tokens):
                 raise StoreDataMismatchError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.errors import RefreshStoppedError
+from gracekit.progress import Progress
 from gracekit.recipe import Recipe, RefreshSection
 from gracekit.refresher.changes import as_changes
 from gracekit.types import Audit, Bool, Float32, Json, Measurement, Reason, RefreshPlan, Rows
@@ -50,7 +50,7 @@ class MeasuredRows:
         executor: Runs the model.
         shards: Where finished shards are kept until the version is committed.
         present: [n] rows of the store that are in the data.
-        stop: Ends the pass after the shard in progress.
+        progress: Told of the pass; ends it after the batch in progress.
         earlier: Losses that some scores are compared with (see `changes`).
     """
 
@@ -59,13 +59,13 @@ class MeasuredRows:
         executor: Executor,
         shards: ShardFiles,
         present: Bool,
-        stop: threading.Event | None = None,
+        progress: Progress | None = None,
         earlier: dict[str, Float32] | None = None,
     ) -> None:
         self._earlier = earlier or {}
         self._executor = executor
         self._shards = shards
-        self._stop = stop or threading.Event()
+        self._progress = progress or Progress()
         self.present = present
         self.num_rows = int(present.sum())
         """Of the data."""
@@ -88,15 +88,15 @@ class MeasuredRows:
         started = time.perf_counter()
         missing = rows[self._place[rows] < 0]
         if len(missing):
-            for shard in self._executor.measure(missing):
+            for shard in self._executor.measure(missing, self._progress):
                 self._shards.save(shard)
                 self._parts.append(shard)
                 self._note(shard)
-                if self._stop.is_set():
-                    raise RefreshStoppedError(
-                        f"stopped after {self._num_done} of the rows to measure; the next start "
-                        "goes on from them, and the last published version is unchanged"
-                    )
+            if self._progress.is_stopping:
+                raise RefreshStoppedError(
+                    f"stopped after {self._num_done} of the rows to measure; the next start "
+                    "goes on from them, and the last published version is unchanged"
+                )
         self.model_pass_s += time.perf_counter() - started
         self._parts = [Measurement.concatenate(self._parts)]
         return as_changes(self._parts[0].take(self._place[rows]), self._earlier)

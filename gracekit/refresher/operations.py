@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFoundError
+from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher, RefreshResult
 from gracekit.refresher.state import selection_inputs
@@ -38,7 +39,7 @@ def refresh(
         recipe: A `Recipe`, or the path of one.
         checkpoint: A complete checkpoint; its layout is recognised.
         strict: Refuse data with rows that cannot be used.
-        stop: Ends the refresh after the shard in progress with `RefreshStoppedError`.
+        stop: Ends the refresh after the batch in progress with `RefreshStoppedError`.
 
     Raises:
         GracekitError: Says what is wrong and what to do; the last version stays valid.
@@ -49,7 +50,7 @@ def refresh(
     found = check_checkpoint(Path(checkpoint), recipe.checkpoints)
     refresher = Refresher.from_recipe(recipe, strict=strict)
     with refresher.locked():
-        return refresher.refresh(found, stop=stop)
+        return refresher.refresh(found, progress=Progress(stop))
 
 
 def reselect(recipe: Recipe | str | Path) -> RefreshResult:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import MeasureError
+from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState, Reader
 from gracekit.recipe import ScoringSection
 from gracekit.scoring.batches import (
@@ -68,8 +69,9 @@ class LocalExecutor:
             sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed), optimizer=optimizer
         )
 
-    def measure(self, rows: Rows) -> Iterator[Measurement]:
-        """Measure distinct rows; yields one `Measurement` a shard.
+    def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
+        """Measure distinct rows; yields one `Measurement` a shard, the last one cut off where
+        `progress` says that a stop was asked for.
 
         A row without target tokens gets NaN without a pass; a row whose results are not finite
         gets NaN, and no other row does. A score with `against` is given as it is now, not as the
@@ -83,13 +85,17 @@ class LocalExecutor:
             require_length(self._model, int(lengths.max()))
         order = longest_first(lengths)
         num_measured, num_finite = 0, 0
+        progress = progress or Progress()
+        progress.plan(len(rows), int(lengths.sum()))
         bar = tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=self._no_bar)
         try:
             with self._threads(), ExitStack() as stack:
                 passes = self._open(stack)
                 for start in range(0, len(rows), self._scoring.shard_rows):
+                    if progress.is_stopping:
+                        return
                     chosen = order[start : start + self._scoring.shard_rows]
-                    shard, num_passed = self._shard(passes, rows[chosen], bar)
+                    shard, num_passed = self._shard(passes, rows[chosen], bar, progress)
                     num_measured += num_passed
                     num_finite += int(shard.valid.sum())
                     if num_measured and not num_finite:
@@ -188,23 +194,35 @@ class LocalExecutor:
         return self._of_target
 
     def _shard(
-        self, passes: list[ModelPass], rows: Rows, bar: tqdm[Any]
+        self, passes: list[ModelPass], rows: Rows, bar: tqdm[Any], progress: Progress
     ) -> tuple[Measurement, int]:
-        """Measure rows of falling length; also says how many went through the pass."""
+        """Measure rows of falling length; also says how many went through the pass.
+
+        Of the rows only those whose batches were finished, when a stop is asked for.
+        """
         scores = {name: np.full(len(rows), np.nan, np.float32) for name in self._scorers}
         features = np.full((len(rows), self._width), np.nan, np.float32)
         samples = self._tokens.take(rows)
         require_known_tokens(self._model, samples)
         places = np.array([i for i, (_, mask) in enumerate(samples) if mask[1:].any()], np.int64)
-        bar.update(sum(len(mask) for _, mask in samples if not mask[1:].any()))
+        num_empty = sum(len(mask) for _, mask in samples if not mask[1:].any())
+        bar.update(num_empty)
+        progress.advance(len(rows) - len(places), num_empty)
         samples = [samples[i] for i in places]
+        is_left = np.ones(len(places), bool)
         for batch, (results, num_tokens) in self._batches(passes, samples, rows[places]):
             *of_scorers, features[places[batch]] = results
             for name, result in zip(self._scorers, of_scorers, strict=True):
                 scores[name][places[batch]] = np.where(np.isfinite(result), result, np.nan)
             bar.update(num_tokens)
+            progress.advance(len(batch), num_tokens)
+            is_left[batch] = False
+            if progress.is_stopping:
+                break
         measurement = Measurement(rows=rows, scores=scores, features=to_float16(features))
-        return measurement, len(places)
+        if is_left.any():
+            measurement = measurement.take(np.delete(np.arange(len(rows)), places[is_left]))
+        return measurement, int((~is_left).sum())
 
     def _batches(
         self, passes: list[ModelPass], samples: list[Any], rows: Rows

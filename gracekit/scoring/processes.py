@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import GracekitError, MeasureError
+from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState
 from gracekit.recipe import ScoringSection
 from gracekit.scoring.batches import TokenSource, longest_first
@@ -39,6 +40,10 @@ Load = Callable[[str], tuple[torch.nn.Module, OptimizerState | None]]
 """Loads model and optimizer state onto a device; it is sent to the processes."""
 TARGET_FEATURES, FACTS = "target features", "facts"
 """Questions to a process."""
+STOP = "stop"
+"""Ends a shard after the batch in progress; needs no answer of its own."""
+STOP_LOOK_S = 0.2
+"""Seconds between two looks whether a stop was asked for."""
 END_S = 5.0
 """Seconds that a process has to end by itself."""
 
@@ -88,34 +93,48 @@ class ProcessExecutor:
         self._work = (load, scoring, target)
         self._processes: dict[Connection, Any] = {}
 
-    def measure(self, rows: Rows) -> Iterator[Measurement]:
+    def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
         """As `LocalExecutor.measure`; shards come in the order in which they are finished.
+
+        A stop reaches every process after the batch that it works on.
 
         Raises `MeasureError` too when a process ends by itself, as one does that the system kills
         for its memory.
         """
         if not len(rows):
             return
+        progress = progress or Progress()
         self._start()
         lengths = self._tokens.lengths[rows]
+        progress.plan(len(rows), int(lengths.sum()))
         ordered = rows[longest_first(lengths)]
         waiting = [
             ordered[start : start + self._shard_rows]
             for start in range(0, len(ordered), self._shard_rows)
         ][::-1]
         busy: dict[Connection, Rows] = {}
+        is_stopping = False
         with tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=None) as bar:
             while waiting or busy:
+                if progress.is_stopping and not is_stopping:
+                    is_stopping, waiting = True, []
+                    for connection in busy:
+                        self._send(connection, STOP)
+                    continue
                 for connection in self._processes:
                     if waiting and connection not in busy:
                         busy[connection] = waiting.pop()
                         self._send(connection, Shard(self._tokens.take(busy[connection])))
-                ready = set(wait([*busy]))
+                ready = set(wait([*busy], STOP_LOOK_S))
                 for connection in [c for c in busy if c in ready]:
-                    measurement = self._receive(connection)
+                    answer = self._receive(connection)
+                    if isinstance(answer, tuple):
+                        progress.advance(*answer)
+                        bar.update(answer[1])
+                        continue
                     of_shard = busy.pop(connection)
-                    bar.update(int(self._tokens.lengths[of_shard].sum()))
-                    yield dataclasses.replace(measurement, rows=of_shard[measurement.rows])
+                    if answer is not None:
+                        yield dataclasses.replace(answer, rows=of_shard[answer.rows])
 
     def target_features(self) -> NDArray[np.float16] | None:
         """[t, d] features of the target set; None without one."""
@@ -182,6 +201,21 @@ class ProcessExecutor:
         )
 
 
+class _Report(Progress):
+    """Sends what is done to the parent; anything that it says meanwhile, or its end, is a stop."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def advance(self, num_rows: int, num_tokens: int) -> None:
+        _answer(self._connection, (num_rows, num_tokens))
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._connection.poll()
+
+
 def _run(
     connection: Connection,
     device: str,
@@ -206,13 +240,16 @@ def _run(
         except (EOFError, OSError):
             return
         try:
+            if task == STOP:  # it came after the last batch
+                continue
             if task == TARGET_FEATURES:
                 _answer(connection, first.target_features())
             elif task == FACTS:
                 _answer(connection, first.facts())
             else:
-                shards = list(first.on(task).measure(np.arange(len(task.samples))))
-                _answer(connection, Measurement.concatenate(shards))
+                rows, report = np.arange(len(task.samples)), _Report(connection)
+                shards = list(first.on(task).measure(rows, report))
+                _answer(connection, Measurement.concatenate(shards) if shards else None)
         except Exception as error:
             _answer(connection, _sendable(error))
 

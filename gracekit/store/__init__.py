@@ -5,8 +5,16 @@
 
 from gracekit.store.cache import CachePayload, StoreCache
 from gracekit.store.commit import VersionDraft
-from gracekit.store.lock import lock_store
+from gracekit.store.lock import lock_daemon, lock_store
 from gracekit.store.paths import StorePaths
 from gracekit.store.store import Store
 
-__all__ = ["CachePayload", "Store", "StoreCache", "StorePaths", "VersionDraft", "lock_store"]
+__all__ = [
+    "CachePayload",
+    "Store",
+    "StoreCache",
+    "StorePaths",
+    "VersionDraft",
+    "lock_daemon",
+    "lock_store",
+]

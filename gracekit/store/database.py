@@ -24,6 +24,8 @@ from duckdb import DuckDBPyConnection
 
 from gracekit.errors import QueryError, StoreWriteError
 from gracekit.files import clear_write_errors, remove, write_atomic
+from gracekit.store.facts import VersionFacts
+from gracekit.store.paths import MANIFESTS, manifest_name
 from gracekit.store.schema import (
     SCHEMA_VERSION,
     TABLES,
@@ -46,8 +48,9 @@ def publish(store: Store) -> None:
 
     def build(path: Path) -> None:
         with duckdb.connect(str(path)) as connection:
+            before = _PUBLISHED if _attach(connection, store) else None
             connection.begin()  # one sync to disk, not one a statement
-            fill(connection, store)
+            fill(connection, store, before)
             _make_views(connection, store)
             connection.commit()
 
@@ -191,18 +194,33 @@ def _versions(connection: DuckDBPyConnection) -> list[tuple[int, bool]]:
 
 def _make_views(connection: DuckDBPyConnection, store: Store) -> None:
     """The views over the files of the versions in the table `versions` that (still) verify."""
-    paths, good = store.paths, set(store.all_versions())
+    good = store.all_facts()
     rows = connection.execute("SELECT version FROM versions ORDER BY version").fetchall()
-    versions = [int(version) for (version,) in rows if version in good]
-    for view, file_of in (
-        ("coresets", paths.manifest),
-        ("score_history", paths.scores),
-        ("measurements", paths.measured),
-    ):
-        found = [file_of(version) for version in versions if file_of(version).is_file()]
-        select = view_select(view, [as_pattern(str(path)) for path in found])
-        connection.execute(f"CREATE VIEW {view} AS {select}")
+    versions = {int(version): good[version] for (version,) in rows if version in good}
+    root = as_pattern(str(store.paths.root))
+    for view in VIEWS:
+        alike: dict[tuple[str, ...] | None, list[str]] = {}
+        for version, facts in versions.items():
+            name = _file_behind(view, version, facts)
+            is_kept = facts.removed_at is None
+            if name is not None and (is_kept or (store.paths.root / name).is_file()):
+                columns = () if view == "coresets" else facts.columns
+                alike.setdefault(columns, []).append(f"{root}/{name}")
+        connection.execute(f"CREATE VIEW {view} AS {view_select(view, alike)}")
         describe(connection, view, VIEWS[view], kind="VIEW")
+
+
+def _file_behind(view: str, version: int, facts: VersionFacts) -> str | None:
+    """Where a view finds a version, relative to the store; None: it has nothing there.
+
+    Text, because paths of thousands of versions would take most of a commit's time.
+    """
+    if view == "coresets":
+        return f"{MANIFESTS}/{manifest_name(version)}"
+    if view == "score_history" and facts.scores_version != version:
+        return None  # a reselect or rollback: another version has the file
+    ending = "/scores.parquet" if view == "score_history" else "/measured.parquet"
+    return next((name for name, _ in facts.sizes if name.endswith(ending)), None)
 
 
 def _reason(error: duckdb.Error) -> str:

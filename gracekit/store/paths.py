@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MANIFEST_NAME = re.compile(r"v(\d{6,})\.(?:parquet|json)")
+MANIFESTS = "manifests"
 HISTORY_NAME = re.compile(r"version=(\d{6,})")
 CACHE_NAME = re.compile(r"v(\d{6,})")
 SAMPLES_NAME = re.compile(r"v(\d{6,})\.parquet")
@@ -64,11 +65,11 @@ class StorePaths:
     @property
     def manifests(self) -> Path:
         """Directory of the manifests and their sidecars."""
-        return self.root / "manifests"
+        return self.root / MANIFESTS
 
     def manifest(self, version: int) -> Path:
         """The coreset of a version; its presence makes the version."""
-        return self.manifests / f"v{version:06d}.parquet"
+        return self.manifests / manifest_name(version)
 
     def sidecar(self, version: int) -> Path:
         """The manifest's header as JSON."""
@@ -132,9 +133,13 @@ class StorePaths:
         return self.root / ".lock"
 
     @property
-    def lock_holder(self) -> Path:
-        """Who holds the lock, as JSON; beside it because taking a lock may truncate its file."""
-        return self.root / ".lock.json"
+    def daemon_lock(self) -> Path:
+        """Held by the daemon for as long as it runs."""
+        return self.root / ".daemon.lock"
+
+    def holder_of(self, lock: Path) -> Path:
+        """Who holds a lock, as JSON; beside it because taking a lock may truncate its file."""
+        return lock.with_name(f"{lock.name}.json")
 
     @property
     def heartbeat(self) -> Path:
@@ -144,6 +149,21 @@ class StorePaths:
     def relative(self, path: Path) -> str:
         """A path below the store as it is written into headers."""
         return path.relative_to(self.root).as_posix()
+
+
+def manifest_name(version: int) -> str:
+    """File name of a version's manifest."""
+    return f"v{version:06d}.parquet"
+
+
+def versions_in(directory: Path, pattern: re.Pattern[str], ending: str = "") -> list[int]:
+    """`numbered` without the paths, ascending: there may be thousands at each commit."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    matches = (pattern.fullmatch(name) for name in names if name.endswith(ending))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def numbered(directory: Path, pattern: re.Pattern[str]) -> dict[Path, int]:

@@ -66,10 +66,10 @@ def clean_up(store: Store) -> list[str]:
             done.append("removed links to a checkpoint that is no longer read")
     if freed_bytes := finish(store):
         done.append(f"removed {freed_bytes:,} bytes of versions that gc had begun to remove")
-    measured = [v for v in store.versions() if "measure_id" in store.header(v).refresh]
-    if measured:
+    measured = store.find(lambda facts: facts.is_measured and facts.removed_at is None)
+    if measured is not None:
         # What a commit does at its end; newer shards belong to a later refresh.
-        committed_ns = paths.manifest(measured[-1]).stat().st_mtime_ns
+        committed_ns = paths.manifest(measured).stat().st_mtime_ns
         cleared = clear_shards(paths, before_ns=committed_ns)
         done += [f"removed {name}, which no refresh goes on with" for name in cleared]
     return done

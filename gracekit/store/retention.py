@@ -164,12 +164,13 @@ def _files_of(store: Store, removed: Collection[int], kept: Iterable[int]) -> li
     """Files that go with removed versions: all but what was measured and what kept ones need."""
     if not removed:
         return []
-    paths, needed = store.paths, _needed(store, kept)
+    paths, needed, facts = store.paths, _needed(store, kept), store.all_facts()
     found: list[Path] = []
     for version in removed:
         found += [paths.manifest(version), paths.sidecar(version)]
         if needed is not None:
-            names = set(store.header(version).files) - {paths.relative(paths.measured(version))}
+            names = {name for name, _ in facts[version].sizes}
+            names.discard(paths.relative(paths.measured(version)))
             found += [paths.root / name for name in sorted(names - needed) if _is_ours(name)]
     return list(dict.fromkeys(found))
 
@@ -177,7 +178,11 @@ def _files_of(store: Store, removed: Collection[int], kept: Iterable[int]) -> li
 def _needed(store: Store, kept: Iterable[int]) -> set[str] | None:
     """Files that kept versions and the next refresh need; None where damage hides it."""
     needed: set[str] = set()
+    whole = store.all_facts()
     for version in kept:
+        if version in whole:
+            needed.update(name for name, _ in whole[version].sizes)
+            continue
         try:
             header = store.header(version)
         except NewerFormatError:

@@ -5,6 +5,7 @@ The comments are in the database itself; in DuckDB, `FROM duckdb_columns()` show
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -162,30 +163,41 @@ EMPTY_VIEWS = {
 """The views before the first version."""
 
 
-def view_select(view: str, files: list[str]) -> str:
+def view_select(view: str, alike: Mapping[tuple[str, ...] | None, list[str]]) -> str:
     """The query behind a view over Parquet files: one per version, of the manifests or the history.
 
     Exactly the files of committed versions are named: one that is being written is not seen.
+
+    Args:
+        view: Its name.
+        alike: Files that are known to have the same columns; None: not known. Of those with the
+            same columns DuckDB opens one to make the view, of the others each.
     """
-    if not files:
+    if not alike:
         return EMPTY_VIEWS[view]
-    named = ", ".join(map(quote, files))
     # Hive partitioning would take every key=value directory above the store for a column as well.
     options = "filename = true, hive_partitioning = false"
     if view == "coresets":
         columns = ", ".join(name for name in CORESETS.columns if name != "version")
         version = r"regexp_extract(filename, 'v(\d+)\.parquet$', 1)::INTEGER"
-        return f"SELECT {version} AS version, {columns} FROM read_parquet([{named}], {options})"
-    # Scores differ between versions when the recipe changes: missing ones are NULL.
-    source = f"read_parquet([{named}], {options}, union_by_name = true)"
+        return f"SELECT {version} AS version, {columns} FROM {_parquet(alike[()], options)}"
     version = r"regexp_extract(filename, 'version=(\d+)/[^/]*$', 1)::INTEGER"
-    history = f"SELECT {version} AS version, * EXCLUDE (filename) FROM {source}"
+    # Scores differ between versions when the recipe changes: missing ones are NULL.
+    history = " UNION ALL BY NAME ".join(
+        f"SELECT {version} AS version, * EXCLUDE (filename) FROM "
+        + _parquet(files, options if columns else f"{options}, union_by_name = true")
+        for columns, files in alike.items()
+    )
     if view == "measurements":
         return history
     return (
         "SELECT h.version, v.step, h.* EXCLUDE (version) "
         f"FROM ({history}) h JOIN versions v USING (version)"
     )
+
+
+def _parquet(files: list[str], options: str) -> str:
+    return f"read_parquet([{', '.join(map(quote, files))}], {options})"
 
 
 def quote(text: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,35 +18,45 @@ from gracekit.errors import (
 )
 from gracekit.store.cache import StoreCache, load_cache
 from gracekit.store.commit import VersionDraft, commit
+from gracekit.store.facts import KnownFacts, Stamp, VersionFacts
 from gracekit.store.history import read_scores
 from gracekit.store.info import NewerFormatError, StoreInfo
 from gracekit.store.lock import lock_store
 from gracekit.store.manifests import plain_json, read_header
 from gracekit.store.migrations import migrate
 from gracekit.store.parquet import read_table
-from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
+from gracekit.store.paths import (
+    MANIFEST_NAME,
+    MANIFESTS,
+    REMOVAL_NAME,
+    StorePaths,
+    manifest_name,
+    versions_in,
+)
 from gracekit.store.recover import recover
-from gracekit.store.removals import Removal, read_removal
+from gracekit.store.removals import read_removal
 from gracekit.store.samples import FIRST_POSITIONS, data_facts, read_samples, write_samples
 from gracekit.store.shards import ShardFiles
 from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, SampleTable, ScoreTable
 from gracekit.version import __version__
 
-_Stamp = tuple[int, int, int]
+_NUM_HEADERS = 16
+"""Headers that are kept."""
 
 
 class Store:
     """A store, open for reading; `lock`, `recover`, `commit` and `shards` write.
 
     Versions that another process commits meanwhile are seen: only what cannot change is kept.
+    Who opens the same store again and again hands over the `facts` that the last `Store` had read.
     """
 
-    def __init__(self, paths: StorePaths, info: StoreInfo) -> None:
+    def __init__(self, paths: StorePaths, info: StoreInfo, facts: KnownFacts | None = None) -> None:
         self.paths = paths
         self.info = info
         self._samples: tuple[Path, SampleTable] | None = None
-        self._headers: dict[int, tuple[_Stamp, ManifestHeader]] = {}
-        self._removals: dict[int, tuple[_Stamp | None, Removal]] = {}
+        self._facts: KnownFacts = {} if facts is None else facts
+        self._headers: dict[int, tuple[Stamp, ManifestHeader]] = {}
 
     @staticmethod
     def exists(root: Path | str) -> bool:
@@ -53,15 +64,19 @@ class Store:
         return StorePaths(Path(root)).info.is_file()
 
     @classmethod
-    def open(cls, root: Path | str) -> Store:
+    def open(cls, root: Path | str, *, facts: KnownFacts | None = None) -> Store:
         """Open an existing store.
+
+        Args:
+            root: Its directory.
+            facts: What an earlier `Store` of the same directory read; it is added to.
 
         Raises:
             StoreNotFoundError: There is none.
             StoreFormatError: It is damaged, or of a newer gracekit.
         """
         paths = StorePaths(Path(root))
-        return cls(paths, StoreInfo.load(paths.info))
+        return cls(paths, StoreInfo.load(paths.info), facts)
 
     @staticmethod
     def check_place(root: Path | str) -> None:
@@ -139,30 +154,26 @@ class Store:
 
         Raises `StoreFormatError` for a manifest of a newer format.
         """
-        return [version for version in self.manifests() if self._verifies(version)]
+        return list(self._kept())
 
-    def removed(self) -> dict[int, Removal]:
-        """Versions that gc removed, ascending; a damaged record is passed over.
+    def removed(self) -> dict[int, str]:
+        """Versions that gc removed and when, ascending; a damaged record is passed over.
 
         What was measured at them, and their headers, are still there.
         """
-        found = {}
-        for version in self._removal_numbers():
-            try:
-                found[version] = self._removal(version)
-            except NewerFormatError:
-                raise
-            except StoreFormatError:
-                continue
-        return found
+        return {v: str(facts.removed_at) for v, facts in self._removed_facts().items()}
 
     def all_versions(self) -> list[int]:
         """Those that verify and those that gc removed, ascending: all that have a header."""
-        return sorted({*self.versions(), *self.removed()})
+        return list(self.all_facts())
+
+    def all_facts(self) -> dict[int, VersionFacts]:
+        """The same, with the facts of each."""
+        return dict(sorted({**self._kept(), **self._removed_facts()}.items()))
 
     def latest(self) -> int | None:
         """The highest version that verifies; None when there is none yet."""
-        return next((v for v in reversed(self.manifests()) if self._verifies(v)), None)
+        return next((v for v in reversed(self.manifests()) if self._whole(v) is not None), None)
 
     def next_version(self) -> int:
         """One above the highest number ever given, whether damaged or removed since."""
@@ -173,8 +184,7 @@ class Store:
 
         A refresh and a selection build on these scores, also after a rollback.
         """
-        headers = map(self.header, self.all_versions())
-        found = {header.scores_version for header in headers}
+        found = {facts.scores_version for facts in self.all_facts().values()}
         return max((v for v in found if before is None or v < before), default=None)
 
     def header(self, version: int) -> ManifestHeader:
@@ -184,16 +194,19 @@ class Store:
             VersionNotFoundError: There never was such a version.
             StoreFormatError: Its manifest is damaged, or of a newer format.
         """
-        path = self.paths.manifest(version)
-        stamp = _stamp(path)
+        stamp = _stamp(f"{self.paths.root}/{MANIFESTS}/{manifest_name(version)}")
         if stamp is None:
-            if self.paths.removal(version).exists():
-                return self._removal(version).header
+            removal = self.paths.removal(version)
+            if removal.exists():
+                return read_removal(removal).header
             raise self._no_such(version)
         known = self._headers.get(version)
         if known is None or known[0] != stamp:
-            known = (stamp, read_header(path))
+            known = (stamp, read_header(self.paths.manifest(version)))
             self._headers[version] = known
+            self._facts[version] = (stamp, VersionFacts.of(known[1]))
+            if len(self._headers) > _NUM_HEADERS:
+                del self._headers[next(iter(self._headers))]
         return known[1]
 
     def require_kept(self, version: int) -> None:
@@ -201,7 +214,7 @@ class Store:
         if self.paths.removal(version).exists():
             kept = self.manifests()
             raise VersionNotFoundError(
-                f"{self._removal(version).in_words} from {self.paths.root}; "
+                f"{read_removal(self.paths.removal(version)).in_words} from {self.paths.root}; "
                 f"{len(kept)} versions are kept, the latest is {kept[-1] if kept else 'lost'}"
             )
         if not self.paths.manifest(version).exists():
@@ -243,15 +256,19 @@ class Store:
 
     def find_refresh(self, refresh_id: str) -> int | None:
         """The latest version that this refresh made, if any; also one that gc removed."""
-        made = reversed(self.all_versions())
-        return next((v for v in made if self.header(v).refresh_id == refresh_id), None)
+        return self.find(lambda facts: facts.refresh_id == refresh_id)
+
+    def find(self, is_sought: Callable[[VersionFacts], bool]) -> int | None:
+        """The latest version of which that is true, if any; also one that gc removed."""
+        found = reversed(self.all_facts().items())
+        return next((version for version, facts in found if is_sought(facts)), None)
 
     # --- writing ---
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, timeout_s: float | None = None) -> Iterator[None]:
         """Be the only writer; see `lock_store`."""
-        with lock_store(self.paths.root):
+        with lock_store(self.paths.root, timeout_s=timeout_s):
             yield
 
     def recover(self) -> list[str]:
@@ -281,39 +298,54 @@ class Store:
     def manifests(self) -> list[int]:
         """Versions with a manifest, ascending, whether it can be read or not; not removed ones."""
         removed = set(self._removal_numbers())
-        found = numbered(self.paths.manifests, MANIFEST_NAME)
-        return sorted(
-            v for path, v in found.items() if path.suffix == ".parquet" and v not in removed
-        )
+        found = versions_in(self.paths.manifests, MANIFEST_NAME, ".parquet")
+        return [version for version in found if version not in removed]
 
     # --- inside ---
 
     def _removal_numbers(self) -> list[int]:
-        return sorted(numbered(self.paths.manifests, REMOVAL_NAME).values())
+        return versions_in(self.paths.manifests, REMOVAL_NAME)
 
-    def _removal(self, version: int) -> Removal:
-        path = self.paths.removal(version)
-        stamp = _stamp(path)
-        known = self._removals.get(version)
-        if known is None or known[0] != stamp:
-            known = (stamp, read_removal(path))
-            self._removals[version] = known
-        return known[1]
+    def _kept(self) -> dict[int, VersionFacts]:
+        """The facts of `versions`, ascending."""
+        found = ((version, self._whole(version)) for version in self.manifests())
+        return {version: facts for version, facts in found if facts is not None}
 
-    def _verifies(self, version: int) -> bool:
+    def _whole(self, version: int) -> VersionFacts | None:
+        """The facts of a version that verifies."""
         try:
-            header = self.header(version)
-        except VersionNotFoundError:
-            return False
+            stamp = _stamp(f"{self.paths.root}/{MANIFESTS}/{manifest_name(version)}")
+            known = self._facts.get(version)
+            if known is None or known[0] != stamp:
+                facts = VersionFacts.of(self.header(version))
+            else:
+                facts = known[1]
+            # Text, because each commit does this to each file: paths would take most of its time.
+            root = f"{self.paths.root}/"
+            is_whole = all(os.stat(root + name).st_size == size for name, size in facts.sizes)
         except NewerFormatError:
             raise
-        except StoreFormatError:
-            return False
-        sizes = {name: entry["num_bytes"] for name, entry in header.files.items()}
-        try:
-            return all((self.paths.root / n).stat().st_size == size for n, size in sizes.items())
-        except OSError:
-            return False
+        except (VersionNotFoundError, StoreFormatError, OSError):
+            return None
+        return facts if is_whole else None
+
+    def _removed_facts(self) -> dict[int, VersionFacts]:
+        """Of the versions that gc removed and whose record can be read, ascending."""
+        found = {}
+        for version in self._removal_numbers():
+            path = self.paths.removal(version)
+            stamp, known = _stamp(path), self._facts.get(version)
+            if known is None or known[0] != stamp:
+                try:
+                    removal = read_removal(path)
+                except NewerFormatError:
+                    raise
+                except StoreFormatError:
+                    continue
+                known = (stamp, VersionFacts.of(removal.header, removed_at=removal.removed_at))
+                self._facts[version] = known
+            found[version] = known[1]
+        return found
 
     def _no_such(self, version: int) -> VersionNotFoundError:
         versions = self.manifests()
@@ -323,10 +355,10 @@ class Store:
         )
 
 
-def _stamp(path: Path) -> _Stamp | None:
+def _stamp(path: Path | str) -> Stamp | None:
     """What changes when a file is replaced; None where there is none."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -358,5 +390,6 @@ def _check_place(paths: StorePaths) -> None:
 def _own(paths: StorePaths) -> list[Path]:
     return [
         paths.samples, paths.history, paths.manifests, paths.cache, paths.pins, paths.shards,
-        paths.lock, paths.lock_holder, paths.heartbeat,
+        paths.lock, paths.holder_of(paths.lock), paths.heartbeat,
+        paths.daemon_lock, paths.holder_of(paths.daemon_lock),
     ]  # fmt: skip

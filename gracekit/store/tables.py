@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
+from gracekit.store.facts import VersionFacts
 from gracekit.store.manifests import header_text
 from gracekit.store.parquet import read_table
-from gracekit.store.removals import Removal
 from gracekit.store.samples import samples_table
 from gracekit.store.schema import SCHEMA_VERSION, TABLES, describe
 from gracekit.store.store import Store
@@ -64,35 +65,79 @@ _VERSIONS = pa.schema(
     }
 )
 _CHECKPOINTS = """
+WITH facts AS (
+    SELECT version, step, json_extract_string(
+        header, ['$.checkpoint.path', '$.checkpoint.layout', '$.checkpoint.digest']
+    ) AS of_header
+    FROM versions
+)
 SELECT step,
-       arg_max(header->>'$.checkpoint.path', version) AS path,
-       arg_max(header->>'$.checkpoint.layout', version) AS layout,
-       header->>'$.checkpoint.digest' AS digest,
+       arg_max(of_header[1], version) AS path,
+       arg_max(of_header[2], version) AS layout,
+       of_header[3] AS digest,
        min(version) AS first_version,
        max(version) AS last_version
-FROM versions GROUP BY step, digest ORDER BY first_version
+FROM facts GROUP BY step, digest ORDER BY first_version
 """
 
 
-def fill(connection: DuckDBPyConnection, store: Store) -> None:
-    """Make all tables of `schema.TABLES` in the connection's own database, with comments."""
-    headers = [store.header(version) for version in store.all_versions()]
-    removed = store.removed()
+def fill(connection: DuckDBPyConnection, store: Store, before: str | None = None) -> None:
+    """Make all tables of `schema.TABLES` in the connection's own database, with comments.
+
+    Args:
+        connection: With a database of its own, without these tables.
+        store: Where they come from.
+        before: An attached database of the same schema that was published before: what it knows of
+            a version is taken from there, so that a commit need not read all headers again.
+    """
+    versions = store.all_facts()
     _create(connection, "samples", _samples(store))
-    _create(connection, "scores", _scores(store, headers))
-    rows = [_version(header, removed.get(header.version)) for header in headers]
-    columns = "* REPLACE (header::JSON AS header)"
-    _create(connection, "versions", pa.Table.from_pylist(rows, schema=_VERSIONS), columns)
+    _create(connection, "scores", _scores(store, versions))
+    _create_versions(connection, store, versions, before)
     connection.execute(f"CREATE TABLE checkpoints AS {_CHECKPOINTS}")
-    _create(connection, "store", _store(store, headers))
+    _create(connection, "store", _store(store, versions))
     for name, described in TABLES.items():
         describe(connection, name, described, kind="TABLE")
 
 
-def _create(connection: DuckDBPyConnection, name: str, table: pa.Table, columns: str = "*") -> None:
+def _create(connection: DuckDBPyConnection, name: str, table: pa.Table) -> None:
     connection.register("incoming", table)
-    connection.execute(f'CREATE TABLE "{name}" AS SELECT {columns} FROM incoming')
+    connection.execute(f'CREATE TABLE "{name}" AS FROM incoming')
     connection.unregister("incoming")
+
+
+def _create_versions(
+    connection: DuckDBPyConnection,
+    store: Store,
+    versions: Mapping[int, VersionFacts],
+    before: str | None,
+) -> None:
+    known = _known(connection, versions, before)
+    rows = [_version(store.header(v), f) for v, f in versions.items() if v not in known]
+    connection.register("incoming", pa.Table.from_pylist(rows, schema=_VERSIONS))
+    source = "SELECT * REPLACE (header::JSON AS header) FROM incoming"
+    if known:
+        connection.register("known", pa.table({"version": pa.array(sorted(known), pa.int32())}))
+        source += f" UNION ALL SELECT * FROM {before}.versions SEMI JOIN known USING (version)"
+    connection.execute(f"CREATE TABLE versions AS FROM ({source}) ORDER BY version")
+    connection.unregister("incoming")
+    connection.unregister("known")
+
+
+def _known(
+    connection: DuckDBPyConnection, versions: Mapping[int, VersionFacts], before: str | None
+) -> set[int]:
+    """The versions whose row in the database before is of the very same version."""
+    if before is None:
+        return set()
+    sql = f"SELECT version, refresh_id, created_at, removed_at FROM {before}.versions"
+    there = {version: tuple(facts) for version, *facts in connection.execute(sql).fetchall()}
+    return {
+        version
+        for version, facts in versions.items()
+        if there.get(version)
+        == (facts.refresh_id, _time(facts.created_at), facts.removed_at and _time(facts.removed_at))
+    }
 
 
 def _samples(store: Store) -> pa.Table:
@@ -102,17 +147,17 @@ def _samples(store: Store) -> pa.Table:
     return table.rename_columns(names)
 
 
-def _scores(store: Store, headers: list[ManifestHeader]) -> pa.Table:
-    if not headers:
+def _scores(store: Store, versions: Mapping[int, VersionFacts]) -> pa.Table:
+    if not versions:
         return _NO_SCORES.empty_table()
-    return read_table(store.paths.scores(headers[-1].scores_version))
+    return read_table(store.paths.scores(versions[max(versions)].scores_version))
 
 
-def _version(header: ManifestHeader, removal: Removal | None) -> Json:
+def _version(header: ManifestHeader, facts: VersionFacts) -> Json:
     return {
         **version_row(header),
         "created_at": _time(header.created_at),
-        "removed_at": removal and _time(removal.removed_at),
+        "removed_at": facts.removed_at and _time(facts.removed_at),
         "header": header_text(header),
     }
 
@@ -121,7 +166,7 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=None)
 
 
-def _store(store: Store, headers: list[ManifestHeader]) -> pa.Table:
+def _store(store: Store, versions: Mapping[int, VersionFacts]) -> pa.Table:
     dataset = store.dataset()
     return pa.table(
         {
@@ -129,6 +174,6 @@ def _store(store: Store, headers: list[ManifestHeader]) -> pa.Table:
             "gracekit_version": [__version__],
             "fingerprint": [dataset["fingerprint"]],
             "num_samples": pa.array([dataset["num_samples"]], pa.int64()),
-            "latest_version": pa.array([headers[-1].version if headers else None], pa.int32()),
+            "latest_version": pa.array([max(versions, default=None)], pa.int32()),
         }
     )

@@ -1,0 +1,323 @@
+"""The loop: next complete checkpoint, refresh, publish; and what each kind of error does.
+
+It runs over a generator of complete checkpoints, so that it has no clock of its own. One daemon
+follows a store (its own lock); the writer's lock is taken for each refresh, so that `select` and
+others work between two refreshes. The last version stays valid whatever happens:
+
+- A checkpoint that vanished, does not fit, or that the model pass fails on (no memory, nothing
+  finite) is reported and skipped. With `on_backlog: latest` an older one that is complete and not
+  done is taken in its place.
+- A store that cannot be written (full or failing disk) is tried again with growing pauses, as long
+  as it takes.
+- Another writer is waited for.
+- An error nobody foresaw is logged with its traceback and tried again; after `MOST_TRIES` the
+  checkpoint is skipped.
+- What every checkpoint would meet (recipe, data, a damaged store) ends the daemon.
+
+A stop takes effect after the batch in progress: what is measured is kept and the next start goes on
+from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gracekit.daemon.heartbeat import Heartbeat, beating
+from gracekit.daemon.memory import release_memory
+from gracekit.daemon.notify import Notifier
+from gracekit.errors import (
+    CheckpointError,
+    CheckpointIncompleteError,
+    CheckpointVanishedError,
+    GracekitError,
+    MeasureError,
+    RefreshStoppedError,
+    StoreLockedError,
+    StoreWriteError,
+)
+from gracekit.progress import Progress
+from gracekit.types import Checkpoint
+
+if TYPE_CHECKING:
+    from gracekit.daemon.metrics import Metrics
+    from gracekit.refresher import Refresher, RefreshResult
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 300.0
+MOST_TRIES = 3
+"""Of a checkpoint on which an unforeseen error comes up."""
+LOCK_LOOK_S = 1.0
+"""Seconds between two tries to become the writer."""
+LONGEST_SILENCE_S = 60.0
+"""Seconds without a sign of life in a pause."""
+OF_ONE_CHECKPOINT = (CheckpointError, MeasureError)
+"""Errors that the next checkpoint may not have: this one is skipped."""
+PASSING = (CheckpointVanishedError, CheckpointIncompleteError)
+"""Those of a trainer that goes on: nothing is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchReport:
+    """What a daemon did until it ended."""
+
+    num_published: int
+    num_skipped: int
+    was_stopped: bool
+
+
+def watch(
+    refresher: Refresher,
+    checkpoint_dir: Path,
+    *,
+    stop: threading.Event,
+    once: bool = False,
+    max_checkpoints: int | None = None,
+    on_version: Callable[[RefreshResult], None] = lambda result: None,
+    metrics: Metrics | None = None,
+) -> WatchReport:
+    """Follow `checkpoint_dir` until `stop` is set, one refresh for each complete checkpoint.
+
+    Args:
+        refresher: Made from the recipe.
+        checkpoint_dir: Where the trainer writes its checkpoints; may not exist yet.
+        stop: Ends the loop after the batch in progress.
+        once: Handle the newest complete checkpoint, if there is one, and return.
+        max_checkpoints: Return after so many new versions.
+        on_version: Called with each result.
+        metrics: Counts what happens.
+
+    Raises:
+        StoreLockedError: Another daemon follows a run for this store.
+        GracekitError: What every checkpoint would meet; with `once` also what this one met.
+    """
+    from gracekit.store import StorePaths, lock_daemon
+
+    progress, notifier = Progress(stop), Notifier()
+    path = StorePaths(refresher.root).heartbeat
+    beat = (lambda content: None) if metrics is None else metrics.beat
+    heartbeat = Heartbeat(path, checkpoint_dir, progress, notifier, beat)
+    with lock_daemon(refresher.root, checkpoint_dir), beating(heartbeat, notifier):
+        loop = _Loop(refresher, checkpoint_dir, stop, progress, heartbeat, metrics)
+        try:
+            loop.clean_up()
+            heartbeat.beat("waiting")
+            notifier.ready()
+            loop.run(once=once, max_checkpoints=max_checkpoints, on_version=on_version)
+        except RefreshStoppedError as stopped:
+            logger.info("%s", stopped)
+        finally:
+            notifier.stopping()
+    return WatchReport(
+        num_published=loop.num_published,
+        num_skipped=loop.num_skipped,
+        was_stopped=stop.is_set(),
+    )
+
+
+class _Loop:
+    def __init__(
+        self,
+        refresher: Refresher,
+        checkpoint_dir: Path,
+        stop: threading.Event,
+        progress: Progress,
+        heartbeat: Heartbeat,
+        metrics: Metrics | None,
+    ) -> None:
+        self._refresher = refresher
+        self._checkpoint_dir = checkpoint_dir
+        self._stop = stop
+        self._progress = progress
+        self._heartbeat = heartbeat
+        self._metrics = metrics
+        self._refused: set[Checkpoint] = set()
+        self.num_published = self.num_skipped = 0
+
+    def clean_up(self) -> None:
+        """What a killed process left, once at the start."""
+        with self._writing():
+            pass
+
+    def run(
+        self,
+        *,
+        once: bool,
+        max_checkpoints: int | None,
+        on_version: Callable[[RefreshResult], None],
+    ) -> None:
+        for checkpoint in self._checkpoints(once):
+            result = self._handle(checkpoint, once)
+            release_memory()
+            if result is None:
+                continue
+            if result.is_new:
+                self.num_published += 1
+                if self._metrics is not None:
+                    self._metrics.published(result.header)
+            self._beat("waiting", version=result.version)
+            on_version(result)
+            if max_checkpoints is not None and self.num_published >= max_checkpoints:
+                return
+
+    def _checkpoints(self, once: bool) -> Iterator[Checkpoint]:
+        """The newest complete checkpoint alone (`once`), or each as it appears."""
+        from gracekit.checkpoints import find_checkpoints, watch_checkpoints
+
+        settings = self._refresher.recipe.checkpoints
+        if once:
+            return iter(find_checkpoints(self._checkpoint_dir, settings)[-1:])
+        return watch_checkpoints(
+            self._checkpoint_dir,
+            settings,
+            is_done=self._refresher.is_done,
+            is_refused=self._refused.__contains__,
+            stop=self._stop,
+            wait=self._pause,
+        )
+
+    def _handle(self, checkpoint: Checkpoint, once: bool) -> RefreshResult | None:
+        """One refresh; None when the checkpoint was skipped."""
+        try:
+            return self._refresh_with_retries(checkpoint, once)
+        except OF_ONE_CHECKPOINT as error:
+            self._count(error)
+            if once:
+                raise
+            is_passing = isinstance(error, PASSING)
+            logger.log(
+                logging.INFO if is_passing else logging.WARNING,
+                "skipping %s: %s", checkpoint.path.name, error, extra=_fields(checkpoint, error),
+            )  # fmt: skip
+            self._skip(checkpoint, "waiting" if is_passing else "failing", str(error))
+        except GracekitError:
+            raise
+        except Exception as error:  # a daemon of weeks outlives a bug that one checkpoint met
+            if once:
+                raise
+            logger.exception(
+                "skipping %s after an unexpected error", checkpoint.path.name,
+                extra=_fields(checkpoint, error),
+            )  # fmt: skip
+            self._skip(checkpoint, "failing", f"{type(error).__name__}: {error}")
+        return None
+
+    def _refresh_with_retries(self, checkpoint: Checkpoint, once: bool) -> RefreshResult:
+        """One refresh, tried again with growing pauses where that may help.
+
+        Raises `RefreshStoppedError` when a stop was asked for.
+        """
+        num_tries = 0
+        while True:
+            try:
+                with self._writing(checkpoint):
+                    self._beat("refreshing", checkpoint)
+                    return self._refresher.refresh(checkpoint, progress=self._progress)
+            except GracekitError as error:
+                if not isinstance(error, StoreWriteError):
+                    raise
+                failure: Exception = error
+            except Exception as error:
+                if once or num_tries + 1 >= MOST_TRIES:
+                    self._count(error)
+                    raise
+                failure = error
+            num_tries += 1
+            self._count(failure)
+            self._wait_after(checkpoint, failure, num_tries)
+
+    def _wait_after(self, checkpoint: Checkpoint, error: Exception, num_tries: int) -> None:
+        """A pause that doubles with each try; raises `RefreshStoppedError` at a stop."""
+        pause_s = min(FIRST_PAUSE_S * 2 ** (num_tries - 1), LONGEST_PAUSE_S)
+        message = str(error) if isinstance(error, GracekitError) else _in_words(error)
+        logger.error(
+            "refresh of %s failed, try %d; next in %g s: %s",
+            checkpoint.path.name, num_tries, pause_s, message,
+            exc_info=None if isinstance(error, GracekitError) else error,
+            extra=_fields(checkpoint, error),
+        )  # fmt: skip
+        next_try = datetime.now(UTC) + timedelta(seconds=pause_s)
+        self._beat(
+            "failing",
+            checkpoint,
+            error=message,
+            num_tries=num_tries,
+            next_try_at=next_try.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        )
+        if self._pause(pause_s):
+            raise RefreshStoppedError("stopped in the pause before the next try")
+
+    @contextlib.contextmanager
+    def _writing(self, checkpoint: Checkpoint | None = None) -> Iterator[None]:
+        """Be the store's writer, as soon as no other process is.
+
+        Cleans up at the start (no checkpoint yet), and after a writer that was killed.
+        """
+        with ExitStack() as stack:
+            said = ""
+            while True:
+                try:
+                    is_first = checkpoint is None
+                    stack.enter_context(self._refresher.locked(timeout_s=0, clean_up=is_first))
+                    break
+                except StoreLockedError as error:
+                    if said != str(error):
+                        said = str(error)
+                        logger.info("waiting for the store: %s", said)
+                    self._beat("blocked", checkpoint, error=said)
+                    if self._pause(LOCK_LOOK_S):
+                        raise RefreshStoppedError("stopped while another process wrote") from None
+            yield
+
+    def _skip(self, checkpoint: Checkpoint, state: str, message: str) -> None:
+        self._refused.add(checkpoint)
+        self.num_skipped += 1
+        if self._metrics is not None:
+            self._metrics.skipped()
+        self._beat(state, checkpoint if state == "failing" else None, error=message)
+
+    def _count(self, error: Exception) -> None:
+        if self._metrics is not None:
+            self._metrics.failed(type(error).__name__)
+
+    def _beat(self, state: str, checkpoint: Checkpoint | None = None, **facts: Any) -> None:
+        self._progress.sign()
+        self._heartbeat.beat(
+            state,
+            checkpoint=None if checkpoint is None else str(checkpoint.path),
+            **facts,
+            num_published=self.num_published,
+            num_skipped=self.num_skipped,
+        )
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait, with signs of life; whether to stop."""
+        while True:
+            self._progress.sign()
+            if self._stop.wait(min(seconds, LONGEST_SILENCE_S)):
+                return True
+            seconds -= LONGEST_SILENCE_S
+            if seconds <= 0:
+                return False
+
+
+def _fields(checkpoint: Checkpoint, error: Exception) -> dict[str, Any]:
+    """What a JSON log tells besides the message."""
+    return {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "error": type(error).__name__,
+    }
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

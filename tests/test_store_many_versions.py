@@ -1,0 +1,97 @@
+"""A commit after many versions: what it takes over instead of reading it again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from gracekit.store import Store, database, manifests
+from gracekit.store import store as store_module
+from gracekit.store.facts import KnownFacts, VersionFacts
+from gracekit.store.schema import TABLES, VIEWS
+from gracekit.store.verify import verify
+from tests.stores import make_draft, make_reselect, make_store
+
+
+def content(path: Path) -> dict[str, list[tuple[object, ...]]]:
+    """Everything in a published database, as anyone who opens the file sees it."""
+    with duckdb.connect(str(path), read_only=True) as connection:
+        return {
+            name: connection.execute(f"FROM {name} ORDER BY ALL").fetchall()
+            for name in (*TABLES, *VIEWS)
+        }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Refreshes with two recipes, one of them unknown to the headers, and a reselect between."""
+    made = make_store(tmp_path / "store")
+    for name in ("a", "b", "c", "d", "e"):
+        draft = make_draft(made, name)
+        scores, scoring = dict(draft.scores.scores), {"scores": ["gradient-norm", "loss"]}  # type: ignore[union-attr]
+        if name in "cd":
+            scores["el2n"] = scores.pop("loss")
+            scoring = {"scores": ["gradient-norm", "el2n"]}
+        if name == "d":
+            scoring = {}
+        assert draft.scores is not None and draft.measurement is not None
+        rows = draft.measurement.rows
+        made.commit(
+            dataclasses.replace(
+                draft,
+                scoring=scoring,
+                scores=dataclasses.replace(draft.scores, scores=scores),
+                measurement=dataclasses.replace(
+                    draft.measurement, scores={n: s[rows] for n, s in scores.items()}
+                ),
+            )
+        )
+        if name == "b":
+            made.commit(make_reselect(made, "other selection"))
+    return made
+
+
+def test_a_database_that_grew_is_one_that_is_made_anew(store: Store) -> None:
+    grown = content(store.paths.database)
+    assert len(grown["versions"]) == 6 and len(grown["checkpoints"]) == 6
+    store.paths.database.unlink()
+    database.publish(Store.open(store.paths.root))
+    assert content(store.paths.database) == grown
+    assert verify(store) == []
+
+
+def test_what_the_database_says_of_another_version_is_not_taken_over(store: Store) -> None:
+    """A backup of the files was restored, and the run went on from there."""
+    for path in (store.paths.manifest(6), store.paths.sidecar(6)):
+        path.unlink()
+    Store.open(store.paths.root).commit(make_draft(store, "instead"))
+    made = {row[0]: row for row in content(store.paths.database)["versions"]}
+    assert "instead" in made[6] and "d" in made[5]
+
+
+def facts_of(known: KnownFacts) -> dict[int, VersionFacts]:
+    return {version: facts for version, (_, facts) in sorted(known.items())}
+
+
+def test_headers_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(store_module, "_NUM_HEADERS", 2)
+
+    def read_header(path: Path) -> object:
+        read.append(path.name)
+        return manifests.read_header(path)
+
+    monkeypatch.setattr(store_module, "read_header", read_header)
+    facts: KnownFacts = {}
+    first = Store.open(store.paths.root, facts=facts)
+    assert first.find_refresh("nobody") is None
+    assert len(read) == 6 and len(first._headers) == 2
+    read.clear()
+    later = Store.open(store.paths.root, facts=facts)
+    assert later.commit(make_draft(store, "next")) == 7
+    assert later.find_refresh("a") == 1 and later.versions() == [*range(1, 8)]
+    assert set(read) == {"v000006.parquet", "v000007.parquet"}, "its own and its parent's"
+    assert Store.open(store.paths.root).all_facts() == later.all_facts() == facts_of(facts)
