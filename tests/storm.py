@@ -95,6 +95,8 @@ class Storm:
         self.num_killed = 0
         self.num_killed_with_shards = 0
         self.num_lives = 0
+        self.num_restarts = 0
+        """Operations that were killed, and then finished."""
         self.killed_in: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._step = 0
@@ -120,6 +122,7 @@ class Storm:
         operation = self._random.choices(list(OPERATIONS), [4] + [1] * (len(OPERATIONS) - 1))[0]
         argument = self._argument(operation)
         held = self.measurements() | self.pinned_coresets()
+        num_killed = self.num_killed
         before = self.store.next_version()
         for _ in range(self._random.randint(1, 3)):
             by_shards = operation == "refresh" and self._random.random() < 0.4
@@ -133,6 +136,7 @@ class Storm:
             assert self.store.next_version() in (before, before + 1), "a version was invented"
         assert self.run(operation, argument) == 0, f"the restart of {operation} failed"
         self.num_lives += 1
+        self.num_restarts += self.num_killed > num_killed
         self.require_held(held)
         self.require_whole()
 

@@ -23,16 +23,16 @@ def test_killed_at_random_moments_every_restart_verifies(tmp_path: Path) -> None
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-def test_two_hundred_kills(tmp_path: Path) -> None:
+def test_two_hundred_restarts(tmp_path: Path) -> None:
     storm = Storm(tmp_path, SEED)
     storm.begin()
-    while storm.num_killed < 200:
+    while storm.num_restarts < 200:
         storm.live()
     where = ", ".join(f"{count} in {name}" for name, count in sorted(storm.killed_in.items()))
     print(
         f"\nseed {SEED}: {storm.num_killed} SIGKILLs ({where}; {storm.num_killed_with_shards} with "
-        f"finished shards), {storm.num_lives} operations, {storm.num_lives} clean restarts, "
-        f"{len(storm.store.versions())} versions, 0 invalid, 0 lost measurements"
+        f"finished shards) in {storm.num_restarts} operations, {storm.num_restarts} clean restarts, "
+        f"{storm.store.next_version() - 1} versions made, 0 invalid, 0 lost measurements"
     )
 
 
