@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--hnswlib", action="store_true")
     parser.add_argument("--spare", type=int, default=GraphSection().num_spare)
     options = parser.parse_args()
-    settings = GraphSection(backend="approximate", num_neighbors=K, num_spare=options.spare)
+    settings = GraphSection(backend="descent", num_neighbors=K, num_spare=options.spare)
     print("| rows | features | lists | CPU s | recall |\n|--:|---|---|--:|--:|")
     compare(Synthetic(options.rows, "map"), settings, hnswlib=options.hnswlib)
     compare(Sheet(options.rows), settings, hnswlib=options.hnswlib)

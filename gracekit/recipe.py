@@ -145,9 +145,9 @@ class GraphSection(Section):
 
     num_neighbors: int = Field(default=10, ge=1, le=256)
     """k."""
-    backend: Literal["auto", "exact", "hnsw", "approximate"] = "auto"
-    """`auto`: exact below `exact_below` samples, hnswlib below `hnsw_below`, else approximate:
-    lists by neighbour descent, which are improved and not built anew when all rows moved."""
+    backend: Literal["auto", "exact", "hnsw", "descent"] = "auto"
+    """`auto`: exact below `exact_below` samples, hnswlib below `hnsw_below`, else neighbour
+    descent, whose lists are improved and not built anew when all rows moved."""
     exact_below: int = Field(default=20_000, ge=0)
     """Samples below which `auto` is exact."""
     hnsw_below: int = Field(default=200_000, ge=0)
@@ -164,7 +164,7 @@ class GraphSection(Section):
     ef_search: int = Field(default=48, ge=8)
     """Candidates of hnswlib while searching."""
     num_spare: int = Field(default=10, ge=0, le=256)
-    """Neighbours that an approximate graph remembers beyond k. More find more of the true ones;
+    """Neighbours that lists by neighbour descent hold beyond k. More find more of the true ones;
     `recall` in the version's header tells."""
 
 

@@ -19,8 +19,8 @@ from gracekit.graph import (
     symmetric,
     unit_features,
 )
-from gracekit.graph.approximate import ApproximateIndex
-from gracekit.graph.descent import explore, join, rescore
+from gracekit.graph.descent import DescentIndex
+from gracekit.graph.descent_loops import explore, join, rescore
 from gracekit.graph.directions import has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
@@ -30,10 +30,8 @@ from gracekit.types import Bool, Float32, KnnGraph
 
 EXACT = GraphSection(backend="exact")
 HNSW = GraphSection(backend="hnsw")
-APPROXIMATE = GraphSection(backend="approximate")
-ALL = pytest.mark.parametrize(
-    "settings", [EXACT, HNSW, APPROXIMATE], ids=["exact", "hnsw", "approximate"]
-)
+DESCENT = GraphSection(backend="descent")
+ALL = pytest.mark.parametrize("settings", [EXACT, HNSW, DESCENT], ids=["exact", "hnsw", "descent"])
 
 
 def clusters(n: int, d: int = 32, seed: int = 0) -> Float32:
@@ -191,7 +189,7 @@ def test_a_seed_gives_one_result(settings: GraphSection) -> None:
 
 
 @pytest.mark.parametrize(
-    "n, backend", [(99, ExactIndex), (100, HnswIndex), (199, HnswIndex), (200, ApproximateIndex)]
+    "n, backend", [(99, ExactIndex), (100, HnswIndex), (199, HnswIndex), (200, DescentIndex)]
 )
 def test_auto_backend_follows_the_size(n: int, backend: type) -> None:
     unit = unit_features(clusters(n), everyone(n))
@@ -240,7 +238,7 @@ def test_exact_update_is_exact_when_whole_lists_leave() -> None:
         assert true_recall(index.graph, unit) == 1.0
 
 
-@pytest.mark.parametrize("settings", [HNSW, APPROXIMATE], ids=["hnsw", "approximate"])
+@pytest.mark.parametrize("settings", [HNSW, DESCENT], ids=["hnsw", "descent"])
 def test_updates_stay_as_good_as_a_rebuild(settings: GraphSection) -> None:
     n, rng = 2000, np.random.default_rng(0)
     features = clusters(n)
@@ -293,39 +291,35 @@ def drifted(features: Float32, rng: np.random.Generator) -> Float32:
 def test_common_drift_is_followed_from_the_old_lists() -> None:
     n, rng = 4000, np.random.default_rng(0)
     features = clusters(n)
-    index = build_index(
-        unit_features(features, everyone(n)), APPROXIMATE, valid=everyone(n), seed=0
-    )
+    index = build_index(unit_features(features, everyone(n)), DESCENT, valid=everyone(n), seed=0)
     for _ in range(5):
         features = drifted(features, rng)
         unit = unit_features(features, everyone(n))
-        index, report = refresh_index(index, unit, APPROXIMATE, valid=everyone(n))
+        index, report = refresh_index(index, unit, DESCENT, valid=everyone(n))
         check_lists(index.graph)
         assert report.num_moved > 0.9 * n and not report.rebuilt
-        rebuilt = build_index(unit, APPROXIMATE, valid=everyone(n), seed=0)
+        rebuilt = build_index(unit, DESCENT, valid=everyone(n), seed=0)
         assert true_recall(index.graph, unit) >= true_recall(rebuilt.graph, unit) - 0.02
 
 
 def test_lists_below_the_recall_of_a_rebuild_are_found_from_nothing() -> None:
     n = 2000
     features = clusters(n)
-    index = build_index(
-        unit_features(features, everyone(n)), APPROXIMATE, valid=everyone(n), seed=0
-    )
-    assert isinstance(index, ApproximateIndex)
+    index = build_index(unit_features(features, everyone(n)), DESCENT, valid=everyone(n), seed=0)
+    assert isinstance(index, DescentIndex)
     index._least_recall = 1.01
     unit = unit_features(clusters(n, seed=1), everyone(n))
-    index, report = refresh_index(index, unit, APPROXIMATE, valid=everyone(n))
+    index, report = refresh_index(index, unit, DESCENT, valid=everyone(n))
     assert report.rebuilt and report.num_moved == n
-    rebuilt = build_index(unit, APPROXIMATE, valid=everyone(n), seed=0)
+    rebuilt = build_index(unit, DESCENT, valid=everyone(n), seed=0)
     np.testing.assert_array_equal(index.graph.neighbors, rebuilt.graph.neighbors)
 
 
 @given(n=st.integers(1, 80), k=st.integers(1, 8), spare=st.integers(0, 4), seed=st.integers(0, 99))
-def test_approximate_lists_of_few_rows(n: int, k: int, spare: int, seed: int) -> None:
+def test_descent_lists_of_few_rows(n: int, k: int, spare: int, seed: int) -> None:
     """Rows come, go, move and repeat; of few rows a few rounds see nearly all."""
     rng = np.random.default_rng(seed)
-    settings = GraphSection(backend="approximate", num_neighbors=k, num_spare=spare)
+    settings = GraphSection(backend="descent", num_neighbors=k, num_spare=spare)
     features = clusters(n, d=4, seed=seed)
     features[rng.random(n) < 0.2] = features[0]
     unit = unit_features(features, everyone(n))
@@ -495,7 +489,7 @@ def test_a_grown_index_recalls_like_one_built_from_nothing(
 def test_growth_changes_the_backend_when_it_is_due() -> None:
     settings = GraphSection(exact_below=100, hnsw_below=120)
     index: Index = build_index(clusters(0), settings, valid=everyone(0), seed=0)
-    for num_new, backend in ((90, ExactIndex), (20, HnswIndex), (30, ApproximateIndex)):
+    for num_new, backend in ((90, ExactIndex), (20, HnswIndex), (30, DescentIndex)):
         n = len(index.unit) + num_new
         index = grow_index(index, n, np.arange(len(index.unit))[:5], settings)
         assert isinstance(index, backend) and len(index.graph.neighbors) == n
@@ -529,7 +523,7 @@ def test_damaged_or_unfitting_files_mean_rebuild(settings: GraphSection, tmp_pat
     unit = unit_features(clusters(200), everyone(200))
     files = build_index(unit, settings, valid=everyone(200), seed=0).save(tmp_path)
     wider = settings.model_copy(update={"num_neighbors": 11})
-    other = settings.model_copy(update={"backend": "approximate" if settings is EXACT else "exact"})
+    other = settings.model_copy(update={"backend": "descent" if settings is EXACT else "exact"})
     assert load_index(tmp_path, settings=wider) is None
     assert load_index(tmp_path, settings=other) is None
     assert load_index(tmp_path / "nowhere", settings=settings) is None

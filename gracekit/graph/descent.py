@@ -1,161 +1,143 @@
-"""The compiled loops of neighbour descent: better neighbours are among those of the neighbours.
-
-After Dong, Moses and Li, 2011. Neighbours are only ever replaced by nearer ones. A pair that was
-compared before is not compared again: `news` marks the entries that are new since the last round,
-and a path of two old edges leads to nothing new.
-
-Lists are `neighbors` int32 [n, w], nearest first, -1 fills up; `cosines` float32 [n, w], -inf
-there; `news` bool [n, w]. All loops change them in place.
-"""
+"""Neighbour lists by neighbour descent, for many samples: found once, then improved."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-from numba import boolean, float32, int32, int64, types, void
 
-from gracekit.greedy.compiled import compiled, inlined, read_only, summing
-from gracekit.types import Bool, Float32, Int32, Rows
+from gracekit.files import write_atomic
+from gracekit.graph.cells import cells
+from gracekit.graph.descent_loops import explore, join, offer, rescore
+from gracekit.graph.directions import grown, has_direction, knn_graph, recall
+from gracekit.graph.seal import purpose, seal
+from gracekit.recipe import GraphSection
+from gracekit.types import Bool, Float32, Rows
 
-_LISTS = int32[:, ::1], float32[:, ::1], boolean[:, ::1]
-_MATRIX = types.Array(float32, 2, "C", readonly=True)
-_MASK = read_only(boolean)
+LISTS_FILE = "descent.npz"
 
-
-@summing
-def _dot(a: Float32, b: Float32) -> np.float32:
-    total = np.float32(0)
-    for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
-
-
-@inlined
-def _enter(
-    neighbors: Int32, cosines: Float32, news: Bool, row: int, cosine: np.float32, from_: int
-) -> None:
-    """Put a row into a list [w] that it is near enough for, sorting from position `from_` up."""
-    at = from_
-    while at > 0 and cosines[at - 1] < cosine:
-        neighbors[at], cosines[at] = neighbors[at - 1], cosines[at - 1]
-        news[at] = news[at - 1]
-        at -= 1
-    neighbors[at], cosines[at], news[at] = row, cosine, True
+_NUM_PASSES = 3
+"""How often rows without neighbours are parted into cells, each time around other pivots."""
+_MOST_ROUNDS = 8
+_SETTLED = 0.02
+"""Share of the lists' entries that a round changes when it is the last one."""
+_MOST_AROUND = 20
+"""Neighbours by which a round goes on, and as many rows that list a row: a round costs at most
+n · (2 · 20)² cosines, however long the lists are."""
+_WORSE = 0.03
+"""Improved lists whose recall is so much lower than when lists were found from nothing are
+dropped, and found from nothing."""
 
 
-@compiled(void(_MATRIX, _MASK, _MASK, *_LISTS))
-def rescore(
-    unit: Float32, present: Bool, fresh: Bool, neighbors: Int32, cosines: Float32, news: Bool
-) -> None:
-    """Compute anew what a fresh row [n] is part of, drop absent rows, and sort.
+class DescentIndex:
+    """Lists that begin with the nearest in cells of similar rows, and get better by descent.
 
-    Entries of or about fresh rows become news.
+    Nothing but the lists is kept. When rows move, the search goes on from their old neighbours:
+    cells once, which bring rows together that were far apart, and a round or two.
+
+    Made by one thread from a seed, so that a seed gives one result.
     """
-    n, width = neighbors.shape
-    for row in range(n):
-        for at in range(width):
-            other, cosine = neighbors[row, at], cosines[row, at]
-            neighbors[row, at], cosines[row, at], news[row, at] = -1, -np.inf, False
-            if other < 0 or not (present[row] and present[other]):
-                continue
-            is_news = fresh[row] or fresh[other]
-            if is_news:
-                cosine = _dot(unit[row], unit[other])
-            to = at
-            while to > 0 and cosines[row, to - 1] < cosine:
-                neighbors[row, to], cosines[row, to] = neighbors[row, to - 1], cosines[row, to - 1]
-                news[row, to] = news[row, to - 1]
-                to -= 1
-            neighbors[row, to], cosines[row, to], news[row, to] = other, cosine, is_news
 
+    backend = "descent"
 
-@compiled(void(read_only(int64), _MATRIX, _MASK, *_LISTS))
-def offer(
-    rows: Rows, among: Float32, fresh: Bool, neighbors: Int32, cosines: Float32, news: Bool
-) -> None:
-    """Put the rows [m] into each other's lists, by their cosines [m, m], where one is fresh."""
-    last = neighbors.shape[1] - 1
-    for at in range(len(rows)):
-        row = rows[at]
-        for beside in range(len(rows)):
-            if among[at, beside] <= cosines[row, last] or beside == at:
-                continue
-            other = rows[beside]
-            if (fresh[row] or fresh[other]) and not np.any(neighbors[row] == other):
-                _enter(neighbors[row], cosines[row], news[row], other, among[at, beside], last)
+    def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
+        shape = len(unit), settings.num_neighbors + settings.num_spare
+        self.settings = settings
+        self.seed = seed
+        self.unit = unit.copy()
+        self._neighbors = np.full(shape, -1, np.int32)
+        self._cosines = np.full(shape, -np.inf, np.float32)
+        present = np.flatnonzero(has_direction(unit))
+        self._search(present, num_passes=_NUM_PASSES)
+        self._least_recall = self._recall(present) - _WORSE
+        self._publish()
 
+    def grow(self, num_rows: int) -> None:
+        """Make room for more rows; they have no direction yet."""
+        self.unit = grown(self.unit, num_rows, 0)
+        self._neighbors = grown(self._neighbors, num_rows, -1)
+        self._cosines = grown(self._cosines, num_rows, -np.inf)
+        self._publish()
 
-@compiled(void(int32[:, ::1], boolean[:, ::1], int64, int32[:, ::1]))
-def join(neighbors: Int32, news: Bool, most: int, around: Int32) -> None:
-    """Fill `around` int32 [n, a]: a row's first `most` neighbours, then rows that list it.
+    def update(self, features: Float32, moved: Rows) -> bool:
+        """Take the new unit features [n, d] of the moved rows and improve the lists.
 
-    Those that list it nearest come first, as far as there is room. An entry is 2 · row + (1 if it
-    is news), -1 fills up.
-    """
-    n, width = neighbors.shape
-    size = np.zeros(n, np.int32)
-    around[:] = -1
-    most = min(most, width)
-    for row in range(n):
-        while size[row] < most and neighbors[row, size[row]] >= 0:
-            at = size[row]
-            around[row, at] = 2 * neighbors[row, at] + news[row, at]
-            size[row] += 1
-    for at in range(width):
-        for row in range(n):
-            other = neighbors[row, at]
-            if other < 0 or size[other] == around.shape[1]:
-                continue
-            known = False
-            for place in range(most):
-                if neighbors[other, place] == row:
-                    known = True
-                    if news[row, at]:
-                        around[other, place] |= 1
-            if not known:
-                around[other, size[other]] = 2 * row + news[row, at]
-                size[other] += 1
+        Returns whether the moved rows' lists were found from nothing, as a sample of them held too
+        few of the true neighbours.
+        """
+        self.unit[moved] = features[moved]
+        present = has_direction(self.unit)[moved]
+        has_list = self._neighbors[moved, 0] >= 0
+        arrived, turned = moved[present & ~has_list], moved[present & has_list]
+        self._search(turned, num_passes=1)
+        is_lost = len(turned) > 0 and self._recall(turned) < self._least_recall
+        if is_lost:
+            self._neighbors[turned], self._cosines[turned] = -1, -np.inf
+            arrived = moved[present]
+        if len(arrived):
+            self._search(arrived, num_passes=_NUM_PASSES)
+        self._publish()
+        return is_lost
 
-
-@compiled(int64(_MATRIX, types.Array(int32, 2, "C", readonly=True), read_only(int64), *_LISTS))
-def explore(
-    unit: Float32, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
-) -> int:
-    """One round: compare each row with those around the rows around it.
-
-    Reads `around` only, so that the result does not depend on the order [m] of the rows. Afterwards
-    `news` marks what entered a list. Returns how much that was.
-    """
-    n, width = neighbors.shape
-    seen = np.full(n, -1, np.int32)
-    has_news = np.zeros(n, np.bool_)
-    for row in range(n):
-        for entry in around[row]:
-            if entry >= 0 and entry & 1:
-                has_news[row] = True
-    news[:] = False
-    num_entered = 0
-    for row in order:
-        seen[row] = row
-        for other in neighbors[row]:
-            if other >= 0:
-                seen[other] = row
-        for entry in around[row]:
-            if entry < 0:
+    def _search(self, rows: Rows, *, num_passes: int) -> None:
+        """Look for better neighbours of the rows, and for lists that they should be in."""
+        present = has_direction(self.unit)
+        fresh: Bool = np.zeros(len(present), bool)
+        fresh[rows] = True
+        lists = self._neighbors, self._cosines, np.zeros(self._neighbors.shape, bool)
+        floor = self._cosines[:, -1].copy()
+        rescore(self.unit, present, fresh, *lists)
+        # A row knew nobody beyond its floor: what it lost so much of must be looked for as well.
+        short = present & (self._cosines[:, self.settings.num_neighbors - 1] < floor)
+        fresh |= short
+        lists[2][short] = True
+        rng = np.random.default_rng(self.seed)
+        for _ in range(num_passes):
+            met = []
+            for cell in cells(self.unit, np.flatnonzero(present), rng):
+                offer(cell, self.unit[cell] @ self.unit[cell].T, fresh, *lists)
+                met.append(cell)
+        order = np.concatenate(met)  # similar rows in a row: what one reads the next reads again
+        most = min(self._neighbors.shape[1], _MOST_AROUND)
+        around = np.empty((len(present), 2 * most), np.int32)
+        for _ in range(_MOST_ROUNDS):
+            join(self._neighbors, lists[2], most, around)
+            num_entered = explore(self.unit, around, order, *lists)
+            if num_entered <= _SETTLED * fresh.sum() * self._neighbors.shape[1]:
                 break
-            between, is_news = entry >> 1, entry & 1
-            if not (is_news or has_news[between]):
-                continue
-            for step in range(-1, around.shape[1]):
-                # The row between itself first: it may list this row without being listed.
-                beyond = entry if step < 0 else around[between, step]
-                if beyond < 0:
-                    break
-                other = beyond >> 1
-                if seen[other] == row or not (is_news or beyond & 1):
-                    continue
-                seen[other] = row
-                cosine = _dot(unit[row], unit[other])
-                if cosine > cosines[row, width - 1]:
-                    _enter(neighbors[row], cosines[row], news[row], other, cosine, width - 1)
-                    num_entered += 1
-    return num_entered
+
+    def _recall(self, rows: Rows) -> float:
+        k = self.settings.num_neighbors
+        return recall(self.unit, self._neighbors[:, :k], rows, seed=self.seed)
+
+    def _publish(self) -> None:
+        k = self.settings.num_neighbors
+        self.graph = knn_graph(self._neighbors[:, :k], self._cosines[:, :k])
+
+    def save(self, directory: Path) -> list[Path]:
+        """Write the index into an existing directory; returns the files written."""
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez(
+                    file,
+                    unit=self.unit,
+                    neighbors=self._neighbors,
+                    cosines=self._cosines,
+                    least_recall=self._least_recall,
+                )
+
+        write_atomic(directory / LISTS_FILE, write)
+        made_for = purpose(self.unit.shape, self.settings)
+        return seal(directory, [directory / LISTS_FILE], made_for, seed=self.seed)
+
+    @classmethod
+    def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> DescentIndex:
+        """The index that `save` wrote."""
+        index = cls.__new__(cls)
+        index.settings, index.seed = settings, seed
+        with np.load(directory / LISTS_FILE) as arrays:
+            index.unit, index._least_recall = arrays["unit"], float(arrays["least_recall"])
+            index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
+        index._publish()
+        return index

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.graph.approximate import ApproximateIndex
+from gracekit.graph.descent import DescentIndex
 from gracekit.graph.directions import grown, has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
@@ -15,10 +15,10 @@ from gracekit.graph.seal import backend_for, purpose, unbroken_seal
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
-Index = ExactIndex | HnswIndex | ApproximateIndex
+Index = ExactIndex | HnswIndex | DescentIndex
 
-_BACKENDS: dict[str, type[ExactIndex] | type[HnswIndex] | type[ApproximateIndex]] = {
-    backend.backend: backend for backend in (ExactIndex, HnswIndex, ApproximateIndex)
+_BACKENDS: dict[str, type[ExactIndex] | type[HnswIndex] | type[DescentIndex]] = {
+    backend.backend: backend for backend in (ExactIndex, HnswIndex, DescentIndex)
 }
 
 

@@ -13,12 +13,12 @@ SEAL_FILE = "index.json"
 
 
 def backend_for(num_rows: int, settings: GraphSection) -> str:
-    """`exact`, `hnsw` or `approximate`."""
+    """`exact`, `hnsw` or `descent`."""
     if settings.backend != "auto":
         return settings.backend
     if num_rows < settings.exact_below:
         return "exact"
-    return "hnsw" if num_rows < settings.hnsw_below else "approximate"
+    return "hnsw" if num_rows < settings.hnsw_below else "descent"
 
 
 def purpose(shape: tuple[int, ...], settings: GraphSection) -> Json:
@@ -31,7 +31,7 @@ def purpose(shape: tuple[int, ...], settings: GraphSection) -> Json:
     }
     if backend == "hnsw":
         made_for |= {"hnsw_m": settings.hnsw_m, "ef_construction": settings.ef_construction}
-    if backend == "approximate":
+    if backend == "descent":
         made_for["num_spare"] = settings.num_spare
     return made_for
 
