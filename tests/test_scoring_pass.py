@@ -399,22 +399,34 @@ def test_families_that_cannot_be_read_are_refused(name: str, why: str) -> None:
 class Turned(torch.nn.Module):
     """Gives its layers the tokens in an order that only it knows."""
 
-    def __init__(self, mlp: torch.nn.Module) -> None:
+    def __init__(self, mlp: torch.nn.Module, *, by_product: bool) -> None:
         super().__init__()
-        self.mlp = mlp
+        self.mlp, self.by_product = mlp, by_product
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        flat: torch.Tensor = self.mlp(hidden.flatten(0, 1).flip(0)).flip(0)
-        return flat.view_as(hidden)
+        flat = hidden.flatten(0, 1)
+        turn = torch.eye(len(flat)).flip(0)
+        turned: torch.Tensor = self.mlp(turn @ flat if self.by_product else flat.flip(0))
+        return (turn.T @ turned).view_as(hidden)
 
 
-def test_layers_over_tokens_in_unknown_order_are_refused() -> None:
+@pytest.mark.parametrize("by_product", [False, True])
+def test_layers_over_tokens_in_unknown_order_are_refused(by_product: bool) -> None:
     model = tiny("llama")
-    model.model.layers[1].mlp = Turned(model.model.layers[1].mlp)
+    model.model.layers[1].mlp = Turned(model.model.layers[1].mlp, by_product=by_product)
     with pytest.raises(MeasureError, match=r"layers.1.mlp.mlp.gate.*cannot be told"):
         run(model, [GradientNorm()], make_samples())
     for module in model.modules():
         assert not module._forward_hooks
+
+
+def test_hooks_that_change_what_goes_in_and_out_are_seen_through() -> None:
+    model, samples = tiny("llama"), make_samples()
+    layer = model.model.layers[1].mlp.up_proj
+    layer.register_forward_pre_hook(lambda _module, args: (args[0] * 0.5,))
+    layer.register_forward_hook(lambda _module, _args, output: output * 3)
+    found = run(model, [GradientNorm()], samples)[0]
+    np.testing.assert_allclose(found, [exact_norm(model, s) for s in samples], rtol=RELATIVE)
 
 
 def test_inputs_overwritten_after_the_layer_are_refused() -> None:

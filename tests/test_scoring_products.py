@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gracekit.errors import MeasureError
 from gracekit.protocols import Reader
 from gracekit.scoring import products
 from gracekit.scoring.features import GradientSketch
@@ -83,3 +84,23 @@ def test_layers_get_their_own_forward_back() -> None:
     assert all(own())
     with ModelPass(model.bfloat16(), [Loss()]):
         assert all(own())
+
+
+class Uncalled(torch.nn.Module):
+    """Runs a layer without calling it, so that no hook sees it."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.layer.forward(hidden)
+        return output
+
+
+@pytest.mark.usefixtures("everything_wide")
+def test_layers_that_are_run_without_being_called_are_refused() -> None:
+    model = tiny("llama")
+    model.model.layers[1].mlp.up_proj = Uncalled(model.model.layers[1].mlp.up_proj)
+    with pytest.raises(MeasureError, match=r"layers.1.mlp.up_proj.layer without calling"):
+        run(model, [GradientNorm()], make_samples())

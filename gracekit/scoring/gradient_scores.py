@@ -101,8 +101,8 @@ class GradientNormLast(GradientNorm):
 class LoraGradientNorm(GradientNorm):
     """The same over what an adapter's trainer moves: LoRA's A and B of every linear layer.
 
-    And the linear layers of the body that it trains whole (`modules_to_save`). While B is zero, at
-    the beginning, only B has a gradient.
+    And the linear layers of the body that it trains whole (`modules_to_save`), not the biases of
+    other layers (`bias: all`). While B is zero, at the beginning, only B has a gradient.
     """
 
     def __init__(self) -> None:

@@ -93,7 +93,8 @@ class WideLinear(torch.autograd.Function):
 def _forward(module: Any, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
     (inputs,) = (*args, *kwargs.values())
     weight = module.weight.mT if isinstance(module, Conv1D) else module.weight
-    if _is_wide(inputs, inputs.numel() * len(weight)):
+    is_frozen = not module.weight.requires_grad
+    if is_frozen and _is_wide(inputs, inputs.numel() * len(weight)):
         output: torch.Tensor = WideLinear.apply(inputs, weight, module.bias)  # type: ignore[no-untyped-call]
     else:
         output = type(module).forward(module, inputs)

@@ -21,14 +21,16 @@ from gracekit.scoring.products import WideLinear
 ROW_BY_ROW = frozenset(
     f"{name}Backward0"
     for name in (
-        *("Mm", "Addmm", "Add", "Sub", "Mul", "Div", "Neg", "Pow", "Exp", "Clamp", "Clone"),
-        *("ToCopy", "Silu", "Gelu", "Relu", "Sigmoid", "Tanh", "Softmax", "NativeLayerNorm"),
+        *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Exp", "Clamp", "Clone", "ToCopy"),
+        *("Silu", "Gelu", "Relu", "Sigmoid", "Tanh", "NativeLayerNorm"),
     )
 ) | {f"{WideLinear.__name__}Backward"}
 """Nodes of the graph whose output has a row for each row of their input, computed from it alone."""
 _VIEWS = ("ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0")
 _SPLITS = ("SplitBackward0", "SplitWithSizesBackward0")
-_ALONG_COLUMNS = (*_SPLITS, "CatBackward0", "SliceBackward0")
+_ALONG_COLUMNS = (*_SPLITS, "CatBackward0", "SliceBackward0", "SoftmaxBackward0")
+_PRODUCTS = {"MmBackward0": 0, "AddmmBackward0": 1}
+"""Which input has the rows; the other's are mixed."""
 _OUTER_AXIS = ("UnsqueezeBackward0", "SqueezeBackward1")
 
 
@@ -82,6 +84,9 @@ def _follow(
         num_before = node._saved_self_sym_sizes[0]
         part = _parts(node, num_before)[output]
         return _chosen(part, _follow_any(node, num_before, places))
+    elif name in _PRODUCTS:
+        before, output = node.next_functions[_PRODUCTS[name]]
+        return _follow(before, output, num_rows, places)
     elif name == "CatBackward0" and axis == 0:
         parts = [_follow(before, i, None, places) for before, i in node.next_functions]
         return torch.cat([part for part in parts if part is not None])  # else it comes out short

@@ -70,8 +70,11 @@ class LayerTap:
             if layer.stack is not None:
                 stacks[layer.stack][layer.product] = layer
             elif _is_plain(layer.module):
+                # Before anybody else's hook, which may change the output.
                 hook = partial(self._after_forward, layer)
-                self._hooks.append(layer.module.register_forward_hook(hook, with_kwargs=True))
+                self._hooks.append(
+                    layer.module.register_forward_hook(hook, with_kwargs=True, prepend=True)
+                )
             else:
                 self._replace_forward(layer.module, self._watched_forward(layer))
         for stack, of_stack in stacks.items():
