@@ -31,8 +31,8 @@ def test_two_hundred_restarts(tmp_path: Path) -> None:
     where = ", ".join(f"{count} in {name}" for name, count in sorted(storm.killed_in.items()))
     print(
         f"\nseed {SEED}: {storm.num_killed} SIGKILLs ({where}; {storm.num_killed_with_shards} with "
-        f"finished shards) in {storm.num_restarts} operations, {storm.num_restarts} clean restarts, "
-        f"{storm.store.next_version() - 1} versions made, 0 invalid, 0 lost measurements"
+        f"finished shards) in {storm.num_restarts} operations, {storm.num_restarts} clean "
+        f"restarts, {storm.store.next_version() - 1} versions made, 0 invalid, 0 lost measurements"
     )
 
 
