@@ -336,8 +336,14 @@ class ManifestHeader:
     """After a rollback: the version whose coreset and scores it has."""
 
     def to_json(self) -> Json:
-        """As a JSON object."""
-        return dataclasses.asdict(self)
+        """As a JSON object, of the header's own values; what has a default and is None is left
+        out.
+        """
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.default is dataclasses.MISSING or getattr(self, f.name) is not None
+        }
 
     @classmethod
     def from_json(cls, data: Json) -> ManifestHeader:

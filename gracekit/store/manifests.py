@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +103,8 @@ def header_text(header: ManifestHeader) -> str:
 
 
 def header_json(header: ManifestHeader) -> Json:
-    """The header in values that strict JSON has; what has a default and is None is left out."""
-    # Not `to_json`: it copies all values, and `plain_json` does so again.
-    content = {field.name: getattr(header, field.name) for field in fields(header)}
-    optional = {field.name for field in fields(header) if field.default is not MISSING}
-    plain: Json = plain_json(
-        {k: v for k, v in content.items() if v is not None or k not in optional}
-    )
+    """The header in values that strict JSON has."""
+    plain: Json = plain_json(header.to_json())
     return plain
 
 
