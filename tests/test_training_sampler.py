@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from gracekit.errors import RecipeError
+from gracekit.refresher import rollback
 from gracekit.store import Store
 from gracekit.store.leases import followed
 from gracekit.training import Coreset, CoresetSampler
@@ -250,6 +251,20 @@ def test_waiting_ends_with_the_coreset_of_the_last_checkpoint(store: Store) -> N
     thread.join()
     assert done.is_set()
     assert (sampler.version, sampler.step) == (3, 20)
+
+
+def test_after_a_rollback_nothing_is_waited_for(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (10, 20):
+        publish(store, step=step)
+    rollback(store.paths.root, 1)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, wait_s=30)
+    sampler.expected_step = 20
+    for number in range(2):
+        sampler.set_epoch(number)
+    assert (sampler.version, sampler.step) == (3, 10)
+    assert "waited" not in caplog.text
 
 
 def test_waiting_gives_up(store: Store, caplog: pytest.LogCaptureFixture) -> None:

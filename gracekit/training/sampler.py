@@ -64,7 +64,7 @@ class CoresetSampler:
         follow: take a new version at each `epoch`; also within one, when `swap` is called
             (`step`); or keep the first version found (`never`).
         wait_s: longest time in seconds that an epoch's start waits for a version whose checkpoint
-            is at least `expected_step`; 0 never waits.
+            is at least `expected_step`; 0 never waits, and after a rollback none does.
 
     Raises:
         RecipeError: an argument is not one of the above or out of range.
@@ -251,7 +251,7 @@ class CoresetSampler:
             return None
         deadline = time.monotonic() + self.wait_s
         found = self._find_newer()
-        while self.wait_s > 0 and (found.step if found else self.step) < self.expected_step:
+        while self.wait_s > 0 and self._is_behind(found):
             if time.monotonic() >= deadline:
                 logger.warning(
                     "waited %.0f s for a coreset of the checkpoint at step %d, none came "
@@ -263,6 +263,11 @@ class CoresetSampler:
             time.sleep(WAIT_INTERVAL_S)
             found = self._find_newer()
         return found
+
+    def _is_behind(self, found: Stream | None) -> bool:
+        """Whether a version of a later checkpoint is to come; a rollback is meant to be old."""
+        newest = found or self._streams[self.version]
+        return newest.step < self.expected_step and not newest.is_rollback
 
     def _find_within_epoch(self) -> tuple[int, Stream] | None:
         """Where the swap happens (rank 0's place counts) and to what."""
@@ -315,6 +320,7 @@ class CoresetSampler:
             positions=positions[there],
             weights=weights,
             seed=self.seed,
+            is_rollback=coreset.metadata.get("rollback_of") is not None,
         )
 
     def _warn_once(self, message: str) -> None:

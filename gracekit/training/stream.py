@@ -27,6 +27,8 @@ class Stream:
     weights: Float64 | None
     """[b] expected draws of each sample a pass, sum b; None: each once a pass."""
     seed: int
+    is_rollback: bool = False
+    """Whether the version was made to go back to an old one."""
 
     def take(self, start: int, stop: int) -> Int64:
         """Draws `start` to `stop` (exclusive) of the stream, positions int64 [stop - start]."""
