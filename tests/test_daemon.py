@@ -124,6 +124,26 @@ def test_a_bad_checkpoint_is_skipped_and_the_next_one_taken(folder: Path) -> Non
     assert verify(Store.open(folder / "store")) == []
 
 
+def test_a_selection_that_changed_data_does_not_allow_costs_one_checkpoint(folder: Path) -> None:
+    data = folder / "train.jsonl"
+    whole = data.read_text()
+    small = "".join(line for i, line in enumerate(whole.splitlines(True)) if i % 3 != 2 or i < 5)
+    shares = {"group_quota": "shares", "group_shares": dict.fromkeys("abc", 1)}
+    sections = {"selection": shares, "refresh": {"max_lost": 1.0}}
+    with watching(folder, **sections) as results:
+        heartbeat = folder / "store" / "heartbeat.json"
+        write_checkpoint(folder / "run", 10)
+        until(lambda: results, "a version")
+        data.write_text(small)
+        write_checkpoint(folder / "run", 20)
+        until(lambda: told(heartbeat).get("state") == "failing", "the refusal")
+        assert "group_shares cannot be met: group 'c'" in told(heartbeat)["error"]
+        data.write_text(whole)
+        write_checkpoint(folder / "run", 30)
+        until(lambda: len(results) == 2, "a version of the data that is back")
+    assert results[1].header.checkpoint["step"] == 30
+
+
 def test_a_disk_that_fails_for_a_while_is_tried_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,22 @@ def test_square_roots_lie_between_proportional_and_equal() -> None:
     assert counts["proportional"][0] < counts["sqrt"][0] < counts["equal"][0]
 
 
+def test_the_share_of_a_group_that_left_the_data_goes_to_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world = World.make(3)
+    samples = world.samples
+    samples.groups[:] = np.arange(len(samples)) % 2
+    samples.groups[::10] = 2
+    gone = samples.groups == 2
+    samples.removed_versions[gone] = 2
+    world.scores.origin[gone] = Origin.REMOVED
+    shares = {"group 0": 2, "group 1": 1, "group 2": 3}
+    found = world.select(count=12, group_quota="shares", group_shares=shares)
+    assert np.bincount(samples.groups[found.rows], minlength=3).tolist() == [8, 4, 0]
+    assert "group 'group 2' is no longer in the data, left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [

@@ -7,6 +7,7 @@ others work between two refreshes. The last version stays valid whatever happens
 - A checkpoint that vanished, does not fit, or that the model pass fails on (no memory, nothing
   finite) is reported and skipped. With `on_backlog: latest` an older one that is complete and not
   done is taken in its place.
+- A selection that the data no longer allows (a quota), after one that it did, likewise.
 - A store that cannot be written (full or failing disk) is tried again with growing pauses, as long
   as it takes.
 - Another writer is waited for.
@@ -40,6 +41,7 @@ from gracekit.errors import (
     GracekitError,
     MeasureError,
     RefreshStoppedError,
+    SelectionError,
     StoreLockedError,
     StoreWriteError,
 )
@@ -189,9 +191,11 @@ class _Loop:
         """One refresh; None when the checkpoint was skipped."""
         try:
             return self._refresh_with_retries(checkpoint, once)
-        except OF_ONE_CHECKPOINT as error:
+        except (*OF_ONE_CHECKPOINT, SelectionError) as error:
             self._count(error)
-            if once:
+            # A selection that could be met before cannot for the data as it is now.
+            is_recipe = isinstance(error, SelectionError) and not self.num_published
+            if once or is_recipe:
                 raise
             is_passing = isinstance(error, PASSING)
             logger.log(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 from gracekit.errors import SelectionError
 from gracekit.recipe import SelectionSection
 from gracekit.types import Bool, Int64, SampleTable
+
+logger = logging.getLogger(__name__)
 
 _SQRT_UNIT = 10**6
 """Square roots are taken to a millionth, as whole numbers: equal shares are equal."""
@@ -69,7 +72,7 @@ def group_places(
             return Places(quotas=None)
         return Places(quotas=least, free=budget - int(least.sum()))
     if kind == "shares":
-        return Places(quotas=_fixed(settings, budget, capacity, taken, least, names))
+        return Places(quotas=_fixed(settings, budget, capacity, taken, least, is_there, names))
     shares = {
         "proportional": size.tolist(),
         "sqrt": [math.isqrt(int(s) * _SQRT_UNIT**2) for s in size],
@@ -185,9 +188,13 @@ def _fixed(
     capacity: Int64,
     taken: Int64,
     least: Int64,
+    is_there: Bool,
     names: tuple[str, ...],
 ) -> Int64:
-    """The quotas of `group_shares`, exactly: nothing flows to other groups."""
+    """The quotas of `group_shares`, exactly: nothing flows to other groups.
+
+    Groups that left the data have no part in it.
+    """
     given = settings.group_shares or {}
     unknown = [name for name in given if name not in names]
     if unknown:
@@ -195,7 +202,13 @@ def _fixed(
             f"selection.group_shares: there is no group {unknown[0]!r}; the store has "
             f"{', '.join(names[:20])}"
         )
-    exact = [Fraction(str(given.get(name, 0))) for name in names]
+    exact = []
+    for name, there in zip(names, is_there, strict=True):
+        if name in given and not there:
+            logger.warning(
+                "selection.group_shares: group %r is no longer in the data, left out", name
+            )
+        exact.append(Fraction(str(given.get(name, 0)) if there else 0))
     unit = math.lcm(*(share.denominator for share in exact))
     quotas = apportion(budget, [int(share * unit) for share in exact],
                        np.full(len(names), budget), names)  # fmt: skip
