@@ -15,6 +15,7 @@ from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
 from gracekit.store import Store, StorePaths
 from gracekit.store.heartbeat import read_heartbeat
+from gracekit.store.history import ORIGIN_NAMES
 from gracekit.store.retention import held_versions
 from gracekit.store.shards import SUFFIX
 from gracekit.store.summary import DATA_COLUMNS, version_row
@@ -111,7 +112,7 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
         "store": str(store.paths.root),
         "data": dataset.get("path"),
         "num_samples": dataset["num_samples"],
-        "num_removed": dataset["num_rows"] - dataset["num_samples"],
+        "num_removed_samples": dataset["num_rows"] - dataset["num_samples"],
         "num_versions": len(versions),
         "num_removed_versions": len(store.removed()),
         "held_versions": {str(v): why for v, why in sorted(held_versions(store).items())},
@@ -120,7 +121,7 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
     if versions:
         header = store.header(versions[-1])
         scored = _scored(store, header)
-        origins = scored.stats.get("origins") or {}
+        origins = _origins(store, header, scored)
         made = datetime.fromisoformat(header.created_at).timestamp()
         found |= {
             "operation": header.operation,
@@ -130,7 +131,7 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
             "num_selected": header.stats.get("num_selected"),
             "num_measured": scored.stats.get("num_measured"),
             "data_changes": {
-                name: scored.stats[name] for name in DATA_COLUMNS if name in scored.stats
+                name: header.stats[name] for name in DATA_COLUMNS if name in header.stats
             },
             "scores": {name: count for name, count in origins.items() if count},
             "audit": audit_in_words(scored),
@@ -183,6 +184,19 @@ def audit_in_words(header: ManifestHeader) -> str:
     )
 
 
+def _origins(store: Store, header: ManifestHeader, scored: ManifestHeader) -> dict[str, int]:
+    """Where the scores of a version came from; its data may be newer than the scores."""
+    origins: dict[str, int] = scored.stats.get("origins") or {}
+    if header.rollback_of is None:
+        return origins
+    try:
+        found = store.scores(header.version).origin
+    except StoreError:
+        return origins
+    counts = np.bincount(found, minlength=len(ORIGIN_NAMES))
+    return dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
+
+
 def _scored(store: Store, header: ManifestHeader) -> ManifestHeader:
     """The header of the version whose scores this one uses; its own where that is damaged."""
     try:
@@ -231,8 +245,7 @@ def _movers(
     tables: list[SampleTable], scores: list[ScoreTable], chosen: list[Bool], num_movers: int
 ) -> list[Json]:
     samples, (before, after) = tables[1], scores
-    # After a rollback the scores may be those of fewer samples.
-    n = min(len(tables[0]), len(tables[1]), len(before), len(after))
+    n = min(len(before), len(after))
     change = after.importance[:n] - before.importance[:n]
     is_same = tables[0].content_hashes[:n] == tables[1].content_hashes[:n]
     known = np.flatnonzero(before.usable[:n] & after.usable[:n] & is_same & (change != 0))

@@ -155,7 +155,11 @@ def test_rows_join_leave_change_move_and_come_back(
 
     # What the readers tell.
     found = status(tmp_path / "store")
-    assert (found["num_samples"], found["num_removed"], found["scores"]["removed"]) == (127, 3, 3)
+    assert (found["num_samples"], found["num_removed_samples"], found["scores"]["removed"]) == (
+        127,
+        3,
+        3,
+    )
     versions = versions_table(tmp_path / "store")
     told = [[v[f"num_{name}"] for name in ("samples", "added", "removed")] for v in versions]
     assert told == [[120, 120, 0], [125, 10, 5], [127, 2, 0], [127, 0, 0], [127, 0, 0]]
@@ -297,6 +301,17 @@ def test_a_rollback_to_before_the_data_changed(
     assert {row["id"] for row in coreset.select(second)} == kept, "where they are now"
     assert verify(store) == []
     assert diff(tmp_path / "store", 2, 3)["data"] == dict.fromkeys(DATA_COLUMNS, 0)
+    found = status(tmp_path / "store")
+    assert found["scores"] == {"measured": 90, "never": 20, "removed": 10}, "as the data is now"
+    assert found["data_changes"] == dict.fromkeys(DATA_COLUMNS, 0)
+    with gracekit.connect(tmp_path / "store") as connection:
+        sql = "SELECT count(*), count(loss) FILTER (NOT isnan(loss)), count(importance) FROM scores"
+        assert connection.sql(sql).fetchall() == [(120, 90, 110)]
+    new = [explain(tmp_path / "store", row["id"]) for row in second[:20]]
+    assert {why["reason"] for why in new} == {"cannot be selected: its score is never"}
+    picked = explain(tmp_path / "store", str(coreset.sample_ids[0]))
+    assert (picked["is_selected"], picked["graph_version"]) == (True, 2), "the graph that is kept"
+    assert len(similar(tmp_path / "store", picked["sample_id"], count=4)) == 4
     assert reselect(recipe).version == 4
     check(store, second, 4)
     third = second[:-3]

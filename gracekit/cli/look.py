@@ -51,8 +51,11 @@ def explain(
         "importance": found["importance"],
         "percentile": found["percentile"],
         "scores": ", ".join(f"{k} {format_cell(v)}" for k, v in found["scores"].items()),
-        "known from": f"{found['origin']}, measured at step {found['measured_step']}",
+        "known from": f"{found['origin']}, measured at step {found['measured_step']}"
+        if found["measured_step"] >= 0
+        else "never measured",
         "tokens": found["tokens"],
+        "similarity by": f"the features of version {found['graph_version']}",
     }
     if found["is_selected"]:
         lines |= {key: found[key] for key in ("rank", "gain", "weight")}

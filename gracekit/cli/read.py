@@ -126,7 +126,8 @@ def verify(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
                          for p in problems],
         })  # fmt: skip
     elif not problems:
-        click.echo(f"{len(store.versions())} versions verify")
+        number = len(store.versions())
+        click.echo(f"{number} version{' verifies' if number == 1 else 's verify'}")
     else:
         for problem in problems:
             say(f"{problem.path}: {problem.what}; {problem.advice}")

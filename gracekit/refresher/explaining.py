@@ -25,9 +25,11 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
     Returns:
         sample_id, row, group, preview, version, step, is_selected, reason, importance, percentile
         (share of the scored samples with less importance), origin, measured_step, scores, tokens;
-        rank, gain, weight, num_covered (of a selected one; else None); covered_by (a record of
-        the selected sample that it is most similar to), gain_if_added; and nearest_selected:
-        records of sample_id, similarity, group, importance, rank, preview.
+        graph_version (the refresh whose features and graph tell what is similar: its own, or after
+        a rollback the newest, for the old ones are not kept); rank, gain, weight, num_covered (of
+        a selected one; else None); covered_by (a record of the selected sample that it is most
+        similar to), gain_if_added; and nearest_selected: records of sample_id, similarity, group,
+        importance, rank, preview.
 
     Raises:
         VersionNotFoundError: There is no such version.
@@ -43,8 +45,8 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
     version = _version(store, version)
     row = _row(store, version, sample_id)
     header, samples, scores = store.header(version), store.samples(version), store.scores(version)
-    cache = _kept(store, version)
-    graph_settings = store.header(header.scores_version).refresh.get("graph", {})
+    graph_version, cache = _kept(store, version)
+    graph_settings = store.header(graph_version).refresh.get("graph", {})
     index = load_index(
         cache.index_directory,
         settings=GraphSection(**_known(graph_settings, GraphSection)),
@@ -76,6 +78,7 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
         **_facts(samples, scores, row),
         "version": version,
         "step": header.checkpoint.get("step"),
+        "graph_version": graph_version,
         "is_selected": is_selected,
         "reason": found.reason,
         "percentile": percentile(row, scores),
@@ -113,7 +116,7 @@ def similar(
     store = Store.open(root)
     version = _version(store, version)
     row = _row(store, version, sample_id)
-    cache = _kept(store, version)
+    _, cache = _kept(store, version)
     unit = unit_features(cache.features.astype(np.float32), cache.valid)
     samples, scores = store.samples(version), store.scores(version)
     selected = _mask(store.coreset(version)["row"].to_numpy(), len(cache.valid))
@@ -186,11 +189,19 @@ def _row(store: Store, version: int, sample_id: str) -> int:
         ) from None
 
 
-def _kept(store: Store, version: int) -> StoreCache:
-    cache = store.load_cache(version)
+def _kept(store: Store, version: int) -> tuple[int, StoreCache]:
+    """The features and the graph for a version, and the refresh that they are of.
+
+    Only those of the newest refresh are kept. Versions made since are of the same data, so a
+    rollback is looked at by them too.
+    """
+    newest = store.newest_scores()
+    own = store.header(version).scores_version
+    source = own if newest is None or version < newest else newest
+    cache = store.load_cache(source)
     if cache is None:
         raise _lost(store, version)
-    return cache
+    return source, cache
 
 
 def _lost(store: Store, version: int) -> StoreFormatError:

@@ -6,14 +6,12 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gracekit.errors import DataError, StoreDataMismatchError
 from gracekit.recipe import DataSection, GraphSection
-from gracekit.types import Origin, ScoreTable
 
 if TYPE_CHECKING:
     from gracekit.refresher.state import Known
@@ -101,38 +99,21 @@ def grown(known: Known, growth: Growth, settings: GraphSection) -> Known:
     and neighbours. Removed ones are out of everything.
     """
     from gracekit.graph import grow_index, symmetric
+    from gracekit.store.history import filled, scores_for
 
     samples, n = growth.samples, len(growth.samples)
     forgotten = growth.forgotten
     if not forgotten.any():
         return dataclasses.replace(known, samples=samples)
-    unmeasured = forgotten & samples.present
-
-    def forget(values: NDArray[Any], fill: float, which: NDArray[np.bool_]) -> NDArray[Any]:
-        new = np.full((n, *values.shape[1:]), fill, values.dtype)
-        new[: len(values)] = values
-        new[which] = fill
-        return new
-
-    scores = known.scores
-    origin = forget(scores.origin, Origin.NEVER, forgotten)
-    origin[~samples.present] = Origin.REMOVED
     index = grow_index(known.index, n, np.flatnonzero(forgotten[: len(known.samples)]), settings)
     return dataclasses.replace(
         known,
         samples=samples,
-        scores=ScoreTable(
-            scores={name: forget(s, np.nan, forgotten) for name, s in scores.scores.items()},
-            importance=forget(scores.importance, 0, forgotten),
-            origin=origin,
-            measured_step=forget(scores.measured_step, -1, unmeasured),
-            measured_version=forget(scores.measured_version, 0, unmeasured),
-            confidence=forget(scores.confidence, 0, forgotten),
-        ),
-        values={name: forget(v, np.nan, forgotten) for name, v in known.values.items()},
-        changes={name: forget(c, 0, forgotten) for name, c in known.changes.items()},
-        features=forget(known.features, 0, forgotten),
-        valid=forget(known.valid, False, forgotten),
+        scores=scores_for(known.scores, samples, forgotten),
+        values={name: filled(v, np.nan, forgotten) for name, v in known.values.items()},
+        changes={name: filled(c, 0, forgotten) for name, c in known.changes.items()},
+        features=filled(known.features, 0, forgotten),
+        valid=filled(known.valid, False, forgotten),
         index=index,
         graph=symmetric(index.graph),
     )

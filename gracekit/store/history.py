@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from gracekit.errors import StoreFormatError
 from gracekit.files import write_atomic
 from gracekit.store.parquet import damaged, read_table, write_table
-from gracekit.types import Int64, Measurement, Origin, Reason, RefreshPlan, ScoreTable, UInt8
+from gracekit.types import (
+    Bool,
+    Int64,
+    Measurement,
+    Origin,
+    Reason,
+    RefreshPlan,
+    SampleTable,
+    ScoreTable,
+    UInt8,
+)
 
 ORIGIN_NAMES = [origin.name.lower() for origin in Origin]
 """`origin` in files and SQL: never, propagated, measured, invalid, stale, removed."""
@@ -50,6 +62,11 @@ def write_measured(
 
 def write_scores(path: Path, scores: ScoreTable) -> None:
     """Write the scores of all rows."""
+    write_atomic(path, lambda p: write_table(p, scores_table(scores)))
+
+
+def scores_table(scores: ScoreTable) -> pa.Table:
+    """The columns [n] as files and SQL have them."""
     columns = {
         "row": np.arange(len(scores), dtype=np.int64),
         "origin": named(scores.origin, ORIGIN_NAMES),
@@ -59,8 +76,7 @@ def write_scores(path: Path, scores: ScoreTable) -> None:
         # Unknown like its scores, where a row that was never measured has the least.
         "importance": pa.array(scores.importance, mask=scores.origin == Origin.REMOVED),
     }
-    table = _with_scores(columns, scores.scores)
-    write_atomic(path, lambda p: write_table(p, table))
+    return _with_scores(columns, scores.scores)
 
 
 def read_scores(path: Path) -> ScoreTable:
@@ -79,6 +95,36 @@ def read_scores(path: Path) -> ScoreTable:
         )
     except (KeyError, ValueError) as error:
         raise damaged(path, error) from error
+
+
+def scores_for(scores: ScoreTable, samples: SampleTable, forgotten: Bool) -> ScoreTable:
+    """Scores as they stand for a sample table that may have more rows.
+
+    Args:
+        scores: Of the first rows.
+        samples: The table [n].
+        forgotten: [n] rows of which the scores say nothing, those of no scores included. Where the
+            sample was removed it stays known when it was measured last; others are never measured.
+    """
+    unmeasured = forgotten & samples.present
+    origin = filled(scores.origin, Origin.NEVER, forgotten)
+    origin[~samples.present] = Origin.REMOVED
+    return ScoreTable(
+        scores={name: filled(s, np.nan, forgotten) for name, s in scores.scores.items()},
+        importance=filled(scores.importance, 0, forgotten),
+        origin=origin,
+        measured_step=filled(scores.measured_step, -1, unmeasured),
+        measured_version=filled(scores.measured_version, 0, unmeasured),
+        confidence=filled(scores.confidence, 0, forgotten),
+    )
+
+
+def filled(values: NDArray[Any], fill: float, where: Bool) -> NDArray[Any]:
+    """A copy [n, ...] of values [m, ...], m <= n, with `fill` beyond m and at `where` [n]."""
+    new = np.full((len(where), *values.shape[1:]), fill, values.dtype)
+    new[: len(values)] = values
+    new[where] = fill
+    return new
 
 
 def score_columns(table: pa.Table) -> dict[str, str]:

@@ -19,7 +19,7 @@ from gracekit.errors import (
 from gracekit.store.cache import StoreCache, load_cache
 from gracekit.store.commit import VersionDraft, commit
 from gracekit.store.facts import KnownFacts, Stamp, VersionFacts
-from gracekit.store.history import read_scores
+from gracekit.store.history import read_scores, scores_for
 from gracekit.store.info import NewerFormatError, StoreInfo
 from gracekit.store.lock import lock_store
 from gracekit.store.manifests import plain_json, read_header
@@ -37,7 +37,7 @@ from gracekit.store.recover import recover
 from gracekit.store.removals import read_removal
 from gracekit.store.samples import FIRST_POSITIONS, data_facts, read_samples, write_samples
 from gracekit.store.shards import ShardFiles
-from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, SampleTable, ScoreTable
+from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, Origin, SampleTable, ScoreTable
 from gracekit.version import __version__
 
 _NUM_HEADERS = 16
@@ -215,7 +215,7 @@ class Store:
             kept = self.manifests()
             raise VersionNotFoundError(
                 f"{read_removal(self.paths.removal(version)).in_words} from {self.paths.root}; "
-                f"{len(kept)} versions are kept, the latest is {kept[-1] if kept else 'lost'}"
+                f"of those kept the latest is {kept[-1] if kept else 'lost'}"
             )
         if not self.paths.manifest(version).exists():
             raise self._no_such(version)
@@ -233,12 +233,23 @@ class Store:
     def scores(self, version: int) -> ScoreTable:
         """The scores of all rows at a version; a reselect or rollback has those of another.
 
+        Where the data changed since that one, samples that joined are never measured in them, and
+        those that left are removed.
+
         Raises as `coreset`; a removed version has its scores as long as another needs them.
         """
-        path = self.paths.scores(self.header(version).scores_version)
+        header = self.header(version)
+        path = self.paths.scores(header.scores_version)
         if not path.exists():
             self.require_kept(version)
-        return read_scores(path)
+        scores = read_scores(path)
+        if header.rollback_of is None:
+            return scores
+        samples = self.samples(version)
+        forgotten = ~samples.present
+        forgotten[: len(scores)] |= scores.origin == Origin.REMOVED  # some may be back
+        forgotten[len(scores) :] = True
+        return scores_for(scores, samples, forgotten)
 
     def measurement(self, version: int) -> pa.Table:
         """What was measured at a version, kept or removed: row, reason, scores, step; by row.

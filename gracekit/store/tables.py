@@ -9,8 +9,8 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from gracekit.store.facts import VersionFacts
+from gracekit.store.history import scores_table
 from gracekit.store.manifests import header_text
-from gracekit.store.parquet import read_table
 from gracekit.store.samples import samples_table
 from gracekit.store.schema import SCHEMA_VERSION, TABLES, describe
 from gracekit.store.store import Store
@@ -150,7 +150,7 @@ def _samples(store: Store) -> pa.Table:
 def _scores(store: Store, versions: Mapping[int, VersionFacts]) -> pa.Table:
     if not versions:
         return _NO_SCORES.empty_table()
-    return read_table(store.paths.scores(versions[max(versions)].scores_version))
+    return scores_table(store.scores(max(versions)))
 
 
 def _version(header: ManifestHeader, facts: VersionFacts) -> Json:
