@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.files import write_atomic
 from gracekit.graph.cells import cells
 from gracekit.graph.descent_loops import explore, join, offer, rescore
 from gracekit.graph.directions import grown, has_direction, knn_graph, recall
-from gracekit.graph.seal import purpose, seal
+from gracekit.graph.seal import purpose, seal, write_arrays
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
@@ -116,18 +115,13 @@ class DescentIndex:
 
     def save(self, directory: Path) -> list[Path]:
         """Write the index into an existing directory; returns the files written."""
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(
-                    file,
-                    unit=self.unit,
-                    neighbors=self._neighbors,
-                    cosines=self._cosines,
-                    least_recall=self._least_recall,
-                )
-
-        write_atomic(directory / LISTS_FILE, write)
+        write_arrays(
+            directory / LISTS_FILE,
+            unit=self.unit,
+            neighbors=self._neighbors,
+            cosines=self._cosines,
+            least_recall=self._least_recall,
+        )
         made_for = purpose(self.unit.shape, self.settings)
         return seal(directory, [directory / LISTS_FILE], made_for, seed=self.seed)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.files import write_atomic
 from gracekit.graph.directions import (
     exact_neighbors,
     grown,
@@ -14,7 +13,7 @@ from gracekit.graph.directions import (
     knn_graph,
     nearest_first,
 )
-from gracekit.graph.seal import purpose, seal
+from gracekit.graph.seal import purpose, seal, write_arrays
 from gracekit.recipe import GraphSection
 from gracekit.types import Float32, Rows
 
@@ -93,18 +92,13 @@ class ExactIndex:
 
     def save(self, directory: Path) -> list[Path]:
         """Write the index into an existing directory; returns the files written."""
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(
-                    file,
-                    unit=self.unit,
-                    neighbors=self._neighbors,
-                    cosines=self._cosines,
-                    floor=self._floor,
-                )
-
-        write_atomic(directory / LISTS_FILE, write)
+        write_arrays(
+            directory / LISTS_FILE,
+            unit=self.unit,
+            neighbors=self._neighbors,
+            cosines=self._cosines,
+            floor=self._floor,
+        )
         made_for = purpose(self.unit.shape, self.settings)
         return seal(directory, [directory / LISTS_FILE], made_for, seed=self.seed)
 

@@ -15,7 +15,7 @@ from gracekit.graph.directions import (
     knn_graph,
     nearest_first,
 )
-from gracekit.graph.seal import purpose, seal
+from gracekit.graph.seal import purpose, seal, write_arrays
 from gracekit.recipe import GraphSection
 from gracekit.types import Float32, Int32, Rows
 
@@ -143,12 +143,12 @@ class HnswIndex:
 
     def save(self, directory: Path) -> list[Path]:
         """Write the index into an existing directory; returns the files written."""
-
-        def write(path: Path) -> None:
-            with path.open("wb") as file:
-                np.savez(file, unit=self.unit, neighbors=self._neighbors, cosines=self._cosines)
-
-        write_atomic(directory / LISTS_FILE, write)
+        write_arrays(
+            directory / LISTS_FILE,
+            unit=self.unit,
+            neighbors=self._neighbors,
+            cosines=self._cosines,
+        )
         # hnswlib writes plainly to the name it is given.
         write_atomic(directory / LINKS_FILE, lambda path: self._links.save_index(str(path)))
         made_for = purpose(self.unit.shape, self.settings)

@@ -1,11 +1,14 @@
-"""The seal of a saved index: what it was made for, and the checksums of its files."""
+"""A saved index: its arrays, and the seal: what it was made for, and its files' checksums."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from gracekit.files import sha256, write_text_atomic
+import numpy as np
+
+from gracekit.files import sha256, write_atomic, write_text_atomic
 from gracekit.recipe import GraphSection
 from gracekit.types import Json
 
@@ -34,6 +37,16 @@ def purpose(shape: tuple[int, ...], settings: GraphSection) -> Json:
     if backend == "descent":
         made_for["num_spare"] = settings.num_spare
     return made_for
+
+
+def write_arrays(final: Path, **arrays: Any) -> None:
+    """Write a file of named arrays."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # to a name numpy would add a suffix
+            np.savez(file, **arrays)
+
+    write_atomic(final, write)
 
 
 def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> list[Path]:
