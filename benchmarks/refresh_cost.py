@@ -5,8 +5,8 @@
 A store of n synthetic samples with features 256 wide gets a first version, and then a second one
 that measures 5 %. Two kinds of drift: `few` changes the directions of 3 % of the rows, so that the
 index is repaired in place; `map` turns all of them by a common linear map and a little each, as
-real training does, so that it is built anew. Memory is the process's peak resident size during a
-stage, with everything that was there before it.
+real training does, so that hnswlib's index is built anew, and lists by descent are improved. Memory
+is the process's peak resident size during a stage, with everything that was there before it.
 """
 
 from __future__ import annotations

@@ -65,16 +65,19 @@ class DescentIndex:
         few of the true neighbours.
         """
         self.unit[moved] = features[moved]
-        present = has_direction(self.unit)[moved]
+        present = np.flatnonzero(has_direction(self.unit))
+        here = has_direction(self.unit[moved])
         has_list = self._neighbors[moved, 0] >= 0
-        arrived, turned = moved[present & ~has_list], moved[present & has_list]
+        arrived, turned = moved[here & ~has_list], moved[here & has_list]
         self._search(turned, num_passes=1)
         is_lost = len(turned) > 0 and self._recall(turned) < self._least_recall
         if is_lost:
             self._neighbors[turned], self._cosines[turned] = -1, -np.inf
-            arrived = moved[present]
+            arrived = moved[here]
         if len(arrived):
             self._search(arrived, num_passes=_NUM_PASSES)
+        if is_lost or 2 * len(arrived) > len(present):  # how many can be found has changed
+            self._least_recall = self._recall(present) - _WORSE
         self._publish()
         return is_lost
 
