@@ -82,7 +82,10 @@ _QUERIES = (
         WITH last_two AS (
             SELECT DISTINCT version FROM score_history ORDER BY version DESC LIMIT 2
         ), bounds AS (
-            SELECT coalesce($before, min(version)) AS first, coalesce($now, max(version)) AS last
+            SELECT if($before IS NULL, min(version),
+                      (SELECT scores_version FROM versions WHERE version = $before)) AS first,
+                   if($now IS NULL, max(version),
+                      (SELECT scores_version FROM versions WHERE version = $now)) AS last
             FROM last_two
         ), before AS (
             SELECT row, importance FROM score_history
