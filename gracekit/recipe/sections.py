@@ -1,27 +1,13 @@
-"""The recipe: the YAML file that says what a store is made from and how it is refreshed.
-
-Every key has its meaning below it; unknown keys and values out of range are a `RecipeError` that
-names the place and the nearest valid key. Paths are relative to the recipe's own folder.
-The stages receive their section as it is; nothing changes a recipe after loading.
-
-Longer than other modules because it is the reference of all keys, each with its description.
-"""
+"""The sections of a recipe: every key, its default, and its meaning below it."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import math
 import os
-import reprlib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from gracekit.errors import RecipeError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DataFormat = Literal["auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text"]
 LengthCorrection = Literal["sqrt", "bins", "none"]
@@ -298,174 +284,6 @@ class RetentionSection(Section):
     stays. null: all versions are kept."""
 
 
-class Recipe(Section):
-    """All settings of a store. `Recipe.load` reads one from YAML."""
-
-    data: DataSection
-    target: DataSection | None = None
-    """Samples of the task that training is for, for the score `influence`; their groups are its
-    subtasks. The same keys as `data`."""
-    store: str = "gracekit-store"
-    """Directory of the store."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of everything random."""
-    checkpoints: CheckpointSection = CheckpointSection()
-    scoring: ScoringSection = ScoringSection()
-    graph: GraphSection = GraphSection()
-    refresh: RefreshSection = RefreshSection()
-    propagation: PropagationSection = PropagationSection()
-    selection: SelectionSection = SelectionSection()
-    retention: RetentionSection = RetentionSection()
-
-    @model_validator(mode="after")
-    def _selected_score_is_measured(self) -> Recipe:
-        score = self.selection.selector.removeprefix("top-")
-        if score not in (self.selection.selector, *self.scoring.scores):
-            raise ValueError(
-                f"selection.selector is {self.selection.selector!r}, and {score!r} is not among "
-                f"scoring.scores {list(self.scoring.scores)}; add it there"
-            )
-        return self
-
-    @classmethod
-    def load(cls, path: str | Path) -> Recipe:
-        """Read a YAML recipe; relative paths in it are taken from its folder.
-
-        Raises `RecipeError` for a missing file, bad YAML, unknown keys or bad values.
-        """
-        path = Path(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise RecipeError(
-                f"there is no recipe at {path}; `gracekit init DATA` writes one, "
-                "or name yours with --recipe"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}") from None
-        content = read_yaml(text, str(path))
-        if not isinstance(content, dict):
-            raise RecipeError(
-                f"{path} should hold keys and values such as `data: {{path: train.jsonl}}`; "
-                f"found {type(content).__name__}"
-            )
-        return cls.from_dict(content, folder=path.parent, name=str(path))
-
-    @classmethod
-    def from_dict(
-        cls, content: dict[str, Any], *, folder: Path | None = None, name: str = "recipe"
-    ) -> Recipe:
-        """Check a recipe given as plain values; `folder` is where relative paths start."""
-        try:
-            recipe = cls.model_validate(content)
-        except ValidationError as error:
-            raise RecipeError(_explain(error, name)) from None
-        recipe = recipe.model_copy(update={"store": str(Path(recipe.store).expanduser())})
-        if folder is None:
-            return recipe
-        checkpoints = recipe.checkpoints
-        for key in ("tokenizer", "base_model"):
-            path = getattr(checkpoints, key)
-            if path and (folder / path).exists():
-                update = {key: os.path.normpath(folder / path)}
-                checkpoints = checkpoints.model_copy(update=update)
-        return recipe.model_copy(
-            update={
-                "data": recipe.data.relative_to(folder),
-                "target": recipe.target and recipe.target.relative_to(folder),
-                "store": os.path.normpath(folder / recipe.store),
-                "checkpoints": checkpoints,
-            }
-        )
-
-    def override(self, dotted: dict[str, Any]) -> Recipe:
-        """A copy with values replaced: `{"selection.fraction": 0.1}`; checked like a file."""
-        content = self.model_dump(mode="json", exclude_defaults=True)
-        for key, value in dotted.items():
-            node = content
-            *sections, leaf = key.split(".")
-            if not all([*sections, leaf]):
-                raise RecipeError(f"{key!r} is no key of the recipe; one is `selection.fraction`")
-            for section in sections:
-                node = node.setdefault(section, {})
-                if not isinstance(node, dict):
-                    raise RecipeError(f"{key!r} is no key of the recipe: {section!r} has no parts")
-            node[leaf] = value
-            if key in _BUDGETS:
-                for other in _BUDGETS - set(dotted):
-                    node.pop(other.removeprefix("selection."), None)
-        return Recipe.from_dict(content, name="the options given")
-
-    def digest(self, *sections: str) -> str:
-        """Short hash of the given sections (all by default) without what cannot change a result."""
-        content = self.model_dump(mode="json", include=set(sections) or None)
-        for key in _NEUTRAL:
-            section, _, leaf = key.rpartition(".")
-            ((content.get(section) or {}) if section else content).pop(leaf, None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Values only: no tag makes an object, and no alias makes a page of what is a line."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError(f"the alias *{event.anchor} is not read; write the value out")
-        return super().compose_node(parent, index)
-
-
-def read_yaml(text: str, name: str) -> Any:
-    """The value of a YAML text; `RecipeError`, with `name`, for what is not plain YAML."""
-    try:
-        return yaml.load(text, Loader=_PlainLoader)
-    except RecursionError:
-        raise RecipeError(f"{name} is not valid YAML: it is nested too deep") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
-        raise RecipeError(f"{name} is not valid YAML: {error}") from None
-
-
-_NEUTRAL = (
-    "store", "retention", "data.path", "target.path", "checkpoints.poll_interval_s",
-    "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
-    "checkpoints.base_model",
-    "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
-    "refresh.max_lost",
-)  # fmt: skip
-"""Where files lie and how long, how checkpoints are awaited, what only changes the speed, and what
-only guards against mistakes."""
-
-_BUDGETS = {"selection.fraction", "selection.count", "selection.tokens"}
-"""One of them given on the command line replaces the recipe's, whichever that is."""
-
-
 def _looks_like_hub_name(path: str) -> bool:
     is_file = Path(path).suffix in {".json", ".jsonl", ".parquet", ".csv", ".tsv"}
     return path.count("/") <= 1 and not is_file and not path.startswith(".")
-
-
-def _explain(error: ValidationError, name: str) -> str:
-    lines = []
-    for problem in error.errors(include_url=False):
-        place = ".".join(str(part) for part in problem["loc"]) or "the recipe"
-        if problem["type"] == "extra_forbidden":
-            *parents, key = problem["loc"]
-            known = _keys_at([str(p) for p in parents])
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            lines.append(f"unknown key {place!r}; {hint}")
-        elif problem["type"] == "missing":
-            lines.append(f"{place!r} is missing")
-        else:
-            found = f", found {reprlib.repr(problem['input'])}" if problem["loc"] else ""
-            lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}{found}")
-    return f"{name}: " + "\n  ".join(lines)
-
-
-def _keys_at(parents: list[str]) -> list[str]:
-    model: type[BaseModel] = Recipe
-    for parent in parents:
-        annotation = model.model_fields[parent].annotation
-        candidates = [annotation, *get_args(annotation)]
-        model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)

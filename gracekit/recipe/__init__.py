@@ -1,0 +1,37 @@
+"""The recipe: the YAML file that says what a store is made from and how it is refreshed.
+
+Every key has its meaning below it (`sections`); unknown keys and values out of range are a
+`RecipeError` that names the place and the nearest valid key. Paths are relative to the recipe's own
+folder. The stages receive their section as it is; nothing changes a recipe after loading.
+"""
+
+from gracekit.recipe.recipe import Recipe, read_yaml
+from gracekit.recipe.sections import (
+    CheckpointSection,
+    DataFormat,
+    DataSection,
+    GraphSection,
+    LengthCorrection,
+    PropagationSection,
+    RefreshSection,
+    RetentionSection,
+    ScoringSection,
+    Section,
+    SelectionSection,
+)
+
+__all__ = [
+    "CheckpointSection",
+    "DataFormat",
+    "DataSection",
+    "GraphSection",
+    "LengthCorrection",
+    "PropagationSection",
+    "Recipe",
+    "RefreshSection",
+    "RetentionSection",
+    "ScoringSection",
+    "Section",
+    "SelectionSection",
+    "read_yaml",
+]
