@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -143,6 +143,10 @@ def query_errors() -> Iterator[None]:
         yield
     except duckdb.InterruptException:
         raise KeyboardInterrupt from None
+    except RuntimeError as error:  # as which DuckDB tells the main thread of a Ctrl-C
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from None
+        raise
     except (duckdb.Error, pa.ArrowException) as error:
         raise QueryError(_explain(error)) from error
 
@@ -185,7 +189,9 @@ def _interruptibly(connection: DuckDBPyConnection, work: Callable[[], _Result]) 
         try:
             return future.result()
         except KeyboardInterrupt:
-            connection.interrupt()
+            while not future.done():  # an interruption of what does not run yet is lost
+                connection.interrupt()
+                wait([future], timeout=0.1)
             raise
 
 
