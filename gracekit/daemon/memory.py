@@ -9,7 +9,7 @@ import pyarrow as pa
 
 
 def release_memory() -> None:
-    """Ask the allocators for it: they keep what a refresh has freed, in pieces, and more each time.
+    """Ask the allocators for what a refresh has freed: by themselves they keep it for the next one.
 
     Does what the platform can: only glibc has `malloc_trim`.
     """
