@@ -560,7 +560,13 @@ def test_architectures_are_described_in_the_same_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot read"), ('{"model_', "cut off"), (b"\xff\xfe\x00", "cut off"), ("[]", "list")],
+    [
+        (None, "cannot read"),
+        ('{"model_', "cut off"),
+        (b"\xff\xfe\x00", "cut off"),
+        ("[]", "list"),
+        ("{}", "model_type"),
+    ],
 )
 def test_a_config_that_cannot_be_read_is_named(
     tmp_path: Path, content: str | bytes | None, message: str

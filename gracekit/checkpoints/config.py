@@ -33,7 +33,8 @@ def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
 
     An adapter has its base model's, and its own kind and rank.
 
-    Raises `CheckpointError` when there is no config.json, or it is no JSON object.
+    Raises `CheckpointError` when there is no config.json, or it is no JSON object with a
+    `model_type`.
     """
     path = model_directory(directory, settings) / CONFIG
     try:
@@ -56,6 +57,11 @@ def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
         value = next((v for v in values if v is not None), None)
         if value is not None:
             found[ours] = value
+    if "model_type" not in found:
+        raise CheckpointError(
+            f"{path} names no model_type, which every model's config has: it is damaged or not a "
+            "model's; save the checkpoint again"
+        )
     if is_adapter(directory):
         found["adapter"] = read_adapter(directory)
     return found
