@@ -472,10 +472,14 @@ def test_wrong_parameters_and_names(name: str, given: dict[str, str], message: s
 
 def test_ctrl_c_ends_a_query(store: Store) -> None:
     forever = "SELECT sum(a.i * b.i) FROM range(10000000) a(i), range(10000000) b(i)"
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        rows(store, forever)
+    # A shell starts what runs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            rows(store, forever)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_column_called_interrupt_is_no_interruption(store: Store) -> None:
