@@ -5,14 +5,17 @@
         --steps 10,25,50,80,120,160 -o runs/drift/smollm2.npz                         # over an hour
 
 What `drift.py` replays. In the file, for n samples and c checkpoints: `steps` [c]; the scores
-`gradient-norm`, `loss` and `lm-head` [c, n]; `hidden` [c, n, d] and `sketch` [c, n, k²], both
-float16; `groups`, `num_prompt_tokens`, `num_targets` [n]; and `trained_step`, `trained_row`,
-`trained_loss`, what the trainer saw of its own batches. It is written again after every checkpoint.
+`gradient-norm`, `loss` and `lm-head` [c, n]; the features `hidden`, `middle` (of the middle block)
+[c, n, d] and `sketch` [c, n, k²], all float16; `groups`, `num_prompt_tokens`, `num_targets` [n];
+and `trained_step`, `trained_row`, `trained_loss`, what the trainer saw of its own batches. It is
+written again after every checkpoint. With `--every`, scores of the first m rows are also measured
+between the checkpoints: `dense_steps` [t], and the scores with `dense_` before their names [t, m].
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import time
 from pathlib import Path
@@ -52,12 +55,41 @@ def sample_losses(model: Any, batch: TokenBatch) -> torch.Tensor:
     return batch.zeros().index_add(0, batch.target_sample, losses) / batch.num_targets
 
 
-def measured(model: Any, tokens: Any, rows: Rows, batch_tokens: int) -> dict[str, Any]:
-    """All scores and both kinds of features of the rows, from one pass."""
+_inherited: list[Any] = []
+
+
+def _inherit(*model_and_tokens: Any) -> None:
+    _inherited[:] = model_and_tokens
+
+
+def _measured_part(task: tuple[Rows, int]) -> dict[str, Any]:
+    model, tokens = _inherited
+    rows, batch_tokens = task
+    return measured(model, tokens, rows, batch_tokens)
+
+
+def measured(
+    model: Any, tokens: Any, rows: Rows, batch_tokens: int, processes: int = 1
+) -> dict[str, Any]:
+    """All scores and both kinds of features of the rows, from one pass, shared by processes."""
+    if processes > 1:
+        dealt = np.argsort(-tokens.lengths[rows], kind="stable")  # so that all have as much to do
+        parts = [dealt[first::processes] for first in range(processes)]
+        back = np.argsort(np.concatenate(parts))
+        # What an initializer is given is inherited by a fork, not sent.
+        pool = multiprocessing.get_context("fork").Pool(processes, _inherit, (model, tokens))
+        with pool:
+            results = pool.map(_measured_part, [(rows[part], batch_tokens) for part in parts], 1)
+        return {name: np.concatenate([each[name] for each in results])[back] for name in results[0]}
     settings = ScoringSection(sketch_side=SKETCH_SIDE)
     context = LocalContext(sketch=KroneckerSketch(SKETCH_SIDE, settings.sketch_seed))
-    readers: list[Reader] = [*build_scorers(SCORES).values(), HiddenMean(settings)]
-    readers.append(GradientSketch(settings))
+    half = ScoringSection(hidden_block=model.config.num_hidden_layers // 2 - 1)
+    features = {
+        "hidden": HiddenMean(settings),
+        "middle": HiddenMean(half),
+        "sketch": GradientSketch(settings),
+    }
+    readers: list[Reader] = [*build_scorers(SCORES).values(), *features.values()]
     for reader in readers:
         reader.bind(context)
     order = longest_first(tokens.lengths[rows])
@@ -73,9 +105,10 @@ def measured(model: Any, tokens: Any, rows: Rows, batch_tokens: int) -> dict[str
                 of_reader.append(result.float().numpy())
             start = stop
     back = np.argsort(order)
-    *scores, hidden, sketch = (np.concatenate(parts)[back] for parts in found)
-    features = {"hidden": to_float16(hidden), "sketch": to_float16(sketch)}
-    return dict(zip(SCORES, scores, strict=True)) | features
+    arrays = [np.concatenate(parts)[back] for parts in found]
+    scores = dict(zip(SCORES, arrays, strict=False))
+    vectors = zip(features, arrays[len(SCORES) :], strict=True)
+    return scores | {name: to_float16(vector) for name, vector in vectors}
 
 
 def run(model: Any, tokens: Any, rows: Rows, options: argparse.Namespace, fixed: Any) -> None:
@@ -86,6 +119,8 @@ def run(model: Any, tokens: Any, rows: Rows, options: argparse.Namespace, fixed:
     random = np.random.default_rng(options.seed)
     seen: list[tuple[int, int, float]] = []
     exact: list[dict[str, Any]] = []
+    dense: list[tuple[int, dict[str, Any]]] = []
+    first = options.dense_samples if options.every else 0
     order = np.zeros(0, np.int64)
     started = time.perf_counter()
     for step in range(1, steps[-1] + 1):
@@ -106,14 +141,24 @@ def run(model: Any, tokens: Any, rows: Rows, options: argparse.Namespace, fixed:
         seen += [
             (step, int(i), loss) for i, loss in zip(chosen, losses.detach().tolist(), strict=True)
         ]
-        if step in steps:
-            exact.append(measured(model, tokens, rows, options.batch_tokens))
+        if step not in steps:
+            if options.every and step >= steps[0] and step % options.every == 0:
+                few = measured(model, tokens, rows[:first], options.batch_tokens, options.processes)
+                dense.append((step, few))
+        else:
+            exact.append(measured(model, tokens, rows, options.batch_tokens, options.processes))
+            dense.append((step, exact[-1]))
             np.savez(
                 options.output,
                 steps=np.array(steps[: len(exact)]),
                 trained_step=np.array([s for s, _, _ in seen], np.int64),
                 trained_row=np.array([i for _, i, _ in seen], np.int64),
                 trained_loss=np.array([loss for _, _, loss in seen], np.float32),
+                dense_steps=np.array([s for s, _ in dense], np.int64),
+                **{
+                    f"dense_{name}": np.stack([few[name][:first] for _, few in dense])
+                    for name in SCORES
+                },  # type: ignore[arg-type]
                 **{name: np.stack([each[name] for each in exact]) for name in exact[0]},  # type: ignore[arg-type]
                 **fixed,
             )
@@ -131,6 +176,9 @@ def main() -> None:
     parser.add_argument("--steps", help="of the checkpoints, ascending (default: by model)")
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="that share the measuring")
+    parser.add_argument("--every", type=int, help="steps between measurements of some rows only")
+    parser.add_argument("--dense-samples", type=int, default=400, help="how many rows those are")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()

@@ -579,12 +579,15 @@ def test_spread_is_restored_along_each_axis() -> None:
     target = ((own * [5, 3, 1.5, 0.7, 0.4]) @ rotation + 7).astype(np.float32)
     predicted = ((own * [5, 2.5, 1.2, 0.1, 0.6]) @ rotation + 7).astype(np.float32)
     features, rows, held = predicted.copy(), np.arange(4000, 9000), np.arange(0, 4000, 4)
-    assert restore_spread(features, rows, target[:4000], held, predicted[held]) == 1
+    share = restore_spread(
+        features, rows, target[:4000], held, predicted[held], predicted, np.arange(4000)
+    )
+    assert share == 1
     np.testing.assert_array_equal(features[:4000], predicted[:4000])
     np.testing.assert_allclose(features[rows].mean(0), predicted[rows].mean(0), atol=1e-3)
     spread = (features[rows] @ rotation.T).std(axis=0)
-    # As wide as measured; at most half as wide again; never narrower.
-    np.testing.assert_allclose(spread, [5, 3, 1.5, 0.15, 0.6], rtol=0.06)
+    # As wide as measured; at most half as wide again.
+    np.testing.assert_allclose(spread, [5, 3, 1.5, 0.15, 0.4], rtol=0.06)
 
 
 def test_fewer_measured_rows_than_features_tell_the_spread() -> None:
@@ -595,12 +598,28 @@ def test_fewer_measured_rows_than_features_tell_the_spread() -> None:
     truth = predicted + (0.6 * rng.normal(size=(n, d)) * size).astype(np.float32)
     features, rows, held = predicted.copy(), np.arange(m, n), np.arange(0, m, 4)
     features[:m] = truth[:m]
-    assert restore_spread(features, rows, truth[:m], held, predicted[held]) == 1
+    measured = np.arange(m)
+    share = restore_spread(features, rows, truth[:m], held, predicted[held], predicted, measured)
+    assert share == 1
     true_rank = effective_rank(unit_features(truth, everyone))
     assert abs(effective_rank(unit_features(features, everyone)) / true_rank - 1) < 0.02
     np.testing.assert_allclose(
         np.linalg.norm(features[rows]), np.linalg.norm(truth[rows]), rtol=0.05
     )
+
+
+def test_few_rows_that_spread_more_than_all_tell_no_wider_spread() -> None:
+    """The measured rows happen to lie farther out, and did so before."""
+    rng = np.random.default_rng(0)
+    old = rng.normal(size=(2000, 4)).astype(np.float32)
+    old[:100] *= 1.4
+    truth = (old @ np.diag([1, 1.1, 0.9, 1.2])).astype(np.float32)
+    predicted = truth * np.float32(0.8)
+    features, rows, held = predicted.copy(), np.arange(100, 2000), np.arange(0, 100, 4)
+    share = restore_spread(features, rows, truth[:100], held, predicted[held], old, np.arange(100))
+    assert share == 1
+    spread, true_spread = features[rows].std(axis=0), truth[rows].std(axis=0)
+    np.testing.assert_allclose(spread, true_spread, rtol=0.03)
 
 
 def test_spread_is_left_where_stretching_only_adds_noise() -> None:
@@ -610,7 +629,10 @@ def test_spread_is_left_where_stretching_only_adds_noise() -> None:
     noise = (0.4 * rng.normal(size=(2000, 6))).astype(np.float32)
     predicted = np.where(size > 1, target, noise)
     held = np.arange(1000)
-    share = restore_spread(predicted.copy(), np.arange(1000, 2000), target, held, predicted[held])
+    rows, everyone = np.arange(1000, 2000), np.arange(2000)
+    share = restore_spread(
+        predicted.copy(), rows, target, held, predicted[held], predicted, everyone
+    )
     assert share < 1
 
 

@@ -24,8 +24,8 @@ _PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 _LEAST_GAIN = 1e-4
 """Of mean cosine: less is not worth a more complicated estimate."""
 _HOPS = (1, 3)
-_MOST_WIDENING = 1.5
-_WORTH_SPREAD = 0.1
+_MOST_STRETCH = 0.5
+_WORTH_SPREAD = 0.3
 _ROW_BLOCK, _COLUMN_BLOCK = 16_384, 64
 
 
@@ -104,7 +104,13 @@ def propagate_features(
             propagated = usable.copy()
             propagated[measured_rows] = False
             gates["stretch"] = restore_spread(
-                features, np.flatnonzero(propagated), target, held, held_out
+                features,
+                np.flatnonzero(propagated),
+                target,
+                held,
+                held_out,
+                old,
+                rows,
             )
     features[measured_rows] = new
     return CarriedFeatures(
@@ -201,17 +207,25 @@ def _carry_over(
 
 
 def restore_spread(
-    features: Float32, rows: Rows, target: Float32, held: Int64, held_out: Float32
+    features: Float32,
+    rows: Rows,
+    target: Float32,
+    held: Int64,
+    held_out: Float32,
+    old: NDArray[np.floating],
+    measured_rows: Rows,
 ) -> float:
-    """Widen predicted features to the spread that measured ones have, in place.
+    """Give predicted features the spread that measured ones have, in place.
 
     A prediction leaves out what is a row's own, so its features lie closer together than true
     ones, and from refresh to refresh ever fewer directions would be left. Along each principal
-    axis of the predicted features they are stretched around their mean to the standard deviation
-    of the measured ones, by `_MOST_WIDENING` at most, never narrowed; and only as far as held-out
-    rows do not miss the cosine of 1 by `_WORTH_SPREAD` more than without. (Axes of the measured
-    features would be no good: few rows spread too much along their own first axes and too little
-    along their last, whatever they are drawn from.)
+    axis of the predicted features they are stretched around their mean to the spread to be
+    expected, by `_MOST_STRETCH` at most either way, and only as far as held-out rows do not miss
+    the cosine of 1 by `_WORTH_SPREAD` more than without. Expected is the standard deviation of the
+    measured rows, times what theirs falls short of everyone's in the features known before (a
+    ratio estimate: few rows drawn at random spread more or less than all, and did so before).
+    (Axes of the measured features would be no good: few rows spread too much along their own first
+    axes and too little along their last, whatever they are drawn from.)
 
     Args:
         features: [n, d]
@@ -219,23 +233,23 @@ def restore_spread(
         target: [m, d] measured features.
         held: [q] positions among the measured rows of those that were held out.
         held_out: [q, d] what was predicted of them.
+        old: [n, d] last known features.
+        measured_rows: [m]
 
     Returns:
         Share of the stretch that was made, 0 to 1.
     """
     if len(rows) < 2:
         return 0.0
-    blocks = [rows[i : i + _ROW_BLOCK] for i in range(0, len(rows), _ROW_BLOCK)]
-    mean = sum(features[b].sum(axis=0, dtype=np.float64) for b in blocks) / len(rows)
-    covariance = np.zeros((features.shape[1], features.shape[1]))
-    for block in blocks:
-        centred = features[block] - mean
-        covariance += centred.T @ centred / len(rows)
+    mean, covariance = _moments(features, rows)
     square, axes = np.linalg.eigh(covariance)
     centre = target.mean(axis=0, dtype=np.float64)
-    found, wanted = np.sqrt(np.maximum(square, 0)), ((target - centre) @ axes).std(axis=0)
+    of_all, of_measured = _spread_along(axes, old, rows), _spread_along(axes, old, measured_rows)
+    found = np.sqrt(np.maximum(square, 0))
+    wanted = _spread_along(axes, target, np.arange(len(target)))
+    wanted *= np.divide(of_all, of_measured, out=np.ones_like(wanted), where=of_measured > 0)
     wider = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0) - 1
-    stretch = (axes * np.clip(wider, 0, _MOST_WIDENING - 1)) @ axes.T
+    stretch = (axes * np.clip(wider, -_MOST_STRETCH, _MOST_STRETCH)) @ axes.T
 
     def cosine(share: float) -> float:
         stretched = held_out + share * ((held_out - mean) @ stretch)
@@ -244,11 +258,33 @@ def restore_spread(
     plain = cosine(0.0)
     for share in (1.0, 0.5, 0.25):
         if cosine(share) >= plain - _WORTH_SPREAD * (1 - plain):
-            for block in blocks:
+            for block in _blocks(rows):
                 moved = share * ((features[block] - mean) @ stretch)
                 features[block] += moved.astype(np.float32)
             return share
     return 0.0
+
+
+def _spread_along(axes: Float64, features: NDArray[np.floating], rows: Rows) -> Float64:
+    """[d] standard deviation of the rows along each axis (a column of `axes`)."""
+    square: Float64 = np.einsum("ij,ij->j", axes, _moments(features, rows)[1] @ axes)
+    return np.sqrt(np.maximum(square, 0))
+
+
+def _moments(features: NDArray[np.floating], rows: Rows) -> tuple[Float64, Float64]:
+    """Mean [d] and covariance [d, d] of the rows."""
+    d = features.shape[1]
+    mean, covariance = np.zeros(d), np.zeros((d, d))
+    for block in _blocks(rows):
+        mean += features[block].sum(axis=0, dtype=np.float64) / len(rows)
+    for block in _blocks(rows):
+        centred = (features[block] - mean).astype(np.float32)
+        covariance += centred.T @ centred / len(rows)
+    return mean, covariance
+
+
+def _blocks(rows: Rows) -> list[Rows]:
+    return [rows[start : start + _ROW_BLOCK] for start in range(0, len(rows), _ROW_BLOCK)]
 
 
 def _spread_columns(
