@@ -356,7 +356,7 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--features", choices=["hidden", "sketch", "both"], default="hidden")
+    parser.add_argument("--features", choices=["hidden", "middle", "sketch", "both"], default="hidden")
     parser.add_argument("--fractions", default="0.05,0.1,0.2")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--samples", type=int, help="so many random ones (default: all)")

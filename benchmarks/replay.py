@@ -51,7 +51,7 @@ class Run:
 
     @classmethod
     def load(cls, path: Path, features: str) -> Run:
-        """Read a file; `features` is `hidden`, `sketch` or `both`."""
+        """Read a file; `features` is `hidden`, `middle`, `sketch` or `both`."""
         with np.load(path) as file:
             data = {name: file[name] for name in file.files}
         n, groups = len(data["groups"]), data["groups"]

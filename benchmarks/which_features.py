@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks import drift
 from benchmarks.replay import SCORES, Run, Truths, chain
 
-KINDS = ("hidden", "sketch", "both")
+KINDS = ("hidden", "middle", "sketch", "both")
 
 
 def print_gaps(runs: dict[str, Run], fraction: float, num_seeds: int) -> None:

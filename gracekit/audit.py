@@ -18,6 +18,7 @@ def audit(
     measured_features: NDArray[np.float16] | Float32,
     stale_features: NDArray[np.float16] | Float32,
     centre: Float32,
+    variance: float,
     calibration: float,
     num_measured: int,
     num_rows: int,
@@ -26,8 +27,8 @@ def audit(
 ) -> Audit:
     """Compare what was predicted of the probe with what was measured.
 
-    Measured rows are exact, so over all rows the rank correlation is about the mean of theirs, 1,
-    and that of the others.
+    The rank correlation of two ranks x and y over all rows is 1 - mean (x - y)² / (2 variance). Of
+    the measured rows the square is 0, of the others the probe tells it.
 
     Probe rows that are not finite in one of two compared arrays are left out of that comparison;
     a comparison of nothing gives 0.
@@ -42,6 +43,7 @@ def audit(
         stale_features: [q, d] last known features.
         centre: [d] subtracted from all features before they are compared: the mean of the
             measured ones.
+        variance: of the importance of all rows; of ranks in (0, 1) without ties 1/12.
         calibration: errors of held-out rows relative to what their confidence promises.
         num_measured: rows measured so far, the probe included.
         num_rows: rows of the store.
@@ -50,12 +52,14 @@ def audit(
     """
     with np.errstate(invalid="ignore"):  # differences of infinities are left out
         on_others = rank_correlation(predicted, measured)
+        square_error = _mean((_wide(predicted) - _wide(measured)) ** 2)
         share = num_measured / num_rows
+        over_all = 1 - (1 - share) * square_error / (2 * variance) if variance > 0 else share
         return Audit(
             num_probe=len(measured),
             num_measured=num_measured,
             rank_correlation=on_others,
-            rank_correlation_all=share + (1 - share) * on_others,
+            rank_correlation_all=max(over_all, -1.0) if len(measured) else share,
             calibration=calibration,
             rank_correlation_stale=rank_correlation(stale, measured),
             mean_abs_error=_mean(np.abs(_wide(predicted) - _wide(measured))),

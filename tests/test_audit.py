@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from gracekit.audit import audit, rank_correlation
-from gracekit.refresher.measuring import next_round
+from gracekit.refresher.measuring import next_round, next_start
 from gracekit.types import Audit, Float32
 
+SEEDS = st.integers(0, 999)
 
-def make_audit(predicted: Float32, measured: Float32, **changes: Float32) -> Audit:
+
+def make_audit(predicted: Float32, measured: Float32, **changes: object) -> Audit:
     p = len(predicted)
     eye = np.eye(p, 3, dtype=np.float32)
     features = {"predicted_features": eye, "measured_features": eye, "stale_features": eye}
@@ -28,6 +30,7 @@ def make_audit(predicted: Float32, measured: Float32, **changes: Float32) -> Aud
             "centre": np.zeros(3, np.float32),
             "num_measured": 50,
             "num_rows": 200,
+            "variance": 1.25,
             "calibration": 1.0,
             "target": 0.9,
             **features,
@@ -66,7 +69,7 @@ def test_audit_by_hand() -> None:
     assert result.num_probe == 4 and result.num_measured == 50 and result.rounds == 1
     assert result.rank_correlation == pytest.approx(0.8)
     assert result.rank_correlation_stale == pytest.approx(-0.8)
-    assert result.rank_correlation_all == pytest.approx(0.25 + 0.75 * 0.8)
+    assert result.rank_correlation_all == pytest.approx(1 - 0.75 * 0.75 / 2.5)
     assert result.mean_abs_error == pytest.approx(0.75)
     assert result.mean_abs_error_stale == pytest.approx(1.75)
     assert not result.target_met
@@ -103,22 +106,59 @@ def test_no_probe_gives_zeros() -> None:
     assert result.rank_correlation == result.mean_abs_error == result.feature_cosine == 0
 
 
+@given(n=st.integers(200, 400), share=st.floats(0.05, 0.9), noise=st.floats(0.05, 3), seed=SEEDS)
+def test_rank_correlation_over_all_is_what_the_probe_says_of_the_others(
+    n: int, share: float, noise: float, seed: int
+) -> None:
+    """With all others as probe it is Spearman over everything, but for the few places that measured
+    rows lose or win because others are misplaced.
+    """
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=n)
+    rows = rng.permutation(n)[round(share * n) :]
+    estimate = truth.copy()
+    estimate[rows] += noise * rng.normal(size=len(rows))
+    x, y = ((rankdata(v) - 0.5) / n for v in (estimate, truth))
+    result = make_audit(
+        x[rows].astype(np.float32),
+        y[rows].astype(np.float32),
+        num_measured=n - len(rows),
+        num_rows=n,
+        variance=float(y.var()),
+    )
+    over_all = spearmanr(x, y).statistic
+    assert -1e-6 <= result.rank_correlation_all - over_all <= 0.1 * (1 - over_all) + 0.002
+
+
 @given(
-    others=st.floats(-0.5, 0.999),
+    over_all=st.floats(-0.5, 0.999),
     target=st.floats(0, 1),
     num_measured=st.integers(1, 999),
 )
 def test_next_round_reaches_the_target_if_nothing_gets_better(
-    others: float, target: float, num_measured: int
+    over_all: float, target: float, num_measured: int
 ) -> None:
     result = dataclasses.replace(
         make_audit(np.zeros(3, np.float32), np.zeros(3, np.float32)),
         num_measured=num_measured,
-        rank_correlation=others,
+        rank_correlation_all=over_all,
         target=target,
     )
     wanted = next_round(result, 1000)
     assert num_measured < wanted <= min(1000, 2 * num_measured)
-    if wanted < min(1000, 2 * num_measured) and wanted > num_measured + 1:
-        share = wanted / 1000
-        assert target - 1e-9 <= share + (1 - share) * others < target + 0.05
+    if num_measured + 1 < wanted < min(1000, 2 * num_measured):
+        error_by_row = (1 - over_all) / (1000 - num_measured)
+        assert 1 - error_by_row * (1000 - wanted) >= target - 1e-9
+        fewer = (wanted - 1) / 1.02
+        assert 1 - error_by_row * (1000 - fewer) <= target + 1e-9
+
+
+def test_the_next_refresh_starts_with_less_than_this_one_needed() -> None:
+    values = np.zeros(3, np.float32)
+    result = dataclasses.replace(make_audit(values, values), num_measured=400, target=0.9)
+    # 600 rows leave .08, so .1 is left by 750: 250 rows were needed.
+    enough = dataclasses.replace(result, rank_correlation_all=0.92)
+    assert next_start(enough, 400, 1000) == 200
+    assert next_start(dataclasses.replace(result, rank_correlation_all=0.99), 400, 1000) == 0
+    assert next_start(dataclasses.replace(result, rank_correlation_all=0.2), 400, 1000) == 500
+    assert next_start(None, 400, 1000) == 320

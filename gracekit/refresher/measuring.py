@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 LEAST_PROBE = 10
 """Probe rows below which no audit is made."""
+PROBE_PARTS = 5
+"""In which the probe's importance is foretold."""
+_START = 0.8
+"""Of what the last refresh needed, to start with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +113,8 @@ class MeasuredRows:
 def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int) -> Evidence:
     """Measure what the plan says, audit, and measure more while the audit misses the target.
 
-    The first round measures as many rows as the last refresh needed (at least `min_fraction`), each
-    further one at most twice as many, up to `max_fraction`; everything, when the audit is then
+    The first round measures a little less than the last refresh needed (at least `min_fraction`),
+    each further one at most twice as many, up to `max_fraction`; everything, when the audit is then
     still below `full_below`. The probe is drawn once; what the plan has not picked of it since is
     probe in every round.
 
@@ -189,7 +193,7 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
                     run,
                     rounds=rounds,
                     num_since_full=0 if num_planned >= n else known.num_since_full + 1,
-                    next_budget=next_start(int(is_known.sum()), n, rounds, is_enough),
+                    next_budget=next_start(audit, int(is_known.sum()), n),
                 ),
             )
         budget = n if num_planned >= limit else min(next_round(audit, n), limit)
@@ -198,23 +202,31 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
 def next_round(audit: Audit, num_rows: int) -> int:
     """Rows to measure in all in the next round.
 
-    As many as reach the target if the others stay as well predicted as the audit says they are,
-    but not more than twice as many as so far, because with more measured they will be better.
+    What is needed, but not more than twice as many as so far, because with more measured the
+    others will be better predicted.
     """
-    others = audit.rank_correlation
-    share = (audit.target - others) / (1 - others) if others < audit.target < 1 else 1.0
-    wanted = max(math.ceil(1.02 * share * num_rows), audit.num_measured + 1)
+    wanted = max(
+        math.ceil(1.02 * _needed_share(audit, num_rows) * num_rows), audit.num_measured + 1
+    )
     return min(wanted, 2 * audit.num_measured, num_rows)
 
 
-def next_start(num_measured: int, num_rows: int, rounds: int, is_enough: bool) -> int:
+def next_start(audit: Audit | None, num_measured: int, num_rows: int) -> int:
     """Rows with which the next refresh should start, given what this one needed.
 
-    The same, or a little less where the first round was enough already; never more than half of
-    all, so that a run that slows down is noticed.
+    Somewhat less: training mostly slows down, and a further round costs no model pass. Never more
+    than half of all, so that a run that slows down at once is noticed.
     """
-    start = math.ceil(0.7 * num_measured) if is_enough and rounds == 1 else num_measured
-    return min(start, num_rows // 2)
+    needed = num_measured if audit is None else _needed_share(audit, num_rows) * num_rows
+    return min(math.ceil(_START * needed), num_rows // 2)
+
+
+def _needed_share(audit: Audit, num_rows: int) -> float:
+    """Share of all rows that reaches the target if the others are foretold no better then."""
+    missing = 1 - audit.rank_correlation_all
+    unmeasured = 1 - audit.num_measured / num_rows
+    allowed = 1 - audit.target
+    return max(0.0, 1 - allowed * unmeasured / missing) if missing > 0 else 0.0
 
 
 def audit_probe(
@@ -240,23 +252,30 @@ def audit_probe(
     if len(rows) < LEAST_PROBE:
         return None
     # What selection uses is importance, a rank among all rows: so that is what is compared.
-    measured = prediction.scores.values[name]
+    values = prediction.scores.values[name]
     has_score = known.scores.usable.copy()
     has_score[plan.rows] = True
-    without = measured.copy()
-    without[rows] = foretold[probe]
+    measured = known.importance_of(values, recipe.scoring)
+    predicted = np.empty(len(rows), np.float32)
+    # A few at a time: what is foretold ranks among measured rows as well, as it will in use.
+    for first in range(PROBE_PARTS):
+        part = slice(first, None, PROBE_PARTS)
+        without = values.copy()
+        without[rows[part]] = foretold[probe][part]
+        predicted[part] = known.importance_of(without, recipe.scoring)[rows[part]]
     held = np.isin(prediction.features.held_out_rows, rows)
     of_held = prediction.features.held_out_rows[held]
     place = np.argsort(measurement.rows)
     place = place[np.searchsorted(measurement.rows, of_held, sorter=place)]
     return audit(
-        predicted=known.importance_of(without, recipe.scoring)[rows],
-        measured=known.importance_of(measured, recipe.scoring)[rows],
+        predicted=predicted,
+        measured=measured[rows],
         stale=known.importance_of(known.values[name], recipe.scoring)[rows],
         predicted_features=prediction.features.held_out[held],
         measured_features=measurement.features[place].astype(np.float32),
         stale_features=known.features[of_held],
         centre=measurement.features[measurement.valid].astype(np.float32).mean(axis=0),
+        variance=float(measured[has_score].var(dtype=np.float64)),
         calibration=prediction.scores.calibration[name],
         num_measured=len(plan.rows),
         num_rows=int(has_score.sum()),
