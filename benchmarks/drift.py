@@ -322,19 +322,18 @@ def cells_of(links: list[Link]) -> str:
 
 def print_adaptive(run: Run) -> None:
     """The third: the budget as the audit asks, up to everything."""
-    print("\n| plan | step | measured | audit | true | stale | over all, audit | over all, true "
-          "| objective kept |\n|---|--:|" + "--:|" * 7)  # fmt: skip
-    for plan in ("random", "cover"):
-        links = chain(run, recipe(refresh={"max_fraction": 1.0, "plan": plan}))
-        for link in links:
-            print(
-                f"| {plan} | {link.step} | {link.cost:.0%} | {link.audit:.3f} "
-                f"| {link.unmeasured:.3f} | {link.stale:.3f} | {link.audit_all:.3f} "
-                f"| {link.rank_correlation['gradient-norm']:.3f} | {link.kept:.3f} |",
-                flush=True,
-            )
-        cost = (1 + sum(link.cost for link in links)) / (1 + len(links))
-        print(f"{plan}: {cost:.0%} of measuring everything at every checkpoint")
+    print("\n| step | measured | audit | true | stale | over all, audit | over all, true "
+          "| objective kept |\n|--:|" + "--:|" * 7)  # fmt: skip
+    links = chain(run, recipe(refresh={"max_fraction": 1.0}))
+    for link in links:
+        print(
+            f"| {link.step} | {link.cost:.0%} | {link.audit:.3f} | {link.unmeasured:.3f} "
+            f"| {link.stale:.3f} | {link.audit_all:.3f} "
+            f"| {link.rank_correlation['gradient-norm']:.3f} | {link.kept:.3f} |",
+            flush=True,
+        )
+    cost = (1 + sum(link.cost for link in links)) / (1 + len(links))
+    print(f"{cost:.0%} of measuring everything at every checkpoint")
 
 
 def print_long(run: Run) -> None:
@@ -356,7 +355,9 @@ def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--features", choices=["hidden", "middle", "sketch", "both"], default="hidden")
+    parser.add_argument(
+        "--features", choices=["hidden", "middle", "sketch", "both"], default="hidden"
+    )
     parser.add_argument("--fractions", default="0.05,0.1,0.2")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--samples", type=int, help="so many random ones (default: all)")

@@ -48,6 +48,10 @@ class Run:
     features: Any
     """float16 [c, n, d]"""
     samples: SampleTable
+    dense_steps: Any
+    """[t] steps at which the first rows were measured, those between checkpoints included"""
+    dense: Any
+    """gradient norms of the first rows in the space of propagation [t, m]"""
 
     @classmethod
     def load(cls, path: Path, features: str) -> Run:
@@ -72,7 +76,13 @@ class Run:
             to_working({s: data[s][c] for s in SCORES}, samples.num_response_tokens)
             for c in range(len(data["steps"]))
         ]
+        dense_steps = data.get("dense_steps", np.zeros(0, np.int64))
+        first = data.get(f"dense_{SCORES[0]}", np.zeros((0, 0), np.float32))
+        num_targets = samples.num_response_tokens[: first.shape[1]]
+        dense = [to_working({SCORES[0]: each}, num_targets)[SCORES[0]] for each in first]
         return cls(
+            dense_steps=dense_steps,
+            dense=np.array(dense).reshape(first.shape),
             steps=data["steps"],
             exact={s: data[s] for s in SCORES},
             working={s: np.stack([each[s] for each in working]) for s in SCORES},
@@ -81,7 +91,7 @@ class Run:
         )
 
     def part(self, num_samples: int, seed: int) -> Run:
-        """Some of the samples, drawn at random."""
+        """Some of the samples, drawn at random; nothing of what was measured between."""
         rows = np.sort(np.random.default_rng(seed).permutation(len(self.samples))[:num_samples])
         one_a_row = {
             field.name: getattr(self.samples, field.name)[rows]
@@ -93,6 +103,8 @@ class Run:
         )
         return dataclasses.replace(
             self,
+            dense_steps=self.dense_steps[:0],
+            dense=self.dense[:0],
             exact={name: score[:, rows] for name, score in self.exact.items()},
             working={name: score[:, rows] for name, score in self.working.items()},
             features=self.features[:, rows],
@@ -218,6 +230,8 @@ class Link:
     """Effective rank of the directions, relative to that of the true ones."""
     kept: float
     selected: Rows
+    importance: Float32
+    """[n] as it is known after this refresh."""
     cost: float
     seconds: float
 
@@ -263,6 +277,7 @@ def chain(run: Run, recipe: Recipe, start: int = 0) -> list[Link]:
                 rank=graph_facts["effective_rank"] / truths.effective_rank(c),
                 kept=truths.kept(c, selected),
                 selected=selected,
+                importance=found[SCORES[0]],
                 cost=len(evidence.plan.rows) / len(run.samples),
                 seconds=seconds,
             )

@@ -30,6 +30,8 @@ PROBE_PARTS = 5
 """In which the probe's importance is foretold."""
 _START = 0.8
 """Of what the last refresh needed, to start with."""
+_MOST_OF_THE_WAY, _NEAR = 0.8, 0.02
+"""Share of the missing rows that a round adds, unless they are but this share of all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,12 +204,13 @@ def measure(recipe: Recipe, known: Known | None, run: MeasuredRows, *, step: int
 def next_round(audit: Audit, num_rows: int) -> int:
     """Rows to measure in all in the next round.
 
-    What is needed, but not more than twice as many as so far, because with more measured the
-    others will be better predicted.
+    With more measured the others will be better predicted. So it goes most of the way to what is
+    needed now, all of it when that is near, and never to more than twice as many as so far.
     """
-    wanted = max(
-        math.ceil(1.02 * _needed_share(audit, num_rows) * num_rows), audit.num_measured + 1
-    )
+    missing = _needed_share(audit, num_rows) * num_rows - audit.num_measured
+    if missing > _NEAR * num_rows:
+        missing *= _MOST_OF_THE_WAY
+    wanted = audit.num_measured + max(math.ceil(missing), 1)
     return min(wanted, 2 * audit.num_measured, num_rows)
 
 
