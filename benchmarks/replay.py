@@ -70,7 +70,7 @@ class Run:
             source_rows=np.arange(n),
             previews=names,
             num_source_rows=n,
-            fingerprint=path.stem,
+            fingerprint=f"{path.stem}-{features}",
         )
         working = [
             to_working({s: data[s][c] for s in SCORES}, samples.num_response_tokens)

@@ -612,7 +612,7 @@ def test_few_rows_that_spread_more_than_all_tell_no_wider_spread() -> None:
     """The measured rows happen to lie farther out, and did so before."""
     rng = np.random.default_rng(0)
     old = rng.normal(size=(2000, 4)).astype(np.float32)
-    old[:100] *= 1.4
+    old[:100] *= 1.12
     truth = (old @ np.diag([1, 1.1, 0.9, 1.2])).astype(np.float32)
     predicted = truth * np.float32(0.8)
     features, rows, held = predicted.copy(), np.arange(100, 2000), np.arange(0, 100, 4)
@@ -620,6 +620,17 @@ def test_few_rows_that_spread_more_than_all_tell_no_wider_spread() -> None:
     assert share == 1
     spread, true_spread = features[rows].std(axis=0), truth[rows].std(axis=0)
     np.testing.assert_allclose(spread, true_spread, rtol=0.03)
+
+
+def test_rows_that_were_not_drawn_at_random_do_not_widen_the_others() -> None:
+    """The oldest rows were predicted for longest and lie closer together, for no chance's sake."""
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(3000, 4)).astype(np.float32)
+    old = truth.copy()
+    old[:300] *= 0.5
+    features, rows, held = truth.copy(), np.arange(300, 3000), np.arange(0, 300, 4)
+    restore_spread(features, rows, truth[:300], held, truth[held], old, np.arange(300))
+    assert (features[rows].std(axis=0) / truth[rows].std(axis=0)).max() < 1.2
 
 
 def test_spread_is_left_where_stretching_only_adds_noise() -> None:

@@ -222,8 +222,10 @@ def restore_spread(
     axis of the predicted features they are stretched around their mean to the spread to be
     expected, by `_MOST_STRETCH` at most either way, and only as far as held-out rows do not miss
     the cosine of 1 by `_WORTH_SPREAD` more than without. Expected is the standard deviation of the
-    measured rows, times what theirs falls short of everyone's in the features known before (a
-    ratio estimate: few rows drawn at random spread more or less than all, and did so before).
+    measured rows, times what theirs falls short of the predicted rows' in the features known before
+    (a ratio estimate: few rows drawn at random spread more or less than others, and did so before).
+    The ratio is kept to two standard errors of a spread: rows that were not drawn at random, such
+    as the oldest, differ for other reasons.
     (Axes of the measured features would be no good: few rows spread too much along their own first
     axes and too little along their last, whatever they are drawn from.)
 
@@ -247,7 +249,9 @@ def restore_spread(
     of_all, of_measured = _spread_along(axes, old, rows), _spread_along(axes, old, measured_rows)
     found = np.sqrt(np.maximum(square, 0))
     wanted = _spread_along(axes, target, np.arange(len(target)))
-    wanted *= np.divide(of_all, of_measured, out=np.ones_like(wanted), where=of_measured > 0)
+    by_chance = 2 / np.sqrt(2 * len(target))
+    ratio = np.divide(of_all, of_measured, out=np.ones_like(wanted), where=of_measured > 0)
+    wanted *= np.clip(ratio, 1 - by_chance, 1 + by_chance)
     wider = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0) - 1
     stretch = (axes * np.clip(wider, -_MOST_STRETCH, _MOST_STRETCH)) @ axes.T
 

@@ -32,6 +32,8 @@ _START = 0.8
 """Of what the last refresh needed, to start with."""
 _MOST_OF_THE_WAY, _NEAR = 0.8, 0.02
 """Share of the missing rows that a round adds, unless they are but this share of all."""
+_LEAST_STEP = 0.005
+"""Of all rows, that a round adds: each costs a propagation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +212,7 @@ def next_round(audit: Audit, num_rows: int) -> int:
     missing = _needed_share(audit, num_rows) * num_rows - audit.num_measured
     if missing > _NEAR * num_rows:
         missing *= _MOST_OF_THE_WAY
-    wanted = audit.num_measured + max(math.ceil(missing), 1)
+    wanted = audit.num_measured + math.ceil(max(missing, _LEAST_STEP * num_rows))
     return min(wanted, 2 * audit.num_measured, num_rows)
 
 
@@ -220,7 +222,12 @@ def next_start(audit: Audit | None, num_measured: int, num_rows: int) -> int:
     Somewhat less: training mostly slows down, and a further round costs no model pass. Never more
     than half of all, so that a run that slows down at once is noticed.
     """
-    needed = num_measured if audit is None else _needed_share(audit, num_rows) * num_rows
+    if audit is None:
+        needed = float(num_measured)
+    elif audit.num_measured >= num_rows:  # it says nothing of fewer
+        needed = float(num_rows)
+    else:
+        needed = _needed_share(audit, num_rows) * num_rows
     return min(math.ceil(_START * needed), num_rows // 2)
 
 
@@ -258,6 +265,7 @@ def audit_probe(
     values = prediction.scores.values[name]
     has_score = known.scores.usable.copy()
     has_score[plan.rows] = True
+    has_score &= np.isfinite(values)
     measured = known.importance_of(values, recipe.scoring)
     predicted = np.empty(len(rows), np.float32)
     # A few at a time: what is foretold ranks among measured rows as well, as it will in use.
