@@ -53,13 +53,14 @@ def audit(
     with np.errstate(invalid="ignore"):  # differences of infinities are left out
         on_others = rank_correlation(predicted, measured)
         square_error = _mean((_wide(predicted) - _wide(measured)) ** 2)
+        is_compared = bool(np.isfinite(_wide(predicted) - _wide(measured)).any())
         share = num_measured / num_rows
         over_all = 1 - (1 - share) * square_error / (2 * variance) if variance > 0 else share
         return Audit(
             num_probe=len(measured),
             num_measured=num_measured,
             rank_correlation=on_others,
-            rank_correlation_all=max(over_all, -1.0) if len(measured) else share,
+            rank_correlation_all=max(over_all, -1.0) if is_compared else share,
             calibration=calibration,
             rank_correlation_stale=rank_correlation(stale, measured),
             mean_abs_error=_mean(np.abs(_wide(predicted) - _wide(measured))),

@@ -2,7 +2,7 @@
 
 Concrete classes are chosen in `Refresher.from_recipe`. A strategy is a class in a dict
 (`SCORERS`, `SELECTORS`, `LAYOUTS`, `FORMATS`); a miss lists what exists. torch appears here as
-types only.
+types only. Above 400 lines, so that all seams are seen together.
 """
 
 from __future__ import annotations

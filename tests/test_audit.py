@@ -104,6 +104,12 @@ def test_no_probe_gives_zeros() -> None:
     result = make_audit(np.zeros(0, np.float32), np.zeros(0, np.float32))
     assert result.num_probe == 0 and not result.target_met
     assert result.rank_correlation == result.mean_abs_error == result.feature_cosine == 0
+    assert result.rank_correlation_all == 0.25
+
+
+def test_a_probe_that_cannot_be_compared_says_nothing_of_the_others() -> None:
+    result = make_audit(np.full(3, np.nan, np.float32), np.zeros(3, np.float32))
+    assert result.rank_correlation_all == 0.25 and not result.target_met
 
 
 @given(n=st.integers(200, 400), share=st.floats(0.05, 0.9), noise=st.floats(0.05, 3), seed=SEEDS)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_PROBE = 10
 """Probe rows below which no audit is made."""
-PROBE_PARTS = 5
+_PROBE_PARTS = 5
 """In which the probe's importance is foretold."""
 _START = 0.8
 """Of what the last refresh needed, to start with."""
@@ -265,12 +265,11 @@ def audit_probe(
     values = prediction.scores.values[name]
     has_score = known.scores.usable.copy()
     has_score[plan.rows] = True
-    has_score &= np.isfinite(values)
     measured = known.importance_of(values, recipe.scoring)
     predicted = np.empty(len(rows), np.float32)
     # A few at a time: what is foretold ranks among measured rows as well, as it will in use.
-    for first in range(PROBE_PARTS):
-        part = slice(first, None, PROBE_PARTS)
+    for first in range(_PROBE_PARTS):
+        part = slice(first, None, _PROBE_PARTS)
         without = values.copy()
         without[rows[part]] = foretold[probe][part]
         predicted[part] = known.importance_of(without, recipe.scoring)[rows[part]]
@@ -286,7 +285,7 @@ def audit_probe(
         measured_features=measurement.features[place].astype(np.float32),
         stale_features=known.features[of_held],
         centre=measurement.features[measurement.valid].astype(np.float32).mean(axis=0),
-        variance=float(measured[has_score].var(dtype=np.float64)),
+        variance=float(measured[np.isfinite(values)].var(dtype=np.float64)),
         calibration=prediction.scores.calibration[name],
         num_measured=len(plan.rows),
         num_rows=int(has_score.sum()),

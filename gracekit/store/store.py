@@ -1,4 +1,4 @@
-"""`Store`: the one door to a store's files."""
+"""`Store`: the one door to a store's files; above 400 lines, so that there is no second one."""
 
 from __future__ import annotations
 
