@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from gracekit.audit import rank_correlation
-from gracekit.scoring.length import ranks_within
+from gracekit.scores.length import ranks_within
 from gracekit.types import Rows
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

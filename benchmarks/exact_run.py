@@ -25,15 +25,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from gracekit.model_pass.batches import TokenBatch, batch_stop, longest_first
+from gracekit.model_pass.context import LocalContext
+from gracekit.model_pass.features import GradientSketch, HiddenMean, to_float16
+from gracekit.model_pass.model_pass import ModelPass
+from gracekit.model_pass.scorers import build_scorers
+from gracekit.model_pass.sketch import KroneckerSketch
 from gracekit.protocols import Reader
 from gracekit.recipe import DataSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
-from gracekit.scoring.batches import TokenBatch, batch_stop, longest_first
-from gracekit.scoring.context import LocalContext
-from gracekit.scoring.features import GradientSketch, HiddenMean, to_float16
-from gracekit.scoring.model_pass import ModelPass
-from gracekit.scoring.scorers import build_scorers
-from gracekit.scoring.sketch import KroneckerSketch
 from gracekit.types import Float32, Rows
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

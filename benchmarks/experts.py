@@ -22,12 +22,12 @@ import numpy as np
 import torch
 import transformers
 
+from gracekit.model_pass.batches import TokenBatch
+from gracekit.model_pass.gradient_scores import GradientNorm
+from gracekit.model_pass.model_pass import ModelPass
+from gracekit.model_pass.sketch import KroneckerSketch
+from gracekit.model_pass.token_scores import Loss
 from gracekit.protocols import Batch, Layer, Reader, RoutedRows
-from gracekit.scoring.batches import TokenBatch
-from gracekit.scoring.gradient_scores import GradientNorm
-from gracekit.scoring.model_pass import ModelPass
-from gracekit.scoring.sketch import KroneckerSketch
-from gracekit.scoring.token_scores import Loss
 from gracekit.types import Bool, Int32
 
 NUM_SAMPLES, NUM_TOKENS, NUM_TARGETS = 8, 128, 95

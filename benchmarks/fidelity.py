@@ -25,11 +25,11 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from transformers import AutoModelForCausalLM
 
+from gracekit.model_pass.executors import LocalExecutor
+from gracekit.model_pass.scorers import scorer_class
 from gracekit.recipe import DataSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
-from gracekit.scoring.executors import LocalExecutor
-from gracekit.scoring.length import correct_length
-from gracekit.scoring.scorers import scorer_class
+from gracekit.scores.length import correct_length
 from gracekit.types import Float64, Measurement
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

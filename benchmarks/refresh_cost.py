@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import Evidence, MeasuredRows, measure
 from gracekit.refresher.state import last_coreset, load_known, propagate, update_graph
-from gracekit.scoring.features import to_float16
 from gracekit.selection import select
 from gracekit.store import CachePayload, Store, VersionDraft
 from gracekit.types import Float32, Measurement, Rows, SampleTable

@@ -17,10 +17,10 @@ from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.measuring import MeasuredRows, measure
 from gracekit.refresher.state import Known, propagate, update_graph
-from gracekit.scoring.length import ranks_within
-from gracekit.scoring.working import to_working
+from gracekit.scores.length import ranks_within
+from gracekit.scores.working_values import to_working
 from gracekit.selection import select
-from gracekit.store.shards import ShardFiles
+from gracekit.store.files.shards import ShardFiles
 from gracekit.types import (
     Bool,
     Float32,

@@ -36,16 +36,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
 
+from gracekit.model_pass.batches import TokenBatch, batch_stop, longest_first
+from gracekit.model_pass.context import LocalContext
+from gracekit.model_pass.features import GradientSketch, HiddenMean
+from gracekit.model_pass.model_pass import ModelPass
+from gracekit.model_pass.products import wide_linears
+from gracekit.model_pass.scorers import build_scorers
+from gracekit.model_pass.sketch import KroneckerSketch
 from gracekit.protocols import Reader
 from gracekit.recipe import DataSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
-from gracekit.scoring.batches import TokenBatch, batch_stop, longest_first
-from gracekit.scoring.context import LocalContext
-from gracekit.scoring.features import GradientSketch, HiddenMean
-from gracekit.scoring.model_pass import ModelPass
-from gracekit.scoring.products import wide_linears
-from gracekit.scoring.scorers import build_scorers
-from gracekit.scoring.sketch import KroneckerSketch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines.train_quickstart import smollm2

@@ -27,9 +27,9 @@ import datasets
 import numpy as np
 import torch
 
+from gracekit.model_pass.batches import TokenBatch
 from gracekit.recipe import DataSection
 from gracekit.samples import load_samples, tokenize
-from gracekit.scoring.batches import TokenBatch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.scoring import CPU, DATA, exact_norms

@@ -302,7 +302,7 @@ class Reader(Protocol):
 
 @runtime_checkable
 class Scorer(Reader, Protocol):
-    """One score of every sample. See `scoring/scorers.py` for how to add one."""
+    """One score of every sample. See `model_pass/scorers.py` for how to add one."""
 
     shrinks_with_length: bool
     """Whether it is the norm of a mean over tokens, which falls with their number: such scores
@@ -338,7 +338,7 @@ class Sketch(Reader, Protocol):
 
 @runtime_checkable
 class FeatureReader(Reader, Protocol):
-    """The features of every sample. See `scoring/features.py`."""
+    """The features of every sample. See `model_pass/features.py`."""
 
     def width(self, hidden_width: int) -> int:
         """Width d of what `finish` gives, for a model of this hidden width."""

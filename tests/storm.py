@@ -14,16 +14,16 @@ from pathlib import Path
 
 from gracekit.files import sha256
 from gracekit.store import Store
-from gracekit.store.pinned import pinned
+from gracekit.store.files.pinned import pinned
 from gracekit.store.verify import verify
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
 # Children are forked from a server that has imported everything, so that they start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["gracekit.refresher", "gracekit.checkpoints.model", "gracekit.scoring.executors",
+    ["gracekit.refresher", "gracekit.checkpoints.model", "gracekit.model_pass.executors",
      "gracekit.selection", "gracekit.samples", "gracekit.propagation", "gracekit.graph",
-     "gracekit.store.database", "transformers.models.llama.modeling_llama", "tests.tiny"]
+     "gracekit.store.sql.database", "transformers.models.llama.modeling_llama", "tests.tiny"]
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def roll_back(folder: Path, version: int) -> None:
 
 def pin_version(folder: Path, version: int) -> None:
     """Keep a version whatever gc removes."""
-    from gracekit.store.pinned import pin
+    from gracekit.store.files.pinned import pin
 
     pin(Store.open(folder / "store"), version)
 

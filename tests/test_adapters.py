@@ -16,10 +16,10 @@ from gracekit import refresh
 from gracekit.checkpoints import describe_architecture, find_checkpoints, model_identity, pin
 from gracekit.checkpoints.model import load_model, load_tokenizer
 from gracekit.errors import CheckpointError, CheckpointMismatchError, MeasureError
+from gracekit.model_pass.gradient_scores import GradientNorm, LoraGradientNorm
+from gracekit.model_pass.layers import linear_layers
+from gracekit.model_pass.sketch import KroneckerSketch, random_signs
 from gracekit.recipe import CheckpointSection
-from gracekit.scoring.gradient_scores import GradientNorm, LoraGradientNorm
-from gracekit.scoring.layers import linear_layers
-from gracekit.scoring.sketch import KroneckerSketch, random_signs
 from gracekit.store import Store
 from tests.test_scoring_pass import RELATIVE, make_samples, mean_loss, run, tiny
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data

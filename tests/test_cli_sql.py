@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from gracekit.cli import main
 from gracekit.cli.render import print_csv
 from gracekit.cli.sql import TABLE_ROWS
-from gracekit.store.queries import NAMED_QUERIES
-from gracekit.store.schema import TABLES, VIEWS
+from gracekit.store.sql.queries import NAMED_QUERIES
+from gracekit.store.sql.schema import TABLES, VIEWS
 from tests.stores import N, make_draft, make_reselect, make_store
 
 REPOSITORY = Path(__file__).parent.parent

@@ -27,10 +27,10 @@ from gracekit.daemon import heartbeat as beats
 from gracekit.daemon import loop
 from gracekit.errors import StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
-from gracekit.report import status
 from gracekit.store import Store, StorePaths
 from gracekit.store.verify import verify
 from gracekit.types import Checkpoint
+from gracekit.views import status
 from tests.test_store_lock import held_elsewhere
 from tests.tiny import recipe_content, tiny_recipe, write_checkpoint, write_data
 

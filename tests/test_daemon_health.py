@@ -28,8 +28,8 @@ from gracekit.daemon.notify import Notifier
 from gracekit.errors import RecipeError
 from gracekit.progress import Progress
 from gracekit.refresher import Refresher
-from gracekit.report import status
 from gracekit.store import Store, StorePaths
+from gracekit.views import status
 from tests.test_daemon import LONG_S, start_watch, told, until
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 

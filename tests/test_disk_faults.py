@@ -17,10 +17,10 @@ import torch
 from gracekit import Coreset
 from gracekit.errors import StoreWriteError
 from gracekit.refresher import refresh
-from gracekit.report import status, versions_table
 from gracekit.store import Store
-from gracekit.store.asking import run_sql
+from gracekit.store.sql.ask import run_sql
 from gracekit.store.verify import verify
+from gracekit.views import status, versions_table
 from tests.faults import count_operations, failing_at
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gracekit.store.queries import NAMED_QUERIES
-from gracekit.store.schema import TABLES, VIEWS
+from gracekit.store.sql.queries import NAMED_QUERIES
+from gracekit.store.sql.schema import TABLES, VIEWS
 
 PAGE = Path(__file__).parent.parent / "docs" / "sql.md"
 

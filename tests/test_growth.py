@@ -26,22 +26,13 @@ from gracekit.errors import (
 )
 from gracekit.exports import export, open_content
 from gracekit.recipe import Recipe
-from gracekit.refresher import (
-    Refresher,
-    RefreshResult,
-    estimate,
-    explain,
-    preview,
-    refresh,
-    reselect,
-    similar,
-)
-from gracekit.report import diff, status, versions_table
+from gracekit.refresher import Refresher, RefreshResult, estimate, preview, refresh, reselect
 from gracekit.store import Store
 from gracekit.store.summary import DATA_COLUMNS
 from gracekit.store.verify import verify
 from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
+from gracekit.views import diff, explain, similar, status, versions_table
 from tests.faults import Killed, count_operations, killed_at
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
 

@@ -29,7 +29,7 @@ from gracekit.samples import load_samples
 from gracekit.samples.formats import Conversation
 from gracekit.samples.render import Renderer
 from gracekit.store import Store
-from gracekit.store.asking import run_sql
+from gracekit.store.sql.ask import run_sql
 from tests.tiny import make_tokenizer, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from gracekit.errors import StoreNotFoundError, VersionNotFoundError
-from gracekit.report import audit_in_words, diff, status, versions_table
 from gracekit.store import Store
 from gracekit.types import Origin
+from gracekit.views import audit_in_words, diff, status, versions_table
 from tests.stores import GROUPS, N, make_draft, make_reselect, make_store
 
 

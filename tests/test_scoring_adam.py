@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from gracekit import refresh
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
+from gracekit.model_pass.adam import AdamNorm
+from gracekit.model_pass.context import LocalContext
+from gracekit.model_pass.gradient_scores import GradientNorm
+from gracekit.model_pass.layers import linear_layers
+from gracekit.model_pass.sketch import KroneckerSketch
 from gracekit.protocols import Reader
-from gracekit.scoring.adam import AdamNorm
-from gracekit.scoring.context import LocalContext
-from gracekit.scoring.gradient_scores import GradientNorm
-from gracekit.scoring.layers import linear_layers
-from gracekit.scoring.sketch import KroneckerSketch
 from gracekit.store import Store
 from tests.test_scoring_experts import experts
 from tests.test_scoring_pass import RELATIVE, Sample, make_samples, mean_loss, run, tiny

@@ -10,9 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gracekit.recipe import DataSection, ScoringSection
-from gracekit.samples import load_samples, tokenize
-from gracekit.scoring.batches import (
+from gracekit.model_pass.batches import (
     PADDING_SHARE,
     WORTH_RUNNING,
     TokenBatch,
@@ -20,6 +18,8 @@ from gracekit.scoring.batches import (
     longest_first,
     num_positions,
 )
+from gracekit.recipe import DataSection, ScoringSection
+from gracekit.samples import load_samples, tokenize
 from gracekit.types import Bool, Int32, Int64
 from tests.tiny import make_tokenizer
 

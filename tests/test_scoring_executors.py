@@ -11,12 +11,12 @@ import torch
 import transformers
 
 from gracekit.errors import MeasureError
+from gracekit.model_pass import token_budget as memory
+from gracekit.model_pass.executors import ENOUGH_TO_JUDGE, LocalExecutor
+from gracekit.model_pass.token_budget import TokenBudget, is_out_of_memory
 from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.recipe import ScoringSection
-from gracekit.scoring import memory
-from gracekit.scoring.executors import ENOUGH_TO_JUDGE, LocalExecutor
-from gracekit.scoring.memory import TokenBudget, is_out_of_memory
 from gracekit.types import Bool, Int32, Int64, Measurement, Rows
 
 VOCABULARY = 89

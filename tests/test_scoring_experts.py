@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from gracekit import refresh
+from gracekit.model_pass.batches import TokenBatch, num_positions
+from gracekit.model_pass.gradient_scores import GradientNorm, GradientNormLast, LoraGradientNorm
+from gracekit.model_pass.layers import linear_layers
+from gracekit.model_pass.routed_rows import RoutedRows as Rows
+from gracekit.model_pass.sketch import KroneckerSketch, random_signs
+from gracekit.model_pass.token_scores import Loss
 from gracekit.protocols import Batch, Layer, Reader, RoutedRows
-from gracekit.scoring.batches import TokenBatch, num_positions
-from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast, LoraGradientNorm
-from gracekit.scoring.layers import linear_layers
-from gracekit.scoring.rows import RoutedRows as Rows
-from gracekit.scoring.sketch import KroneckerSketch, random_signs
-from gracekit.scoring.token_scores import Loss
 from gracekit.store import Store
 from tests.families import EXPERTS
 from tests.test_scoring_pass import (

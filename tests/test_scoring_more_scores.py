@@ -12,18 +12,18 @@ import torch.nn.functional as F  # noqa: N812
 
 from gracekit import refresh
 from gracekit.errors import MeasureError, RecipeError
+from gracekit.model_pass import model_pass
+from gracekit.model_pass.context import LocalContext, TargetSamples
+from gracekit.model_pass.executors import LocalExecutor
+from gracekit.model_pass.features import GradientSketch, HiddenMean
+from gracekit.model_pass.gradient_scores import GradientNorm, GradientNormLast
+from gracekit.model_pass.head_score import HeadGradientNorm
+from gracekit.model_pass.influence import Influence, InfluenceDot
+from gracekit.model_pass.layers import decoder_body, linear_layers, output_head
+from gracekit.model_pass.sketch import KroneckerSketch, random_signs
+from gracekit.model_pass.token_scores import Entropy, ErrorNorm, Loss, Margin, Perplexity
 from gracekit.protocols import Reader
 from gracekit.recipe import Recipe, ScoringSection
-from gracekit.scoring import model_pass
-from gracekit.scoring.context import LocalContext, TargetSamples
-from gracekit.scoring.executors import LocalExecutor
-from gracekit.scoring.features import GradientSketch, HiddenMean
-from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast
-from gracekit.scoring.head_score import HeadGradientNorm
-from gracekit.scoring.influence import Influence, InfluenceDot
-from gracekit.scoring.layers import decoder_body, linear_layers, output_head
-from gracekit.scoring.sketch import KroneckerSketch, random_signs
-from gracekit.scoring.token_scores import Entropy, ErrorNorm, Loss, Margin, Perplexity
 from gracekit.store import Store
 from gracekit.types import Float32, Int32, Measurement
 from tests.test_scoring_pass import (

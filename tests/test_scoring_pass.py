@@ -10,21 +10,21 @@ import torch
 import transformers
 
 from gracekit.errors import MeasureError
-from gracekit.protocols import Batch, Layer, Reader, Targets
-from gracekit.scoring import model_pass
-from gracekit.scoring.batches import TokenBatch
-from gracekit.scoring.features import HiddenMean
-from gracekit.scoring.ghost import (
+from gracekit.model_pass import model_pass
+from gracekit.model_pass.batches import TokenBatch
+from gracekit.model_pass.features import HiddenMean
+from gracekit.model_pass.ghost import (
     gram,
     gram_is_cheaper,
     squares_from_grams,
     squares_from_product,
 )
-from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast
-from gracekit.scoring.layers import decoder_body, linear_layers, output_head
-from gracekit.scoring.model_pass import ModelPass
-from gracekit.scoring.readout import FullReadout, SplitReadout, choose_readout
-from gracekit.scoring.token_scores import Loss
+from gracekit.model_pass.gradient_scores import GradientNorm, GradientNormLast
+from gracekit.model_pass.layers import decoder_body, linear_layers, output_head
+from gracekit.model_pass.model_pass import ModelPass
+from gracekit.model_pass.readout import FullReadout, SplitReadout, choose_readout
+from gracekit.model_pass.token_scores import Loss
+from gracekit.protocols import Batch, Layer, Reader, Targets
 from gracekit.types import Bool, Int32
 from tests.families import CONFIGS, DENSE, EXPERTS, HYBRID
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import LoraConfig, get_peft_model
 
+from gracekit.model_pass.batches import TokenBatch
+from gracekit.model_pass.gradient_scores import GradientNorm, GradientNormLast, LoraGradientNorm
+from gracekit.model_pass.layers import linear_layers
 from gracekit.protocols import Scorer
-from gracekit.scoring.batches import TokenBatch
-from gracekit.scoring.gradient_scores import GradientNorm, GradientNormLast, LoraGradientNorm
-from gracekit.scoring.layers import linear_layers
 from tests.test_scoring_pass import CPU, RELATIVE, make_samples, run, tiny
 
 CASES = {

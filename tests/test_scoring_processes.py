@@ -20,11 +20,11 @@ import torch
 from gracekit import refresh
 from gracekit.checkpoints.model import devices_for
 from gracekit.errors import MeasureError, RecipeError
+from gracekit.model_pass.context import TargetSamples
+from gracekit.model_pass.executors import LocalExecutor
+from gracekit.model_pass.processes import ProcessExecutor
 from gracekit.progress import Progress
 from gracekit.recipe import ScoringSection
-from gracekit.scoring.context import TargetSamples
-from gracekit.scoring.executors import LocalExecutor
-from gracekit.scoring.processes import ProcessExecutor
 from gracekit.store import Store
 from gracekit.types import Measurement
 from tests.test_scoring_more_scores import Tokens
@@ -132,7 +132,7 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
         "import sys, time\n"
         "from pathlib import Path\n"
         "import numpy as np\n"
-        "from gracekit.scoring.processes import ProcessExecutor\n"
+        "from gracekit.model_pass.processes import ProcessExecutor\n"
         "from tests.test_scoring_processes import SCORING, Tokens, load_tiny, samples, target\n"
         "if __name__ == '__main__':\n"
         "    executor = ProcessExecutor(load_tiny, ['cpu'], Tokens(samples()), SCORING,\n"

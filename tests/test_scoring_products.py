@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from gracekit.errors import MeasureError
+from gracekit.model_pass import products
+from gracekit.model_pass.features import GradientSketch
+from gracekit.model_pass.gradient_scores import GradientNorm
+from gracekit.model_pass.layers import linear_layers
+from gracekit.model_pass.model_pass import ModelPass
+from gracekit.model_pass.sketch import KroneckerSketch
+from gracekit.model_pass.token_scores import Loss
 from gracekit.protocols import Reader
-from gracekit.scoring import products
-from gracekit.scoring.features import GradientSketch
-from gracekit.scoring.gradient_scores import GradientNorm
-from gracekit.scoring.layers import linear_layers
-from gracekit.scoring.model_pass import ModelPass
-from gracekit.scoring.sketch import KroneckerSketch
-from gracekit.scoring.token_scores import Loss
 from tests.test_scoring_more_scores import bound
 from tests.test_scoring_pass import RELATIVE, make_samples, run, tiny
 

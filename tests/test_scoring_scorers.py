@@ -14,12 +14,12 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import rankdata
 
 from gracekit.errors import RecipeError
+from gracekit.model_pass.features import FEATURES, to_float16
+from gracekit.model_pass.scorers import SCORERS, build_scorers, scorer_class
 from gracekit.protocols import FeatureReader, Scorer
 from gracekit.recipe import LengthCorrection, ScoringSection
-from gracekit.scoring.features import FEATURES, to_float16
-from gracekit.scoring.importance import corrected_score, importance
-from gracekit.scoring.length import correct_length, ranks_within
-from gracekit.scoring.scorers import SCORERS, build_scorers, scorer_class
+from gracekit.scores.importance import corrected_score, importance
+from gracekit.scores.length import correct_length, ranks_within
 
 PLUGIN = """
 from gracekit.protocols import Scorer
@@ -88,7 +88,7 @@ def test_name_given_twice_is_refused() -> None:
 
 def test_scores_and_importance_load_without_torch() -> None:
     code = (
-        "import sys, gracekit.scoring, gracekit.scoring.importance, gracekit.scoring.features\n"
+        "import sys, gracekit.scores.importance, gracekit.model_pass.features\n"
         "heavy = {'torch', 'transformers', 'scipy', 'datasets', 'duckdb'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

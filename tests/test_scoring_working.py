@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gracekit.scoring.working import SMALLEST, from_working, to_working
+from gracekit.scores.working_values import SMALLEST, from_working, to_working
 
 positive = st.floats(1e-6, 1e6)
 

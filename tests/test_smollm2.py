@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from gracekit.model_pass.layers import decoder_body
 from gracekit.recipe import Recipe
 from gracekit.refresher import refresh
-from gracekit.scoring.layers import decoder_body
 from gracekit.store import Store
 from gracekit.store.verify import verify
 from gracekit.types import Origin

@@ -24,12 +24,12 @@ from gracekit.errors import (
 )
 from gracekit.files import write_text_atomic
 from gracekit.store import Store
-from gracekit.store.database import connect
-from gracekit.store.history import column_name, read_scores, write_scores
-from gracekit.store.info import StoreInfo
-from gracekit.store.manifests import SCHEMA, header_text, plain_json
-from gracekit.store.samples import read_samples, write_samples
-from gracekit.store.shards import ShardFiles
+from gracekit.store.files.history import column_name, read_scores, write_scores
+from gracekit.store.files.info import StoreInfo
+from gracekit.store.files.manifests import SCHEMA, header_text, plain_json
+from gracekit.store.files.samples import read_samples, write_samples
+from gracekit.store.files.shards import ShardFiles
+from gracekit.store.sql.database import connect
 from gracekit.store.verify import verify
 from gracekit.types import FORMAT_VERSION, ManifestHeader, Measurement, Origin
 from tests.stores import (

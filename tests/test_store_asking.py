@@ -18,10 +18,10 @@ import pytest
 
 from gracekit.errors import QueryError
 from gracekit.store import Store
-from gracekit.store.asking import parse_queries, run_sql
-from gracekit.store.database import connect
-from gracekit.store.queries import NAMED_QUERIES, named_query
-from gracekit.store.schema import as_pattern
+from gracekit.store.sql.ask import parse_queries, run_sql
+from gracekit.store.sql.database import connect
+from gracekit.store.sql.queries import NAMED_QUERIES, named_query
+from gracekit.store.sql.schema import as_pattern
 from tests.stores import N, make_draft, make_reselect, make_store
 
 REPOSITORY = Path(__file__).parent.parent
@@ -353,7 +353,7 @@ def test_a_large_answer_is_not_held_in_memory(store: Store) -> None:
     """12 M rows of 16 bytes are 190 MiB at least; a fresh process takes them in far less."""
     code = (
         "import resource, sys\n"
-        "from gracekit.store.asking import ask\n"
+        "from gracekit.store.sql.ask import ask\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "with ask(sys.argv[1], 'SELECT 1 AS a, row FROM samples') as answer:\n"
         "    list(answer.rows())\n"
@@ -374,7 +374,7 @@ def test_a_large_answer_is_not_held_in_memory(store: Store) -> None:
 def test_a_version_removed_meanwhile_is_asked_again(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gracekit.store import asking
+    from gracekit.store.sql import ask as asking
 
     real, tries = asking._run, []
 

@@ -14,10 +14,11 @@ import duckdb
 import pytest
 
 from gracekit.errors import StoreNotFoundError, StoreWriteError
-from gracekit.store import Store, database
-from gracekit.store.asking import run_sql
-from gracekit.store.database import connect
-from gracekit.store.schema import TABLES, VIEWS
+from gracekit.store import Store
+from gracekit.store.sql import database
+from gracekit.store.sql.ask import run_sql
+from gracekit.store.sql.database import connect
+from gracekit.store.sql.schema import TABLES, VIEWS
 from tests.faults import failing_at
 from tests.stores import N, make_draft, make_reselect, make_store
 
@@ -206,7 +207,7 @@ def test_a_version_that_is_being_written_is_not_seen(tmp_path: Path) -> None:
 
 READER = """
 import sys
-from gracekit.store.database import connect
+from gracekit.store.sql.database import connect
 root = sys.argv[1]
 held = connect(root)
 held.execute("SELECT count(*) FROM scores").fetchone()

@@ -17,7 +17,7 @@ import pytest
 
 from gracekit.errors import StoreLockedError
 from gracekit.store import StorePaths, lock_daemon, lock_store
-from gracekit.store import lock as locks
+from gracekit.store.files import lock as locks
 from tests.stores import make_draft, make_store
 
 HOLDER = """
@@ -134,7 +134,7 @@ def test_a_writer_waits_for_another_and_says_so(
                 holder.stdin = None
             return True
 
-        logger = logging.getLogger("gracekit.store.lock")
+        logger = logging.getLogger("gracekit.store.files.lock")
         logger.addFilter(on_log)
         try:
             with caplog.at_level("INFO"):

@@ -8,11 +8,13 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from gracekit.store import Store, database, manifests
+from gracekit.store import Store
 from gracekit.store import store as store_module
-from gracekit.store.facts import KnownFacts, VersionFacts
-from gracekit.store.schema import TABLES, VIEWS
+from gracekit.store.files import manifests
+from gracekit.store.sql import database
+from gracekit.store.sql.schema import TABLES, VIEWS
 from gracekit.store.verify import verify
+from gracekit.store.version_facts import KnownFacts, VersionFacts
 from tests.stores import make_draft, make_reselect, make_store
 
 

@@ -14,14 +14,15 @@ import gracekit
 from gracekit import files
 from gracekit.errors import StoreDataMismatchError, StoreFormatError, StoreWriteError
 from gracekit.recipe import Recipe
-from gracekit.report import status, versions_table
-from gracekit.store import Store, StorePaths, info, migrations
-from gracekit.store.asking import run_sql
-from gracekit.store.migrations import MIGRATIONS, migration
-from gracekit.store.queries import NAMED_QUERIES
+from gracekit.store import Store, StorePaths
+from gracekit.store.files import info, migrations
+from gracekit.store.files.migrations import MIGRATIONS, migration
+from gracekit.store.sql.ask import run_sql
+from gracekit.store.sql.queries import NAMED_QUERIES
 from gracekit.store.verify import verify
 from gracekit.training import Coreset
 from gracekit.types import FORMAT_VERSION
+from gracekit.views import status, versions_table
 from tests.faults import Killed, count_operations, failing_at, killed_at
 from tests.stores import N, make_draft, make_store
 from tests.tiny import write_checkpoint

@@ -20,15 +20,15 @@ from filelock import FileLock
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
 from gracekit.refresher.changes import earlier_losses
-from gracekit.report import diff, status, versions_table
 from gracekit.store import Store
-from gracekit.store.asking import run_sql
-from gracekit.store.leases import LIFE_S, Lease, followed
-from gracekit.store.pinned import pin, pinned, unpin
-from gracekit.store.removals import write_removal
+from gracekit.store.files.leases import LIFE_S, Lease, followed
+from gracekit.store.files.pinned import pin, pinned, unpin
+from gracekit.store.files.removals import write_removal
 from gracekit.store.retention import GcReport, collect, examine
+from gracekit.store.sql.ask import run_sql
 from gracekit.store.verify import verify
 from gracekit.training import Coreset
+from gracekit.views import diff, status, versions_table
 from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 

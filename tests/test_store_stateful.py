@@ -18,8 +18,8 @@ from gracekit.errors import StoreDataMismatchError, StoreWriteError, VersionNotF
 from gracekit.refresher import RefreshResult, rollback
 from gracekit.store import Store
 from gracekit.store.commit import publish
-from gracekit.store.leases import Lease
-from gracekit.store.pinned import pin, pinned, unpin
+from gracekit.store.files.leases import Lease
+from gracekit.store.files.pinned import pin, pinned, unpin
 from gracekit.store.retention import collect
 from gracekit.store.verify import verify
 from gracekit.training import Coreset

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gracekit.store import Store
-from gracekit.store.samples import write_samples
+from gracekit.store.files.samples import write_samples
 from gracekit.store.verify import verify
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 

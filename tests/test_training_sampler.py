@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from gracekit.errors import RecipeError
 from gracekit.refresher import rollback
 from gracekit.store import Store
-from gracekit.store.leases import followed
+from gracekit.store.files.leases import followed
 from gracekit.training import Coreset, CoresetSampler
 from tests.stores import N, make_draft, make_store
 

@@ -13,8 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from turns import Turns, size_of
 
+from gracekit.model_pass.executors import LocalExecutor
 from gracekit.recipe import ScoringSection
-from gracekit.scoring.executors import LocalExecutor
 from gracekit.types import Bool, Int32, Int64, Rows
 
 

@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from gracekit.cli import export, history, logs, look, plan, read, sql, start, work
+from gracekit.cli import export, init, keeping, logs, making, one_sample, plan, reading, sql
 from gracekit.version import __version__
 
 EPILOG = """
@@ -43,22 +43,22 @@ def main(verbose: bool, quiet: bool, log_format: str) -> None:
 
 
 for command in (
-    start.init,
-    work.watch,
-    work.refresh,
+    init.init,
+    making.watch,
+    making.refresh,
     plan.plan,
-    work.select,
+    making.select,
     export.export,
-    look.explain,
-    look.similar,
-    read.status,
-    read.versions,
-    read.diff,
-    history.rollback,
-    history.pin,
-    history.unpin,
-    history.gc,
+    one_sample.explain,
+    one_sample.similar,
+    reading.status,
+    reading.versions,
+    reading.diff,
+    keeping.rollback,
+    keeping.pin,
+    keeping.unpin,
+    keeping.gc,
     sql.sql,
-    read.verify,
+    reading.verify,
 ):
     main.add_command(command)

@@ -19,7 +19,7 @@ from gracekit.cli.render import print_json, say
 from gracekit.errors import RecipeError, VersionNotFoundError
 
 if TYPE_CHECKING:
-    from gracekit.exports.content import Weighting
+    from gracekit.exports.exported_rows import Weighting
     from gracekit.store import Store
 
 

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gracekit.daemon.heartbeat import Heartbeat, beating
-from gracekit.daemon.memory import release_memory
 from gracekit.daemon.notify import Notifier
+from gracekit.daemon.release_memory import release_memory
 from gracekit.errors import (
     CheckpointError,
     CheckpointIncompleteError,

@@ -62,7 +62,7 @@ def propagate_scores(
     Args:
         rule: `gated`, `grace` or `none`.
         old: score name -> [n] last known scores in a space where changes compare
-            (`scoring.working`).
+            (`scores.working_values`).
         measured_rows: [m] distinct.
         new: score name -> [m] in the same space; NaN where the measurement was not finite.
         covariates: [n, c] what else is known of every row (length, age, last change, groups);

@@ -2,12 +2,9 @@
 
 `flow` is a refresh from checkpoint to version; `state` what the last version knows and what a
 refresh makes of it; `measuring` the model pass in rounds, resumable; `operations` what the command
-line and `gracekit.refresh` call; `planning` what a refresh would do and cost; `comparing` and
-`explaining` look without changing anything.
+line and `gracekit.refresh` call; `planning` what a refresh would do and cost.
 """
 
-from gracekit.refresher.comparing import compare
-from gracekit.refresher.explaining import explain, similar
 from gracekit.refresher.flow import Refresher, RefreshResult
 from gracekit.refresher.operations import refresh, reselect, rollback
 from gracekit.refresher.planning import CostEstimate, PlanPreview, estimate, preview
@@ -17,12 +14,9 @@ __all__ = [
     "PlanPreview",
     "RefreshResult",
     "Refresher",
-    "compare",
     "estimate",
-    "explain",
     "preview",
     "refresh",
     "reselect",
     "rollback",
-    "similar",
 ]

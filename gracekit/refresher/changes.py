@@ -23,7 +23,7 @@ def earlier_losses(store: Store, samples: SampleTable, scores: Iterable[str]) ->
     Only measured losses of the content that a row has now count, never propagated ones. Reads what
     was measured at every version, and nothing when no score asks for it.
     """
-    from gracekit.scoring.scorers import scorer_class
+    from gracekit.model_pass.scorers import scorer_class
 
     against = {name: scorer_class(name).against for name in scores}
     against = {name: which for name, which in against.items() if which is not None}

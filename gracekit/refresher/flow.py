@@ -35,11 +35,11 @@ from gracekit.refresher.state import (
 from gracekit.types import Checkpoint, Json, ManifestHeader, PinnedCheckpoint
 
 if TYPE_CHECKING:
+    from gracekit.model_pass.context import TargetSamples
     from gracekit.protocols import Executor
     from gracekit.samples import Growth, RawSamples, TokenTable
-    from gracekit.scoring.context import TargetSamples
     from gracekit.store import Store
-    from gracekit.store.facts import KnownFacts
+    from gracekit.store.version_facts import KnownFacts
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Refresher:
             DataError: The data cannot be read or used; with `strict` also for skipped rows.
             StoreDataMismatchError: The store was made from other data.
         """
-        from gracekit.scoring.scorers import build_scorers
+        from gracekit.model_pass.scorers import build_scorers
         from gracekit.selection import selector_for
         from gracekit.store import Store
 
@@ -164,7 +164,7 @@ class Refresher:
         kept, or before the next stage. A commit that has begun is finished.
         """
         from gracekit.checkpoints import OPTIMIZER_FILES, model_identity, pin
-        from gracekit.scoring.features import to_float16
+        from gracekit.model_pass.features import to_float16
         from gracekit.selection import select
         from gracekit.store import CachePayload, StorePaths, VersionDraft
 
@@ -374,14 +374,14 @@ class Refresher:
 
     @property
     def _needs_optimizer(self) -> bool:
-        from gracekit.scoring.scorers import scorer_class
+        from gracekit.model_pass.scorers import scorer_class
 
         return any(scorer_class(name).needs_optimizer for name in self.recipe.scoring.scores)
 
     def target_samples(self, tokenizer: Any, cache: Path) -> TargetSamples | None:
         """The target set in the checkpoint's tokens, if the recipe names one."""
+        from gracekit.model_pass.context import TargetSamples
         from gracekit.samples import load_samples, tokenize
-        from gracekit.scoring.context import TargetSamples
 
         settings = self.recipe.target
         if settings is None:
@@ -399,8 +399,8 @@ class Refresher:
     ) -> Executor:
         """The model pass of this checkpoint."""
         from gracekit.checkpoints.model import devices_for, load_checked
-        from gracekit.scoring.executors import LocalExecutor
-        from gracekit.scoring.processes import ProcessExecutor
+        from gracekit.model_pass.executors import LocalExecutor
+        from gracekit.model_pass.processes import ProcessExecutor
 
         scoring = self.recipe.scoring
         load = partial(

@@ -19,7 +19,7 @@ from gracekit.types import Audit, Bool, Float32, Json, Measurement, Reason, Refr
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
     from gracekit.refresher.state import Known, Prediction
-    from gracekit.store.shards import ShardFiles
+    from gracekit.store.files.shards import ShardFiles
 
 logger = logging.getLogger(__name__)
 

@@ -52,7 +52,7 @@ class Known:
     samples: SampleTable
     scores: ScoreTable
     values: dict[str, Float32]
-    """score name -> [n] working values (see `scoring.working`)."""
+    """score name -> [n] working values (see `scores.working_values`)."""
     changes: dict[str, Float32]
     """score name -> [n] change of the working values in the last refresh; 0 where none is known."""
     features: Float32
@@ -69,14 +69,14 @@ class Known:
 
     def to_working(self, scores: dict[str, Float32], rows: Rows) -> dict[str, Float32]:
         """Scores of some rows as working values."""
-        from gracekit.scoring.working import to_working
+        from gracekit.scores.working_values import to_working
 
         return to_working(scores, self.samples.num_response_tokens[rows])
 
     def importance_of(self, values: Float32, scoring: ScoringSection) -> Float32:
         """[n] importance from working values [n] of the recipe's importance score."""
-        from gracekit.scoring.importance import corrected_score, importance
-        from gracekit.scoring.working import from_working
+        from gracekit.scores.importance import corrected_score, importance
+        from gracekit.scores.working_values import from_working
 
         num_targets = self.samples.num_response_tokens
         scores = from_working({scoring.importance: values}, num_targets)
@@ -119,7 +119,7 @@ def load_known(store: Store, recipe: Recipe, growth: Growth | None = None) -> Kn
     None when there is none, when its features are lost, or when nothing of it is left.
     """
     from gracekit.graph import build_index, load_index, symmetric, unit_features
-    from gracekit.scoring.working import to_working
+    from gracekit.scores.working_values import to_working
 
     version = store.newest_scores()
     if version is None:
@@ -281,8 +281,8 @@ def propagate(
     A row whose measurement is not finite becomes invalid: it has no scores and no features until a
     later measurement succeeds.
     """
-    from gracekit.scoring.importance import corrected_score, importance
-    from gracekit.scoring.working import from_working
+    from gracekit.scores.importance import corrected_score, importance
+    from gracekit.scores.working_values import from_working
 
     n = len(samples)
     rows, good = measurement.rows, measurement.valid
@@ -379,7 +379,7 @@ class StageClock:
 
 def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dict[str, Float32]:
     """Change of the working values from the refresh before to `version`, 0 where unknown."""
-    from gracekit.scoring.working import to_working
+    from gracekit.scores.working_values import to_working
 
     changes = {name: np.zeros_like(value) for name, value in values.items()}
     parent = store.newest_scores(before=version)

@@ -3,10 +3,10 @@
 `Store` is the door. `database` (DuckDB) and `verify` are imported by whoever needs them.
 """
 
-from gracekit.store.cache import CachePayload, StoreCache
 from gracekit.store.commit import VersionDraft
-from gracekit.store.lock import lock_daemon, lock_store
-from gracekit.store.paths import StorePaths
+from gracekit.store.files.cache import CachePayload, StoreCache
+from gracekit.store.files.lock import lock_daemon, lock_store
+from gracekit.store.files.paths import StorePaths
 from gracekit.store.store import Store
 
 __all__ = [

@@ -38,12 +38,12 @@ import numpy as np
 
 from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
-from gracekit.store.cache import CachePayload, prune_caches, save_cache
-from gracekit.store.history import ORIGIN_NAMES, write_measured, write_scores
-from gracekit.store.manifests import coreset_table, header_text, write_manifest
+from gracekit.store.files.cache import CachePayload, prune_caches, save_cache
+from gracekit.store.files.history import ORIGIN_NAMES, write_measured, write_scores
+from gracekit.store.files.manifests import coreset_table, header_text, write_manifest
+from gracekit.store.files.samples import data_facts, write_samples
+from gracekit.store.files.shards import clear_shards
 from gracekit.store.retention import finish, remove_old
-from gracekit.store.samples import data_facts, write_samples
-from gracekit.store.shards import clear_shards
 from gracekit.types import (
     FORMAT_VERSION,
     Audit,
@@ -185,7 +185,7 @@ def publish(store: Store, *, has_new: bool) -> list[str]:
     `has_new` is for a commit: the database is behind, and the sidecars of older versions are not
     compared again if they are there, so that a commit costs the same after many versions.
     """
-    from gracekit.store import database  # DuckDB is loaded only by who publishes or asks
+    from gracekit.store.sql import database  # DuckDB is loaded only by who publishes or asks
 
     paths, versions = store.paths, store.versions()
     done: list[str] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gracekit import files
 from gracekit.store.commit import publish
-from gracekit.store.paths import (
+from gracekit.store.files.paths import (
     CACHE_NAME,
     HISTORY_NAME,
     MANIFEST_NAME,
@@ -18,8 +18,8 @@ from gracekit.store.paths import (
     SAMPLES_NAME,
     numbered,
 )
+from gracekit.store.files.shards import clear_shards
 from gracekit.store.retention import finish
-from gracekit.store.shards import clear_shards
 
 if TYPE_CHECKING:
     from gracekit.store.store import Store

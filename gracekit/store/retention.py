@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING
 
 from gracekit import files
 from gracekit.errors import StoreError, StoreFormatError
-from gracekit.store.info import NewerFormatError
-from gracekit.store.leases import followed, followers
-from gracekit.store.manifests import read_sidecar
-from gracekit.store.pinned import pinned
-from gracekit.store.removals import write_removal
+from gracekit.store.files.info import NewerFormatError
+from gracekit.store.files.leases import followed, followers
+from gracekit.store.files.manifests import read_sidecar
+from gracekit.store.files.pinned import pinned
+from gracekit.store.files.removals import write_removal
 
 if TYPE_CHECKING:
     from gracekit.store.store import Store

@@ -16,16 +16,15 @@ from gracekit.errors import (
     StoreFormatError,
     VersionNotFoundError,
 )
-from gracekit.store.cache import StoreCache, load_cache
 from gracekit.store.commit import VersionDraft, commit
-from gracekit.store.facts import KnownFacts, Stamp, VersionFacts
-from gracekit.store.history import read_scores, scores_for
-from gracekit.store.info import NewerFormatError, StoreInfo
-from gracekit.store.lock import lock_store
-from gracekit.store.manifests import plain_json, read_header
-from gracekit.store.migrations import migrate
-from gracekit.store.parquet import read_table
-from gracekit.store.paths import (
+from gracekit.store.files.cache import StoreCache, load_cache
+from gracekit.store.files.history import read_scores, scores_for
+from gracekit.store.files.info import NewerFormatError, StoreInfo
+from gracekit.store.files.lock import lock_store
+from gracekit.store.files.manifests import plain_json, read_header
+from gracekit.store.files.migrations import migrate
+from gracekit.store.files.parquet import read_table
+from gracekit.store.files.paths import (
     MANIFEST_NAME,
     MANIFESTS,
     REMOVAL_NAME,
@@ -33,10 +32,11 @@ from gracekit.store.paths import (
     manifest_name,
     versions_in,
 )
+from gracekit.store.files.removals import read_removal
+from gracekit.store.files.samples import FIRST_POSITIONS, data_facts, read_samples, write_samples
+from gracekit.store.files.shards import ShardFiles
 from gracekit.store.recover import recover
-from gracekit.store.removals import read_removal
-from gracekit.store.samples import FIRST_POSITIONS, data_facts, read_samples, write_samples
-from gracekit.store.shards import ShardFiles
+from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
 from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, Origin, SampleTable, ScoreTable
 from gracekit.version import __version__
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.files import sha256
-from gracekit.store import cache, database
-from gracekit.store.manifests import SCHEMA, header_text, read_header
-from gracekit.store.parquet import read_table
-from gracekit.store.paths import (
+from gracekit.store.files import cache
+from gracekit.store.files.manifests import SCHEMA, header_text, read_header
+from gracekit.store.files.parquet import read_table
+from gracekit.store.files.paths import (
     CACHE_NAME,
     HISTORY_NAME,
     MANIFEST_NAME,
@@ -22,10 +22,11 @@ from gracekit.store.paths import (
     SAMPLES_NAME,
     numbered,
 )
-from gracekit.store.pinned import pinned
-from gracekit.store.removals import read_removal
+from gracekit.store.files.pinned import pinned
+from gracekit.store.files.removals import read_removal
+from gracekit.store.files.samples import read_samples
 from gracekit.store.retention import leftovers
-from gracekit.store.samples import read_samples
+from gracekit.store.sql import database
 from gracekit.store.store import Store
 from gracekit.types import ManifestHeader, SampleTable
 

@@ -20,12 +20,12 @@ from gracekit.errors import (
     StoreNotFoundError,
     VersionNotFoundError,
 )
-from gracekit.store.info import NewerFormatError
-from gracekit.store.manifests import read_header
-from gracekit.store.parquet import damaged, read_table
-from gracekit.store.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
-from gracekit.store.removals import read_removal
-from gracekit.store.samples import FIRST_POSITIONS
+from gracekit.store.files.info import NewerFormatError
+from gracekit.store.files.manifests import read_header
+from gracekit.store.files.parquet import damaged, read_table
+from gracekit.store.files.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
+from gracekit.store.files.removals import read_removal
+from gracekit.store.files.samples import FIRST_POSITIONS
 from gracekit.types import Float32, Int64, Json, ManifestHeader, Rows, Strings
 
 

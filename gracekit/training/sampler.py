@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from gracekit.errors import DataError, GracekitError, RecipeError, StoreError
-from gracekit.store.leases import Lease
+from gracekit.store.files.leases import Lease
 from gracekit.training.coreset import Coreset, list_versions
 from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.stream import Stream

@@ -1,0 +1,47 @@
+"""Hooks that hand decoder blocks' outputs to the readers that want them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+
+from gracekit.model_pass.layers import decoder_body, linear_layers
+from gracekit.protocols import Batch, Reader
+
+
+class BlockTap:
+    """Delivers hidden states between blocks at the target positions of a batch."""
+
+    def __init__(self, model: Any, readers: Sequence[Reader]) -> None:
+        layers = linear_layers(model)
+        names = {layer.block: layer.block_name for layer in layers if layer.block >= 0}
+        self._hooked = [
+            (decoder_body(model).get_submodule(name), reader)
+            for block, name in names.items()
+            for reader in readers
+            if reader.wants_block(block, len(names))
+        ]
+
+    @contextmanager
+    def over(self, batch: Batch) -> Iterator[None]:
+        """Listen to one forward pass."""
+        hooks = [
+            module.register_forward_hook(partial(_deliver, batch, reader))
+            for module, reader in self._hooked
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _deliver(
+    batch: Batch, reader: Reader, _module: torch.nn.Module, _args: Any, output: Any
+) -> None:
+    hidden = output if isinstance(output, torch.Tensor) else output[0]
+    reader.on_block(batch, hidden.detach()[batch.target_sample, batch.target_position])

@@ -1,0 +1,1 @@
+"""What a score means, apart from the model pass that measures it. NumPy only."""

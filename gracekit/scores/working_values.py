@@ -1,0 +1,48 @@
+"""The space in which scores are propagated: corrected for length, on the scale of the scorer.
+
+Changes of different samples are comparable there. Losses and norms change by factors, so their log
+is taken (`Scorer.scale` is `log`); a score of any sign stays as it is (`linear`). Norms of mean
+gradients shrink with the number of target tokens and are multiplied by its root first, whatever
+the recipe's length correction is: the factor is known for every row, so nothing is lost on the
+way back.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gracekit.model_pass.scorers import scorer_class
+from gracekit.types import Float32, Float64, Int32
+
+SMALLEST = 1e-8
+"""On the log scale scores below count as this: the log of 0 would drown everything else."""
+
+
+def to_working(scores: dict[str, Float32], num_targets: Int32) -> dict[str, Float32]:
+    """Working values of each score [n]; NaN stays NaN, infinities become NaN."""
+    working = {}
+    for name, score in scores.items():
+        value = score.astype(np.float64) * _length_factor(name, num_targets)
+        value[~np.isfinite(value)] = np.nan
+        if scorer_class(name).scale == "log":
+            value = np.log(np.maximum(value, SMALLEST))
+        working[name] = value.astype(np.float32)
+    return working
+
+
+def from_working(values: dict[str, Float32], num_targets: Int32) -> dict[str, Float32]:
+    """The inverse of `to_working`."""
+    scores = {}
+    for name, working in values.items():
+        value = working.astype(np.float64)
+        if scorer_class(name).scale == "log":
+            value = np.exp(value)
+        scores[name] = (value / _length_factor(name, num_targets)).astype(np.float32)
+    return scores
+
+
+def _length_factor(name: str, num_targets: Int32) -> Float64 | float:
+    if not scorer_class(name).shrinks_with_length:
+        return 1.0
+    factor: Float64 = np.sqrt(np.maximum(num_targets, 1).astype(np.float64))
+    return factor

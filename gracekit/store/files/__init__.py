@@ -1,0 +1,1 @@
+"""The store's files: where they lie, and how each kind is read and written."""

@@ -1,0 +1,185 @@
+"""Who may work on a store: one writer at a time, and one daemon.
+
+The writer's lock, `.lock`, is held while versions are made or removed; the daemon's,
+`.daemon.lock`, for as long as a daemon runs. Beside each, a JSON file says who holds it. The system
+drops a lock when its holder dies, however it dies, so a holder file without a lock is stale and is
+taken over. Readers never lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from gracekit.errors import StoreLockedError
+from gracekit.files import clear_write_errors, fill, make_directory, remove
+from gracekit.store.files.paths import StorePaths
+from gracekit.types import Json
+
+logger = logging.getLogger(__name__)
+
+WAIT_S = 10.0
+"""Seconds that a writer waits for another one, where nothing else is said."""
+_LOOK_S = 0.05
+
+_held: dict[Path, int] = {}
+"""Lock files held by this process -> the thread that took them."""
+_guard = threading.Lock()
+
+
+@contextmanager
+def lock_store(root: Path, *, timeout_s: float | None = None) -> Iterator[bool]:
+    """Be the only writer of a store, which need not exist yet. May be nested within a thread.
+
+    Yields whether the holder before was killed, so that there may be something to clean up.
+
+    Args:
+        root: The store.
+        timeout_s: Seconds to wait for another writer; default: `WAIT_S`.
+
+    Raises:
+        StoreLockedError: Another process or thread still holds it then.
+        StoreWriteError: The directory cannot be written.
+    """
+    paths = StorePaths(root)
+    timeout_s = WAIT_S if timeout_s is None else timeout_s
+    what = f"works on the store {paths.root}"
+    with _hold(paths, paths.lock, what, timeout_s, {}) as was_killed:
+        yield was_killed
+
+
+@contextmanager
+def lock_daemon(root: Path, checkpoint_dir: Path) -> Iterator[None]:
+    """Be the only daemon of a store, which need not exist yet.
+
+    Raises:
+        StoreLockedError: Another process or thread is.
+        StoreWriteError: The directory cannot be written.
+    """
+    paths = StorePaths(root)
+    about = {"checkpoint_dir": str(checkpoint_dir.absolute())}
+    with _hold(paths, paths.daemon_lock, f"is the daemon of the store {paths.root}", 0.0, about):
+        yield
+
+
+@contextmanager
+def _hold(
+    paths: StorePaths, lock_path: Path, what: str, timeout_s: float, about: Json
+) -> Iterator[bool]:
+    """Hold one lock within this process and among processes, in the holder file's name."""
+    me = threading.get_ident()
+    deadline = time.monotonic() + timeout_s
+    while (owner := _claim(lock_path, me)) not in {None, me}:
+        if time.monotonic() >= deadline:
+            raise StoreLockedError(f"another thread of this process {what}")
+        time.sleep(_LOOK_S)
+    if owner == me:
+        yield False
+        return
+    try:
+        with _hold_file(paths, lock_path, what, deadline, about) as was_killed:
+            yield was_killed
+    finally:
+        with _guard:
+            del _held[lock_path]
+
+
+def _claim(lock_path: Path, me: int) -> int | None:
+    """The thread that holds the lock already; None when it is ours now."""
+    with _guard:
+        owner = _held.get(lock_path)
+        if owner is None:
+            _held[lock_path] = me
+        return owner
+
+
+@contextmanager
+def _hold_file(
+    paths: StorePaths, lock_path: Path, what: str, deadline: float, about: Json
+) -> Iterator[bool]:
+    holder_path = paths.holder_of(lock_path)
+    with clear_write_errors(lock_path):
+        make_directory(paths.root)
+        lock = FileLock(str(lock_path), thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = _who(holder_path, lock_path, what)
+            left_s = deadline - time.monotonic()
+            if left_s > 0:
+                logger.info("waiting up to %.0f s: %s", left_s, who)
+            try:
+                lock.acquire(timeout=max(left_s, 0), poll_interval=_LOOK_S)
+            except Timeout:
+                who = _who(holder_path, lock_path, what)
+                raise StoreLockedError(f"{who}; wait for it or stop it") from None
+    try:
+        stale = _holder(holder_path)
+        if stale:
+            logger.info("took over the lock of process %s, which has ended", stale.get("pid"))
+        _sign(holder_path, about)
+        yield bool(stale)
+    finally:
+        # Unsigned before released: afterwards the file may be the next holder's.
+        with suppress(OSError):
+            remove(holder_path)
+        lock.release()
+
+
+def _sign(holder_path: Path, about: Json) -> None:
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        **about,
+    }
+    text = json.dumps(holder) + "\n"
+    # In place: the clean-up of a writer beside a daemon would remove an unfinished file.
+    with clear_write_errors(holder_path):
+        fill(holder_path, lambda path: _write(path, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _holder(holder_path: Path) -> Json:
+    try:
+        content = json.loads(holder_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _who(holder_path: Path, lock_path: Path, what: str) -> str:
+    holder = _holder(holder_path)
+    if not holder:
+        return f"another process {what}"
+    pid, host = holder.get("pid"), holder.get("host")
+    if host == socket.gethostname() and isinstance(pid, int) and not is_alive(pid):
+        return (
+            f"process {pid}, which has ended, {what} by its lock: a child of it still runs (stop "
+            f"that), or the file system keeps locks of the dead (then delete {lock_path})"
+        )
+    return f"process {pid} on {host} {what} since {holder.get('since')}"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of that number runs on this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,114 @@
+"""`samples.parquet`, and `samples/v000012.parquet` where the data changed: the sample table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from gracekit.errors import DataError, StoreFormatError
+from gracekit.files import write_atomic
+from gracekit.store.files.parquet import clean_text, damaged, read_table, write_table
+from gracekit.types import Json, SampleTable
+
+METADATA_KEY = b"gracekit"
+FIRST_POSITIONS = "first"
+"""Stands for the positions of the first data where its store, of format version 1, has no hash."""
+
+
+def write_samples(path: Path, samples: SampleTable) -> None:
+    """Write the table; ids and groups that UTF-8 cannot hold are cleaned (lone surrogates)."""
+    ids = clean_text(samples.sample_ids)
+    names = clean_text(np.array(samples.group_names, object))
+    for kind, values in (("sample ids", ids), ("group names", names)):
+        if len(set(values)) != len(values):
+            raise DataError(
+                f"two {kind} differ only in characters that UTF-8 cannot hold (lone surrogates); "
+                "make them different"
+            )
+    table = samples_table(samples)
+    facts = {
+        "group_names": names,
+        "num_source_rows": samples.num_source_rows,
+        "fingerprint": samples.fingerprint,
+    }
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
+    write_atomic(path, lambda p: write_table(p, table))
+
+
+def data_facts(samples: SampleTable) -> Json:
+    """What headers tell of the data that a table is of; see `Store.dataset`."""
+    rows = np.flatnonzero(samples.present)
+    rows = rows[np.argsort(samples.source_rows[rows])]
+    ids = clean_text(samples.sample_ids[rows])
+    positions = json.dumps([samples.source_rows[rows].tolist(), ids])
+    return {
+        "fingerprint": samples.fingerprint,
+        "num_samples": len(rows),
+        "num_source_rows": samples.num_source_rows,
+        "positions": hashlib.sha256(positions.encode()).hexdigest()[:16],
+    }
+
+
+def samples_table(samples: SampleTable) -> pa.Table:
+    """The columns [n] as files and SQL have them."""
+    names = pa.array(clean_text(np.array(samples.group_names, object)), pa.string())
+    gone = ~samples.present
+    return pa.table(
+        {
+            "row": np.arange(len(samples), dtype=np.int64),
+            "sample_id": pa.array(clean_text(samples.sample_ids), pa.string()),
+            "group": pa.DictionaryArray.from_arrays(samples.groups, names).cast(pa.string()),
+            "num_prompt_tokens": samples.num_prompt_tokens,
+            "num_response_tokens": samples.num_response_tokens,
+            "content_hash": pa.array(clean_text(samples.content_hashes), pa.string()),
+            "source_row": pa.array(samples.source_rows, mask=gone),
+            "preview": pa.array(clean_text(samples.previews), pa.string()),
+            "added_version": samples.added_versions,
+            "removed_version": pa.array(samples.removed_versions, mask=~gone),
+            "content_version": samples.content_versions,
+        }
+    )
+
+
+def read_samples(path: Path) -> SampleTable:
+    """The inverse of `write_samples`; raises `StoreFormatError` when the file is damaged."""
+    table = read_table(path)
+    try:
+        facts = json.loads((table.schema.metadata or {})[METADATA_KEY])
+        names = pa.array(facts["group_names"], pa.string())
+        groups = pc.index_in(table["group"], value_set=names)
+        samples = SampleTable(
+            sample_ids=_strings(table["sample_id"]),
+            groups=groups.to_numpy().astype(np.int32),
+            group_names=tuple(facts["group_names"]),
+            num_prompt_tokens=table["num_prompt_tokens"].to_numpy(),
+            num_response_tokens=table["num_response_tokens"].to_numpy(),
+            content_hashes=_strings(table["content_hash"]),
+            source_rows=_integers(table, "source_row", -1),
+            previews=_strings(table["preview"]),
+            num_source_rows=facts["num_source_rows"],
+            fingerprint=facts["fingerprint"],
+            **{
+                f"{name}s": _integers(table, name, 0)
+                for name in ("added_version", "removed_version", "content_version")
+                if name in table.column_names  # not in stores of format version 1
+            },
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise damaged(path, error) from error
+    if groups.null_count:
+        raise StoreFormatError(f"{path} names groups that its own list lacks; restore it")
+    return samples
+
+
+def _integers(table: pa.Table, name: str, missing: int) -> np.ndarray:
+    return np.asarray(pc.fill_null(table[name], missing).to_numpy(), np.int64)
+
+
+def _strings(column: pa.ChunkedArray) -> np.ndarray:
+    return np.array(column.to_pylist(), dtype=object)

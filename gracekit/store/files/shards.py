@@ -1,0 +1,90 @@
+"""`shards/<measure_id>/000001.shard`: finished parts of a measurement in progress.
+
+A killed refresh loads them and measures only the rest. A shard is a SHA-256 digest followed by
+the npz file that it is of, so a damaged one is noticed and simply measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.files import clear_write_errors, remove, write_atomic
+from gracekit.store.files.paths import StorePaths
+from gracekit.types import Measurement
+
+SUFFIX = ".shard"
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+class ShardFiles:
+    """The shards of one measurement; its id says checkpoint, scoring settings and samples."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def load(self) -> list[Measurement]:
+        """All whole shards in the order they were finished; damaged ones are passed over."""
+        found = [_read(path) for path in self._files()]
+        return [shard for shard in found if shard is not None]
+
+    def save(self, shard: Measurement) -> None:
+        """Keep a finished shard; raises `StoreWriteError`."""
+        last = max((int(path.stem) for path in self._files()), default=0)
+        content = _pack(shard)
+        write_atomic(self.directory / f"{last + 1:06d}{SUFFIX}", lambda path: _write(path, content))
+
+    def clear(self) -> None:
+        """Forget all shards."""
+        with clear_write_errors(self.directory):
+            remove(self.directory)
+
+    def _files(self) -> list[Path]:
+        return sorted(p for p in self.directory.glob(f"*{SUFFIX}") if p.stem.isdigit())
+
+
+def clear_shards(paths: StorePaths, *, before_ns: int | None = None) -> list[str]:
+    """Forget the shards of every measurement; returns the directories that went.
+
+    Args:
+        paths: The store's paths.
+        before_ns: Spare a measurement with a shard that is newer than this file time.
+    """
+    directories = sorted(paths.shards.iterdir()) if paths.shards.is_dir() else []
+    cleared = []
+    with clear_write_errors(paths.shards):
+        for directory in directories:
+            times = [shard.stat().st_mtime_ns for shard in directory.glob("*")]
+            if before_ns is None or all(time <= before_ns for time in times):
+                remove(directory)
+                cleared.append(paths.relative(directory))
+    return cleared
+
+
+def _pack(shard: Measurement) -> bytes:
+    buffer = io.BytesIO()
+    names = np.array(list(shard.scores), dtype=np.str_)
+    scores = np.array(list(shard.scores.values()), dtype=np.float32)
+    np.savez(buffer, rows=shard.rows, features=shard.features, names=names, scores=scores)
+    content = buffer.getvalue()
+    return hashlib.sha256(content).digest() + content
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _read(path: Path) -> Measurement | None:
+    try:
+        packed = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = packed[:_DIGEST_BYTES], packed[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        scores = dict(zip(file["names"].tolist(), file["scores"], strict=True))
+        return Measurement(rows=file["rows"], scores=scores, features=file["features"])

@@ -1,0 +1,1 @@
+"""The store in SQL: the published database, and questions to it."""

@@ -1,0 +1,280 @@
+"""One question to a store in SQL: queries only, confined, and answered in batches.
+
+DuckDB can confine which files are opened, not what is done to them. So what is no plain query is
+refused beforehand, by the tree that DuckDB's own parser makes of it: other statements, a `WITH`
+whose part writes (`WITH x AS (COPY … TO …)`), and functions that run SQL which they are given as
+a value, where the same could hide.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import duckdb
+from duckdb import DuckDBPyConnection, StatementType
+
+from gracekit.errors import QueryError
+from gracekit.store.sql.database import connect
+from gracekit.store.sql.schema import TABLES, VIEWS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_Result = TypeVar("_Result")
+
+BATCH_ROWS = 10_000
+"""Rows of an answer in memory at once, about."""
+
+_TRIES = 8
+"""Old versions may be removed between finding their files and reading them, again and again where
+each commit removes one and the machine is busy."""
+
+_QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
+"""Nodes of DuckDB's syntax tree that only read."""
+_TABLE_FUNCTIONS = re.compile(
+    "range|generate_series|unnest|repeat|repeat_row|summary|glob|query_table|"
+    "json_each|json_tree|sniff_csv|read_(csv|json|ndjson|parquet|text|blob|duckdb)(_auto)?|"
+    r"read_(nd)?json_objects(_auto)?|parquet_\w+|duckdb_\w+|pragma_\w+|pg_timezone_names|"
+    "icu_calendar_names"
+)
+"""Table functions that only read what the connection may open, or make rows. Not among them:
+`query` and `json_execute_serialized_sql`, which run SQL from a value, and those that change the
+database's state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The rows of a query, which are computed while they are taken; to be taken once."""
+
+    schema: pa.Schema
+    """Names, types; no name twice."""
+    batches: Iterator[pa.RecordBatch]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.schema.names)
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rows as Python values."""
+        for batch in self.batches:
+            if batch.num_columns:
+                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+@contextmanager
+def ask(
+    root: Path | str,
+    sql: str,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    confined: bool = True,
+    allow: Sequence[Path | str] = (),
+) -> Iterator[Answer]:
+    """Run a query against a store; of several the last one, for the others change nothing.
+
+    Args:
+        root: The store.
+        sql: One or more queries (SELECT, FROM, VALUES, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
+        parameters: Values for `$name` in the queries.
+        confined: Read nothing but the store, and what `allow` names.
+        allow: Further files and directories to read.
+
+    Raises:
+        QueryError: The SQL is wrong, or it tries to write, or to read where it may not; also
+            while rows are taken.
+        StoreError: The store cannot be read.
+    """
+    statements = parse_queries(sql)
+    values = _check_parameters(statements, parameters or {})
+    with query_errors():
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                connection = connect(root, confined=confined, allow=allow)
+                answer = _run(connection, statements[-1], values)
+                break
+            except duckdb.IOException:
+                if not tries_left:
+                    raise
+        with connection:
+            yield answer
+
+
+def run_sql(root: Path | str, sql: str, **options: Any) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Columns and all rows of `ask`, with the same options and errors."""
+    with ask(root, sql, **options) as answer:
+        return answer.columns, list(answer.rows())
+
+
+def parse_queries(sql: str) -> list[duckdb.Statement]:
+    """The statements of a text; raises `QueryError` unless there is one, and all only read."""
+    with query_errors():
+        try:
+            sql.encode()
+        except UnicodeEncodeError:
+            raise QueryError("the query is not valid UTF-8; save it as UTF-8") from None
+        statements = duckdb.extract_statements(sql)
+        if not statements:
+            raise QueryError("the query is empty; `SELECT * FROM versions` is one")
+        for statement in statements:
+            if not _only_reads(statement):
+                raise QueryError(
+                    f"only queries are allowed here, not {_shorten(statement.query.strip())!r}: "
+                    "the store is read-only, and SQL is not run from values (query() and the "
+                    "like). A PIVOT needs its values: PIVOT … ON column IN (…)"
+                )
+    return statements
+
+
+@contextmanager
+def query_errors() -> Iterator[None]:
+    """Turn what DuckDB and Arrow raise about a query into a `QueryError` that helps."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
+    except RuntimeError as error:  # as which DuckDB tells the main thread of a Ctrl-C
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from None
+        raise
+    except (duckdb.Error, pa.ArrowException) as error:
+        raise QueryError(_explain(error)) from error
+
+
+def _run(
+    connection: DuckDBPyConnection, statement: duckdb.Statement, values: Mapping[str, Any]
+) -> Answer:
+    import pyarrow as pa
+
+    try:
+        own = {name: values[name] for name in statement.named_parameters}
+        relation = connection.sql(statement.query, params=own or None)
+        reader = _interruptibly(connection, lambda: relation.to_arrow_reader(BATCH_ROWS))
+        schema, found = _unique(reader.schema), _taken(connection, reader)
+        first = list(itertools.islice(found, 1))  # so that most errors come now
+        batches = (
+            pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+            for batch in itertools.chain(first, found)
+        )
+        return Answer(schema, batches)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _taken(
+    connection: DuckDBPyConnection, reader: pa.RecordBatchReader
+) -> Iterator[pa.RecordBatch]:
+    try:
+        while (batch := _interruptibly(connection, lambda: next(reader, None))) is not None:
+            yield batch
+    except OSError as error:  # as which Arrow passes on whatever DuckDB says
+        raise duckdb.IOException(str(error)) from error
+
+
+def _interruptibly(connection: DuckDBPyConnection, work: Callable[[], _Result]) -> _Result:
+    """Do what does not look for signals itself; a Ctrl-C ends the query."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            while not future.done():  # an interruption of what does not run yet is lost
+                connection.interrupt()
+                wait([future], timeout=0.1)
+            raise
+
+
+def _unique(schema: pa.Schema) -> pa.Schema:
+    """A column of a name that was there before gets `_1`, as in DuckDB's own tables."""
+    import pyarrow as pa
+
+    fields: list[pa.Field] = []
+    taken: set[str] = set(schema.names)
+    seen: set[str] = set()
+    for field in schema:
+        name, k = field.name, 0
+        while name in seen or (k and name in taken):
+            k += 1
+            name = f"{field.name}_{k}"
+        seen.add(name)
+        fields.append(field.with_name(name))
+    return pa.schema(fields)
+
+
+def _check_parameters(
+    statements: list[duckdb.Statement], given: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    wanted = {name for statement in statements for name in statement.named_parameters}
+    missing, unknown = sorted(wanted - given.keys()), sorted(given.keys() - wanted)
+    if missing:
+        raise QueryError(
+            f"the query has a parameter ${missing[0]} without a value; give --param "
+            f"{missing[0]}=VALUE"
+        )
+    if unknown:
+        names = ", ".join(f"${name}" for name in sorted(wanted)) or "none"
+        raise QueryError(f"the query has no parameter ${unknown[0]}; it has {names}")
+    return given
+
+
+def _only_reads(statement: duckdb.Statement) -> bool:
+    text = statement.query
+    if statement.type == StatementType.EXPLAIN:
+        # EXPLAIN ANALYZE runs what it explains: look at what follows it. No comment or string may
+        # stand before that, for what looks like its beginning might be in there.
+        before = r"^\s*explain(\s+analyze|\s*\([\w\s,]*\))?\s"
+        inner = re.sub(before, "", text, count=1, flags=re.IGNORECASE)
+        try:
+            statements = duckdb.extract_statements(inner)
+        except duckdb.Error:
+            return False
+        if len(statements) != 1 or statements[0].type != StatementType.SELECT:
+            return False
+        text = inner
+    elif statement.type != StatementType.SELECT:
+        return False
+    with duckdb.connect(":memory:") as connection:
+        found = connection.execute("SELECT json_serialize_sql($sql)", {"sql": text}).fetchone()
+    tree = str(found and found[0])
+    # Quotes within a string of the query are escaped there, so these cannot be forged.
+    if not tree.startswith('{"error":false'):
+        return False
+    nodes = set(re.findall(r'"type":"(\w+_NODE)"', tree))
+    functions = {name.lower() for name in re.findall(r'"function_name":"([^"]*)"', tree)}
+    return nodes <= _QUERY_NODES and not functions & _refused_functions()
+
+
+@cache
+def _refused_functions() -> frozenset[str]:
+    """Table functions of this DuckDB that are not known to be harmless."""
+    sql = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'table'"
+    with duckdb.connect(":memory:") as connection:
+        names = [name for (name,) in connection.execute(sql).fetchall()]
+    return frozenset(name for name in names if not _TABLE_FUNCTIONS.fullmatch(name))
+
+
+def _explain(error: Exception) -> str:
+    reason = str(error).strip()
+    if reason.startswith("Permission Error"):
+        return (
+            f"{reason.partition(chr(10))[0]}. Queries see the store only (`--allow PATH` shows "
+            f"them more): its tables are {', '.join(TABLES)}, its views {', '.join(VIEWS)}"
+        )
+    if isinstance(error, duckdb.CatalogException):
+        return f"{reason}\nTables: {', '.join(TABLES)}. Views: {', '.join(VIEWS)}"
+    return reason
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"

@@ -1,0 +1,229 @@
+"""`scores.duckdb`: the store as a database, for readers.
+
+It is never changed in place: a new file is built and swapped in, so that neither a reader nor a
+writer ever meets the other's lock, and whoever has the old file open goes on with it.
+
+Readers go through `connect`: a private in-memory database to which the file is attached
+read-only, with the views over manifests and history pointing at the store wherever it lies now.
+(Opened directly, DuckDB would hand out the same old instance again within a process, and the views
+would point to where the store was when they were made.)
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+from gracekit.errors import QueryError, StoreWriteError
+from gracekit.files import clear_write_errors, remove, write_atomic
+from gracekit.store.files.paths import MANIFESTS, manifest_name
+from gracekit.store.sql.schema import (
+    SCHEMA_VERSION,
+    TABLES,
+    VIEWS,
+    as_pattern,
+    describe,
+    quote,
+    view_select,
+)
+from gracekit.store.sql.tables import fill
+from gracekit.store.store import Store
+from gracekit.store.version_facts import VersionFacts
+from gracekit.types import Json
+
+_PUBLISHED = "published"
+"""Name of the attached file in a reader's connection."""
+
+
+def publish(store: Store) -> None:
+    """Build the database anew from the files and swap it in; raises `StoreWriteError`."""
+
+    def build(path: Path) -> None:
+        # One thread: DuckDB's workers come and go with each database, and every one leaves memory
+        # behind in the C library. A daemon of weeks would grow by 0.1 MiB a version.
+        with duckdb.connect(str(path), config={"threads": 1}) as connection:
+            before = _PUBLISHED if _attach(connection, store) else None
+            connection.begin()  # one sync to disk, not one a statement
+            fill(connection, store, before)
+            _make_views(connection, store)
+            connection.commit()
+
+    database = store.paths.database
+    try:
+        write_atomic(database, build)
+        with clear_write_errors(database):
+            # Left by whoever wrote into the old file: it does not belong to the new one.
+            remove(database.with_name(f"{database.name}.wal"))
+    except duckdb.Error as error:
+        raise StoreWriteError(
+            f"cannot publish {database}: {_reason(error)}; the versions are safe in "
+            "their files: free space or fix the disk, and the next start publishes it"
+        ) from error
+
+
+def is_current(store: Store) -> bool:
+    """Whether the published database has this schema and exactly the store's versions."""
+    removed = store.removed()
+    expected = [(version, version in removed) for version in store.all_versions()]
+    with duckdb.connect(":memory:") as connection:
+        return _attach(connection, store) and _versions(connection) == expected
+
+
+def connect(
+    root: Path | str, *, confined: bool = True, allow: Sequence[Path | str] = ()
+) -> DuckDBPyConnection:
+    """A connection to ask the store in SQL, from any directory, while versions are made.
+
+    It shows the tables `samples`, `scores`, `versions`, `checkpoints`, `store` and the views
+    `coresets`, `score_history`, `measurements` as of now: connect again to see later versions.
+    The store's database is attached read-only; where it is missing, its tables are made in memory
+    from the files. Own scratch tables are possible and vanish with the connection.
+
+    DuckDB installs and loads no extension by itself here. It cannot forbid to write where it may
+    read: a `COPY … TO` into the store's manifests or history is up to you. (`store.sql.ask`, which
+    is behind `gracekit sql`, refuses it.)
+
+    Args:
+        root: The store.
+        confined: No file outside the store's manifests and history can be read or written, and no
+            setting changed. Pass False to join your own files; data frames can be joined in both
+            cases with `register`.
+        allow: Further files and directories that a confined connection may open.
+
+    Raises:
+        StoreNotFoundError: There is no store.
+        StoreFormatError: It is damaged, or of a newer gracekit.
+        QueryError: There is nothing at one of the paths to allow.
+    """
+    store = Store.open(root)
+    connection = duckdb.connect(":memory:", config={
+        # Room to sort what memory cannot hold; DuckDB makes the directory only when it needs it.
+        "temp_directory": str(_own_directory(os.getpid()) / "spill"),
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+        "python_enable_replacements": str(not confined).lower(),
+    })  # fmt: skip
+    try:
+        if _attach(connection, store):
+            for name, described in TABLES.items():
+                connection.execute(f"CREATE VIEW {name} AS FROM {_PUBLISHED}.{name}")
+                describe(connection, name, described, kind="VIEW")
+        else:
+            fill(connection, store)
+        _make_views(connection, store)
+        if confined:
+            _confine(connection, [store.paths.manifests, store.paths.history, *map(Path, allow)])
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def schema(root: Path | str) -> list[Json]:
+    """Name, kind, meaning and columns (name, type, meaning) of every table and view of a store."""
+    columns = (
+        "SELECT column_name, data_type, comment FROM duckdb_columns() "
+        "WHERE table_name = $name AND database_name = current_database() ORDER BY column_index"
+    )
+    keys = ("name", "type", "about")
+    with connect(root) as connection:
+        return [
+            {
+                "name": name,
+                "kind": "table" if name in TABLES else "view",
+                "about": described.about,
+                "columns": [
+                    dict(zip(keys, column, strict=True))
+                    for column in connection.execute(columns, {"name": name}).fetchall()
+                ],
+            }
+            for name, described in (TABLES | VIEWS).items()
+        ]
+
+
+def _confine(connection: DuckDBPyConnection, paths: list[Path]) -> None:
+    """Open nothing but these files and directories from now on, and change no setting."""
+    for path in paths:
+        if not path.exists():
+            raise QueryError(f"there is no file or directory {path} to allow")
+    for setting, is_kind in (("allowed_directories", Path.is_dir), ("allowed_paths", Path.is_file)):
+        # DuckDB compares what a query names, links resolved, with the text that is allowed.
+        found = [str(path.resolve()) for path in paths if is_kind(path)]
+        names = ", ".join(map(quote, [*found, *map(as_pattern, found)]))
+        if names:
+            connection.execute(f"SET {setting} = [{names}]")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+@cache
+def _own_directory(pid: int) -> Path:
+    """A directory that only this user can open, for as long as the process lives.
+
+    Every connection may write into it, so its name must not be known beforehand.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="gracekit-sql-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
+def _attach(connection: DuckDBPyConnection, store: Store) -> bool:
+    """Attach the published file; False when it is missing, damaged or of another schema."""
+    path = store.paths.database
+    try:
+        connection.execute(f"ATTACH {quote(str(path))} AS {_PUBLISHED} (READ_ONLY)")
+        found = connection.execute(f"SELECT schema_version FROM {_PUBLISHED}.store").fetchall()
+    except duckdb.Error:
+        found = []
+    return found == [(SCHEMA_VERSION,)]
+
+
+def _versions(connection: DuckDBPyConnection) -> list[tuple[int, bool]]:
+    """Each version, and whether it was removed."""
+    columns = "version, removed_at IS NOT NULL"
+    rows = connection.execute(f"SELECT {columns} FROM {_PUBLISHED}.versions ORDER BY version")
+    return [(int(version), bool(is_removed)) for version, is_removed in rows.fetchall()]
+
+
+def _make_views(connection: DuckDBPyConnection, store: Store) -> None:
+    """The views over the files of the versions in the table `versions` that (still) verify."""
+    good = store.all_facts()
+    rows = connection.execute("SELECT version FROM versions ORDER BY version").fetchall()
+    versions = {int(version): good[version] for (version,) in rows if version in good}
+    root = as_pattern(str(store.paths.root))
+    for view in VIEWS:
+        alike: dict[tuple[str, ...] | None, list[str]] = {}
+        for version, facts in versions.items():
+            name = _file_behind(view, version, facts)
+            is_kept = facts.removed_at is None
+            if name is not None and (is_kept or (store.paths.root / name).is_file()):
+                columns = () if view == "coresets" else facts.columns
+                alike.setdefault(columns, []).append(f"{root}/{name}")
+        connection.execute(f"CREATE VIEW {view} AS {view_select(view, alike)}")
+        describe(connection, view, VIEWS[view], kind="VIEW")
+
+
+def _file_behind(view: str, version: int, facts: VersionFacts) -> str | None:
+    """Where a view finds a version, relative to the store; None: it has nothing there.
+
+    Text, because paths of thousands of versions would take most of a commit's time.
+    """
+    if view == "coresets":
+        return f"{MANIFESTS}/{manifest_name(version)}"
+    if view == "score_history" and facts.scores_version != version:
+        return None  # a reselect or rollback: another version has the file
+    ending = "/scores.parquet" if view == "score_history" else "/measured.parquet"
+    return next((name for name, _ in facts.sizes if name.endswith(ending)), None)
+
+
+def _reason(error: duckdb.Error) -> str:
+    return str(error).strip().partition("\n")[0]
