@@ -1,0 +1,162 @@
+"""What a refresh found out: the parts of a header that hold results, never settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from gracekit.version.parts import Number, Part
+
+
+def audit_number(about: str) -> Any:
+    """A number of the audit that is a column of the table `versions`, with its meaning there."""
+    return Field(description=about, json_schema_extra={"is_column": True})
+
+
+class Audit(Part):
+    """How well the probe was predicted from the other measured rows, before it was used.
+
+    Scores are compared as importance, which selection uses: ranks, in the units of which the
+    absolute errors are. Each `audit_number` is a column of the table `versions`.
+    """
+
+    num_probe: int = audit_number(
+        "audit: measured rows drawn at random that were predicted from the others"
+    )
+    num_measured: int
+    """Rows measured when the audit was made, probe included."""
+    rank_correlation: Number = audit_number(
+        "audit: Spearman of their predicted and measured importance"
+    )
+    rank_correlation_stale: Number = audit_number("the same, had the scores been left as they were")
+    rank_correlation_all: Number = audit_number("the same over all rows, measured ones included")
+    mean_abs_error: Number = audit_number("audit: mean absolute error of importance")
+    mean_abs_error_stale: Number = audit_number("the same, had the scores been left as they were")
+    feature_cosine: Number = audit_number(
+        "audit: mean cosine of predicted and measured features, both centred"
+    )
+    feature_cosine_stale: Number = audit_number("the same, had the features been left as they were")
+    calibration: Number = audit_number(
+        "root mean square error relative to what the confidences promised; above 1: too confident"
+    )
+    target: Number
+    """The rank correlation over all rows that the recipe asks for."""
+    rounds: int = 1
+
+    @property
+    def target_met(self) -> bool:
+        """Whether the recipe's target rank correlation was reached."""
+        return self.rank_correlation_all >= self.target
+
+
+class ScoreGate(Part):
+    """How one score was propagated, and the held-out errors that decided it."""
+
+    used: str
+    """`stale`, `kernel`, either with `+diffusion`, or `grace`."""
+    penalty: Number = 0.0
+    hops: int = 0
+    share: Number = 0.0
+    """Of the diffused residual that was added, 0 to 1."""
+    mu: Number | None = None
+    """Weight of the neighbours under rule `grace`."""
+    held_out_rmse: dict[str, Number] = Field(default_factory=dict)
+    """Way -> root mean square error on held-out measured rows."""
+
+
+class ScoresOutcome(Part):
+    """How the scores of the rows that were not measured were estimated."""
+
+    rule: str
+    """The rule that was applied: `none` where too few rows were measured for another."""
+    num_compared: int
+    scores: dict[str, ScoreGate] = Field(default_factory=dict)
+
+
+class FeaturesOutcome(Part):
+    """How the features of the rows that were not measured were estimated."""
+
+    rule: str
+    num_compared: int
+    used: str = "stale"
+    """`stale`, `shift` or `ridge`, each possibly with `+diffusion`."""
+    penalty: Number = 0.0
+    hops: int = 0
+    share: Number = 0.0
+    stretch: Number | None = None
+    """By how much the estimates were spread; None: they were not."""
+    held_out_cosine: dict[str, Number] = Field(default_factory=dict)
+    """Way -> mean cosine with held-out measured features."""
+
+
+class PropagationOutcome(Part):
+    """What was used to carry scores and features over; None where everything was measured."""
+
+    scores: ScoresOutcome | None = None
+    features: FeaturesOutcome | None = None
+
+
+class GraphOutcome(Part):
+    """What bringing the neighbour graph up to date did."""
+
+    backend: str
+    rebuilt: bool
+    """Whether the lists were found from nothing."""
+    num_moved: int | None = None
+    """Rows that looked for neighbours again; None where the graph was built."""
+    recall: Number | None = None
+    """Share of the true k nearest that the lists hold, on a random sample of rows."""
+    effective_rank: Number | None = None
+    """Of the directions: how many dimensions the features use."""
+
+
+class RefreshOutcome(Part):
+    """What was measured, and what followed from it."""
+
+    num_measured: int
+    num_rows: int | None = None
+    """Samples in the data."""
+    num_probe: int = 0
+    num_resumed: int = 0
+    """Rows that an earlier, stopped run had measured."""
+    rounds: int = 1
+    num_since_full: int = 0
+    """Refreshes since everything was measured."""
+    next_budget: int = 0
+    """Rows that the next refresh is advised to start with; 0: no advice."""
+    data_problem: str | None = None
+    """Why changed data could not be used; None where it was, or had not changed."""
+    optimizer: dict[str, Any] | None = None
+    """What was found of the trainer's optimizer, where a score asked for it."""
+    propagation: PropagationOutcome = PropagationOutcome()
+    graph: GraphOutcome | None = None
+
+
+class SelectionDetails(Part):
+    """What the selection reports; a selector adds its own numbers, which are kept as they are."""
+
+    model_config = ConfigDict(extra="allow")
+
+    num_usable: int | None = None
+    num_candidates: int | None = None
+    num_always: int | None = None
+    budget: int | None = None
+    """In rows or tokens, with what is always in."""
+    num_tokens: int | None = None
+    quotas: dict[str, int] | None = None
+    importance: Number | None = None
+    """Mean over the coreset."""
+    coverage: Number | None = None
+    """Mean similarity of the represented rows to the best selected one, 0 to 1."""
+    num_uncovered: int | None = None
+    num_kept: int | None = None
+    """Rows that the parent's coreset had too."""
+    importance_unit: Number | None = None
+    """What an importance of 1 is worth in the objective; None for a selector without one."""
+    coverage_unit: Number | None = None
+    """What a similarity of 1 of one more row is worth."""
+    kept_unit: Number | None = None
+    """What keeping a row of the parent's coreset is worth."""
+    num_left_out: int | None = None
+    """After a rollback: rows of the old coreset that have left the data."""
