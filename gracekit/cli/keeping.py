@@ -42,7 +42,7 @@ def rollback(version: int, recipe_path: Path, store_path: Path | None, as_json: 
     else:
         click.echo(
             f"version {result.version} is version {version} again: step "
-            f"{header.checkpoint.get('step')}, coreset {header.stats['num_selected']:,}"
+            f"{header.checkpoint.step}, coreset {header.stats.num_selected:,}"
         )
 
 
