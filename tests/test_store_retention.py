@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
-from gracekit.refresher.changes import earlier_losses
+from gracekit.refresher.loading import earlier_losses
 from gracekit.store import Store
 from gracekit.store.files.leases import LIFE_S, Lease, followed
 from gracekit.store.files.pinned import pin, pinned, unpin

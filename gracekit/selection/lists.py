@@ -112,7 +112,8 @@ def _table(scores: ScoreTable, samples: SampleTable) -> pa.Table:
     """The columns of the published tables `samples` and `scores`, side by side."""
     import pyarrow as pa
 
-    from gracekit.store.files.history import ORIGIN_NAMES, column_name, named
+    from gracekit.recipe.score_columns import column_name
+    from gracekit.store.files.history import ORIGIN_NAMES, named
     from gracekit.store.files.samples import samples_table
 
     def known(values: Float32) -> pa.Array:

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from gracekit.store.files.cache import CachePayload, StoreCache
     from gracekit.store.files.lock import lock_daemon, lock_store
     from gracekit.store.files.paths import StorePaths
+    from gracekit.store.files.shards import ShardFiles
     from gracekit.store.store import Store
+    from gracekit.store.version_facts import KnownFacts
 
 _HOMES = {
     "CachePayload": "gracekit.store.files.cache",
+    "KnownFacts": "gracekit.store.version_facts",
+    "ShardFiles": "gracekit.store.files.shards",
     "Store": "gracekit.store.store",
     "StoreCache": "gracekit.store.files.cache",
     "StorePaths": "gracekit.store.files.paths",
@@ -28,6 +32,8 @@ _HOMES = {
 
 __all__ = [
     "CachePayload",
+    "KnownFacts",
+    "ShardFiles",
     "Store",
     "StoreCache",
     "StorePaths",

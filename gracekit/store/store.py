@@ -16,10 +16,11 @@ from gracekit.errors import (
     StoreFormatError,
     VersionNotFoundError,
 )
+from gracekit.scores.rows import scores_for
 from gracekit.store.commit import VersionDraft, commit
 from gracekit.store.files.cache import StoreCache, load_cache
 from gracekit.store.files.formats import NewerFormatError
-from gracekit.store.files.history import read_scores, scores_for
+from gracekit.store.files.history import read_scores
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.lock import lock_store
 from gracekit.store.files.manifests import read_header

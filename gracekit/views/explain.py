@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gracekit.errors import QueryError, StoreFormatError, VersionNotFoundError
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Json, Origin, SampleTable, ScoreTable
 
@@ -59,11 +60,13 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
         details=header.selection,
         rows=coreset["row"].to_numpy(),
         gains=coreset["gain"].to_numpy(),
-        scores=scores,
-        samples=samples,
-        graph=symmetric(index.graph),
-        parent=parent,
-        store=store.paths.root,
+        inputs=SelectionInputs(
+            scores=scores,
+            samples=samples,
+            graph=symmetric(index.graph),
+            parent=parent,
+            store=store.paths.root,
+        ),
     )
     found = explain_row(row, chosen)
     is_selected = row in chosen.rows
