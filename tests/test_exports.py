@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from gracekit.errors import DataError, ExportError, RecipeError
-from gracekit.exports import FORMATS, Content, export, open_content
+from gracekit.exports import FORMATS, ExportedRows, export, rows_of
 from gracekit.recipe import DataSection
 from gracekit.samples import load_samples
 from gracekit.store import Store
@@ -35,7 +35,7 @@ HOSTILE = [
 ]
 
 
-def content_of(records: list[Json], weights: list[float] | None = None) -> Content:
+def content_of(records: list[Json], weights: list[float] | None = None) -> ExportedRows:
     """A coreset of every other row of a data set, whose rows are the given records."""
     b = len(records)
     source_rows = 3 + 2 * np.arange(b)
@@ -43,7 +43,7 @@ def content_of(records: list[Json], weights: list[float] | None = None) -> Conte
     def open_records(wanted: Rows) -> Iterator[Json]:
         return (dict(records[(row - 3) // 2]) for row in wanted.tolist())
 
-    return Content(
+    return ExportedRows(
         rows=np.arange(b) * 2,
         source_rows=source_rows,
         sample_ids=[f"id {i}" for i in range(b)],
@@ -331,7 +331,7 @@ def files_below(directory: Path) -> dict[str, bytes]:
     }
 
 
-def failing_after(count: int, error: Exception) -> Content:
+def failing_after(count: int, error: Exception) -> ExportedRows:
     """The user's data fails in the middle."""
     content = content_of(alpaca())
 
@@ -422,7 +422,7 @@ def store(tmp_path: Path, data_file: Path) -> Store:
 
 
 def test_a_version_of_a_store(tmp_path: Path, store: Store, data_file: Path) -> None:
-    content = open_content(store, 1)
+    content = rows_of(store, 1)
     export(content, "jsonl", tmp_path / "out")
     lines = (tmp_path / "out/coreset.jsonl").read_text().splitlines()
     coreset = store.coreset(1).to_pylist()
@@ -433,7 +433,7 @@ def test_a_version_of_a_store(tmp_path: Path, store: Store, data_file: Path) -> 
         assert json.loads(line) == {**originals[row["source_row"]], **expected}
 
     moved = data_file.rename(tmp_path / "moved.jsonl")
-    export(open_content(store, 1, data_path=str(moved)), "jsonl", tmp_path / "again")
+    export(rows_of(store, 1, data_path=str(moved)), "jsonl", tmp_path / "again")
     assert (tmp_path / "again/coreset.jsonl").read_text().splitlines() == lines
 
 
@@ -444,8 +444,8 @@ def test_data_that_has_changed_is_never_exported(
     for changed in (lines[::-1], lines[1:] + lines[:1], ['{"question": "other"}\n'] * 30):
         data_file.write_text("".join(changed))
         with pytest.raises(ExportError, match="not what it was"):
-            export(open_content(store, 1), "jsonl", tmp_path / "out")
+            export(rows_of(store, 1), "jsonl", tmp_path / "out")
     data_file.write_text("".join(lines[:5]))
     with pytest.raises(DataError, match="the data has changed"):
-        export(open_content(store, 1), "jsonl", tmp_path / "out")
+        export(rows_of(store, 1), "jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()

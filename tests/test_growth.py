@@ -24,7 +24,7 @@ from gracekit.errors import (
     SelectionError,
     StoreDataMismatchError,
 )
-from gracekit.exports import export, open_content
+from gracekit.exports import export, rows_of
 from gracekit.recipe import Recipe
 from gracekit.refresher import Refresher, RefreshResult, estimate, preview, refresh, reselect
 from gracekit.store import Store
@@ -188,13 +188,13 @@ def test_exports_and_trainers_take_the_positions_of_the_version(
     write(tmp_path, second)
     refresh(recipe, run_dir / "checkpoint-20")
 
-    export(open_content(store, 2), "jsonl", tmp_path / "subset")
+    export(rows_of(store, 2), "jsonl", tmp_path / "subset")
     exported = read(tmp_path / "subset/coreset.jsonl")
     assert [e["id"] for e in exported] == [
         second[k]["id"] for k in sorted(store.coreset(2)["source_row"].to_pylist())
     ]
     with pytest.raises(ExportError, match=r"has changed since.*newer version"):
-        export(open_content(store, 1), "jsonl", tmp_path / "old")
+        export(rows_of(store, 1), "jsonl", tmp_path / "old")
     assert not (tmp_path / "old").exists()
 
     # A trainer that holds the first data: by position it keeps the version that fits.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from gracekit.cli.render import LogLines
+from gracekit.cli.terminal import LogLines
 
 FIELDS = ("checkpoint", "step", "version", "error")
 """What a record may carry besides its message."""

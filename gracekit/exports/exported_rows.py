@@ -21,7 +21,7 @@ Weighting = Literal["column", "repeat", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
+class ExportedRows:
     """[m] rows of a coreset in the data's order; one that is repeated stands several times."""
 
     rows: Rows
@@ -33,7 +33,7 @@ class Content:
     """The user's rows at the given source rows, in that order, repeats included."""
     has_weights: bool = True
 
-    def weighted(self, how: Weighting) -> Content:
+    def weighted(self, how: Weighting) -> ExportedRows:
         """The same with the weights as a column, as repeated rows, or ignored.
 
         `repeat` rounds each weight up or down at random, so that its expectation is the weight
@@ -74,7 +74,7 @@ class Content:
             yield {**record, **extra}
 
 
-def open_content(store: Store, version: int, *, data_path: str | None = None) -> Content:
+def rows_of(store: Store, version: int, *, data_path: str | None = None) -> ExportedRows:
     """The coreset of a version, with the data that the version was made from.
 
     Every row is checked against the store's hash when it is read.
@@ -96,7 +96,7 @@ def open_content(store: Store, version: int, *, data_path: str | None = None) ->
     hashes = dict(
         zip(source_rows.tolist(), store.samples(version).content_hashes[rows].tolist(), strict=True)
     )
-    return Content(
+    return ExportedRows(
         rows=rows,
         source_rows=source_rows,
         sample_ids=coreset["sample_id"].to_pylist(),
