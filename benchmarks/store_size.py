@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gracekit.recipe import DataSection
 from gracekit.store import Store, VersionDraft
 from gracekit.store.retention import collect
 from gracekit.types import (
@@ -32,9 +33,12 @@ from gracekit.types import (
     Selection,
     Strings,
 )
+from gracekit.version.header import CheckpointInfo, DataDescription
 
 GROUPS = ("chat", "code", "maths", "news", "tables")
 MIB = 2**20
+
+SYNTHETIC = DataDescription(settings=DataSection(path="synthetic"))
 
 
 def make_samples(n: int, rng: np.random.Generator) -> SampleTable:
@@ -121,7 +125,7 @@ class Run:
                 weights=weights / weights.mean(dtype=np.float64).astype(np.float32),
                 objective=1.0,
             ),
-            checkpoint={"step": 100 * version},
+            checkpoint=CheckpointInfo(step=100 * version),
         )
 
 
@@ -144,7 +148,9 @@ def main() -> None:
     n, rng = given.samples, np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
         store = Store.create(
-            Path(directory) / "store", samples=make_samples(n, rng), dataset={"path": "synthetic"}
+            Path(directory) / "store",
+            samples=make_samples(n, rng),
+            dataset=SYNTHETIC,
         )
         run = Run(n, rng)
         spent: list[tuple[float, float]] = []

@@ -144,7 +144,7 @@ class Storm:
         """Digest of every committed measurement."""
         store = self.store
         return {
-            store.paths.root / name: entry["sha256"]
+            store.paths.root / name: entry.sha256
             for version in store.all_versions()
             for name, entry in store.header(version).files.items()
             if Path(name).name == "measured.parquet"
@@ -163,7 +163,7 @@ class Storm:
         store = self.store
         latest = store.latest()
         assert latest is not None
-        assert store.coreset(latest).num_rows == store.header(latest).stats["num_selected"]
+        assert store.coreset(latest).num_rows == store.header(latest).stats.num_selected
 
     def require_whole(self) -> None:
         """Raise unless the store verifies and nothing is left over."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from gracekit.recipe import ScoringSection
 from gracekit.store import Store
 from gracekit.store import store as store_module
 from gracekit.store.files import manifests
@@ -15,6 +16,7 @@ from gracekit.store.sql import database
 from gracekit.store.sql.schema import TABLES, VIEWS
 from gracekit.store.verify import verify
 from gracekit.store.version_facts import KnownFacts, VersionFacts
+from gracekit.version.header import Settings
 from tests.stores import make_draft, make_reselect, make_store
 
 
@@ -33,18 +35,19 @@ def store(tmp_path: Path) -> Store:
     made = make_store(tmp_path / "store")
     for name in ("a", "b", "c", "d", "e"):
         draft = make_draft(made, name)
-        scores, scoring = dict(draft.scores.scores), {"scores": ["gradient-norm", "loss"]}  # type: ignore[union-attr]
+        scoring: ScoringSection | None
+        scores, scoring = dict(draft.scores.scores), ScoringSection()  # type: ignore[union-attr]
         if name in "cd":
             scores["el2n"] = scores.pop("loss")
-            scoring = {"scores": ["gradient-norm", "el2n"]}
+            scoring = ScoringSection(scores=("gradient-norm", "el2n"))
         if name == "d":
-            scoring = {}
+            scoring = None
         assert draft.scores is not None and draft.measurement is not None
         rows = draft.measurement.rows
         made.commit(
             dataclasses.replace(
                 draft,
-                scoring=scoring,
+                settings=Settings(scoring=scoring),
                 scores=dataclasses.replace(draft.scores, scores=scores),
                 measurement=dataclasses.replace(
                     draft.measurement, scores={n: s[rows] for n, s in scores.items()}

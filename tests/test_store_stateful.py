@@ -192,7 +192,7 @@ class StoreLife(RuleBasedStateMachine):
         if versions:
             assert Coreset.load(self.root).version == versions[-1]
             base = store.newest_scores()
-            assert base is not None and len(store.scores(base)) == store.dataset(base)["num_rows"]
+            assert base is not None and len(store.scores(base)) == store.dataset(base).num_rows
             if not self.is_left:
                 assert store.load_cache(base) is not None, "what the next refresh builds on"
 

@@ -314,12 +314,14 @@ def select(
 def _settings_of(store: Store) -> Recipe:
     """A recipe with what the latest version was scored and selected by."""
     header = store.header(resolve(store, "latest"))
+    settings = header.settings
+    sections = {"scoring": settings.scoring, "graph": settings.graph,
+                "selection": settings.selection}  # fmt: skip
     return Recipe.from_dict(
         {
-            "data": {"path": header.dataset["path"]},
+            "data": header.dataset.settings.model_dump(mode="json"),
             "store": str(store.paths.root),
-            "scoring": header.scoring,
-            "selection": {k: v for k, v in header.selection.items() if k != "details"},
+            **{name: s.model_dump(mode="json") for name, s in sections.items() if s is not None},
         },
         name=f"the settings of version {header.version} of {store.paths.root}",
     )

@@ -27,7 +27,7 @@ def rollback(version: int | Literal["latest"], store: Path, out: Output) -> None
     header = result.header
     text = (
         f"version {result.version} is version {version} again: step "
-        f"{header.checkpoint.get('step')}, coreset {header.stats['num_selected']:,}"
+        f"{header.checkpoint.step}, coreset {header.stats.num_selected:,}"
         if result.is_new
         else f"the latest version, {result.version}, has that coreset: nothing to do"
     )

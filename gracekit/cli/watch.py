@@ -87,7 +87,7 @@ def watch(
 def _report(out: Output, result: RefreshResult) -> None:
     """To stdout, and to the logs for those who read only them."""
     if is_json():
-        fields = {"version": result.version, "step": result.header.checkpoint["step"]}
+        fields = {"version": result.version, "step": result.header.checkpoint.step}
         what = "published" if result.is_new else "was there already"
         logger.info("version %d %s", result.version, what, extra=fields)
     show_result(out, result)

@@ -88,14 +88,14 @@ def export(
     report = Exported(
         format=format_name,
         path=str(out),
-        version=content.header["version"],
+        version=content.header.version,
         num_rows=len(written.rows),
         weights=weights,
         details={},
     )
 
     def write(directory: Path) -> None:
-        manifest = {**content.header, "export": report.to_json()}
+        manifest = {**content.header.to_json(), "export": report.to_json()}
         (directory / MANIFEST).write_text(
             json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8"
         )

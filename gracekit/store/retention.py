@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from gracekit import files
 from gracekit.errors import StoreError, StoreFormatError
-from gracekit.store.files.info import NewerFormatError
+from gracekit.store.files.formats import NewerFormatError
 from gracekit.store.files.leases import followed, followers
 from gracekit.store.files.manifests import read_sidecar
 from gracekit.store.files.pinned import pinned

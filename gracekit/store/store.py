@@ -18,10 +18,11 @@ from gracekit.errors import (
 )
 from gracekit.store.commit import VersionDraft, commit
 from gracekit.store.files.cache import StoreCache, load_cache
+from gracekit.store.files.formats import NewerFormatError
 from gracekit.store.files.history import read_scores, scores_for
-from gracekit.store.files.info import NewerFormatError, StoreInfo
+from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.lock import lock_store
-from gracekit.store.files.manifests import plain_json, read_header
+from gracekit.store.files.manifests import read_header
 from gracekit.store.files.migrations import migrate
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
@@ -33,12 +34,13 @@ from gracekit.store.files.paths import (
     versions_in,
 )
 from gracekit.store.files.removals import read_removal
-from gracekit.store.files.samples import FIRST_POSITIONS, data_facts, read_samples, write_samples
+from gracekit.store.files.samples import dataset_info, read_samples, write_samples
 from gracekit.store.files.shards import ShardFiles
 from gracekit.store.recover import recover
 from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
-from gracekit.types import FORMAT_VERSION, Json, ManifestHeader, Origin, SampleTable, ScoreTable
-from gracekit.version import __version__
+from gracekit.types import Origin, SampleTable, ScoreTable
+from gracekit.version import FORMAT_VERSION, __version__
+from gracekit.version.header import DataDescription, DatasetInfo, Header
 
 _NUM_HEADERS = 16
 """Headers that are kept."""
@@ -56,7 +58,7 @@ class Store:
         self.info = info
         self._samples: tuple[Path, SampleTable] | None = None
         self._facts: KnownFacts = {} if facts is None else facts
-        self._headers: dict[int, tuple[Stamp, ManifestHeader]] = {}
+        self._headers: dict[int, tuple[Stamp, Header]] = {}
 
     @staticmethod
     def exists(root: Path | str) -> bool:
@@ -84,13 +86,13 @@ class Store:
         _check_place(StorePaths(Path(root)))
 
     @classmethod
-    def create(cls, root: Path | str, *, samples: SampleTable, dataset: Json) -> Store:
+    def create(cls, root: Path | str, *, samples: SampleTable, dataset: DataDescription) -> Store:
         """Make a new store of the samples; `store.json`, written last, makes it exist.
 
         Args:
             root: A directory that is absent, empty, or left by a killed `create`.
             samples: The sample table.
-            dataset: What to remember of the data (path, format, id and group columns …).
+            dataset: Where the data comes from.
 
         Raises:
             StoreError: There is a store, or other files, or DuckDB could not open the path.
@@ -102,7 +104,7 @@ class Store:
             format_version=FORMAT_VERSION,
             gracekit_version=__version__,
             created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            dataset=plain_json({**dataset, **data_facts(samples)}),
+            dataset=dataset_info(dataset, samples, path=paths.samples.name, sources={}),
         )
         with lock_store(paths.root):
             with files.clear_write_errors(paths.root):
@@ -112,22 +114,10 @@ class Store:
             files.write_text_atomic(paths.info, info.to_text())
         return cls(paths, info)
 
-    def dataset(self, version: int | None = None) -> Json:
-        """What is known of the data of a version; default: of the latest, or as it was first.
-
-        Besides what `StoreInfo.dataset` has: `samples_file`, the sample table's path relative to
-        the store; `num_rows`, with the removed samples; `positions`, a hash of which sample lies
-        where in the data; and `sources`, the `num_source_rows` of all data so far by positions.
-        """
+    def dataset(self, version: int | None = None) -> DatasetInfo:
+        """What is known of the data of a version; default: of the latest, or as it was first."""
         version = self.latest() if version is None else version
-        dataset = self.info.dataset if version is None else self.header(version).dataset
-        positions = dataset.get("positions", FIRST_POSITIONS)
-        return {
-            "samples_file": self.paths.samples.name,
-            "num_rows": dataset["num_samples"],
-            "positions": positions,
-            "sources": {positions: dataset["num_source_rows"]},
-        } | dataset
+        return self.info.dataset if version is None else self.header(version).dataset
 
     def samples(self, version: int | None = None) -> SampleTable:
         """The sample table of a version; default: of the latest, or as it was first.
@@ -135,12 +125,12 @@ class Store:
         Raises `StoreFormatError` when it is damaged.
         """
         dataset = self.dataset(version)
-        path = self.paths.root / dataset["samples_file"]
+        path = self.paths.root / dataset.samples_file
         if self._samples is None or self._samples[0] != path:
             samples = read_samples(path)
-            if len(samples) != dataset["num_rows"]:
+            if len(samples) != dataset.num_rows:
                 raise StoreFormatError(
-                    f"{path} has {len(samples)} rows, {dataset['num_rows']} were written; restore "
+                    f"{path} has {len(samples)} rows, {dataset.num_rows} were written; restore "
                     "it from a backup"
                 )
             self._samples = (path, samples)
@@ -187,7 +177,7 @@ class Store:
         found = {facts.scores_version for facts in self.all_facts().values()}
         return max((v for v in found if before is None or v < before), default=None)
 
-    def header(self, version: int) -> ManifestHeader:
+    def header(self, version: int) -> Header:
         """What a version says about itself, also when gc removed it.
 
         Raises:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.files import sha256
 from gracekit.store.files import cache
-from gracekit.store.files.manifests import SCHEMA, header_text, read_header
+from gracekit.store.files.manifests import SCHEMA, read_header, read_sidecar
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
     CACHE_NAME,
@@ -28,7 +28,8 @@ from gracekit.store.files.samples import read_samples
 from gracekit.store.retention import leftovers
 from gracekit.store.sql import database
 from gracekit.store.store import Store
-from gracekit.types import ManifestHeader, SampleTable
+from gracekit.types import SampleTable
+from gracekit.version.header import Header
 
 _RESTORE = "restore it from a backup; other versions are not affected"
 _RECOVER = "the next `gracekit watch` or `gracekit refresh` repairs it"
@@ -83,7 +84,7 @@ def _samples(store: Store, versions: list[int]) -> Iterator[Problem]:
             dataset = store.dataset(version)
         except StoreError:
             continue  # told with the version
-        tables.setdefault(dataset["samples_file"], dataset)
+        tables.setdefault(dataset.samples_file, dataset)
     before: SampleTable | None = None
     for name, dataset in tables.items():
         path = store.paths.root / name
@@ -92,8 +93,7 @@ def _samples(store: Store, versions: list[int]) -> Iterator[Problem]:
         except StoreError as error:
             yield _problem(store, path, str(error), "restore it from a backup: versions need it")
             continue
-        num_rows = dataset.get("num_rows", dataset["num_samples"])
-        if (samples.fingerprint, len(samples)) != (dataset["fingerprint"], num_rows):
+        if (samples.fingerprint, len(samples)) != (dataset.fingerprint, dataset.num_rows):
             yield _problem(store, path, "fingerprint or number of rows are not as written",
                            "restore the whole store from one backup")  # fmt: skip
         if len(set(samples.sample_ids)) != len(samples):
@@ -120,7 +120,7 @@ def _version(store: Store, version: int) -> Iterator[Problem]:
         yield _problem(store, path, f"its header says version {header.version}", _RESTORE)
     for name, entry in header.files.items():
         file = store.paths.root / name
-        what = _file_damage(file, entry["num_bytes"], entry["sha256"])
+        what = _file_damage(file, entry.num_bytes, entry.sha256)
         if what is not None:
             yield _problem(store, file, what, _RESTORE)
     samples = _table_of(store, version)
@@ -154,7 +154,7 @@ def _removed(store: Store, version: int) -> Iterator[Problem]:
     entry = header.files.get(store.paths.relative(measured))
     if entry is None:
         return
-    what = _file_damage(measured, entry["num_bytes"], entry["sha256"])
+    what = _file_damage(measured, entry.num_bytes, entry.sha256)
     if what is not None:
         yield _problem(store, measured, what, _RESTORE)
     for file, what in _history_damage(store, header, None):
@@ -180,15 +180,15 @@ def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
 
 
 def _coreset_damage(
-    store: Store, coreset: pa.Table, header: ManifestHeader, samples: SampleTable | None
+    store: Store, coreset: pa.Table, header: Header, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
     path = store.paths.manifest(header.version)
     if not coreset.schema.equals(SCHEMA):
         yield path, f"has columns {coreset.column_names}, expected {SCHEMA.names}"
         return
-    rows, n = coreset["row"].to_numpy(), store.dataset(header.version)["num_rows"]
-    if len(rows) != header.stats.get("num_selected"):
-        yield path, f"has {len(rows)} rows, its header says {header.stats.get('num_selected')}"
+    rows, n = coreset["row"].to_numpy(), header.dataset.num_rows
+    if len(rows) != header.stats.num_selected:
+        yield path, f"has {len(rows)} rows, its header says {header.stats.num_selected}"
     if not _ascending_rows(rows, n):
         yield path, f"rows are not ascending numbers below {n}"
         return
@@ -207,9 +207,9 @@ def _coreset_damage(
 
 
 def _history_damage(
-    store: Store, header: ManifestHeader, samples: SampleTable | None
+    store: Store, header: Header, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
-    n = store.dataset(header.version)["num_rows"]
+    n = header.dataset.num_rows
     checks: dict[Path, Callable[[np.ndarray], bool]] = {
         store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
         store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
@@ -247,8 +247,7 @@ def _published(store: Store, versions: set[int]) -> Iterator[Problem]:
     except StoreFormatError:
         return
     for version in good:
-        expected = header_text(store.header(version))
-        if _text(paths.sidecar(version)) != expected:
+        if not _is_header(paths.sidecar(version), store.header(version)):
             yield _problem(store, paths.sidecar(version), "is missing or differs from its manifest",
                            _RECOVER)  # fmt: skip
     if good and _text(paths.latest) != f"{good[-1]}\n":
@@ -262,6 +261,14 @@ def _published(store: Store, versions: set[int]) -> Iterator[Problem]:
         what = cache.damage(path)
         if what is not None:
             yield _problem(store, path, what, _REMEASURE)
+
+
+def _is_header(path: Path, header: Header) -> bool:
+    """Whether a sidecar says what its manifest does, in whichever format."""
+    try:
+        return read_sidecar(path).to_json() == header.to_json()
+    except StoreFormatError:
+        return False
 
 
 def _ascending_rows(rows: np.ndarray, num_samples: int) -> bool:

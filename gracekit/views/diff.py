@@ -9,7 +9,8 @@ import numpy as np
 
 from gracekit.store import Store
 from gracekit.tabular import Records, ShortRepr, html_table
-from gracekit.types import Bool, Json, ManifestHeader, SampleTable, ScoreTable
+from gracekit.types import Bool, Json, SampleTable, ScoreTable
+from gracekit.version.header import Header
 
 NUM_MOVERS = 10
 
@@ -163,11 +164,11 @@ def _chosen(store: Store, version: int, num_rows: int) -> Bool:
     return chosen
 
 
-def _side(header: ManifestHeader, chosen: Bool, scores: ScoreTable) -> DiffSide:
+def _side(header: Header, chosen: Bool, scores: ScoreTable) -> DiffSide:
     rows = np.flatnonzero(chosen)
     return DiffSide(
         version=header.version,
-        step=header.checkpoint.get("step"),
+        step=header.checkpoint.step,
         num_selected=len(rows),
         mean_importance=float(scores.importance[rows].mean()) if len(rows) else None,
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gracekit.errors import QueryError, StoreFormatError
 from gracekit.graph import load_index, symmetric, unit_features
-from gracekit.recipe import GraphSection, SelectionSection
+from gracekit.recipe import GraphSection
 from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
 from gracekit.store import Store, StoreCache
@@ -177,11 +177,8 @@ def explain(store: Store, sample_id: str, version: int) -> SampleExplanation:
     row = _row(store, version, sample_id)
     header, samples, scores = store.header(version), store.samples(version), store.scores(version)
     graph_version, cache = _kept(store, version)
-    graph_settings = store.header(graph_version).refresh.get("graph", {})
-    index = load_index(
-        cache.index_directory,
-        settings=GraphSection(**_known(graph_settings, GraphSection)),
-    )
+    graph_settings = store.header(graph_version).settings.graph or GraphSection()
+    index = load_index(cache.index_directory, settings=graph_settings)
     if index is None:
         raise _lost(store, version)
     coreset = store.coreset(version).sort_by("rank")
@@ -189,8 +186,8 @@ def explain(store: Store, sample_id: str, version: int) -> SampleExplanation:
     if header.parent_version in store.versions():
         parent = store.coreset(header.parent_version)["row"].to_numpy()
     chosen = Chosen(
-        settings=SelectionSection(**_known(header.selection, SelectionSection)),
-        details=header.selection.get("details", {}),
+        settings=header.settings.selection,
+        details=header.selection,
         rows=coreset["row"].to_numpy(),
         gains=coreset["gain"].to_numpy(),
         scores=scores,
@@ -212,7 +209,7 @@ def explain(store: Store, sample_id: str, version: int) -> SampleExplanation:
     return SampleExplanation(
         **_facts(samples, scores, row),
         version=version,
-        step=header.checkpoint.get("step"),
+        step=header.checkpoint.step,
         graph_version=graph_version,
         is_selected=is_selected,
         reason=found.reason,
@@ -324,7 +321,3 @@ def _lost(store: Store, version: int) -> StoreFormatError:
         "kept or damaged; those of the newest refresh are kept: ask for version "
         f"{store.newest_scores()}"
     )
-
-
-def _known(values: Json, section: type[GraphSection] | type[SelectionSection]) -> Json:
-    return {name: values[name] for name in section.model_fields if name in values}

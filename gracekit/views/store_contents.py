@@ -14,7 +14,7 @@ from gracekit.store.files.history import ORIGIN_NAMES
 from gracekit.store.files.shards import SUFFIX
 from gracekit.store.retention import held_versions
 from gracekit.store.summary import DATA_COLUMNS
-from gracekit.types import ManifestHeader
+from gracekit.version.header import Header
 from gracekit.views.audit_words import audit_in_words, misses_target
 
 
@@ -76,9 +76,9 @@ def contents_of(store: Store, now: float) -> StoreContents:
     """
     versions, dataset = store.versions(), store.dataset()
     return StoreContents(
-        data=dataset.get("path"),
-        num_samples=dataset["num_samples"],
-        num_removed_samples=dataset["num_rows"] - dataset["num_samples"],
+        data=dataset.settings.path or None,
+        num_samples=dataset.num_samples,
+        num_removed_samples=dataset.num_rows - dataset.num_samples,
         num_versions=len(versions),
         num_removed_versions=len(store.removed()),
         held_versions=dict(sorted(held_versions(store).items())),
@@ -89,28 +89,32 @@ def contents_of(store: Store, now: float) -> StoreContents:
     )
 
 
-def _latest(store: Store, header: ManifestHeader, now: float) -> LatestVersion:
+def _latest(store: Store, header: Header, now: float) -> LatestVersion:
     scored = _scored(store, header)
     origins = _origins(store, header, scored)
     made = datetime.fromisoformat(header.created_at).timestamp()
     return LatestVersion(
         version=header.version,
         operation=header.operation,
-        step=header.checkpoint.get("step"),
+        step=header.checkpoint.step,
         created_at=header.created_at,
         age_s=round(max(now - made, 0.0), 1),
-        num_selected=header.stats.get("num_selected"),
-        num_measured=scored.stats.get("num_measured"),
-        data_changes={name: header.stats[name] for name in DATA_COLUMNS if name in header.stats},
+        num_selected=header.stats.num_selected,
+        num_measured=scored.stats.num_measured,
+        data_changes={
+            name: value
+            for name in DATA_COLUMNS
+            if (value := getattr(header.stats, name)) is not None
+        },
         origins={name: count for name, count in origins.items() if count},
         audit=audit_in_words(scored),
         misses_target=misses_target(scored),
     )
 
 
-def _origins(store: Store, header: ManifestHeader, scored: ManifestHeader) -> dict[str, int]:
+def _origins(store: Store, header: Header, scored: Header) -> dict[str, int]:
     """Where the scores of a version came from; its data may be newer than the scores."""
-    origins: dict[str, int] = scored.stats.get("origins") or {}
+    origins: dict[str, int] = scored.stats.origins or {}
     if header.rollback_of is None:
         return origins
     try:
@@ -121,7 +125,7 @@ def _origins(store: Store, header: ManifestHeader, scored: ManifestHeader) -> di
     return dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
 
 
-def _scored(store: Store, header: ManifestHeader) -> ManifestHeader:
+def _scored(store: Store, header: Header) -> Header:
     """The header of the version whose scores this one uses; its own where that is damaged."""
     try:
         return store.header(header.scores_version)
@@ -138,9 +142,11 @@ def _problems(store: Store, versions: list[int]) -> list[str]:
         problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
     if versions and not store.paths.database.is_file():
         problems.append("scores.duckdb is missing: the next refresh publishes it")
-    if versions and (problem := store.header(versions[-1]).refresh.get("data_problem")):
+    outcome = store.header(versions[-1]).refresh if versions else None
+    if outcome is not None and outcome.data_problem is not None:
         problems.append(
-            f"version {versions[-1]} was made with the data before it changed: {problem}"
+            f"version {versions[-1]} was made with the data before it changed: "
+            f"{outcome.data_problem}"
         )
     try:
         store.samples()

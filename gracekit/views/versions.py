@@ -10,14 +10,15 @@ from gracekit.store import Store
 from gracekit.store.retention import held_versions
 from gracekit.store.summary import version_row
 from gracekit.tabular import Records, html_table
-from gracekit.types import Json, ManifestHeader
+from gracekit.types import Json
+from gracekit.version.header import Header
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionRecord:
     """One version, kept or removed."""
 
-    header: ManifestHeader
+    header: Header
     state: str | None
     """Why gc leaves it, or when it was removed; None: neither."""
     removed_at: str | None

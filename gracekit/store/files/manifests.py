@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gracekit.errors import StoreFormatError
+from gracekit.store.files.formats import check_format
 from gracekit.store.files.history import ORIGIN_NAMES, named
-from gracekit.store.files.info import check_format
-from gracekit.store.files.parquet import clean_text, read_schema, write_table
-from gracekit.types import Json, ManifestHeader, SampleTable, ScoreTable, Selection
-
-METADATA_KEY = b"gracekit"
+from gracekit.store.files.manifest_reading import METADATA_KEY, header_content
+from gracekit.store.files.parquet import clean_text, write_table
+from gracekit.types import Json, SampleTable, ScoreTable, Selection
+from gracekit.version.header import Header
 
 SCHEMA = pa.schema(
     {
@@ -58,29 +55,21 @@ def coreset_table(selection: Selection, samples: SampleTable, scores: ScoreTable
     )
 
 
-def write_manifest(path: Path, coreset: pa.Table, header: ManifestHeader) -> None:
+def write_manifest(path: Path, coreset: pa.Table, header: Header) -> None:
     """Write the coreset with the header in the schema metadata; not atomic by itself."""
-    text = header_text(header)
+    text = header.to_text()
     write_table(path, coreset.replace_schema_metadata({METADATA_KEY: text.encode()}))
 
 
-def read_header(path: Path) -> ManifestHeader:
+def read_header(path: Path) -> Header:
     """The header of a manifest.
 
     Raises `StoreFormatError` when the file is missing, damaged, or of a newer format.
     """
-    metadata = read_schema(path).metadata or {}
-    try:
-        content = json.loads(metadata[METADATA_KEY])
-    except (KeyError, ValueError):
-        raise StoreFormatError(
-            f"{path} has no gracekit header in its schema metadata: another program rewrote it; "
-            "restore it from a backup"
-        ) from None
-    return _header(content, path)
+    return _header(header_content(path), path)
 
 
-def read_sidecar(path: Path) -> ManifestHeader:
+def read_sidecar(path: Path) -> Header:
     """The header in the JSON beside a manifest; raises as `read_header`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,49 +78,11 @@ def read_sidecar(path: Path) -> ManifestHeader:
     return _header(content, path)
 
 
-def _header(content: Json, path: Path) -> ManifestHeader:
+def _header(content: Json, path: Path) -> Header:
     check_format(content, path)
     try:
-        return ManifestHeader.from_json(content)
-    except KeyError as error:
-        raise StoreFormatError(f"the header of {path} lacks {error}; restore the file") from None
-
-
-def header_text(header: ManifestHeader) -> str:
-    """The header as strict JSON: what the manifest and the sidecar hold."""
-    return json_text(header_json(header))
-
-
-def header_json(header: ManifestHeader) -> Json:
-    """The header in values that strict JSON has."""
-    plain: Json = plain_json(header.to_json())
-    return plain
-
-
-def json_text(content: Json) -> str:
-    """Strict JSON as the store writes it."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def plain_json(value: Any) -> Any:
-    """The same in values that strict JSON has.
-
-    NumPy scalars become numbers, NaN and infinities null; keys, paths and other objects become
-    text that UTF-8 can hold.
-    """
-    if isinstance(value, Mapping):
-        result: Json = {_text(key): plain_json(item) for key, item in value.items()}
-        return result
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item) for item in value]
-    if isinstance(value, (np.generic, np.ndarray)):
-        return plain_json(value.tolist())
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return _text(value)
-
-
-def _text(value: object) -> str:
-    return clean_text(np.array([str(value)], object))[0]
+        return Header.from_json(content)
+    except ValueError as error:
+        raise StoreFormatError(
+            f"the header of {path} is damaged: {error}; restore the file from a backup"
+        ) from None

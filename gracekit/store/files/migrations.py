@@ -17,7 +17,7 @@ from collections.abc import Callable
 from gracekit import files
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.paths import StorePaths
-from gracekit.types import FORMAT_VERSION
+from gracekit.version import FORMAT_VERSION
 
 Migration = Callable[[StorePaths], None]
 
@@ -60,3 +60,8 @@ def _data_may_change(paths: StorePaths) -> None:
 
     Nothing is written anew: what the first format does not hold is that of data that never changed.
     """
+
+
+@migration(3)
+def _typed_header(paths: StorePaths) -> None:
+    """Settings and results of a version are apart."""

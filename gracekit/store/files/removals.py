@@ -13,9 +13,10 @@ from pathlib import Path
 
 from gracekit.errors import StoreFormatError
 from gracekit.files import write_text_atomic
-from gracekit.store.files.info import check_format
-from gracekit.store.files.manifests import header_json, json_text
-from gracekit.types import FORMAT_VERSION, ManifestHeader
+from gracekit.store.files.formats import check_format
+from gracekit.version import FORMAT_VERSION
+from gracekit.version.header import Header
+from gracekit.version.json_text import json_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,7 @@ class Removal:
 
     removed_at: str
     """UTC, RFC 3339."""
-    header: ManifestHeader
+    header: Header
 
     @property
     def in_words(self) -> str:
@@ -32,12 +33,12 @@ class Removal:
         return f"version {self.header.version} was removed by gc on {self.removed_at}"
 
 
-def write_removal(path: Path, header: ManifestHeader) -> None:
+def write_removal(path: Path, header: Header) -> None:
     """Record that the version of the header is removed now; raises `StoreWriteError`."""
     content = {
         "format_version": FORMAT_VERSION,
         "removed_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        "header": header_json(header),
+        "header": header.to_json(),
     }
     write_text_atomic(path, json_text(content))
 
@@ -49,7 +50,7 @@ def read_removal(path: Path) -> Removal:
         check_format(content, path)
         return Removal(
             removed_at=str(content["removed_at"]),
-            header=ManifestHeader.from_json(content["header"]),
+            header=Header.from_json(content["header"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreFormatError(f"cannot read {path}: {error}; restore it from a backup") from None
