@@ -138,7 +138,7 @@ def write_first_recipe(
         recipe=str(output),
         num_samples=len(raw.sample_ids),
         num_skipped=len(raw.skipped),
-        first_skipped=first and f"row {first.source_row}: {first.reason}",
+        first_skipped=None if first is None else f"row {first.source_row}: {first.reason}",
         format=raw.format,
         groups=tuple(raw.group_names),
     )

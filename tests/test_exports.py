@@ -70,8 +70,8 @@ def expected_rows(records: list[Json]) -> list[Json]:
 
 def test_jsonl(tmp_path: Path) -> None:
     report = export(content_of(alpaca()), "jsonl", tmp_path / "out")
-    assert report["num_rows"] == len(HOSTILE)
-    assert (report["version"], report["files"]) == (7, ["coreset.jsonl"])
+    assert report.num_rows == len(HOSTILE)
+    assert (report.version, report.details["files"]) == (7, ["coreset.jsonl"])
     text = (tmp_path / "out/coreset.jsonl").read_text("utf-8")
     # Also readers that split at every Unicode line break see one row a line.
     assert [json.loads(line) for line in text.splitlines()] == expected_rows(alpaca())
@@ -121,7 +121,7 @@ def test_hf_dataset(tmp_path: Path) -> None:
     loaded = datasets.load_from_disk(str(tmp_path / "out"))
     assert loaded.to_list() == expected_rows(alpaca(1200))
     assert loaded._indices is None
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == report["files"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == report.details["files"]
 
 
 def test_ids_and_indices(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_trainers_are_told_the_layout(
     report = export(content, "llamafactory", tmp_path / "lf")
     info = json.loads((tmp_path / "lf/dataset_info.json").read_text())
     assert info == {"lf": {"file_name": "coreset.jsonl", **entry}}
-    assert (report["dataset"], report["dataset_dir"]) == ("lf", str(tmp_path / "lf"))
+    assert (report.details["dataset"], report.details["dataset_dir"]) == ("lf", str(tmp_path / "lf"))
     export(content, "axolotl", tmp_path / "ax")
     fragment = yaml.safe_load((tmp_path / "ax/axolotl.yaml").read_text())
     path = str(tmp_path / "ax/coreset.jsonl")
@@ -244,7 +244,7 @@ def test_llamafactory_is_entered_in_an_existing_directory(tmp_path: Path) -> Non
         assert {name: after[name] for name in before} == before
         assert after["subset"]["file_name"] == "subset/coreset.jsonl"
         assert (tmp_path / after["subset"]["file_name"]).exists()
-        assert report["dataset_dir"] == str(tmp_path)
+        assert report.details["dataset_dir"] == str(tmp_path)
     # Another's dataset of that name, or a file that is not ours to repair.
     for text, message in [
         (json.dumps({"other": {"file_name": "mine.json"}}), "already has a dataset 'other'"),
@@ -267,7 +267,7 @@ def test_repeat_writes_whole_copies(tmp_path: Path) -> None:
         export(content_of(alpaca(5), weights), "jsonl", tmp_path / name, weights="repeat")
         for name in ("one", "two")
     ]
-    assert [r["num_rows"] for r in reports] == [5, 5]
+    assert [r.num_rows for r in reports] == [5, 5]
     one, two = ((tmp_path / name / "coreset.jsonl").read_text() for name in ("one", "two"))
     assert one == two
     rows = [json.loads(line) for line in one.splitlines()]

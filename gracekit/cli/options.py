@@ -56,7 +56,7 @@ _all_columns_option = click.option(
 )
 
 
-class VersionType(click.ParamType):
+class VersionType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
     """A version: a number, or `latest`. What exists is known to the store, which is asked later."""
 
     name = "version"
