@@ -37,6 +37,7 @@ from gracekit.store.files.removals import read_removal
 from gracekit.store.files.samples import dataset_info, read_samples, write_samples
 from gracekit.store.files.shards import ShardFiles
 from gracekit.store.recover import recover
+from gracekit.store.version_argument import VersionArgument, no_such_version, version_number
 from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
 from gracekit.types import Origin, SampleTable, ScoreTable
 from gracekit.version import FORMAT_VERSION, __version__
@@ -199,15 +200,28 @@ class Store:
                 del self._headers[next(iter(self._headers))]
         return known[1]
 
+    def resolve(self, version: VersionArgument = "latest") -> int:
+        """The number of a version as a caller names it: a whole number, `"latest"` or None.
+
+        Raises:
+            VersionNotFoundError: There is no such version, none yet, or gc removed it.
+            UsageError: It is neither a whole number nor `"latest"`.
+        """
+        number = version_number(version)
+        if number is None:
+            number = self.latest()
+            if number is None:
+                raise VersionNotFoundError(
+                    f"the store {self.paths.root} has no version yet; make one with "
+                    "`gracekit watch` or `gracekit refresh`"
+                )
+        self.require_kept(number)
+        return number
+
     def require_kept(self, version: int) -> None:
         """Raise `VersionNotFoundError` where there never was such a version, or gc removed it."""
-        if self.paths.removal(version).exists():
-            kept = self.manifests()
-            raise VersionNotFoundError(
-                f"{read_removal(self.paths.removal(version)).in_words} from {self.paths.root}; "
-                f"of those kept the latest is {kept[-1] if kept else 'lost'}"
-            )
-        if not self.paths.manifest(version).exists():
+        is_removed = self.paths.removal(version).exists()
+        if is_removed or not self.paths.manifest(version).exists():
             raise self._no_such(version)
 
     def coreset(self, version: int) -> pa.Table:
@@ -349,11 +363,8 @@ class Store:
         return found
 
     def _no_such(self, version: int) -> VersionNotFoundError:
-        versions = self.manifests()
-        found = f"{versions[0]} to {versions[-1]}" if versions else "none yet"
-        return VersionNotFoundError(
-            f"the store {self.paths.root} has no version {version}; found {found}"
-        )
+        removed = dict.fromkeys(self._removal_numbers(), "") | self.removed()
+        return no_such_version(version, self.paths.root, self.manifests(), removed)
 
 
 def _stamp(path: Path | str) -> Stamp | None:
