@@ -10,6 +10,8 @@ GAP = 2
 """Spaces between two columns."""
 LEAST_TEXT = 12
 """Characters of a text that are shown at least; with fewer the column had better be left out."""
+LEAST_ID = 40
+"""The same of what a reader copies, such as an id: the beginning of one is of no use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

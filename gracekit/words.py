@@ -21,7 +21,9 @@ def size(num_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in a unit and with digits that fit their size: 0.25 s, 34 s, 12 min, 3.4 h."""
+    """Seconds in a unit and with digits that fit their size: 3 ms, 0.25 s, 34 s, 12 min, 3.4 h."""
+    if seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 1:
         return f"{seconds:.2f} s"
     if seconds < 120:

@@ -217,7 +217,8 @@ def test_trainers_are_told_the_layout(
     report = export(content, "llamafactory", tmp_path / "lf")
     info = json.loads((tmp_path / "lf/dataset_info.json").read_text())
     assert info == {"lf": {"file_name": "coreset.jsonl", **entry}}
-    assert (report.details["dataset"], report.details["dataset_dir"]) == ("lf", str(tmp_path / "lf"))
+    told = (report.details["dataset"], report.details["dataset_dir"])
+    assert told == ("lf", str(tmp_path / "lf"))
     export(content, "axolotl", tmp_path / "ax")
     fragment = yaml.safe_load((tmp_path / "ax/axolotl.yaml").read_text())
     path = str(tmp_path / "ax/coreset.jsonl")

@@ -6,7 +6,7 @@ from gracekit import refresher
 from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve
 from gracekit.errors import RecipeError
 from gracekit.refresher import RefreshResult
-from gracekit.store.files.pinned import Pinned
+from gracekit.store.files.pinned import Pinned, pinned
 from gracekit.store.files.pinned import pin as write_pin
 from gracekit.store.files.pinned import unpin as remove_pin
 from gracekit.store.retention import GcReport, collect, examine
@@ -77,6 +77,8 @@ def unpin(store: StoreLike, version: VersionLike) -> bool:
         True
     """
     opened = open_store(store)
+    if not isinstance(version, bool) and version in pinned(opened.paths):
+        return remove_pin(opened, int(version))  # a pin may outlive its version
     return remove_pin(opened, resolve(opened, version))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from gracekit.errors import RecipeError, VersionNotFoundError
+from gracekit.errors import RecipeError, UsageError
 from gracekit.recipe import Recipe, read_yaml
 from gracekit.store import Store
-from gracekit.words import version_ranges
+from gracekit.store.version_argument import versions_in_words
 
 StoreLike = Store | Path | str
 """A store: open, or its directory."""
@@ -41,24 +41,15 @@ def resolve(store: Store, version: VersionLike) -> int:
     """The number of a version.
 
     Raises:
-        VersionNotFoundError: It is neither a number nor `"latest"`, or the store has no such
-            version. The message says which versions there are.
+        UsageError: It is neither a whole number nor `"latest"`.
+        VersionNotFoundError: There is no such version, none yet, or gc removed it. Either message
+            says which versions there are.
     """
-    if isinstance(version, str) and version == "latest":
-        latest = store.latest()
-        if latest is None:
-            raise VersionNotFoundError(
-                f"the store {store.paths.root} has no version yet; make one with `gracekit watch` "
-                "or `gracekit refresh`"
-            )
-        return latest
-    if isinstance(version, bool) or not isinstance(version, int):
-        raise VersionNotFoundError(
-            f"a version is a whole number or 'latest', found {version!r}; the store "
-            f"{store.paths.root} has {version_ranges(store.manifests())}"
-        )
-    store.header(version)
-    return version
+    try:
+        return store.resolve(version)
+    except UsageError as error:
+        existing = versions_in_words(store.manifests(), store.removed())
+        raise UsageError(f"{error}; the store {store.paths.root} has {existing}") from None
 
 
 def load_recipe(

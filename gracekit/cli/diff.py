@@ -11,9 +11,10 @@ import gracekit
 from gracekit.cli import cells
 from gracekit.cli.options import VERSION, answers_with_tables, clear_errors, takes_store
 from gracekit.cli.output import Output, TableColumn
+from gracekit.text_table import LEAST_ID
 
 if TYPE_CHECKING:
-    from gracekit.views.diff import Diff
+    from gracekit.api.results import Diff
 
 GROUPS = (
     TableColumn(key="group", title="group"),
@@ -23,7 +24,7 @@ GROUPS = (
     TableColumn(key="removed", title="removed", show=cells.count, is_number=True, priority=1),
 )
 MOVERS = (
-    TableColumn(key="sample_id", title="sample"),
+    TableColumn(key="sample_id", title="sample", least=LEAST_ID),
     TableColumn(key="change", title="change", show=cells.signed, is_number=True),
     TableColumn(key="importance_first", title="before", show=cells.two_digits, is_number=True,
                 priority=3),

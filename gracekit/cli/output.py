@@ -12,7 +12,7 @@ import click
 
 from gracekit.cli import cells, terminal
 from gracekit.cli.json_text import print_json
-from gracekit.text_table import LEAST_TEXT, Column, lay_out, shorten
+from gracekit.text_table import LEAST_ID, LEAST_TEXT, Column, lay_out, shorten
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,23 +51,17 @@ class Output:
             print_text()
 
     def line(self, text: str = "") -> None:
-        """One line, whatever its length."""
-        terminal.say(text)
+        """One sentence or title, on as many lines as the terminal needs; piped, on one."""
+        click.echo(_wrapped(text))
 
     def remark(self, text: str) -> None:
         """Something about the answer, on stderr."""
-        click.echo(terminal.printable(text), err=True)
+        click.echo(_wrapped(text), err=True)
 
     def paragraphs(self, texts: Iterable[str]) -> None:
-        """Sentences, each entry on lines of its own that fit the terminal."""
-        width = terminal.width()
+        """Sentences, each entry on lines of its own."""
         for text in texts:
-            text = terminal.printable(text)
-            if width is None:
-                click.echo(text)
-                continue
-            lines = textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-            click.echo("\n".join(lines))
+            self.line(text)
 
     def pairs(self, values: Mapping[str, str]) -> None:
         """Names and values below each other; long values are shortened to the terminal's width."""
@@ -103,6 +97,7 @@ class Output:
                     cells=[cells.plain(value) for value in values],
                     is_number=bool(rows) and all(map(_is_number, values)),
                     priority=position,
+                    least=LEAST_TEXT if position else LEAST_ID,
                 )
                 for position, (name, values) in enumerate(zip(names, columns, strict=True))
             ],
@@ -120,6 +115,15 @@ class Output:
                 f"{number} more column{'' if number == 1 else 's'} (--all-columns or --json): "
                 + ", ".join(table.left_out)
             )
+
+
+def _wrapped(text: str) -> str:
+    """Broken between words where the terminal ends; what follows is indented."""
+    text, width = terminal.printable(text), terminal.width()
+    if width is None or len(text) <= width:
+        return text
+    indent = text[: len(text) - len(text.lstrip())] or "  "
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _is_number(value: Any) -> bool:

@@ -8,7 +8,7 @@ from gracekit.cli.output import Output
 from gracekit.words import duration, size
 
 if TYPE_CHECKING:
-    from gracekit.refresher import PlanPreview, RefreshResult
+    from gracekit.api.results import PlanPreview, RefreshResult
 
 
 def show_result(out: Output, result: RefreshResult) -> None:

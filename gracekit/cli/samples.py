@@ -11,9 +11,10 @@ import gracekit
 from gracekit.cli import cells
 from gracekit.cli.options import answers_with_tables, clear_errors, takes_store, version_option
 from gracekit.cli.output import Output, TableColumn
+from gracekit.text_table import LEAST_ID
 
 if TYPE_CHECKING:
-    from gracekit.views.explain import SampleExplanation
+    from gracekit.api.results import SampleExplanation
 
 _SIMILARITY = TableColumn(
     key="similarity", title="similarity", show=cells.two_digits, is_number=True
@@ -27,13 +28,13 @@ _ABOUT = (
     TableColumn(key="preview", title="text", priority=1, least=20),
 )
 SIMILAR = (
-    TableColumn(key="sample_id", title="sample"),
+    TableColumn(key="sample_id", title="sample", least=LEAST_ID),
     _SIMILARITY,
     TableColumn(key="is_selected", title="selected", priority=2),
     *_ABOUT,
 )
 NEAREST = (
-    TableColumn(key="sample_id", title="sample"),
+    TableColumn(key="sample_id", title="sample", least=LEAST_ID),
     _SIMILARITY,
     TableColumn(key="rank", title="rank", show=cells.count, is_number=True, priority=2),
     *_ABOUT,

@@ -14,7 +14,7 @@ from gracekit.cli.output import Output, TableColumn
 from gracekit.cli.results import show_result
 
 if TYPE_CHECKING:
-    from gracekit.views.compare import Comparison
+    from gracekit.api.results import Comparison
 
 COLUMNS = (
     TableColumn(key="selector", title="selector"),

@@ -23,8 +23,7 @@ from gracekit.cli.output import Output, TableColumn
 from gracekit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from gracekit.api.asking import AnswerBatches
-    from gracekit.store.sql.queries import NamedQuery
+    from gracekit.api.results import AnswerBatches, NamedQuery
 
 TABLE_ROWS, CELL_CHARACTERS = 200, 200
 """What a table shows at most, unless all is asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,10 @@ def status(store: Path, check: bool, max_age_s: float, out: Output) -> None:
     """Say what the store holds, how fresh it is, how far to trust it, and what to do next."""
     if not check:
         found = gracekit.status(store)
-        out.show(found, lambda: out.paragraphs(found.sentences()))
+        here = f"{Path.cwd()}{os.sep}"
+        out.show(
+            found, lambda: out.paragraphs(text.replace(here, "") for text in found.sentences())
+        )
         return
     health = gracekit.status(store, check=True, max_age=max_age_s)
     text = f"healthy: {health.daemon['state']}" if health.is_healthy else (

@@ -15,7 +15,7 @@ from gracekit.cli.output import Output
 from gracekit.cli.results import show_plan, show_result
 
 if TYPE_CHECKING:
-    from gracekit import RefreshResult
+    from gracekit.api.results import RefreshResult
 
 logger = logging.getLogger(__name__)
 

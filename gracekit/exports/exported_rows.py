@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import xxhash
 
 from gracekit.errors import DataError, ExportError
 from gracekit.recipe import DataSection
 from gracekit.rounding import whole_copies
+from gracekit.samples import open_records
+from gracekit.samples.formats import MalformedRowError, choose_format
+from gracekit.store import Store
 from gracekit.types import Float32, Json, Rows
 from gracekit.version.header import Header
-
-if TYPE_CHECKING:
-    from gracekit.store import Store
 
 Weighting = Literal["column", "repeat", "none"]
 
@@ -112,11 +113,6 @@ def _checked_records(
     data: DataSection, source_rows: Rows, hashes: dict[int, str]
 ) -> Iterator[Json]:
     """The user's rows; `ExportError` for one that is not what the store was made from."""
-    import xxhash
-
-    from gracekit.samples import open_records
-    from gracekit.samples.formats import MalformedRowError, choose_format
-
     layout = None
     for source_row, record in zip(
         source_rows.tolist(), open_records(data, source_rows), strict=True

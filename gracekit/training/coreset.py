@@ -17,6 +17,7 @@ from gracekit.errors import (
     DataError,
     StoreFormatError,
     StoreNotFoundError,
+    UsageError,
     VersionNotFoundError,
 )
 from gracekit.store.files.formats import NewerFormatError
@@ -28,13 +29,19 @@ from gracekit.store.files.manifest_reading import (
 )
 from gracekit.store.files.parquet import damaged
 from gracekit.store.files.paths import StorePaths
+from gracekit.store.version_argument import no_such_version, version_number, versions_in_words
+from gracekit.tabular import Tabular, read_only
 from gracekit.types import Float32, Int64, Json, Rows, Strings
 from gracekit.version.trainer_view import TrainerView
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Coreset:
-    """One version: which samples to train on and how many each stands for."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Coreset(Tabular):
+    """One version: which samples to train on and how many each stands for.
+
+    Its arrays are read-only; `to_arrow`, `to_pandas` and `to_polars` give its rows as a table with
+    the columns row, source_row, sample_id and weight.
+    """
 
     version: int
     rows: Rows
@@ -52,6 +59,20 @@ class Coreset:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"Coreset(version {self.version}, step {self.step}: {len(self):,} samples of "
+            f"{self.num_source_rows:,} rows of the data)"
+        )
+
+    def _columns(self) -> dict[str, Any]:
+        return {
+            "row": self.rows,
+            "source_row": self.source_rows,
+            "sample_id": self.sample_ids,
+            "weight": self.weights,
+        }
 
     @property
     def step(self) -> int:
@@ -79,22 +100,26 @@ class Coreset:
         Raises:
             StoreNotFoundError: there is no store.
             VersionNotFoundError: the store has no such version, or none yet, or gc removed it.
+            UsageError: the version is neither a whole number nor `"latest"`.
             StoreFormatError: the manifest is damaged or of a newer gracekit.
         """
         paths = StorePaths(Path(store))
         available = list_versions(paths.root)
-        if version != "latest":
-            if version not in available:
-                found = f"{available[0]} to {available[-1]}" if available else "none yet"
-                removal = removal_in_words(paths, version)
-                if removal is not None:
-                    raise VersionNotFoundError(
-                        f"{removal} from {paths.root}; found {found}. `gracekit pin` keeps versions"
-                    )
-                raise VersionNotFoundError(
-                    f"the store {paths.root} has no version {version!r}; found {found}"
-                )
-            return _read(paths, version)
+        try:
+            wanted = version_number(version)
+        except UsageError as error:
+            existing = versions_in_words(available)
+            raise UsageError(f"{error}; the store {paths.root} has {existing}") from None
+        if wanted is not None:
+            if wanted in available:
+                return _read(paths, wanted)
+            removal = removal_in_words(paths, wanted)
+            if removal is None:
+                raise no_such_version(wanted, paths.root, available, {})
+            raise VersionNotFoundError(
+                f"{removal}: the store {paths.root} has {versions_in_words(available)}. "
+                "`gracekit pin` keeps versions from gc"
+            )
         damage: StoreFormatError | None = None
         for number in reversed(available):
             try:
@@ -213,7 +238,7 @@ def _read(paths: StorePaths, version: int) -> Coreset:
             name: table.column(name).to_pylist()
             for name in ("row", "source_row", "sample_id", "weight")
         }
-        return Coreset(
+        coreset = Coreset(
             version=version,
             rows=np.array(columns["row"], np.int64),
             source_rows=np.array(columns["source_row"], np.int64),
@@ -222,6 +247,7 @@ def _read(paths: StorePaths, version: int) -> Coreset:
             view=view,
             num_rows_of_others=_num_rows_of_others(paths, version, view),
         )
+        return read_only(coreset)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from None
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from gracekit.store import Store, StorePaths
 from gracekit.store.files.heartbeat import ailment
-from gracekit.tabular import ShortRepr, html_table
+from gracekit.tabular import html_table
 from gracekit.types import Json
 from gracekit.views.status_words import contents_in_words, daemon_in_words, next_step
 from gracekit.views.store_contents import LatestVersion, StoreContents, contents_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Status(ShortRepr):
+class Status:
     """What a store holds, how fresh it is, how far to trust it, and what the daemon does."""
 
     store: str
@@ -75,6 +75,20 @@ class Status(ShortRepr):
             "size_bytes": contents.size_bytes,
             "problems": list(contents.problems),
         }
+
+    def __repr__(self) -> str:
+        if self.contents is None:
+            return f"Status({self.store!r}: no store yet, daemon {self.daemon.get('state')})"
+        latest = self.latest
+        newest = (
+            "no version yet"
+            if latest is None
+            else (f"version {latest.version} of step {latest.step}")
+        )
+        return (
+            f"Status({self.store!r}: {newest}, {self.contents.num_samples:,} samples, daemon "
+            f"{self.daemon.get('state')}, {len(self.problems)} problems)"
+        )
 
     def __str__(self) -> str:
         return "\n".join(self.sentences())

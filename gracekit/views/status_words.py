@@ -36,7 +36,7 @@ def contents_in_words(store: str, contents: StoreContents | None) -> list[str]:
     if contents is None:
         return [f"There is no store at {store} yet: a daemon waits for the first checkpoint."]
     data = f" of {contents.data}" if contents.data else ""
-    about = f"The store {store} follows {count_of(contents.num_samples, 'sample')}{data}"
+    about = f"The store at {store} follows {count_of(contents.num_samples, 'sample')}{data}"
     if contents.num_removed_samples:
         about += f"; {contents.num_removed_samples:,} more have left the data"
     latest = contents.latest
@@ -61,13 +61,16 @@ def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:
         found.append(f"Its data: {joined:,} joined, {left:,} left, {changed:,} changed.")
     if latest.num_measured is not None:
         share = 100 * latest.num_measured / max(num_samples, 1)
-        measured = f"{latest.num_measured:,} of them were measured for its scores ({share:.1f} %)"
+        measured = (
+            f"{count_of(latest.num_measured, 'sample was', 'samples were')} measured for its "
+            f"scores ({share:.1f} % of the data)"
+        )
         others = [
             f"{count:,} {_ORIGINS[name]}"
             for name, count in latest.origins.items()
             if name in _ORIGINS
         ]
-        found.append(". ".join([measured, ", ".join(others)] if others else [measured]) + ".")
+        found.append("; ".join([measured, ", ".join(others)] if others else [measured]) + ".")
     return [*found, f"How far to trust the scores: {latest.audit}."]
 
 
@@ -88,7 +91,7 @@ def _kept(contents: StoreContents) -> list[str]:
         text += f"; gc has removed {contents.num_removed_versions:,}"
     found = [f"{text}."]
     found += [
-        f"{version_ranges([version]).capitalize()} is held: {why}."
+        f"{version_ranges([version]).capitalize()} is kept from gc ({why})."
         for version, why in contents.held_versions.items()
     ]
     if contents.num_unfinished_shards:
