@@ -232,6 +232,7 @@ def test_reprs_are_short_and_arrays_read_only(world: Path) -> None:
     root = world / "store"
     opened, sample = Store.open(root), ids_of(root)[0]
     coreset = gracekit.Coreset.load(root)
+    assert gracekit.Coreset.load(opened).sample_ids.tolist() == coreset.sample_ids.tolist()
     things = [
         coreset, gracekit.Recipe.load(world / "gracekit.yaml"), opened.header(2),
         opened.scores(2), opened.samples(), gracekit.versions(root), gracekit.status(root),

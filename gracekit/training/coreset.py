@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from gracekit.store.version_argument import no_such_version, version_number, ver
 from gracekit.tabular import Tabular, read_only
 from gracekit.types import Float32, Int64, Json, Rows, Strings
 from gracekit.version.trainer_view import TrainerView
+
+if TYPE_CHECKING:
+    from gracekit.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -90,11 +93,13 @@ class Coreset(Tabular):
         return self.view.num_source_rows
 
     @classmethod
-    def load(cls, store: str | Path, version: int | Literal["latest"] = "latest") -> Coreset:
+    def load(
+        cls, store: str | Path | Store, version: int | Literal["latest"] = "latest"
+    ) -> Coreset:
         """Read a version of the store.
 
         Args:
-            store: directory of the store.
+            store: directory of the store, or an open `gracekit.Store`.
             version: its number, or `"latest"`: the highest version that can be read.
 
         Raises:
@@ -103,7 +108,7 @@ class Coreset(Tabular):
             UsageError: the version is neither a whole number nor `"latest"`.
             StoreFormatError: the manifest is damaged or of a newer gracekit.
         """
-        paths = StorePaths(Path(store))
+        paths = StorePaths(Path(store)) if isinstance(store, (str, Path)) else store.paths
         available = list_versions(paths.root)
         try:
             wanted = version_number(version)
