@@ -26,10 +26,6 @@ Bool = NDArray[np.bool_]
 Strings = NDArray[np.object_]
 Json = dict[str, Any]
 
-FORMAT_VERSION = 2
-"""Version of the store's and the manifests' format; readers refuse a higher one. 2: data may change
-from version to version (sample tables by version, origin `removed`)."""
-
 
 class Origin(IntEnum):
     """Where a row's present scores came from."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit.errors import StoreFormatError, StoreNotFoundError
-from gracekit.types import FORMAT_VERSION, Json
+from gracekit.types import Json
+from gracekit.version import FORMAT_VERSION
 
 
 class NewerFormatError(StoreFormatError):

@@ -1,4 +1,4 @@
-"""`manifests/v000012.parquet`: one version's coreset with its header, and the JSON beside it."""
+"""`manifests/v000012.parquet`: one version's coreset with its header; `headers/v000012.json`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import pyarrow as pa
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.history import ORIGIN_NAMES, named
 from gracekit.store.files.info import check_format
-from gracekit.store.files.parquet import clean_text, read_schema, write_table
+from gracekit.store.files.parquet import clean_text, read_schema, read_table, write_table
+from gracekit.store.files.paths import present_name
 from gracekit.types import Json, ManifestHeader, SampleTable, ScoreTable, Selection
 
 METADATA_KEY = b"gracekit"
 
 SCHEMA = pa.schema(
     {
+        "version": pa.int32(),
         "sample_id": pa.string(),
         "row": pa.int64(),
         "source_row": pa.int64(),
@@ -33,16 +35,21 @@ SCHEMA = pa.schema(
         "measured_step": pa.int64(),
     }
 )
-"""Columns of a manifest, sorted by row; `rank` 0 was picked first."""
+"""Columns of a manifest, sorted by row; `rank` 0 was picked first. `version` is the same in every
+row, so that a reader of the whole directory knows which rows belong together; formats 1 and 2 had
+no such column."""
 
 
-def coreset_table(selection: Selection, samples: SampleTable, scores: ScoreTable) -> pa.Table:
+def coreset_table(
+    selection: Selection, samples: SampleTable, scores: ScoreTable, *, version: int
+) -> pa.Table:
     """The manifest's columns [b], sorted by row."""
     order = np.argsort(selection.rows)
     rows = selection.rows[order]
     groups = np.array(samples.group_names, object)[samples.groups[rows]]
     return pa.table(
         {
+            "version": np.full(len(rows), version, np.int32),
             "sample_id": clean_text(samples.sample_ids[rows]),
             "row": rows,
             "source_row": samples.source_rows[rows],
@@ -64,6 +71,22 @@ def write_manifest(path: Path, coreset: pa.Table, header: ManifestHeader) -> Non
     write_table(path, coreset.replace_schema_metadata({METADATA_KEY: text.encode()}))
 
 
+def read_coreset(path: Path, version: int) -> pa.Table:
+    """The coreset in a manifest of any format, with the columns of `SCHEMA`.
+
+    Raises `StoreFormatError` when the file is missing or damaged.
+    """
+    return with_version(read_table(path), version)
+
+
+def with_version(coreset: pa.Table, version: int) -> pa.Table:
+    """The table with the column `version` in front, which formats 1 and 2 did not have."""
+    if "version" in coreset.column_names:
+        return coreset
+    versions = pa.array(np.full(len(coreset), version, np.int32))
+    return coreset.add_column(0, SCHEMA.field("version"), versions)
+
+
 def read_header(path: Path) -> ManifestHeader:
     """The header of a manifest.
 
@@ -77,7 +100,7 @@ def read_header(path: Path) -> ManifestHeader:
             f"{path} has no gracekit header in its schema metadata: another program rewrote it; "
             "restore it from a backup"
         ) from None
-    return _header(content, path)
+    return parse_header(content, path)
 
 
 def read_sidecar(path: Path) -> ManifestHeader:
@@ -86,14 +109,20 @@ def read_sidecar(path: Path) -> ManifestHeader:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreFormatError(f"cannot read {path}: {error}; restore it from a backup") from None
-    return _header(content, path)
+    return parse_header(content, path)
 
 
-def _header(content: Json, path: Path) -> ManifestHeader:
+def parse_header(content: Any, path: Path) -> ManifestHeader:
+    """The header that a file of any format holds as JSON, with the present names of its files.
+
+    Raises `StoreFormatError` when it is damaged, or of a newer format.
+    """
     check_format(content, path)
     try:
+        named = {present_name(name): entry for name, entry in content["files"].items()}
+        content = {**content, "files": named}
         return ManifestHeader.from_json(content)
-    except KeyError as error:
+    except (KeyError, AttributeError) as error:
         raise StoreFormatError(f"the header of {path} lacks {error}; restore the file") from None
 
 
