@@ -37,11 +37,8 @@ def sweep(root: Path, fraction: float) -> dict[str, list[float]]:
     assert version is not None, f"{root} has no version"
     cache = store.load_cache(version)
     assert cache is not None, f"{root} has no cache"
-    made = store.header(store.header(version).scores_version).refresh["graph"]
-    index = load_index(
-        cache.index_directory,
-        settings=GraphSection(**{k: made[k] for k in GraphSection.model_fields if k in made}),
-    )
+    made = store.header(store.header(version).scores_version).settings.graph
+    index = load_index(cache.index_directory, settings=made or GraphSection())
     assert index is not None, f"the graph of {root} is damaged"
     graph, scores, samples = symmetric(index.graph), store.scores(version), store.samples()
     n = len(samples)

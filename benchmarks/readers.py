@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from gracekit.recipe import DataSection
 from gracekit.store import CachePayload, Store, StorePaths, VersionDraft
 from gracekit.types import (
     Measurement,
@@ -36,6 +37,7 @@ from gracekit.types import (
     ScoreTable,
     Selection,
 )
+from gracekit.version.header import CheckpointInfo, DataDescription
 
 SCALE = 2**24
 """Importances are multiples of 1/SCALE here, so that their sum is exact in any order."""
@@ -57,6 +59,8 @@ SELECT (FROM latest),
 """
 KEPT_COUNTS = 2
 """Columns at the end that tell how many versions are kept."""
+
+SYNTHETIC = DataDescription(settings=DataSection(path="synthetic"))
 
 
 @cache
@@ -106,8 +110,7 @@ def read(
     root: Path, last: int, pause_s: float, holds: bool, all_kept: bool, pipe: Connection
 ) -> None:
     """Ask until version `last` is seen (told, when one connection is held); tell what was met."""
-    from gracekit.store.sql.ask import run_sql
-    from gracekit.store.sql.database import connect
+    from gracekit.store import connect, run_sql
 
     seen = Seen()
     with ExitStack() as stack:
@@ -148,7 +151,11 @@ def run(
 
     With `keep` each commit removes older versions, and no connection is held.
     """
-    store = Store.create(root, samples=make_samples(num_rows), dataset={})
+    store = Store.create(
+        root,
+        samples=make_samples(num_rows),
+        dataset=SYNTHETIC,
+    )
     store.commit(make_draft(store))
     last = 1 + num_commits * (1 + with_alone)
     context = multiprocessing.get_context("spawn")
@@ -247,7 +254,7 @@ def make_draft(store: Store) -> VersionDraft:
             valid=np.ones(n, bool),
             save_index=lambda directory: None,
         ),
-        checkpoint={"step": 100 * version},
+        checkpoint=CheckpointInfo(step=100 * version),
     )
 
 

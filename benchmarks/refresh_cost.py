@@ -23,14 +23,18 @@ import numpy as np
 
 from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
-from gracekit.recipe import Recipe
+from gracekit.recipe import DataSection, Recipe
 from gracekit.refresher.measuring import Evidence, MeasuredRows, measure
 from gracekit.refresher.state import last_coreset, load_known, propagate, update_graph
 from gracekit.selection import select
 from gracekit.store import CachePayload, Store, VersionDraft
 from gracekit.types import Float32, Measurement, Rows, SampleTable
+from gracekit.version.header import CheckpointInfo, DataDescription, Settings
+from gracekit.version.outcomes import RefreshOutcome
 
 WIDTH = 256
+
+SYNTHETIC = DataDescription(settings=DataSection(path="synthetic"))
 
 
 class Synthetic:
@@ -139,11 +143,9 @@ def refresh(store: Store, recipe: Recipe, executor: Synthetic, step: int, meter:
                 scores=update.scores,
                 selection=selection,
                 cache=cache,
-                checkpoint={"step": step},
-                scoring=recipe.scoring.model_dump(mode="json"),
-                refresh=evidence.facts,
-                selection_settings={},
-                timings={"model_pass_s": 0.0, "other_s": 0.0, "total_s": 0.0},
+                checkpoint=CheckpointInfo(step=step),
+                settings=Settings(scoring=recipe.scoring, graph=recipe.graph),
+                outcome=RefreshOutcome(**evidence.facts),
             )
         )
 
@@ -181,7 +183,11 @@ def main() -> None:
             "refresh": {"min_fraction": options.fraction, "max_fraction": options.fraction},
             "selection": {"fraction": 0.05},
         })  # fmt: skip
-        store = Store.create(Path(recipe.store), samples=make_samples(options.rows), dataset={})
+        store = Store.create(
+            Path(recipe.store),
+            samples=make_samples(options.rows),
+            dataset=SYNTHETIC,
+        )
         refresh(store, recipe, executor, 1, Meter())
         executor.train()
         meter = Meter()

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gracekit.recipe import DataSection
 from gracekit.store import Store, VersionDraft
-from gracekit.store.retention import collect
 from gracekit.types import (
     Float32,
     Measurement,
@@ -32,9 +32,12 @@ from gracekit.types import (
     Selection,
     Strings,
 )
+from gracekit.version.header import CheckpointInfo, DataDescription
 
 GROUPS = ("chat", "code", "maths", "news", "tables")
 MIB = 2**20
+
+SYNTHETIC = DataDescription(settings=DataSection(path="synthetic"))
 
 
 def make_samples(n: int, rng: np.random.Generator) -> SampleTable:
@@ -121,7 +124,7 @@ class Run:
                 weights=weights / weights.mean(dtype=np.float64).astype(np.float32),
                 objective=1.0,
             ),
-            checkpoint={"step": 100 * version},
+            checkpoint=CheckpointInfo(step=100 * version),
         )
 
 
@@ -144,7 +147,9 @@ def main() -> None:
     n, rng = given.samples, np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as directory:
         store = Store.create(
-            Path(directory) / "store", samples=make_samples(n, rng), dataset={"path": "synthetic"}
+            Path(directory) / "store",
+            samples=make_samples(n, rng),
+            dataset=SYNTHETIC,
         )
         run = Run(n, rng)
         spent: list[tuple[float, float]] = []
@@ -174,8 +179,7 @@ def main() -> None:
         print(f"A commit: {cpu:.1f} CPU s, {wall:.1f} s.")
         total = size_of(paths.root)
         started = time.process_time(), time.perf_counter()
-        with store.lock():
-            report = collect(store, given.keep)
+        report = store.gc(given.keep)
         cpu, wall = time.process_time() - started[0], time.perf_counter() - started[1]
         left = size_of(paths.root)
         print(f"The store of {last} versions: {total / MIB:.1f} MiB. `gc --keep {given.keep}`: "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gracekit.errors import GracekitError
     from gracekit.recipe import Recipe
     from gracekit.refresher import RefreshResult, refresh, reselect, rollback
-    from gracekit.store.sql.database import connect
+    from gracekit.store import connect
     from gracekit.training import Coreset
 
 __all__ = ["Coreset", "GracekitError", "Recipe", "RefreshResult", "__version__", "connect",
@@ -31,7 +31,7 @@ _HOMES = {
     "GracekitError": "gracekit.errors",
     "Recipe": "gracekit.recipe",
     "RefreshResult": "gracekit.refresher",
-    "connect": "gracekit.store.sql.database",
+    "connect": "gracekit.store",
     "refresh": "gracekit.refresher",
     "reselect": "gracekit.refresher",
     "rollback": "gracekit.refresher",

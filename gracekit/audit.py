@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from gracekit.types import Audit, Float32, Float64
+from gracekit.types import Float32, Float64
+from gracekit.version.outcomes import Audit
 
 
 def audit(

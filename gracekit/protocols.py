@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from gracekit.recipe import SelectionSection
+    from gracekit.version.header import Header
 
 
 @runtime_checkable
@@ -427,7 +428,7 @@ class ExportContent(Protocol):
         """Whether the weights are to be written; else the rows count alike."""
 
     @property
-    def header(self) -> Json:
+    def header(self) -> Header:
         """The header of the version."""
 
     def records(self) -> Iterator[Json]:

@@ -7,7 +7,6 @@ sample store.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -250,41 +249,6 @@ class SparseGraph:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
-    """How well the probe was predicted from the other measured rows, before it was used.
-
-    Scores are compared as importance, which selection uses: ranks, in the units of which the
-    absolute errors are.
-    """
-
-    num_probe: int
-    num_measured: int
-    """Rows measured when the audit was made, probe included."""
-    rank_correlation: float
-    """Spearman of the predicted with the measured importance on the probe: what to expect of the
-    rows that were not measured."""
-    rank_correlation_all: float
-    """What to expect over all rows, measured ones included; the target is for this one."""
-    rank_correlation_stale: float
-    """The same for the last known scores, left as they were."""
-    mean_abs_error: float
-    mean_abs_error_stale: float
-    feature_cosine: float
-    """Mean cosine of predicted and measured features, both centred."""
-    feature_cosine_stale: float
-    calibration: float
-    """Root mean square error of held-out rows relative to what their confidence promised: above 1
-    the confidences are too high. NaN where nothing was promised."""
-    target: float
-    rounds: int = 1
-
-    @property
-    def target_met(self) -> bool:
-        """Whether the recipe's target rank correlation was reached."""
-        return self.rank_correlation_all >= self.target
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """The coreset."""
 
@@ -298,58 +262,3 @@ class Selection:
     """Value of the selector's objective; 0 where it has none."""
     details: Json = field(default_factory=dict)
     """What else the selector reports, for the manifest header."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManifestHeader:
-    """What a version says about itself: stored in the Parquet metadata and in the JSON sidecar."""
-
-    format_version: int
-    version: int
-    parent_version: int | None
-    created_at: str
-    """UTC, RFC 3339."""
-    gracekit_version: str
-    operation: str
-    """`init` (first), `refresh`, `reselect` or `rollback`."""
-    refresh_id: str
-    """Hash of checkpoint, recipe and samples: a rerun of the same refresh is recognised by it."""
-    recipe_digest: str
-    scores_version: int
-    """The version whose history holds the scores: its own after a refresh; after a reselect that of
-    the newest refresh; after a rollback that of the old version."""
-    dataset: Json
-    checkpoint: Json
-    scoring: Json
-    refresh: Json
-    selection: Json
-    stats: Json
-    timings: Json
-    audit: Json | None
-    files: dict[str, Json]
-    """path relative to the store -> {sha256, num_bytes} of the history files of this version."""
-    rollback_of: int | None = None
-    """After a rollback: the version whose coreset and scores it has."""
-
-    def to_json(self) -> Json:
-        """As a JSON object, of the header's own values; what has a default and is None is left
-        out.
-        """
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.default is dataclasses.MISSING or getattr(self, f.name) is not None
-        }
-
-    @classmethod
-    def from_json(cls, data: Json) -> ManifestHeader:
-        """The inverse of `to_json`; unknown fields are ignored, missing ones are a KeyError unless
-        they have a default.
-        """
-        return cls(
-            **{
-                f.name: data[f.name]
-                for f in dataclasses.fields(cls)
-                if f.name in data or f.default is dataclasses.MISSING
-            }
-        )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from gracekit.recipe import DataSection
 from gracekit.samples import merge
 from gracekit.store import CachePayload, Store, VersionDraft
 from gracekit.types import (
-    Audit,
     Measurement,
     Origin,
     Reason,
@@ -20,6 +21,17 @@ from gracekit.types import (
     Selection,
     Strings,
 )
+from gracekit.version import FORMAT_VERSION
+from gracekit.version.header import (
+    CheckpointInfo,
+    DataDescription,
+    DatasetInfo,
+    Header,
+    Settings,
+    Stats,
+    Timings,
+)
+from gracekit.version.outcomes import Audit, RefreshOutcome
 
 N = 24
 GROUPS = ("chat", "code", "maths")
@@ -72,8 +84,50 @@ def changed_samples(store: Store) -> SampleTable:
 
 
 def make_store(root: Path, n: int = N) -> Store:
-    dataset = {"path": "train.jsonl", "format": "messages"}
-    return Store.create(root, samples=make_samples(n), dataset=dataset)
+    description = DataDescription(settings=DataSection(path="train.jsonl", format="messages"))
+    return Store.create(root, samples=make_samples(n), dataset=description)
+
+
+def outcome(header: Header) -> RefreshOutcome:
+    """Of a version that measured something."""
+    assert header.refresh is not None
+    return header.refresh
+
+
+def origins_of(header: Header) -> dict[str, int]:
+    """Where the scores of a refresh came from."""
+    assert header.stats.origins is not None
+    return header.stats.origins
+
+
+def make_header(version: int) -> Header:
+    """Of a version that selected nothing, without a store."""
+    data = DataDescription(settings=DataSection(path="train.jsonl"))
+    return Header(
+        format_version=FORMAT_VERSION,
+        version=version,
+        parent_version=None,
+        created_at="2026-01-01T00:00:00Z",
+        gracekit_version="0",
+        operation="init",
+        refresh_id="?",
+        recipe_digest="?",
+        scores_version=version,
+        dataset=DatasetInfo(
+            **dict(data), fingerprint="?", num_samples=0, num_rows=0, num_source_rows=0
+        ),
+        checkpoint=CheckpointInfo(step=10),
+        settings=Settings(),
+        stats=Stats(num_samples=0, num_selected=0),
+        files={},
+    )
+
+
+def optimizer_of(header: Header) -> dict[str, Any]:
+    """What a version tells of the trainer's optimizer."""
+    found = outcome(header).optimizer
+    assert found is not None
+    return found
 
 
 def make_scores(n: int, version: int, seed: int) -> ScoreTable:
@@ -161,13 +215,13 @@ def make_draft(
             save_index=save_index,
         ),
         measure_id=measure_id,
-        checkpoint={
-            "step": 100 * version,
-            "path": f"/runs/checkpoint-{100 * version}",
-            "layout": "trainer",
-            "digest": f"digest-{version}",
-        },
-        timings={"model_pass_s": 2.0, "other_s": 0.5, "total_s": 2.5},
+        checkpoint=CheckpointInfo(
+            step=100 * version,
+            path=f"/runs/checkpoint-{100 * version}",
+            layout="trainer",
+            digest=f"digest-{version}",
+        ),
+        timings=Timings(model_pass_s=2.0, other_s=0.5, total_s=2.5),
     )
 
 
@@ -180,5 +234,5 @@ def make_reselect(store: Store, refresh_id: str) -> VersionDraft:
         recipe_digest="recipe-2",
         selection=dataclasses.replace(selection, rows=present[selection.rows]),
         scores=None,
-        checkpoint={"step": 100},
+        checkpoint=CheckpointInfo(step=100),
     )

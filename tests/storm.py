@@ -13,9 +13,8 @@ from collections import Counter
 from pathlib import Path
 
 from gracekit.files import sha256
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.files.pinned import pinned
-from gracekit.store.verify import verify
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
 # Children are forked from a server that has imported everything, so that they start at once.
@@ -60,7 +59,7 @@ def roll_back(folder: Path, version: int) -> None:
 
 def pin_version(folder: Path, version: int) -> None:
     """Keep a version whatever gc removes."""
-    from gracekit.store.files.pinned import pin
+    from gracekit.store.pinning import pin
 
     pin(Store.open(folder / "store"), version)
 
@@ -144,7 +143,7 @@ class Storm:
         """Digest of every committed measurement."""
         store = self.store
         return {
-            store.paths.root / name: entry["sha256"]
+            store.paths.root / name: entry.sha256
             for version in store.all_versions()
             for name, entry in store.header(version).files.items()
             if Path(name).name == "measured.parquet"
@@ -163,7 +162,7 @@ class Storm:
         store = self.store
         latest = store.latest()
         assert latest is not None
-        assert store.coreset(latest).num_rows == store.header(latest).stats["num_selected"]
+        assert store.coreset(latest).num_rows == store.header(latest).stats.num_selected
 
     def require_whole(self) -> None:
         """Raise unless the store verifies and nothing is left over."""

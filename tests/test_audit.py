@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -13,7 +12,8 @@ from scipy.stats import rankdata, spearmanr
 
 from gracekit.audit import audit, rank_correlation
 from gracekit.refresher.measuring import next_round, next_start
-from gracekit.types import Audit, Float32
+from gracekit.types import Float32
+from gracekit.version.outcomes import Audit
 
 SEEDS = st.integers(0, 999)
 
@@ -144,12 +144,9 @@ def test_rank_correlation_over_all_is_what_the_probe_says_of_the_others(
 def test_next_round_goes_most_of_the_way_to_what_is_needed(
     over_all: float, target: float, num_measured: int
 ) -> None:
-    result = dataclasses.replace(
-        make_audit(np.zeros(3, np.float32), np.zeros(3, np.float32)),
-        num_measured=num_measured,
-        rank_correlation_all=over_all,
-        target=target,
-    )
+    nothing = np.zeros(3, np.float32)
+    changes = {"num_measured": num_measured, "rank_correlation_all": over_all, "target": target}
+    result = make_audit(nothing, nothing).model_copy(update=changes)
     wanted = next_round(result, 1000)
     assert num_measured < wanted <= min(1000, 2 * num_measured)
     if wanted in (min(num_measured + 5, 1000), 2 * num_measured):
@@ -162,13 +159,13 @@ def test_next_round_goes_most_of_the_way_to_what_is_needed(
 
 def test_the_next_refresh_starts_with_less_than_this_one_needed() -> None:
     values = np.zeros(3, np.float32)
-    result = dataclasses.replace(make_audit(values, values), num_measured=400, target=0.9)
+    result = make_audit(values, values).model_copy(update={"num_measured": 400, "target": 0.9})
     # 600 rows leave .08, so .1 is left by 750: 250 rows were needed.
-    enough = dataclasses.replace(result, rank_correlation_all=0.92)
+    enough = result.model_copy(update={"rank_correlation_all": 0.92})
     assert next_start(enough, 400, 1000) == 200
-    assert next_start(dataclasses.replace(result, rank_correlation_all=0.99), 400, 1000) == 0
-    assert next_start(dataclasses.replace(result, rank_correlation_all=0.2), 400, 1000) == 500
+    assert next_start(result.model_copy(update={"rank_correlation_all": 0.99}), 400, 1000) == 0
+    assert next_start(result.model_copy(update={"rank_correlation_all": 0.2}), 400, 1000) == 500
     assert next_start(None, 400, 1000) == 320
     # Everything had to be measured: that nothing is left is no sign that few rows do.
-    all_of_them = dataclasses.replace(result, num_measured=1000, rank_correlation_all=1.0)
+    all_of_them = result.model_copy(update={"num_measured": 1000, "rank_correlation_all": 1.0})
     assert next_start(all_of_them, 1000, 1000) == 500

@@ -27,10 +27,10 @@ from gracekit.daemon import heartbeat as beats
 from gracekit.daemon import loop
 from gracekit.errors import StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
-from gracekit.store import Store, StorePaths
-from gracekit.store.verify import verify
+from gracekit.store import Store, StorePaths, verify
 from gracekit.types import Checkpoint
 from gracekit.views import status
+from tests.stores import outcome
 from tests.test_store_lock import held_elsewhere
 from tests.tiny import recipe_content, tiny_recipe, write_checkpoint, write_data
 
@@ -87,7 +87,7 @@ def test_a_version_for_each_checkpoint_in_order(folder: Path) -> None:
         for number, step in enumerate((10, 20, 30), start=1):
             write_checkpoint(folder / "run", step)
             until(lambda n=number: len(results) == n, f"version {number}")  # type: ignore[misc]
-    assert [(r.version, r.header.checkpoint["step"]) for r in results] == [
+    assert [(r.version, r.header.checkpoint.step) for r in results] == [
         (1, 10), (2, 20), (3, 30),
     ]  # fmt: skip
     heartbeat = json.loads((folder / "store" / "heartbeat.json").read_text())
@@ -111,7 +111,7 @@ def test_backlog(folder: Path, policy: str, steps: list[int]) -> None:
         refresher, folder / "run", stop=threading.Event(), max_checkpoints=len(steps)
     )
     store = Store.open(folder / "store")
-    assert [store.header(v).checkpoint["step"] for v in store.versions()] == steps
+    assert [store.header(v).checkpoint.step for v in store.versions()] == steps
     assert report.num_published == len(steps)
 
 
@@ -120,7 +120,7 @@ def test_a_bad_checkpoint_is_skipped_and_the_next_one_taken(folder: Path) -> Non
         write_checkpoint(folder / "run", 10, spoil=poison)
         write_checkpoint(folder / "run", 20)
         until(lambda: results, "a version")
-    assert results[0].header.checkpoint["step"] == 20
+    assert results[0].header.checkpoint.step == 20
     assert verify(Store.open(folder / "store")) == []
 
 
@@ -141,7 +141,7 @@ def test_a_selection_that_changed_data_does_not_allow_costs_one_checkpoint(folde
         data.write_text(whole)
         write_checkpoint(folder / "run", 30)
         until(lambda: len(results) == 2, "a version of the data that is back")
-    assert results[1].header.checkpoint["step"] == 30
+    assert results[1].header.checkpoint.step == 30
 
 
 def test_a_disk_that_fails_for_a_while_is_tried_again(
@@ -185,7 +185,7 @@ def test_a_bug_costs_one_checkpoint_not_the_daemon(
         assert told(heartbeat)["error"] == "RuntimeError: CUDA error: unspecified launch failure"
         write_checkpoint(folder / "run", 20)
         until(lambda: results, "the version after the failure")
-    assert results[0].header.checkpoint["step"] == 20
+    assert results[0].header.checkpoint.step == 20
     assert "skipping checkpoint-10 after an unexpected error" in caplog.text
     assert "Traceback" in caplog.text and "launch failure" in caplog.text
 
@@ -272,7 +272,7 @@ def test_the_older_checkpoint_is_taken_when_the_newest_is_of_no_use(folder: Path
     refresher = Refresher.from_recipe(tiny_recipe(folder))
     report = daemon.watch(refresher, folder / "run", stop=threading.Event(), max_checkpoints=1)
     assert (report.num_published, report.num_skipped) == (1, 1)
-    assert Store.open(folder / "store").header(1).checkpoint["step"] == 20
+    assert Store.open(folder / "store").header(1).checkpoint.step == 20
 
 
 def test_others_write_between_two_refreshes(folder: Path) -> None:
@@ -390,7 +390,7 @@ def test_sigterm_in_the_middle_keeps_the_work(folder: Path) -> None:
     _, err = again.communicate(timeout=LONG_S)
     assert again.returncode == 0, err
     header = Store.open(folder / "store").header(1)
-    assert header.refresh["num_resumed"] == kept
+    assert outcome(header).num_resumed == kept
     assert os.listdir(folder / "store" / "shards") == []
 
 

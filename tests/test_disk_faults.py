@@ -17,9 +17,8 @@ import torch
 from gracekit import Coreset
 from gracekit.errors import StoreWriteError
 from gracekit.refresher import refresh
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.sql.ask import run_sql
-from gracekit.store.verify import verify
 from gracekit.views import status, versions_table
 from tests.faults import count_operations, failing_at
 from tests.tiny import tiny_recipe, write_checkpoint, write_data

@@ -21,7 +21,8 @@ from gracekit.recipe import DataSection
 from gracekit.samples import load_samples
 from gracekit.store import Store
 from gracekit.types import Json, Rows
-from tests.stores import make_draft, make_samples
+from gracekit.version.header import DataDescription
+from tests.stores import make_draft, make_header, make_samples
 
 HOSTILE = [
     "plain",
@@ -48,7 +49,7 @@ def content_of(records: list[Json], weights: list[float] | None = None) -> Conte
         source_rows=source_rows,
         sample_ids=[f"id {i}" for i in range(b)],
         weights=np.array(weights or [1.0] * b, np.float32),
-        header={"version": 7, "dataset": {"path": "train.jsonl"}},
+        header=make_header(7),
         open_records=open_records,
     )
 
@@ -416,7 +417,9 @@ def store(tmp_path: Path, data_file: Path) -> Store:
         content_hashes=raw.content_hashes,
         source_rows=raw.source_rows,
     )
-    store = Store.create(tmp_path / "store", samples=samples, dataset=data.model_dump())
+    store = Store.create(
+        tmp_path / "store", samples=samples, dataset=DataDescription(settings=data)
+    )
     store.commit(make_draft(store, "first"))
     return store
 

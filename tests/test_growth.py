@@ -27,13 +27,13 @@ from gracekit.errors import (
 from gracekit.exports import export, open_content
 from gracekit.recipe import Recipe
 from gracekit.refresher import Refresher, RefreshResult, estimate, preview, refresh, reselect
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.summary import DATA_COLUMNS
-from gracekit.store.verify import verify
 from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
 from gracekit.views import diff, explain, similar, status, versions_table
 from tests.faults import Killed, count_operations, killed_at
+from tests.stores import origins_of, outcome
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def test_rows_join_leave_change_move_and_come_back(
     result = refresh(recipe, run_dir / "checkpoint-20")
     check(store, second, 2)
     stats = result.header.stats
-    told = [stats[f"num_{name}"] for name in ("samples", "added", "removed", "changed")]
+    told = [getattr(stats, f"num_{name}") for name in ("samples", "added", "removed", "changed")]
     assert told == [125, 10, 5, 2]
     scores, samples = store.scores(2), store.samples(2)
     new = samples.added_versions == 2
@@ -140,7 +140,7 @@ def test_rows_join_leave_change_move_and_come_back(
 
     # Nothing changed: the table is that of the version before, and so is a selection's.
     refresh(recipe, run_dir / "checkpoint-40")
-    assert store.dataset(4)["samples_file"] == store.dataset(3)["samples_file"]
+    assert store.dataset(4).samples_file == store.dataset(3).samples_file
     assert reselect(recipe.override({"selection.count": 9})).version == 5
     check(store, third, 5)
 
@@ -307,7 +307,7 @@ def test_a_rollback_to_before_the_data_changed(
     check(store, second, 4)
     third = second[:-3]
     write(tmp_path, third)
-    assert refresh(recipe, run_dir / "checkpoint-30").header.stats["num_removed"] == 3
+    assert refresh(recipe, run_dir / "checkpoint-30").header.stats.num_removed == 3
     check(store, third, 5)
 
 
@@ -324,20 +324,20 @@ def test_new_samples_share_the_budget_or_not(
     write(tmp_path, rows[:180])
 
     header = refresh(recipe, run_dir / "checkpoint-20").header
-    assert header.stats["num_measured"] == 54, "as many as max_fraction allows, a target met or not"
-    num_never = header.stats["origins"]["never"]
+    assert header.stats.num_measured == 54, "as many as max_fraction allows, a target met or not"
+    num_never = origins_of(header)["never"]
     assert 80 - 54 < num_never <= 80 - 54 + 12
     assert f"{num_never} new samples are not measured yet" in caplog.text
     check(Store.open(tmp_path / "store"), rows[:180], 2)
     for step in (30, 40):
         header = refresh(recipe, run_dir / f"checkpoint-{step}").header
-    assert header.stats["origins"]["never"] == 0
-    assert header.stats["num_measured"] < 54, "then it is as without them"
+    assert origins_of(header)["never"] == 0
+    assert outcome(header).num_measured < 54, "then it is as without them"
 
     at_once = with_ids(tmp_path, store="all", refresh={**limits, "new_samples": "all"})
     header = refresh(at_once, run_dir / "checkpoint-20").header
-    assert header.stats["origins"]["never"] == 0
-    assert header.stats["num_measured"] == 80 + 36
+    assert origins_of(header)["never"] == 0
+    assert header.stats.num_measured == 80 + 36
 
 
 def test_other_data_is_refused_and_wipes_nothing(
@@ -357,10 +357,10 @@ def test_other_data_is_refused_and_wipes_nothing(
         assert Store.open(tmp_path / "store").versions() == [1]
     write(tmp_path, rows[:60])
     meant = recipe.override({"refresh.max_lost": 1})
-    assert refresh(meant, run_dir / "checkpoint-20").header.stats["num_removed"] == 40
+    assert refresh(meant, run_dir / "checkpoint-20").header.stats.num_removed == 40
     write(tmp_path, rows[100:])
     result = refresh(meant, run_dir / "checkpoint-30")
-    assert result.header.stats["num_measured"] == 100, "nothing was left, so everything is measured"
+    assert result.header.stats.num_measured == 100, "nothing was left, so everything is measured"
     check(Store.open(tmp_path / "store"), rows[100:], 3)
 
 
@@ -374,7 +374,7 @@ def test_a_running_refresher_notices_changed_data(
     with refresher.locked():
         refresher.refresh(found[0])
         write(tmp_path, rows[:110])
-        assert refresher.refresh(found[1]).header.stats["num_added"] == 10
+        assert refresher.refresh(found[1]).header.stats.num_added == 10
 
         text = (tmp_path / "train.jsonl").read_text()
         for broken in (text + '{"id": "s1', "", '{"id": 1, "prompt": 5}\n', text[:2000]):
@@ -385,11 +385,11 @@ def test_a_running_refresher_notices_changed_data(
         (problem,) = status(tmp_path / "store")["problems"]
         assert problem.startswith("version 3 was made with the data before it changed")
         (tmp_path / "train.jsonl").unlink()
-        assert refresher.refresh(found[3]).header.stats["num_samples"] == 110
+        assert refresher.refresh(found[3]).header.stats.num_samples == 110
         store = Store.open(tmp_path / "store")
         check(store, rows[:110], 4)
         write(tmp_path, rows[:120])
-        assert refresher.refresh(found[4]).header.stats["num_added"] == 10
+        assert refresher.refresh(found[4]).header.stats.num_added == 10
         check(store, rows[:120], 5)
         assert status(tmp_path / "store")["problems"] == []
     (tmp_path / "train.jsonl").write_text("{")
@@ -409,7 +409,7 @@ def test_the_daemon_takes_up_data_that_grows_while_it_runs(
     refresher = Refresher.from_recipe(recipe)
     watch(refresher, run_dir, stop=threading.Event(), max_checkpoints=3, on_version=grow)
     store = Store.open(tmp_path / "store")
-    assert [store.header(v).stats["num_samples"] for v in store.versions()] == [100, 110, 120]
+    assert [store.header(v).stats.num_samples for v in store.versions()] == [100, 110, 120]
     check(store, rows[:120], 3)
 
 
@@ -468,7 +468,7 @@ def test_without_an_id_column_other_text_is_another_sample(
     doubled = [rows[0], *rows[:99], {**rows[99], "response": "red"}]
     write(tmp_path, doubled)
     stats = refresh(recipe, run_dir / "checkpoint-20").header.stats
-    assert [stats[f"num_{n}"] for n in ("added", "removed", "changed")] == [2, 1, 0]
+    assert [getattr(stats, f"num_{n}") for n in ("added", "removed", "changed")] == [2, 1, 0]
     assert verify(Store.open(tmp_path / "store")) == []
 
 
@@ -513,10 +513,10 @@ def test_plan_and_lists_know_the_change(
     assert sorted((tmp_path / "store").rglob("*")) == before, "nothing is written"
     result = refresh(recipe, run_dir / "checkpoint-20")
     store = Store.open(tmp_path / "store")
-    assert plan.num_rows <= result.header.stats["num_measured"] <= plan.max_rows
+    assert plan.num_rows <= outcome(result.header).num_measured <= plan.max_rows
     assert "sample 's002': no longer in the data, left out" in caplog.text
     assert {"s030"} == {"s030", "s031", "s002"} & set(store.coreset(2)["sample_id"].to_pylist())
     with pytest.raises(SelectionError, match="'s999'"):
         reselect(recipe.override({"selection.always_in": ["s999"]}))
     equal = recipe.override({"selection.group_quota": "equal", "selection.count": 30})
-    assert reselect(equal).header.stats["groups"] == {"a": 10, "b": 10, "c": 10}
+    assert reselect(equal).header.stats.groups == {"a": 10, "b": 10, "c": 10}

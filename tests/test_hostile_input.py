@@ -30,6 +30,7 @@ from gracekit.samples.formats import Conversation
 from gracekit.samples.render import Renderer
 from gracekit.store import Store
 from gracekit.store.sql.ask import run_sql
+from tests.stores import optimizer_of
 from tests.tiny import make_tokenizer, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -250,7 +251,7 @@ def test_pickles_and_code_beside_the_weights_never_run(tmp_path: Path, traps: Tr
     os.utime(checkpoint / "trainer_state.json")
     ok("refresh", str(checkpoint), "-r", str(tmp_path / "gracekit.yaml"))
     assert traps.sprung() == []
-    assert Store.open(tmp_path / "store").header(1).refresh["optimizer"]["used"] is False
+    assert optimizer_of(Store.open(tmp_path / "store").header(1))["used"] is False
 
 
 AUTO_MAPS: dict[str, dict[str, Any]] = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gracekit.store import Store
-from gracekit.store.verify import verify
+from gracekit.store import Store, verify
 from gracekit.training import Coreset
 from pipelines import quickstart
+from tests.stores import outcome
 
 NUM_ROWS = 120
 NUM_EPOCHS = 3
@@ -58,10 +58,10 @@ def test_every_epoch_trained_on_its_version(run_dir: Path) -> None:
 def test_the_first_version_measures_all_and_later_ones_a_part(run_dir: Path) -> None:
     store = Store.open(run_dir / "store")
     assert verify(store) == []
-    measured = [store.header(v).stats["num_measured"] for v in store.versions()]
+    measured = [outcome(store.header(v)).num_measured for v in store.versions()]
     assert measured[0] == NUM_ROWS
     assert all(count < NUM_ROWS for count in measured[1:])
-    steps = [store.header(v).checkpoint["step"] for v in store.versions()]
+    steps = [store.header(v).checkpoint.step for v in store.versions()]
     assert steps == sorted(set(steps))
     assert len(steps) == NUM_EPOCHS - 1
 

@@ -37,12 +37,11 @@ from gracekit.refresher import (
     reselect,
     rollback,
 )
-from gracekit.store import Store, lock_store
+from gracekit.store import Store, lock_store, verify
 from gracekit.store.retention import collect
-from gracekit.store.verify import verify
 from gracekit.types import Measurement, Origin, Rows
 from tests.faults import failing_at
-from tests.stores import changed_samples, make_draft, make_store
+from tests.stores import changed_samples, make_draft, make_store, outcome
 from tests.tiny import NUM_SAMPLES, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -80,8 +79,8 @@ def test_first_version_measures_everything_and_later_ones_a_part(
     assert (second.measured_step[~measured] == 10).all()
     audit = results[1].header.audit
     assert audit is not None
-    assert audit["num_probe"] == measured.sum(), "all of them were drawn at random"
-    assert results[1].header.stats["num_measured"] == measured.sum()
+    assert audit.num_probe == measured.sum(), "all of them were drawn at random"
+    assert results[1].header.stats.num_measured == measured.sum()
     assert results[1].header.parent_version == 1
     for result in results:
         coreset = gracekit.Coreset.load(folder / "store", version=result.version)
@@ -114,7 +113,7 @@ def test_repeating_a_finished_refresh_adds_nothing(folder: Path, run_dir: Path) 
 def test_full_every_measures_everything_again(folder: Path, run_dir: Path) -> None:
     recipe = tiny_recipe(folder, refresh={"full_every": 2})
     fractions = [
-        refresh(recipe, run_dir / f"checkpoint-{step}").header.stats["num_measured"] / NUM_SAMPLES
+        outcome(refresh(recipe, run_dir / f"checkpoint-{step}").header).num_measured / NUM_SAMPLES
         for step in (10, 20, 30)
     ]
     assert fractions[0] == fractions[2] == 1
@@ -127,12 +126,12 @@ def test_full_below_measures_everything_when_the_audit_is_too_bad(
     recipe = tiny_recipe(folder, refresh={"full_below": 0.9999, "target_rank_correlation": 1.0})
     refresh(recipe, run_dir / "checkpoint-10")
     header = refresh(recipe, run_dir / "checkpoint-20").header
-    assert header.stats["num_measured"] == NUM_SAMPLES and header.refresh["num_since_full"] == 0
-    assert header.audit is not None and header.audit["rank_correlation_all"] == 1
+    assert header.stats.num_measured == NUM_SAMPLES and outcome(header).num_since_full == 0
+    assert header.audit is not None and header.audit.rank_correlation_all == 1
     never = tiny_recipe(folder, store="never", refresh={"target_rank_correlation": 1.0})
     refresh(never, run_dir / "checkpoint-10")
     header = refresh(never, run_dir / "checkpoint-20").header
-    assert header.stats["num_measured"] < NUM_SAMPLES and header.refresh["num_since_full"] == 1
+    assert outcome(header).num_measured < NUM_SAMPLES and outcome(header).num_since_full == 1
 
 
 def test_a_refresh_starts_with_a_little_less_than_the_last_one_needed(
@@ -141,19 +140,19 @@ def test_a_refresh_starts_with_a_little_less_than_the_last_one_needed(
     easy = {"min_fraction": 0.2, "max_fraction": 0.8, "target_rank_correlation": -1.0}
     recipe = tiny_recipe(folder, refresh=easy)
     refresh(recipe, run_dir / "checkpoint-10")
-    facts = refresh(recipe, run_dir / "checkpoint-20").header.refresh
-    assert (facts["rounds"], facts["num_measured"]) == (1, math.ceil(0.2 * NUM_SAMPLES))
+    facts = outcome(refresh(recipe, run_dir / "checkpoint-20").header)
+    assert (facts.rounds, facts.num_measured) == (1, math.ceil(0.2 * NUM_SAMPLES))
 
     hard = {**easy, "target_rank_correlation": 1.0}
     recipe = tiny_recipe(folder, store="hard", refresh=hard)
     refresh(recipe, run_dir / "checkpoint-10")
-    facts = refresh(recipe, run_dir / "checkpoint-20").header.refresh
-    assert facts["rounds"] > 1 and facts["num_measured"] == math.ceil(0.8 * NUM_SAMPLES)
-    assert facts["next_budget"] == NUM_SAMPLES // 2
+    facts = outcome(refresh(recipe, run_dir / "checkpoint-20").header)
+    assert facts.rounds > 1 and facts.num_measured == math.ceil(0.8 * NUM_SAMPLES)
+    assert facts.next_budget == NUM_SAMPLES // 2
     relaxed = tiny_recipe(folder, store="hard", refresh=easy)
-    facts = refresh(relaxed, run_dir / "checkpoint-30").header.refresh
-    assert (facts["rounds"], facts["num_measured"]) == (1, NUM_SAMPLES // 2)
-    assert facts["next_budget"] == 0
+    facts = outcome(refresh(relaxed, run_dir / "checkpoint-30").header)
+    assert (facts.rounds, facts.num_measured) == (1, NUM_SAMPLES // 2)
+    assert facts.next_budget == 0
 
 
 def test_lost_features_cost_a_full_refresh_and_nothing_else(folder: Path, run_dir: Path) -> None:
@@ -161,7 +160,7 @@ def test_lost_features_cost_a_full_refresh_and_nothing_else(folder: Path, run_di
     refresh(recipe, run_dir / "checkpoint-10")
     (folder / "store" / "cache" / "v000001" / "features.npy").write_bytes(b"damaged")
     result = refresh(recipe, run_dir / "checkpoint-20")
-    assert result.header.stats["num_measured"] == NUM_SAMPLES
+    assert result.header.stats.num_measured == NUM_SAMPLES
     assert result.header.operation == "refresh"
     assert verify(Store.open(folder / "store")) == []
 
@@ -177,7 +176,7 @@ def test_select_makes_a_version_without_a_model(folder: Path, run_dir: Path) -> 
     assert set(rows) == set(np.argsort(-importance, kind="stable")[:7])
     later = refresh(recipe, run_dir / "checkpoint-20")
     assert later.version == 3
-    assert later.header.stats["num_measured"] < NUM_SAMPLES
+    assert outcome(later.header).num_measured < NUM_SAMPLES
     assert verify(store) == []
 
 
@@ -191,7 +190,7 @@ def test_rollback_goes_back_and_costs_the_next_refresh_nothing(folder: Path, run
     assert (made.version, made.is_new) == (3, True)
     assert (made.header.operation, made.header.rollback_of) == ("rollback", 1)
     assert store.coreset(3).equals(store.coreset(1)) and store.coreset(3) != store.coreset(2)
-    assert not store.paths.history_of(3).exists(), "no copy of the scores"
+    assert not store.paths.scores(3).parent.exists(), "no copy of the scores"
     np.testing.assert_array_equal(store.scores(3).importance, store.scores(1).importance)
     for version in (1, 3):
         again = rollback(store.paths.root, version)
@@ -206,8 +205,8 @@ def test_rollback_goes_back_and_costs_the_next_refresh_nothing(folder: Path, run
     later = refresh(recipe, run_dir / "checkpoint-30").header
     straight = refresh(tiny_recipe(folder, store="twin"), run_dir / "checkpoint-30").header
     assert later.version == 5 and straight.version == 3
-    assert later.stats["num_measured"] == straight.stats["num_measured"] < NUM_SAMPLES
-    assert later.refresh["num_since_full"] == straight.refresh["num_since_full"] == 2
+    assert outcome(later).num_measured == outcome(straight).num_measured < NUM_SAMPLES
+    assert outcome(later).num_since_full == outcome(straight).num_since_full == 2
     mine, twin = store.scores(5), Store.open(folder / "twin").scores(3)
     for name in ("gradient-norm", "loss"):
         np.testing.assert_array_equal(mine.scores[name], twin.scores[name])
@@ -222,7 +221,7 @@ def test_rollback_without_samples_that_left_the_data(tmp_path: Path) -> None:
     gone = np.flatnonzero(~store.samples().present)
     before = store.coreset(1)["row"].to_numpy()
     assert np.isin(gone, before).any(), "the case is there"
-    assert rollback(store.paths.root, 1).header.selection["details"]["num_left_out"] > 0
+    assert rollback(store.paths.root, 1).header.selection.num_left_out
     after = store.coreset(3)
     np.testing.assert_array_equal(after["row"], np.setdiff1d(before, gone))
     assert np.mean(after["weight"].to_numpy()) == pytest.approx(1)
@@ -245,7 +244,7 @@ def test_a_stop_keeps_finished_shards_and_the_next_start_goes_on(
     assert len(saved) == 4
     monkeypatch.undo()
     result = refresh(recipe, run_dir / "checkpoint-10")
-    assert result.header.refresh["num_resumed"] == 4 * 16
+    assert outcome(result.header).num_resumed == 4 * 16
     uninterrupted = tiny_recipe(folder, store="other")
     refresh(uninterrupted, run_dir / "checkpoint-10")
     one, other = Store.open(folder / "store"), Store.open(folder / "other")
@@ -271,7 +270,7 @@ def test_a_stop_keeps_the_batches_of_a_shard_in_progress(
         refresh(recipe, run_dir / "checkpoint-10", stop=stop)
     monkeypatch.undo()
     result = refresh(recipe, run_dir / "checkpoint-10")
-    assert 0 < result.header.refresh["num_resumed"] == sum(done) < NUM_SAMPLES
+    assert 0 < outcome(result.header).num_resumed == sum(done) < NUM_SAMPLES
 
 
 def stop_after(

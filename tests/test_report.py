@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from gracekit.errors import StoreNotFoundError, VersionNotFoundError
 from gracekit.store import Store
 from gracekit.types import Origin
+from gracekit.version.outcomes import Audit
 from gracekit.views import audit_in_words, diff, status, versions_table
 from tests.stores import GROUPS, N, make_draft, make_reselect, make_store
 
@@ -39,8 +41,9 @@ def test_versions_table(store: Store) -> None:
     assert second["measured_percent"] == 50.0 and second["num_measured"] == N // 2
     assert (second["rank_correlation"], second["rank_correlation_stale"]) == (0.8, 0.6)
     assert (second["model_pass_s"], second["other_s"]) == (2.0, 0.5)
-    overlap = store.header(2).stats["overlap_with_parent"]
-    assert second["churn_percent"] == pytest.approx(100 * overlap["churn"], abs=0.01)
+    overlap = store.header(2).stats.overlap_with_parent
+    assert overlap is not None
+    assert second["churn_percent"] == pytest.approx(100 * overlap.churn, abs=0.01)
     assert third["operation"] == "reselect" and third["measured_percent"] is None
 
 
@@ -160,14 +163,18 @@ def test_audit_in_words(store: Store) -> None:
     assert "0.80 with the truth" in audit_in_words(header)
     assert "the target of 0.75 is met" in audit_in_words(header)
     assert header.audit is not None
-    missed = {**header.audit, "target_met": False, "target": 0.9}
-    assert "raise refresh.max_fraction" in audit_in_words(dataclasses.replace(header, audit=missed))
-    unchecked = {**header.audit, "num_probe": 0, "rank_correlation": 0.0}
-    words = audit_in_words(dataclasses.replace(header, audit=unchecked))
-    assert "nothing was checked" in words and "0.00" not in words
-    nothing = {**header.audit, "rank_correlation": None}
-    assert "nothing comparable" in audit_in_words(dataclasses.replace(header, audit=nothing))
-    stats = {"num_measured": N, "num_samples": N}
-    full = dataclasses.replace(header, audit=None, stats=stats)
-    assert "everything was measured" in audit_in_words(full)
-    assert "too few" in audit_in_words(dataclasses.replace(header, audit=None))
+
+    def words(audit: Audit | None, num_measured: int | None = N // 2) -> str:
+        stats = header.stats.model_copy(update={"num_measured": num_measured})
+        return audit_in_words(header.model_copy(update={"audit": audit, "stats": stats}))
+
+    def changed(**values: float) -> Audit:
+        assert header.audit is not None
+        return header.audit.model_copy(update=values)
+
+    assert "raise refresh.max_fraction" in words(changed(target=0.9))
+    unchecked = words(changed(num_probe=0, rank_correlation=0.0))
+    assert "nothing was checked" in unchecked and "0.00" not in unchecked
+    assert "nothing comparable" in words(changed(rank_correlation=math.nan))
+    assert "everything was measured" in words(None, num_measured=N)
+    assert "too few" in words(None)

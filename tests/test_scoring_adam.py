@@ -24,6 +24,7 @@ from gracekit.model_pass.layers import linear_layers
 from gracekit.model_pass.sketch import KroneckerSketch
 from gracekit.protocols import Reader
 from gracekit.store import Store
+from tests.stores import optimizer_of
 from tests.test_scoring_experts import experts
 from tests.test_scoring_pass import RELATIVE, Sample, make_samples, mean_loss, run, tiny
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
@@ -224,7 +225,7 @@ def test_refresh_says_in_the_header_what_was_matched(tmp_path: Path) -> None:
             (directory / "optimizer.pt").write_bytes(state)
         refresh(recipe, directory)
     store = Store.open(recipe.store)
-    first, second = (store.header(v).refresh["optimizer"] for v in (1, 2))
+    first, second = (optimizer_of(store.header(v)) for v in (1, 2))
     assert first["used"] and first["num_parameters"] == 21 and first["step"] == 3
     assert not second["used"] and "there is no optimizer.pt" in second["reason"]
     assert np.isfinite(store.scores(2).scores["adam-norm"]).all()

@@ -24,6 +24,7 @@ from gracekit.model_pass.token_scores import Loss
 from gracekit.protocols import Batch, Layer, Reader, RoutedRows
 from gracekit.store import Store
 from tests.families import EXPERTS
+from tests.stores import optimizer_of
 from tests.test_scoring_pass import (
     CPU,
     RELATIVE,
@@ -299,7 +300,7 @@ def test_refreshes_of_a_mixtures_run(tmp_path: Path) -> None:
         refresh(recipe, checkpoint)
     store = Store.open(recipe.store)
     assert store.versions() == [1, 2]
-    assert store.header(1).refresh["optimizer"]["used"]
+    assert optimizer_of(store.header(1))["used"]
     for name in scores:
         assert np.isfinite(store.scores(2).scores[name]).all()
 

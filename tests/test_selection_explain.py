@@ -10,6 +10,7 @@ import pytest
 from gracekit.recipe import SelectionSection
 from gracekit.selection.explain import Chosen, explain, percentile
 from gracekit.types import Origin, Rows, Selection
+from gracekit.version.outcomes import SelectionDetails
 from tests.worlds import NUM_ROWS, World
 
 
@@ -18,7 +19,7 @@ def chosen_of(
 ) -> Chosen:
     return Chosen(
         settings=SelectionSection(**settings),
-        details=selection.details,
+        details=SelectionDetails.model_validate(selection.details),
         rows=selection.rows,
         gains=selection.gains,
         scores=world.scores,

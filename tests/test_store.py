@@ -8,6 +8,7 @@ import math
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,15 +24,19 @@ from gracekit.errors import (
     VersionNotFoundError,
 )
 from gracekit.files import write_text_atomic
-from gracekit.store import Store
+from gracekit.recipe import SelectionSection
+from gracekit.store import Store, verify
 from gracekit.store.files.history import column_name, read_scores, write_scores
 from gracekit.store.files.info import StoreInfo
-from gracekit.store.files.manifests import SCHEMA, header_text, plain_json
+from gracekit.store.files.manifests import SCHEMA
 from gracekit.store.files.samples import read_samples, write_samples
 from gracekit.store.files.shards import ShardFiles
 from gracekit.store.sql.database import connect
-from gracekit.store.verify import verify
-from gracekit.types import FORMAT_VERSION, ManifestHeader, Measurement, Origin
+from gracekit.types import Measurement, Origin
+from gracekit.version import FORMAT_VERSION
+from gracekit.version.header import Header, Timings
+from gracekit.version.json_text import plain_json
+from gracekit.version.outcomes import SelectionDetails
 from tests.stores import (
     N,
     changed_samples,
@@ -40,6 +45,7 @@ from tests.stores import (
     make_samples,
     make_scores,
     make_store,
+    origins_of,
     strings,
 )
 
@@ -69,7 +75,7 @@ def test_create_and_open(tmp_path: Path) -> None:
     assert Store.exists(root)
     opened = Store.open(root)
     assert opened.info == made.info
-    assert opened.info.num_samples == N and opened.info.dataset["num_source_rows"] == 2 * N
+    assert opened.info.num_samples == N and opened.info.dataset.num_source_rows == 2 * N
     assert equal(opened.samples(), make_samples())
     assert opened.versions() == [] and opened.latest() is None and opened.next_version() == 1
 
@@ -190,13 +196,14 @@ def test_commit_round_trip(tmp_path: Path) -> None:
     header = Store.open(store.paths.root).header(1)
     assert (header.version, header.parent_version, header.operation) == (1, None, "init")
     assert header.refresh_id == "first" and header.scores_version == 1
-    assert header.checkpoint["step"] == 100 and header.audit is None
-    assert header.timings == {"model_pass_s": 2.0, "other_s": 0.5, "total_s": 2.5}
-    assert header.selection == {"details": {"num_candidates": N}}
-    assert sum(header.stats["groups"].values()) == header.stats["num_selected"] == N // 3
-    assert header.stats["num_measured"] == N // 2
-    assert header.stats["origins"]["measured"] == N // 2
-    assert math.isclose(header.stats["weight_sum"], N // 3, rel_tol=1e-5)
+    assert header.checkpoint.step == 100 and header.audit is None
+    assert header.timings == Timings(model_pass_s=2.0, other_s=0.5, total_s=2.5)
+    assert header.selection == SelectionDetails(num_candidates=N)
+    assert header.settings.selection == SelectionSection()
+    assert sum(header.stats.groups.values()) == header.stats.num_selected == N // 3
+    assert header.stats.num_measured == N // 2
+    assert origins_of(header)["measured"] == N // 2
+    assert math.isclose(header.stats.weight_sum or 0, N // 3, rel_tol=1e-5)
     assert draft.scores is not None and equal(store.scores(1), draft.scores)
 
 
@@ -247,12 +254,14 @@ def test_second_version_is_compared_with_its_parent(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     store.commit(make_draft(store, "a"))
     store.commit(make_draft(store, "b"))
-    overlap = store.header(2).stats["overlap_with_parent"]
+    overlap = store.header(2).stats.overlap_with_parent
     first, second = (set(store.coreset(v)["row"].to_pylist()) for v in (1, 2))
-    assert overlap["jaccard"] == pytest.approx(len(first & second) / len(first | second))
-    assert overlap["churn"] == pytest.approx(len(first - second) / len(first))
+    assert overlap is not None
+    assert overlap.jaccard == pytest.approx(len(first & second) / len(first | second))
+    assert overlap.churn == pytest.approx(len(first - second) / len(first))
     audit = store.header(2).audit
-    assert audit is not None and audit["rank_correlation"] == 0.8 and audit["target_met"] is True
+    assert audit is not None and audit.rank_correlation == 0.8 and audit.target_met is True
+    assert store.header(2).to_json()["audit"]["target_met"] is True
 
 
 def test_reselect_follows_its_parents_scores(tmp_path: Path) -> None:
@@ -266,7 +275,8 @@ def test_reselect_follows_its_parents_scores(tmp_path: Path) -> None:
         assert header.scores_version == 1 and header.parent_version == expected - 1
         assert equal(store.scores(expected), store.scores(1))
         assert store.load_cache(expected) is not None
-        assert not store.paths.history_of(expected).exists()
+        assert not store.paths.scores(expected).parent.exists()
+        assert not store.paths.measured(expected).parent.exists()
     with pytest.raises(VersionNotFoundError, match="measured nothing"):
         store.measurement(2)
 
@@ -279,12 +289,38 @@ def test_find_refresh(tmp_path: Path) -> None:
     assert store.find_refresh("c") is None
 
 
-def test_an_open_store_sees_the_commits_of_another(tmp_path: Path) -> None:
+def test_an_open_store_sees_the_commits_of_another_when_it_is_renewed(tmp_path: Path) -> None:
     reader = make_store(tmp_path / "store")
     writer = Store.open(tmp_path / "store")
     for version in (1, 2):
+        held = reader.snapshot
         writer.commit(make_draft(writer, str(version)))
-        assert reader.latest() == version == reader.header(version).version
+        assert reader.snapshot is held and reader.latest() == held.latest != version
+        assert reader.header(version).version == version, "asked for by number it is found"
+        assert reader.renew().latest() == version == writer.latest()
+
+
+def test_a_writer_sees_what_others_made_before_it_got_the_lock(tmp_path: Path) -> None:
+    one = make_store(tmp_path / "store")
+    other = Store.open(tmp_path / "store")
+    assert one.versions() == other.versions() == []
+    assert one.commit(make_draft(one, "a")) == 1
+    with other.lock():
+        assert other.versions() == [1]
+        assert other.commit(make_draft(other, "b")) == 2
+    assert other.versions() == [1, 2] and one.versions() == [1]
+    assert one.commit(make_draft(other, "c")) == 3
+
+
+def test_a_snapshot_never_changes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "a"))
+    before = store.snapshot
+    store.commit(make_draft(store, "b"))
+    assert list(before.kept) == [1] and before.next_version == 2 and before.latest == 1
+    assert store.snapshot == Store.open(tmp_path / "store").snapshot, "as if looked at anew"
+    with pytest.raises(TypeError):
+        before.kept[2] = before.kept[1]  # type: ignore[index]
 
 
 def test_unknown_version(tmp_path: Path) -> None:
@@ -312,7 +348,7 @@ def test_a_damaged_version_does_not_verify_and_keeps_its_number(
     else:
         path = store.paths.scores(2)
         path.write_bytes(path.read_bytes()[:-1])
-    assert store.versions() == [1] and store.latest() == 1
+    assert store.renew().versions() == [1] and store.latest() == 1
     store.recover()
     assert store.paths.manifest(2).exists(), "damage is reported, not deleted"
     assert store.commit(make_draft(store, "c")) == 3
@@ -326,6 +362,7 @@ def test_manifest_of_a_newer_gracekit_is_refused_loudly(tmp_path: Path) -> None:
     header = store.header(1).to_json() | {"format_version": FORMAT_VERSION + 1, "news": 1}
     metadata = {b"gracekit": json.dumps(header).encode()}
     pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    store.renew()
     for read in (store.versions, store.latest, lambda: store.header(1)):
         with pytest.raises(StoreFormatError, match="update gracekit"):
             read()
@@ -347,7 +384,7 @@ def test_published_files(tmp_path: Path) -> None:
     assert store.paths.latest.read_text() == "2\n"
     for version in (1, 2):
         sidecar = json.loads(store.paths.sidecar(version).read_text())
-        assert ManifestHeader.from_json(sidecar) == store.header(version)
+        assert Header.from_json(sidecar) == store.header(version)
         metadata = pq.read_schema(store.paths.manifest(version)).metadata
         assert json.loads(metadata[b"gracekit"]) == sidecar
     assert store.paths.database.is_file()
@@ -374,7 +411,7 @@ def test_header_text_round_trip(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     store.commit(make_draft(store, "a"))
     header = store.header(1)
-    again = ManifestHeader.from_json(json.loads(header_text(header)) | {"added_later": 1})
+    again = Header.from_json(json.loads(header.to_text()) | {"added_later": 1})
     assert again == header
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", header.created_at)
 
@@ -422,7 +459,7 @@ def test_a_damaged_newest_version_keeps_its_cache(tmp_path: Path) -> None:
     store.paths.manifest(2).write_bytes(b"PAR1")
     store.recover()
     store.paths.manifest(2).write_bytes(whole)
-    assert store.latest() == 2 and store.load_cache(2) is not None
+    assert store.renew().latest() == 2 and store.load_cache(2) is not None
 
 
 def shard(rows: list[int]) -> Measurement:
@@ -491,10 +528,13 @@ def test_every_version_has_the_samples_of_its_time(tmp_path: Path) -> None:
         coreset, rows = store.coreset(version), store.coreset(version)["row"].to_numpy()
         assert coreset["source_row"].to_pylist() == expected.source_rows[rows].tolist()
         assert len(store.scores(version)) == len(expected)
-        assert store.header(version).stats["num_samples"] == expected.present.sum()
+        assert store.header(version).stats.num_samples == expected.present.sum()
     assert equal(store.samples(), more)
     changes = [
-        [store.header(version).stats[f"num_{what}"] for what in ("added", "removed", "changed")]
+        [
+            getattr(store.header(version).stats, f"num_{what}")
+            for what in ("added", "removed", "changed")
+        ]
         for version in range(1, 6)
     ]
     assert changes == [[N, 0, 0], [3, 2, 1], [0, 0, 0], [0, 0, 0], [3, 2, 1]]
@@ -503,14 +543,44 @@ def test_every_version_has_the_samples_of_its_time(tmp_path: Path) -> None:
         "v000002.parquet", "v000005.parquet",
     ]  # fmt: skip
     sources = [2 * N, 3 * (N + 1), 3 * (N + 2)]
-    assert list(store.dataset()["sources"].values()) == sources
+    assert list(store.dataset().sources.values()) == sources
     kept = dataclasses.replace(more, content_hashes=more.content_hashes + "0", fingerprint="other")
     store.commit(make_draft(store, "six", samples=kept))
-    assert list(store.dataset()["sources"].values()) == sources, "nobody moved"
+    assert list(store.dataset().sources.values()) == sources, "nobody moved"
     removed = store.scores(5).origin == Origin.REMOVED
     assert removed.sum() == 4
     table = pq.read_table(store.paths.scores(5))
     assert table["importance"].null_count == 4
+
+
+def as_format_1(header: dict[str, Any]) -> dict[str, Any]:
+    """A header as the first format had it: settings and results in one mapping, much not there."""
+    settings, timings = header["settings"], dict(header["timings"])
+    later = {"samples_file", "num_rows", "positions", "sources", "settings", "tokens_key"}
+    stages = {f"{name}_s": seconds for name, seconds in timings.pop("stages").items()}
+    return {
+        **{
+            key: header[key]
+            for key in (
+                *("version", "parent_version", "created_at", "gracekit_version", "operation"),
+                *("refresh_id", "recipe_digest", "scores_version", "checkpoint", "files", "audit"),
+            )
+        },
+        "format_version": 1,
+        "dataset": {
+            **header["dataset"]["settings"],
+            **{key: v for key, v in header["dataset"].items() if key not in later},
+        },
+        "scoring": settings["scoring"] or {},
+        "refresh": settings["refresh"] or {},
+        "selection": {**settings["selection"], "details": header["selection"]},
+        "stats": {
+            key: v
+            for key, v in header["stats"].items()
+            if key not in {"num_added", "num_removed", "num_changed"}
+        },
+        "timings": timings | stages,
+    }
 
 
 def test_a_store_of_format_version_1_is_read_and_grows(tmp_path: Path) -> None:
@@ -523,12 +593,11 @@ def test_a_store_of_format_version_1_is_read_and_grows(tmp_path: Path) -> None:
     path = store.paths.manifest(1)
     manifest = pq.ParquetFile(path).read()
     header = json.loads(manifest.schema.metadata[b"gracekit"])
-    header["format_version"] = 1
-    for name in ("samples_file", "num_rows", "positions", "sources"):
-        del header["dataset"][name]
-    for name in ("num_added", "num_removed", "num_changed"):
-        del header["stats"][name]
-    pq.write_table(manifest.replace_schema_metadata({"gracekit": json.dumps(header)}), path)
+    first = as_format_1(header)
+    pq.write_table(manifest.replace_schema_metadata({"gracekit": json.dumps(first)}), path)
+    info = json.loads(store.paths.info.read_text())
+    info |= {"format_version": 1, "dataset": first["dataset"]}
+    store.paths.info.write_text(json.dumps(info))
     store.paths.database.unlink()  # it was of another schema
     store = Store.open(store.paths.root)
     store.recover()

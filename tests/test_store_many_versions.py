@@ -8,13 +8,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from gracekit.store import Store
-from gracekit.store import store as store_module
+from gracekit.recipe import ScoringSection
+from gracekit.store import Store, verify
+from gracekit.store import reader as reader_module
 from gracekit.store.files import manifests
 from gracekit.store.sql import database
 from gracekit.store.sql.schema import TABLES, VIEWS
-from gracekit.store.verify import verify
 from gracekit.store.version_facts import KnownFacts, VersionFacts
+from gracekit.version.header import Settings
 from tests.stores import make_draft, make_reselect, make_store
 
 
@@ -33,18 +34,19 @@ def store(tmp_path: Path) -> Store:
     made = make_store(tmp_path / "store")
     for name in ("a", "b", "c", "d", "e"):
         draft = make_draft(made, name)
-        scores, scoring = dict(draft.scores.scores), {"scores": ["gradient-norm", "loss"]}  # type: ignore[union-attr]
+        scoring: ScoringSection | None
+        scores, scoring = dict(draft.scores.scores), ScoringSection()  # type: ignore[union-attr]
         if name in "cd":
             scores["el2n"] = scores.pop("loss")
-            scoring = {"scores": ["gradient-norm", "el2n"]}
+            scoring = ScoringSection(scores=("gradient-norm", "el2n"))
         if name == "d":
-            scoring = {}
+            scoring = None
         assert draft.scores is not None and draft.measurement is not None
         rows = draft.measurement.rows
         made.commit(
             dataclasses.replace(
                 draft,
-                scoring=scoring,
+                settings=Settings(scoring=scoring),
                 scores=dataclasses.replace(draft.scores, scores=scores),
                 measurement=dataclasses.replace(
                     draft.measurement, scores={n: s[rows] for n, s in scores.items()}
@@ -69,7 +71,7 @@ def test_what_the_database_says_of_another_version_is_not_taken_over(store: Stor
     """A backup of the files was restored, and the run went on from there."""
     for path in (store.paths.manifest(6), store.paths.sidecar(6)):
         path.unlink()
-    Store.open(store.paths.root).commit(make_draft(store, "instead"))
+    Store.open(store.paths.root).commit(make_draft(store.renew(), "instead"))
     made = {row[0]: row for row in content(store.paths.database)["versions"]}
     assert "instead" in made[6] and "d" in made[5]
 
@@ -80,13 +82,13 @@ def facts_of(known: KnownFacts) -> dict[int, VersionFacts]:
 
 def test_headers_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    monkeypatch.setattr(store_module, "_NUM_HEADERS", 2)
+    monkeypatch.setattr(reader_module, "_NUM_HEADERS", 2)
 
     def read_header(path: Path) -> object:
         read.append(path.name)
         return manifests.read_header(path)
 
-    monkeypatch.setattr(store_module, "read_header", read_header)
+    monkeypatch.setattr(reader_module, "read_header", read_header)
     facts: KnownFacts = {}
     first = Store.open(store.paths.root, facts=facts)
     assert first.find_refresh("nobody") is None
@@ -95,5 +97,5 @@ def test_headers_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     later = Store.open(store.paths.root, facts=facts)
     assert later.commit(make_draft(store, "next")) == 7
     assert later.find_refresh("a") == 1 and later.versions() == [*range(1, 8)]
-    assert set(read) == {"v000006.parquet", "v000007.parquet"}, "its own and its parent's"
+    assert sorted(read) == ["v000006.parquet", "v000007.parquet"], "its own and its parent's, once"
     assert Store.open(store.paths.root).all_facts() == later.all_facts() == facts_of(facts)

@@ -14,17 +14,16 @@ import gracekit
 from gracekit import files
 from gracekit.errors import StoreDataMismatchError, StoreFormatError, StoreWriteError
 from gracekit.recipe import Recipe
-from gracekit.store import Store, StorePaths
-from gracekit.store.files import info, migrations
+from gracekit.store import Store, StorePaths, verify
+from gracekit.store.files import formats, migrations
 from gracekit.store.files.migrations import MIGRATIONS, migration
 from gracekit.store.sql.ask import run_sql
 from gracekit.store.sql.queries import NAMED_QUERIES
-from gracekit.store.verify import verify
 from gracekit.training import Coreset
-from gracekit.types import FORMAT_VERSION
+from gracekit.version import FORMAT_VERSION
 from gracekit.views import status, versions_table
 from tests.faults import Killed, count_operations, failing_at, killed_at
-from tests.stores import N, make_draft, make_store
+from tests.stores import N, make_draft, make_store, outcome
 from tests.tiny import write_checkpoint
 
 torch.set_num_threads(1)
@@ -58,7 +57,7 @@ def test_a_store_of_the_first_release_is_built_upon(old: Path) -> None:
     before = {p: p.read_bytes() for p in root.rglob("*.parquet")}
     result = gracekit.refresh(recipe, write_checkpoint(old / "run", 30))
     assert result.version == 4 and result.header.operation == "refresh"
-    assert result.header.stats["num_measured"] < 60, "what it knew of the samples was used"
+    assert outcome(result.header).num_measured < 60, "what it knew of the samples was used"
     chosen = gracekit.reselect(recipe.override({"selection.count": 7}))
     assert chosen.version == 5 and len(Coreset.load(root).rows) == 7
     store = Store.open(root)
@@ -82,7 +81,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Two steps of a future release: the first writes two files, the second `store.json` itself."""
     made: list[int] = []
     monkeypatch.setattr(migrations, "FORMAT_VERSION", FORMAT_VERSION + 2)
-    monkeypatch.setattr(info, "FORMAT_VERSION", FORMAT_VERSION + 2)
+    monkeypatch.setattr(formats, "FORMAT_VERSION", FORMAT_VERSION + 2)
     for number in (1, 2):
         monkeypatch.delitem(MIGRATIONS, FORMAT_VERSION + number, raising=False)
 

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from gracekit.errors import RecipeError
 from gracekit.store import Store
 from gracekit.training import Coreset, CoresetCallback, CoresetSampler, CoresetTrainerMixin
+from gracekit.version.header import CheckpointInfo
 from tests.stores import N, make_draft, make_store
 
 NUM_ROWS = 2 * N
@@ -74,7 +75,7 @@ def store(tmp_path: Path) -> Store:
 
 def publish(store: Store, step: int) -> int:
     draft = make_draft(store, f"refresh-{store.next_version()}")
-    return store.commit(dataclasses.replace(draft, checkpoint={"step": step}))
+    return store.commit(dataclasses.replace(draft, checkpoint=CheckpointInfo(step=step)))
 
 
 def rows_of(store: Store, version: int) -> set[int]:

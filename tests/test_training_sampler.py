@@ -22,6 +22,7 @@ from gracekit.refresher import rollback
 from gracekit.store import Store
 from gracekit.store.files.leases import followed
 from gracekit.training import Coreset, CoresetSampler
+from gracekit.version.header import CheckpointInfo
 from tests.stores import N, make_draft, make_store
 
 NUM_ROWS = 2 * N
@@ -36,7 +37,7 @@ def publish(store: Store, step: int | None = None) -> set[int]:
     """Commit the next version; returns its positions in the trainer's dataset."""
     draft = make_draft(store, f"refresh-{store.next_version()}")
     if step is not None:
-        draft = dataclasses.replace(draft, checkpoint={"step": step})
+        draft = dataclasses.replace(draft, checkpoint=CheckpointInfo(step=step))
     return set(Coreset.load(store.paths.root, store.commit(draft)).source_rows.tolist())
 
 

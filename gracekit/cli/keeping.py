@@ -42,7 +42,7 @@ def rollback(version: int, recipe_path: Path, store_path: Path | None, as_json: 
     else:
         click.echo(
             f"version {result.version} is version {version} again: step "
-            f"{header.checkpoint.get('step')}, coreset {header.stats['num_selected']:,}"
+            f"{header.checkpoint.step}, coreset {header.stats.num_selected:,}"
         )
 
 
@@ -59,10 +59,9 @@ def pin(version: int, note: str, recipe_path: Path, store_path: Path | None, as_
     Works at any moment, while the daemon runs.
     """
     from gracekit.store import Store
-    from gracekit.store.files.pinned import pin as pin_version
 
     store = Store.open(resolve_store(store_path, recipe_path))
-    pinned = pin_version(store, version, note)
+    pinned = store.pin(version, note)
     if as_json:
         print_json({"version": version, "note": pinned.note, "pinned_at": pinned.pinned_at})
     else:
@@ -78,9 +77,8 @@ def pin(version: int, note: str, recipe_path: Path, store_path: Path | None, as_
 def unpin(version: int, recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
     """Leave VERSION to `gracekit gc` and the recipe's retention again."""
     from gracekit.store import Store
-    from gracekit.store.files.pinned import unpin as unpin_version
 
-    was_pinned = unpin_version(Store.open(resolve_store(store_path, recipe_path)), version)
+    was_pinned = Store.open(resolve_store(store_path, recipe_path)).unpin(version)
     if as_json:
         print_json({"version": version, "was_pinned": was_pinned})
     else:
@@ -105,18 +103,12 @@ def gc(
     new version.
     """
     from gracekit.store import Store
-    from gracekit.store.retention import collect, examine
 
     if keep is None and store_path is None and recipe_path.exists():
         keep = load_recipe(recipe_path).retention.keep
     if keep is None:
         raise RecipeError("how many versions? Give --keep N, or set retention.keep in the recipe")
-    store = Store.open(resolve_store(store_path, recipe_path))
-    if dry_run:
-        report = examine(store, keep)
-    else:
-        with store.lock():
-            report = collect(store, keep)
+    report = Store.open(resolve_store(store_path, recipe_path)).gc(keep, dry_run=dry_run)
     if as_json:
         print_json({
             "is_dry_run": dry_run,

@@ -179,7 +179,7 @@ def select(
 def _report(result: RefreshResult, as_json: bool) -> None:
     """To stdout, and to the logs of who reads only those."""
     if is_json():
-        fields = {"version": result.version, "step": result.header.checkpoint["step"]}
+        fields = {"version": result.version, "step": result.header.checkpoint.step}
         what = "published" if result.is_new else "was there already"
         logger.info("version %d %s", result.version, what, extra=fields)
     _print_result(result, as_json)
@@ -193,23 +193,24 @@ def _print_result(result: RefreshResult, as_json: bool) -> None:
     if not result.is_new:
         click.echo(f"version {result.version} was made of the same before: nothing to do")
         return
-    stats, refresh_facts = header.stats, header.refresh
-    parts = [f"version {header.version}", f"step {header.checkpoint.get('step')}"]
-    if header.operation != "reselect":
-        parts.append(f"measured {refresh_facts['num_measured']:,} of {refresh_facts['num_rows']:,}")
-    changes = [stats.get(name, 0) for name in ("num_added", "num_removed", "num_changed")]
+    stats = header.stats
+    parts = [f"version {header.version}", f"step {header.checkpoint.step}"]
+    if header.refresh is not None:
+        parts.append(f"measured {header.refresh.num_measured:,} of {header.refresh.num_rows:,}")
+    changes = [stats.num_added or 0, stats.num_removed or 0, stats.num_changed or 0]
     if header.parent_version is not None and any(changes):
         parts.append("data: {:,} joined, {:,} left, {:,} changed".format(*changes))
     if header.audit is not None:
         parts.append(
-            f"audit rank correlation {header.audit['rank_correlation']:.2f} "
-            f"(stale {header.audit['rank_correlation_stale']:.2f}, "
-            f"over all {header.audit['rank_correlation_all']:.2f})"
+            f"audit rank correlation {header.audit.rank_correlation:.2f} "
+            f"(stale {header.audit.rank_correlation_stale:.2f}, "
+            f"over all {header.audit.rank_correlation_all:.2f})"
         )
-    parts.append(f"coreset {stats['num_selected']:,}")
+    parts.append(f"coreset {stats.num_selected:,}")
     timings = header.timings
     parts.append(
-        f"{timings['model_pass_s']:.1f} s in the model pass, {timings['other_s']:.1f} s outside it"
+        f"{timings.model_pass_s or 0:.1f} s in the model pass, "
+        f"{timings.other_s or 0:.1f} s outside it"
     )
     click.echo(" · ".join(parts))
 

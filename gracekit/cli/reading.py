@@ -114,10 +114,9 @@ def diff(
 def verify(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
     """Check every checksum and reference of the store; exit 1 and say what is wrong."""
     from gracekit.store import Store
-    from gracekit.store.verify import verify as check
 
     store = Store.open(resolve_store(store_path, recipe_path))
-    problems = check(store)
+    problems = store.verify()
     if as_json:
         print_json({
             "ok": not problems,
@@ -136,7 +135,7 @@ def verify(recipe_path: Path, store_path: Path | None, as_json: bool) -> None:
 
 
 def _check(store: Path, max_age_s: float, as_json: bool) -> None:
-    from gracekit.store.files.heartbeat import ailment, read_heartbeat
+    from gracekit.store import ailment, read_heartbeat
 
     heartbeat = read_heartbeat(store)
     reason = ailment(heartbeat, max_age_s=max_age_s)

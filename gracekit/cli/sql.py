@@ -27,8 +27,7 @@ from gracekit.cli.render import (
 from gracekit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from gracekit.store.sql.ask import Answer
-    from gracekit.store.sql.queries import NamedQuery
+    from gracekit.store import Answer, NamedQuery
 
 TABLE_ROWS, CELL_CHARACTERS = 200, 200
 """What a table shows at most, unless all is asked for."""
@@ -92,9 +91,7 @@ def sql(
     score_history, measurements. QUERY `-` is read from stdin, and so is none in a pipe. The query
     sees the store only, unless more is allowed. docs/sql.md tells more.
     """
-    from gracekit.store.sql.ask import ask
-    from gracekit.store.sql.database import schema
-    from gracekit.store.sql.queries import NAMED_QUERIES, named_query
+    from gracekit.store import NAMED_QUERIES, ask, named_query, schema
 
     if list_named:
         _print_list(list(NAMED_QUERIES.values()), as_json)

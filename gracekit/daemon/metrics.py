@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from gracekit.errors import RecipeError
 from gracekit.files import num_bytes_below
-from gracekit.types import Json, ManifestHeader
+from gracekit.types import Json
 from gracekit.version import __version__
+from gracekit.version.header import Header
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -82,17 +83,17 @@ class Metrics:
         size = client.Gauge("gracekit_store_bytes", "Size of the store on disk.", registry=to)
         size.set_function(self._store_bytes)
 
-    def published(self, header: ManifestHeader) -> None:
+    def published(self, header: Header) -> None:
         """Count a new version."""
         timings, stats = header.timings, header.stats
-        self._refresh.observe(timings["total_s"])
-        self._model_pass.inc(timings["model_pass_s"])
+        self._refresh.observe(timings.total_s or 0.0)
+        self._model_pass.inc(timings.model_pass_s or 0.0)
         self._versions.inc()
-        self._rows.inc(stats["num_measured"])
+        self._rows.inc(stats.num_measured or 0)
         self._last_version.set(header.version)
-        self._last_step.set(header.checkpoint["step"])
+        self._last_step.set(header.checkpoint.step)
         self._success.set_to_current_time()
-        found = None if header.audit is None else header.audit["rank_correlation"]
+        found = None if header.audit is None else header.audit.rank_correlation
         self._audit.set(float("nan") if found is None else found)
 
     def failed(self, kind: str) -> None:

@@ -13,6 +13,7 @@ from gracekit.errors import DataError, ExportError
 from gracekit.recipe import DataSection
 from gracekit.rounding import whole_copies
 from gracekit.types import Float32, Json, Rows
+from gracekit.version.header import Header
 
 if TYPE_CHECKING:
     from gracekit.store import Store
@@ -28,7 +29,7 @@ class Content:
     source_rows: Rows
     sample_ids: list[str]
     weights: Float32
-    header: Json
+    header: Header
     open_records: Callable[[Rows], Iterator[Json]]
     """The user's rows at the given source rows, in that order, repeats included."""
     has_weights: bool = True
@@ -41,7 +42,7 @@ class Content:
         """
         if how != "repeat":
             return dataclasses.replace(self, has_weights=how == "column")
-        copies = whole_copies(self.weights, np.random.default_rng(int(self.header["version"])))
+        copies = whole_copies(self.weights, np.random.default_rng(self.header.version))
         return dataclasses.replace(
             self,
             rows=self.rows.repeat(copies),
@@ -87,12 +88,13 @@ def open_content(store: Store, version: int, *, data_path: str | None = None) ->
     Raises:
         VersionNotFoundError, StoreFormatError: The version cannot be read.
     """
-    header = store.header(version).to_json()
+    header = store.header(version)
     coreset = store.coreset(version).sort_by("source_row")
     rows = coreset["row"].to_numpy()
     source_rows = coreset["source_row"].to_numpy()
-    known = {k: v for k, v in header["dataset"].items() if k in DataSection.model_fields}
-    data = DataSection(**(known | ({"path": data_path} if data_path else {})))
+    data = header.dataset.settings
+    if data_path is not None:
+        data = data.model_copy(update={"path": data_path})
     hashes = dict(
         zip(source_rows.tolist(), store.samples(version).content_hashes[rows].tolist(), strict=True)
     )

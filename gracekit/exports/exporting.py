@@ -65,13 +65,13 @@ def export(
     report: Json = {
         "format": format_name,
         "path": str(out),
-        "version": content.header["version"],
+        "version": content.header.version,
         "num_rows": len(written.rows),
         "weights": weights,
     }
 
     def write(directory: Path) -> None:
-        manifest = {**content.header, "export": report}
+        manifest = {**content.header.to_json(), "export": report}
         (directory / MANIFEST).write_text(
             json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8"
         )

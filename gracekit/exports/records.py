@@ -144,7 +144,7 @@ def _write_card(content: ExportContent, directory: Path, file_name: str) -> None
     """`README.md`: what this is, for people, and for `datasets.load_dataset(directory)`, which
     would take `manifest.json` for data.
     """
-    version = content.header["version"]
+    version = content.header.version
     (directory / "README.md").write_text(
         f"---\nconfigs:\n- config_name: default\n  data_files: {file_name}\n---\n"
         f"{len(content.rows):,} rows of the coreset, version {version}, selected by gracekit.\n"

@@ -88,7 +88,7 @@ class Layout:
             return next((name for name in names if name in record), "")
 
         shared = {"system": first("system"), "tools": first("tools")}
-        text = content.header.get("dataset", {}).get("text_column", "text")
+        text = content.header.dataset.settings.text_column
         messages = first("messages", "conversations")
         if messages and isinstance(record[messages], list) and record[messages]:
             turns = record[messages]

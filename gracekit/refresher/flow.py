@@ -32,14 +32,15 @@ from gracekit.refresher.state import (
     propagate,
     update_graph,
 )
-from gracekit.types import Checkpoint, Json, ManifestHeader, PinnedCheckpoint
+from gracekit.types import Checkpoint, PinnedCheckpoint
+from gracekit.version.header import CheckpointInfo, DataDescription, Header, Settings
+from gracekit.version.outcomes import GraphOutcome, PropagationOutcome, RefreshOutcome
 
 if TYPE_CHECKING:
     from gracekit.model_pass.context import TargetSamples
     from gracekit.protocols import Executor
     from gracekit.samples import Growth, RawSamples, TokenTable
-    from gracekit.store import Store
-    from gracekit.store.version_facts import KnownFacts
+    from gracekit.store import KnownFacts, Store
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class RefreshResult:
     version: int
     is_new: bool
     """False when the very same had been published before: nothing was added."""
-    header: ManifestHeader
+    header: Header
 
 
 class Refresher:
@@ -102,7 +103,7 @@ class Refresher:
 
         if Store.exists(self.root):
             store = Store.open(self.root)
-            if raw.fingerprint != store.dataset()["fingerprint"]:
+            if raw.fingerprint != store.dataset().fingerprint:
                 self.merge(store, raw)
 
     def merge(self, store: Store, raw: RawSamples, tokens: TokenTable | None = None) -> Growth:
@@ -122,19 +123,20 @@ class Refresher:
         return growth
 
     @contextmanager
-    def locked(self, *, timeout_s: float | None = None, clean_up: bool = True) -> Iterator[Path]:
+    def locked(self, *, timeout_s: float | None = None, clean_up: bool = False) -> Iterator[Path]:
         """Hold the writer's lock, and clean up after a killed process; yields the store's path.
 
         Args:
-            timeout_s: Seconds to wait for another writer; default: `store.lock.WAIT_S`.
-            clean_up: Look for what a killed process left; False: only when the last writer was
-                killed while it held the lock.
+            timeout_s: Seconds to wait for another writer; default: as `lock_store`.
+            clean_up: Look through the whole store for what a killed process left; False: only when
+                the last writer did not finish (see `Store.tidy`).
         """
         from gracekit.store import Store, lock_store
 
-        with lock_store(self.root, timeout_s=timeout_s) as was_killed:
-            if (clean_up or was_killed) and Store.exists(self.root):
-                for action in Store.open(self.root).recover():
+        with lock_store(self.root, timeout_s=timeout_s) as is_unfinished:
+            if Store.exists(self.root):
+                store = Store.open(self.root, facts=self._facts)
+                for action in store.tidy(always=clean_up or is_unfinished):
                     logger.info("clean-up: %s", action)
             yield self.root
 
@@ -241,7 +243,7 @@ class Refresher:
                 scores=update.scores,
                 selection=selection,
                 samples=samples if growth.is_change else None,
-                dataset=self._describe_data(),
+                dataset=self._describe_data(store.dataset()),
                 cache=CachePayload(
                     features=to_float16(update.features),
                     valid=update.valid,
@@ -249,18 +251,20 @@ class Refresher:
                     save_index=index.save,
                 ),
                 checkpoint=_describe(pinned),
-                scoring=recipe.scoring.model_dump(mode="json"),
-                refresh={
-                    **recipe.refresh.model_dump(mode="json"),
+                settings=Settings(
+                    scoring=recipe.scoring,
+                    refresh=recipe.refresh,
+                    propagation=recipe.propagation,
+                    graph=recipe.graph,
+                    selection=recipe.selection,
+                ),
+                outcome=RefreshOutcome(
                     **evidence.facts,
                     **facts,
-                    "data_problem": self._data.problem,
-                    "propagation": {
-                        **recipe.propagation.model_dump(mode="json"), **update.facts
-                    },
-                    "graph": {**recipe.graph.model_dump(mode="json"), **graph_facts},
-                },
-                selection_settings=recipe.selection.model_dump(mode="json"),
+                    data_problem=self._data.problem,
+                    propagation=PropagationOutcome.model_validate(update.facts),
+                    graph=GraphOutcome.model_validate(graph_facts),
+                ),
                 timings=clock.timings(),
             ),
             keep=recipe.retention.keep,
@@ -321,7 +325,7 @@ class Refresher:
                     "tokenizer, its chat template, data.max_length, data.loss_on or "
                     "data.chat_template changed. Undo that, or name a new store"
                 )
-            expected = made_with.get("architecture")  # None: of the first release
+            expected = made_with.architecture  # None: of the first release
             if expected not in (None, architecture):
                 raise CheckpointMismatchError(
                     f"{pinned.checkpoint.path} is of another architecture than the checkpoints "
@@ -338,11 +342,9 @@ class Refresher:
         return Store.create(
             self.root,
             samples=sample_table(self.samples, tokens),
-            dataset={
-                **self._describe_data(),
-                "tokens_key": tokens.key,
-                "architecture": architecture,
-            },
+            dataset=self._describe_data().model_copy(
+                update={"tokens_key": tokens.key, "architecture": architecture}
+            ),
         )
 
     def _has_these_tokens(self, store: Store, tokenizer: Any, tokens: TokenTable) -> bool:
@@ -353,7 +355,7 @@ class Refresher:
         """
         from gracekit.samples import tokens_key
 
-        key = store.info.dataset.get("tokens_key")
+        key = store.info.dataset.tokens_key
         if key is not None:
             return bool(key == tokens_key(tokenizer, self.recipe.data, store.info.fingerprint))
         known = store.samples()
@@ -363,14 +365,19 @@ class Refresher:
         pairs = zip(self.samples.content_hashes, found, strict=True)
         return all(expected.get(digest, count) == count for digest, count in pairs)
 
-    def _describe_data(self) -> Json:
-        """What to remember of the data besides its samples."""
-        settings = self.recipe.data
-        data: Json = settings.model_dump(mode="json")
+    def _describe_data(self, known: DataDescription | None = None) -> DataDescription:
+        """What to remember of the data besides its samples; the rest as it is `known`."""
+        settings, raw = self.recipe.data, self.samples
         if Path(settings.path).exists():
-            data["path"] = str(Path(settings.path).resolve())
-        raw = self.samples
-        return {**data, "detected_format": raw.format, "num_skipped": len(raw.skipped)}
+            path = str(Path(settings.path).resolve())
+            settings = settings.model_copy(update={"path": path})
+        return DataDescription(
+            settings=settings,
+            detected_format=raw.format,
+            num_skipped=len(raw.skipped),
+            tokens_key=None if known is None else known.tokens_key,
+            architecture=None if known is None else known.architecture,
+        )
 
     @property
     def _needs_optimizer(self) -> bool:
@@ -424,13 +431,12 @@ def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def _describe(pinned: PinnedCheckpoint) -> Json:
+def _describe(pinned: PinnedCheckpoint) -> CheckpointInfo:
     checkpoint = pinned.checkpoint
-    return {
-        "step": checkpoint.step,
-        "path": str(checkpoint.path.resolve()),
-        "layout": checkpoint.layout,
-        "completed_at": checkpoint.completed_at,
-        "digest": pinned.digest,
-        "digest_algo": "xxh3_128",
-    }
+    return CheckpointInfo(
+        step=checkpoint.step,
+        path=str(checkpoint.path.resolve()),
+        layout=checkpoint.layout,
+        completed_at=checkpoint.completed_at,
+        digest=pinned.digest,
+    )

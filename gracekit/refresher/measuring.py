@@ -14,12 +14,13 @@ from gracekit.errors import RefreshStoppedError
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe, RefreshSection
 from gracekit.refresher.changes import as_changes
-from gracekit.types import Audit, Bool, Float32, Json, Measurement, Reason, RefreshPlan, Rows
+from gracekit.types import Bool, Float32, Json, Measurement, Reason, RefreshPlan, Rows
+from gracekit.version.outcomes import Audit
 
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
     from gracekit.refresher.state import Known, Prediction
-    from gracekit.store.files.shards import ShardFiles
+    from gracekit.store import ShardFiles
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFoundError
 from gracekit.progress import Progress
-from gracekit.recipe import Recipe
+from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.flow import Refresher, RefreshResult
 from gracekit.refresher.state import selection_inputs
-from gracekit.types import Json, ManifestHeader, Selection
+from gracekit.types import Selection
+from gracekit.version.header import Header, Settings, Timings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,8 +66,7 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
 
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     store = Store.open(recipe.store)
-    with store.lock():
-        store.recover()
+    with store.writing():
         started = time.perf_counter()
         latest, base = store.latest(), store.newest_scores()
         if latest is None or base is None:
@@ -75,7 +75,7 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
                 "make one with `gracekit watch` or `gracekit refresh`"
             )
         header = store.header(base)
-        _require_same_importance(recipe, header.scoring)
+        _require_same_importance(recipe, header.settings.scoring)
         refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')}")
         if store.header(latest).refresh_id == refresh_id:
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
@@ -94,10 +94,8 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
                 scores=None,
                 selection=selection,
                 checkpoint=header.checkpoint,
-                scoring=header.scoring,
-                refresh={},
-                selection_settings=recipe.selection.model_dump(mode="json"),
-                timings={"model_pass_s": 0.0, "other_s": seconds, "total_s": seconds},
+                settings=Settings(scoring=header.settings.scoring, selection=recipe.selection),
+                timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),
             ),
             keep=recipe.retention.keep,
         )
@@ -119,15 +117,13 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
     from gracekit.store import Store, VersionDraft
 
     store = Store.open(root)
-    with store.lock():
-        store.recover()
+    with store.writing():
         started = time.perf_counter()
         coreset = store.coreset(version)
         old, latest = store.header(version), store.latest()
         if latest is not None and version in (latest, store.header(latest).rollback_of):
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
         selection = _selection_again(store, coreset, old)
-        settings = {key: value for key, value in old.selection.items() if key != "details"}
         seconds = round(time.perf_counter() - started, 3)
         made = store.commit(
             VersionDraft(
@@ -138,15 +134,14 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
                 rollback_of=version,
                 selection=selection,
                 checkpoint=old.checkpoint,
-                scoring=old.scoring,
-                selection_settings=settings,
-                timings={"model_pass_s": 0.0, "other_s": seconds, "total_s": seconds},
+                settings=Settings(scoring=old.settings.scoring, selection=old.settings.selection),
+                timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),
             )
         )
         return RefreshResult(version=made, is_new=True, header=store.header(made))
 
 
-def _selection_again(store: Store, coreset: pa.Table, header: ManifestHeader) -> Selection:
+def _selection_again(store: Store, coreset: pa.Table, header: Header) -> Selection:
     """The selection that a manifest holds, without samples that have left the data."""
     picked = coreset.sort_by("rank")
     rows, weights = picked["row"].to_numpy(), picked["weight"].to_numpy()
@@ -165,8 +160,10 @@ def _selection_again(store: Store, coreset: pa.Table, header: ManifestHeader) ->
         rows=rows[stays],
         gains=picked["gain"].to_numpy()[stays],
         weights=weights[stays].astype(np.float32),
-        objective=float(header.stats.get("objective", 0.0)),
-        details={**header.selection.get("details", {}), "num_left_out": num_gone},
+        objective=header.stats.objective or 0.0,
+        details=header.selection.model_copy(update={"num_left_out": num_gone}).model_dump(
+            exclude_unset=True
+        ),
     )
 
 
@@ -174,13 +171,13 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _require_same_importance(recipe: Recipe, stored: Json) -> None:
+def _require_same_importance(recipe: Recipe, stored: ScoringSection | None) -> None:
     """Raise `RecipeError` when the recipe asks for another importance than the stored one."""
-    wanted = recipe.scoring.model_dump(mode="json")
     for key in ("importance", "length_correction", "normalise"):
-        if stored.get(key) != wanted[key]:
+        was, wanted = getattr(stored, key, None), getattr(recipe.scoring, key)
+        if was != wanted:
             raise RecipeError(
-                f"the stored importance was made with scoring.{key} {stored.get(key)!r}, the "
-                f"recipe says {wanted[key]!r}: `select` uses stored importance. Drop the change, "
+                f"the stored importance was made with scoring.{key} {was!r}, the "
+                f"recipe says {wanted!r}: `select` uses stored importance. Drop the change, "
                 "or make a version with it by `gracekit refresh`"
             )

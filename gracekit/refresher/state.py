@@ -19,7 +19,6 @@ from gracekit.types import (
     Bool,
     Float32,
     Json,
-    ManifestHeader,
     Measurement,
     Origin,
     Rows,
@@ -27,6 +26,7 @@ from gracekit.types import (
     ScoreTable,
     SparseGraph,
 )
+from gracekit.version.header import Header, Timings
 
 if TYPE_CHECKING:
     from gracekit.graph.index import Index
@@ -141,8 +141,8 @@ def load_known(store: Store, recipe: Recipe, growth: Growth | None = None) -> Kn
     values = to_working(scores.scores, samples.num_response_tokens)
     known = Known(
         version=version,
-        num_since_full=int(header.refresh.get("num_since_full", 0)),
-        next_budget=int(header.refresh.get("next_budget", 0)),
+        num_since_full=0 if header.refresh is None else header.refresh.num_since_full,
+        next_budget=0 if header.refresh is None else header.refresh.next_budget,
         samples=samples,
         scores=scores,
         values=values,
@@ -160,13 +160,13 @@ def load_known(store: Store, recipe: Recipe, growth: Growth | None = None) -> Kn
     return known
 
 
-def _obstacle(header: ManifestHeader, scoring: ScoringSection) -> str | None:
+def _obstacle(header: Header, scoring: ScoringSection) -> str | None:
     """Why scores and features of a version do not compare with what would be measured now."""
-    before, now = header.scoring, scoring.model_dump(mode="json")
-    if set(before["scores"]) != set(now["scores"]):
+    before = header.settings.scoring
+    if before is None or set(before.scores) != set(scoring.scores):
         return "other scores are asked"
     space = ("features", "hidden_block", "feature_width", "sketch_seed", "sketch_side")
-    if any(before.get(key, now[key]) != now[key] for key in space):
+    if any(getattr(before, key) != getattr(scoring, key) for key in space):
         return "other features are asked"
     return None
 
@@ -365,16 +365,19 @@ class StageClock:
     def lap(self, stage: str, *, model_pass_s: float = 0.0) -> None:
         """End a stage; `model_pass_s` of it was spent in the model pass."""
         now = time.perf_counter()
-        self._laps[f"{stage}_s"] = now - self._last - model_pass_s
+        self._laps[stage] = now - self._last - model_pass_s
         self._model_pass_s += model_pass_s
         self._last = now
 
-    def timings(self) -> Json:
+    def timings(self) -> Timings:
         """Seconds by stage, up to the commit."""
         total = time.perf_counter() - self._started
-        named = {"model_pass_s": self._model_pass_s, "other_s": total - self._model_pass_s}
-        rounded = {**named, "total_s": total, **self._laps}
-        return {name: round(seconds, 3) for name, seconds in rounded.items()}
+        return Timings(
+            model_pass_s=round(self._model_pass_s, 3),
+            other_s=round(total - self._model_pass_s, 3),
+            total_s=round(total, 3),
+            stages={stage: round(seconds, 3) for stage, seconds in self._laps.items()},
+        )
 
 
 def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dict[str, Float32]:

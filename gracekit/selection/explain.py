@@ -11,7 +11,8 @@ from gracekit.recipe import SelectionSection
 from gracekit.selection.candidates import id_order
 from gracekit.selection.lists import listed
 from gracekit.selection.start import Start, start_from
-from gracekit.types import Bool, Float32, Json, Origin, Rows, SampleTable, ScoreTable, SparseGraph
+from gracekit.types import Bool, Float32, Origin, Rows, SampleTable, ScoreTable, SparseGraph
+from gracekit.version.outcomes import SelectionDetails
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +20,7 @@ class Chosen:
     """A published coreset, and what it was selected from."""
 
     settings: SelectionSection
-    details: Json
+    details: SelectionDetails
     """Of the selection, from the header."""
     rows: Rows
     """[b] in the order picked."""
@@ -143,7 +144,7 @@ def _num_covered(row: int, selected: Bool, graph: SparseGraph, start: Start) -> 
 def _gain(row: int, selected: Bool, chosen: Chosen, start: Start) -> float | None:
     """Increase of F by the row, given all that is selected."""
     details, graph = chosen.details, chosen.graph
-    if "coverage_unit" not in details or not start.represented[row]:
+    if details.coverage_unit is None or not start.represented[row]:
         return None
     edges = _edges(row, graph)
     rows = [row, *graph.indices[edges].tolist()]
@@ -153,7 +154,7 @@ def _gain(row: int, selected: Bool, chosen: Chosen, start: Start) -> float | Non
         for i, weight in zip(rows, weights, strict=True)
         if start.represented[i]
     )
-    gain = details["importance_unit"] * float(chosen.scores.importance[row])
+    gain = (details.importance_unit or 0.0) * float(chosen.scores.importance[row])
     if chosen.parent is not None and row in chosen.parent:
-        gain += details["kept_unit"]
-    return float(gain + details["coverage_unit"] * raised)
+        gain += details.kept_unit or 0.0
+    return float(gain + details.coverage_unit * raised)

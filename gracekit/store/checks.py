@@ -12,7 +12,7 @@ import pyarrow as pa
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.files import sha256
 from gracekit.store.files import cache
-from gracekit.store.files.manifests import SCHEMA, header_text, read_coreset, read_sidecar
+from gracekit.store.files.manifests import SCHEMA, read_coreset, read_sidecar
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
     CACHE_NAME,
@@ -26,8 +26,8 @@ from gracekit.store.files.samples import read_samples
 from gracekit.store.reader import StoreReader
 from gracekit.store.retention import leftovers
 from gracekit.store.sql import database
-from gracekit.types import ManifestHeader, SampleTable
-from gracekit.version import FORMAT_VERSION
+from gracekit.types import SampleTable
+from gracekit.version.header import Header
 
 _RESTORE = "restore it from a backup; other versions are not affected"
 _RECOVER = "the next `gracekit watch` or `gracekit refresh` repairs it"
@@ -53,7 +53,7 @@ def verify(store: StoreReader) -> list[Problem]:
     Reads every file once. Nothing is changed. Work in progress of another process is not a
     problem.
     """
-    paths = store.paths
+    paths = store.renew().paths
     versions = store.manifests()
     problems = list(_samples(store, versions))
     for version in versions:
@@ -82,7 +82,7 @@ def _samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
             dataset = store.dataset(version)
         except StoreError:
             continue  # told with the version
-        tables.setdefault(dataset["samples_file"], dataset)
+        tables.setdefault(dataset.samples_file, dataset)
     before: SampleTable | None = None
     for name, dataset in tables.items():
         path = store.paths.root / name
@@ -91,8 +91,7 @@ def _samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
         except StoreError as error:
             yield _problem(store, path, str(error), "restore it from a backup: versions need it")
             continue
-        num_rows = dataset.get("num_rows", dataset["num_samples"])
-        if (samples.fingerprint, len(samples)) != (dataset["fingerprint"], num_rows):
+        if (samples.fingerprint, len(samples)) != (dataset.fingerprint, dataset.num_rows):
             yield _problem(store, path, "fingerprint or number of rows are not as written",
                            "restore the whole store from one backup")  # fmt: skip
         if len(set(samples.sample_ids)) != len(samples):
@@ -119,7 +118,7 @@ def _version(store: StoreReader, version: int) -> Iterator[Problem]:
         yield _problem(store, path, f"its header says version {header.version}", _RESTORE)
     for name, entry in header.files.items():
         file = store.paths.find(store.paths.root / name)
-        what = _file_damage(file, entry["num_bytes"], entry["sha256"])
+        what = _file_damage(file, entry.num_bytes, entry.sha256)
         if what is not None:
             yield _problem(store, file, what, _RESTORE)
     samples = _table_of(store, version)
@@ -153,7 +152,7 @@ def _removed(store: StoreReader, version: int) -> Iterator[Problem]:
     measured = store.paths.find(store.paths.measured(version))
     if entry is None:
         return
-    what = _file_damage(measured, entry["num_bytes"], entry["sha256"])
+    what = _file_damage(measured, entry.num_bytes, entry.sha256)
     if what is not None:
         yield _problem(store, measured, what, _RESTORE)
     for file, what in _history_damage(store, header, None):
@@ -179,7 +178,7 @@ def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
 
 
 def _coreset_damage(
-    store: StoreReader, coreset: pa.Table, header: ManifestHeader, samples: SampleTable | None
+    store: StoreReader, coreset: pa.Table, header: Header, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
     path = store.paths.manifest(header.version)
     if not coreset.schema.equals(SCHEMA):
@@ -187,9 +186,9 @@ def _coreset_damage(
         return
     if (coreset["version"].to_numpy() != header.version).any():
         yield path, f"has rows of another version than {header.version}"
-    rows, n = coreset["row"].to_numpy(), store.dataset(header.version)["num_rows"]
-    if len(rows) != header.stats.get("num_selected"):
-        yield path, f"has {len(rows)} rows, its header says {header.stats.get('num_selected')}"
+    rows, n = coreset["row"].to_numpy(), header.dataset.num_rows
+    if len(rows) != header.stats.num_selected:
+        yield path, f"has {len(rows)} rows, its header says {header.stats.num_selected}"
     if not _ascending_rows(rows, n):
         yield path, f"rows are not ascending numbers below {n}"
         return
@@ -208,9 +207,9 @@ def _coreset_damage(
 
 
 def _history_damage(
-    store: StoreReader, header: ManifestHeader, samples: SampleTable | None
+    store: StoreReader, header: Header, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
-    n = store.dataset(header.version)["num_rows"]
+    n = header.dataset.num_rows
     checks: dict[Path, Callable[[np.ndarray], bool]] = {
         store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
         store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
@@ -261,7 +260,7 @@ def _published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:
         return
     for version in good:
         sidecar = paths.find(paths.sidecar(version))
-        if not _is_sidecar_of(sidecar, store.header(version)):
+        if not _is_header(sidecar, store.header(version)):
             yield _problem(store, sidecar, "is missing or differs from its manifest",
                            _RECOVER)  # fmt: skip
     if good and _text(paths.latest) != f"{good[-1]}\n":
@@ -277,13 +276,10 @@ def _published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:
             yield _problem(store, path, what, _REMEASURE)
 
 
-def _is_sidecar_of(path: Path, header: ManifestHeader) -> bool:
-    """Whether the JSON beside a manifest holds its header, in the layout of whichever format."""
-    text = _text(path)
-    if text is None or text == header_text(header):
-        return text is not None
+def _is_header(path: Path, header: Header) -> bool:
+    """Whether a sidecar says what its manifest does, in whichever format."""
     try:
-        return header.format_version < FORMAT_VERSION and read_sidecar(path) == header
+        return read_sidecar(path).to_json() == header.to_json()
     except StoreFormatError:
         return False
 

@@ -25,7 +25,6 @@ One process at a time commits: it holds the store's lock.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,15 +40,12 @@ from gracekit.store.files.cache import CachePayload, save_cache
 from gracekit.store.files.history import ORIGIN_NAMES, write_measured, write_scores
 from gracekit.store.files.manifests import coreset_table, write_manifest
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.samples import data_facts, write_samples
+from gracekit.store.files.samples import dataset_info, write_samples
 from gracekit.store.files.shards import clear_shards
 from gracekit.store.publish import publish
 from gracekit.store.reader import StoreReader
 from gracekit.store.retention import finish, remove_old
 from gracekit.types import (
-    Audit,
-    Json,
-    ManifestHeader,
     Measurement,
     RefreshPlan,
     Rows,
@@ -58,6 +54,19 @@ from gracekit.types import (
     Selection,
 )
 from gracekit.version import FORMAT_VERSION, __version__
+from gracekit.version.header import (
+    CheckpointInfo,
+    DataDescription,
+    FileInfo,
+    Header,
+    Operation,
+    Overlap,
+    Settings,
+    Stats,
+    Timings,
+)
+from gracekit.version.json_text import clean_text, plain_json
+from gracekit.version.outcomes import Audit, RefreshOutcome, SelectionDetails
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +75,7 @@ logger = logging.getLogger(__name__)
 class VersionDraft:
     """All that a new version is made of."""
 
-    operation: str
-    """`init`, `refresh`, `reselect` or `rollback`."""
+    operation: Operation
     refresh_id: str
     recipe_digest: str
     selection: Selection
@@ -82,19 +90,17 @@ class VersionDraft:
     audit: Audit | None = None
     samples: SampleTable | None = None
     """Where the data changed since the version before: the sample table, its known rows first."""
-    dataset: Json = field(default_factory=dict)
-    """What to remember of changed data, as for `Store.create`."""
+    dataset: DataDescription | None = None
+    """Where changed data comes from; None: as before."""
     cache: CachePayload | None = None
     measure_id: str | None = None
     """Of the measurement, None without one. Once the version exists all shards are removed: its
     own, and those of refreshes that were stopped or skipped, which nobody goes on with."""
-    checkpoint: Json = field(default_factory=dict)
-    """At least `step`; the published tables also know path, layout and digest."""
-    scoring: Json = field(default_factory=dict)
-    refresh: Json = field(default_factory=dict)
-    selection_settings: Json = field(default_factory=dict)
-    timings: Json = field(default_factory=dict)
-    """`model_pass_s`, `other_s`, `total_s`, and one key per stage."""
+    checkpoint: CheckpointInfo
+    settings: Settings = field(default_factory=Settings)
+    outcome: RefreshOutcome | None = None
+    """What the refresh found out; None for a reselect or rollback."""
+    timings: Timings = field(default_factory=Timings)
 
 
 def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) -> int:
@@ -193,22 +199,22 @@ def _write_history(store: StoreReader, version: int, draft: VersionDraft) -> Non
     if draft.scores is not None:
         write_scores(store.paths.scores(version), draft.scores)
     if draft.measurement is not None:
-        step = int(draft.checkpoint["step"])
+        step = draft.checkpoint.step
         write_measured(store.paths.measured(version), draft.measurement, draft.plan, step)
 
 
 def _header(
     store: StoreReader, version: int, parent: int | None, draft: VersionDraft, samples: SampleTable
-) -> ManifestHeader:
+) -> Header:
     paths = store.paths
     dataset = store.dataset(parent)
     if draft.samples is not None:
-        facts = data_facts(samples)
-        dataset |= draft.dataset | facts | {
-            "num_rows": len(samples),
-            "samples_file": paths.relative(paths.samples_of(version)),
-            "sources": dataset["sources"] | {facts["positions"]: facts["num_source_rows"]},
-        }  # fmt: skip
+        dataset = dataset_info(
+            draft.dataset or dataset,
+            samples,
+            path=paths.relative(paths.samples_of(version)),
+            sources=dataset.sources,
+        )
     scores_version: int | None = version
     if draft.rollback_of is not None:
         scores_version = store.header(draft.rollback_of).scores_version
@@ -218,12 +224,9 @@ def _header(
     named = [paths.scores(scores_version)]
     if draft.measurement is not None:
         named.append(paths.measured(version))
-    if dataset["samples_file"] != paths.samples.name:
-        named.append(paths.root / dataset["samples_file"])
-    refresh = dict(draft.refresh)
-    if draft.measure_id is not None:
-        refresh["measure_id"] = draft.measure_id
-    return ManifestHeader(
+    if dataset.samples_file != paths.samples.name:
+        named.append(paths.root / dataset.samples_file)
+    return Header(
         format_version=FORMAT_VERSION,
         version=version,
         parent_version=parent,
@@ -233,54 +236,60 @@ def _header(
         refresh_id=draft.refresh_id,
         recipe_digest=draft.recipe_digest,
         scores_version=scores_version,
+        rollback_of=draft.rollback_of,
+        measure_id=draft.measure_id,
         dataset=dataset,
         checkpoint=draft.checkpoint,
-        scoring=draft.scoring,
-        refresh=refresh,
-        selection={**draft.selection_settings, "details": draft.selection.details},
+        settings=draft.settings,
+        refresh=_outcome(draft),
+        audit=draft.audit,
+        selection=SelectionDetails.model_validate(plain_json(draft.selection.details)),
         stats=_stats(store, parent, draft, samples),
         timings=draft.timings,
-        audit=_audit(draft.audit),
-        rollback_of=draft.rollback_of,
         files={
-            paths.relative(path): {
-                "sha256": files.sha256(path),
-                "num_bytes": path.stat().st_size,
-            }
+            paths.relative(path): FileInfo(sha256=files.sha256(path), num_bytes=path.stat().st_size)
             for path in named
         },
     )
 
 
-def _audit(audit: Audit | None) -> Json | None:
-    if audit is None:
+def _outcome(draft: VersionDraft) -> RefreshOutcome | None:
+    if draft.measurement is None:
         return None
-    return {**dataclasses.asdict(audit), "target_met": bool(audit.target_met)}
+    return draft.outcome or RefreshOutcome(num_measured=len(draft.measurement.rows))
 
 
-def _stats(store: StoreReader, parent: int | None, draft: VersionDraft, samples: SampleTable) -> Json:
+def _stats(
+    store: StoreReader, parent: int | None, draft: VersionDraft, samples: SampleTable
+) -> Stats:
     selection = draft.selection
     counts = np.bincount(samples.groups[selection.rows], minlength=len(samples.group_names))
-    stats: Json = {
-        "num_samples": int(samples.present.sum()),
-        **_data_changes(store, parent, samples),
-        "num_selected": len(selection.rows),
-        "weight_sum": float(selection.weights.sum(dtype=np.float64)),
-        "objective": float(selection.objective),
-        "groups": {
-            name: int(count) for name, count in zip(samples.group_names, counts, strict=True)
-        },
-        "overlap_with_parent": _overlap(store, parent, selection.rows),
-    }
-    if draft.measurement is not None:
-        stats["num_measured"] = len(draft.measurement.rows)
+    added, removed, changed = _data_changes(store, parent, samples)
+    origins = None
     if draft.scores is not None:
-        counts = np.bincount(draft.scores.origin, minlength=len(ORIGIN_NAMES))
-        stats["origins"] = dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
-    return stats
+        of_origin = np.bincount(draft.scores.origin, minlength=len(ORIGIN_NAMES)).tolist()
+        origins = dict(zip(ORIGIN_NAMES, of_origin, strict=True))
+    return Stats(
+        num_samples=int(samples.present.sum()),
+        num_added=added,
+        num_removed=removed,
+        num_changed=changed,
+        num_selected=len(selection.rows),
+        weight_sum=float(selection.weights.sum(dtype=np.float64)),
+        objective=float(selection.objective),
+        groups={
+            clean_text(name): int(count)
+            for name, count in zip(samples.group_names, counts, strict=True)
+        },
+        overlap_with_parent=_overlap(store, parent, selection.rows),
+        num_measured=None if draft.measurement is None else len(draft.measurement.rows),
+        origins=origins,
+    )
 
 
-def _data_changes(store: StoreReader, parent: int | None, samples: SampleTable) -> Json:
+def _data_changes(
+    store: StoreReader, parent: int | None, samples: SampleTable
+) -> tuple[int, int, int]:
     """Samples that joined, left, or stayed with other content since the version before."""
     before = None if parent is None else store.samples(parent)
     was = np.zeros(len(samples), bool)
@@ -289,21 +298,18 @@ def _data_changes(store: StoreReader, parent: int | None, samples: SampleTable) 
         was[: len(before)] = before.present
         contents[: len(before)] = before.content_versions
     now = samples.present
-    return {
-        "num_added": int((now & ~was).sum()),
-        "num_removed": int((was & ~now).sum()),
-        "num_changed": int((was & now & (contents != samples.content_versions)).sum()),
-    }
+    is_changed = was & now & (contents != samples.content_versions)
+    return int((now & ~was).sum()), int((was & ~now).sum()), int(is_changed.sum())
 
 
-def _overlap(store: StoreReader, parent: int | None, rows: Rows) -> Json | None:
+def _overlap(store: StoreReader, parent: int | None, rows: Rows) -> Overlap | None:
     """Jaccard index with the parent's coreset, and churn: the share of its rows replaced."""
     if parent is None:
         return None
     before = store.coreset(parent)["row"].to_numpy()
     kept = len(np.intersect1d(before, rows))
     union = len(before) + len(rows) - kept
-    return {
-        "jaccard": kept / union if union else 1.0,
-        "churn": 1 - kept / len(before) if len(before) else 0.0,
-    }
+    return Overlap(
+        jaccard=kept / union if union else 1.0,
+        churn=1 - kept / len(before) if len(before) else 0.0,
+    )

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gracekit import files
-from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.pinned import Pinned
 from gracekit.store.reader import StoreReader
 
@@ -50,9 +49,9 @@ def pin(store: StoreReader, version: int, note: str = "") -> Pinned:
     return Pinned(version=version, note=note, pinned_at=now)
 
 
-def unpin(paths: StorePaths, version: int) -> bool:
+def unpin(store: StoreReader, version: int) -> bool:
     """Leave a version to gc again; False when it was not pinned. Raises `StoreWriteError`."""
-    marker = paths.pinned_marker(version)
+    marker = store.paths.pinned_marker(version)
     if not marker.exists():
         return False
     with files.clear_write_errors(marker):

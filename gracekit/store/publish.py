@@ -11,7 +11,6 @@ from pathlib import Path
 
 from gracekit import files
 from gracekit.store.files.cache import prune_caches
-from gracekit.store.files.manifests import header_text
 from gracekit.store.reader import StoreReader
 
 
@@ -42,7 +41,7 @@ def publish(store: StoreReader, *, has_new: bool) -> list[str]:
         sidecar = paths.sidecar(version)
         if has_new and sidecar.exists():
             continue
-        text = header_text(store.header(version))
+        text = store.header(version).to_text()
         if not _holds(sidecar, text):
             files.write_text_atomic(sidecar, text)
             done.append(f"wrote {paths.relative(sidecar)}")

@@ -15,16 +15,20 @@ import pyarrow as pa
 from gracekit.errors import StoreFormatError, VersionNotFoundError
 from gracekit.store.files.cache import StoreCache, load_cache
 from gracekit.store.files.history import read_scores, scores_for
+from gracekit.store.files.holds import held_versions
 from gracekit.store.files.info import StoreInfo
+from gracekit.store.files.manifest_reading import require_manifest
 from gracekit.store.files.manifests import read_coreset, read_header
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.removals import Removal, read_removal
-from gracekit.store.files.samples import FIRST_POSITIONS, read_samples
+from gracekit.store.files.samples import read_samples
+from gracekit.store.files.shards import count_shards
 from gracekit.store.snapshot import Snapshot, stamp_of, take_snapshot
-from gracekit.store.version_argument import VersionArgument, no_such_version, version_number
+from gracekit.store.version_argument import VersionArgument, version_number
 from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
-from gracekit.types import Json, ManifestHeader, Origin, SampleTable, ScoreTable
+from gracekit.types import Origin, SampleTable, ScoreTable
+from gracekit.version.header import DatasetInfo, Header
 
 _NUM_HEADERS = 256
 """Headers and removal records that a reader keeps in memory, about 30 KiB each."""
@@ -169,39 +173,27 @@ class StoreReader:
         """
         is_removed = self.paths.find(self.paths.removal(version)).exists()
         if is_removed or not self.paths.manifest(version).exists():
-            raise self._no_such(version)
+            require_manifest(self.paths, version)
 
     # --- what they hold ---
 
-    def header(self, version: int) -> ManifestHeader:
+    def header(self, version: int) -> Header:
         """What a version says about itself, also when gc removed it.
 
         Raises:
             VersionNotFoundError: There never was such a version.
             StoreFormatError: Its manifest is damaged, or of a newer format.
         """
-        if self.paths.manifest(version).exists():
-            return self._header_of_manifest(version)
-        if self.paths.find(self.paths.removal(version)).exists():
-            return self._removal(version).header
-        raise self._no_such(version)
+        if not self.paths.manifest(version).exists():
+            if self.paths.find(self.paths.removal(version)).exists():
+                return self._removal(version).header
+            require_manifest(self.paths, version)
+        return self._header_of_manifest(version)
 
-    def dataset(self, version: int | None = None) -> Json:
-        """What is known of the data of a version; default: of the latest, or as it was first.
-
-        Besides what `StoreInfo.dataset` has: `samples_file`, the sample table's path relative to
-        the store; `num_rows`, with the removed samples; `positions`, a hash of which sample lies
-        where in the data; and `sources`, the `num_source_rows` of all data so far by positions.
-        """
+    def dataset(self, version: int | None = None) -> DatasetInfo:
+        """What is known of the data of a version; default: of the latest, or as it was first."""
         version = self.latest() if version is None else version
-        dataset = self.info.dataset if version is None else self.header(version).dataset
-        positions = dataset.get("positions", FIRST_POSITIONS)
-        return {
-            "samples_file": self.paths.samples.name,
-            "num_rows": dataset["num_samples"],
-            "positions": positions,
-            "sources": {positions: dataset["num_source_rows"]},
-        } | dataset
+        return self.info.dataset if version is None else self.header(version).dataset
 
     def samples(self, version: int | None = None) -> SampleTable:
         """The sample table of a version; default: of the latest, or as it was first.
@@ -209,12 +201,12 @@ class StoreReader:
         Raises `StoreFormatError` when it is damaged.
         """
         dataset = self.dataset(version)
-        path = self.paths.root / dataset["samples_file"]
+        path = self.paths.root / dataset.samples_file
         if self._samples is None or self._samples[0] != path:
             samples = read_samples(path)
-            if len(samples) != dataset["num_rows"]:
+            if len(samples) != dataset.num_rows:
                 raise StoreFormatError(
-                    f"{path} has {len(samples)} rows, {dataset['num_rows']} were written; restore "
+                    f"{path} has {len(samples)} rows, {dataset.num_rows} were written; restore "
                     "it from a backup"
                 )
             self._samples = (path, samples)
@@ -264,6 +256,14 @@ class StoreReader:
             )
         return read_table(self.paths.find(path))
 
+    def held_versions(self) -> dict[int, str]:
+        """Versions that are pinned or that a running trainer draws from now, and why, in words."""
+        return held_versions(self.paths)
+
+    def num_unfinished_shards(self) -> int:
+        """Finished shards of measurements that are in progress or were stopped."""
+        return count_shards(self.paths)
+
     def load_cache(self, version: int) -> StoreCache | None:
         """Features and index that belong to a version's scores; None when they must be rebuilt."""
         return load_cache(self.paths, self.header(version).scores_version)
@@ -281,7 +281,7 @@ class StoreReader:
         self._facts[version] = (stamp, facts)
         return facts
 
-    def _header_of_manifest(self, version: int) -> ManifestHeader:
+    def _header_of_manifest(self, version: int) -> Header:
         return self._read_once(self.paths.manifest(version), read_header)
 
     def _removal(self, version: int) -> Removal:
@@ -297,9 +297,3 @@ class StoreReader:
         if len(self._headers) > _NUM_HEADERS:
             del self._headers[next(iter(self._headers))]
         return content
-
-    def _no_such(self, version: int) -> VersionNotFoundError:
-        now = self.renew().look()
-        removed = dict.fromkeys(sorted(now.records), "")
-        removed |= {v: str(facts.removed_at) for v, facts in now.removed.items()}
-        return no_such_version(version, self.paths.root, now.manifests, removed)

@@ -10,8 +10,8 @@ next refresh builds on; the scores before those stay too, for a refresh looks at
         → manifest → header beside it, scores
 
 While a version has both a record and a manifest, nothing of it was removed yet. A killed gc is
-finished by `finish`, which looks for pins and leases again. The caller of all but `examine`,
-`leftovers` and `held_versions` holds the lock.
+finished by `finish`, which looks for pins and leases again. The caller of all but `examine`
+and `leftovers` holds the lock.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path, PurePosixPath
 
 from gracekit import files
 from gracekit.errors import StoreError, StoreFormatError
-from gracekit.store.files.info import NewerFormatError
-from gracekit.store.files.leases import followed, followers
+from gracekit.store.files.formats import NewerFormatError
+from gracekit.store.files.holds import held_versions
+from gracekit.store.files.leases import followers
 from gracekit.store.files.manifests import read_sidecar
-from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.pinned import pinned
+from gracekit.store.files.paths import names_in
 from gracekit.store.files.removals import write_removal
 from gracekit.store.publish import publish
 from gracekit.store.reader import StoreReader
@@ -104,8 +104,8 @@ def finish(store: StoreReader) -> int:
         for path in doomed:
             if path not in manifests:
                 files.remove(path)
-        for directory in {path.parent for path in doomed if path.parent.name.startswith("version=")}:
-            files.remove(directory)  # it held this one file
+                if path.parent.parent == paths.score_history and not names_in(path.parent):
+                    files.remove(path.parent)
     return freed_bytes
 
 
@@ -137,13 +137,6 @@ def _sort(store: StoreReader, keep: int) -> tuple[list[int], dict[int, str | Non
         else:
             kept[version] = "its manifest is damaged, see `gracekit verify`"
     return old, kept
-
-
-def held_versions(paths: StorePaths) -> dict[int, str]:
-    """Versions that someone keeps from gc, and who."""
-    pins = {v: f"pinned: {p.note}" if p.note else "pinned" for v, p in pinned(paths).items()}
-    trained = {version: f"{who} trains on it" for version, who in followed(paths).items()}
-    return {**trained, **pins}
 
 
 def _mark(store: StoreReader, version: int) -> bool:

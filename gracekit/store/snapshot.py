@@ -15,18 +15,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gracekit.errors import StoreFormatError
-from gracekit.store.files.info import NewerFormatError
-from gracekit.store.files.paths import (
-    JSON_NAME,
-    OLD_REMOVAL_NAME,
-    TABLE_NAME,
-    StorePaths,
-    names_in,
-    numbers_in,
-)
+from gracekit.store.files.formats import NewerFormatError
+from gracekit.store.files.manifest_reading import list_manifests
+from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.removals import Removal
 from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
-from gracekit.types import ManifestHeader
+from gracekit.version.header import Header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +71,7 @@ class Snapshot:
 
     def find(self, is_sought: Callable[[VersionFacts], bool]) -> int | None:
         """The latest version of which that is true, if any; also one that gc removed."""
-        found = reversed(self.facts.items())
+        found = reversed(list(self.facts.items()))
         return next((version for version, facts in found if is_sought(facts)), None)
 
     def with_version(self, version: int, facts: VersionFacts) -> Snapshot:
@@ -110,7 +104,7 @@ class Snapshot:
 def take_snapshot(
     paths: StorePaths,
     known: KnownFacts,
-    read_header: Callable[[int], ManifestHeader],
+    read_header: Callable[[int], Header],
     read_removal: Callable[[int], Removal],
 ) -> Snapshot:
     """Look at the disk: two listings, and the header of each version that is not known yet.
@@ -121,20 +115,13 @@ def take_snapshot(
         read_header: Reads the header of a version that has a manifest.
         read_removal: Reads a removal record.
     """
-    # In this order: a version that gc removes meanwhile, or a record that a migration moves, is
-    # seen in the first listing or in the second.
-    in_manifests = names_in(paths.manifests)
-    in_removals = names_in(paths.removals)
-    records = {
-        *numbers_in(in_removals, JSON_NAME),
-        *numbers_in((n for n in in_manifests if n.endswith("n")), OLD_REMOVAL_NAME),
-    }
+    manifests, records = list_manifests(paths)
     kept: dict[int, VersionFacts] = {}
     damaged: set[int] = set()
     unfinished: set[int] = set()
     newer: NewerFormatError | None = None
     root, present = f"{paths.root}/", f"{paths.manifests}/v"
-    for version in numbers_in(in_manifests, TABLE_NAME):
+    for version in manifests:
         if version in records:
             unfinished.add(version)
             continue
@@ -183,7 +170,7 @@ def _facts_of(
     version: int,
     stamp: Stamp | None,
     known: KnownFacts,
-    read_header: Callable[[int], ManifestHeader],
+    read_header: Callable[[int], Header],
 ) -> VersionFacts:
     found = known.get(version)
     if found is None or found[0] != stamp:

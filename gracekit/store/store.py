@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gracekit import files
 from gracekit.errors import StoreError, UsageError
 from gracekit.store.commit import VersionDraft, commit
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.lock import holds_lock, lock_store
-from gracekit.store.files.manifests import plain_json
 from gracekit.store.files.migrations import is_old, migrate
 from gracekit.store.files.paths import StorePaths, names_in
 from gracekit.store.files.pinned import Pinned
-from gracekit.store.files.samples import data_facts, write_samples
+from gracekit.store.files.samples import dataset_info, write_samples
 from gracekit.store.files.shards import ShardFiles
 from gracekit.store.pinning import pin, unpin
 from gracekit.store.publish import is_published
@@ -25,8 +25,12 @@ from gracekit.store.reader import StoreReader
 from gracekit.store.recover import clean_up, recover
 from gracekit.store.retention import GcReport, collect, examine
 from gracekit.store.version_argument import VersionArgument
-from gracekit.types import Json, SampleTable
+from gracekit.types import SampleTable
 from gracekit.version import FORMAT_VERSION, __version__
+from gracekit.version.header import DataDescription
+
+if TYPE_CHECKING:
+    from gracekit.store.checks import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +47,13 @@ class Store(StoreReader):
         _check_place(StorePaths(Path(root)))
 
     @classmethod
-    def create(cls, root: Path | str, *, samples: SampleTable, dataset: Json) -> Store:
+    def create(cls, root: Path | str, *, samples: SampleTable, dataset: DataDescription) -> Store:
         """Make a new store of the samples; `store.json`, written last, makes it exist.
 
         Args:
             root: A directory that is absent, empty, or left by a killed `create`.
             samples: The sample table.
-            dataset: What to remember of the data (path, format, id and group columns …).
+            dataset: Where the data comes from.
 
         Raises:
             StoreError: There is a store, or other files, or DuckDB could not open the path.
@@ -61,7 +65,7 @@ class Store(StoreReader):
             format_version=FORMAT_VERSION,
             gracekit_version=__version__,
             created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            dataset=plain_json({**dataset, **data_facts(samples)}),
+            dataset=dataset_info(dataset, samples, path=paths.samples.name, sources={}),
         )
         with lock_store(paths.root):
             with files.clear_write_errors(paths.root):
@@ -81,6 +85,7 @@ class Store(StoreReader):
         is_nested = holds_lock(self.paths.root)
         with lock_store(self.paths.root, timeout_s=timeout_s) as is_unfinished:
             if not is_nested:
+                self.info = StoreInfo.load(self.paths.info)  # another release may have migrated it
                 self.renew()
             yield is_unfinished
 
@@ -131,7 +136,9 @@ class Store(StoreReader):
                 start goes on.
         """
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise UsageError(f"keep is the number of newest versions to keep, 1 or more, not {keep!r}")
+            raise UsageError(
+                f"keep, the number of newest versions to keep, is 1 or more; found {keep!r}"
+            )
         if dry_run:
             return examine(self, keep)
         with self.lock():
@@ -151,7 +158,16 @@ class Store(StoreReader):
 
     def unpin(self, version: VersionArgument) -> bool:
         """Leave a version to gc again; False when it was not pinned. Raises as `pin`."""
-        return unpin(self.paths, self.number_of(version))
+        return unpin(self, self.number_of(version))
+
+    def verify(self) -> list[Problem]:
+        """All that is wrong with the store, worst first; empty when it is whole.
+
+        Reads every file once. Nothing is changed.
+        """
+        from gracekit.store.checks import verify  # loads DuckDB
+
+        return verify(self)
 
     def shards(self, measure_id: str) -> ShardFiles:
         """Finished shards of a measurement in progress."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from gracekit.types import Json, ManifestHeader
+import math
+
+from gracekit.types import Json
+from gracekit.version.header import Header
 
 AUDIT_COLUMNS = (
     "num_probe", "rank_correlation", "rank_correlation_stale", "rank_correlation_all",
@@ -14,34 +17,38 @@ DATA_COLUMNS = ("num_added", "num_removed", "num_changed")
 """What it tells of the data; NULL in versions of stores of format version 1."""
 
 
-def version_row(header: ManifestHeader) -> Json:
+def version_row(header: Header) -> Json:
     """Flat facts of a version; None where it has none (a reselect measures nothing).
 
     Keys are columns of the table `versions`, see `store.schema`.
     """
-    stats, audit, timings = header.stats, header.audit or {}, header.timings
-    overlap = stats.get("overlap_with_parent") or {}
-    num_measured, num_samples = stats.get("num_measured"), stats.get("num_samples")
+    stats, audit, timings = header.stats, header.audit, header.timings
+    overlap = stats.overlap_with_parent
+    num_measured, num_samples = stats.num_measured, stats.num_samples
     fraction = None if num_measured is None or not num_samples else num_measured / num_samples
     return {
         "version": header.version,
         "parent_version": header.parent_version,
         "created_at": header.created_at,
         "operation": header.operation,
-        "step": header.checkpoint.get("step"),
+        "step": header.checkpoint.step,
         "scores_version": header.scores_version,
         "rollback_of": header.rollback_of,
         "num_measured": num_measured,
         "measured_fraction": fraction,
-        **{name: audit.get(name) for name in AUDIT_COLUMNS},
+        **{name: audit and _finite(getattr(audit, name)) for name in AUDIT_COLUMNS},
         "num_samples": num_samples,
-        **{name: stats.get(name) for name in DATA_COLUMNS},
-        "num_selected": stats.get("num_selected"),
-        "churn": overlap.get("churn"),
-        "jaccard": overlap.get("jaccard"),
-        "model_pass_s": timings.get("model_pass_s"),
-        "other_s": timings.get("other_s"),
-        "total_s": timings.get("total_s"),
+        **{name: getattr(stats, name) for name in DATA_COLUMNS},
+        "num_selected": stats.num_selected,
+        "churn": overlap and overlap.churn,
+        "jaccard": overlap and overlap.jaccard,
+        "model_pass_s": timings.model_pass_s,
+        "other_s": timings.other_s,
+        "total_s": timings.total_s,
         "refresh_id": header.refresh_id,
         "recipe_digest": header.recipe_digest,
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

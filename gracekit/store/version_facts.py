@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gracekit.types import ManifestHeader
+from gracekit.version.header import Header
 
 Stamp = tuple[int, int, int]
 """Inode, size and time of a file: another one shows that it was replaced."""
@@ -35,20 +35,20 @@ class VersionFacts:
     """When gc removed it."""
 
     @classmethod
-    def of(cls, header: ManifestHeader, *, removed_at: str | None = None) -> VersionFacts:
+    def of(cls, header: Header, *, removed_at: str | None = None) -> VersionFacts:
         """The facts of a header."""
-        scores = header.scoring.get("scores")
+        scoring = header.settings.scoring
         return cls(
             operation=header.operation,
             created_at=header.created_at,
             refresh_id=header.refresh_id,
             recipe_digest=header.recipe_digest,
             scores_version=header.scores_version,
-            checkpoint=(header.checkpoint.get("path"), header.checkpoint.get("completed_at")),
-            columns=(header.gracekit_version, *scores) if scores else None,
-            is_measured="measure_id" in header.refresh,
+            checkpoint=(header.checkpoint.path, header.checkpoint.completed_at),
+            columns=(header.gracekit_version, *scoring.scores) if scoring else None,
+            is_measured=header.measure_id is not None,
             removed_at=removed_at,
-            sizes=tuple((name, entry["num_bytes"]) for name, entry in header.files.items()),
+            sizes=tuple((name, entry.num_bytes) for name, entry in header.files.items()),
         )
 
 

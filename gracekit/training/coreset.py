@@ -15,18 +15,22 @@ import numpy as np
 
 from gracekit.errors import (
     DataError,
-    StoreError,
     StoreFormatError,
     StoreNotFoundError,
     VersionNotFoundError,
 )
-from gracekit.store.files.info import NewerFormatError
-from gracekit.store.files.manifests import read_header
-from gracekit.store.files.parquet import damaged, read_table
-from gracekit.store.files.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
-from gracekit.store.files.removals import read_removal
-from gracekit.store.files.samples import FIRST_POSITIONS
-from gracekit.types import Float32, Int64, Json, ManifestHeader, Rows, Strings
+from gracekit.store import (
+    NewerFormatError,
+    StorePaths,
+    damaged,
+    list_versions,
+    read_manifest,
+    require_manifest,
+    trainer_view,
+    version_number,
+)
+from gracekit.types import Float32, Int64, Json, Rows, Strings
+from gracekit.version.trainer_view import TrainerView
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,8 +46,8 @@ class Coreset:
     """float32 [b] how many samples each stands for, mean 1."""
     sample_ids: Strings
     """str [b]"""
-    metadata: Json
-    """The manifest's header: checkpoint, selection, audit and so on."""
+    view: TrainerView
+    """What the version says about itself."""
     num_rows_of_others: frozenset[int] = frozenset()
     """Rows of the data file when it had other samples, or had them elsewhere, at other versions."""
 
@@ -53,14 +57,17 @@ class Coreset:
     @property
     def step(self) -> int:
         """Training step of the checkpoint that this version was measured at."""
-        step: int = self.metadata["checkpoint"]["step"]
-        return step
+        return self.view.step
+
+    @property
+    def metadata(self) -> Json:
+        """The manifest's header as its JSON has it: checkpoint, settings, audit and so on."""
+        return self.view.content
 
     @property
     def num_source_rows(self) -> int:
         """Rows of the data file that this version was made from, skipped ones included."""
-        num_rows: int = self.metadata["dataset"]["num_source_rows"]
-        return num_rows
+        return self.view.num_source_rows
 
     @classmethod
     def load(cls, store: str | Path, version: int | Literal["latest"] = "latest") -> Coreset:
@@ -73,24 +80,16 @@ class Coreset:
         Raises:
             StoreNotFoundError: there is no store.
             VersionNotFoundError: the store has no such version, or none yet, or gc removed it.
+            UsageError: the version is neither a whole number nor `"latest"`.
             StoreFormatError: the manifest is damaged or of a newer gracekit.
         """
         paths = StorePaths(Path(store))
-        available = list_versions(paths.root)
-        if version != "latest":
-            if version not in available:
-                found = f"{available[0]} to {available[-1]}" if available else "none yet"
-                if paths.removal(version).exists():
-                    raise VersionNotFoundError(
-                        f"{read_removal(paths.removal(version)).in_words} from {paths.root}; "
-                        f"found {found}. `gracekit pin` keeps versions"
-                    )
-                raise VersionNotFoundError(
-                    f"the store {paths.root} has no version {version!r}; found {found}"
-                )
-            return _read(paths, version)
+        number = version_number(version)
+        if number is not None:
+            require_manifest(paths, number)
+            return _read(paths, number)
         damage: StoreFormatError | None = None
-        for number in reversed(available):
+        for number in reversed(list_versions(paths.root)):
             try:
                 return _read(paths, number)
             except NewerFormatError:
@@ -198,55 +197,36 @@ class Coreset:
         return [dataset[position] for position in positions]
 
 
-def list_versions(store: Path) -> list[int]:
-    """Versions that a store has manifests of, ascending; whether they can be read is not checked.
-
-    An absent store has none; one that cannot be listed is a StoreError. The file `LATEST` is only
-    a hint and not read.
-    """
-    try:
-        found = numbered(store / "manifests", MANIFEST_NAME)
-        removed = set(numbered(store / "manifests", REMOVAL_NAME).values())
-    except OSError as error:
-        raise StoreError(f"cannot list {store / 'manifests'}: {error}; check the mount") from None
-    made = {version for path, version in found.items() if path.suffix == ".parquet"}
-    return sorted(made - removed)
-
-
 def _read(paths: StorePaths, version: int) -> Coreset:
     path = paths.manifest(version)
-    header = read_header(path)
-    table = read_table(path)
+    view, table = trainer_view(path), read_manifest(path)
     try:
         # to_pylist: PyArrow's to_numpy would import pandas, where that is installed
         columns = {
             name: table.column(name).to_pylist()
             for name in ("row", "source_row", "sample_id", "weight")
         }
-        coreset = Coreset(
+        return Coreset(
             version=version,
             rows=np.array(columns["row"], np.int64),
             source_rows=np.array(columns["source_row"], np.int64),
             weights=np.array(columns["weight"], np.float32),
             sample_ids=np.array(columns["sample_id"], object),
-            metadata=header.to_json(),
-            num_rows_of_others=_num_rows_of_others(paths, header),
+            view=view,
+            num_rows_of_others=_num_rows_of_others(paths, version, view),
         )
-        _ = coreset.step, coreset.num_source_rows
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from None
-    return coreset
 
 
-def _num_rows_of_others(paths: StorePaths, header: ManifestHeader) -> frozenset[int]:
+def _num_rows_of_others(paths: StorePaths, version: int, view: TrainerView) -> frozenset[int]:
     """From the newest manifest that can be read: it knows all data that the store has followed."""
-    newest = header
-    for version in reversed(list_versions(paths.root)):
+    newest = view
+    for number in reversed(list_versions(paths.root)):
         try:
-            newest = read_header(paths.manifest(version)) if version != header.version else header
+            newest = trainer_view(paths.manifest(number)) if number != version else view
         except StoreFormatError:
             continue
         break
-    own = header.dataset.get("positions", FIRST_POSITIONS)
-    sources: dict[str, int] = newest.dataset.get("sources", {})
-    return frozenset(num_rows for name, num_rows in sources.items() if name != own)
+    others = newest.sources.items()
+    return frozenset(num_rows for name, num_rows in others if name != view.positions)

@@ -16,8 +16,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from gracekit.errors import DataError, GracekitError, RecipeError, StoreError
-from gracekit.store.files.leases import Lease
-from gracekit.training.coreset import Coreset, list_versions
+from gracekit.store import Lease, list_versions
+from gracekit.training.coreset import Coreset
 from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.stream import Stream
 from gracekit.types import Int64, Json
@@ -320,7 +320,7 @@ class CoresetSampler:
             positions=positions[there],
             weights=weights,
             seed=self.seed,
-            is_rollback=coreset.metadata.get("rollback_of") is not None,
+            is_rollback=coreset.view.rollback_of is not None,
         )
 
     def _warn_once(self, message: str) -> None:

@@ -6,6 +6,9 @@ else.
 
 __version__ = "0.1.0"
 
+FIRST_POSITIONS = "first"
+"""Stands for the positions of the first data where its store, of format 1, has no hash."""
+
 FORMAT_VERSION = 3
 """Format of the store and its manifests; readers refuse a higher one.
 

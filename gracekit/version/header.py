@@ -20,6 +20,7 @@ from gracekit.recipe import (
     SelectionSection,
 )
 from gracekit.types import Json
+from gracekit.version import FIRST_POSITIONS
 from gracekit.version.formats import dataset_of_format_2, header_of_format_2
 from gracekit.version.json_text import json_text, plain_json
 from gracekit.version.outcomes import Audit, RefreshOutcome, SelectionDetails
@@ -28,22 +29,28 @@ from gracekit.version.parts import Number, Part, read_section
 Operation = Literal["init", "refresh", "reselect", "rollback"]
 """`init` is the first version of a store, and a refresh like the others."""
 
-FIRST_POSITIONS = "first"
-"""Stands for the positions of the first data where its store, of format 1, has no hash."""
-
 
 def _section(section: Any) -> Any:
     return BeforeValidator(partial(read_section, section))
 
 
-class DatasetInfo(Part):
-    """The data that a version, or at first a store, was made from."""
+class DataDescription(Part):
+    """Where data comes from and how it is read, without its samples."""
 
     settings: Annotated[DataSection, _section(DataSection)]
     """The recipe's section, with the path resolved."""
     detected_format: str | None = None
     num_skipped: int = 0
     """Rows that cannot be used."""
+    tokens_key: str | None = None
+    """Hash of tokenizer, chat template and token settings; None in stores of the first release."""
+    architecture: dict[str, Any] | None = None
+    """Kind and sizes of the model; compared as a whole. None in stores of the first release."""
+
+
+class DatasetInfo(DataDescription):
+    """The data that a version, or at first a store, was made from."""
+
     fingerprint: str
     """Hash over ids, groups and contents in the data's order: identity of the data."""
     num_samples: int
@@ -58,10 +65,6 @@ class DatasetInfo(Part):
     """`positions` of all data that the store has followed so far -> its `num_source_rows`."""
     samples_file: str = "samples.parquet"
     """The sample table, relative to the store."""
-    tokens_key: str | None = None
-    """Hash of tokenizer, chat template and token settings; None in stores of the first release."""
-    architecture: dict[str, Any] | None = None
-    """Kind and sizes of the model; compared as a whole. None in stores of the first release."""
 
     @classmethod
     def from_json(cls, content: Json) -> DatasetInfo:
@@ -105,14 +108,15 @@ class Overlap(Part):
 class Stats(Part):
     """Counts of the coreset and the data."""
 
-    num_samples: int | None = None
+    num_samples: int
+    """In the data."""
     num_added: int | None = None
     """Samples that joined the data since the version before; None in format 1, as the next two."""
     num_removed: int | None = None
     """Samples that left it."""
     num_changed: int | None = None
     """Samples that stayed with other content."""
-    num_selected: int | None = None
+    num_selected: int
     weight_sum: Number | None = None
     objective: Number | None = None
     """Value of the selector's objective; 0 where it has none."""

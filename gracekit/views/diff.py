@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from gracekit.store import Store
-from gracekit.types import Bool, Json, ManifestHeader, SampleTable, ScoreTable
+from gracekit.types import Bool, Json, SampleTable, ScoreTable
+from gracekit.version.header import Header
 
 NUM_MOVERS = 10
 
@@ -63,10 +64,10 @@ def _chosen(store: Store, version: int, num_rows: int) -> Bool:
     return chosen
 
 
-def _side(header: ManifestHeader, chosen: Bool, scores: ScoreTable) -> Json:
+def _side(header: Header, chosen: Bool, scores: ScoreTable) -> Json:
     return {
         "version": header.version,
-        "step": header.checkpoint.get("step"),
+        "step": header.checkpoint.step,
         "num_selected": int(chosen.sum()),
         "mean_importance": float(scores.importance[np.flatnonzero(chosen)].mean())
         if chosen.any()

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gracekit.errors import QueryError, StoreFormatError, VersionNotFoundError
-from gracekit.recipe import GraphSection, SelectionSection
+from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Json, Origin, SampleTable, ScoreTable
 
 if TYPE_CHECKING:
-    from gracekit.store import Store
-    from gracekit.store.files.cache import StoreCache
+    from gracekit.store import Store, StoreCache
 
 NUM_NEAREST = 5
 
@@ -46,11 +45,8 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
     row = _row(store, version, sample_id)
     header, samples, scores = store.header(version), store.samples(version), store.scores(version)
     graph_version, cache = _kept(store, version)
-    graph_settings = store.header(graph_version).refresh.get("graph", {})
-    index = load_index(
-        cache.index_directory,
-        settings=GraphSection(**_known(graph_settings, GraphSection)),
-    )
+    graph_settings = store.header(graph_version).settings.graph or GraphSection()
+    index = load_index(cache.index_directory, settings=graph_settings)
     if index is None:
         raise _lost(store, version)
     coreset = store.coreset(version).sort_by("rank")
@@ -58,8 +54,8 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
     if header.parent_version in store.versions():
         parent = store.coreset(header.parent_version)["row"].to_numpy()
     chosen = Chosen(
-        settings=SelectionSection(**_known(header.selection, SelectionSection)),
-        details=header.selection.get("details", {}),
+        settings=header.settings.selection,
+        details=header.selection,
         rows=coreset["row"].to_numpy(),
         gains=coreset["gain"].to_numpy(),
         scores=scores,
@@ -77,7 +73,7 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
     return {
         **_facts(samples, scores, row),
         "version": version,
-        "step": header.checkpoint.get("step"),
+        "step": header.checkpoint.step,
         "graph_version": graph_version,
         "is_selected": is_selected,
         "reason": found.reason,
@@ -210,7 +206,3 @@ def _lost(store: Store, version: int) -> StoreFormatError:
         "kept or damaged; those of the newest refresh are kept: ask for version "
         f"{store.newest_scores()}"
     )
-
-
-def _known(values: Json, section: type[GraphSection] | type[SelectionSection]) -> Json:
-    return {name: values[name] for name in section.model_fields if name in values}

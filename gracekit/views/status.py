@@ -5,6 +5,7 @@ Plain values, read from the store. None stands where there is nothing to tell.
 
 from __future__ import annotations
 
+import math
 import time
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +14,9 @@ import numpy as np
 
 from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
-from gracekit.store import Store, StorePaths
-from gracekit.store.files.heartbeat import read_heartbeat
-from gracekit.store.files.history import ORIGIN_NAMES
-from gracekit.store.files.shards import SUFFIX
-from gracekit.store.retention import held_versions
-from gracekit.store.summary import DATA_COLUMNS
-from gracekit.types import Json, ManifestHeader
+from gracekit.store import DATA_COLUMNS, ORIGIN_NAMES, StorePaths, StoreReader, read_heartbeat
+from gracekit.types import Json
+from gracekit.version.header import Header
 
 
 def status(root: Path | str, *, now: float | None = None) -> Json:
@@ -34,19 +31,19 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
     """
     now = time.time() if now is None else now
     heartbeat = read_heartbeat(root, now=now)
-    if not Store.exists(root) and heartbeat["state"] != "absent":
+    if not StoreReader.exists(root) and heartbeat["state"] != "absent":
         # A daemon that waits for the first checkpoint makes no store before it.
         return {"store": str(StorePaths(Path(root)).root), "num_versions": 0, "daemon": heartbeat}
-    store = Store.open(root)
+    store = StoreReader.open(root)
     versions, dataset = store.versions(), store.dataset()
     found: Json = {
         "store": str(store.paths.root),
-        "data": dataset.get("path"),
-        "num_samples": dataset["num_samples"],
-        "num_removed_samples": dataset["num_rows"] - dataset["num_samples"],
+        "data": dataset.settings.path or None,
+        "num_samples": dataset.num_samples,
+        "num_removed_samples": dataset.num_rows - dataset.num_samples,
         "num_versions": len(versions),
         "num_removed_versions": len(store.removed()),
-        "held_versions": {str(v): why for v, why in sorted(held_versions(store).items())},
+        "held_versions": {str(v): why for v, why in sorted(store.held_versions().items())},
         "latest_version": versions[-1] if versions else None,
     }
     if versions:
@@ -56,26 +53,28 @@ def status(root: Path | str, *, now: float | None = None) -> Json:
         made = datetime.fromisoformat(header.created_at).timestamp()
         found |= {
             "operation": header.operation,
-            "step": header.checkpoint.get("step"),
+            "step": header.checkpoint.step,
             "created_at": header.created_at,
             "age_s": round(max(now - made, 0.0), 1),
-            "num_selected": header.stats.get("num_selected"),
-            "num_measured": scored.stats.get("num_measured"),
+            "num_selected": header.stats.num_selected,
+            "num_measured": scored.stats.num_measured,
             "data_changes": {
-                name: header.stats[name] for name in DATA_COLUMNS if name in header.stats
+                name: value
+                for name in DATA_COLUMNS
+                if (value := getattr(header.stats, name)) is not None
             },
             "scores": {name: count for name, count in origins.items() if count},
             "audit": audit_in_words(scored),
         }
     return found | {
         "daemon": heartbeat,
-        "num_unfinished_shards": sum(1 for _ in store.paths.shards.glob(f"*/*{SUFFIX}")),
+        "num_unfinished_shards": store.num_unfinished_shards(),
         "size_bytes": num_bytes_below(store.paths.root),
         "problems": _problems(store, versions),
     }
 
 
-def audit_in_words(header: ManifestHeader) -> str:
+def audit_in_words(header: Header) -> str:
     """What the audit says about the rows that were not measured, for people.
 
     Args:
@@ -83,41 +82,48 @@ def audit_in_words(header: ManifestHeader) -> str:
     """
     audit = header.audit
     if audit is None:
-        measured, total = (header.stats.get(k) for k in ("num_measured", "num_samples"))
-        if measured is not None and measured == total:
+        if header.stats.num_measured == header.stats.num_samples:
             return "not needed: everything was measured"
         return "none: too few rows were measured at random to check the others"
-    if not audit.get("num_probe"):
+    if not audit.num_probe:
         return (
             "nothing was checked: no sample was measured at random "
             "(see refresh.probe_fraction and refresh.min_probe)"
         )
-    found, stale = audit.get("rank_correlation"), audit.get("rank_correlation_stale")
-    if found is None:
+    found, stale = audit.rank_correlation, audit.rank_correlation_stale
+    if math.isnan(found):
         return "nothing comparable: the checked rows all score the same"
     text = (
         f"scores carried to unmeasured samples have rank correlation {found:.2f} with the truth, "
-        f"checked on {audit['num_probe']:,} random samples"
+        f"checked on {audit.num_probe:,} random samples"
     )
-    if stale is not None:
+    if not math.isnan(stale):
         text += f" ({stale:.2f} had they been left as they were)"
-    gate = header.refresh.get("propagation", {}).get("scores", {}).get("scores", {})
-    if gate.get(header.scoring.get("importance"), {}).get("used") == "stale":
+    if _was_left_stale(header):
         text += "; nothing beat leaving them, so that is what was done"
-    over_all = audit.get("rank_correlation_all")  # not in versions of gracekit before 0.2
-    if over_all is not None:
+    over_all = audit.rank_correlation_all
+    if not math.isnan(over_all):  # headers of the first release do not have it
         text += f"; {over_all:.2f} over all samples"
-    target = audit["target"]
+    target = audit.target
     return text + (
         f"; the target of {target:.2f} is met"
-        if audit.get("target_met")
+        if audit.target_met
         else f"; below the target of {target:.2f}: raise refresh.max_fraction to measure more"
     )
 
 
-def _origins(store: Store, header: ManifestHeader, scored: ManifestHeader) -> dict[str, int]:
+def _was_left_stale(header: Header) -> bool:
+    """Whether the importance of the rows that were not measured was kept as it was."""
+    scoring, refresh = header.settings.scoring, header.refresh
+    gates = refresh.propagation.scores if refresh is not None else None
+    if gates is None or scoring is None or scoring.importance not in gates.scores:
+        return False
+    return gates.scores[scoring.importance].used == "stale"
+
+
+def _origins(store: StoreReader, header: Header, scored: Header) -> dict[str, int]:
     """Where the scores of a version came from; its data may be newer than the scores."""
-    origins: dict[str, int] = scored.stats.get("origins") or {}
+    origins: dict[str, int] = scored.stats.origins or {}
     if header.rollback_of is None:
         return origins
     try:
@@ -128,7 +134,7 @@ def _origins(store: Store, header: ManifestHeader, scored: ManifestHeader) -> di
     return dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
 
 
-def _scored(store: Store, header: ManifestHeader) -> ManifestHeader:
+def _scored(store: StoreReader, header: Header) -> Header:
     """The header of the version whose scores this one uses; its own where that is damaged."""
     try:
         return store.header(header.scores_version)
@@ -136,7 +142,7 @@ def _scored(store: Store, header: ManifestHeader) -> ManifestHeader:
         return header
 
 
-def _problems(store: Store, versions: list[int]) -> list[str]:
+def _problems(store: StoreReader, versions: list[int]) -> list[str]:
     """What can be seen without reading everything; `verify` reads everything."""
     problems = []
     made = store.next_version() - 1
@@ -145,9 +151,11 @@ def _problems(store: Store, versions: list[int]) -> list[str]:
         problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
     if versions and not store.paths.database.is_file():
         problems.append("scores.duckdb is missing: the next refresh publishes it")
-    if versions and (problem := store.header(versions[-1]).refresh.get("data_problem")):
+    outcome = store.header(versions[-1]).refresh if versions else None
+    if outcome is not None and outcome.data_problem is not None:
         problems.append(
-            f"version {versions[-1]} was made with the data before it changed: {problem}"
+            f"version {versions[-1]} was made with the data before it changed: "
+            f"{outcome.data_problem}"
         )
     try:
         store.samples()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gracekit.store import Store
-from gracekit.store.retention import held_versions
-from gracekit.store.summary import version_row
+from gracekit.store import StoreReader, version_row
 from gracekit.types import Json
 
 
@@ -16,8 +14,8 @@ def versions_table(root: Path | str) -> list[Json]:
     Keys: those of `store.summary.version_row`, and measured_percent, churn_percent, state (why gc
     leaves it, or when it was removed; None: nothing of both), removed_at.
     """
-    store = Store.open(root)
-    removed, held = store.removed(), held_versions(store)
+    store = StoreReader.open(root)
+    removed, held = store.removed(), store.held_versions()
     state = {**held, **{v: f"removed {when[:10]}" for v, when in removed.items()}}
     rows = [version_row(store.header(version)) for version in store.all_versions()]
     return [

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit.errors import StoreFormatError, StoreNotFoundError
-from gracekit.types import Json
-from gracekit.version import FORMAT_VERSION
-
-
-class NewerFormatError(StoreFormatError):
-    """A newer gracekit wrote it: unlike damage, this is never passed over."""
+from gracekit.store.files.formats import check_format
+from gracekit.version.header import DatasetInfo
+from gracekit.version.json_text import json_text, plain_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,19 +20,18 @@ class StoreInfo:
     gracekit_version: str
     created_at: str
     """UTC, RFC 3339."""
-    dataset: Json
-    """Of the first data: path, format, id_column, group_column … as given, with fingerprint,
-    num_samples and num_source_rows."""
+    dataset: DatasetInfo
+    """Of the first data."""
 
     @property
     def fingerprint(self) -> str:
         """Identity of the first data."""
-        return str(self.dataset["fingerprint"])
+        return self.dataset.fingerprint
 
     @property
     def num_samples(self) -> int:
         """Samples that the store was made with; `Store.dataset` knows of later changes."""
-        return int(self.dataset["num_samples"])
+        return self.dataset.num_samples
 
     def to_text(self) -> str:
         """As the file holds it."""
@@ -43,9 +39,9 @@ class StoreInfo:
             "format_version": self.format_version,
             "gracekit_version": self.gracekit_version,
             "created_at": self.created_at,
-            "dataset": self.dataset,
+            "dataset": self.dataset.model_dump(mode="json"),
         }
-        return json.dumps(content, indent=2) + "\n"
+        return json_text(plain_json(content))
 
     @classmethod
     def load(cls, path: Path) -> StoreInfo:
@@ -72,26 +68,10 @@ class StoreInfo:
                 format_version=content["format_version"],
                 gracekit_version=content["gracekit_version"],
                 created_at=content["created_at"],
-                dataset=dict(content["dataset"]),
+                dataset=DatasetInfo.from_json(content["dataset"]),
             )
-            _ = info.fingerprint, info.num_samples
         except (KeyError, TypeError, ValueError) as error:
             raise StoreFormatError(
                 f"{path} lacks {error}; it is damaged: restore it from a backup"
             ) from None
         return info
-
-
-def check_format(content: object, path: Path) -> None:
-    """Refuse what is no gracekit JSON object, and what a newer gracekit wrote."""
-    found = content.get("format_version") if isinstance(content, dict) else None
-    if not isinstance(found, int):
-        raise StoreFormatError(
-            f"{path} was not written by gracekit: it has no format_version; "
-            "restore it from a backup, or name another store"
-        )
-    if found > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{path} has format version {found}, this gracekit reads up to {FORMAT_VERSION}; "
-            "update gracekit"
-        )

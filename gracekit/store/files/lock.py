@@ -101,9 +101,7 @@ def _hold(
         yield False
         return
     try:
-        held = _hold_file(
-            paths, lock_path, what, deadline, about, tells_failure=tells_failure
-        )
+        held = _hold_file(paths, lock_path, what, deadline, about, tells_failure=tells_failure)
         with held as is_unfinished:
             yield is_unfinished
     finally:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from gracekit.errors import StoreFormatError
+from gracekit.store.files.formats import check_format
 from gracekit.store.files.history import ORIGIN_NAMES, named
-from gracekit.store.files.info import check_format
-from gracekit.store.files.parquet import clean_text, read_schema, read_table, write_table
+from gracekit.store.files.manifest_reading import METADATA_KEY, header_content, read_manifest
+from gracekit.store.files.parquet import clean_text, write_table
 from gracekit.store.files.paths import present_name
-from gracekit.types import Json, ManifestHeader, SampleTable, ScoreTable, Selection
-
-METADATA_KEY = b"gracekit"
+from gracekit.types import SampleTable, ScoreTable, Selection
+from gracekit.version.header import Header
 
 SCHEMA = pa.schema(
     {
@@ -65,9 +63,9 @@ def coreset_table(
     )
 
 
-def write_manifest(path: Path, coreset: pa.Table, header: ManifestHeader) -> None:
+def write_manifest(path: Path, coreset: pa.Table, header: Header) -> None:
     """Write the coreset with the header in the schema metadata; not atomic by itself."""
-    text = header_text(header)
+    text = header.to_text()
     write_table(path, coreset.replace_schema_metadata({METADATA_KEY: text.encode()}))
 
 
@@ -76,7 +74,7 @@ def read_coreset(path: Path, version: int) -> pa.Table:
 
     Raises `StoreFormatError` when the file is missing or damaged.
     """
-    return with_version(read_table(path), version)
+    return with_version(read_manifest(path), version)
 
 
 def with_version(coreset: pa.Table, version: int) -> pa.Table:
@@ -87,23 +85,15 @@ def with_version(coreset: pa.Table, version: int) -> pa.Table:
     return coreset.add_column(0, SCHEMA.field("version"), versions)
 
 
-def read_header(path: Path) -> ManifestHeader:
+def read_header(path: Path) -> Header:
     """The header of a manifest.
 
     Raises `StoreFormatError` when the file is missing, damaged, or of a newer format.
     """
-    metadata = read_schema(path).metadata or {}
-    try:
-        content = json.loads(metadata[METADATA_KEY])
-    except (KeyError, ValueError):
-        raise StoreFormatError(
-            f"{path} has no gracekit header in its schema metadata: another program rewrote it; "
-            "restore it from a backup"
-        ) from None
-    return parse_header(content, path)
+    return parse_header(header_content(path), path)
 
 
-def read_sidecar(path: Path) -> ManifestHeader:
+def read_sidecar(path: Path) -> Header:
     """The header in the JSON beside a manifest; raises as `read_header`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -112,55 +102,21 @@ def read_sidecar(path: Path) -> ManifestHeader:
     return parse_header(content, path)
 
 
-def parse_header(content: Any, path: Path) -> ManifestHeader:
+def parse_header(content: Any, path: Path) -> Header:
     """The header that a file of any format holds as JSON, with the present names of its files.
 
     Raises `StoreFormatError` when it is damaged, or of a newer format.
     """
     check_format(content, path)
     try:
-        named = {present_name(name): entry for name, entry in content["files"].items()}
-        content = {**content, "files": named}
-        return ManifestHeader.from_json(content)
-    except (KeyError, AttributeError) as error:
-        raise StoreFormatError(f"the header of {path} lacks {error}; restore the file") from None
-
-
-def header_text(header: ManifestHeader) -> str:
-    """The header as strict JSON: what the manifest and the sidecar hold."""
-    return json_text(header_json(header))
-
-
-def header_json(header: ManifestHeader) -> Json:
-    """The header in values that strict JSON has."""
-    plain: Json = plain_json(header.to_json())
-    return plain
-
-
-def json_text(content: Json) -> str:
-    """Strict JSON as the store writes it."""
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
-def plain_json(value: Any) -> Any:
-    """The same in values that strict JSON has.
-
-    NumPy scalars become numbers, NaN and infinities null; keys, paths and other objects become
-    text that UTF-8 can hold.
-    """
-    if isinstance(value, Mapping):
-        result: Json = {_text(key): plain_json(item) for key, item in value.items()}
-        return result
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item) for item in value]
-    if isinstance(value, (np.generic, np.ndarray)):
-        return plain_json(value.tolist())
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return _text(value)
-
-
-def _text(value: object) -> str:
-    return clean_text(np.array([str(value)], object))[0]
+        header = Header.from_json(content)
+    except ValueError as error:
+        raise StoreFormatError(
+            f"the header of {path} is damaged: {error}; restore the file from a backup"
+        ) from None
+    named = {present_name(name): file for name, file in header.files.items()}
+    return (
+        header
+        if named.keys() == header.files.keys()
+        else header.model_copy(update={"files": named})
+    )

@@ -19,12 +19,7 @@ from pathlib import Path
 from gracekit import files
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.info import StoreInfo
-from gracekit.store.files.manifests import (
-    header_text,
-    read_header,
-    with_version,
-    write_manifest,
-)
+from gracekit.store.files.manifests import read_header, with_version, write_manifest
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
     JSON_NAME,
@@ -135,7 +130,7 @@ def _write_again(manifest: Path, version: int, sidecar: Path) -> None:
         header, coreset = read_header(manifest), read_table(manifest)
     except StoreFormatError:
         return
-    header = dataclasses.replace(header, format_version=FORMAT_VERSION)
+    header = header.model_copy(update={"format_version": FORMAT_VERSION})
     if "version" not in coreset.column_names:
         coreset = with_version(coreset, version)
         times = manifest.stat()
@@ -147,4 +142,4 @@ def _write_again(manifest: Path, version: int, sidecar: Path) -> None:
 
         files.write_atomic(manifest, write)
     if not sidecar.exists():
-        files.write_text_atomic(sidecar, header_text(header))
+        files.write_text_atomic(sidecar, header.to_text())

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from gracekit.errors import StoreFormatError
 from gracekit.types import Strings
+from gracekit.version.json_text import clean_text as clean
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -67,8 +68,4 @@ def damaged(path: Path, error: Exception) -> StoreFormatError:
 
 def clean_text(values: Strings) -> list[str]:
     """Strings that UTF-8 can hold: a lone surrogate becomes U+FFFD, all else stays as it is."""
-    return [value if value.isascii() else _clean(str(value)) for value in values]
-
-
-def _clean(value: str) -> str:
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return [clean(str(value)) for value in values]

@@ -24,7 +24,9 @@ CACHE_NAME = re.compile(r"v(\d{6,})")
 OLD_REMOVAL_NAME = re.compile(r"v(\d{6,})\.removed\.json")
 """A removal record of formats 1 and 2, in `manifests/`."""
 _OLD_HISTORY = re.compile(r"history/(version=\d{6,})/(scores|measured)\.parquet")
-_HISTORY = re.compile(r"(?:score_history|measurements)/(version=\d{6,}/(?:scores|measured)\.parquet)")
+_HISTORY = re.compile(
+    r"(?:score_history|measurements)/(version=\d{6,}/(?:scores|measured)\.parquet)"
+)
 _TABLE_OF = {"scores": "score_history", "measured": "measurements"}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gracekit.store.files.paths import JSON_NAME, StorePaths, numbered
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pinned:
     """A pinned version."""

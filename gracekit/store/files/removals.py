@@ -13,10 +13,11 @@ from pathlib import Path
 
 from gracekit.errors import StoreFormatError
 from gracekit.files import write_text_atomic
-from gracekit.store.files.info import check_format
-from gracekit.store.files.manifests import header_json, json_text, parse_header
-from gracekit.types import ManifestHeader
+from gracekit.store.files.formats import check_format
+from gracekit.store.files.manifests import parse_header
 from gracekit.version import FORMAT_VERSION
+from gracekit.version.header import Header
+from gracekit.version.json_text import json_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +26,10 @@ class Removal:
 
     removed_at: str
     """UTC, RFC 3339."""
-    header: ManifestHeader
+    header: Header
 
-def write_removal(path: Path, header: ManifestHeader) -> str:
+
+def write_removal(path: Path, header: Header) -> str:
     """Record that the version of the header is removed now; returns the time as it is recorded.
 
     Raises `StoreWriteError`.
@@ -36,7 +38,7 @@ def write_removal(path: Path, header: ManifestHeader) -> str:
     content = {
         "format_version": FORMAT_VERSION,
         "removed_at": removed_at,
-        "header": header_json(header),
+        "header": header.to_json(),
     }
     write_text_atomic(path, json_text(content))
     return removed_at

@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 from gracekit.errors import DataError, StoreFormatError
 from gracekit.files import write_atomic
 from gracekit.store.files.parquet import clean_text, damaged, read_table, write_table
-from gracekit.types import Json, SampleTable
+from gracekit.types import SampleTable
+from gracekit.version.header import DataDescription, DatasetInfo
 
 METADATA_KEY = b"gracekit"
-FIRST_POSITIONS = "first"
-"""Stands for the positions of the first data where its store, of format version 1, has no hash."""
 
 
 def write_samples(path: Path, samples: SampleTable) -> None:
@@ -40,18 +39,32 @@ def write_samples(path: Path, samples: SampleTable) -> None:
     write_atomic(path, lambda p: write_table(p, table))
 
 
-def data_facts(samples: SampleTable) -> Json:
-    """What headers tell of the data that a table is of; see `Store.dataset`."""
+def dataset_info(
+    description: DataDescription, samples: SampleTable, *, path: str, sources: dict[str, int]
+) -> DatasetInfo:
+    """What headers tell of the data that a sample table is of.
+
+    Args:
+        description: Where the data comes from.
+        samples: The table.
+        path: Of the table's file, relative to the store.
+        sources: Of all data that the store followed before.
+    """
     rows = np.flatnonzero(samples.present)
     rows = rows[np.argsort(samples.source_rows[rows])]
     ids = clean_text(samples.sample_ids[rows])
     positions = json.dumps([samples.source_rows[rows].tolist(), ids])
-    return {
-        "fingerprint": samples.fingerprint,
-        "num_samples": len(rows),
-        "num_source_rows": samples.num_source_rows,
-        "positions": hashlib.sha256(positions.encode()).hexdigest()[:16],
-    }
+    digest = hashlib.sha256(positions.encode()).hexdigest()[:16]
+    return DatasetInfo(
+        **{name: getattr(description, name) for name in DataDescription.model_fields},
+        fingerprint=samples.fingerprint,
+        num_samples=len(rows),
+        num_rows=len(samples),
+        num_source_rows=samples.num_source_rows,
+        positions=digest,
+        sources={**sources, digest: samples.num_source_rows},
+        samples_file=path,
+    )
 
 
 def samples_table(samples: SampleTable) -> pa.Table:

@@ -94,9 +94,9 @@ def connect(
 
     Args:
         root: The store.
-        confined: No file outside the store's manifests, scores and measurements can be read or written, and no
-            setting changed. Pass False to join your own files; data frames can be joined in both
-            cases with `register`.
+        confined: No file outside the store's manifests, scores and measurements can be read or
+            written, and no setting changed. Pass False to join your own files; data frames can be
+            joined in both cases with `register`.
         allow: Further files and directories that a confined connection may open.
 
     Raises:

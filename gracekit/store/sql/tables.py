@@ -9,14 +9,14 @@ import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
 from gracekit.store.files.history import scores_table
-from gracekit.store.files.manifests import header_text
 from gracekit.store.files.samples import samples_table
 from gracekit.store.reader import StoreReader
 from gracekit.store.sql.schema import SCHEMA_VERSION, TABLES, describe
 from gracekit.store.summary import version_row
 from gracekit.store.version_facts import VersionFacts
-from gracekit.types import Json, ManifestHeader
+from gracekit.types import Json
 from gracekit.version import __version__
+from gracekit.version.header import Header
 
 _NO_SCORES = pa.schema(
     {
@@ -153,12 +153,12 @@ def _scores(store: StoreReader, versions: Mapping[int, VersionFacts]) -> pa.Tabl
     return scores_table(store.scores(max(versions)))
 
 
-def _version(header: ManifestHeader, facts: VersionFacts) -> Json:
+def _version(header: Header, facts: VersionFacts) -> Json:
     return {
         **version_row(header),
         "created_at": _time(header.created_at),
         "removed_at": facts.removed_at and _time(facts.removed_at),
-        "header": header_text(header),
+        "header": header.to_text(),
     }
 
 
@@ -172,8 +172,8 @@ def _store(store: StoreReader, versions: Mapping[int, VersionFacts]) -> pa.Table
         {
             "schema_version": pa.array([SCHEMA_VERSION], pa.int32()),
             "gracekit_version": [__version__],
-            "fingerprint": [dataset["fingerprint"]],
-            "num_samples": pa.array([dataset["num_samples"]], pa.int64()),
+            "fingerprint": [dataset.fingerprint],
+            "num_samples": pa.array([dataset.num_samples], pa.int64()),
             "latest_version": pa.array([max(versions, default=None)], pa.int32()),
         }
     )

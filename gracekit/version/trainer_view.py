@@ -1,0 +1,38 @@
+"""Of a header what a trainer needs, read without the typed header and so without pydantic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gracekit.types import Json
+from gracekit.version import FIRST_POSITIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainerView:
+    """What a trainer needs to know of a version. The keys are the same in all formats."""
+
+    step: int
+    """Training step of the checkpoint."""
+    num_source_rows: int
+    """Rows of the data file that the version was made from, skipped ones included."""
+    positions: str
+    """Hash of which sample lies where in the data."""
+    sources: dict[str, int]
+    """`positions` of all data that the store had followed -> its `num_source_rows`."""
+    rollback_of: int | None
+    content: Json
+    """The whole header as its JSON has it."""
+
+    @classmethod
+    def from_json(cls, content: Json) -> TrainerView:
+        """Of a header of any format; raises KeyError or TypeError for what is none."""
+        dataset = content["dataset"]
+        return cls(
+            step=content["checkpoint"]["step"],
+            num_source_rows=dataset["num_source_rows"],
+            positions=dataset.get("positions", FIRST_POSITIONS),
+            sources=dataset.get("sources", {}),
+            rollback_of=content.get("rollback_of"),
+            content=content,
+        )
