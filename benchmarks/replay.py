@@ -20,7 +20,7 @@ from gracekit.refresher.state import Known, propagate, update_graph
 from gracekit.scores.length import ranks_within
 from gracekit.scores.working_values import to_working
 from gracekit.selection import select
-from gracekit.store.files.shards import ShardFiles
+from gracekit.store import ShardFiles
 from gracekit.types import (
     Bool,
     Float32,

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import gracekit
 from gracekit.cli import main
-from gracekit.errors import QueryError, RecipeError, UsageError, VersionNotFoundError
+from gracekit.errors import QueryError, UsageError, VersionNotFoundError
 from gracekit.store import Store
 from gracekit.tabular import MOST_LINES
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
@@ -156,7 +156,7 @@ def test_export_pin_gc_verify_and_rollback(world: Path, tmp_path: Path) -> None:
         assert gracekit.unpin(store, 1) and not gracekit.unpin(store, 1)
         assert gracekit.verify(store).ok
     assert gracekit.rollback(root, 1).header.rollback_of == 1
-    with pytest.raises(RecipeError, match="keep is how many"):
+    with pytest.raises(UsageError, match="keep, the number of newest"):
         gracekit.gc(root, keep=0)
 
 

@@ -28,8 +28,7 @@ from gracekit.daemon import heartbeat as beats
 from gracekit.daemon import loop
 from gracekit.errors import StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
-from gracekit.store import Store, StorePaths
-from gracekit.store.verify import verify
+from gracekit.store import Store, StorePaths, verify
 from gracekit.types import Checkpoint
 from tests.stores import outcome
 from tests.test_store_lock import held_elsewhere

@@ -18,9 +18,8 @@ from gracekit import Coreset
 from gracekit.api.reading import status, versions
 from gracekit.errors import StoreWriteError
 from gracekit.refresher import refresh
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.sql.ask import run_sql
-from gracekit.store.verify import verify
 from tests.faults import count_operations, failing_at
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 

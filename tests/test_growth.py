@@ -29,9 +29,8 @@ from gracekit.errors import (
 from gracekit.exports import export, rows_of
 from gracekit.recipe import Recipe
 from gracekit.refresher import Refresher, RefreshResult, estimate, preview, refresh, reselect
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.summary import DATA_COLUMNS
-from gracekit.store.verify import verify
 from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
 from tests.faults import Killed, count_operations, killed_at

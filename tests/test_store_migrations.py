@@ -15,12 +15,11 @@ from gracekit import files
 from gracekit.api.reading import status, versions
 from gracekit.errors import StoreDataMismatchError, StoreFormatError, StoreWriteError
 from gracekit.recipe import Recipe
-from gracekit.store import Store, StorePaths
+from gracekit.store import Store, StorePaths, verify
 from gracekit.store.files import formats, migrations
 from gracekit.store.files.migrations import MIGRATIONS, migration
 from gracekit.store.sql.ask import run_sql
 from gracekit.store.sql.queries import NAMED_QUERIES
-from gracekit.store.verify import verify
 from gracekit.training import Coreset
 from gracekit.version import FORMAT_VERSION
 from tests.faults import Killed, count_operations, failing_at, killed_at

@@ -21,13 +21,13 @@ from gracekit.api.reading import diff, status, versions
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
 from gracekit.refresher.changes import earlier_losses
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.files.leases import LIFE_S, Lease, followed
-from gracekit.store.files.pinned import pin, pinned, unpin
+from gracekit.store.files.pinned import pinned
 from gracekit.store.files.removals import write_removal
+from gracekit.store.pinning import pin, unpin
 from gracekit.store.retention import GcReport, collect, examine
 from gracekit.store.sql.ask import run_sql
-from gracekit.store.verify import verify
 from gracekit.training import Coreset
 from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
@@ -79,7 +79,7 @@ def test_old_versions_go_and_what_was_measured_stays(store: Store) -> None:
     assert store.all_versions() == [1, 2, 3, 4, 5, 6] == sorted([*store.removed(), 5, 6])
     assert {v: store.header(v) for v in store.all_versions()} == headers
     assert all(store.measurement(v).equals(table) for v, table in measured.items())
-    assert {path.name for path in store.paths.history_of(3).iterdir()} == {"measured.parquet"}
+    assert store.paths.measured(3).is_file() and not store.paths.scores(3).parent.exists()
     assert len(store.scores(5)) == 12, "5 needs the scores of 4"
     assert store.find_refresh("r2") == 2, "a removed refresh is not made again"
 
@@ -323,7 +323,7 @@ def leave_unfinished(store: Store) -> None:
     steps = count_operations(lambda: write_removal(store.paths.removal(2), store.header(2)))
     assert "replace" in steps
     (store.paths.root / "LATEST.partial-00").write_text("7")
-    store.paths.history_of(7).mkdir()
+    store.paths.scores(7).parent.mkdir()
     store.paths.sidecar(6).unlink()
     store.paths.latest.unlink()
     assert len(verify(store)) > 4

@@ -61,7 +61,7 @@ def test_a_store_without_versions_says_how_to_make_one(tmp_path: Path) -> None:
     empty = make_store(tmp_path / "store")
     with pytest.raises(VersionNotFoundError, match="no version yet; make one with"):
         empty.resolve()
-    with pytest.raises(VersionNotFoundError, match="there is no version 1.* has none yet"):
+    with pytest.raises(VersionNotFoundError, match=r"there is no version 1.* has none yet"):
         empty.resolve(1)
 
 

@@ -60,7 +60,7 @@ def test_a_version_is_what_the_store_holds(prepared: Path) -> None:
     assert coreset.weights.tolist() == table["weight"].to_pylist()
     assert coreset.metadata["refresh_id"] == "two"
     assert coreset.metadata == json.loads(
-        (prepared / "manifests" / "v000002.json").read_text(encoding="utf-8")
+        (prepared / "headers" / "v000002.json").read_text(encoding="utf-8")
     )
 
 

@@ -16,11 +16,15 @@ from duckdb import DuckDBPyConnection
 from gracekit.api.stores import StoreLike, root_of
 from gracekit.errors import QueryError
 from gracekit.files import write_atomic
-from gracekit.store.sql.ask import Answer, ask
-from gracekit.store.sql.database import connect as connect_to
-from gracekit.store.sql.database import schema as read_schema
-from gracekit.store.sql.queries import NAMED_QUERIES, NamedQuery, named_query
-from gracekit.store.sql.schema import TABLES, VIEWS
+from gracekit.store import (
+    NAMED_QUERIES,
+    Answer,
+    NamedQuery,
+    ask,
+    named_query,
+)
+from gracekit.store import connect as connect_to
+from gracekit.store import schema as read_schema
 from gracekit.tabular import Tabular, table_repr
 from gracekit.types import Json
 
@@ -151,10 +155,9 @@ def sql_batches(
         ...     for batch in answer.batches:
         ...         print(batch.num_rows)
     """
-    text, values = _query(query, parameters or {})
-    with ask(
-        root_of(store), text, parameters=values, confined=not unconfined, allow=allow
-    ) as answer:
+    root = root_of(store)
+    text, values = _query(root, query, parameters or {})
+    with ask(root, text, parameters=values, confined=not unconfined, allow=allow) as answer:
         yield AnswerBatches(answer.schema, answer.batches)
 
 
@@ -210,7 +213,7 @@ def schema(store: StoreLike) -> list[Json]:
     return read_schema(root_of(store))
 
 
-def _query(query: str, parameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+def _query(root: Path, query: str, parameters: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """The SQL, and the values of its parameters; a single word is the name of a ready-made query.
 
     No single word but `_STATEMENTS` is SQL, so a ready-made query hides nothing.
@@ -218,7 +221,7 @@ def _query(query: str, parameters: Mapping[str, Any]) -> tuple[str, Mapping[str,
     word = query.strip()
     if not _WORD.fullmatch(word) or word.lower() in _STATEMENTS:
         return query, parameters
-    if word not in NAMED_QUERIES and word in TABLES | VIEWS:
+    if word not in NAMED_QUERIES and word in {table["name"] for table in read_schema(root)}:
         raise QueryError(f"{word} is a table: `FROM {word}` shows its rows, `DESCRIBE {word}` its "
                          "columns")  # fmt: skip
     ready = named_query(word)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from gracekit import refresher
 from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve
-from gracekit.errors import RecipeError
 from gracekit.refresher import RefreshResult
-from gracekit.store.files.pinned import Pinned, pinned
-from gracekit.store.files.pinned import pin as write_pin
-from gracekit.store.files.pinned import unpin as remove_pin
-from gracekit.store.retention import GcReport, collect, examine
+from gracekit.store import GcReport, Pinned
 
 
 def rollback(store: StoreLike, version: VersionLike) -> RefreshResult:
@@ -55,7 +51,7 @@ def pin(store: StoreLike, version: VersionLike, *, note: str = "") -> Pinned:
         12
     """
     opened = open_store(store)
-    return write_pin(opened, resolve(opened, version), note)
+    return opened.pin(resolve(opened, version), note)
 
 
 def unpin(store: StoreLike, version: VersionLike) -> bool:
@@ -77,9 +73,9 @@ def unpin(store: StoreLike, version: VersionLike) -> bool:
         True
     """
     opened = open_store(store)
-    if not isinstance(version, bool) and version in pinned(opened.paths):
-        return remove_pin(opened, int(version))  # a pin may outlive its version
-    return remove_pin(opened, resolve(opened, version))
+    if isinstance(version, int) and not isinstance(version, bool) and opened.unpin(version):
+        return True  # a pin may outlive its version
+    return opened.unpin(resolve(opened, version))
 
 
 def gc(store: StoreLike, *, keep: int, dry_run: bool = False) -> GcReport:
@@ -94,7 +90,7 @@ def gc(store: StoreLike, *, keep: int, dry_run: bool = False) -> GcReport:
         dry_run: Only say what would be removed.
 
     Raises:
-        RecipeError: `keep` is no positive whole number.
+        UsageError: `keep` is no positive whole number.
         StoreLockedError: Another process writes to the store.
         StoreWriteError: The disk failed; each version is whole or removed, and the next gc goes on.
 
@@ -102,10 +98,4 @@ def gc(store: StoreLike, *, keep: int, dry_run: bool = False) -> GcReport:
         >>> gracekit.gc("gracekit-store", keep=20, dry_run=True).freed_bytes
         10485760
     """
-    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-        raise RecipeError(f"keep is how many versions stay, at least 1; found {keep!r}")
-    opened = open_store(store)
-    if dry_run:
-        return examine(opened, keep)
-    with opened.lock():
-        return collect(opened, keep)
+    return open_store(store).gc(keep, dry_run=dry_run)

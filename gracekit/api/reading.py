@@ -6,9 +6,7 @@ import time
 from typing import Literal, overload
 
 from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve, root_of
-from gracekit.store import Store
-from gracekit.store.files.heartbeat import read_heartbeat
-from gracekit.store.verify import verify as find_problems
+from gracekit.store import Store, read_heartbeat
 from gracekit.views.diff import NUM_MOVERS, Diff
 from gracekit.views.diff import diff as compute_diff
 from gracekit.views.status import Health, Status, health
@@ -118,5 +116,5 @@ def verify(store: StoreLike) -> Verification:
         True
     """
     opened = open_store(store)
-    problems = find_problems(opened)
+    problems = opened.verify()
     return Verification(versions=tuple(opened.versions()), problems=tuple(problems))

@@ -5,10 +5,7 @@ from gracekit.daemon import WatchReport
 from gracekit.exports import Exported
 from gracekit.first_recipe import FirstRecipe
 from gracekit.refresher import CostEstimate, PlanPreview, RefreshResult
-from gracekit.store.files.pinned import Pinned
-from gracekit.store.retention import GcReport
-from gracekit.store.sql.queries import NamedQuery
-from gracekit.store.verify import Problem
+from gracekit.store import GcReport, NamedQuery, Pinned, Problem
 from gracekit.views.compare import Comparison, SelectorOutcome
 from gracekit.views.diff import Diff, DiffSide, GroupChanges, Mover, Movers
 from gracekit.views.explain import SampleExplanation, SelectedNeighbors, SimilarSamples

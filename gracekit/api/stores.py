@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from gracekit.errors import RecipeError, UsageError
 from gracekit.recipe import Recipe, read_yaml
-from gracekit.store import Store
-from gracekit.store.version_argument import versions_in_words
+from gracekit.store import Store, StoreReader, versions_in_words
 
 StoreLike = Store | Path | str
 """A store: open, or its directory."""
@@ -23,13 +22,13 @@ Changes = Mapping[str, Any] | Sequence[str]
 
 
 def open_store(store: StoreLike) -> Store:
-    """The store, opened where it is a path.
+    """The store as it is now, opened where it is a path.
 
     Raises:
         StoreNotFoundError: There is none.
         StoreFormatError: It is damaged, or of a newer gracekit.
     """
-    return store if isinstance(store, Store) else Store.open(store)
+    return store.renew() if isinstance(store, Store) else Store.open(store)
 
 
 def root_of(store: StoreLike) -> Path:
@@ -37,7 +36,7 @@ def root_of(store: StoreLike) -> Path:
     return store.paths.root if isinstance(store, Store) else Path(store)
 
 
-def resolve(store: Store, version: VersionLike) -> int:
+def resolve(store: StoreReader, version: VersionLike) -> int:
     """The number of a version.
 
     Raises:

@@ -99,7 +99,7 @@ def grown(known: Known, growth: Growth, settings: GraphSection) -> Known:
     and neighbours. Removed ones are out of everything.
     """
     from gracekit.graph import grow_index, symmetric
-    from gracekit.store.files.history import filled, scores_for
+    from gracekit.store import filled, scores_for
 
     samples, n = growth.samples, len(growth.samples)
     forgotten = growth.forgotten

@@ -20,7 +20,7 @@ from gracekit.version.outcomes import Audit
 if TYPE_CHECKING:
     from gracekit.protocols import Executor
     from gracekit.refresher.state import Known, Prediction
-    from gracekit.store.files.shards import ShardFiles
+    from gracekit.store import ShardFiles
 
 logger = logging.getLogger(__name__)
 

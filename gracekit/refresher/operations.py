@@ -66,8 +66,7 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
 
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     store = Store.open(recipe.store)
-    with store.lock():
-        store.recover()
+    with store.writing():
         started = time.perf_counter()
         latest, base = store.latest(), store.newest_scores()
         if latest is None or base is None:
@@ -118,8 +117,7 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
     from gracekit.store import Store, VersionDraft
 
     store = Store.open(root)
-    with store.lock():
-        store.recover()
+    with store.writing():
         started = time.perf_counter()
         coreset = store.coreset(version)
         old, latest = store.header(version), store.latest()

@@ -24,7 +24,8 @@ def version_number(version: Any) -> int | None:
     """
     if version is None or (isinstance(version, str) and version == "latest"):
         return None
-    if isinstance(version, Integral) and not isinstance(version, bool):
+    is_bool = isinstance(version, bool)
+    if isinstance(version, Integral) and not is_bool:
         return int(version)
     hint = ""
     if isinstance(version, str) and version.strip().isdecimal():

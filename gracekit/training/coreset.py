@@ -20,16 +20,17 @@ from gracekit.errors import (
     UsageError,
     VersionNotFoundError,
 )
-from gracekit.store.files.formats import NewerFormatError
-from gracekit.store.files.manifest_reading import (
+from gracekit.store import (
+    NewerFormatError,
+    StorePaths,
+    damaged,
     list_versions,
     read_manifest,
-    removal_in_words,
+    require_manifest,
     trainer_view,
+    version_number,
+    versions_in_words,
 )
-from gracekit.store.files.parquet import damaged
-from gracekit.store.files.paths import StorePaths
-from gracekit.store.version_argument import no_such_version, version_number, versions_in_words
 from gracekit.tabular import Tabular, read_only
 from gracekit.types import Float32, Int64, Json, Rows, Strings
 from gracekit.version.trainer_view import TrainerView
@@ -116,15 +117,8 @@ class Coreset(Tabular):
             existing = versions_in_words(available)
             raise UsageError(f"{error}; the store {paths.root} has {existing}") from None
         if wanted is not None:
-            if wanted in available:
-                return _read(paths, wanted)
-            removal = removal_in_words(paths, wanted)
-            if removal is None:
-                raise no_such_version(wanted, paths.root, available, {})
-            raise VersionNotFoundError(
-                f"{removal}: the store {paths.root} has {versions_in_words(available)}. "
-                "`gracekit pin` keeps versions from gc"
-            )
+            require_manifest(paths, wanted)
+            return _read(paths, wanted)
         damage: StoreFormatError | None = None
         for number in reversed(available):
             try:

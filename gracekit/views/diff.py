@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gracekit.store import Store
+from gracekit.store import StoreReader
 from gracekit.tabular import Records, ShortRepr, html_table
 from gracekit.types import Bool, Json, SampleTable, ScoreTable
 from gracekit.version.header import Header
@@ -121,7 +121,7 @@ class Diff(ShortRepr):
         return sides + self.movers._repr_html_()
 
 
-def diff(store: Store, first: int, second: int, *, num_movers: int = NUM_MOVERS) -> Diff:
+def diff(store: StoreReader, first: int, second: int, *, num_movers: int = NUM_MOVERS) -> Diff:
     """How two versions differ.
 
     Raises:
@@ -158,7 +158,7 @@ def diff(store: Store, first: int, second: int, *, num_movers: int = NUM_MOVERS)
     )
 
 
-def _chosen(store: Store, version: int, num_rows: int) -> Bool:
+def _chosen(store: StoreReader, version: int, num_rows: int) -> Bool:
     chosen = np.zeros(num_rows, bool)
     chosen[store.coreset(version)["row"].to_numpy()] = True
     return chosen

@@ -14,7 +14,7 @@ from gracekit.graph import load_index, symmetric, unit_features
 from gracekit.recipe import GraphSection
 from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
-from gracekit.store import Store, StoreCache
+from gracekit.store import StoreCache, StoreReader
 from gracekit.tabular import Records, ShortRepr
 from gracekit.types import Bool, Float32, Json, Origin, SampleTable, ScoreTable
 
@@ -166,7 +166,7 @@ class SampleExplanation(ShortRepr):
         return "\n".join(self.sentences())
 
 
-def explain(store: Store, sample_id: str, version: int) -> SampleExplanation:
+def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanation:
     """Why a sample is in or out of a version.
 
     Raises:
@@ -235,7 +235,7 @@ def explain(store: Store, sample_id: str, version: int) -> SampleExplanation:
     )
 
 
-def similar(store: Store, sample_id: str, version: int, *, count: int = 10) -> SimilarSamples:
+def similar(store: StoreReader, sample_id: str, version: int, *, count: int = 10) -> SimilarSamples:
     """The samples most similar to one, by the cosine of their centred features, exactly.
 
     Raises as `explain`.
@@ -280,7 +280,7 @@ def _mask(rows: NDArray[np.int64], n: int) -> Bool:
     return mask
 
 
-def _row(store: Store, version: int, sample_id: str) -> int:
+def _row(store: StoreReader, version: int, sample_id: str) -> int:
     ids = store.samples(version).sample_ids.tolist()
     try:
         return int(ids.index(sample_id))
@@ -300,7 +300,7 @@ def _row(store: Store, version: int, sample_id: str) -> int:
         ) from None
 
 
-def _kept(store: Store, version: int) -> tuple[int, StoreCache]:
+def _kept(store: StoreReader, version: int) -> tuple[int, StoreCache]:
     """The features and the graph for a version, and the refresh that they are of.
 
     Only those of the newest refresh are kept. Versions made since are of the same data, so a
@@ -315,7 +315,7 @@ def _kept(store: Store, version: int) -> tuple[int, StoreCache]:
     return source, cache
 
 
-def _lost(store: Store, version: int) -> StoreFormatError:
+def _lost(store: StoreReader, version: int) -> StoreFormatError:
     return StoreFormatError(
         f"the features and the graph of version {version} in {store.paths.cache} are no longer "
         "kept or damaged; those of the newest refresh are kept: ask for version "

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gracekit.store import Store, StorePaths
-from gracekit.store.files.heartbeat import ailment
+from gracekit.store import StorePaths, StoreReader, ailment
 from gracekit.tabular import html_table
 from gracekit.types import Json
 from gracekit.views.status_words import contents_in_words, daemon_in_words, next_step
@@ -123,7 +122,7 @@ def health(heartbeat: Json, *, max_age_s: float) -> Health:
     return Health(is_healthy=reason is None, reason=reason, daemon=heartbeat)
 
 
-def status(root: Path, store: Store | None, heartbeat: Json, *, now: float) -> Status:
+def status(root: Path, store: StoreReader | None, heartbeat: Json, *, now: float) -> Status:
     """The status of a store.
 
     Args:

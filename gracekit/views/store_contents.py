@@ -9,11 +9,7 @@ import numpy as np
 
 from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
-from gracekit.store import Store
-from gracekit.store.files.history import ORIGIN_NAMES
-from gracekit.store.files.shards import SUFFIX
-from gracekit.store.retention import held_versions
-from gracekit.store.summary import DATA_COLUMNS
+from gracekit.store import DATA_COLUMNS, ORIGIN_NAMES, StoreReader
 from gracekit.version.header import Header
 from gracekit.views.audit_words import audit_in_words, misses_target
 
@@ -64,7 +60,7 @@ class StoreContents:
     problems: tuple[str, ...]
 
 
-def contents_of(store: Store, now: float) -> StoreContents:
+def contents_of(store: StoreReader, now: float) -> StoreContents:
     """Look at a store.
 
     Args:
@@ -81,15 +77,15 @@ def contents_of(store: Store, now: float) -> StoreContents:
         num_removed_samples=dataset.num_rows - dataset.num_samples,
         num_versions=len(versions),
         num_removed_versions=len(store.removed()),
-        held_versions=dict(sorted(held_versions(store).items())),
+        held_versions=dict(sorted(store.held_versions().items())),
         latest=_latest(store, store.header(versions[-1]), now) if versions else None,
-        num_unfinished_shards=sum(1 for _ in store.paths.shards.glob(f"*/*{SUFFIX}")),
+        num_unfinished_shards=store.num_unfinished_shards(),
         size_bytes=num_bytes_below(store.paths.root),
         problems=tuple(_problems(store, versions)),
     )
 
 
-def _latest(store: Store, header: Header, now: float) -> LatestVersion:
+def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
     scored = _scored(store, header)
     origins = _origins(store, header, scored)
     made = datetime.fromisoformat(header.created_at).timestamp()
@@ -112,7 +108,7 @@ def _latest(store: Store, header: Header, now: float) -> LatestVersion:
     )
 
 
-def _origins(store: Store, header: Header, scored: Header) -> dict[str, int]:
+def _origins(store: StoreReader, header: Header, scored: Header) -> dict[str, int]:
     """Where the scores of a version came from; its data may be newer than the scores."""
     origins: dict[str, int] = scored.stats.origins or {}
     if header.rollback_of is None:
@@ -125,7 +121,7 @@ def _origins(store: Store, header: Header, scored: Header) -> dict[str, int]:
     return dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
 
 
-def _scored(store: Store, header: Header) -> Header:
+def _scored(store: StoreReader, header: Header) -> Header:
     """The header of the version whose scores this one uses; its own where that is damaged."""
     try:
         return store.header(header.scores_version)
@@ -133,7 +129,7 @@ def _scored(store: Store, header: Header) -> Header:
         return header
 
 
-def _problems(store: Store, versions: list[int]) -> list[str]:
+def _problems(store: StoreReader, versions: list[int]) -> list[str]:
     """What can be seen without reading everything; `verify` reads everything."""
     problems = []
     made = store.next_version() - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gracekit.store.verify import Problem
+from gracekit.store import Problem
 from gracekit.tabular import ShortRepr
 from gracekit.types import Json
 

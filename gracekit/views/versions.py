@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gracekit.store import Store
-from gracekit.store.retention import held_versions
-from gracekit.store.summary import version_row
+from gracekit.store import StoreReader, version_row
 from gracekit.tabular import Records, html_table
 from gracekit.types import Json
 from gracekit.version.header import Header
@@ -78,9 +76,9 @@ _SHOWN = (
 )  # fmt: skip
 
 
-def versions(store: Store) -> Versions:
+def versions(store: StoreReader) -> Versions:
     """The versions of a store, ascending, also those that gc removed."""
-    removed, held = store.removed(), held_versions(store)
+    removed, held = store.removed(), store.held_versions()
     state = {**held, **{v: f"removed {when[:10]}" for v, when in removed.items()}}
     return Versions(
         VersionRecord(
