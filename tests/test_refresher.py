@@ -37,9 +37,8 @@ from gracekit.refresher import (
     rollback,
 )
 from gracekit.refresher.measured_rows import MeasuredRows
-from gracekit.store import Store, lock_store
+from gracekit.store import Store, lock_store, verify
 from gracekit.store.retention import collect
-from gracekit.store.verify import verify
 from gracekit.types import Measurement, Origin, Rows
 from tests.faults import failing_at
 from tests.stores import changed_samples, make_draft, make_store, outcome
@@ -191,7 +190,7 @@ def test_rollback_goes_back_and_costs_the_next_refresh_nothing(folder: Path, run
     assert (made.version, made.is_new) == (3, True)
     assert (made.header.operation, made.header.rollback_of) == ("rollback", 1)
     assert store.coreset(3).equals(store.coreset(1)) and store.coreset(3) != store.coreset(2)
-    assert not store.paths.history_of(3).exists(), "no copy of the scores"
+    assert not store.paths.scores(3).parent.exists(), "no copy of the scores"
     np.testing.assert_array_equal(store.scores(3).importance, store.scores(1).importance)
     for version in (1, 3):
         again = rollback(store.paths.root, version)

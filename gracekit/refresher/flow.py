@@ -106,17 +106,18 @@ class Refresher:
         return growth
 
     @contextmanager
-    def locked(self, *, timeout_s: float | None = None, clean_up: bool = True) -> Iterator[Path]:
+    def locked(self, *, timeout_s: float | None = None, clean_up: bool = False) -> Iterator[Path]:
         """Hold the writer's lock, and clean up after a killed process; yields the store's path.
 
         Args:
             timeout_s: Seconds to wait for another writer; default: that of `lock_store`.
-            clean_up: Look for what a killed process left; False: only when the last writer was
-                killed while it held the lock.
+            clean_up: Look through the whole store for what a killed process left; False: only when
+                the last writer did not finish (see `Store.tidy`).
         """
-        with lock_store(self.root, timeout_s=timeout_s) as was_killed:
-            if (clean_up or was_killed) and Store.exists(self.root):
-                for action in Store.open(self.root).recover():
+        with lock_store(self.root, timeout_s=timeout_s) as is_unfinished:
+            if Store.exists(self.root):
+                store = Store.open(self.root, facts=self._facts)
+                for action in store.tidy(always=clean_up or is_unfinished):
                     logger.info("clean-up: %s", action)
             yield self.root
 

@@ -34,8 +34,7 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     store = Store.open(recipe.store)
-    with store.lock():
-        store.recover()
+    with store.writing():
         started = time.perf_counter()
         latest, base = store.latest(), store.newest_scores()
         if latest is None or base is None:
@@ -84,8 +83,7 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
         StoreDataMismatchError: None of its samples is in the data any more.
     """
     store = Store.open(root)
-    with store.lock():
-        store.recover()
+    with store.writing():
         started = time.perf_counter()
         coreset = store.coreset(version)
         old, latest = store.header(version), store.latest()

@@ -83,8 +83,7 @@ def where(
     import duckdb
 
     from gracekit.errors import QueryError
-    from gracekit.store.sql.ask import parse_queries, query_errors
-    from gracekit.store.sql.database import connect
+    from gracekit.store import connect, parse_queries, query_errors
 
     if store is None:
         connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
@@ -113,8 +112,7 @@ def _table(scores: ScoreTable, samples: SampleTable) -> pa.Table:
     import pyarrow as pa
 
     from gracekit.recipe.score_columns import column_name
-    from gracekit.store.files.history import ORIGIN_NAMES, named
-    from gracekit.store.files.samples import samples_table
+    from gracekit.store import ORIGIN_NAMES, named, samples_table
 
     def known(values: Float32) -> pa.Array:
         return pa.array(values, from_pandas=True)  # NaN, which SQL sorts on top, is NULL

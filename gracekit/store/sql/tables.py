@@ -10,8 +10,8 @@ from duckdb import DuckDBPyConnection
 
 from gracekit.store.files.history import scores_table
 from gracekit.store.files.samples import samples_table
+from gracekit.store.reader import StoreReader
 from gracekit.store.sql.schema import SCHEMA_VERSION, TABLES, describe
-from gracekit.store.store import Store
 from gracekit.store.summary import version_row
 from gracekit.store.version_facts import VersionFacts
 from gracekit.types import Json
@@ -81,7 +81,7 @@ FROM facts GROUP BY step, digest ORDER BY first_version
 """
 
 
-def fill(connection: DuckDBPyConnection, store: Store, before: str | None = None) -> None:
+def fill(connection: DuckDBPyConnection, store: StoreReader, before: str | None = None) -> None:
     """Make all tables of `schema.TABLES` in the connection's own database, with comments.
 
     Args:
@@ -108,7 +108,7 @@ def _create(connection: DuckDBPyConnection, name: str, table: pa.Table) -> None:
 
 def _create_versions(
     connection: DuckDBPyConnection,
-    store: Store,
+    store: StoreReader,
     versions: Mapping[int, VersionFacts],
     before: str | None,
 ) -> None:
@@ -140,14 +140,14 @@ def _known(
     }
 
 
-def _samples(store: Store) -> pa.Table:
+def _samples(store: StoreReader) -> pa.Table:
     # GROUP is a word of SQL: a column of that name would need quotes everywhere.
     table = samples_table(store.samples())
     names = ["group_name" if name == "group" else name for name in table.column_names]
     return table.rename_columns(names)
 
 
-def _scores(store: Store, versions: Mapping[int, VersionFacts]) -> pa.Table:
+def _scores(store: StoreReader, versions: Mapping[int, VersionFacts]) -> pa.Table:
     if not versions:
         return _NO_SCORES.empty_table()
     return scores_table(store.scores(max(versions)))
@@ -166,7 +166,7 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=None)
 
 
-def _store(store: Store, versions: Mapping[int, VersionFacts]) -> pa.Table:
+def _store(store: StoreReader, versions: Mapping[int, VersionFacts]) -> pa.Table:
     dataset = store.dataset()
     return pa.table(
         {

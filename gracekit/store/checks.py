@@ -12,22 +12,20 @@ import pyarrow as pa
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.files import sha256
 from gracekit.store.files import cache
-from gracekit.store.files.manifests import SCHEMA, read_header, read_sidecar
+from gracekit.store.files.manifests import SCHEMA, read_coreset, read_sidecar
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
     CACHE_NAME,
-    HISTORY_NAME,
-    MANIFEST_NAME,
-    REMOVAL_NAME,
-    SAMPLES_NAME,
+    JSON_NAME,
+    PARTITION_NAME,
+    TABLE_NAME,
     numbered,
 )
 from gracekit.store.files.pinned import pinned
-from gracekit.store.files.removals import read_removal
 from gracekit.store.files.samples import read_samples
+from gracekit.store.reader import StoreReader
 from gracekit.store.retention import leftovers
 from gracekit.store.sql import database
-from gracekit.store.store import Store
 from gracekit.types import SampleTable
 from gracekit.version.header import Header
 
@@ -49,18 +47,18 @@ class Problem:
     advice: str
 
 
-def verify(store: Store) -> list[Problem]:
+def verify(store: StoreReader) -> list[Problem]:
     """All that is wrong with a store, worst first; empty when it is whole.
 
     Reads every file once. Nothing is changed. Work in progress of another process is not a
     problem.
     """
-    paths = store.paths
+    paths = store.renew().paths
     versions = store.manifests()
     problems = list(_samples(store, versions))
     for version in versions:
         problems += _version(store, version)
-    removed = sorted(numbered(paths.manifests, REMOVAL_NAME).values())
+    removed = sorted(store.look().records)
     for version in removed:
         problems += _removed(store, version)
     made = {*versions, *removed}
@@ -76,7 +74,7 @@ def verify(store: Store) -> list[Problem]:
     return problems
 
 
-def _samples(store: Store, versions: list[int]) -> Iterator[Problem]:
+def _samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
     """Of every sample table: what is wrong with it by itself, and beside the one before."""
     tables = {store.paths.samples.name: store.info.dataset}
     for version in versions:
@@ -108,18 +106,18 @@ def _goes_on(before: SampleTable, samples: SampleTable) -> bool:
     return np.array_equal(before.sample_ids, samples.sample_ids[: len(before)])
 
 
-def _version(store: Store, version: int) -> Iterator[Problem]:
+def _version(store: StoreReader, version: int) -> Iterator[Problem]:
     path = store.paths.manifest(version)
     try:
-        header = read_header(path)
-        coreset = read_table(path)
+        header = store.header(version)
+        coreset = read_coreset(path, version)
     except StoreFormatError as error:
         yield _problem(store, path, str(error), _RESTORE)
         return
     if header.version != version:
         yield _problem(store, path, f"its header says version {header.version}", _RESTORE)
     for name, entry in header.files.items():
-        file = store.paths.root / name
+        file = store.paths.find(store.paths.root / name)
         what = _file_damage(file, entry.num_bytes, entry.sha256)
         if what is not None:
             yield _problem(store, file, what, _RESTORE)
@@ -132,7 +130,7 @@ def _version(store: Store, version: int) -> Iterator[Problem]:
         yield _problem(store, file, what, _RESTORE)
 
 
-def _table_of(store: Store, version: int) -> SampleTable | None:
+def _table_of(store: StoreReader, version: int) -> SampleTable | None:
     """None where it is damaged, which is told already."""
     try:
         return store.samples(version)
@@ -140,18 +138,18 @@ def _table_of(store: Store, version: int) -> SampleTable | None:
         return None
 
 
-def _removed(store: Store, version: int) -> Iterator[Problem]:
+def _removed(store: StoreReader, version: int) -> Iterator[Problem]:
     """Of a removed version its record and what was measured at it are left, and no manifest."""
-    record = store.paths.removal(version)
+    record = store.paths.find(store.paths.removal(version))
     try:
-        header = read_removal(record).header
+        header = store.header(version)
     except StoreFormatError as error:
         yield _problem(store, record, str(error), _RESTORE)
         return
     if header.version != version:
         yield _problem(store, record, f"its header says version {header.version}", _RESTORE)
-    measured = store.paths.measured(version)
-    entry = header.files.get(store.paths.relative(measured))
+    entry = header.files.get(store.paths.relative(store.paths.measured(version)))
+    measured = store.paths.find(store.paths.measured(version))
     if entry is None:
         return
     what = _file_damage(measured, entry.num_bytes, entry.sha256)
@@ -161,7 +159,7 @@ def _removed(store: Store, version: int) -> Iterator[Problem]:
         yield _problem(store, file, what, _RESTORE)
 
 
-def _pinned(store: Store, versions: list[int]) -> Iterator[Problem]:
+def _pinned(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
     for version in pinned(store.paths):
         if version not in versions:
             marker = store.paths.pinned_marker(version)
@@ -180,12 +178,14 @@ def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
 
 
 def _coreset_damage(
-    store: Store, coreset: pa.Table, header: Header, samples: SampleTable | None
+    store: StoreReader, coreset: pa.Table, header: Header, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
     path = store.paths.manifest(header.version)
     if not coreset.schema.equals(SCHEMA):
         yield path, f"has columns {coreset.column_names}, expected {SCHEMA.names}"
         return
+    if (coreset["version"].to_numpy() != header.version).any():
+        yield path, f"has rows of another version than {header.version}"
     rows, n = coreset["row"].to_numpy(), header.dataset.num_rows
     if len(rows) != header.stats.num_selected:
         yield path, f"has {len(rows)} rows, its header says {header.stats.num_selected}"
@@ -207,15 +207,16 @@ def _coreset_damage(
 
 
 def _history_damage(
-    store: Store, header: Header, samples: SampleTable | None
+    store: StoreReader, header: Header, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
     n = header.dataset.num_rows
     checks: dict[Path, Callable[[np.ndarray], bool]] = {
         store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
         store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
     }
-    for path, holds in checks.items():
-        if store.paths.relative(path) not in header.files or not path.is_file():
+    for named, holds in checks.items():
+        path = store.paths.find(named)
+        if store.paths.relative(named) not in header.files or not path.is_file():
             continue
         try:
             table = read_table(path)
@@ -232,12 +233,23 @@ def _history_damage(
                 yield path, "the removed samples are not those of the sample table"
 
 
-def _published(store: Store, versions: set[int]) -> Iterator[Problem]:
+def _published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:
     """What is derived from the manifests: a reader may miss it, nothing is lost."""
     paths = store.paths
-    found = numbered(paths.history, HISTORY_NAME) | numbered(paths.manifests, MANIFEST_NAME)
-    orphans = [path for path, version in found.items() if version not in versions]
-    tables = numbered(paths.changed_samples, SAMPLES_NAME)
+    places = (
+        (paths.score_history, PARTITION_NAME),
+        (paths.measurements, PARTITION_NAME),
+        (paths.old_history, PARTITION_NAME),
+        (paths.headers, JSON_NAME),
+        (paths.manifests, JSON_NAME),
+    )
+    orphans = [
+        path
+        for directory, pattern in places
+        for path, version in numbered(directory, pattern).items()
+        if version not in versions
+    ]
+    tables = numbered(paths.changed_samples, TABLE_NAME)
     orphans += [path for path, version in tables.items() if version > max(versions, default=0)]
     for path in orphans:
         yield _problem(store, path, "belongs to no version (a refresh may be in progress)",
@@ -247,8 +259,9 @@ def _published(store: Store, versions: set[int]) -> Iterator[Problem]:
     except StoreFormatError:
         return
     for version in good:
-        if not _is_header(paths.sidecar(version), store.header(version)):
-            yield _problem(store, paths.sidecar(version), "is missing or differs from its manifest",
+        sidecar = paths.find(paths.sidecar(version))
+        if not _is_header(sidecar, store.header(version)):
+            yield _problem(store, sidecar, "is missing or differs from its manifest",
                            _RECOVER)  # fmt: skip
     if good and _text(paths.latest) != f"{good[-1]}\n":
         yield _problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
@@ -284,5 +297,5 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _problem(store: Store, path: Path, what: str, advice: str) -> Problem:
+def _problem(store: StoreReader, path: Path, what: str, advice: str) -> Problem:
     return Problem(path=store.paths.relative(path), what=what, advice=advice)
