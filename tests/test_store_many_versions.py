@@ -13,9 +13,9 @@ from gracekit.store import Store
 from gracekit.store import store as store_module
 from gracekit.store.files import manifests
 from gracekit.store.sql import database
-from gracekit.store.sql.schema import TABLES, VIEWS
 from gracekit.store.verify import verify
 from gracekit.store.version_facts import KnownFacts, VersionFacts
+from gracekit.version.columns import TABLES, VIEWS
 from gracekit.version.header import Settings
 from tests.stores import make_draft, make_reselect, make_store
 

@@ -38,7 +38,7 @@ import numpy as np
 from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.files.cache import CachePayload, prune_caches, save_cache
-from gracekit.store.files.history import ORIGIN_NAMES, write_measured, write_scores
+from gracekit.store.files.history import write_measured, write_scores
 from gracekit.store.files.manifests import coreset_table, write_manifest
 from gracekit.store.files.samples import dataset_info, write_samples
 from gracekit.store.files.shards import clear_shards
@@ -52,6 +52,7 @@ from gracekit.types import (
     Selection,
 )
 from gracekit.version import FORMAT_VERSION, __version__
+from gracekit.version.columns import ORIGIN_NAMES
 from gracekit.version.header import (
     CheckpointInfo,
     DataDescription,
@@ -135,7 +136,7 @@ def commit(store: Store, draft: VersionDraft, *, keep: int | None = None) -> int
             save_cache(paths, version, draft.cache)
         header = _header(store, version, parent, draft, samples)
         scores = draft.scores or store.scores(header.scores_version)
-        coreset = coreset_table(draft.selection, samples, scores)
+        coreset = coreset_table(draft.selection, samples, scores, version=version)
         temporary = files.write_temporary(final, lambda p: write_manifest(p, coreset, header))
     try:
         is_new = files.link_new(temporary, final)

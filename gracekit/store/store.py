@@ -22,7 +22,7 @@ from gracekit.store.files.formats import NewerFormatError
 from gracekit.store.files.history import read_scores, scores_for
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.lock import lock_store
-from gracekit.store.files.manifests import read_header
+from gracekit.store.files.manifests import read_header, with_version
 from gracekit.store.files.migrations import migrate
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
@@ -218,7 +218,7 @@ class Store:
             StoreFormatError: Its manifest is damaged.
         """
         self.require_kept(version)
-        return read_table(self.paths.manifest(version))
+        return with_version(read_table(self.paths.manifest(version)), version)
 
     def scores(self, version: int) -> ScoreTable:
         """The scores of all rows at a version; a reselect or rollback has those of another.

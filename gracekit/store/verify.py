@@ -12,7 +12,7 @@ import pyarrow as pa
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.files import sha256
 from gracekit.store.files import cache
-from gracekit.store.files.manifests import SCHEMA, read_header, read_sidecar
+from gracekit.store.files.manifests import SCHEMA, read_header, read_sidecar, with_version
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
     CACHE_NAME,
@@ -183,7 +183,7 @@ def _coreset_damage(
     store: Store, coreset: pa.Table, header: Header, samples: SampleTable | None
 ) -> Iterator[tuple[Path, str]]:
     path = store.paths.manifest(header.version)
-    if not coreset.schema.equals(SCHEMA):
+    if not with_version(coreset, header.version).schema.equals(SCHEMA):
         yield path, f"has columns {coreset.column_names}, expected {SCHEMA.names}"
         return
     rows, n = coreset["row"].to_numpy(), header.dataset.num_rows

@@ -16,11 +16,10 @@ from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
 from gracekit.store import Store, StorePaths
 from gracekit.store.files.heartbeat import read_heartbeat
-from gracekit.store.files.history import ORIGIN_NAMES
 from gracekit.store.files.shards import SUFFIX
 from gracekit.store.retention import held_versions
-from gracekit.store.summary import DATA_COLUMNS
 from gracekit.types import Json
+from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
 
 
