@@ -110,8 +110,7 @@ def read(
     root: Path, last: int, pause_s: float, holds: bool, all_kept: bool, pipe: Connection
 ) -> None:
     """Ask until version `last` is seen (told, when one connection is held); tell what was met."""
-    from gracekit.store.sql.ask import run_sql
-    from gracekit.store.sql.database import connect
+    from gracekit.store import connect, run_sql
 
     seen = Seen()
     with ExitStack() as stack:

@@ -21,7 +21,6 @@ import numpy as np
 
 from gracekit.recipe import DataSection
 from gracekit.store import Store, VersionDraft
-from gracekit.store.retention import collect
 from gracekit.types import (
     Float32,
     Measurement,
@@ -180,8 +179,7 @@ def main() -> None:
         print(f"A commit: {cpu:.1f} CPU s, {wall:.1f} s.")
         total = size_of(paths.root)
         started = time.process_time(), time.perf_counter()
-        with store.lock():
-            report = collect(store, given.keep)
+        report = store.gc(given.keep)
         cpu, wall = time.process_time() - started[0], time.perf_counter() - started[1]
         left = size_of(paths.root)
         print(f"The store of {last} versions: {total / MIB:.1f} MiB. `gc --keep {given.keep}`: "

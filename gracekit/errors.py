@@ -2,6 +2,7 @@
 
     GracekitError
     ├── RecipeError               the recipe: unknown key, bad value, missing file
+    ├── UsageError                a function was given a value that it does not take
     ├── DataError                 the samples: unreadable file, missing field, nothing to train on
     ├── CheckpointError           one checkpoint cannot be used
     │   ├── CheckpointIncompleteError   still being written, or truncated
@@ -33,6 +34,12 @@ class GracekitError(Exception):
 
 class RecipeError(GracekitError):
     """The recipe or the command line asks for something that does not exist or does not fit."""
+
+    exit_code = 2
+
+
+class UsageError(GracekitError):
+    """A function or a command was given a value of another kind than it takes."""
 
     exit_code = 2
 

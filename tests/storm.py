@@ -13,15 +13,15 @@ from collections import Counter
 from pathlib import Path
 
 from gracekit.files import sha256
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.files.pinned import pinned
-from gracekit.store.verify import verify
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
 # Children are forked from a server that has imported everything, so that they start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["gracekit.refresher", "gracekit.checkpoints.model", "gracekit.model_pass.executors",
+    ["gracekit.refresher.flow", "gracekit.refresher.model", "gracekit.refresher.selecting",
+     "gracekit.checkpoints.model", "gracekit.model_pass.executors",
      "gracekit.selection", "gracekit.samples", "gracekit.propagation", "gracekit.graph",
      "gracekit.store.sql.database", "transformers.models.llama.modeling_llama", "tests.tiny"]
 )  # fmt: skip
@@ -60,7 +60,7 @@ def roll_back(folder: Path, version: int) -> None:
 
 def pin_version(folder: Path, version: int) -> None:
     """Keep a version whatever gc removes."""
-    from gracekit.store.files.pinned import pin
+    from gracekit.store.pinning import pin
 
     pin(Store.open(folder / "store"), version)
 

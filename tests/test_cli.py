@@ -133,7 +133,7 @@ def test_verify_says_what_is_wrong(world: Path, tmp_path: Path) -> None:
 
     store = tmp_path / "store"
     shutil.copytree(world / "store", store)
-    history = store / "history" / "version=000002" / "scores.parquet"
+    history = store / "score_history" / "version=000002" / "scores.parquet"
     content = bytearray(history.read_bytes())
     content[len(content) // 2] ^= 0xFF
     history.write_bytes(bytes(content))

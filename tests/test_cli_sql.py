@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gracekit.cli import main
-from gracekit.cli.render import print_csv
+from gracekit.cli.json_text import print_csv
 from gracekit.cli.sql import TABLE_ROWS
 from gracekit.store.sql.queries import NAMED_QUERIES
 from gracekit.version.columns import TABLES, VIEWS

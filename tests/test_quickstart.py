@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gracekit.store import Store
-from gracekit.store.verify import verify
+from gracekit.store import Store, verify
 from gracekit.training import Coreset
 from pipelines import quickstart
 from tests.stores import outcome

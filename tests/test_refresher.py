@@ -31,15 +31,14 @@ from gracekit.progress import Progress
 from gracekit.refresher import (
     Refresher,
     estimate,
-    measuring,
     preview,
     refresh,
     reselect,
     rollback,
 )
-from gracekit.store import Store, lock_store
+from gracekit.refresher.measured_rows import MeasuredRows
+from gracekit.store import Store, lock_store, verify
 from gracekit.store.retention import collect
-from gracekit.store.verify import verify
 from gracekit.types import Measurement, Origin, Rows
 from tests.faults import failing_at
 from tests.stores import changed_samples, make_draft, make_store, outcome
@@ -191,7 +190,7 @@ def test_rollback_goes_back_and_costs_the_next_refresh_nothing(folder: Path, run
     assert (made.version, made.is_new) == (3, True)
     assert (made.header.operation, made.header.rollback_of) == ("rollback", 1)
     assert store.coreset(3).equals(store.coreset(1)) and store.coreset(3) != store.coreset(2)
-    assert not store.paths.history_of(3).exists(), "no copy of the scores"
+    assert not store.paths.scores(3).parent.exists(), "no copy of the scores"
     np.testing.assert_array_equal(store.scores(3).importance, store.scores(1).importance)
     for version in (1, 3):
         again = rollback(store.paths.root, version)
@@ -279,15 +278,15 @@ def stop_after(
 ) -> list[Rows]:
     """Set the event when so many shards have been noted, as a signal would in between."""
     noted: list[Rows] = []
-    original = measuring.MeasuredRows._note
+    original = MeasuredRows._note
 
-    def note(self: measuring.MeasuredRows, shard: Measurement) -> None:
+    def note(self: MeasuredRows, shard: Measurement) -> None:
         original(self, shard)
         noted.append(shard.rows)
         if len(noted) == num_shards:
             stop.set()
 
-    monkeypatch.setattr(measuring.MeasuredRows, "_note", note)
+    monkeypatch.setattr(MeasuredRows, "_note", note)
     return noted
 
 
@@ -489,7 +488,7 @@ def test_estimate_tells_the_cost_and_writes_nothing(
 
     refresh(recipe, run_dir / "checkpoint-10")
     found = check_checkpoint(run_dir / "checkpoint-20", recipe.checkpoints)
-    monkeypatch.setattr("gracekit.refresher.planning._free_memory", lambda: 1000)
+    monkeypatch.setattr("gracekit.refresher.memory_probe._free_memory", lambda: 1000)
     cost = estimate(recipe, found)
     assert cost.max_seconds > cost.seconds
     assert Store.open(folder / "store").versions() == [1]

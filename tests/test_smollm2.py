@@ -14,8 +14,7 @@ import torch
 from gracekit.model_pass.layers import decoder_body
 from gracekit.recipe import Recipe
 from gracekit.refresher import refresh
-from gracekit.store import Store
-from gracekit.store.verify import verify
+from gracekit.store import Store, verify
 from gracekit.types import Origin
 from pipelines.train_quickstart import convert_smollm2
 

@@ -25,14 +25,14 @@ from gracekit.errors import (
 )
 from gracekit.files import write_text_atomic
 from gracekit.recipe import SelectionSection
-from gracekit.store import Store
-from gracekit.store.files.history import column_name, read_scores, write_scores
+from gracekit.recipe.score_columns import column_name
+from gracekit.store import Store, verify
+from gracekit.store.files.history import read_scores, write_scores
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.manifests import SCHEMA
 from gracekit.store.files.samples import read_samples, write_samples
 from gracekit.store.files.shards import ShardFiles
 from gracekit.store.sql.database import connect
-from gracekit.store.verify import verify
 from gracekit.types import Measurement, Origin
 from gracekit.version import FORMAT_VERSION
 from gracekit.version.header import Header, Timings
@@ -276,7 +276,8 @@ def test_reselect_follows_its_parents_scores(tmp_path: Path) -> None:
         assert header.scores_version == 1 and header.parent_version == expected - 1
         assert equal(store.scores(expected), store.scores(1))
         assert store.load_cache(expected) is not None
-        assert not store.paths.history_of(expected).exists()
+        assert not store.paths.scores(expected).parent.exists()
+        assert not store.paths.measured(expected).parent.exists()
     with pytest.raises(VersionNotFoundError, match="measured nothing"):
         store.measurement(2)
 
@@ -289,12 +290,38 @@ def test_find_refresh(tmp_path: Path) -> None:
     assert store.find_refresh("c") is None
 
 
-def test_an_open_store_sees_the_commits_of_another(tmp_path: Path) -> None:
+def test_an_open_store_sees_the_commits_of_another_when_it_is_renewed(tmp_path: Path) -> None:
     reader = make_store(tmp_path / "store")
     writer = Store.open(tmp_path / "store")
     for version in (1, 2):
+        held = reader.snapshot
         writer.commit(make_draft(writer, str(version)))
-        assert reader.latest() == version == reader.header(version).version
+        assert reader.snapshot is held and reader.latest() == held.latest != version
+        assert reader.header(version).version == version, "asked for by number it is found"
+        assert reader.renew().latest() == version == writer.latest()
+
+
+def test_a_writer_sees_what_others_made_before_it_got_the_lock(tmp_path: Path) -> None:
+    one = make_store(tmp_path / "store")
+    other = Store.open(tmp_path / "store")
+    assert one.versions() == other.versions() == []
+    assert one.commit(make_draft(one, "a")) == 1
+    with other.lock():
+        assert other.versions() == [1]
+        assert other.commit(make_draft(other, "b")) == 2
+    assert other.versions() == [1, 2] and one.versions() == [1]
+    assert one.commit(make_draft(other, "c")) == 3
+
+
+def test_a_snapshot_never_changes(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "a"))
+    before = store.snapshot
+    store.commit(make_draft(store, "b"))
+    assert list(before.kept) == [1] and before.next_version == 2 and before.latest == 1
+    assert store.snapshot == Store.open(tmp_path / "store").snapshot, "as if looked at anew"
+    with pytest.raises(TypeError):
+        before.kept[2] = before.kept[1]  # type: ignore[index]
 
 
 def test_unknown_version(tmp_path: Path) -> None:
@@ -302,7 +329,7 @@ def test_unknown_version(tmp_path: Path) -> None:
     with pytest.raises(VersionNotFoundError, match="none yet"):
         store.header(1)
     store.commit(make_draft(store, "a"))
-    with pytest.raises(VersionNotFoundError, match="no version 7; found 1 to 1"):
+    with pytest.raises(VersionNotFoundError, match=r"no version 7: the store .* has version 1$"):
         store.coreset(7)
 
 
@@ -322,7 +349,7 @@ def test_a_damaged_version_does_not_verify_and_keeps_its_number(
     else:
         path = store.paths.scores(2)
         path.write_bytes(path.read_bytes()[:-1])
-    assert store.versions() == [1] and store.latest() == 1
+    assert store.renew().versions() == [1] and store.latest() == 1
     store.recover()
     assert store.paths.manifest(2).exists(), "damage is reported, not deleted"
     assert store.commit(make_draft(store, "c")) == 3
@@ -336,6 +363,7 @@ def test_manifest_of_a_newer_gracekit_is_refused_loudly(tmp_path: Path) -> None:
     header = store.header(1).to_json() | {"format_version": FORMAT_VERSION + 1, "news": 1}
     metadata = {b"gracekit": json.dumps(header).encode()}
     pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    store.renew()
     for read in (store.versions, store.latest, lambda: store.header(1)):
         with pytest.raises(StoreFormatError, match="update gracekit"):
             read()
@@ -432,7 +460,7 @@ def test_a_damaged_newest_version_keeps_its_cache(tmp_path: Path) -> None:
     store.paths.manifest(2).write_bytes(b"PAR1")
     store.recover()
     store.paths.manifest(2).write_bytes(whole)
-    assert store.latest() == 2 and store.load_cache(2) is not None
+    assert store.renew().latest() == 2 and store.load_cache(2) is not None
 
 
 def shard(rows: list[int]) -> Measurement:

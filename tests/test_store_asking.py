@@ -168,8 +168,8 @@ def attacked(store: Store, tmp_path: Path) -> Iterator[dict[str, str]]:
     links = {"link.txt": outside / "x.csv", "etc": Path("/etc")}
     before = files(store.paths.root)
     for name, target in links.items():
-        (store.paths.history / name).symlink_to(target)
-    history = str(store.paths.history).replace("'", "''")
+        (store.paths.score_history / name).symlink_to(target)
+    history = str(store.paths.score_history).replace("'", "''")
     working = tmp_path / "working"
     working.mkdir()
     home = os.getcwd()
@@ -181,7 +181,7 @@ def attacked(store: Store, tmp_path: Path) -> Iterator[dict[str, str]]:
     finally:
         os.chdir(home)
         for name in links:
-            (store.paths.history / name).unlink()
+            (store.paths.score_history / name).unlink()
     assert files(store.paths.root) == before
     assert list(working.iterdir()) == []
 

@@ -20,8 +20,7 @@ from hypothesis import strategies as st
 
 from gracekit import files
 from gracekit.errors import StoreWriteError
-from gracekit.store import Store, VersionDraft
-from gracekit.store.verify import verify
+from gracekit.store import Store, VersionDraft, verify
 from gracekit.types import Measurement
 from tests.faults import Killed, count_operations, failing_at, killed_at
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
@@ -224,8 +223,9 @@ def test_a_version_that_appears_meanwhile_is_not_replaced(
 
 def test_recover_says_what_it_did(store: Store) -> None:
     paths = store.paths
-    paths.history_of(3).mkdir()
-    (paths.history_of(3) / "scores.parquet").write_bytes(b"half")
+    for file in (paths.scores(3), paths.measured(3)):
+        file.parent.mkdir()
+        file.write_bytes(b"half")
     paths.changed_samples.mkdir()
     paths.samples_of(3).write_bytes(b"whole, but nobody's")
     (paths.root / "scores.duckdb.partial-00aa11bb").write_bytes(b"half")
@@ -237,11 +237,12 @@ def test_recover_says_what_it_did(store: Store) -> None:
     told = "\n".join(store.recover())
     for part in (
         "removed 1 unfinished file",
-        "removed history/version=000003 of a version that was not committed",
+        "removed score_history/version=000003 of a version that was not committed",
+        "removed measurements/version=000003 of a version that was not committed",
         "removed samples/v000003.parquet of a version that was not committed",
-        "removed manifests/v000009.json",
+        "removed headers/v000009.json",
         "removed links to a checkpoint",
-        "wrote manifests/v000002.json",
+        "wrote headers/v000002.json",
         "published scores.duckdb",
         "wrote LATEST",
     ):
@@ -297,7 +298,7 @@ def test_a_commit_opens_no_older_manifest(store: Store, monkeypatch: pytest.Monk
 
 def test_recover_may_be_killed_itself(store: Store) -> None:
     def spoil() -> None:
-        files.make_directory(store.paths.history_of(3))
+        files.make_directory(store.paths.scores(3).parent)
         store.paths.sidecar(1).unlink(missing_ok=True)
         store.paths.database.unlink(missing_ok=True)
 

@@ -117,7 +117,7 @@ def test_works_from_any_directory_and_after_moving(
     assert Store.open(moved).recover() == []
     monkeypatch.chdir(moved)  # and without gracekit, from the store's own directory
     sql = (
-        "SELECT version, count(*) FROM read_parquet('history/*/scores.parquet', "
+        "SELECT version, count(*) FROM read_parquet('score_history/*/scores.parquet', "
         "hive_partitioning = true, hive_types = {'version': 'INTEGER'}) GROUP BY version"
     )
     with duckdb.connect() as connection:

@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from gracekit.api.reading import diff, status, versions
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
-from gracekit.refresher.changes import earlier_losses
-from gracekit.store import Store
+from gracekit.refresher.loading import earlier_losses
+from gracekit.store import Store, verify
 from gracekit.store.files.leases import LIFE_S, Lease, followed
-from gracekit.store.files.pinned import pin, pinned, unpin
+from gracekit.store.files.pinned import pinned
 from gracekit.store.files.removals import write_removal
+from gracekit.store.pinning import pin, unpin
 from gracekit.store.retention import GcReport, collect, examine
 from gracekit.store.sql.ask import run_sql
-from gracekit.store.verify import verify
 from gracekit.training import Coreset
-from gracekit.views import diff, status, versions_table
 from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
@@ -79,7 +79,7 @@ def test_old_versions_go_and_what_was_measured_stays(store: Store) -> None:
     assert store.all_versions() == [1, 2, 3, 4, 5, 6] == sorted([*store.removed(), 5, 6])
     assert {v: store.header(v) for v in store.all_versions()} == headers
     assert all(store.measurement(v).equals(table) for v, table in measured.items())
-    assert {path.name for path in store.paths.history_of(3).iterdir()} == {"measured.parquet"}
+    assert store.paths.measured(3).is_file() and not store.paths.scores(3).parent.exists()
     assert len(store.scores(5)) == 12, "5 needs the scores of 4"
     assert store.find_refresh("r2") == 2, "a removed refresh is not made again"
 
@@ -117,9 +117,9 @@ def test_who_asks_for_a_removed_version_is_told(store: Store) -> None:
     ):
         with pytest.raises(VersionNotFoundError, match=r"version 3 was removed by gc on 20"):
             ask()
-    rows = {row["version"]: row for row in versions_table(store.paths.root)}
+    rows = {row["version"]: row for row in versions(store.paths.root).to_json()}
     assert rows[3]["state"].startswith("removed 20") and rows[6]["state"] is None
-    found = status(store.paths.root)
+    found = status(store.paths.root).to_json()
     assert (found["num_versions"], found["num_removed_versions"]) == (1, 5)
     assert found["problems"] == []
     assert Coreset.load(store.paths.root).version == 6
@@ -323,7 +323,7 @@ def leave_unfinished(store: Store) -> None:
     steps = count_operations(lambda: write_removal(store.paths.removal(2), store.header(2)))
     assert "replace" in steps
     (store.paths.root / "LATEST.partial-00").write_text("7")
-    store.paths.history_of(7).mkdir()
+    store.paths.scores(7).parent.mkdir()
     store.paths.sidecar(6).unlink()
     store.paths.latest.unlink()
     assert len(verify(store)) > 4

@@ -16,12 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from gracekit.errors import StoreDataMismatchError, StoreWriteError, VersionNotFoundError
 from gracekit.refresher import RefreshResult, rollback
-from gracekit.store import Store
-from gracekit.store.commit import publish
+from gracekit.store import Store, verify
 from gracekit.store.files.leases import Lease
-from gracekit.store.files.pinned import pin, pinned, unpin
+from gracekit.store.files.pinned import pinned
+from gracekit.store.pinning import pin, unpin
+from gracekit.store.publish import publish
 from gracekit.store.retention import collect
-from gracekit.store.verify import verify
 from gracekit.training import Coreset
 from tests.faults import Killed, failing_at, killed_at
 from tests.stores import changed_samples, make_draft, make_reselect, make_store

@@ -13,9 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from gracekit.store import Store
+from gracekit.store import Store, verify
 from gracekit.store.files.samples import write_samples
-from gracekit.store.verify import verify
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 
@@ -120,16 +119,19 @@ DAMAGE: dict[str, tuple[Callable[[Store], object], str, str]] = {
         lambda s: rewrite(s.paths.manifest(1), other_ids),
         "manifests/v000001.parquet", "sample ids"),
     "history flipped": (
-        lambda s: flip(s.paths.measured(2)), "history/version=000002/measured.parquet", "checksum"),
+        lambda s: flip(s.paths.measured(2)),
+        "measurements/version=000002/measured.parquet", "checksum"),
     "history shortened": (
         lambda s: s.paths.scores(1).write_bytes(s.paths.scores(1).read_bytes()[:-4]),
-        "history/version=000001/scores.parquet", "bytes, expected"),
+        "score_history/version=000001/scores.parquet", "bytes, expected"),
     "history lost": (
-        lambda s: s.paths.scores(2).unlink(), "history/version=000002/scores.parquet", "read"),
+        lambda s: s.paths.scores(2).unlink(),
+        "score_history/version=000002/scores.parquet", "read"),
     "history of nobody": (
-        lambda s: s.paths.history_of(7).mkdir(), "history/version=000007", "no version"),
+        lambda s: s.paths.scores(7).parent.mkdir(),
+        "score_history/version=000007", "no version"),
     "sidecar changed": (
-        lambda s: s.paths.sidecar(1).write_text("{}"), "manifests/v000001.json", "differs"),
+        lambda s: s.paths.sidecar(1).write_text("{}"), "headers/v000001.json", "differs"),
     "LATEST wrong": (lambda s: s.paths.latest.write_text("1\n"), "LATEST", "latest version, 3"),
     "database lost": (lambda s: s.paths.database.unlink(), "scores.duckdb", "missing"),
     "cache flipped": (

@@ -11,15 +11,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gracekit import files
 from gracekit.errors import ExportError
 from gracekit.protocols import ExportContent
 from gracekit.types import Json
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 CHUNK_ROWS = 1000
 
@@ -50,8 +50,6 @@ class Parquet:
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """`ExportError` where a column mixes types, which Parquet cannot hold."""
-        import pyarrow.parquet as pq
-
         with _arrow_errors():
             row_type = _row_type(content)
             schema = _schema(row_type)
@@ -68,7 +66,6 @@ class HfDataset:
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """Made of an Arrow file that is mapped, not loaded."""
         import datasets
-        import pyarrow as pa
 
         stream = directory / "stream" / "rows.arrow"
         stream.parent.mkdir()  # a dataset is never saved where its own files are
@@ -115,20 +112,16 @@ def _finite(value: Any) -> Any:
 
 def _row_type(content: ExportContent) -> pa.StructType:
     """The type that holds every row: a first pass, because a column may start with nulls."""
-    import pyarrow as pa
-
     schemas = [_schema(pa.array(chunk).type) for chunk in _chunks(content.records())]
     return pa.struct(pa.unify_schemas(schemas, promote_options="permissive"))
 
 
 def _schema(row_type: pa.StructType) -> pa.Schema:
-    import pyarrow as pa
 
     return pa.schema(row_type.field(i) for i in range(row_type.num_fields))
 
 
 def _batches(content: ExportContent, row_type: pa.StructType) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
 
     for chunk in _chunks(content.records()):
         yield pa.RecordBatch.from_struct_array(pa.array(chunk, type=row_type))
@@ -156,8 +149,6 @@ def _write_card(content: ExportContent, directory: Path, file_name: str) -> None
 @contextmanager
 def _arrow_errors() -> Iterator[None]:
     """What Arrow cannot hold becomes an `ExportError` with a way out."""
-    import pyarrow as pa
-
     try:
         yield
     except (pa.ArrowException, UnicodeError, OverflowError) as error:

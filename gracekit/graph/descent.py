@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gracekit.graph.cells import cells
 from gracekit.graph.descent_loops import explore, join, offer, rescore
-from gracekit.graph.directions import grown, has_direction, knn_graph, recall
-from gracekit.graph.seal import purpose, seal, write_arrays
+from gracekit.graph.directions import has_direction, recall
+from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
-
-LISTS_FILE = "descent.npz"
 
 _NUM_PASSES = 3
 """How often rows without neighbours are parted into cells, each time around other pivots."""
@@ -28,7 +27,7 @@ _WORSE = 0.03
 dropped, and found from nothing."""
 
 
-class DescentIndex:
+class DescentIndex(NeighborLists):
     """Lists that begin with the nearest in cells of similar rows, and get better by descent.
 
     Nothing but the lists is kept. When rows move, the search goes on from their old neighbours:
@@ -38,24 +37,14 @@ class DescentIndex:
     """
 
     backend = "descent"
+    file_name = "descent.npz"
 
     def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
-        shape = len(unit), settings.num_neighbors + settings.num_spare
-        self.settings = settings
-        self.seed = seed
-        self.unit = unit.copy()
-        self._neighbors = np.full(shape, -1, np.int32)
-        self._cosines = np.full(shape, -np.inf, np.float32)
+        super().__init__(unit.copy(), settings=settings, seed=seed)
+        self._forget_lists(settings.num_neighbors + settings.num_spare)
         present = np.flatnonzero(has_direction(unit))
         self._search(present, num_passes=_NUM_PASSES)
         self._least_recall = self._recall(present) - _WORSE
-        self._publish()
-
-    def grow(self, num_rows: int) -> None:
-        """Make room for more rows; they have no direction yet."""
-        self.unit = grown(self.unit, num_rows, 0)
-        self._neighbors = grown(self._neighbors, num_rows, -1)
-        self._cosines = grown(self._cosines, num_rows, -np.inf)
         self._publish()
 
     def update(self, features: Float32, moved: Rows) -> bool:
@@ -112,29 +101,8 @@ class DescentIndex:
         k = self.settings.num_neighbors
         return recall(self.unit, self._neighbors[:, :k], rows, seed=self.seed)
 
-    def _publish(self) -> None:
-        k = self.settings.num_neighbors
-        self.graph = knn_graph(self._neighbors[:, :k], self._cosines[:, :k])
+    def _more_arrays(self) -> dict[str, Any]:
+        return {"least_recall": self._least_recall}
 
-    def save(self, directory: Path) -> list[Path]:
-        """Write the index into an existing directory; returns the files written."""
-        write_arrays(
-            directory / LISTS_FILE,
-            unit=self.unit,
-            neighbors=self._neighbors,
-            cosines=self._cosines,
-            least_recall=self._least_recall,
-        )
-        made_for = purpose(self.unit.shape, self.settings)
-        return seal(directory, [directory / LISTS_FILE], made_for, seed=self.seed)
-
-    @classmethod
-    def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> DescentIndex:
-        """The index that `save` wrote."""
-        index = cls.__new__(cls)
-        index.settings, index.seed = settings, seed
-        with np.load(directory / LISTS_FILE) as arrays:
-            index.unit, index._least_recall = arrays["unit"], float(arrays["least_recall"])
-            index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
-        index._publish()
-        return index
+    def _load_more(self, directory: Path, arrays: Any) -> None:
+        self._least_recall = float(arrays["least_recall"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,20 +11,17 @@ from gracekit.graph.directions import (
     exact_neighbors,
     grown,
     has_direction,
-    knn_graph,
     nearest_first,
 )
-from gracekit.graph.seal import purpose, seal, write_arrays
+from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
 from gracekit.types import Float32, Rows
-
-LISTS_FILE = "exact.npz"
 
 _NUM_SPARE = 16
 """Neighbours remembered beyond k, so that a list survives losing some of its members."""
 
 
-class ExactIndex:
+class ExactIndex(NeighborLists):
     """Exact lists, repaired exactly for the rows that moved.
 
     A row remembers its floor besides its list: it knows every row at least that similar. While k
@@ -31,25 +29,19 @@ class ExactIndex:
     """
 
     backend = "exact"
+    file_name = "exact.npz"
 
     def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
-        n, width = len(unit), settings.num_neighbors + _NUM_SPARE
-        self.settings = settings
-        self.seed = seed
-        self.unit = unit.copy()
-        self._neighbors = np.full((n, width), -1, np.int32)
-        self._cosines = np.full((n, width), -np.inf, np.float32)
-        self._floor = np.full(n, -np.inf, np.float32)
+        super().__init__(unit.copy(), settings=settings, seed=seed)
+        self._forget_lists(settings.num_neighbors + _NUM_SPARE)
+        self._floor = np.full(len(unit), -np.inf, np.float32)
         self._recompute(np.flatnonzero(has_direction(unit)))
         self._publish()
 
     def grow(self, num_rows: int) -> None:
         """Make room for more rows; they have no direction yet."""
-        self.unit = grown(self.unit, num_rows, 0)
-        self._neighbors = grown(self._neighbors, num_rows, -1)
-        self._cosines = grown(self._cosines, num_rows, -np.inf)
+        super().grow(num_rows)
         self._floor = grown(self._floor, num_rows, -np.inf)
-        self._publish()
 
     def update(self, features: Float32, moved: Rows) -> bool:
         """Take the new unit features [n, d] of the moved rows; the lists are exact again.
@@ -86,29 +78,8 @@ class ExactIndex:
         self._neighbors[rows], self._cosines[rows] = neighbors, cosines
         self._floor[rows] = cosines[:, -1]
 
-    def _publish(self) -> None:
-        k = self.settings.num_neighbors
-        self.graph = knn_graph(self._neighbors[:, :k], self._cosines[:, :k])
+    def _more_arrays(self) -> dict[str, Any]:
+        return {"floor": self._floor}
 
-    def save(self, directory: Path) -> list[Path]:
-        """Write the index into an existing directory; returns the files written."""
-        write_arrays(
-            directory / LISTS_FILE,
-            unit=self.unit,
-            neighbors=self._neighbors,
-            cosines=self._cosines,
-            floor=self._floor,
-        )
-        made_for = purpose(self.unit.shape, self.settings)
-        return seal(directory, [directory / LISTS_FILE], made_for, seed=self.seed)
-
-    @classmethod
-    def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> ExactIndex:
-        """The index that `save` wrote."""
-        index = cls.__new__(cls)
-        index.settings, index.seed = settings, seed
-        with np.load(directory / LISTS_FILE) as arrays:
-            index.unit, index._floor = arrays["unit"], arrays["floor"]
-            index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
-        index._publish()
-        return index
+    def _load_more(self, directory: Path, arrays: Any) -> None:
+        self._floor = arrays["floor"]

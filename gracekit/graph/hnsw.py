@@ -10,16 +10,14 @@ import numpy as np
 from gracekit.files import write_atomic
 from gracekit.graph.directions import (
     exact_neighbors,
-    grown,
     has_direction,
-    knn_graph,
     nearest_first,
 )
-from gracekit.graph.seal import purpose, seal, write_arrays
+from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
 from gracekit.types import Float32, Int32, Rows
 
-LISTS_FILE, LINKS_FILE = "hnsw.npz", "hnsw.bin"
+LINKS_FILE = "hnsw.bin"
 
 _BLUR = 1e-4
 """Length of the noise added to every direction. Identical vectors link to each other only, and a
@@ -31,35 +29,29 @@ _REACH = 5
 _QUERY_BLOCK = 4096
 
 
-class HnswIndex:
+class HnswIndex(NeighborLists):
     """hnswlib's graph and the lists that it answers.
 
     Rows are inserted by one thread, so that a seed gives one result. Rows without a direction are
     never inserted, and deleted when they lose theirs.
-
-    Attributes:
-        unit: the directions as they were inserted.
     """
 
     backend = "hnsw"
+    file_name = "hnsw.npz"
 
     def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
-        self.settings = settings
-        self.seed = seed
-        self.unit = _blurred(unit, seed)
+        super().__init__(_blurred(unit, seed), settings=settings, seed=seed)
         self._build()
 
     def _build(self) -> None:
-        n, k = len(self.unit), self.settings.num_neighbors
         self._links = _links(self.unit.shape[1])
         self._links.init_index(
-            max_elements=max(n, 1),
+            max_elements=max(len(self.unit), 1),
             M=self.settings.hnsw_m,
             ef_construction=self.settings.ef_construction,
             random_seed=self.seed,
         )
-        self._neighbors = np.full((n, k), -1, np.int32)
-        self._cosines = np.full((n, k), -np.inf, np.float32)
+        self._forget_lists(self.settings.num_neighbors)
         rows = np.flatnonzero(has_direction(self.unit))
         self._insert(rows)
         self._query(rows)
@@ -68,10 +60,7 @@ class HnswIndex:
     def grow(self, num_rows: int) -> None:
         """Make room for more rows; they have no direction yet."""
         self._links.resize_index(max(num_rows, 1))
-        self.unit = grown(self.unit, num_rows, 0)
-        self._neighbors = grown(self._neighbors, num_rows, -1)
-        self._cosines = grown(self._cosines, num_rows, -np.inf)
-        self._publish()
+        super().grow(num_rows)
 
     def update(self, features: Float32, moved: Rows) -> bool:
         """Take the new unit features [n, d] of the moved rows and repair the lists.
@@ -138,37 +127,16 @@ class HnswIndex:
             neighbors[block, : lists.shape[1]], cosines[block, : lists.shape[1]] = lists, near
         return neighbors, cosines
 
-    def _publish(self) -> None:
-        self.graph = knn_graph(self._neighbors, self._cosines)
-
-    def save(self, directory: Path) -> list[Path]:
-        """Write the index into an existing directory; returns the files written."""
-        write_arrays(
-            directory / LISTS_FILE,
-            unit=self.unit,
-            neighbors=self._neighbors,
-            cosines=self._cosines,
-        )
+    def _save_more(self, directory: Path) -> list[Path]:
         # hnswlib writes plainly to the name it is given.
         write_atomic(directory / LINKS_FILE, lambda path: self._links.save_index(str(path)))
-        made_for = purpose(self.unit.shape, self.settings)
-        files = [directory / LISTS_FILE, directory / LINKS_FILE]
-        return seal(directory, files, made_for, seed=self.seed)
+        return [directory / LINKS_FILE]
 
-    @classmethod
-    def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> HnswIndex:
-        """The index that `save` wrote."""
-        index = cls.__new__(cls)
-        index.settings, index.seed = settings, seed
-        with np.load(directory / LISTS_FILE) as arrays:
-            # hnswlib's file holds the directions too, but is slow to give them back.
-            index.unit = arrays["unit"]
-            index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
-        n, d = index.unit.shape
-        index._links = _links(d)
-        index._links.load_index(str(directory / LINKS_FILE), max_elements=max(n, 1))
-        index._publish()
-        return index
+    def _load_more(self, directory: Path, arrays: Any) -> None:
+        # hnswlib's file holds the directions too, but is slow to give them back.
+        n, d = self.unit.shape
+        self._links = _links(d)
+        self._links.load_index(str(directory / LINKS_FILE), max_elements=max(n, 1))
 
 
 def _blurred(unit: Float32, seed: int) -> Float32:

@@ -11,13 +11,14 @@ from gracekit.graph.descent import DescentIndex
 from gracekit.graph.directions import grown, has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
+from gracekit.graph.lists import NeighborLists
 from gracekit.graph.seal import backend_for, purpose, unbroken_seal
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
-Index = ExactIndex | HnswIndex | DescentIndex
+Index = NeighborLists
 
-_BACKENDS: dict[str, type[ExactIndex] | type[HnswIndex] | type[DescentIndex]] = {
+_BACKENDS: dict[str, type[NeighborLists]] = {
     backend.backend: backend for backend in (ExactIndex, HnswIndex, DescentIndex)
 }
 

@@ -76,7 +76,7 @@ def where(
 
     Raises `SelectionError` naming the recipe's `key`.
     """
-    from gracekit.store.sql.conditions import rows_where  # which loads DuckDB
+    from gracekit.store import rows_where  # which loads DuckDB
 
     try:
         rows = rows_where(condition, scores=scores, samples=samples, root=store)

@@ -1,7 +1,9 @@
 """The store: the directory that holds all of a run's state. Files are the truth.
 
-`Store` is the door. What it exports is loaded when it is first used: the trainer's side needs
-neither pydantic nor DuckDB.
+This module is the door: other rooms import from here and from nowhere further inside. `StoreReader`
+reads, `Store` also writes. What is named here is loaded when it is first used: the trainer's side
+(`Lease`, `list_versions`, `read_manifest` …) needs neither pydantic nor DuckDB, and nobody but who
+asks in SQL needs DuckDB.
 """
 
 from __future__ import annotations
@@ -10,37 +12,123 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gracekit.store.checks import Problem, verify
     from gracekit.store.commit import VersionDraft
     from gracekit.store.files.cache import CachePayload, StoreCache
+    from gracekit.store.files.formats import NewerFormatError
+    from gracekit.store.files.heartbeat import ailment, read_heartbeat
+    from gracekit.store.files.leases import Lease
     from gracekit.store.files.lock import lock_daemon, lock_store
+    from gracekit.store.files.manifest_reading import (
+        list_versions,
+        read_manifest,
+        require_manifest,
+        trainer_view,
+    )
+    from gracekit.store.files.parquet import damaged
     from gracekit.store.files.paths import StorePaths
+    from gracekit.store.files.pinned import Pinned
+    from gracekit.store.files.shards import ShardFiles
+    from gracekit.store.reader import StoreReader
+    from gracekit.store.retention import GcReport
+    from gracekit.store.snapshot import Snapshot
+    from gracekit.store.sql.ask import Answer, ask, parse_queries, query_errors, run_sql
+    from gracekit.store.sql.conditions import rows_where
+    from gracekit.store.sql.database import connect, schema
+    from gracekit.store.sql.queries import NAMED_QUERIES, NamedQuery, named_query
     from gracekit.store.store import Store
+    from gracekit.store.version_argument import (
+        VersionArgument,
+        version_number,
+        versions_in_words,
+    )
+    from gracekit.store.version_facts import KnownFacts, VersionFacts
 
 _HOMES = {
-    "CachePayload": "gracekit.store.files.cache",
-    "Store": "gracekit.store.store",
-    "StoreCache": "gracekit.store.files.cache",
-    "StorePaths": "gracekit.store.files.paths",
-    "VersionDraft": "gracekit.store.commit",
-    "lock_daemon": "gracekit.store.files.lock",
-    "lock_store": "gracekit.store.files.lock",
+    "gracekit.store.checks": ("Problem", "verify"),
+    "gracekit.store.commit": ("VersionDraft",),
+    "gracekit.store.files.cache": ("CachePayload", "StoreCache"),
+    "gracekit.store.files.formats": ("NewerFormatError",),
+    "gracekit.store.files.heartbeat": ("ailment", "read_heartbeat"),
+    "gracekit.store.files.leases": ("Lease",),
+    "gracekit.store.files.lock": ("lock_daemon", "lock_store"),
+    "gracekit.store.files.manifest_reading": (
+        "list_versions",
+        "read_manifest",
+        "require_manifest",
+        "trainer_view",
+    ),
+    "gracekit.store.files.parquet": ("damaged",),
+    "gracekit.store.files.paths": ("StorePaths",),
+    "gracekit.store.files.pinned": ("Pinned",),
+    "gracekit.store.files.shards": ("ShardFiles",),
+    "gracekit.store.reader": ("StoreReader",),
+    "gracekit.store.retention": ("GcReport",),
+    "gracekit.store.snapshot": ("Snapshot",),
+    "gracekit.store.sql.ask": ("Answer", "ask", "parse_queries", "query_errors", "run_sql"),
+    "gracekit.store.sql.conditions": ("rows_where",),
+    "gracekit.store.sql.database": ("connect", "schema"),
+    "gracekit.store.sql.queries": ("NAMED_QUERIES", "NamedQuery", "named_query"),
+    "gracekit.store.store": ("Store",),
+    "gracekit.store.version_argument": (
+        "VersionArgument",
+        "version_number",
+        "versions_in_words",
+    ),
+    "gracekit.store.version_facts": ("KnownFacts", "VersionFacts"),
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "NAMED_QUERIES",
+    "Answer",
     "CachePayload",
+    "GcReport",
+    "KnownFacts",
+    "Lease",
+    "NamedQuery",
+    "NewerFormatError",
+    "Pinned",
+    "Problem",
+    "ShardFiles",
+    "Snapshot",
     "Store",
     "StoreCache",
     "StorePaths",
+    "StoreReader",
+    "VersionArgument",
     "VersionDraft",
+    "VersionFacts",
+    "ailment",
+    "ask",
+    "connect",
+    "damaged",
+    "list_versions",
     "lock_daemon",
     "lock_store",
+    "named_query",
+    "parse_queries",
+    "query_errors",
+    "read_heartbeat",
+    "read_manifest",
+    "require_manifest",
+    "rows_where",
+    "run_sql",
+    "schema",
+    "trainer_view",
+    "verify",
+    "version_number",
+    "versions_in_words",
 ]
 
+if not TYPE_CHECKING:
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(importlib.import_module(_HOME_OF[name]), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

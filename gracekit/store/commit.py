@@ -2,12 +2,12 @@
 
     samples, history and cache files     each under a temporary name, synced, renamed
       → manifests/v000012.parquet   `link` to its final name: THE commit point
-        → sidecars → scores.duckdb → LATEST      published, from files alone
+        → headers/v000012.json → scores.duckdb → LATEST      published, from files alone
 
 Invariants, whatever is killed or fails, and wherever:
 
-1. A version is made when its manifest gets its final name, and exists as long as it has it and no
-   removal record lies beside it (`retention`). Everything that the manifest names was durable
+1. A version is made when its manifest gets its final name, and exists as long as it has it and
+   there is no removal record of it (`retention`). Everything that the manifest names was durable
    before and stays, so an existing version is whole.
 2. `link` fails when the name exists: a version is made once, and never changes.
 3. Before the commit point nothing that a reader sees has changed. What was written is an orphan,
@@ -31,17 +31,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
-from gracekit.store.files.cache import CachePayload, prune_caches, save_cache
+from gracekit.store.files.cache import CachePayload, save_cache
 from gracekit.store.files.history import write_measured, write_scores
 from gracekit.store.files.manifests import coreset_table, write_manifest
+from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.samples import dataset_info, write_samples
 from gracekit.store.files.shards import clear_shards
+from gracekit.store.publish import publish
+from gracekit.store.reader import StoreReader
 from gracekit.store.retention import finish, remove_old
 from gracekit.types import (
     Measurement,
@@ -66,9 +68,6 @@ from gracekit.version.header import (
 )
 from gracekit.version.json_text import clean_text, plain_json
 from gracekit.version.outcomes import Audit, RefreshOutcome, SelectionDetails
-
-if TYPE_CHECKING:
-    from gracekit.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +104,7 @@ class VersionDraft:
     timings: Timings = field(default_factory=Timings)
 
 
-def commit(store: Store, draft: VersionDraft, *, keep: int | None = None) -> int:
+def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) -> int:
     """Make the draft the next version; the caller holds the lock.
 
     Args:
@@ -129,8 +128,8 @@ def commit(store: Store, draft: VersionDraft, *, keep: int | None = None) -> int
         )
     final = paths.manifest(version)
     with files.clear_write_errors(final):
-        files.remove(paths.history_of(version))
-        files.remove(paths.samples_of(version))
+        for leftover in _of_a_failed_try(paths, version):
+            files.remove(leftover)
         _write_history(store, version, draft)
         if draft.cache is not None:
             save_cache(paths, version, draft.cache)
@@ -148,6 +147,7 @@ def commit(store: Store, draft: VersionDraft, *, keep: int | None = None) -> int
             f"{final} appeared meanwhile: another process commits to this store without its lock; "
             "stop it and run again"
         )
+    store.hold(store.snapshot.with_version(version, store.learn(version)))
     with _harmless(version, "old versions are not removed yet"):
         files.sync_directory(final.parent)
         if keep is not None:
@@ -184,47 +184,17 @@ def _check(samples: SampleTable, draft: VersionDraft) -> None:
     assert draft.samples is None or draft.scores is not None, "new samples need scores"
 
 
-def publish(store: Store, *, has_new: bool) -> list[str]:
-    """Bring sidecars, database, LATEST and caches in line with the manifests; what was changed.
-
-    Everything is derived from the manifests and the history, so it may be repeated at any time.
-    `has_new` is for a commit: the database is behind, and the sidecars of older versions are not
-    compared again if they are there, so that a commit costs the same after many versions.
-    """
-    from gracekit.store.sql import database  # DuckDB is loaded only by who publishes or asks
-
-    paths, versions = store.paths, store.versions()
-    done: list[str] = []
-    for version in versions:
-        sidecar = paths.sidecar(version)
-        if has_new and sidecar.exists():
-            continue
-        text = store.header(version).to_text()
-        if not _holds(sidecar, text):
-            files.write_text_atomic(sidecar, text)
-            done.append(f"wrote {paths.relative(sidecar)}")
-    if has_new or not database.is_current(store):
-        database.publish(store)
-        done.append(f"published {paths.relative(paths.database)}")
-    latest = f"{versions[-1]}\n" if versions else ""
-    if versions and not _holds(paths.latest, latest):
-        files.write_text_atomic(paths.latest, latest)
-        done.append(f"wrote {paths.relative(paths.latest)}")
-    needed = store.newest_scores()
-    if needed is not None:
-        with files.clear_write_errors(paths.cache):
-            done += [f"removed the old {name}" for name in prune_caches(paths, needed)]
-    return done
+def _of_a_failed_try(paths: StorePaths, version: int) -> list[Path]:
+    """What an earlier try of the same number may have left."""
+    return [
+        paths.scores(version).parent,
+        paths.measured(version).parent,
+        paths.samples_of(version),
+        paths.cache_of(version),
+    ]
 
 
-def _holds(path: Path, text: str) -> bool:
-    try:
-        return path.read_bytes() == text.encode()
-    except OSError:
-        return False
-
-
-def _write_history(store: Store, version: int, draft: VersionDraft) -> None:
+def _write_history(store: StoreReader, version: int, draft: VersionDraft) -> None:
     if draft.samples is not None:
         write_samples(store.paths.samples_of(version), draft.samples)
     if draft.scores is not None:
@@ -235,7 +205,7 @@ def _write_history(store: Store, version: int, draft: VersionDraft) -> None:
 
 
 def _header(
-    store: Store, version: int, parent: int | None, draft: VersionDraft, samples: SampleTable
+    store: StoreReader, version: int, parent: int | None, draft: VersionDraft, samples: SampleTable
 ) -> Header:
     paths = store.paths
     dataset = store.dataset(parent)
@@ -290,7 +260,9 @@ def _outcome(draft: VersionDraft) -> RefreshOutcome | None:
     return draft.outcome or RefreshOutcome(num_measured=len(draft.measurement.rows))
 
 
-def _stats(store: Store, parent: int | None, draft: VersionDraft, samples: SampleTable) -> Stats:
+def _stats(
+    store: StoreReader, parent: int | None, draft: VersionDraft, samples: SampleTable
+) -> Stats:
     selection = draft.selection
     counts = np.bincount(samples.groups[selection.rows], minlength=len(samples.group_names))
     added, removed, changed = _data_changes(store, parent, samples)
@@ -316,7 +288,9 @@ def _stats(store: Store, parent: int | None, draft: VersionDraft, samples: Sampl
     )
 
 
-def _data_changes(store: Store, parent: int | None, samples: SampleTable) -> tuple[int, int, int]:
+def _data_changes(
+    store: StoreReader, parent: int | None, samples: SampleTable
+) -> tuple[int, int, int]:
     """Samples that joined, left, or stayed with other content since the version before."""
     before = None if parent is None else store.samples(parent)
     was = np.zeros(len(samples), bool)
@@ -329,7 +303,7 @@ def _data_changes(store: Store, parent: int | None, samples: SampleTable) -> tup
     return int((now & ~was).sum()), int((was & ~now).sum()), int(is_changed.sum())
 
 
-def _overlap(store: Store, parent: int | None, rows: Rows) -> Overlap | None:
+def _overlap(store: StoreReader, parent: int | None, rows: Rows) -> Overlap | None:
     """Jaccard index with the parent's coreset, and churn: the share of its rows replaced."""
     if parent is None:
         return None

@@ -6,26 +6,22 @@ checkpoint goes on from them. A gc that was killed is finished. The caller holds
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from gracekit import files
-from gracekit.store.commit import publish
 from gracekit.store.files.paths import (
     CACHE_NAME,
-    HISTORY_NAME,
-    MANIFEST_NAME,
-    REMOVAL_NAME,
-    SAMPLES_NAME,
+    JSON_NAME,
+    PARTITION_NAME,
+    TABLE_NAME,
+    names_in,
     numbered,
 )
 from gracekit.store.files.shards import clear_shards
+from gracekit.store.publish import publish
+from gracekit.store.reader import StoreReader
 from gracekit.store.retention import finish
 
-if TYPE_CHECKING:
-    from gracekit.store.store import Store
 
-
-def recover(store: Store) -> list[str]:
+def recover(store: StoreReader) -> list[str]:
     """Clean up and publish; returns what was done, a sentence each (empty after a clean stop).
 
     Raises `StoreWriteError`; may be repeated at any time, also after being killed itself.
@@ -33,35 +29,34 @@ def recover(store: Store) -> list[str]:
     return clean_up(store) + publish(store, has_new=False)
 
 
-def clean_up(store: Store) -> list[str]:
+def clean_up(store: StoreReader) -> list[str]:
     """`recover` without publishing: needs no space on the disk."""
-    paths = store.paths
+    paths = store.renew().paths  # what belongs to no version is judged by what is there now
     done: list[str] = []
     with files.clear_write_errors(paths.root):
         leftovers = files.remove_leftovers(paths.root)
         if leftovers:
             done.append(f"removed {leftovers} unfinished files")
         # A manifest that is there but damaged keeps its history: `verify` reports it.
-        made = set(numbered(paths.manifests, MANIFEST_NAME).values())
-        made = {version for version in made if paths.manifest(version).exists()}
-        made |= set(numbered(paths.manifests, REMOVAL_NAME).values())
+        made = {*store.look().manifests, *store.look().records}
         orphans = [
             path
             for directory, pattern in (
-                (paths.history, HISTORY_NAME),
+                (paths.score_history, PARTITION_NAME),
+                (paths.measurements, PARTITION_NAME),
                 (paths.cache, CACHE_NAME),
-                (paths.manifests, MANIFEST_NAME),
+                (paths.headers, JSON_NAME),
             )
             for path, version in numbered(directory, pattern).items()
             if version not in made
         ]
-        # Later versions use a sample table too, so only one of a version still to come is nobody's.
-        tables = numbered(paths.changed_samples, SAMPLES_NAME)
+        # Later versions use a sample table too, so only that of a version to come belongs to none.
+        tables = numbered(paths.changed_samples, TABLE_NAME)
         orphans += [path for path, version in tables.items() if version > max(made, default=0)]
         for orphan in orphans:
             files.remove(orphan)
             done.append(f"removed {paths.relative(orphan)} of a version that was not committed")
-        if paths.pins.is_dir() and any(paths.pins.iterdir()):
+        if names_in(paths.pins):
             files.remove(paths.pins)
             done.append("removed links to a checkpoint that is no longer read")
     if freed_bytes := finish(store):

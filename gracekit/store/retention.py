@@ -5,13 +5,13 @@ them. It leaves what was measured at it, and its header in the removal record. N
 latest version, pinned ones, those that a running trainer draws from, and the one whose scores the
 next refresh builds on; the scores before those stay too, for a refresh looks at their change.
 
-    removal record              written and synced: from here on the version is removed …
+    removed/v000003.json        written and synced: from here on the version is removed …
       → look for pins and leases   … unless one came meanwhile: then the record is withdrawn
-        → manifest → sidecar, scores
+        → manifest → header beside it, scores
 
-A record beside a manifest means that nothing of the version was removed yet. A killed gc is
-finished by `finish`, which looks for pins and leases again. The caller of all but `examine` holds
-the lock.
+While a version has both a record and a manifest, nothing of it was removed yet. A killed gc is
+finished by `finish`, which looks for pins and leases again. The caller of all but `examine`
+and `leftovers` holds the lock.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from gracekit import files
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.files.formats import NewerFormatError
-from gracekit.store.files.leases import followed, followers
+from gracekit.store.files.holds import held_versions
+from gracekit.store.files.leases import followers
 from gracekit.store.files.manifests import read_sidecar
-from gracekit.store.files.pinned import pinned
+from gracekit.store.files.paths import names_in
 from gracekit.store.files.removals import write_removal
-
-if TYPE_CHECKING:
-    from gracekit.store.store import Store
+from gracekit.store.publish import publish
+from gracekit.store.reader import StoreReader
+from gracekit.store.version_facts import VersionFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class GcReport:
     """Versions that stay; why, for those older than the newest that were asked for."""
 
 
-def examine(store: Store, keep: int) -> GcReport:
+def examine(store: StoreReader, keep: int) -> GcReport:
     """What `collect` would do now; changes nothing.
 
     Args:
@@ -51,27 +51,23 @@ def examine(store: Store, keep: int) -> GcReport:
         keep: Number of newest versions to keep, at least 1.
     """
     old, kept = _sort(store, keep)
-    freed_bytes = sum(map(_size, _files_of(store, old, kept)))
+    freed_bytes = sum(_size(store.paths.find(path)) for path in _files_of(store, old, kept))
     return GcReport(removed=tuple(old), freed_bytes=freed_bytes, kept=kept)
 
 
-def collect(store: Store, keep: int) -> GcReport:
+def collect(store: StoreReader, keep: int) -> GcReport:
     """Remove all but the newest versions and those that are held, then publish.
 
     Raises:
         StoreWriteError: The disk failed; each version is whole or removed, and the next gc or
             start goes on.
     """
-    from gracekit.store.commit import publish
-    from gracekit.store.recover import clean_up
-
-    clean_up(store)
     removed, freed_bytes = remove_old(store, keep)
     publish(store, has_new=bool(removed))
     return GcReport(removed=removed, freed_bytes=freed_bytes, kept=_sort(store, keep)[1])
 
 
-def remove_old(store: Store, keep: int) -> tuple[tuple[int, ...], int]:
+def remove_old(store: StoreReader, keep: int) -> tuple[tuple[int, ...], int]:
     """`collect` without publishing; returns the versions that went, and the bytes freed.
 
     Frees space first, so that a full disk has room to publish.
@@ -85,15 +81,17 @@ def remove_old(store: Store, keep: int) -> tuple[tuple[int, ...], int]:
     return tuple(version for version in marked if version in store.removed()), freed_bytes
 
 
-def finish(store: Store) -> int:
+def finish(store: StoreReader) -> int:
     """Remove the files of all versions with a removal record; returns the bytes freed.
 
     One that came to be held before anything of it was removed is no longer removed instead.
     """
-    held, paths = held_versions(store), store.paths
-    for version in store.removed():
-        if version in held and paths.manifest(version).exists():
-            _withdraw(store, version)
+    paths = store.paths
+    if store.snapshot.unfinished:
+        held = held_versions(store.paths)
+        for version in sorted(store.snapshot.unfinished):
+            if version in held:
+                _withdraw(store, version)
     doomed = leftovers(store)
     manifests = [path for path in doomed if path.parent == paths.manifests]
     freed_bytes = sum(map(_size, doomed))
@@ -102,24 +100,28 @@ def finish(store: Store) -> int:
             files.remove(path)
         if manifests:  # gone for good before the scores go, which no manifest may lack
             files.sync_directory(paths.manifests)
+            store.hold(store.snapshot.with_finished_removals())
         for path in doomed:
             if path not in manifests:
                 files.remove(path)
+                if path.parent.parent == paths.score_history and not names_in(path.parent):
+                    files.remove(path.parent)
     return freed_bytes
 
 
-def leftovers(store: Store) -> list[Path]:
+def leftovers(store: StoreReader) -> list[Path]:
     """Files of versions with a removal record that are still to be removed."""
     doomed = _files_of(store, store.removed(), store.manifests())
-    return [path for path in doomed if path.exists()]
+    found = (store.paths.find(path) for path in doomed)
+    return [path for path in found if path.exists()]
 
 
-def _sort(store: Store, keep: int) -> tuple[list[int], dict[int, str | None]]:
+def _sort(store: StoreReader, keep: int) -> tuple[list[int], dict[int, str | None]]:
     """Versions to remove, and those to keep with the reason that an old one is."""
     assert keep >= 1, "the latest version is never removed"
     versions = store.versions()
     newest = set(versions[-keep:])
-    held = held_versions(store)
+    held = held_versions(store.paths)
     base = store.newest_scores()
     if base is not None:
         held.setdefault(base, "the next refresh builds on its scores")
@@ -137,30 +139,27 @@ def _sort(store: Store, keep: int) -> tuple[list[int], dict[int, str | None]]:
     return old, kept
 
 
-def held_versions(store: Store) -> dict[int, str]:
-    """Versions that someone keeps from gc, and who."""
-    pins = {v: f"pinned: {p.note}" if p.note else "pinned" for v, p in pinned(store.paths).items()}
-    trained = {version: f"{who} trains on it" for version, who in followed(store.paths).items()}
-    return {**trained, **pins}
-
-
-def _mark(store: Store, version: int) -> bool:
+def _mark(store: StoreReader, version: int) -> bool:
     """Make a version removed; False where someone came to hold it meanwhile."""
-    write_removal(store.paths.removal(version), store.header(version))
-    if version in held_versions(store):
+    header = store.header(version)
+    removed_at = write_removal(store.paths.removal(version), header)
+    facts = VersionFacts.of(header, removed_at=removed_at)
+    store.hold(store.snapshot.with_removal(version, facts))
+    if version in held_versions(store.paths):
         _withdraw(store, version)
         return False
     return True
 
 
-def _withdraw(store: Store, version: int) -> None:
+def _withdraw(store: StoreReader, version: int) -> None:
     record = store.paths.removal(version)
     with files.clear_write_errors(record):
         files.remove(record)
+        store.renew()
         files.sync_directory(record.parent)
 
 
-def _files_of(store: Store, removed: Collection[int], kept: Iterable[int]) -> list[Path]:
+def _files_of(store: StoreReader, removed: Collection[int], kept: Iterable[int]) -> list[Path]:
     """Files that go with removed versions: all but what was measured and what kept ones need."""
     if not removed:
         return []
@@ -175,7 +174,7 @@ def _files_of(store: Store, removed: Collection[int], kept: Iterable[int]) -> li
     return list(dict.fromkeys(found))
 
 
-def _needed(store: Store, kept: Iterable[int]) -> set[str] | None:
+def _needed(store: StoreReader, kept: Iterable[int]) -> set[str] | None:
     """Files that kept versions and the next refresh need; None where damage hides it."""
     needed: set[str] = set()
     whole = store.all_facts()
@@ -189,7 +188,7 @@ def _needed(store: Store, kept: Iterable[int]) -> set[str] | None:
             raise
         except StoreFormatError:
             try:
-                header = read_sidecar(store.paths.sidecar(version))
+                header = read_sidecar(store.paths.find(store.paths.sidecar(version)))
             except StoreFormatError:
                 return None
         needed |= set(header.files)
@@ -212,7 +211,7 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _readable(store: Store, version: int) -> bool:
+def _readable(store: StoreReader, version: int) -> bool:
     try:
         store.header(version)
     except StoreError:

@@ -16,8 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from gracekit.errors import DataError, GracekitError, RecipeError, StoreError
-from gracekit.store.files.leases import Lease
-from gracekit.store.files.manifest_reading import list_versions
+from gracekit.store import Lease, list_versions
 from gracekit.training.coreset import Coreset
 from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.stream import Stream

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import ConfigDict, Field
@@ -43,11 +44,16 @@ class Audit(Part):
     target: Number
     """The rank correlation over all rows that the recipe asks for."""
     rounds: int = 1
+    """Times that rows were measured and audited."""
 
     @property
     def target_met(self) -> bool:
-        """Whether the recipe's target rank correlation was reached."""
-        return self.rank_correlation_all >= self.target
+        """Whether the recipe's target rank correlation was reached.
+
+        In the first release the target was for the rows that were not measured.
+        """
+        is_known = not math.isnan(self.rank_correlation_all)
+        return (self.rank_correlation_all if is_known else self.rank_correlation) >= self.target
 
 
 class ScoreGate(Part):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from gracekit.errors import StoreLockedError
+from gracekit.errors import GracekitError, StoreLockedError, StoreWriteError
 from gracekit.files import clear_write_errors, fill, make_directory, remove
 from gracekit.store.files.paths import StorePaths
 from gracekit.types import Json
@@ -41,7 +41,9 @@ _guard = threading.Lock()
 def lock_store(root: Path, *, timeout_s: float | None = None) -> Iterator[bool]:
     """Be the only writer of a store, which need not exist yet. May be nested within a thread.
 
-    Yields whether the holder before was killed, so that there may be something to clean up.
+    Yields whether the holder before was killed or failed, so that there may be something to clean
+    up. An error that leaves this block counts as a failure, but for those that tell of the caller's
+    own input (every `GracekitError` besides `StoreWriteError`).
 
     Args:
         root: The store.
@@ -54,8 +56,14 @@ def lock_store(root: Path, *, timeout_s: float | None = None) -> Iterator[bool]:
     paths = StorePaths(root)
     timeout_s = WAIT_S if timeout_s is None else timeout_s
     what = f"works on the store {paths.root}"
-    with _hold(paths, paths.lock, what, timeout_s, {}) as was_killed:
-        yield was_killed
+    with _hold(paths, paths.lock, what, timeout_s, {}, tells_failure=True) as is_unfinished:
+        yield is_unfinished
+
+
+def holds_lock(root: Path) -> bool:
+    """Whether this thread is the store's writer already."""
+    with _guard:
+        return _held.get(StorePaths(root).lock) == threading.get_ident()
 
 
 @contextmanager
@@ -74,7 +82,13 @@ def lock_daemon(root: Path, checkpoint_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _hold(
-    paths: StorePaths, lock_path: Path, what: str, timeout_s: float, about: Json
+    paths: StorePaths,
+    lock_path: Path,
+    what: str,
+    timeout_s: float,
+    about: Json,
+    *,
+    tells_failure: bool = False,
 ) -> Iterator[bool]:
     """Hold one lock within this process and among processes, in the holder file's name."""
     me = threading.get_ident()
@@ -87,8 +101,9 @@ def _hold(
         yield False
         return
     try:
-        with _hold_file(paths, lock_path, what, deadline, about) as was_killed:
-            yield was_killed
+        held = _hold_file(paths, lock_path, what, deadline, about, tells_failure=tells_failure)
+        with held as is_unfinished:
+            yield is_unfinished
     finally:
         with _guard:
             del _held[lock_path]
@@ -105,8 +120,15 @@ def _claim(lock_path: Path, me: int) -> int | None:
 
 @contextmanager
 def _hold_file(
-    paths: StorePaths, lock_path: Path, what: str, deadline: float, about: Json
+    paths: StorePaths,
+    lock_path: Path,
+    what: str,
+    deadline: float,
+    about: Json,
+    *,
+    tells_failure: bool,
 ) -> Iterator[bool]:
+    """Hold the lock among processes; `tells_failure` leaves the holder file after a failure."""
     holder_path = paths.holder_of(lock_path)
     with clear_write_errors(lock_path):
         make_directory(paths.root)
@@ -123,17 +145,31 @@ def _hold_file(
             except Timeout:
                 who = _who(holder_path, lock_path, what)
                 raise StoreLockedError(f"{who}; wait for it or stop it") from None
+    is_finished = True
     try:
         stale = _holder(holder_path)
         if stale:
-            logger.info("took over the lock of process %s, which has ended", stale.get("pid"))
+            logger.info("%s", _what_it_left(stale))
         _sign(holder_path, about)
-        yield bool(stale)
+        try:
+            yield bool(stale)
+        except BaseException as error:
+            is_input = isinstance(error, GracekitError) and not isinstance(error, StoreWriteError)
+            is_finished = is_input or not tells_failure
+            raise
     finally:
         # Unsigned before released: afterwards the file may be the next holder's.
-        with suppress(OSError):
-            remove(holder_path)
+        if is_finished:
+            with suppress(OSError):
+                remove(holder_path)
         lock.release()
+
+
+def _what_it_left(holder: Json) -> str:
+    pid, host = holder.get("pid"), holder.get("host")
+    if host == socket.gethostname() and isinstance(pid, int) and is_alive(pid):
+        return f"process {pid} wrote last and failed; what it left is cleaned up"
+    return f"took over the lock of process {pid}, which has ended"
 
 
 def _sign(holder_path: Path, about: Json) -> None:

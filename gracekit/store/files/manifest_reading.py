@@ -13,7 +13,15 @@ import pyarrow as pa
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.files.formats import check_format
 from gracekit.store.files.parquet import damaged, read_schema, read_table
-from gracekit.store.files.paths import MANIFEST_NAME, REMOVAL_NAME, StorePaths, numbered
+from gracekit.store.files.paths import (
+    JSON_NAME,
+    OLD_REMOVAL_NAME,
+    TABLE_NAME,
+    StorePaths,
+    names_in,
+    numbers_in,
+)
+from gracekit.store.version_argument import no_such_version
 from gracekit.types import Json
 from gracekit.version.trainer_view import TrainerView
 
@@ -27,13 +35,40 @@ def list_versions(store: Path) -> list[int]:
     An absent store has none; one that cannot be listed is a StoreError. The file `LATEST` is only
     a hint and not read.
     """
+    manifests, removed = list_manifests(StorePaths(store))
+    return [version for version in manifests if version not in removed]
+
+
+def list_manifests(paths: StorePaths) -> tuple[list[int], set[int]]:
+    """Versions that have a manifest, ascending, and versions that have a removal record.
+
+    A version that has both is removed; gc was killed, or is at work. Takes two listings. Raises
+    `StoreError` where a directory cannot be listed.
+    """
     try:
-        found = numbered(store / "manifests", MANIFEST_NAME)
-        removed = set(numbered(store / "manifests", REMOVAL_NAME).values())
+        # In this order: a version that gc removes meanwhile, or a record that a migration moves,
+        # is seen in the first listing or in the second.
+        in_manifests = names_in(paths.manifests)
+        in_removals = names_in(paths.removals)
     except OSError as error:
-        raise StoreError(f"cannot list {store / 'manifests'}: {error}; check the mount") from None
-    made = {version for path, version in found.items() if path.suffix == ".parquet"}
-    return sorted(made - removed)
+        raise StoreError(
+            f"cannot list the versions in {paths.root}: {error}; check the mount"
+        ) from None
+    # Ends in a letter that no manifest ends in: there may be thousands of names at each operation.
+    old_removals = (name for name in in_manifests if name.endswith("n"))
+    removed = {*numbers_in(in_removals, JSON_NAME), *numbers_in(old_removals, OLD_REMOVAL_NAME)}
+    return numbers_in(in_manifests, TABLE_NAME), removed
+
+
+def require_manifest(paths: StorePaths, version: int) -> None:
+    """Raise `VersionNotFoundError`, which says what there is, unless a version has a manifest and
+    gc did not remove it.
+    """
+    manifests, removed = list_manifests(paths)
+    kept = [number for number in manifests if number not in removed]
+    if version not in kept:
+        times = {number: removal_time(paths, number) for number in sorted(removed)}
+        raise no_such_version(version, paths.root, kept, times)
 
 
 def header_content(path: Path) -> Json:
@@ -66,10 +101,10 @@ def read_manifest(path: Path) -> pa.Table:
     return read_table(path)
 
 
-def removal_in_words(paths: StorePaths, version: int) -> str | None:
-    """That gc removed a version, and when; None where it did not."""
+def removal_time(paths: StorePaths, version: int) -> str:
+    """When gc removed a version (UTC, RFC 3339); empty where its record cannot be read."""
     try:
-        content = json.loads(paths.removal(version).read_text(encoding="utf-8"))
-        return f"version {version} was removed by gc on {content['removed_at']}"
+        record = paths.find(paths.removal(version))
+        return str(json.loads(record.read_text(encoding="utf-8"))["removed_at"])
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return ""

@@ -1,19 +1,21 @@
-"""`manifests/v000012.parquet`: one version's coreset with its header, and the JSON beside it."""
+"""`manifests/v000012.parquet`: one version's coreset with its header; `headers/v000012.json`."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.formats import check_format
-from gracekit.store.files.manifest_reading import METADATA_KEY, header_content
+from gracekit.store.files.manifest_reading import METADATA_KEY, header_content, read_manifest
 from gracekit.store.files.parquet import write_table
+from gracekit.store.files.paths import present_name
 from gracekit.store.files.tables import arrays, file_schema
-from gracekit.types import Json, SampleTable, ScoreTable, Selection
+from gracekit.types import SampleTable, ScoreTable, Selection
 from gracekit.version.columns import MANIFEST
 from gracekit.version.header import Header
 from gracekit.version.sources import SelectedRows
@@ -48,12 +50,20 @@ def write_manifest(path: Path, coreset: pa.Table, header: Header) -> None:
     )
 
 
+def read_coreset(path: Path, version: int) -> pa.Table:
+    """The coreset in a manifest of any format, with the columns of `SCHEMA`.
+
+    Raises `StoreFormatError` when the file is missing or damaged.
+    """
+    return with_version(read_manifest(path), version)
+
+
 def read_header(path: Path) -> Header:
     """The header of a manifest.
 
     Raises `StoreFormatError` when the file is missing, damaged, or of a newer format.
     """
-    return _header(header_content(path), path)
+    return parse_header(header_content(path), path)
 
 
 def read_sidecar(path: Path) -> Header:
@@ -62,14 +72,24 @@ def read_sidecar(path: Path) -> Header:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StoreFormatError(f"cannot read {path}: {error}; restore it from a backup") from None
-    return _header(content, path)
+    return parse_header(content, path)
 
 
-def _header(content: Json, path: Path) -> Header:
+def parse_header(content: Any, path: Path) -> Header:
+    """The header that a file of any format holds as JSON, with the present names of its files.
+
+    Raises `StoreFormatError` when it is damaged, or of a newer format.
+    """
     check_format(content, path)
     try:
-        return Header.from_json(content)
+        header = Header.from_json(content)
     except ValueError as error:
         raise StoreFormatError(
             f"the header of {path} is damaged: {error}; restore the file from a backup"
         ) from None
+    named = {present_name(name): file for name, file in header.files.items()}
+    return (
+        header
+        if named.keys() == header.files.keys()
+        else header.model_copy(update={"files": named})
+    )

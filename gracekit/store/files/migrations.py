@@ -1,8 +1,8 @@
 """Stores of an older format, brought to the present one, a step at a time.
 
-Manifests and history never change, so whoever reads them reads every format up to the present
-(`check_format`), and a store that was not brought up to date can be read as it is. A step changes
-the rest, which later commits build on: `store.json`, `samples.parquet`, the cache.
+A reader takes no step: it reads every format up to the present one (`parse_header`,
+`StorePaths.find`), and so it reads a store in the middle of one. Files of the history are never
+written again, only moved, so that their checksums hold.
 
 A step is a function registered under the format that it makes. It may be killed at any point and
 then runs again from the start, so it writes through `gracekit.files` and does what is left to do.
@@ -12,11 +12,24 @@ That it is done is recorded in `store.json`, last. The caller holds the lock.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from gracekit import files
+from gracekit.errors import StoreFormatError
 from gracekit.store.files.info import StoreInfo
-from gracekit.store.files.paths import StorePaths
+from gracekit.store.files.manifests import read_header, with_version, write_manifest
+from gracekit.store.files.parquet import read_table
+from gracekit.store.files.paths import (
+    JSON_NAME,
+    OLD_REMOVAL_NAME,
+    PARTITION_NAME,
+    TABLE_NAME,
+    StorePaths,
+    names_in,
+    numbered,
+)
 from gracekit.version import FORMAT_VERSION
 
 Migration = Callable[[StorePaths], None]
@@ -34,6 +47,11 @@ def migration(to: int) -> Callable[[Migration], Migration]:
         return step
 
     return register
+
+
+def is_old(info: StoreInfo) -> bool:
+    """Whether a store needs a step."""
+    return info.format_version < FORMAT_VERSION
 
 
 def migrate(paths: StorePaths) -> list[str]:
@@ -63,5 +81,65 @@ def _data_may_change(paths: StorePaths) -> None:
 
 
 @migration(3)
-def _typed_header(paths: StorePaths) -> None:
-    """Settings and results of a version are apart."""
+def _tables_in_directories_of_their_own(paths: StorePaths) -> None:
+    """Every directory holds files of one kind now, and manifests carry their version.
+
+    Each file is moved by one rename, or written anew and then renamed over the old one, so it is at
+    every moment in its old or in its new place, whole.
+    """
+    for directory in (paths.headers, paths.removals, paths.score_history, paths.measurements):
+        files.make_directory(directory)
+    files.remove_leftovers(paths.old_history)
+    for old, version in numbered(paths.old_history, PARTITION_NAME).items():
+        for new in (paths.scores(version), paths.measured(version)):
+            _move(old / new.name, new)
+        _remove_empty(old)
+    _remove_empty(paths.old_history)
+    for old, version in numbered(paths.manifests, OLD_REMOVAL_NAME).items():
+        _move(old, paths.removal(version))
+    for manifest, version in numbered(paths.manifests, TABLE_NAME).items():
+        _write_again(manifest, version, paths.sidecar(version))
+    for old, version in numbered(paths.manifests, JSON_NAME).items():
+        if paths.sidecar(version).exists():
+            files.remove(old)
+        else:  # of a manifest that is damaged: the only header that can be read
+            _move(old, paths.sidecar(version))
+    files.sync_directory(paths.manifests)
+
+
+def _move(old: Path, new: Path) -> None:
+    if old.exists():
+        files.make_directory(new.parent)
+        files.replace(old, new)
+        files.sync_directory(new.parent)
+        files.sync_directory(old.parent)
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove a directory unless there is something in it, which is not ours then."""
+    if directory.is_dir() and not names_in(directory):
+        files.remove(directory)
+        files.sync_directory(directory.parent)
+
+
+def _write_again(manifest: Path, version: int, sidecar: Path) -> None:
+    """Add the column `version` to a manifest, and write its header beside it; a damaged manifest
+    is left as it is.
+    """
+    try:
+        header, coreset = read_header(manifest), read_table(manifest)
+    except StoreFormatError:
+        return
+    header = header.model_copy(update={"format_version": FORMAT_VERSION})
+    if "version" not in coreset.column_names:
+        coreset = with_version(coreset, version)
+        times = manifest.stat()
+
+        def write(path: Path) -> None:
+            write_manifest(path, coreset, header)
+            # When the version was made tells which shards are older than it.
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+        files.write_atomic(manifest, write)
+    if not sidecar.exists():
+        files.write_text_atomic(sidecar, header.to_text())

@@ -1,19 +1,33 @@
-"""Where everything lies in a store."""
+"""Where everything lies in a store, and where stores of older formats keep it.
+
+Formats 1 and 2 kept the history's two tables together in `history/version=000012/`, and the JSON
+of headers and removal records beside the manifests. Such a store is read as it is until the next
+writer migrates it: names in headers are mapped to the present ones when they are read
+(`present_name`), and a file that is not where it should be is looked for in the old place
+(`StorePaths.find`).
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-MANIFEST_NAME = re.compile(r"v(\d{6,})\.(?:parquet|json)")
-MANIFESTS = "manifests"
-HISTORY_NAME = re.compile(r"version=(\d{6,})")
+TABLE_NAME = re.compile(r"v(\d{6,})\.parquet")
+"""A manifest, or the sample table of a version that met changed data."""
+JSON_NAME = re.compile(r"v(\d{6,})\.json")
+"""A header beside its manifest, a removal record, or the marker of a pinned version."""
+PARTITION_NAME = re.compile(r"version=(\d{6,})")
 CACHE_NAME = re.compile(r"v(\d{6,})")
-SAMPLES_NAME = re.compile(r"v(\d{6,})\.parquet")
-REMOVAL_NAME = re.compile(r"v(\d{6,})\.removed\.json")
-PINNED_NAME = re.compile(r"v(\d{6,})\.json")
+OLD_REMOVAL_NAME = re.compile(r"v(\d{6,})\.removed\.json")
+"""A removal record of formats 1 and 2, in `manifests/`."""
+_OLD_HISTORY = re.compile(r"history/(version=\d{6,})/(scores|measured)\.parquet")
+_HISTORY = re.compile(
+    r"(?:score_history|measurements)/(version=\d{6,}/(?:scores|measured)\.parquet)"
+)
+_TABLE_OF = {"scores": "score_history", "measured": "measurements"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +60,73 @@ class StorePaths:
         return self.changed_samples / f"v{version:06d}.parquet"
 
     @property
-    def history(self) -> Path:
-        """Directory of the score history, one hive partition a version."""
-        return self.root / "history"
-
-    def history_of(self, version: int) -> Path:
-        """Directory of one version's history."""
-        return self.history / f"version={version:06d}"
-
-    def measured(self, version: int) -> Path:
-        """What was measured at a version; absent after a reselect."""
-        return self.history_of(version) / "measured.parquet"
+    def score_history(self) -> Path:
+        """Directory of all rows' scores, a hive partition for each version that made its own."""
+        return self.root / "score_history"
 
     def scores(self, version: int) -> Path:
-        """All rows' scores at a version; absent after a reselect."""
-        return self.history_of(version) / "scores.parquet"
+        """All rows' scores at a version; absent after a reselect or rollback."""
+        return self.score_history / f"version={version:06d}" / "scores.parquet"
+
+    @property
+    def measurements(self) -> Path:
+        """Directory of what was measured, a hive partition for each version that measured."""
+        return self.root / "measurements"
+
+    def measured(self, version: int) -> Path:
+        """What was measured at a version; absent after a reselect or rollback."""
+        return self.measurements / f"version={version:06d}" / "measured.parquet"
 
     @property
     def manifests(self) -> Path:
-        """Directory of the manifests and their sidecars."""
-        return self.root / MANIFESTS
+        """Directory of the manifests; since format 3 it holds nothing else."""
+        return self.root / "manifests"
 
     def manifest(self, version: int) -> Path:
-        """The coreset of a version; its presence makes the version."""
-        return self.manifests / manifest_name(version)
+        """The coreset of a version, its header in the metadata; its presence makes the version."""
+        return self.manifests / f"v{version:06d}.parquet"
+
+    @property
+    def headers(self) -> Path:
+        """Directory of the manifests' headers as JSON."""
+        return self.root / "headers"
 
     def sidecar(self, version: int) -> Path:
         """The manifest's header as JSON."""
-        return self.manifests / f"v{version:06d}.json"
+        return self.headers / f"v{version:06d}.json"
+
+    @property
+    def removals(self) -> Path:
+        """Directory of the records of removed versions."""
+        return self.root / "removed"
 
     def removal(self, version: int) -> Path:
-        """The record that gc removed a version; beside the manifests, so a copy of them tells."""
-        return self.manifests / f"v{version:06d}.removed.json"
+        """The record that gc removed a version."""
+        return self.removals / f"v{version:06d}.json"
+
+    @property
+    def old_history(self) -> Path:
+        """Formats 1 and 2: directory of both tables of the history."""
+        return self.root / "history"
+
+    def find(self, path: Path) -> Path:
+        """Where a path of the present format lies: there, or in the place of older formats.
+
+        Where it is in neither, the path itself.
+        """
+        if path.exists():
+            return path
+        old = self._old_place(path)
+        return old if old is not None and old.exists() else path
+
+    def _old_place(self, path: Path) -> Path | None:
+        """Where formats 1 and 2 kept what has this path now; None where that is the same."""
+        if path.parent == self.headers:
+            return self.manifests / path.name
+        if path.parent == self.removals:
+            return self.manifests / f"{path.stem}.removed.json"
+        found = _HISTORY.fullmatch(self.relative(path))
+        return self.old_history / found[1] if found else None
 
     @property
     def pinned(self) -> Path:
@@ -151,24 +200,27 @@ class StorePaths:
         return path.relative_to(self.root).as_posix()
 
 
-def manifest_name(version: int) -> str:
-    """File name of a version's manifest."""
-    return f"v{version:06d}.parquet"
+def present_name(name: str) -> str:
+    """The path, relative to the store, of a file that a header of any format names."""
+    found = _OLD_HISTORY.fullmatch(name)
+    return f"{_TABLE_OF[found[2]]}/{found[1]}/{found[2]}.parquet" if found else name
 
 
-def versions_in(directory: Path, pattern: re.Pattern[str], ending: str = "") -> list[int]:
-    """`numbered` without the paths, ascending: there may be thousands at each commit."""
-    try:
-        names = os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    matches = (pattern.fullmatch(name) for name in names if name.endswith(ending))
+def numbers_in(names: Iterable[str], pattern: re.Pattern[str]) -> list[int]:
+    """The versions in those names that match as a whole, ascending."""
+    matches = (pattern.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in matches if match)
 
 
+def names_in(directory: Path) -> list[str]:
+    """Names of the entries of a directory; none where there is no such directory."""
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def numbered(directory: Path, pattern: re.Pattern[str]) -> dict[Path, int]:
-    """Entries of a directory whose whole name matches, with the version in the name."""
-    if not directory.is_dir():
-        return {}
-    matches = {path: pattern.fullmatch(path.name) for path in sorted(directory.iterdir())}
-    return {path: int(match[1]) for path, match in matches.items() if match}
+    """Entries of a directory whose whole name matches, ascending -> the version in the name."""
+    matches = {name: pattern.fullmatch(name) for name in sorted(names_in(directory))}
+    return {directory / name: int(match[1]) for name, match in matches.items() if match}

@@ -1,4 +1,4 @@
-"""`manifests/v000012.removed.json`: the record that gc removed a version.
+"""`removed/v000012.json`: the record that gc removed a version.
 
 Written and synced before any file of the version goes, so a number without a manifest is explained
 for good. It holds the version's header, of which the audit trail is made.
@@ -14,6 +14,7 @@ from pathlib import Path
 from gracekit.errors import StoreFormatError
 from gracekit.files import write_text_atomic
 from gracekit.store.files.formats import check_format
+from gracekit.store.files.manifests import parse_header
 from gracekit.version import FORMAT_VERSION
 from gracekit.version.header import Header
 from gracekit.version.json_text import json_text
@@ -27,20 +28,20 @@ class Removal:
     """UTC, RFC 3339."""
     header: Header
 
-    @property
-    def in_words(self) -> str:
-        """For messages."""
-        return f"version {self.header.version} was removed by gc on {self.removed_at}"
 
+def write_removal(path: Path, header: Header) -> str:
+    """Record that the version of the header is removed now; returns the time as it is recorded.
 
-def write_removal(path: Path, header: Header) -> None:
-    """Record that the version of the header is removed now; raises `StoreWriteError`."""
+    Raises `StoreWriteError`.
+    """
+    removed_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     content = {
         "format_version": FORMAT_VERSION,
-        "removed_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "removed_at": removed_at,
         "header": header.to_json(),
     }
     write_text_atomic(path, json_text(content))
+    return removed_at
 
 
 def read_removal(path: Path) -> Removal:
@@ -50,7 +51,7 @@ def read_removal(path: Path) -> Removal:
         check_format(content, path)
         return Removal(
             removed_at=str(content["removed_at"]),
-            header=Header.from_json(content["header"]),
+            header=parse_header(content["header"], path),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreFormatError(f"cannot read {path}: {error}; restore it from a backup") from None

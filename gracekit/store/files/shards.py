@@ -46,6 +46,11 @@ class ShardFiles:
         return sorted(p for p in self.directory.glob(f"*{SUFFIX}") if p.stem.isdigit())
 
 
+def count_shards(paths: StorePaths) -> int:
+    """Finished shards of all measurements."""
+    return sum(1 for _ in paths.shards.glob(f"*/*{SUFFIX}"))
+
+
 def clear_shards(paths: StorePaths, *, before_ns: int | None = None) -> list[str]:
     """Forget the shards of every measurement; returns the directories that went.
 

@@ -16,18 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 from duckdb import DuckDBPyConnection, DuckDBPyRelation, StatementType
 
 from gracekit.errors import QueryError
 from gracekit.store.sql.connection import open_duckdb
 from gracekit.store.sql.database import connect
 from gracekit.version.columns import IDENTITY, SAMPLES, TABLES, VIEWS
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 _Result = TypeVar("_Result")
 
@@ -142,8 +140,6 @@ def parse_queries(sql: str) -> list[duckdb.Statement]:
 @contextmanager
 def query_errors() -> Iterator[None]:
     """Turn what DuckDB and Arrow raise about a query into a `QueryError` that helps."""
-    import pyarrow as pa
-
     try:
         yield
     except duckdb.InterruptException:
@@ -188,8 +184,6 @@ def _hide_identity(connection: DuckDBPyConnection) -> None:
 def _run(
     connection: DuckDBPyConnection, statement: duckdb.Statement, values: Mapping[str, Any]
 ) -> Answer:
-    import pyarrow as pa
-
     try:
         own = {name: values[name] for name in statement.named_parameters}
         relation = bind(connection, statement.query, own)
@@ -231,8 +225,6 @@ def _interruptibly(connection: DuckDBPyConnection, work: Callable[[], _Result]) 
 
 def _unique(schema: pa.Schema) -> pa.Schema:
     """A column of a name that was there before gets `_1`, as in DuckDB's own tables."""
-    import pyarrow as pa
-
     fields: list[pa.Field] = []
     taken: set[str] = set(schema.names)
     seen: set[str] = set()

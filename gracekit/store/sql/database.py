@@ -24,11 +24,12 @@ from duckdb import DuckDBPyConnection
 
 from gracekit.errors import QueryError, StoreWriteError
 from gracekit.files import clear_write_errors, remove, write_atomic
-from gracekit.store.files.paths import MANIFESTS, manifest_name
+from gracekit.store.files.migrations import is_old
+from gracekit.store.files.paths import StorePaths
+from gracekit.store.reader import StoreReader
 from gracekit.store.sql.connection import open_duckdb
 from gracekit.store.sql.schema import as_pattern, describe, quote, view_select
 from gracekit.store.sql.tables import fill
-from gracekit.store.store import Store
 from gracekit.store.version_facts import VersionFacts
 from gracekit.types import Json
 from gracekit.version.columns import CORESETS, SCHEMA_VERSION, SCORE_HISTORY, TABLES, VIEWS
@@ -37,7 +38,7 @@ _PUBLISHED = "published"
 """Name of the attached file in a reader's connection."""
 
 
-def publish(store: Store) -> None:
+def publish(store: StoreReader) -> None:
     """Build the database anew from the files and swap it in; raises `StoreWriteError`."""
 
     def build(path: Path) -> None:
@@ -63,7 +64,7 @@ def publish(store: Store) -> None:
         ) from error
 
 
-def is_current(store: Store) -> bool:
+def is_current(store: StoreReader) -> bool:
     """Whether the published database has this schema and exactly the store's versions."""
     removed = store.removed()
     expected = [(version, version in removed) for version in store.all_versions()]
@@ -87,9 +88,9 @@ def connect(
 
     Args:
         root: The store.
-        confined: No file outside the store's manifests and history can be read or written, and no
-            setting changed. Pass False to join your own files; data frames can be joined in both
-            cases with `register`.
+        confined: No file outside the store's manifests, scores and measurements can be read or
+            written, and no setting changed. Pass False to join your own files; data frames can be
+            joined in both cases with `register`.
         allow: Further files and directories that a confined connection may open.
 
     Raises:
@@ -97,7 +98,7 @@ def connect(
         StoreFormatError: It is damaged, or of a newer gracekit.
         QueryError: There is nothing at one of the paths to allow.
     """
-    store = Store.open(root)
+    store = StoreReader.open(root)
     connection = open_duckdb(
         # Room to sort what memory cannot hold; DuckDB makes the directory only when it needs it.
         temp_directory=str(_own_directory(os.getpid()) / "spill"),
@@ -112,7 +113,7 @@ def connect(
             fill(connection, store)
         _make_views(connection, store)
         if confined:
-            _confine(connection, [store.paths.manifests, store.paths.history, *map(Path, allow)])
+            _confine(connection, [*_shown(store.paths), *map(Path, allow)])
     except BaseException:
         connection.close()
         raise
@@ -156,6 +157,12 @@ def _confine(connection: DuckDBPyConnection, paths: list[Path]) -> None:
     connection.execute("SET lock_configuration = true")
 
 
+def _shown(paths: StorePaths) -> list[Path]:
+    """The directories of a store that queries may read; those that an old one has, too."""
+    found = (paths.manifests, paths.score_history, paths.measurements, paths.old_history)
+    return [path for path in found if path.is_dir()]
+
+
 @cache
 def _own_directory(pid: int) -> Path:
     """A directory that only this user can open, for as long as the process lives.
@@ -167,7 +174,7 @@ def _own_directory(pid: int) -> Path:
     return directory
 
 
-def _attach(connection: DuckDBPyConnection, store: Store) -> bool:
+def _attach(connection: DuckDBPyConnection, store: StoreReader) -> bool:
     """Attach the published file; False when it is missing, damaged or of another schema."""
     path = store.paths.database
     try:
@@ -185,7 +192,7 @@ def _versions(connection: DuckDBPyConnection) -> list[tuple[int, bool]]:
     return [(int(version), bool(is_removed)) for version, is_removed in rows.fetchall()]
 
 
-def _make_views(connection: DuckDBPyConnection, store: Store) -> None:
+def _make_views(connection: DuckDBPyConnection, store: StoreReader) -> None:
     """The views over the files of the versions in the table `versions` that (still) verify."""
     good = store.all_facts()
     rows = connection.execute("SELECT version FROM versions ORDER BY version").fetchall()
@@ -195,8 +202,11 @@ def _make_views(connection: DuckDBPyConnection, store: Store) -> None:
         alike: dict[tuple[str, ...] | None, list[str]] = {}
         for version, facts in versions.items():
             name = _file_behind(view, version, facts)
-            is_kept = facts.removed_at is None
-            if name is not None and (is_kept or (store.paths.root / name).is_file()):
+            if name is None:
+                continue
+            if is_old(store.info):  # a file may lie in its old place, and move meanwhile
+                name = store.paths.relative(store.paths.find(store.paths.root / name))
+            if facts.removed_at is None or (store.paths.root / name).is_file():
                 columns = () if view == CORESETS.name else facts.columns
                 alike.setdefault(columns, []).append(f"{root}/{name}")
         connection.execute(f"CREATE VIEW {view} AS {view_select(view, alike)}")
@@ -209,7 +219,7 @@ def _file_behind(view: str, version: int, facts: VersionFacts) -> str | None:
     Text, because paths of thousands of versions would take most of a commit's time.
     """
     if view == CORESETS.name:
-        return f"{MANIFESTS}/{manifest_name(version)}"
+        return f"manifests/v{version:06d}.parquet"
     if view == SCORE_HISTORY.name and facts.scores_version != version:
         return None  # a reselect or rollback: another version has the file
     ending = "/scores.parquet" if view == SCORE_HISTORY.name else "/measured.parquet"

@@ -11,8 +11,8 @@ from duckdb import DuckDBPyConnection
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.history import score_arrays
 from gracekit.store.files.tables import arrays, arrow_type, records, utc_time
+from gracekit.store.reader import StoreReader
 from gracekit.store.sql.schema import describe, quote_name
-from gracekit.store.store import Store
 from gracekit.store.version_facts import VersionFacts
 from gracekit.version.columns import (
     CHECKPOINT_PATHS,
@@ -38,7 +38,7 @@ _BEHIND = Table(
 ids and groups are there once, and `scores` has them without a join."""
 
 
-def fill(connection: DuckDBPyConnection, store: Store, before: str | None = None) -> None:
+def fill(connection: DuckDBPyConnection, store: StoreReader, before: str | None = None) -> None:
     """Make all tables of `version.columns` in the connection's own database, with comments.
 
     Args:
@@ -66,7 +66,7 @@ def _create(connection: DuckDBPyConnection, name: str, table: pa.Table) -> None:
     connection.unregister("incoming")
 
 
-def _create_rows(connection: DuckDBPyConnection, store: Store, latest: int | None) -> None:
+def _create_rows(connection: DuckDBPyConnection, store: StoreReader, latest: int | None) -> None:
     """The table behind, and `samples` and `scores` as views of it."""
     samples = store.samples(latest)
     values = arrays(SAMPLES.columns, samples)
@@ -95,7 +95,7 @@ def _create_rows(connection: DuckDBPyConnection, store: Store, latest: int | Non
 
 def _create_versions(
     connection: DuckDBPyConnection,
-    store: Store,
+    store: StoreReader,
     versions: Mapping[int, VersionFacts],
     before: str | None,
 ) -> None:

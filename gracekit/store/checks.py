@@ -1,0 +1,301 @@
+"""`gracekit verify`: every checksum, schema and reference of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from gracekit.errors import StoreError, StoreFormatError
+from gracekit.files import sha256
+from gracekit.store.files import cache
+from gracekit.store.files.manifests import SCHEMA, read_coreset, read_sidecar
+from gracekit.store.files.parquet import read_table
+from gracekit.store.files.paths import (
+    CACHE_NAME,
+    JSON_NAME,
+    PARTITION_NAME,
+    TABLE_NAME,
+    numbered,
+)
+from gracekit.store.files.pinned import pinned
+from gracekit.store.files.samples import read_samples
+from gracekit.store.reader import StoreReader
+from gracekit.store.retention import leftovers
+from gracekit.store.sql import database
+from gracekit.types import SampleTable
+from gracekit.version.header import Header
+
+_RESTORE = "restore it from a backup; other versions are not affected"
+_RECOVER = "the next `gracekit watch` or `gracekit refresh` repairs it"
+_REMEASURE = (
+    "delete it: scores and versions are not affected, but the next refresh measures every sample "
+    "once to make it anew, and `gracekit select` has to wait for that"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something wrong in a store."""
+
+    path: str
+    """Relative to the store."""
+    what: str
+    advice: str
+
+
+def verify(store: StoreReader) -> list[Problem]:
+    """All that is wrong with a store, worst first; empty when it is whole.
+
+    Reads every file once. Nothing is changed. Work in progress of another process is not a
+    problem.
+    """
+    paths = store.renew().paths
+    versions = store.manifests()
+    problems = list(_samples(store, versions))
+    for version in versions:
+        problems += _version(store, version)
+    removed = sorted(store.look().records)
+    for version in removed:
+        problems += _removed(store, version)
+    made = {*versions, *removed}
+    missing = sorted(set(range(1, store.next_version())) - made)
+    if missing:
+        problems.append(
+            _problem(store, paths.manifests, f"versions {missing} are missing", _RESTORE)
+        )
+    for path in leftovers(store):
+        problems.append(_problem(store, path, "is left of a version that gc removed", _RECOVER))
+    problems += _pinned(store, versions)
+    problems += _published(store, made)
+    return problems
+
+
+def _samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
+    """Of every sample table: what is wrong with it by itself, and beside the one before."""
+    tables = {store.paths.samples.name: store.info.dataset}
+    for version in versions:
+        try:
+            dataset = store.dataset(version)
+        except StoreError:
+            continue  # told with the version
+        tables.setdefault(dataset.samples_file, dataset)
+    before: SampleTable | None = None
+    for name, dataset in tables.items():
+        path = store.paths.root / name
+        try:
+            samples = read_samples(path)
+        except StoreError as error:
+            yield _problem(store, path, str(error), "restore it from a backup: versions need it")
+            continue
+        if (samples.fingerprint, len(samples)) != (dataset.fingerprint, dataset.num_rows):
+            yield _problem(store, path, "fingerprint or number of rows are not as written",
+                           "restore the whole store from one backup")  # fmt: skip
+        if len(set(samples.sample_ids)) != len(samples):
+            yield _problem(store, path, "sample ids are not unique", "restore it from a backup")
+        if before is not None and not _goes_on(before, samples):
+            yield _problem(store, path, "its first rows are other samples than in the table before",
+                           "restore the whole store from one backup")  # fmt: skip
+        before = samples
+
+
+def _goes_on(before: SampleTable, samples: SampleTable) -> bool:
+    return np.array_equal(before.sample_ids, samples.sample_ids[: len(before)])
+
+
+def _version(store: StoreReader, version: int) -> Iterator[Problem]:
+    path = store.paths.manifest(version)
+    try:
+        header = store.header(version)
+        coreset = read_coreset(path, version)
+    except StoreFormatError as error:
+        yield _problem(store, path, str(error), _RESTORE)
+        return
+    if header.version != version:
+        yield _problem(store, path, f"its header says version {header.version}", _RESTORE)
+    for name, entry in header.files.items():
+        file = store.paths.find(store.paths.root / name)
+        what = _file_damage(file, entry.num_bytes, entry.sha256)
+        if what is not None:
+            yield _problem(store, file, what, _RESTORE)
+    samples = _table_of(store, version)
+    whole = [
+        *_coreset_damage(store, coreset, header, samples),
+        *_history_damage(store, header, samples),
+    ]
+    for file, what in whole:
+        yield _problem(store, file, what, _RESTORE)
+
+
+def _table_of(store: StoreReader, version: int) -> SampleTable | None:
+    """None where it is damaged, which is told already."""
+    try:
+        return store.samples(version)
+    except StoreError:
+        return None
+
+
+def _removed(store: StoreReader, version: int) -> Iterator[Problem]:
+    """Of a removed version its record and what was measured at it are left, and no manifest."""
+    record = store.paths.find(store.paths.removal(version))
+    try:
+        header = store.header(version)
+    except StoreFormatError as error:
+        yield _problem(store, record, str(error), _RESTORE)
+        return
+    if header.version != version:
+        yield _problem(store, record, f"its header says version {header.version}", _RESTORE)
+    entry = header.files.get(store.paths.relative(store.paths.measured(version)))
+    measured = store.paths.find(store.paths.measured(version))
+    if entry is None:
+        return
+    what = _file_damage(measured, entry.num_bytes, entry.sha256)
+    if what is not None:
+        yield _problem(store, measured, what, _RESTORE)
+    for file, what in _history_damage(store, header, None):
+        yield _problem(store, file, what, _RESTORE)
+
+
+def _pinned(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
+    for version in pinned(store.paths):
+        if version not in versions:
+            marker = store.paths.pinned_marker(version)
+            advice = f"restore the version from a backup, or `gracekit unpin {version}`"
+            yield _problem(store, marker, "pins a version that is gone", advice)
+
+
+def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != num_bytes:
+            return f"has {found} bytes, expected {num_bytes}"
+        return "differs from its checksum" if sha256(path) != digest else None
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def _coreset_damage(
+    store: StoreReader, coreset: pa.Table, header: Header, samples: SampleTable | None
+) -> Iterator[tuple[Path, str]]:
+    path = store.paths.manifest(header.version)
+    if not coreset.schema.equals(SCHEMA):
+        yield path, f"has columns {coreset.column_names}, expected {SCHEMA.names}"
+        return
+    if (coreset["version"].to_numpy() != header.version).any():
+        yield path, f"has rows of another version than {header.version}"
+    rows, n = coreset["row"].to_numpy(), header.dataset.num_rows
+    if len(rows) != header.stats.num_selected:
+        yield path, f"has {len(rows)} rows, its header says {header.stats.num_selected}"
+    if not _ascending_rows(rows, n):
+        yield path, f"rows are not ascending numbers below {n}"
+        return
+    weights, ranks = coreset["weight"].to_numpy(), np.sort(coreset["rank"].to_numpy())
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        yield path, "weights are not positive numbers"
+    if not np.array_equal(ranks, np.arange(len(ranks))):
+        yield path, "ranks are not 0, 1, 2 …"
+    if samples is None or len(samples) != n:
+        return
+    ids, source_rows = coreset["sample_id"].to_pylist(), coreset["source_row"].to_numpy()
+    if not np.array_equal(samples.sample_ids[rows], np.array(ids, object)):
+        yield path, "sample ids are not those of the sample table"
+    elif not np.array_equal(samples.source_rows[rows], source_rows):
+        yield path, "source rows are not those of the sample table"
+
+
+def _history_damage(
+    store: StoreReader, header: Header, samples: SampleTable | None
+) -> Iterator[tuple[Path, str]]:
+    n = header.dataset.num_rows
+    checks: dict[Path, Callable[[np.ndarray], bool]] = {
+        store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
+        store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
+    }
+    for named, holds in checks.items():
+        path = store.paths.find(named)
+        if store.paths.relative(named) not in header.files or not path.is_file():
+            continue
+        try:
+            table = read_table(path)
+            rows = table["row"].to_numpy()
+            origins = table["origin"].to_pylist() if "origin" in table.column_names else None
+        except (StoreFormatError, KeyError) as error:
+            yield path, str(error)
+            continue
+        if not holds(rows):
+            yield path, f"rows are not those of {n} samples in ascending order"
+        elif samples is not None and origins is not None and len(samples) == n:
+            gone = np.array([origin == "removed" for origin in origins], bool)
+            if not np.array_equal(gone, ~samples.present):
+                yield path, "the removed samples are not those of the sample table"
+
+
+def _published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:
+    """What is derived from the manifests: a reader may miss it, nothing is lost."""
+    paths = store.paths
+    places = (
+        (paths.score_history, PARTITION_NAME),
+        (paths.measurements, PARTITION_NAME),
+        (paths.old_history, PARTITION_NAME),
+        (paths.headers, JSON_NAME),
+        (paths.manifests, JSON_NAME),
+    )
+    orphans = [
+        path
+        for directory, pattern in places
+        for path, version in numbered(directory, pattern).items()
+        if version not in versions
+    ]
+    tables = numbered(paths.changed_samples, TABLE_NAME)
+    orphans += [path for path, version in tables.items() if version > max(versions, default=0)]
+    for path in orphans:
+        yield _problem(store, path, "belongs to no version (a refresh may be in progress)",
+                       _RECOVER)  # fmt: skip
+    try:
+        good = store.versions()
+    except StoreFormatError:
+        return
+    for version in good:
+        sidecar = paths.find(paths.sidecar(version))
+        if not _is_header(sidecar, store.header(version)):
+            yield _problem(store, sidecar, "is missing or differs from its manifest",
+                           _RECOVER)  # fmt: skip
+    if good and _text(paths.latest) != f"{good[-1]}\n":
+        yield _problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
+                       _RECOVER)  # fmt: skip
+    if good and not database.is_current(store):
+        yield _problem(
+            store, paths.database, "is missing, damaged or behind the versions", _RECOVER
+        )
+    for path in numbered(paths.cache, CACHE_NAME):
+        what = cache.damage(path)
+        if what is not None:
+            yield _problem(store, path, what, _REMEASURE)
+
+
+def _is_header(path: Path, header: Header) -> bool:
+    """Whether a sidecar says what its manifest does, in whichever format."""
+    try:
+        return read_sidecar(path).to_json() == header.to_json()
+    except StoreFormatError:
+        return False
+
+
+def _ascending_rows(rows: np.ndarray, num_samples: int) -> bool:
+    if not len(rows):
+        return True
+    return bool((np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < num_samples)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _problem(store: StoreReader, path: Path, what: str, advice: str) -> Problem:
+    return Problem(path=store.paths.relative(path), what=what, advice=advice)

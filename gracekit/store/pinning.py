@@ -1,0 +1,60 @@
+"""`pin` and `unpin`: versions that gc never removes.
+
+Pinning needs no lock, so it works while a daemon writes. It is decided against gc by order: whoever
+pins writes the marker and then looks for a removal record; gc writes the record and then looks for
+a marker. At least one of them sees the other, and a version that both touched is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from gracekit import files
+from gracekit.store.files.pinned import Pinned
+from gracekit.store.reader import StoreReader
+
+
+def pin(store: StoreReader, version: int, note: str = "") -> Pinned:
+    """Keep a version from gc until `unpin`; a pinned one gets the new note.
+
+    Raises:
+        VersionNotFoundError: There is no such version, or gc removed it.
+        StoreWriteError: The marker cannot be written.
+    """
+    store.require_kept(version)
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    marker = store.paths.pinned_marker(version)
+    text = json.dumps({"note": note, "pinned_at": now}, ensure_ascii=False) + "\n"
+    was_pinned = marker.exists()
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    try:
+        with files.clear_write_errors(marker):
+            files.make_directory(marker.parent)
+            # In place: without the lock, a start-up would clear a temporary name away.
+            files.fill(marker, write)
+            files.sync_file(marker)
+            files.sync_directory(marker.parent)
+        store.require_kept(version)
+    except Exception:
+        if not was_pinned:
+            with suppress(OSError):
+                files.remove(marker)
+        raise
+    return Pinned(version=version, note=note, pinned_at=now)
+
+
+def unpin(store: StoreReader, version: int) -> bool:
+    """Leave a version to gc again; False when it was not pinned. Raises `StoreWriteError`."""
+    marker = store.paths.pinned_marker(version)
+    if not marker.exists():
+        return False
+    with files.clear_write_errors(marker):
+        files.remove(marker)
+        files.sync_directory(marker.parent)
+    return True
