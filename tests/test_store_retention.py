@@ -20,7 +20,7 @@ from filelock import FileLock
 from gracekit.api.reading import diff, status, versions
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
-from gracekit.refresher.changes import earlier_losses
+from gracekit.refresher.loading import earlier_losses
 from gracekit.store import Store, verify
 from gracekit.store.files.leases import LIFE_S, Lease, followed
 from gracekit.store.files.pinned import pinned

@@ -111,7 +111,8 @@ def _table(scores: ScoreTable, samples: SampleTable) -> pa.Table:
     """The columns of the published tables `samples` and `scores`, side by side."""
     import pyarrow as pa
 
-    from gracekit.store import ORIGIN_NAMES, column_name, named, samples_table
+    from gracekit.recipe.score_columns import column_name
+    from gracekit.store import ORIGIN_NAMES, named, samples_table
 
     def known(values: Float32) -> pa.Array:
         return pa.array(values, from_pandas=True)  # NaN, which SQL sorts on top, is NULL

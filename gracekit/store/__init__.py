@@ -20,10 +20,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.history import (
         ORIGIN_NAMES,
         REASON_NAMES,
-        column_name,
-        filled,
         named,
-        scores_for,
     )
     from gracekit.store.files.leases import Lease
     from gracekit.store.files.lock import lock_daemon, lock_store
@@ -62,10 +59,7 @@ _HOMES = {
     "gracekit.store.files.history": (
         "ORIGIN_NAMES",
         "REASON_NAMES",
-        "column_name",
-        "filled",
         "named",
-        "scores_for",
     ),
     "gracekit.store.files.leases": ("Lease",),
     "gracekit.store.files.lock": ("lock_daemon", "lock_store"),
@@ -122,10 +116,8 @@ __all__ = [
     "VersionFacts",
     "ailment",
     "ask",
-    "column_name",
     "connect",
     "damaged",
-    "filled",
     "list_versions",
     "lock_daemon",
     "lock_store",
@@ -139,7 +131,6 @@ __all__ = [
     "run_sql",
     "samples_table",
     "schema",
-    "scores_for",
     "trainer_view",
     "verify",
     "version_number",

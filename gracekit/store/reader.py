@@ -13,8 +13,9 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 
 from gracekit.errors import StoreFormatError, VersionNotFoundError
+from gracekit.scores.rows import scores_for
 from gracekit.store.files.cache import StoreCache, load_cache
-from gracekit.store.files.history import read_scores, scores_for
+from gracekit.store.files.history import read_scores
 from gracekit.store.files.holds import held_versions
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.manifest_reading import require_manifest

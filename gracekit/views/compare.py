@@ -12,7 +12,7 @@ import numpy as np
 
 from gracekit.errors import RecipeError
 from gracekit.recipe import Recipe
-from gracekit.refresher.state import selection_inputs
+from gracekit.refresher import selection_inputs
 from gracekit.selection import select, selector_for
 from gracekit.store import Store
 from gracekit.tabular import Records
@@ -65,12 +65,12 @@ def compare(recipe: Recipe, names: Sequence[str]) -> Comparison:
         selector_for(name)
     store = Store.open(recipe.store)
     inputs = selection_inputs(store, recipe)
-    samples, version = inputs["samples"], store.next_version()
+    samples, version = inputs.samples, store.next_version()
     outcomes: list[SelectorOutcome] = []
     chosen: dict[str, Rows] = {}
     for name, one in zip(names, recipes, strict=True):
         started = time.process_time()
-        selection = select(one.selection, **inputs, seed=recipe.seed, version=version)
+        selection = select(one.selection, inputs, seed=recipe.seed, version=version)
         seconds = time.process_time() - started
         chosen[name] = selection.rows
         counts = np.bincount(samples.groups[selection.rows], minlength=len(samples.group_names))

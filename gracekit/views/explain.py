@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gracekit.errors import QueryError, StoreFormatError
 from gracekit.graph import load_index, symmetric, unit_features
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection
 from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
@@ -190,11 +191,13 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
         details=header.selection,
         rows=coreset["row"].to_numpy(),
         gains=coreset["gain"].to_numpy(),
-        scores=scores,
-        samples=samples,
-        graph=symmetric(index.graph),
-        parent=parent,
-        store=store.paths.root,
+        inputs=SelectionInputs(
+            scores=scores,
+            samples=samples,
+            graph=symmetric(index.graph),
+            parent=parent,
+            store=store.paths.root,
+        ),
     )
     found = explain_row(row, chosen)
     is_selected = row in chosen.rows

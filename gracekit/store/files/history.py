@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from gracekit.errors import StoreFormatError
 from gracekit.files import write_atomic
+from gracekit.recipe.score_columns import column_name
 from gracekit.store.files.parquet import damaged, read_table, write_table
 from gracekit.types import (
-    Bool,
     Int64,
     Measurement,
     Origin,
     Reason,
     RefreshPlan,
-    SampleTable,
     ScoreTable,
     UInt8,
 )
@@ -32,16 +29,6 @@ REASON_NAMES = [reason.name.lower() for reason in Reason]
 
 SCORE_KEY = b"score"
 """Field metadata of a score column: the score's own name."""
-_TAKEN = {
-    "row", "sample_id", "version", "step", "reason", "origin", "measured_step", "measured_version",
-    "confidence", "importance",
-}  # fmt: skip
-
-
-def column_name(score: str) -> str:
-    """The column of a score: `gradient-norm` is `gradient_norm`, which SQL need not quote."""
-    name = "".join(c if c.isalnum() else "_" for c in score).lower()
-    return f"score_{name}" if name in _TAKEN else name
 
 
 def write_measured(
@@ -95,36 +82,6 @@ def read_scores(path: Path) -> ScoreTable:
         )
     except (KeyError, ValueError) as error:
         raise damaged(path, error) from error
-
-
-def scores_for(scores: ScoreTable, samples: SampleTable, forgotten: Bool) -> ScoreTable:
-    """Scores as they stand for a sample table that may have more rows.
-
-    Args:
-        scores: Of the first rows.
-        samples: The table [n].
-        forgotten: [n] rows of which the scores say nothing, those of no scores included. Where the
-            sample was removed it stays known when it was measured last; others are never measured.
-    """
-    unmeasured = forgotten & samples.present
-    origin = filled(scores.origin, Origin.NEVER, forgotten)
-    origin[~samples.present] = Origin.REMOVED
-    return ScoreTable(
-        scores={name: filled(s, np.nan, forgotten) for name, s in scores.scores.items()},
-        importance=filled(scores.importance, 0, forgotten),
-        origin=origin,
-        measured_step=filled(scores.measured_step, -1, unmeasured),
-        measured_version=filled(scores.measured_version, 0, unmeasured),
-        confidence=filled(scores.confidence, 0, forgotten),
-    )
-
-
-def filled(values: NDArray[Any], fill: float, where: Bool) -> NDArray[Any]:
-    """A copy [n, ...] of values [m, ...], m <= n, with `fill` beyond m and at `where` [n]."""
-    new = np.full((len(where), *values.shape[1:]), fill, values.dtype)
-    new[: len(values)] = values
-    new[where] = fill
-    return new
 
 
 def score_columns(table: pa.Table) -> dict[str, str]:
