@@ -30,9 +30,9 @@ from gracekit.exports import export, rows_of
 from gracekit.recipe import Recipe
 from gracekit.refresher import Refresher, RefreshResult, estimate, preview, refresh, reselect
 from gracekit.store import Store, verify
-from gracekit.store.summary import DATA_COLUMNS
 from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
+from gracekit.version.columns import DATA_COLUMNS
 from tests.faults import Killed, count_operations, killed_at
 from tests.stores import origins_of, outcome
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
@@ -161,8 +161,8 @@ def test_rows_join_leave_change_move_and_come_back(
     assert back == {"num_added": 3, "num_removed": 10, "num_changed": 3}
     connection = gracekit.connect(tmp_path / "store")
     gone = connection.sql(
-        "SELECT sample_id, removed_version, source_row, importance FROM samples JOIN scores "
-        "USING (row) WHERE removed_version IS NOT NULL ORDER BY sample_id"
+        "SELECT samples.sample_id, removed_version, source_row, importance "
+        "FROM samples JOIN scores USING (row) WHERE removed_version IS NOT NULL ORDER BY ALL"
     ).fetchall()
     assert gone == [(f"s{k:03d}", 2, None, None) for k in (2, 3, 4)]
     history = connection.sql("SELECT count(*) FROM score_history WHERE row = 2").fetchall()

@@ -9,7 +9,8 @@ import numpy as np
 
 from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
-from gracekit.store import DATA_COLUMNS, ORIGIN_NAMES, StoreReader
+from gracekit.store import StoreReader
+from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
 from gracekit.views.audit_words import audit_in_words, misses_target
 

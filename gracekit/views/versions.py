@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gracekit.store import StoreReader, version_row
+from gracekit.store import StoreReader
 from gracekit.tabular import Records, html_table
 from gracekit.types import Json
+from gracekit.version.columns import version_record
 from gracekit.version.header import Header
+from gracekit.version.sources import ListedVersion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,7 @@ class VersionRecord:
         """The columns of the table `versions`, and measured_percent, churn_percent, state,
         removed_at.
         """
-        row = version_row(self.header)
+        row = version_record(ListedVersion(self.header, self.removed_at))
         return {
             **row,
             "measured_percent": _percent(row["measured_fraction"]),

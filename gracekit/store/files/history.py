@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +13,17 @@ from gracekit.errors import StoreFormatError
 from gracekit.files import write_atomic
 from gracekit.recipe.score_columns import column_name
 from gracekit.store.files.parquet import damaged, read_table, write_table
+from gracekit.store.files.tables import arrays, file_schema
 from gracekit.types import (
-    Int64,
+    Float32,
     Measurement,
-    Origin,
-    Reason,
     RefreshPlan,
     ScoreTable,
     UInt8,
 )
-
-ORIGIN_NAMES = [origin.name.lower() for origin in Origin]
-"""`origin` in files and SQL: never, propagated, measured, invalid, stale, removed."""
-REASON_NAMES = [reason.name.lower() for reason in Reason]
-"""`reason` in files and SQL: first, never_measured, priority, probe."""
+from gracekit.version.columns import MEASURED_FILE, ORIGIN_NAMES, SCORES_FILE
+from gracekit.version.sources import MeasuredRows
+from gracekit.version.table import Table
 
 SCORE_KEY = b"score"
 """Field metadata of a score column: the score's own name."""
@@ -35,35 +33,16 @@ def write_measured(
     path: Path, measurement: Measurement, plan: RefreshPlan | None, step: int
 ) -> None:
     """Write the measured rows, sorted by row: row, reason, the scores, step."""
-    order = np.argsort(measurement.rows)
-    reasons = _reasons(measurement, plan)[order]
-    columns = {
-        "row": measurement.rows[order],
-        "reason": named(reasons, REASON_NAMES),
-        "step": np.full(len(order), step, np.int64),
-    }
-    scores = {name: values[order] for name, values in measurement.scores.items()}
-    table = _with_scores(columns, scores)
-    write_atomic(path, lambda p: write_table(p, table))
+    measured = MeasuredRows.of(measurement, plan, step)
+    scores = {name: values[measured.order] for name, values in measurement.scores.items()}
+    table = _with_scores(MEASURED_FILE, measured, scores)
+    write_atomic(path, lambda p: write_table(p, table, MEASURED_FILE.columns))
 
 
 def write_scores(path: Path, scores: ScoreTable) -> None:
     """Write the scores of all rows."""
-    write_atomic(path, lambda p: write_table(p, scores_table(scores)))
-
-
-def scores_table(scores: ScoreTable) -> pa.Table:
-    """The columns [n] as files and SQL have them."""
-    columns = {
-        "row": np.arange(len(scores), dtype=np.int64),
-        "origin": named(scores.origin, ORIGIN_NAMES),
-        "measured_step": scores.measured_step,
-        "measured_version": scores.measured_version,
-        "confidence": scores.confidence,
-        # Unknown like its scores, where a row that was never measured has the least.
-        "importance": pa.array(scores.importance, mask=scores.origin == Origin.REMOVED),
-    }
-    return _with_scores(columns, scores.scores)
+    table = _with_scores(SCORES_FILE, scores, scores.scores)
+    write_atomic(path, lambda p: write_table(p, table, SCORES_FILE.columns))
 
 
 def read_scores(path: Path) -> ScoreTable:
@@ -93,12 +72,6 @@ def score_columns(table: pa.Table) -> dict[str, str]:
     }
 
 
-def named(values: UInt8, names: list[str]) -> pa.Array:
-    """Codes as text; small in Parquet, readable in SQL."""
-    indices = pa.array(values.astype(np.int8))
-    return pa.DictionaryArray.from_arrays(indices, pa.array(names)).cast(pa.string())
-
-
 def codes(column: pa.ChunkedArray, names: list[str]) -> UInt8:
     """The inverse of `named`."""
     found = pc.index_in(column, value_set=pa.array(names))
@@ -108,24 +81,23 @@ def codes(column: pa.ChunkedArray, names: list[str]) -> UInt8:
     return np.asarray(found.to_numpy(), np.uint8)
 
 
-def _with_scores(columns: dict[str, object], scores: dict[str, np.ndarray]) -> pa.Table:
-    table = pa.table(columns)
-    for name, values in scores.items():
-        field = pa.field(column_name(name), pa.float32(), metadata={SCORE_KEY: name.encode()})
-        assert field.name not in table.column_names, f"two scores share the column {field.name}"
-        # Unknown is NULL in files and SQL, whose aggregates skip it, and NaN in arrays.
-        known = pa.array(values.astype(np.float32, copy=False), from_pandas=True)
-        table = table.append_column(field, known)
-    return table
+def score_arrays(scores: Mapping[str, Float32]) -> list[tuple[pa.Field, pa.Array]]:
+    """A column for each score; unknown is NaN in arrays, and NULL in files and SQL."""
+    return [
+        (
+            pa.field(column_name(name), pa.float32(), metadata={SCORE_KEY: name.encode()}),
+            pa.array(values.astype(np.float32, copy=False), from_pandas=True),
+        )
+        for name, values in scores.items()
+    ]
 
 
-def _reasons(measurement: Measurement, plan: RefreshPlan | None) -> UInt8:
-    """The plan's reason for each measured row; without a plan, everything was measured."""
-    if plan is None:
-        return np.full(len(measurement.rows), Reason.FIRST, np.uint8)
-    order: Int64 = np.argsort(plan.rows)
-    where = np.searchsorted(plan.rows, measurement.rows, sorter=order)
-    index = order[np.minimum(where, len(order) - 1)]
-    assert (plan.rows[index] == measurement.rows).all(), "a measured row is not in the plan"
-    reasons: UInt8 = plan.reasons[index]
-    return reasons
+def _with_scores(table: Table, source: object, scores: Mapping[str, Float32]) -> pa.Table:
+    """The columns of a file, and the scores behind them."""
+    own = file_schema(table.columns)
+    of_scores = score_arrays(scores)
+    fields = [*own, *(field for field, _ in of_scores)]
+    names = [field.name for field in fields]
+    assert len(set(names)) == len(names), f"two columns share a name: {names}"
+    values = [*arrays(table.columns, source), *(array for _, array in of_scores)]
+    return pa.Table.from_arrays(values, schema=pa.schema(fields))
