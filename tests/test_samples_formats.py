@@ -109,8 +109,8 @@ def test_plain_text_may_have_another_column() -> None:
 
 
 def test_no_fitting_layout_lists_what_was_expected_and_found() -> None:
-    with pytest.raises(DataError, match=r"fits the columns question, answer\..*alpaca"):
-        choose_format(DataSection(path="x"), ["question", "answer"])
+    with pytest.raises(DataError, match=r"fits the columns title, body\..*alpaca.*data\.columns"):
+        choose_format(DataSection(path="x"), ["title", "body"])
     with pytest.raises(DataError, match="'messages' needs messages; found the columns prompt"):
         choose_format(DataSection(path="x", format="messages"), ["prompt"])
 

@@ -175,7 +175,7 @@ ERRORS: list[tuple[str, bytes, Json, str]] = [
     ("a.json", b'[{"prompt": "q",\n "response" "a"}]', {}, r"line 2, column 13: not valid"),
     ("a.jsonl", GOOD + b'"text"\n', {}, "line 2: expected a JSON object"),
     ("a.jsonl", '{"prompt": "q"}\n'.encode("utf-16"), {}, "not UTF-8"),
-    ("a.jsonl", GOOD + b'{"prompt": "q", "response": "\xe9"}\n', {}, "rows 0 and 1 .* not UTF-8"),
+    ("a.jsonl", GOOD + b'{"prompt": "q", "response": "\xe9"}\n', {}, r"a\.jsonl, line 2: not UTF-8"),
     ("a.jsonl", b'{"question": "q"}\n', {}, "no layout fits the columns question"),
     ("a.jsonl", b'{"prompt": "q", "response": ""}\n', {}, "1 of 1 rows cannot be used"),
     ("a.csv", b"prompt,response\na,b\nc,d,e\n", {}, r"cannot read .*a\.csv as csv: .*line 3"),
@@ -242,7 +242,7 @@ def test_half_a_surrogate_pair_is_replaced_and_whole_ones_stay(tmp_path: Path) -
     assert raw.records[0].response == "\ufffd!"
     again = load_samples(DataSection(path=str(tmp_path / "t.jsonl")))
     assert again.fingerprint == raw.fingerprint
-    assert len(list((tmp_path / "datasets-cache" / "gracekit-repaired").iterdir())) == 1
+    assert not (tmp_path / "datasets-cache").exists(), "no copy is kept that may grow old"
 
 
 HOSTILE = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(

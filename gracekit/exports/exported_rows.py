@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import xxhash
 
-from gracekit.errors import DataError, ExportError
+from gracekit.errors import ExportError
 from gracekit.recipe import DataSection
 from gracekit.rounding import whole_copies
-from gracekit.samples import open_records
-from gracekit.samples.formats import MalformedRowError, choose_format
+from gracekit.samples import open_hashed_records, with_columns
 from gracekit.store import Store
 from gracekit.types import Float32, Json, Rows
 from gracekit.version.header import Header
@@ -22,7 +21,7 @@ from gracekit.version.header import Header
 Weighting = Literal["column", "repeat", "none"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportedRows:
     """[m] rows of a coreset in the data's order; one that is repeated stands several times."""
 
@@ -53,27 +52,47 @@ class ExportedRows:
             has_weights=False,
         )
 
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the user's columns in any of the rows, in the order of their appearance.
+
+        Reads the rows, which need not have the same columns.
+        """
+        names: dict[str, None] = {}
+        for record in self.open_records(self.source_rows):
+            if not record.keys() <= names.keys():
+                names |= dict.fromkeys(record)
+        return tuple(names)
+
+    @cached_property
+    def _own_names(self) -> tuple[str, str]:
+        """What our two columns are called beside the user's."""
+        is_same = "sample_id" not in self.columns or all(
+            str(record.get("sample_id", sample_id)) == sample_id
+            for record, sample_id in zip(
+                self.open_records(self.source_rows), self.sample_ids, strict=True
+            )
+        )
+        return (
+            "sample_id" if is_same else "gracekit_sample_id",
+            "gracekit_weight" if "weight" in self.columns else "weight",
+        )
+
     def records(self) -> Iterator[Json]:
         """The user's rows with `sample_id` and, where wanted, `weight`.
 
         Where the user's data has another column of that name, ours is `gracekit_sample_id` or
         `gracekit_weight`.
         """
-        names: tuple[str, str] | None = None
+        id_name, weight_name = self._own_names
         records = self.open_records(self.source_rows)
         for record, sample_id, weight in zip(
             records, self.sample_ids, self.weights.tolist(), strict=True
         ):
-            if names is None:
-                same = str(record.get("sample_id", sample_id)) == sample_id
-                names = (
-                    "sample_id" if same else "gracekit_sample_id",
-                    "gracekit_weight" if "weight" in record else "weight",
-                )
-            extra: Json = {names[0]: sample_id}
+            extra: Json = {} if id_name in record else {id_name: sample_id}
             if self.has_weights:
-                extra[names[1]] = weight
-            yield {**record, **extra}
+                extra[weight_name] = weight
+            yield with_columns(record, extra)
 
 
 def rows_of(store: Store, version: int, *, data_path: str | None = None) -> ExportedRows:
@@ -94,6 +113,7 @@ def rows_of(store: Store, version: int, *, data_path: str | None = None) -> Expo
     rows = coreset["row"].to_numpy()
     source_rows = coreset["source_row"].to_numpy()
     data = header.dataset.settings
+    format_name = header.dataset.detected_format
     if data_path is not None:
         data = data.model_copy(update={"path": data_path})
     hashes = dict(
@@ -105,24 +125,17 @@ def rows_of(store: Store, version: int, *, data_path: str | None = None) -> Expo
         sample_ids=coreset["sample_id"].to_pylist(),
         weights=coreset["weight"].to_numpy(),
         header=header,
-        open_records=lambda wanted: _checked_records(data, wanted, hashes),
+        open_records=lambda wanted: _checked_records(data, wanted, hashes, format_name),
     )
 
 
 def _checked_records(
-    data: DataSection, source_rows: Rows, hashes: dict[int, str]
+    data: DataSection, source_rows: Rows, hashes: dict[int, str], format_name: str | None
 ) -> Iterator[Json]:
     """The user's rows; `ExportError` for one that is not what the store was made from."""
-    layout = None
-    for source_row, record in zip(
-        source_rows.tolist(), open_records(data, source_rows), strict=True
-    ):
-        try:
-            layout = layout or choose_format(data, record.keys())
-            text = layout.conversation(record).canonical()
-        except (MalformedRowError, DataError):
-            text = ""
-        if xxhash.xxh3_128_hexdigest(text.encode()) != hashes[source_row]:
+    records = open_hashed_records(data, source_rows, format_name=format_name)
+    for source_row, (record, content_hash) in zip(source_rows.tolist(), records, strict=True):
+        if content_hash != hashes[source_row]:
             raise ExportError(
                 f"row {source_row} of {data.path} is not what it was when this version was made: "
                 "the data has changed since, or is other data. Export a newer version (the next "

@@ -30,13 +30,19 @@ LINE_BREAKS = str.maketrans(
 """Legal in JSON strings, but lines end there for some readers of JSONL."""
 
 
+_SPACES = str.maketrans("\r\n", "  ")
+
+
 class Jsonl:
     """`coreset.jsonl`: one JSON object a line, UTF-8."""
 
     file_name = "coreset.jsonl"
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
-        """Numbers that JSON lacks (NaN, infinities) become null, dates become text."""
+        """Rows of JSON files as they stand there, to the digit and the space.
+
+        Of other rows, numbers that JSON lacks (NaN, infinities) become null, dates become text.
+        """
         with (directory / self.file_name).open("w", encoding="utf-8", newline="\n") as file:
             for record in content.records():
                 file.write(_json_line(record))
@@ -84,6 +90,9 @@ class HfDataset:
 
 def _json_line(record: Json) -> str:
     """One line of JSON that every reader takes for one line, and for valid UTF-8."""
+    text: str | None = getattr(record, "text", None)
+    if text is not None:  # line ends stand between values only, in strings they are escaped
+        return text.strip().translate(_SPACES).translate(LINE_BREAKS) + "\n"
     try:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=_as_text)
         line.encode()
@@ -113,7 +122,7 @@ def _finite(value: Any) -> Any:
 
 def _row_type(content: ExportContent) -> pa.StructType:
     """The type that holds every row: a first pass, because a column may start with nulls."""
-    schemas = [_schema(pa.array(chunk).type) for chunk in _chunks(content.records())]
+    schemas = [_schema(_array(chunk).type) for chunk in _chunks(content.records())]
     return pa.struct(pa.unify_schemas(schemas, promote_options="permissive"))
 
 
@@ -125,7 +134,11 @@ def _schema(row_type: pa.StructType) -> pa.Schema:
 def _batches(content: ExportContent, row_type: pa.StructType) -> Iterator[pa.RecordBatch]:
 
     for chunk in _chunks(content.records()):
-        yield pa.RecordBatch.from_struct_array(pa.array(chunk, type=row_type))
+        yield pa.RecordBatch.from_struct_array(_array(chunk, row_type))
+
+
+def _array(rows: list[Json], row_type: pa.DataType | None = None) -> pa.StructArray:
+    return pa.array(rows, type=row_type)
 
 
 def _chunks(records: Iterable[Json]) -> Iterator[list[Json]]:

@@ -8,6 +8,7 @@ folder. The stages receive their section as it is; nothing changes a recipe afte
 from gracekit.recipe.recipe import Recipe, read_yaml
 from gracekit.recipe.sections import (
     CheckpointSection,
+    ColumnNames,
     DataFormat,
     DataSection,
     GraphSection,
@@ -22,6 +23,7 @@ from gracekit.recipe.sections import (
 
 __all__ = [
     "CheckpointSection",
+    "ColumnNames",
     "DataFormat",
     "DataSection",
     "GraphSection",

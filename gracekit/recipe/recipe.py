@@ -139,6 +139,11 @@ class Recipe(Section):
         for key in _NEUTRAL:
             section, _, leaf = key.rpartition(".")
             ((content.get(section) or {}) if section else content).pop(leaf, None)
+        for section in ("data", "target"):  # keys that came later: unset, they change no hash
+            for key in ("columns", "roles"):
+                data = content.get(section) or {}
+                if not any((data.get(key) or {}).values()):
+                    data.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

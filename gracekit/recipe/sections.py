@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gracekit.recipe.score_columns import shared_column
 
-DataFormat = Literal["auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text"]
+DataFormat = Literal[
+    "auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text", "conversation",
+    "instruction-response", "question-answer", "query-response", "input-output",
+]  # fmt: skip
 LengthCorrection = Literal["sqrt", "bins", "none"]
 
 
@@ -21,12 +24,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class ColumnNames(Section):
+    """Which column holds what, where the columns have names of your own."""
+
+    prompt: str | None = None
+    """What the user asks: text, or a list of messages."""
+    input: str | None = None
+    """More of the prompt, put below it after an empty line."""
+    response: str | None = None
+    """What the assistant answers: text, or a list of messages."""
+    messages: str | None = None
+    """Whole conversations: lists of messages, also as JSON text."""
+    system: str | None = None
+    """The system message."""
+    history: str | None = None
+    """Earlier turns: a list of (question, answer)."""
+    tools: str | None = None
+    """Definitions of tools for the chat template: a list, also as JSON text."""
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What is named -> its column."""
+        return self.model_dump(exclude_none=True)
+
+
 class DataSection(Section):
     """Where the samples come from and which of their tokens carry loss."""
 
     path: str
-    """JSONL, JSON, Parquet or CSV file, a directory of them, a `save_to_disk` folder, or a hub
-    dataset name."""
+    """JSONL, JSON, Parquet or CSV file, compressed or not, a directory of them, a `save_to_disk`
+    folder, or a hub dataset name."""
     split: str = "train"
     """Split, where the source has several."""
     format: DataFormat = "auto"
@@ -37,12 +64,42 @@ class DataSection(Section):
     """Column with the group (source, task, category) of a sample."""
     text_column: str = "text"
     """Column of plain-text rows."""
+    columns: ColumnNames = ColumnNames()
+    """Which column holds what: `{prompt: question, response: answer}`. `id`, `group` and `text`
+    here are the same as `id_column`, `group_column` and `text_column`."""
+    roles: dict[str, tuple[str, ...]] = {}
+    """Names of roles in your chats, by the role that they stand for: `{assistant: [bot]}`."""
     max_length: int = Field(default=1024, ge=8)
     """Longest token sequence; the rest is cut off, as trainers do."""
     loss_on: Literal["auto", "response", "all"] = "auto"
     """Tokens that carry loss: `auto` is the response where there is one, else all."""
     chat_template: bool | Literal["auto"] = "auto"
     """Render prompts with the tokenizer's chat template; `auto`: where it has one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_with_keys_of_their_own(cls, content: Any) -> Any:
+        """`columns.id` is `id_column`, and so on."""
+        columns = content.get("columns") if isinstance(content, dict) else None
+        if not isinstance(columns, dict):
+            return content
+        content, columns = dict(content), dict(columns)
+        for name in ("id", "group", "text"):
+            key, column = f"{name}_column", columns.pop(name, None)
+            if column is None:
+                continue
+            if content.get(key) not in (None, column):
+                raise ValueError(f"columns.{name} and {key} name two columns; leave one out")
+            content[key] = column
+        return {**content, "columns": columns}
+
+    @model_validator(mode="after")
+    def _each_role_has_one_meaning(self) -> DataSection:
+        names = [name for names in self.roles.values() for name in names]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"roles names {twice!r} twice; leave one out")
+        return self
 
     def relative_to(self, folder: Path) -> DataSection:
         """The same with a path that starts at the folder, unless it is absolute or a hub name."""

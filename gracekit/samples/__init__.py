@@ -7,7 +7,14 @@ changed. Importing this package loads no heavy library.
 
 from gracekit.samples.formats import FORMATS, Conversation
 from gracekit.samples.growth import Growth, merge
-from gracekit.samples.raw import RawSamples, Skipped, load_samples, open_records
+from gracekit.samples.json_files import with_columns
+from gracekit.samples.raw import (
+    RawSamples,
+    Skipped,
+    load_samples,
+    open_hashed_records,
+    open_records,
+)
 from gracekit.samples.sources import data_stamp
 from gracekit.samples.tokens import TokenTable, sample_table, tokenize, tokens_key
 
@@ -21,8 +28,10 @@ __all__ = [
     "data_stamp",
     "load_samples",
     "merge",
+    "open_hashed_records",
     "open_records",
     "sample_table",
     "tokenize",
     "tokens_key",
+    "with_columns",
 ]

@@ -1,38 +1,45 @@
 """Row layouts: how a row of the user's dataset becomes a conversation.
 
-A layout is one entry of `FORMATS`: the columns it needs and a function from a row to messages.
-With `format: auto` the first layout whose columns are all there is taken, in the order of the dict.
+A layout is one entry of `FORMATS`: what it needs, in which columns that is found, and a function
+from a row to messages. `data.columns` says other columns for it. With `format: auto` the first
+layout whose columns are all there is taken, in the order of the dict; those that came later stand
+last, so that a file is read as it always was.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
+from gracekit.samples.messages import (
+    ASSISTANT,
+    MEDIA,
+    MalformedRowError,
+    as_text,
+    from_json_text,
+    read_messages,
+)
 from gracekit.types import Json
 
-ASSISTANT = "assistant"
-
-ROLES = {
-    "human": "user",
-    "gpt": ASSISTANT,
-    "model": ASSISTANT,
-    "chatgpt": ASSISTANT,
-    "bing": ASSISTANT,
-    "bard": ASSISTANT,
-    "function_call": ASSISTANT,
-    "observation": "tool",
-    "function_response": "tool",
-}
-"""Role names of other layouts; any other name stays as it is."""
-
-
-class MalformedRowError(ValueError):
-    """A row that cannot be used; the message is the reason."""
+__all__ = [
+    "ASSISTANT",
+    "FORMATS",
+    "Conversation",
+    "Format",
+    "MalformedRowError",
+    "choose_format",
+    "missing_column",
+    "named_format",
+    "refuse_labels",
+    "says_something",
+    "text_format",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +47,17 @@ class Conversation:
     """One sample as the model will see it."""
 
     messages: tuple[Json, ...]
-    """Each with `role` and `content`, both text, and perhaps more keys for the chat template."""
+    """Each with `role` and `content`, both text, and perhaps more keys for the chat template.
+    `has_loss: False` on a message of the assistant: the trainer puts no loss on it."""
     is_text: bool = False
     """Plain text: one message without a role, to be used as it is."""
+    tools: tuple[Json, ...] | None = None
+    """Definitions of tools for the chat template; None: there are none."""
 
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""
-        return json.dumps(
-            [self.is_text, self.messages], sort_keys=True, separators=(",", ":"), default=str
-        )
+        content = [self.is_text, self.messages, *([self.tools] if self.tools else [])]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
 
     @property
     def prompt(self) -> str:
@@ -66,7 +75,41 @@ class Conversation:
 def says_something(message: Json) -> bool:
     """Whether it is the assistant's and there is something to learn from it."""
     said = message["content"].strip() or message.get("tool_calls")
-    return message["role"] == ASSISTANT and bool(said)
+    return message["role"] == ASSISTANT and bool(said) and message.get("has_loss", True)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, asked by what is in a column instead of by the column's name."""
+
+    values: Json
+    names: Mapping[str, tuple[str, ...]]
+    """What -> columns that may hold it, of which the first that is not null does."""
+    roles: Mapping[str, str]
+
+    def get(self, what: str) -> Any:
+        """The value; None where there is none."""
+        found = (self.values[n] for n in self.names[what] if self.values.get(n) is not None)
+        return next(found, None)
+
+    def text(self, what: str) -> str:
+        """The value as text; `MalformedRowError` where it is missing or cannot be one."""
+        value = self.get(what)
+        if value is None:
+            raise MalformedRowError(f"{self.shown(what)} is missing")
+        return as_text(value, repr(self.names[what][0]))
+
+    def shown(self, what: str) -> str:
+        """The columns for messages: `'completion' or 'response'`."""
+        return " or ".join(map(repr, self.names[what]))
+
+    def messages(self, what: str) -> list[Json]:
+        """The value as messages."""
+        return read_messages(self.get(what), self.shown(what), self.roles)
+
+    def system(self) -> list[Json]:
+        """The system message, if there is one."""
+        return [{"role": "system", "content": self.text("system")}] if self.get("system") else []
 
 
 @dataclass(frozen=True)
@@ -74,169 +117,303 @@ class Format:
     """One row layout."""
 
     name: str
-    required: tuple[tuple[str, ...], ...]
-    """Columns that must be there; each entry lists names of which one is enough."""
-    optional: tuple[str, ...]
-    read: Callable[[Json], list[Json]]
+    required: tuple[str, ...]
+    """What must be there."""
+    names: Mapping[str, tuple[str, ...]]
+    """What -> columns that may hold it."""
+    read: Callable[[Row], list[Json]]
     """From a row to its messages; raises `MalformedRowError`."""
+    beside: tuple[str, ...] = ()
+    """Columns that would change the prompt: with one of them the layout is not detected."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Names of roles of the user's own -> the role that they stand for."""
 
     def matches(self, columns: Collection[str]) -> bool:
-        """Whether all required columns are there."""
-        return all(any(name in columns for name in names) for names in self.required)
+        """Whether all that is required is there."""
+        return all(any(name in columns for name in self.names[what]) for what in self.required)
 
     def columns(self, available: Collection[str]) -> list[str]:
-        """Those of the available columns that `read` looks at."""
-        known = [name for names in self.required for name in names] + list(self.optional)
+        """Those of the available columns that `conversation` looks at."""
+        known = {name for names in self.names.values() for name in names} | {*MEDIA_COLUMNS}
         return [name for name in available if name in known]
 
     def conversation(self, row: Json) -> Conversation:
         """Read a row; raises `MalformedRowError` where there is nothing to learn from."""
-        messages = self.read(row)
+        asked = Row(row, self.names, self.roles)
+        messages = self.read(asked)
         is_text = self.name == "text"
+        _require_text_only(row)
         if is_text and not messages[0]["content"].strip():
             raise MalformedRowError("the text is empty")
         if not is_text and all(m["role"] != ASSISTANT for m in messages):
             raise MalformedRowError("there is no message of the assistant")
         if not is_text and not any(map(says_something, messages)):
-            raise MalformedRowError("the response is empty")
-        return Conversation(messages=tuple(messages), is_text=is_text)
+            has_loss = any(m["role"] == ASSISTANT and m.get("has_loss", True) for m in messages)
+            raise MalformedRowError(
+                "the response is empty"
+                if has_loss
+                else "no message of the assistant carries loss (weight 0)"
+            )
+        tools = _tools(asked, is_chat="messages" in self.required)
+        return Conversation(messages=tuple(messages), is_text=is_text, tools=tools)
+
+    def with_names(self, named: Mapping[str, str]) -> Format:
+        """The same, with the given columns for what they are said to hold."""
+        names = dict(self.names) | {what: (column,) for what, column in named.items()}
+        return dataclasses.replace(self, names=names)
 
 
-def _text(row: Json, *names: str) -> str:
-    """The text in the first of the named columns that holds something."""
-    value = next((row[name] for name in names if row.get(name) is not None), None)
-    if value is None:
-        raise MalformedRowError(f"{' or '.join(map(repr, names))} is missing")
-    return _as_text(value, repr(names[0]))
+MEDIA_COLUMNS = tuple(f"{kind}s" for kind in MEDIA)
 
 
-def _as_text(value: Any, what: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int | float):
-        return json.dumps(value)
-    if isinstance(value, list) and all(
-        isinstance(part, dict) and part.get("type") == "text" for part in value
-    ):
-        return "".join(part.get("text") or "" for part in value)
-    raise MalformedRowError(f"{what} is a {type(value).__name__}, expected text")
+def _require_text_only(row: Json) -> None:
+    for name in MEDIA_COLUMNS:
+        if row.get(name):
+            raise MalformedRowError(f"the row has {name}; only text is read")
 
 
-def _system(row: Json) -> list[Json]:
-    return [{"role": "system", "content": _text(row, "system")}] if row.get("system") else []
+def _tools(row: Row, *, is_chat: bool) -> tuple[Json, ...] | None:
+    value = row.get("tools") if "tools" in row.names else None
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        tools = from_json_text(value, row.shown("tools"))
+        if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+            raise MalformedRowError(f"{row.shown('tools')} is not a list of tool definitions")
+    except MalformedRowError:
+        if is_chat or row.names["tools"] != ("tools",):
+            raise
+        return None  # a column of texts that happens to have this name
+    return tuple(tools) or None
 
 
-def _messages(value: Any, what: str) -> list[Json]:
-    """A list of messages, in the key names of OpenAI (role, content) or ShareGPT (from, value)."""
-    if isinstance(value, dict):  # how older versions of `datasets` give a sequence of structs
-        value = [
-            dict(zip(value, entry, strict=True)) for entry in zip(*value.values(), strict=True)
-        ]
-    if not isinstance(value, list) or not value:
-        raise MalformedRowError(f"{what} is not a list of messages")
-    messages: list[Json] = []
-    for entry in value:
-        if not isinstance(entry, dict):
-            raise MalformedRowError(f"{what} holds a {type(entry).__name__}, expected messages")
-        rest = {key: item for key, item in entry.items() if item is not None}
-        role = rest.pop("role", None) or rest.pop("from", None)
-        content = rest.pop("content", None)
-        content = rest.pop("value", None) if content is None else content
-        if not isinstance(role, str):
-            raise MalformedRowError(f"a message of {what} has no role")
-        if content is None and "tool_calls" not in rest:
-            raise MalformedRowError(f"a message of {what} has no content")
-        text = _as_text("" if content is None else content, f"the content of a message of {what}")
-        messages.append({"role": ROLES.get(role, role), "content": text, **rest})
-    return messages
+def _read_messages(row: Row) -> list[Json]:
+    return (row.system() if "system" in row.names else []) + row.messages("messages")
 
 
-def _read_messages(row: Json) -> list[Json]:
-    return _messages(row.get("messages"), "'messages'")
-
-
-def _read_sharegpt(row: Json) -> list[Json]:
-    return _system(row) + _messages(row.get("conversations"), "'conversations'")
-
-
-def _read_prompt_completion(row: Json) -> list[Json]:
-    prompt = row.get("prompt")
-    completion = next((row[n] for n in RESPONSES if row.get(n) is not None), None)
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return _messages(prompt, "'prompt'") + _messages(completion, "'completion'")
-    return [
-        *_system(row),
-        {"role": "user", "content": _text(row, "prompt")},
-        {"role": ASSISTANT, "content": _text(row, *RESPONSES)},
-    ]
-
-
-def _read_alpaca(row: Json) -> list[Json]:
-    instruction = _text(row, "instruction")
+def _read_pair(row: Row) -> list[Json]:
+    prompt, response = row.get("prompt"), row.get("response")
+    if isinstance(prompt, list) and isinstance(response, list) and not row.get("input"):
+        return row.system() + row.messages("prompt") + row.messages("response")
+    question = row.text("prompt")
     if row.get("input"):
-        instruction += "\n\n" + _text(row, "input")
-    messages = _system(row)
-    for turn in row.get("history") or []:
-        if not isinstance(turn, list) or len(turn) != 2:
-            raise MalformedRowError("'history' is not a list of (question, answer)")
-        messages.append({"role": "user", "content": _as_text(turn[0], "'history'")})
-        messages.append({"role": ASSISTANT, "content": _as_text(turn[1], "'history'")})
+        question += "\n\n" + row.text("input")
+    messages = row.system()
+    history = from_json_text(row.get("history") or [], row.shown("history"))
+    for turn in history:
+        if not isinstance(turn, list | tuple) or len(turn) != 2:
+            raise MalformedRowError(f"{row.shown('history')} is not a list of (question, answer)")
+        messages.append({"role": "user", "content": as_text(turn[0], row.shown("history"))})
+        messages.append({"role": ASSISTANT, "content": as_text(turn[1], row.shown("history"))})
     return [
         *messages,
-        {"role": "user", "content": instruction},
-        {"role": ASSISTANT, "content": _text(row, "output")},
+        {"role": "user", "content": question},
+        {"role": ASSISTANT, "content": row.text("response")},
     ]
+
+
+def _read_text(row: Row) -> list[Json]:
+    return [{"role": "text", "content": row.text("text")}]
 
 
 def text_format(column: str) -> Format:
     """Plain text in the given column."""
-    return Format(
-        "text", ((column,),), (), lambda row: [{"role": "text", "content": _text(row, column)}]
-    )
+    return Format("text", ("text",), {"text": (column,)}, _read_text)
 
 
-RESPONSES = ("completion", "response")
+def _chat(name: str, column: str, **more: tuple[str, ...]) -> Format:
+    names = {"messages": (column,), "tools": ("tools",), **more}
+    return Format(name, ("messages",), names, _read_messages)
+
+
+def _pair(
+    name: str,
+    prompt: tuple[str, ...],
+    response: tuple[str, ...],
+    *,
+    beside: tuple[str, ...] = (),
+    **more: tuple[str, ...],
+) -> Format:
+    """What is not given, such as `history`, is read only where `data.columns` names it."""
+    nowhere: dict[str, tuple[str, ...]] = {"input": (), "history": (), "system": ("system",)}
+    names = {"prompt": prompt, "response": response, **nowhere, **more}
+    return Format(name, ("prompt", "response"), names, _read_pair, beside)
+
+
+_SYSTEM = ("system", "system_prompt")
+_CONTEXT = ("input", "context", "passage", "choices", "options")
 
 FORMATS = {
     layout.name: layout
     for layout in (
-        Format("messages", (("messages",),), (), _read_messages),
-        Format("sharegpt", (("conversations",),), ("system",), _read_sharegpt),
-        Format("prompt-completion", (("prompt",), RESPONSES), ("system",), _read_prompt_completion),
-        Format(
-            "alpaca",
-            (("instruction",), ("output",)),
-            ("input", "system", "history"),
-            _read_alpaca,
-        ),
+        _chat("messages", "messages"),
+        _chat("sharegpt", "conversations", system=("system",)),
+        _pair("prompt-completion", ("prompt",), ("completion", "response"), tools=("tools",)),
+        _pair("alpaca", ("instruction",), ("output",), input=("input",), history=("history",)),
         text_format("text"),
+        _chat("conversation", "conversation", system=("system",)),
+        _pair(
+            "instruction-response",
+            ("instruction",),
+            ("response",),
+            input=("context", "input"),
+            history=("history",),
+            system=_SYSTEM,
+        ),
+        _pair(
+            "question-answer",
+            ("question", "problem"),
+            ("answer", "response", "solution"),
+            beside=_CONTEXT,
+            system=_SYSTEM,
+        ),
+        _pair(
+            "query-response",
+            ("query",),
+            ("response", "answer"),
+            beside=_CONTEXT,
+            history=("history",),
+            system=_SYSTEM,
+        ),
+        _pair(
+            "input-output",
+            ("inputs", "input"),
+            ("targets", "target", "output"),
+            beside=_CONTEXT[1:],
+            system=_SYSTEM,
+        ),
     )
 }
 
 
+def named_format(data: DataSection, name: str) -> Format:
+    """The layout of this name as the recipe has it: with its columns and roles."""
+    layout = text_format(data.text_column) if name == "text" else FORMATS[name]
+    roles = {name: role for role, names in data.roles.items() for name in names}
+    return dataclasses.replace(layout.with_names(data.columns.named), roles=roles)
+
+
 def choose_format(data: DataSection, columns: Collection[str]) -> Format:
     """The layout that the recipe names, or the first that fits; `DataError` where none does."""
-    formats = FORMATS | {"text": text_format(data.text_column)}
+    named = data.columns.named
+    for column in named.values():
+        if column not in columns:
+            raise missing_column(data, column, columns)
     if data.format != "auto":
-        chosen = formats[data.format]
-        if chosen.matches(columns):
-            return chosen
-        raise DataError(
-            f"{data.path}: format {data.format!r} needs {_needs(chosen)}; "
-            f"found the columns {_names(columns)}. Set data.format, or leave it to be detected"
-        )
-    for candidate in formats.values():
-        if candidate.matches(columns):
-            return candidate
-    expected = "; ".join(f"{name}: {_needs(layout)}" for name, layout in formats.items())
+        return _as_named(data, columns)
+    if not named:
+        _refuse_by_columns(data, columns)
+    layouts = [named_format(data, name) for name in FORMATS]
+    for layout, known in zip(layouts, FORMATS.values(), strict=True):
+        if _unread(data, known) or not layout.matches(columns):
+            continue
+        if layout.name in _STRICT and not named:
+            _require_one_meaning(data, layout, columns)
+        return layout
+    expected = "; ".join(f"{layout.name}: {_needs(layout)}" for layout in layouts)
+    said = f" with data.columns {named}" if named else ""
     raise DataError(
-        f"{data.path}: no layout fits the columns {_names(columns)}. Expected {expected}. "
-        "Rename the columns, or name the text's column in data.text_column"
+        f"{data.path}: no layout fits the columns {_names(columns)}{said}. Expected {expected}. "
+        "Say which column is what in data.columns, such as {prompt: title, response: body}, or "
+        "--column prompt=title with init; name the text's column in data.text_column"
+    )
+
+
+def _as_named(data: DataSection, columns: Collection[str]) -> Format:
+    chosen = named_format(data, data.format)
+    unknown = _unread(data, FORMATS[data.format])
+    if unknown:
+        raise DataError(
+            f"data.format {data.format!r} has no {', '.join(sorted(unknown))}, which data.columns "
+            "names; set data.format to auto"
+        )
+    if chosen.matches(columns):
+        if not data.columns.named:
+            _refuse_by_columns(data, columns)
+        return chosen
+    raise DataError(
+        f"{data.path}: format {data.format!r} needs {_needs(chosen)}; "
+        f"found the columns {_names(columns)}. Set data.format, or leave it to be detected"
+    )
+
+
+_STRICT = ("instruction-response", "question-answer", "query-response", "input-output")
+
+
+def _unread(data: DataSection, layout: Format) -> set[str]:
+    """What `data.columns` names and this layout does not look at."""
+    also = {"messages": {"system"}, "prompt": {"tools"}}.get(layout.required[0], set())
+    return data.columns.named.keys() - layout.names.keys() - also
+
+
+def _require_one_meaning(data: DataSection, layout: Format, columns: Collection[str]) -> None:
+    """`DataError` where it would be guessed which column is the prompt or the response."""
+    prompt, response = (
+        [name for name in layout.names[what] if name in columns] for what in layout.required
+    )
+    beside = [name for name in layout.beside if name in columns]
+    if len(prompt) == len(response) == 1 and not beside:
+        return
+    if beside:
+        what = f"{beside[0]!r} beside {prompt[0]!r} may belong to the prompt"
+        more = f", input: {beside[0]}"
+    else:
+        several = prompt if len(prompt) > 1 else response
+        what, more = f"{' and '.join(map(repr, several))} may both be meant", ""
+    raise DataError(
+        f"{data.path}: {what}. Say which column is what: "
+        f"data.columns: {{prompt: {prompt[0]}, response: {response[0]}{more}}} "
+        f"(--column prompt={prompt[0]} with init)"
+    )
+
+
+def _refuse_by_columns(data: DataSection, columns: Collection[str]) -> None:
+    """`DataError` for data of another task, which would be taken for chats."""
+    if "chosen" in columns and "rejected" in columns:
+        raise DataError(
+            f"{data.path} holds preference pairs (columns chosen and rejected), which are not "
+            "read as such. To work with the chosen side alone, name it: data.columns: {messages: "
+            "chosen} where it holds whole conversations, else {prompt: prompt, response: chosen}"
+        )
+    if "kto_tag" in columns:
+        raise _kto(data, "kto_tag")
+    if "input_ids" in columns and not any(layout.matches(columns) for layout in FORMATS.values()):
+        raise DataError(
+            f"{data.path} is tokenised already (column input_ids), which is not read; name the "
+            "data with its texts"
+        )
+
+
+def refuse_labels(data: DataSection, first_rows: Iterable[Json]) -> None:
+    """`DataError` for KTO data: rows that the column `label` calls good or bad."""
+    values = [row["label"] for row in first_rows if row.get("label") is not None]
+    is_kto = values and all(
+        isinstance(v, bool) or (isinstance(v, str) and v.casefold() in ("true", "false"))
+        for v in values
+    )
+    if is_kto and not data.columns.named:
+        raise _kto(data, "label")
+
+
+def _kto(data: DataSection, column: str) -> DataError:
+    return DataError(
+        f"{data.path} holds KTO data (column {column}), where bad answers stand among good ones; "
+        f"it is not read as such. Take the good rows into a file of their own; where {column} "
+        "means something else, name the columns in data.columns"
+    )
+
+
+def missing_column(data: DataSection, name: str, columns: Collection[str]) -> DataError:
+    """The error for a column that the recipe names and the dataset lacks."""
+    near = difflib.get_close_matches(name, columns, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "correct the recipe"
+    return DataError(
+        f"{data.path} has no column {name!r}; found the columns {_names(columns)}; {hint}"
     )
 
 
 def _needs(layout: Format) -> str:
-    return " and ".join(" or ".join(names) for names in layout.required)
+    return " and ".join(" or ".join(layout.names[what]) for what in layout.required)
 
 
 def _names(columns: Collection[str]) -> str:

@@ -1,130 +1,221 @@
-"""What `datasets` cannot read in a JSON file: told by line, or repaired.
+"""Rows of JSON files, one object a line or all in one list, exactly as they stand there.
 
-Its reader is fast but says little. So when it fails, the file is read again line by line, to name
-the place, or to take away what it stumbles over: a byte order mark, and half of a surrogate pair,
-which is legal JSON but no text.
+No schema is made of them: each row keeps its own keys and types, "007" and "2024-01-15" stay text,
+integers keep all digits. Of a file an index of where its objects lie is held, not the objects.
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import json
-import lzma
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import xxhash
 
 from gracekit.errors import DataError
-from gracekit.files import write_atomic
+from gracekit.samples.byte_files import BLOCK_BYTES
+from gracekit.samples.row_source import PlacedRows
+from gracekit.types import Int64, Json
 
-COMPRESSIONS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MAX_DEPTH = 200
-"""Of lists and objects in one another. The reader of `datasets` gives up a little above, and at
-some ten thousand it takes the process with it."""
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+"""Of lists and objects in one another; more can only be meant to do harm."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_SPACES = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 
 
-def repaired(paths: list[Path], folder: Path) -> list[Path] | None:
-    """Copies without a byte order mark and with U+FFFD for half of a surrogate pair.
+class FileRow(dict[str, Any]):
+    """One row of a JSON file with the text that it was read from."""
 
-    None when there is no such thing, so that something else must be wrong. The copies go into
-    `folder` and are used again as long as a file does not change. Raises a `DataError` that names
-    file and line where a file is not JSON, not UTF-8 or holds no objects.
-    """
-    needs_repair = False
-    for path in paths:
-        num_records = 0
-        with _open(path, "rb") as file:  # datasets takes a byte order mark before a list amiss
-            needs_repair = needs_repair or file.read(3) == codecs.BOM_UTF8
-        for record in _records(path):
-            num_records += 1
-            needs_repair = needs_repair or bool(LONE_SURROGATE.search(_dump(record)))
-        if num_records == 0:
+    __slots__ = ("text",)
+
+    text: str | None
+    """The object as it stands in the file; None where it is no strict JSON or was repaired."""
+
+    def __init__(self, values: Json, text: str | None) -> None:
+        super().__init__(values)
+        self.text = text
+
+
+def with_columns(row: Json, columns: Json) -> Json:
+    """The row with more columns, and with its text where it has one."""
+    text = getattr(row, "text", None)
+    if text is None or not row or columns.keys() & row.keys():
+        return {**row, **columns}
+    if columns:
+        end = text.rindex("}")
+        text = f"{text[:end].rstrip()}, {json.dumps(columns, ensure_ascii=False)[1:]}"
+    return FileRow({**row, **columns}, text)
+
+
+class JsonRows(PlacedRows):
+    """The objects of JSON files."""
+
+    def places(self, number: int) -> tuple[Int64, Int64]:
+        """Where the objects of a file start and end; `DataError` where it holds none."""
+        head = self.files.read(number, 0, 4096)
+        begin = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+        is_list = head[begin:].lstrip().startswith(b"[")
+        starts, ends = (
+            self._list_places(number, begin) if is_list else self._line_places(number, begin)
+        )
+        if not len(starts):
+            path = self.files.paths[number]
             raise DataError(f"{path} holds no rows; expected one JSON object per line")
-    return [_repaired_copy(path, folder) for path in paths] if needs_repair else None
+        return starts, ends
 
+    def parse(self, content: bytes, number: int, start: int) -> Json:
+        """One object; `DataError` that names the line where it is none."""
+        try:
+            if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
+                _require_shallow(content)
+            text = content.decode()
+            constants: list[str] = []  # which Python reads and JSON lacks
 
-def require_shallow(path: Path) -> None:
-    """Raise a `DataError` for a file nested so deep that it can only be meant to do harm."""
-    depth = 0
-    with _open(path, "rb") as file:
-        for line_number, line in enumerate(file, start=1):
-            signs = _STRING.sub(b"", line)  # which hold no line ends
-            num_opened = signs.count(b"[") + signs.count(b"{")
-            if depth + num_opened > MAX_DEPTH and depth + _deepest(signs) > MAX_DEPTH:
-                raise DataError(
-                    f"{path}, line {line_number}: lists and objects are nested more than "
-                    f"{MAX_DEPTH} deep. Correct or delete it"
-                )
-            depth = max(depth + num_opened - signs.count(b"]") - signs.count(b"}"), 0)
+            def constant(name: str) -> float:
+                constants.append(name)
+                return float(name)
 
+            may_have_some = "NaN" in text or "Infinity" in text
+            decoder = json.JSONDecoder(parse_constant=constant) if may_have_some else _DECODER
+            values = decoder.decode(text)
+        except json.JSONDecodeError as error:
+            column = error.pos - error.doc.rfind("\n", 0, error.pos)
+            place = start + len(error.doc[: error.pos].encode())
+            raise self._not_json(number, place, column, error.msg) from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self._where(number, start + error.start)}: not UTF-8 ({error.reason}). Save the "
+                "file as UTF-8"
+            ) from error
+        except (RecursionError, ValueError) as error:  # ValueError: a number of 4,300 digits
+            what = str(error) if isinstance(error, ValueError) else _TOO_DEEP
+            raise DataError(f"{self._where(number, start)}: {what}. Correct or delete it") from None
+        if not isinstance(values, dict):
+            raise DataError(
+                f"{self._where(number, start)}: expected a JSON object with named fields, found "
+                f"{type(values).__name__}"
+            )
+        is_exact = not constants
+        if _SURROGATE_ESCAPE.search(text):
+            repaired = _without_lone_surrogates(values)
+            is_exact, values = is_exact and repaired == values, repaired
+        return FileRow(values, text if is_exact else None)
 
-def _deepest(signs: bytes) -> int:
-    values = np.frombuffer(signs, np.uint8)
-    steps = np.isin(values, list(b"[{")).astype(np.int64) - np.isin(values, list(b"]}"))
-    return int(np.max(np.cumsum(steps), initial=0))
+    def _line_places(self, number: int, begin: int) -> tuple[Int64, Int64]:
+        starts, ends, firsts = [], [], []
+        base, is_new_line = 0, True
+        for block in self.files.blocks(number):
+            values = np.frombuffer(block, np.uint8)
+            line_ends = np.flatnonzero(values == ord("\n"))
+            inside = line_ends[line_ends < len(values) - 1] + 1
+            inside = np.concatenate([[0], inside]) if is_new_line else inside
+            starts.append(inside + base)
+            firsts.append(values[inside])
+            ends.append(line_ends + base)
+            base += len(block)
+            is_new_line = block.endswith(b"\n")
+        if not is_new_line:
+            ends.append(np.array([base]))
+        first, end = np.concatenate(starts).astype(np.int64), np.concatenate(ends).astype(np.int64)
+        first[0] += begin
+        may_be_blank = np.concatenate(firsts) <= ord(" ")
+        may_be_blank[0] = True
+        keep = np.ones(len(first), bool)
+        for k in np.flatnonzero(may_be_blank).tolist():
+            keep[k] = bool(self.files.read(number, int(first[k]), int(end[k])).strip())
+        return first[keep], end[keep]
 
+    def _list_places(self, number: int, begin: int) -> tuple[Int64, Int64]:
+        """Every element of the list is decoded once to see where it ends.
 
-def open_text(path: Path) -> IO[str]:
-    """Open a UTF-8 text file, compressed or not; a byte order mark is dropped."""
-    return _open(path, "rt", encoding="utf-8-sig", newline="")
-
-
-def _open(path: Path, mode: str, **options: str) -> IO[Any]:
-    opened: IO[Any] = COMPRESSIONS.get(path.suffix.lower(), open)(path, mode, **options)
-    return opened
-
-
-def _repaired_copy(path: Path, folder: Path) -> Path:
-    status = path.stat()
-    identity = f"{path.resolve()} {status.st_mtime_ns} {status.st_size}"
-    copy = folder / f"{xxhash.xxh3_128_hexdigest(identity.encode())}.jsonl"
-
-    def write(target: Path) -> None:
-        with target.open("w", encoding="utf-8") as file:
-            for record in _records(path):
-                file.write(LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", _dump(record)) + "\n")
-
-    if not copy.exists():
-        write_atomic(copy, write)
-    return copy
-
-
-def _dump(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON file, one a line or all in one list."""
-    line_number = 0
-    try:
-        with open_text(path) as file:
-            is_list = file.read(4096).lstrip().startswith("[")
-            file.seek(0)
-            entries: Iterable[Any] = json.load(file) if is_list else file
-            for line_number, entry in enumerate(entries, start=1):
-                if not is_list and not entry.strip():
+        The bytes are decoded as Latin-1 here, so that one character is one byte; what JSON is made
+        of is ASCII, and the texts in it are not looked at.
+        """
+        size, window = self.files.sizes[number], BLOCK_BYTES
+        starts: list[int] = []
+        ends: list[int] = []
+        at = begin + self.files.read(number, begin, begin + 4096).index(b"[") + 1
+        wants_comma = False
+        while True:
+            text = self.files.read(number, at, at + window).decode("latin-1")
+            is_last = at + len(text) >= size
+            i = 0
+            while True:
+                skipped = _SPACES.match(text, i)
+                assert skipped is not None
+                k = skipped.end()
+                sign = text[k : k + 1]
+                if sign == "]" and (wants_comma or not starts):
+                    rest = self.files.read(number, at + k + 1, size)
+                    if rest.strip():
+                        raise self._not_json(number, at + k + 1, None, "Extra data")
+                    return np.array(starts, np.int64), np.array(ends, np.int64)
+                if not sign:
+                    break
+                if wants_comma:
+                    if sign != ",":
+                        raise self._not_json(number, at + k, None, "Expecting ',' delimiter")
+                    i, wants_comma = k + 1, False
                     continue
-                record = entry if is_list else json.loads(entry)
-                if not isinstance(record, dict):
+                if sign != "{":
+                    entry = len(starts) + 1
                     raise DataError(
-                        f"{path}, {'entry' if is_list else 'line'} {line_number}: expected a JSON "
-                        f"object with named fields, found {type(record).__name__}"
+                        f"{self.files.paths[number]}, entry {entry}: expected a JSON object with "
+                        f"named fields, found {text[k : k + 20]!r}"
                     )
-                yield record
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {line_number or error.lineno}, column {error.colno}: not valid JSON "
-            f"({error.msg}). Correct or delete the line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, after line {line_number}: not UTF-8 ({error.reason}). Save the file as UTF-8"
-        ) from error
+                try:
+                    _, end = _DECODER.raw_decode(text, k)
+                except json.JSONDecodeError as error:
+                    if is_last:
+                        raise self._not_json(number, at + error.pos, None, error.msg) from None
+                    break
+                except (RecursionError, ValueError) as error:
+                    what = str(error) if isinstance(error, ValueError) else _TOO_DEEP
+                    raise DataError(
+                        f"{self._where(number, at + k)}: {what}. Correct or delete it"
+                    ) from None
+                starts.append(at + k)
+                ends.append(at + end)
+                i, wants_comma = end, True
+            if is_last:
+                raise self._not_json(number, size, None, "the list does not end")
+            window = BLOCK_BYTES if i else 2 * window
+            at += i
+
+    def _where(self, number: int, place: int) -> str:
+        return f"{self.files.paths[number]}, line {self.files.line_of(number, place)}"
+
+    def _not_json(self, number: int, place: int, column: int | None, message: str) -> DataError:
+        if column is None:
+            before = self.files.read(number, max(place - BLOCK_BYTES, 0), place)
+            column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
+        return DataError(
+            f"{self._where(number, place)}, column {column}: not valid JSON ({message}). Correct "
+            "or delete the line"
+        )
+
+
+_TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
+
+
+def _require_shallow(content: bytes) -> None:
+    """Raise `RecursionError` for an object that is nested deeper than `MAX_DEPTH`."""
+    values = np.frombuffer(_STRING.sub(b"", content), np.uint8)
+    steps = np.isin(values, list(b"[{")).astype(np.int64) - np.isin(values, list(b"]}"))
+    if int(np.max(np.cumsum(steps), initial=0)) > MAX_DEPTH:
+        raise RecursionError
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    """With U+FFFD for half of a surrogate pair, which is legal JSON but no text."""
+    if isinstance(value, str):
+        return LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", value)
+    if isinstance(value, list):
+        return [_without_lone_surrogates(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_lone_surrogates(k): _without_lone_surrogates(v) for k, v in value.items()}
+    return value

@@ -1,7 +1,7 @@
 """The samples as the user wrote them: checked, named, grouped and hashed, but not tokenised.
 
-The rows stay in the memory-mapped `datasets.Dataset`; what is held per sample is its id, group,
-hash and preview.
+The rows stay in their files; what is held per sample is its id, group, hash and preview, and where
+its row lies.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import xxhash
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples.formats import Conversation, Format, MalformedRowError, choose_format
-from gracekit.samples.sources import missing_column, open_dataset
+from gracekit.samples.formats import (
+    Conversation,
+    Format,
+    choose_format,
+    missing_column,
+    named_format,
+    refuse_labels,
+)
+from gracekit.samples.messages import MalformedRowError
+from gracekit.samples.row_source import BATCH_ROWS, Source
+from gracekit.samples.sources import open_source
 from gracekit.types import Int32, Int64, Json, Strings
 
-if TYPE_CHECKING:
-    import datasets
-
-BATCH_ROWS = 1000
 PREVIEW, PREVIEW_PROMPT = 160, 100
 """Characters of a preview, and of the prompt in it."""
 SHOWN = 5
@@ -46,12 +51,18 @@ class Skipped:
 
 
 class Records(Sequence[Conversation]):
-    """The usable samples as conversations, read from the dataset when asked for."""
+    """The usable samples as conversations, read from the files when asked for.
 
-    def __init__(self, dataset: datasets.Dataset, layout: Format, source_rows: Int64) -> None:
-        self._dataset = dataset
+    `DataError` where a row is no longer what it was when the samples were read.
+    """
+
+    def __init__(
+        self, source: Source, layout: Format, source_rows: Int64, content_hashes: Strings
+    ) -> None:
+        self._source = source
         self._layout = layout
         self._source_rows = source_rows
+        self._content_hashes = content_hashes
 
     def __len__(self) -> int:
         return len(self._source_rows)
@@ -61,14 +72,29 @@ class Records(Sequence[Conversation]):
     @overload
     def __getitem__(self, index: slice) -> list[Conversation]: ...
     def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(index, slice):
-            return self.take(range(len(self))[index])
-        return self._layout.conversation(self._dataset[int(self._source_rows[index])])
+        chosen = range(len(self))[index]
+        return self.take(chosen) if isinstance(chosen, range) else self.take([chosen])[0]
 
     def take(self, positions: Sequence[int]) -> list[Conversation]:
         """Those at the given positions, in that order."""
-        rows = _rows(self._dataset[self._source_rows[list(positions)].tolist()])
-        return [self._layout.conversation(row) for row in rows]
+        source_rows = self._source_rows[list(positions)].tolist()
+        found = []
+        hashes = self._content_hashes[list(positions)].tolist()
+        for row, source_row, expected in zip(
+            self._source.take(source_rows), source_rows, hashes, strict=True
+        ):
+            try:
+                conversation = self._layout.conversation(row)
+                is_same = content_hash(conversation) == expected
+            except MalformedRowError:
+                is_same = False
+            if not is_same:
+                raise DataError(
+                    f"row {source_row} of the data is not what it was a moment ago: the file was "
+                    "written to. Replacing it by a rename avoids this; start again"
+                )
+            found.append(conversation)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,52 +131,107 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
     `strict` they are a `DataError`, as is a dataset without one usable row, an id that is missing
     or not unique, and whatever cannot be read.
     """
-    dataset = open_dataset(data)
-    layout = choose_format(data, dataset.column_names)
+    source = open_source(data)
     extra = [name for name in (data.id_column, data.group_column) if name]
-    for name in extra:
-        if name not in dataset.column_names:
-            raise missing_column(data, name, dataset.column_names)
-    columns = layout.columns(dataset.column_names)
-    dataset = dataset.select_columns([*columns, *(n for n in extra if n not in columns)])
-
-    source_rows: list[int] = []
-    hashes: list[str] = []
-    previews: list[str] = []
-    ids: list[Any] = []
-    groups: list[str] = []
-    skipped: list[Skipped] = []
-    for source_row, row in enumerate(_read(data, dataset, range(len(dataset)))):
-        try:
-            conversation = layout.conversation(row)
-        except MalformedRowError as problem:
-            skipped.append(Skipped(source_row, str(problem)))
-            continue
-        source_rows.append(source_row)
-        hashes.append(xxhash.xxh3_128_hexdigest(conversation.canonical().encode()))
-        previews.append(preview(conversation))
-        ids.append(row[data.id_column] if data.id_column else None)
-        groups.append(_group_name(row, data.group_column))
-
-    if skipped and (strict or not source_rows):
+    layout = _layout(data, source, source.columns, extra)
+    while True:
+        read = _Reading(data, layout)
+        columns = layout.columns(source.columns)
+        for block in source.select(list(dict.fromkeys([*columns, *extra]))).blocks():
+            read.add(block)
+        # Later rows of a JSON file may have columns that the first ones lack.
+        best = _layout(data, source, [*dict.fromkeys([*source.columns, *read.columns])], extra)
+        if best == layout:
+            break
+        layout = best
+    skipped, hashes = read.skipped, read.hashes
+    if skipped and (strict or not hashes):
         limit = None if strict else SHOWN
-        raise _unusable(data, layout, skipped, len(source_rows), limit)
-    sample_ids = _checked_ids(data, ids, source_rows) if data.id_column else _ids_of(hashes)
-    group_names = tuple(sorted(set(groups)))
+        raise _unusable(data, layout, skipped, len(hashes), limit)
+    sample_ids = (
+        _checked_ids(data, read.ids, read.source_rows) if data.id_column else _ids_of(hashes)
+    )
+    group_names = tuple(sorted(set(read.groups)))
     number = {name: k for k, name in enumerate(group_names)}
+    source_rows = np.array(read.source_rows, np.int64)
     return RawSamples(
-        records=Records(dataset, layout, np.array(source_rows, np.int64)),
+        records=Records(source.select(columns), layout, source_rows, _strings(hashes)),
         sample_ids=_strings(sample_ids),
-        groups=np.array([number[name] for name in groups], np.int32),
+        groups=np.array([number[name] for name in read.groups], np.int32),
         group_names=group_names,
         content_hashes=_strings(hashes),
-        source_rows=np.array(source_rows, np.int64),
-        previews=_strings(previews),
-        fingerprint=_fingerprint(sample_ids, groups, hashes),
-        num_source_rows=len(dataset),
+        source_rows=source_rows,
+        previews=_strings(read.previews),
+        fingerprint=_fingerprint(sample_ids, read.groups, hashes),
+        num_source_rows=len(source),
         format=layout.name,
         skipped=skipped,
     )
+
+
+class _Reading:
+    """What is kept of the rows while they are read."""
+
+    def __init__(self, data: DataSection, layout: Format) -> None:
+        self._data = data
+        self._layout = layout
+        self._num_read = 0
+        self.columns: dict[str, None] = {}
+        self.source_rows: list[int] = []
+        self.hashes: list[str] = []
+        self.previews: list[str] = []
+        self.ids: list[Any] = []
+        self.groups: list[str] = []
+        self.skipped: list[Skipped] = []
+
+    def add(self, rows: list[Json]) -> None:
+        """The next rows."""
+        data = self._data
+        for source_row, row in enumerate(rows, start=self._num_read):
+            if not row.keys() <= self.columns.keys():
+                self.columns |= dict.fromkeys(row)
+            try:
+                conversation = self._layout.conversation(row)
+                digest = content_hash(conversation)
+            except MalformedRowError as problem:
+                self.skipped.append(Skipped(source_row, str(problem)))
+                continue
+            self.source_rows.append(source_row)
+            self.hashes.append(digest)
+            self.previews.append(preview(conversation))
+            self.ids.append(row.get(data.id_column) if data.id_column else None)
+            self.groups.append(_group_name(row, data.group_column))
+        self._num_read += len(rows)
+
+
+def _layout(
+    data: DataSection, source: Source, columns: Sequence[str], extra: Sequence[str]
+) -> Format:
+    """The layout of rows with these columns; of all columns where these do not do.
+
+    Raises `DataError` where there is none, for a column that is missing, and for data of another
+    task.
+    """
+    wanted = {*extra, *data.columns.named.values()}
+    try:
+        if wanted <= {*columns}:
+            layout = choose_format(data, columns)
+            _refuse_labels(data, source, columns)
+            return layout
+    except DataError:
+        if {*source.all_columns} <= {*columns}:
+            raise
+    for name in extra:
+        if name not in source.all_columns:
+            raise missing_column(data, name, source.all_columns)
+    layout = choose_format(data, source.all_columns)
+    _refuse_labels(data, source, source.all_columns)
+    return layout
+
+
+def _refuse_labels(data: DataSection, source: Source, columns: Sequence[str]) -> None:
+    if "label" in columns:
+        refuse_labels(data, source.select(["label"]).take(range(min(BATCH_ROWS, len(source)))))
 
 
 def open_records(data: DataSection, source_rows: Int64) -> Iterator[Json]:
@@ -158,13 +239,45 @@ def open_records(data: DataSection, source_rows: Int64) -> Iterator[Json]:
 
     Raises `DataError` when the dataset has fewer rows than that.
     """
-    dataset = open_dataset(data)
-    if len(source_rows) and int(np.max(source_rows)) >= len(dataset):
+    yield from _rows_at(data, open_source(data), source_rows)
+
+
+def open_hashed_records(
+    data: DataSection, source_rows: Int64, *, format_name: str | None = None
+) -> Iterator[tuple[Json, str | None]]:
+    """As `open_records`, each row with the hash of its content; None for one that has none.
+
+    Args:
+        data: Where the rows are.
+        source_rows: [m] positions.
+        format_name: The layout that the samples were read in; None: as the columns say.
+    """
+    source = open_source(data)
+    layout = named_format(data, format_name) if format_name else None
+    for row in _rows_at(data, source, source_rows):
+        try:
+            layout = layout or choose_format(data, source.all_columns)
+            yield row, content_hash(layout.conversation(row))
+        except (MalformedRowError, DataError):
+            yield row, None
+
+
+def _rows_at(data: DataSection, source: Source, source_rows: Int64) -> Iterator[Json]:
+    if len(source_rows) and int(np.max(source_rows)) >= len(source):
         raise DataError(
-            f"{data.path} has {len(dataset)} rows, but row {int(np.max(source_rows))} is needed: "
+            f"{data.path} has {len(source)} rows, but row {int(np.max(source_rows))} is needed: "
             "the data has changed since that version was made. Take a newer one, or restore it"
         )
-    yield from _read(data, dataset, source_rows.tolist())
+    for start in range(0, len(source_rows), BATCH_ROWS):
+        yield from source.take(source_rows[start : start + BATCH_ROWS].tolist())
+
+
+def content_hash(conversation: Conversation) -> str:
+    """xxh3_128 of the conversation; `MalformedRowError` for one that is nested too deep."""
+    try:
+        return xxhash.xxh3_128_hexdigest(conversation.canonical().encode())
+    except RecursionError:
+        raise MalformedRowError("it is nested too deep") from None
 
 
 def preview(conversation: Conversation) -> str:
@@ -181,28 +294,10 @@ def _one_line(text: str, most: int) -> str:
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", cut)
 
 
-def _read(data: DataSection, dataset: datasets.Dataset, rows: Sequence[int]) -> Iterator[Json]:
-    for start in range(0, len(rows), BATCH_ROWS):
-        wanted = rows[start : start + BATCH_ROWS]
-        try:
-            batch = dataset[wanted]
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{data.path}: between rows {wanted[0]} and {wanted[-1]} there is text that is not "
-                f"UTF-8 ({error.reason}). Save the file as UTF-8"
-            ) from error
-        yield from _rows(batch)
-
-
-def _rows(batch: dict[str, list[Any]]) -> Iterator[Json]:
-    names = list(batch)
-    return (dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True))
-
-
 def _group_name(row: Json, column: str | None) -> str:
     if column is None:
         return "all"
-    value = row[column]
+    value = row.get(column)
     return "(none)" if value is None else str(value)
 
 

@@ -1,25 +1,28 @@
-"""Opening the user's data, whatever it lies in, as a `datasets.Dataset`.
+"""Opening the user's data, whatever it lies in, as a `Source` of rows.
 
-Files, directories of files, `save_to_disk` folders and hub names all go through `datasets`, which
-keeps its usual cache. Whatever it raises becomes a `DataError` that names the file and, for JSON,
-the line.
+JSON, CSV and Parquet files are read by readers of ours, which change no value and keep no cache.
+`save_to_disk` folders and hub names go through `datasets`. What goes wrong becomes a `DataError`
+that names the file and, for text files, the line.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
-import glob
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+import xxhash
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples.json_files import COMPRESSIONS, open_text, repaired, require_shallow
+from gracekit.samples.byte_files import BLOCK_BYTES, ByteFiles, is_compressed
+from gracekit.samples.csv_files import CsvRows
+from gracekit.samples.json_files import JsonRows
+from gracekit.samples.row_source import Part, Source
 
 if TYPE_CHECKING:
     import datasets
@@ -32,7 +35,7 @@ KINDS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
-"""File name ending -> the reader of `datasets`."""
+"""File name ending -> the kind of file."""
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -48,31 +51,32 @@ SPLIT_WORDS = {
 """Words of a file name that say which split it belongs to."""
 
 
-def open_dataset(data: DataSection) -> datasets.Dataset:
-    """The dataset that the recipe names, in plain Python values; `DataError` if there is none."""
+def open_source(data: DataSection) -> Source:
+    """The rows that the recipe names; `DataError` if there are none."""
     path = Path(data.path).expanduser()
-    with _quiet():
-        if path.is_dir() and ((path / "state.json").exists() or _is_saved_dict(path)):
-            dataset = _open_saved(path, data.split)
-        elif path.is_dir():
-            dataset = _open_files(data, _files_of_split(path, data.split))
-        elif path.is_file():
-            if _split_name(data.split) != "train":
-                raise DataError(
-                    f"{path} is one file and has no split {data.split!r}; leave data.split out"
-                )
-            dataset = _open_files(data, [path])
-        else:
-            dataset = _open_hub(data, path)
-    if len(dataset) == 0:
+    if path.is_dir() and ((path / "state.json").exists() or _is_saved_dict(path)):
+        source = _of_datasets(data, path)
+    elif path.is_dir():
+        source = _of_files(data, _files_of_split(path, data.split))
+    elif path.is_file():
+        if _split_name(data.split) != "train":
+            raise DataError(
+                f"{path} is one file and has no split {data.split!r}; leave data.split out"
+            )
+        source = _of_files(data, [path])
+    else:
+        source = _of_datasets(data, path)
+    if len(source) == 0:
         raise DataError(f"{data.path} holds no rows (split {data.split!r}); expected samples")
-    return dataset.with_format(None)
+    return source
 
 
 def data_stamp(data: DataSection) -> object:
-    """What changes when the files of the data do: cheap, and nothing is read.
+    """What changes when the files of the data do: their content, sizes and inodes.
 
-    Compares equal as long as nothing changed; always for a hub dataset.
+    The files are read, at about a gigabyte a second, because a time alone says nothing: a file may
+    be written within its resolution, or be given an old one. Compares equal as long as nothing
+    changed; always for a hub dataset.
     """
     path = Path(data.path).expanduser()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -80,30 +84,27 @@ def data_stamp(data: DataSection) -> object:
     for file in files:
         try:
             status = file.stat()
+            stamp.append((str(file), status.st_ino, status.st_size, _content_digest(file)))
         except OSError:
             continue
-        stamp.append((str(file), status.st_ino, status.st_size, status.st_mtime_ns))
     return stamp
 
 
-def missing_column(data: DataSection, name: str, columns: Collection[str]) -> DataError:
-    """The error for a column that the recipe names and the dataset lacks."""
-    near = difflib.get_close_matches(name, columns, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "correct the recipe"
-    return DataError(
-        f"{data.path} has no column {name!r}; found the columns {', '.join(columns)}; {hint}"
-    )
+def _content_digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def kind_of(path: Path) -> str | None:
-    """The reader for a file by its name, compressed or not; None for other files."""
-    stem = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    """The kind of a file by its name, compressed or not; None for other files."""
+    stem = path.with_suffix("") if is_compressed(path) else path
     return KINDS.get(stem.suffix.lower())
 
 
-def _open_files(data: DataSection, paths: list[Path]) -> datasets.Dataset:
-    import datasets
-
+def _of_files(data: DataSection, paths: list[Path]) -> Source:
     kinds = {kind_of(path) for path in paths}
     kind = kinds.pop()
     if kind is None or kinds:
@@ -111,48 +112,33 @@ def _open_files(data: DataSection, paths: list[Path]) -> datasets.Dataset:
         raise DataError(
             f"{data.path}: expected files of one kind ({', '.join(KINDS)}), found {found}"
         )
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty; expected one sample per line or row")
-        if kind == "json":
-            require_shallow(path)
-    split = _split_name(data.split)
-    try:
-        options = _csv_options(paths) if kind == "csv" else {}
-        try:
-            return datasets.load_dataset(
-                kind,
-                data_files={split: [glob.escape(str(p)) for p in paths]},
-                split=data.split,
-                **options,
-            )
-        except Exception:
-            folder = Path(datasets.config.HF_DATASETS_CACHE) / "gracekit-repaired"
-            if kind != "json" or not (copies := repaired(paths, folder)):
-                raise
-            return datasets.load_dataset(
-                kind, data_files={split: [glob.escape(str(p)) for p in copies]}, split=data.split
-            )
-    except DataError:
-        raise
-    except Exception as error:  # datasets raises whatever its readers do
-        where = paths[0] if len(paths) == 1 else data.path
-        raise DataError(
-            f"cannot read {where} as {kind}: {_root_cause(error)}. Check the file"
-        ) from error
+    source: Source
+    if kind == "parquet":
+        from gracekit.samples.arrow_files import ParquetRows
+
+        source = ParquetRows(paths)
+    else:
+        files = ByteFiles(paths)
+        source = JsonRows(files) if kind == "json" else CsvRows(files)
+    return _sliced(source, data)
 
 
-def _csv_options(paths: list[Path]) -> dict[str, Any]:
-    """Every column as text, so that an id such as 007 and the answer NA stay what they are."""
+def _sliced(source: Source, data: DataSection) -> Source:
+    """The rows of a split such as `train[:10%]`."""
+    if "[" not in data.split:
+        return source
     import datasets
 
-    delimiter = "\t" if ".tsv" in paths[0].suffixes else ","
-    with open_text(paths[0]) as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
-    options: dict[str, Any] = {"delimiter": delimiter, "keep_default_na": False}
-    if all(header) and len(set(header)) == len(header):
-        options["features"] = datasets.Features({n: datasets.Value("string") for n in header})
-    return options
+    name = _split_name(data.split)
+    try:
+        instruction = datasets.ReadInstruction.from_spec(data.split)
+        (part,) = instruction.to_absolute({name: len(source)})
+    except (ValueError, AssertionError) as error:
+        raise DataError(
+            f"data.split {data.split!r} is no part of {len(source)} rows: {error}. An example is "
+            "train[:10%]"
+        ) from error
+    return Part(source, part.from_ or 0, len(source) if part.to is None else part.to)
 
 
 def _files_of_split(directory: Path, wanted: str) -> list[Path]:
@@ -172,38 +158,46 @@ def _files_of_split(directory: Path, wanted: str) -> list[Path]:
     return _pick(splits, _split_name(wanted), directory)
 
 
-def _open_saved(path: Path, split: str) -> datasets.Dataset:
+def _of_datasets(data: DataSection, path: Path) -> Source:
+    """A folder of `save_to_disk`, or a dataset of the hub."""
+    name = data.path
+    is_place = kind_of(path) or path.is_absolute() or name.count("/") > 1
+    if not path.is_dir() and (is_place or name.startswith((".", "~"))):
+        raise DataError(
+            f"there is no file or directory {path}; data.path is taken from the recipe's own folder"
+        )
     import datasets
 
+    from gracekit.samples.arrow_files import DatasetRows
+
+    with _quiet(datasets):
+        if path.is_dir():
+            return _sliced(DatasetRows(_saved(datasets, path, data.split), name), data)
+        try:
+            return DatasetRows(datasets.load_dataset(name, split=data.split), name)
+        except Exception as error:  # datasets raises whatever its readers do
+            raise DataError(
+                f"there is no file or directory {name!r} here, and as a hub dataset it cannot be "
+                f"read (split {data.split!r}): {_root_cause(error)}. Correct data.path, or "
+                "download it once with save_to_disk and name that folder"
+            ) from error
+
+
+def _saved(library: ModuleType, path: Path, split: str) -> datasets.Dataset:
     try:
-        found = datasets.load_from_disk(str(path))
+        found = library.load_from_disk(str(path))
     except Exception as error:
         raise DataError(
             f"cannot read {path} as a folder of save_to_disk: {_root_cause(error)}. Save it again"
         ) from error
-    if isinstance(found, datasets.DatasetDict):
-        return _pick(found, split, path)
-    if split not in ("train", str(found.split)):
+    name = _split_name(split)
+    if isinstance(found, library.DatasetDict):
+        picked: datasets.Dataset = _pick(found, name, path)
+        return picked
+    if name not in ("train", str(found.split)):
         raise DataError(f"{path} has no split {split!r}; leave data.split out")
-    return found
-
-
-def _open_hub(data: DataSection, path: Path) -> datasets.Dataset:
-    import datasets
-
-    name = data.path
-    if kind_of(path) or path.is_absolute() or name.count("/") > 1 or name.startswith((".", "~")):
-        raise DataError(
-            f"there is no file or directory {path}; data.path is taken from the recipe's own folder"
-        )
-    try:
-        return datasets.load_dataset(name, split=data.split)
-    except Exception as error:
-        raise DataError(
-            f"there is no file or directory {name!r} here, and as a hub dataset it cannot be read "
-            f"(split {data.split!r}): {_root_cause(error)}. Correct data.path, or download it once "
-            "with save_to_disk and name that folder"
-        ) from error
+    dataset: datasets.Dataset = found
+    return dataset
 
 
 Split = TypeVar("Split")
@@ -233,10 +227,8 @@ def _root_cause(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(datasets: ModuleType) -> Iterator[None]:
     """No progress bars where stderr is no terminal, no log lines for what becomes an error here."""
-    import datasets
-
     verbosity = datasets.logging.get_verbosity()
     hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)

@@ -1,0 +1,116 @@
+"""`Source`: the user's rows as they stand in the files, at any position."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from gracekit.samples.byte_files import ByteFiles
+from gracekit.types import Int64, Json
+
+BATCH_ROWS = 1000
+"""Rows that are read at once."""
+
+
+class Source(ABC):
+    """Rows with named values. Nothing of a row is changed: neither types nor which keys it has."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def take(self, rows: Sequence[int]) -> list[Json]:
+        """The rows at the given positions, in that order; fast where these follow one another.
+
+        Raises `DataError` for a row that cannot be read.
+        """
+
+    def select(self, columns: Sequence[str]) -> Source:
+        """The same with at least the given columns; others may be left out where that is faster."""
+        return self
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Names in the order in which they appear; perhaps only those of the first rows."""
+        return _names(self.take(range(min(BATCH_ROWS, len(self)))))
+
+    @cached_property
+    def all_columns(self) -> tuple[str, ...]:
+        """Names in all rows; this may read all of them."""
+        names: dict[str, None] = {}
+        for block in self.blocks():
+            names |= dict.fromkeys(_names(block))
+        return tuple(names)
+
+    def blocks(self) -> Iterator[list[Json]]:
+        """All rows in order, `BATCH_ROWS` at a time."""
+        for start in range(0, len(self), BATCH_ROWS):
+            yield self.take(range(start, min(start + BATCH_ROWS, len(self))))
+
+
+class Part(Source):
+    """Rows [start, stop) of another source."""
+
+    def __init__(self, whole: Source, start: int, stop: int) -> None:
+        self._whole, self._start, self._stop = whole, start, max(stop, start)
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def take(self, rows: Sequence[int]) -> list[Json]:
+        """See `Source.take`."""
+        return self._whole.take([self._start + row for row in rows])
+
+    def select(self, columns: Sequence[str]) -> Source:
+        """See `Source.select`."""
+        return Part(self._whole.select(columns), self._start, self._stop)
+
+
+class PlacedRows(Source):
+    """Rows of which it is known where they stand in text files: an index, not the rows."""
+
+    def __init__(self, files: ByteFiles) -> None:
+        self.files = files
+        places = [self.places(number) for number in range(len(files.paths))]
+        self._starts: Int64 = np.concatenate([starts for starts, _ in places])
+        self._ends: Int64 = np.concatenate([ends for _, ends in places])
+        self._first_rows: Int64 = np.cumsum([0] + [len(starts) for starts, _ in places])
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @abstractmethod
+    def places(self, number: int) -> tuple[Int64, Int64]:
+        """Where the rows of a file start and end, in bytes."""
+
+    @abstractmethod
+    def parse(self, content: bytes, number: int, start: int) -> Json:
+        """One row of a file, which starts at byte `start`."""
+
+    def take(self, rows: Sequence[int]) -> list[Json]:
+        """See `Source.take`."""
+        wanted = np.asarray(rows, np.int64)
+        if not len(wanted):
+            return []
+        numbers = np.searchsorted(self._first_rows, wanted, side="right") - 1
+        starts, ends = self._starts[wanted], self._ends[wanted]
+        # Rows that follow one another in a file are read at once.
+        breaks = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(numbers) != 0)) + 1
+        found: list[Json] = []
+        for run in np.split(np.arange(len(wanted)), breaks):
+            number, base = int(numbers[run[0]]), int(starts[run[0]])
+            content = self.files.read(number, base, int(ends[run[-1]]))
+            for start, end in zip(starts[run].tolist(), ends[run].tolist(), strict=True):
+                found.append(self.parse(content[start - base : end - base], number, start))
+        return found
+
+
+def _names(rows: list[Json]) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for row in rows:
+        if not row.keys() <= names.keys():
+            names |= dict.fromkeys(row)
+    return tuple(names)
