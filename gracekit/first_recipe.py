@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from gracekit.errors import RecipeError
 from gracekit.files import write_text_atomic
-from gracekit.recipe import DataSection, Recipe
+from gracekit.recipe import Recipe
 from gracekit.samples import load_samples
 from gracekit.tabular import ShortRepr
 from gracekit.types import Json
@@ -21,7 +22,10 @@ TEMPLATE = """\
 
 data:
   path: {path}
-  format: {format}            # auto | prompt-completion | alpaca | messages | sharegpt | text
+  split: {split}              # where the source has several; train[:10%] is a part
+  format: {format}            # auto, or a layout of docs/data.md
+  columns: {columns}               # which column is what: {{prompt: question, response: answer}}
+  roles: {roles}                 # what your chats call the roles: {{assistant: [bot]}}
   id_column: {id_column}         # unique ids; null: a hash of the content
   group_column: {group_column}      # source, task or category of a sample
   max_length: 1024          # longest token sequence, as in your trainer
@@ -106,29 +110,46 @@ def write_first_recipe(
     store: str,
     id_column: str | None,
     group_column: str | None,
+    columns: Mapping[str, str],
+    roles: Mapping[str, Sequence[str]],
+    split: str,
     force: bool,
     strict: bool,
 ) -> FirstRecipe:
     """Look at the data and write a recipe for it; the arguments are those of `gracekit.init`.
 
     Raises:
-        RecipeError: The recipe exists, and `force` is not given.
+        RecipeError: The recipe exists, and `force` is not given, or a value is none for a recipe.
         DataError: The data cannot be read or used.
     """
     if output.exists() and not force:
         raise RecipeError(f"{output} exists; choose another --output, or --force to replace it")
-    raw = load_samples(
-        DataSection(path=data, id_column=id_column, group_column=group_column), strict=strict
-    )
+    settings = Recipe.from_dict(
+        {
+            "data": {
+                "path": data,
+                "split": split,
+                "id_column": id_column,
+                "group_column": group_column,
+                "columns": dict(columns),
+                "roles": {role: list(names) for role, names in roles.items()},
+            }
+        },
+        name="the options given",
+    ).data
+    raw = load_samples(settings, strict=strict)
     num_groups = len(raw.group_names)
     text = TEMPLATE.format(
         name=_one_line(Path(data).name),
         num_samples=f"{len(raw.sample_ids):,}",
-        groups_note=f" in {num_groups} groups" if group_column else "",
+        groups_note=f" in {num_groups} groups" if settings.group_column else "",
         path=_yaml(_from_recipe(data, output)),
+        split=_yaml(split),
         format=_yaml(raw.format),
-        id_column=_yaml(id_column),
-        group_column=_yaml(group_column),
+        columns=_yaml(settings.columns.named),
+        roles=_yaml({role: list(names) for role, names in settings.roles.items()}),
+        id_column=_yaml(settings.id_column),
+        group_column=_yaml(settings.group_column),
         store=_yaml(store),
     )
     write_text_atomic(output, text)
@@ -155,8 +176,10 @@ def _from_recipe(data: str, output: Path) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """One scalar as YAML on one line."""
-    text: str = yaml.safe_dump(value, width=10**9, allow_unicode=True)
+    """One value as YAML on one line."""
+    text: str = yaml.safe_dump(
+        value, width=10**9, allow_unicode=True, default_flow_style=True, sort_keys=False
+    )
     return text.removesuffix("\n").removesuffix("...").strip()
 
 

@@ -439,5 +439,9 @@ class ExportContent(Protocol):
     def header(self) -> Header:
         """The header of the version."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the user's columns in any of the rows; a row need not have them all."""
+
     def records(self) -> Iterator[Json]:
         """The user's rows with `sample_id`, and `weight` where wanted; may be asked for again."""

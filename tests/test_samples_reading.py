@@ -175,7 +175,12 @@ ERRORS: list[tuple[str, bytes, Json, str]] = [
     ("a.json", b'[{"prompt": "q",\n "response" "a"}]', {}, r"line 2, column 13: not valid"),
     ("a.jsonl", GOOD + b'"text"\n', {}, "line 2: expected a JSON object"),
     ("a.jsonl", '{"prompt": "q"}\n'.encode("utf-16"), {}, "not UTF-8"),
-    ("a.jsonl", GOOD + b'{"prompt": "q", "response": "\xe9"}\n', {}, r"a\.jsonl, line 2: not UTF-8"),
+    (
+        "a.jsonl",
+        GOOD + b'{"prompt": "q", "response": "\xe9"}\n',
+        {},
+        r"a\.jsonl, line 2: not UTF-8",
+    ),
     ("a.jsonl", b'{"question": "q"}\n', {}, "no layout fits the columns question"),
     ("a.jsonl", b'{"prompt": "q", "response": ""}\n', {}, "1 of 1 rows cannot be used"),
     ("a.csv", b"prompt,response\na,b\nc,d,e\n", {}, r"cannot read .*a\.csv as csv: .*line 3"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gracekit.first_recipe import FirstRecipe, write_first_recipe
@@ -14,6 +15,9 @@ def init(
     store: str | Path = "gracekit-store",
     id_column: str | None = None,
     group_column: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    roles: Mapping[str, Sequence[str]] | None = None,
+    split: str = "train",
     force: bool = False,
     strict: bool = False,
 ) -> FirstRecipe:
@@ -26,11 +30,16 @@ def init(
         store: The directory that the recipe names as the store.
         id_column: The column with unique sample ids; without it, an id is a hash of the content.
         group_column: The column with the group (source, task, category) of a sample.
+        columns: Which column holds what, where its name does not say so, such as
+            `{"prompt": "question", "response": "answer"}`; also `input`, `messages`, `system`,
+            `history`, `tools`, `id`, `group` and `text`.
+        roles: What the chats call the roles, such as `{"assistant": ["bot"]}`.
+        split: The split, where the source has several.
         force: Replace an existing recipe.
         strict: Refuse data with rows that cannot be used.
 
     Raises:
-        RecipeError: The recipe exists, and `force` is not given.
+        RecipeError: The recipe exists, and `force` is not given, or a value is none for a recipe.
         DataError: The data cannot be read or used.
 
     Example:
@@ -43,6 +52,9 @@ def init(
         store=str(store),
         id_column=id_column,
         group_column=group_column,
+        columns=columns or {},
+        roles=roles or {},
+        split=split,
         force=force,
         strict=strict,
     )

@@ -122,7 +122,7 @@ def _finite(value: Any) -> Any:
 
 def _row_type(content: ExportContent) -> pa.StructType:
     """The type that holds every row: a first pass, because a column may start with nulls."""
-    schemas = [_schema(_array(chunk).type) for chunk in _chunks(content.records())]
+    schemas = [_schema(pa.array(chunk).type) for chunk in _chunks(content.records())]
     return pa.struct(pa.unify_schemas(schemas, promote_options="permissive"))
 
 
@@ -134,11 +134,7 @@ def _schema(row_type: pa.StructType) -> pa.Schema:
 def _batches(content: ExportContent, row_type: pa.StructType) -> Iterator[pa.RecordBatch]:
 
     for chunk in _chunks(content.records()):
-        yield pa.RecordBatch.from_struct_array(_array(chunk, row_type))
-
-
-def _array(rows: list[Json], row_type: pa.DataType | None = None) -> pa.StructArray:
-    return pa.array(rows, type=row_type)
+        yield pa.RecordBatch.from_struct_array(pa.array(chunk, type=row_type))
 
 
 def _chunks(records: Iterable[Json]) -> Iterator[list[Json]]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from gracekit import files
-from gracekit.errors import ExportError
+from gracekit.errors import DataError, ExportError
 from gracekit.exports.records import Jsonl
 from gracekit.protocols import ExportContent
+from gracekit.samples.formats import choose_format, named_format
+from gracekit.samples.messages import ASSISTANT, ROLES
 from gracekit.types import Json
 
 DATASET_INFO = "dataset_info.json"
@@ -81,42 +84,58 @@ class Layout:
 
     @classmethod
     def of(cls, content: ExportContent) -> Layout:
-        """Read off the first row; `ExportError` for a layout that these trainers do not know."""
+        """By the columns and the first row; `ExportError` for what these trainers do not know."""
+        data = content.header.dataset
         record = next(content.records(), {})
+        try:
+            layout = choose_format(data.settings, content.columns)
+        except DataError:
+            layout = named_format(data.settings, data.detected_format or "text")
 
-        def first(*names: str) -> str:
-            return next((name for name in names if name in record), "")
+        def column(what: str) -> str:
+            names = layout.names.get(what, ())
+            return next((name for name in names if name in content.columns), "")
 
-        shared = {"system": first("system"), "tools": first("tools")}
-        text = content.header.dataset.settings.text_column
-        messages = first("messages", "conversations")
+        messages, prompt, response = column("messages"), column("prompt"), column("response")
         if messages and isinstance(record[messages], list) and record[messages]:
-            turns = record[messages]
-            human = any("human" in (turn.get("from"), turn.get("role")) for turn in turns)
+            user, assistant = _role_names(record[messages], layout.roles)
+            turn = record[messages][0]
             return cls(
                 messages=messages,
-                role_key="role" if "role" in turns[0] else "from",
-                content_key="content" if "content" in turns[0] else "value",
-                user="human" if human else "user",
-                assistant="gpt" if human else "assistant",
-                **shared,
+                role_key="role" if "role" in turn else "from",
+                content_key="content" if "content" in turn else "value",
+                user=user,
+                assistant=assistant,
+                system=column("system"),
+                tools=column("tools"),
             )
-        prompt, response = first("instruction", "prompt"), first("output", "completion", "response")
-        if prompt and response and isinstance(record[prompt], str):
+        if prompt and response and isinstance(record.get(prompt), str):
             return cls(
                 prompt=prompt,
-                query=first("input") if prompt == "instruction" else "",
+                query=column("input"),
                 response=response,
-                history=first("history"),
-                **shared,
+                history=column("history"),
+                system=column("system"),
             )
-        if text in record:
-            return cls(text=text)
+        if column("text"):
+            return cls(text=column("text"))
         raise ExportError(
-            "expected messages, conversations, instruction and output, prompt and completion as "
-            f"text, or a text column, for this format; found the columns {', '.join(record)}. "
+            "expected conversations as lists, a prompt and a response as text, or a text column, "
+            f"for this format; found the columns {', '.join(record)}. "
             "Export as jsonl, and describe the file to the trainer yourself"
         )
+
+
+def _role_names(turns: list[Json], roles: Mapping[str, str]) -> tuple[str, str]:
+    """What the user and the assistant are called in a conversation."""
+    found = {ASSISTANT: "", "user": ""}
+    for turn in turns:
+        name = turn.get("role") or turn.get("from")
+        if isinstance(name, str):
+            role = roles.get(name) or ROLES.get(name.casefold(), name)
+            found[role] = found.get(role) or name
+    user = found["user"] or "user"
+    return user, found[ASSISTANT] or ("gpt" if user == "human" else ASSISTANT)
 
 
 def _llamafactory_entry(layout: Layout) -> Json:
@@ -164,8 +183,9 @@ def _axolotl_options(layout: Layout) -> Json:
         "type": {
             **_given(field_system=layout.system),
             "field_instruction": layout.prompt,
+            **_given(field_input=layout.query),
             "field_output": layout.response,
-            "format": "{instruction}",
+            "format": "{instruction}\n\n{input}" if layout.query else "{instruction}",
             "no_input_format": "{instruction}",
         }
     }
