@@ -51,8 +51,8 @@ class Conversation:
     `has_loss: False` on a message of the assistant: the trainer puts no loss on it."""
     is_text: bool = False
     """Plain text: one message without a role, to be used as it is."""
-    tools: tuple[Json, ...] | None = None
-    """Definitions of tools for the chat template; None: there are none."""
+    tools: list[Json] | None = None
+    """What the assistant may call, as JSON schemas for the chat template; None: nothing."""
 
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""
@@ -172,7 +172,7 @@ def _require_text_only(row: Json) -> None:
             raise MalformedRowError(f"the row has {name}; only text is read")
 
 
-def _tools(row: Row, *, is_chat: bool) -> tuple[Json, ...] | None:
+def _tools(row: Row, *, is_chat: bool) -> list[Json] | None:
     value = row.get("tools") if "tools" in row.names else None
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -184,7 +184,7 @@ def _tools(row: Row, *, is_chat: bool) -> tuple[Json, ...] | None:
         if is_chat or row.names["tools"] != ("tools",):
             raise
         return None  # a column of texts that happens to have this name
-    return tuple(tools) or None
+    return tools or None
 
 
 def _read_messages(row: Row) -> list[Json]:
