@@ -27,7 +27,15 @@ from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
-from gracekit.samples import Growth, RawSamples, TokenTable, merge, sample_table, tokens_key
+from gracekit.samples import (
+    Growth,
+    RawSamples,
+    TokenTable,
+    earlier_tokens_key,
+    merge,
+    sample_table,
+    tokens_key,
+)
 from gracekit.scores.meaning import needs
 from gracekit.selection import selector_for
 from gracekit.store import (
@@ -273,7 +281,7 @@ class Refresher:
                     f"{model.architecture}. Name a new store for this run"
                 )
             return store
-        num_cut = int((tokens.num_targets == 0).sum())
+        num_cut = int((tokens.num_targets == 0).sum()) - len(tokens.unrendered)
         if num_cut:
             logger.warning(
                 "%d of %d samples have no token to train on within data.max_length (%d): they are "
@@ -292,13 +300,14 @@ class Refresher:
     def _has_these_tokens(self, store: Store, model: CheckpointModel, tokens: TokenTable) -> bool:
         """Whether its first data would have the tokens that it was made with.
 
-        By their key; where the store, of the first release, does not hold it, by the numbers of
-        tokens of the samples that it knows.
+        By their key. Where the store does not hold one, or one of before turns were marked, by
+        the numbers of tokens, with and without loss, of the samples that it knows.
         """
         key = store.info.dataset.tokens_key
         if key is not None:
-            now = tokens_key(model.tokenizer, self.recipe.data, store.info.fingerprint)
-            return bool(key == now)
+            made_of = model.tokenizer, self.recipe.data, store.info.fingerprint
+            if key != earlier_tokens_key(*made_of):
+                return bool(key == tokens_key(*made_of))
         known = store.samples()
         counts = zip(known.num_prompt_tokens, known.num_response_tokens, strict=True)
         expected = dict(zip(known.content_hashes, counts, strict=True))

@@ -9,7 +9,13 @@ from gracekit.samples.formats import FORMATS, Conversation
 from gracekit.samples.growth import Growth, merge
 from gracekit.samples.raw import RawSamples, Skipped, load_samples, open_records
 from gracekit.samples.sources import data_stamp
-from gracekit.samples.tokens import TokenTable, sample_table, tokenize, tokens_key
+from gracekit.samples.tokens import (
+    TokenTable,
+    earlier_tokens_key,
+    sample_table,
+    tokenize,
+    tokens_key,
+)
 
 __all__ = [
     "FORMATS",
@@ -19,6 +25,7 @@ __all__ = [
     "Skipped",
     "TokenTable",
     "data_stamp",
+    "earlier_tokens_key",
     "load_samples",
     "merge",
     "open_records",

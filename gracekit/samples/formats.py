@@ -43,12 +43,13 @@ class Conversation:
     """Each with `role` and `content`, both text, and perhaps more keys for the chat template."""
     is_text: bool = False
     """Plain text: one message without a role, to be used as it is."""
+    tools: list[Json] | None = None
+    """What the assistant may call, as JSON schemas for the chat template."""
 
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""
-        return json.dumps(
-            [self.is_text, self.messages], sort_keys=True, separators=(",", ":"), default=str
-        )
+        content = [self.is_text, self.messages, *([] if self.tools is None else [self.tools])]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
 
     @property
     def prompt(self) -> str:
