@@ -2,10 +2,11 @@
 
 A template writes the turns of a conversation in loops. So marks are put into its source: one at
 the start of each loop's body, which writes the number of the turn that the loop is at (in a loop
-over numbers, where it takes its message), and one after the loop. What stands between two marks belongs to a turn, whatever the turn says and however
-the template cuts, trims or escapes it. A mark is written by statements that take over the
-whitespace control of the tag that they follow, so that a rendering without its marks is the
-template's own, character by character; who renders compares the two.
+over numbers, where it takes its message), and one after the loop. What stands between two marks
+belongs to a turn, whatever the turn says and however the template cuts, trims or escapes it. A
+mark is written by statements that take over the whitespace control of the tag that they follow, so
+that a rendering without its marks is the template's own, character by character; who renders
+compares the two.
 
 Only loops over messages write marks: a message carries the number of its turn under `TURN`, other
 values do not. A template's own marks of what is generated (`{% generation %}`) are told as well.

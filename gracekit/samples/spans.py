@@ -17,7 +17,6 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 from gracekit.errors import DataError
@@ -121,11 +120,15 @@ class ChatTemplate:
         own = "" if blank is None else blank.said(turn)
         head, found, _ = own.partition(BLANK)
         if not found:
-            return len(commonprefix([prompt, said]))
+            return len(_shared(prompt, said))
         if turn:
-            return len(commonprefix([prompt, head, said]))
-        at = head.find(prompt) if prompt else -1  # the first turn may have the text's beginning
-        return at + len(prompt) if at >= 0 else len(commonprefix([head, said]))
+            return len(_shared(prompt, head, said))
+        # The first turn may have the beginning of the text before its head.
+        line = prompt.partition("\n")[0]
+        at = head.find(line) if line else -1
+        if at < 0:
+            return len(_shared(head, said))
+        return at + len(_shared(prompt, head[at:], said[at:]))
 
     @staticmethod
     def _first_answer(chat: _Chat) -> int:
@@ -150,21 +153,23 @@ class ChatTemplate:
         """Where a turn that the template has written up to `end` ends."""
         if turn == len(chat.messages) - 1 and chat.marked.turns[-1][2] == end:
             return len(chat.text)  # with an end-of-sequence after the last turn
-        end = len(chat.text[:end].rstrip())
-        if chat.messages[turn + 1]["role"] != ASSISTANT and not self._closes_turns(chat, turn):
+        if chat.messages[turn + 1]["role"] != ASSISTANT and not self._closes_turns(chat):
             token = self._tokens.match(chat.text, end)
             return token.end() if token else end
         return end
 
-    def _closes_turns(self, chat: _Chat, turn: int) -> bool:
-        """Whether the template writes something behind what an assistant says."""
+    def _closes_turns(self, chat: _Chat) -> bool:
+        """Whether the template writes something behind what an assistant says to a user."""
         source = chat.template.source
         if source not in self._closes:
-            blank = self._blank(chat, turn)
-            _, found, foot = ("", "", "") if blank is None else blank.said(turn).partition(BLANK)
-            if not found:
-                return True
-            self._closes[source] = bool(foot.strip())
+            roles = ("user", ASSISTANT, "user")
+            plain = [{"role": role, "content": BLANK} for role in roles]
+            try:
+                marked = self._marked(plain, None, chat.template)
+            except UnrenderableError:
+                marked = None
+            foot = "" if marked is None else marked.said(1).partition(BLANK)[2]
+            self._closes[source] = marked is None or bool(foot.strip())
         return self._closes[source]
 
     @cached_property
@@ -198,7 +203,7 @@ class ChatTemplate:
             is_last = turn == len(messages) - 1
             given, after = apply(turn), text if is_last else apply(turn + 1)
             prompt = apply(turn, prompt=True)
-            start = len(prompt if after.startswith(prompt) else commonprefix([prompt, after]))
+            start = len(prompt if after.startswith(prompt) else _shared(prompt, after))
             if start < len(given) or not text.startswith(after):
                 raise UnrenderableError(
                     f"the tokenizer's chat template renders message {turn} differently on its own "
@@ -259,6 +264,13 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str)
         return text
+
+
+def _shared(*texts: str) -> str:
+    """What all of them begin with."""
+    columns = enumerate(zip(*texts, strict=False))
+    length = next((k for k, letters in columns if len(set(letters)) > 1), min(map(len, texts)))
+    return texts[0][:length]
 
 
 def _shown(messages: list[Json]) -> list[Json]:

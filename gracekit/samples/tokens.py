@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -139,6 +139,8 @@ def tokenize(
         ),
         key=_key(raw.fingerprint, tokenizer, encoder, data),
     ).arranged(places)
+    if len(table) and len(table.unrendered) == len(table):
+        raise DataError(_listed(data.path, "no row can be rendered", table.unrendered))
     if not table.num_targets.any():
         raise DataError(
             f"no token of {data.path} carries loss: all responses lie beyond the first "
@@ -240,15 +242,13 @@ class _Making:
                         yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
                 bar.update(len(new))
         if places and len(self.problems) == len(places):
-            raise DataError(self._list_refused("no row can be rendered"))
+            raise DataError(_listed(self._data.path, "no row can be rendered", self._refused))
 
     def warn(self) -> None:
         """Log what was met in new contents."""
         if self._refused:
-            logger.warning(
-                "%s",
-                self._list_refused(f"{len(self._refused)} rows cannot be rendered and are left out"),
-            )
+            what = f"{len(self._refused)} rows cannot be rendered and are left out"
+            logger.warning("%s", _listed(self._data.path, what, self._refused))
         if self._rendered_before:
             logger.warning(
                 "%s: %d texts (the first is row %d) hold the token that begins or ends a sequence "
@@ -259,14 +259,6 @@ class _Making:
                 len(self._rendered_before),
                 self._rendered_before[0],
             )
-
-    def _list_refused(self, what: str) -> str:
-        rows = [f"row {skipped.source_row}: {skipped.reason}" for skipped in self._refused]
-        if len(rows) == 1:
-            return f"{rows[0]} ({self._data.path}: {what})"
-        shown = "\n  ".join(rows[:SHOWN])
-        more = f"\n  and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
-        return f"{self._data.path}: {what} (rows count from 0):\n  {shown}{more}"
 
     def _encode(self, places: list[int]) -> dict[int, tuple[Int32, Bool]]:
         """Tokens and masks of new contents; none of those that cannot be rendered."""
@@ -290,6 +282,15 @@ class _Making:
         if rendered.was_rendered:
             self._rendered_before.append(source_row)
         return rendered
+
+
+def _listed(path: str, what: str, refused: Sequence[Skipped]) -> str:
+    """What was refused, with the first reasons."""
+    rows = [f"row {skipped.source_row}: {skipped.reason}" for skipped in refused[:SHOWN]]
+    if len(refused) == 1:
+        return f"{rows[0]} ({path}: {what})"
+    more = f"\n  and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+    return f"{path}: {what} (rows count from 0):\n  " + "\n  ".join(rows) + more
 
 
 def _files(cache_dir: Path, name: str) -> tuple[Path, Path]:
