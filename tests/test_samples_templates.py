@@ -146,6 +146,40 @@ def test_a_last_turn_without_loss_takes_the_end_of_the_sequence_with_it(
         assert spoken(tokenizer_for(base, source), messages) == [f"b{end}"]
 
 
+def test_a_prompt_that_a_template_always_puts_at_the_end_is_not_learned(
+    base: PreTrainedTokenizerFast,
+) -> None:
+    tokenizer = tokenizer_for(base, without_marks(CHATML) + "<|im_start|>assistant\n")
+    assert spoken(tokenizer, [user("a"), says("b")]) == ["b<|im_end|>"]
+
+
+def test_what_a_tool_says_is_not_learned_wherever_it_is_written(
+    base: PreTrainedTokenizerFast,
+) -> None:
+    looks_back = (
+        "{% for message in messages %}{% if message.role == 'tool' %}<|tool|>"
+        "{% for other in messages %}{% if other.tool_calls %}{{ loop.index0 }}{% endif %}"
+        "{% endfor %}{{ message.content }}<|end|>"
+        "{% else %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    looks_ahead = (
+        "{% for message in messages %}{% if message.role != 'tool' %}"
+        "<|{{ message.role }}|>{{ message.content }}{% if message.tool_calls %}<|call|>"
+        "{% for k in range(loop.index, messages | length) %}"
+        "{% if messages[k].role == 'tool' %}{% set follow = messages[k] %}"
+        "<|tool|>{{ follow.content }}{% endif %}{% endfor %}{% endif %}<|end|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    messages = [user("Ulm?"), call({}, "1"), {"role": "tool", "content": "rain"}, says("It rains")]
+    assert spoken(tokenizer_for(base, looks_back), messages) == ["1<|end|>", "It rains<|end|>"]
+    assert spoken(tokenizer_for(base, looks_ahead), messages) == [
+        "1<|call|>",
+        "<|end|>",
+        "It rains<|end|>",
+    ]
+
+
 # --- templates that cannot be marked ---
 
 

@@ -145,8 +145,18 @@ def brackets(text: str) -> tuple[str, str]:
     )
 
 
-def read_marks(rendered: str, opening: str, closing: str) -> Marked:
-    """Take the marks out of a rendering."""
+def read_marks(rendered: str, around: tuple[str, str], silent: frozenset[int]) -> Marked:
+    """Take the marks out of a rendering.
+
+    Args:
+        rendered: The text with marks.
+        around: The two characters around each mark.
+        silent: Turns that are not the assistant's. What is written while the template is at one
+            belongs to it, also where it looks at other turns meanwhile, such as for the number of
+            the call that a tool answers. Otherwise it belongs to the turn looked at last, such as
+            a tool's answer within the turn that called it.
+    """
+    opening, closing = around
     first, *others = rendered.split(opening)
     pieces, length = [first], len(first)
     turns: list[tuple[int, int, int]] = []
@@ -170,7 +180,8 @@ def read_marks(rendered: str, opening: str, closing: str) -> Marked:
         if piece:
             pieces.append(piece)
             if within:
-                _extend(turns, within[-1][1], length, length + len(piece))
+                at = next((turn for _, turn in within if turn in silent), within[-1][1])
+                _extend(turns, at, length, length + len(piece))
             length += len(piece)
     return Marked("".join(pieces), turns, generated, frozenset(loops))
 

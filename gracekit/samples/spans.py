@@ -13,7 +13,6 @@ with the generation prompt is what the model is given, `chat[:i+1]` adds what it
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gracekit.errors import DataError
 from gracekit.samples.formats import ASSISTANT
 from gracekit.samples.marks import (
+    BRACKETS,
     CLOSE,
     OPEN,
     Marked,
@@ -85,7 +85,7 @@ class ChatTemplate:
         text = self._apply(messages, tools, template.source)
         if not learned:
             return text, []
-        marked = self._marked(messages, tools, template)
+        marked = self._marked(messages, tools, template, brackets(text))
         if marked is None or marked.text != text:
             return text, self._by_prefixes(messages, tools, text, learned)
         chat = _Chat(messages, tools, template, text, marked)
@@ -103,14 +103,18 @@ class ChatTemplate:
             written = BLANK in (self._blank(chat, turn) or chat).text
             return [None] if written else []
         start, end = pieces[0]
-        pieces[0] = min(start + self._given(chat, turn, chat.text[start:end]), end), end
+        pieces[0] = min(start + self._given(chat, turn, start, end), end), end
         start, end = pieces[-1]
         pieces[-1] = start, self._end(chat, turn, end)
         stripped = [(a, a + len(chat.text[a:b].rstrip())) for a, b in pieces]
         return [(a, b) for a, b in stripped if a < b]
 
-    def _given(self, chat: _Chat, turn: int, said: str) -> int:
-        """How many characters of a turn's text the generation prompt gives."""
+    def _given(self, chat: _Chat, turn: int, start: int, end: int) -> int:
+        """How many characters of a turn's text, at [start, end), the generation prompt gives."""
+        before = self._before(chat, turn)
+        if start < len(before) <= end and chat.text.startswith(before):
+            return len(before) - start
+        said = chat.text[start:end]
         prompt = self._prompt(chat, turn) or self._prompt(chat, self._first_answer(chat))
         if turn and said.startswith(prompt):
             return len(prompt)
@@ -130,6 +134,20 @@ class ChatTemplate:
             return len(_shared(head, said))
         return at + len(_shared(prompt, head[at:], said[at:]))
 
+    def _before(self, chat: _Chat, turn: int) -> str:
+        """What the model is given before a turn; empty where that cannot be rendered."""
+        if not turn:
+            return ""
+        try:
+            return self._apply(
+                chat.messages[:turn],
+                chat.tools,
+                chat.template.source,
+                add_generation_prompt=True,
+            )
+        except UnrenderableError:
+            return ""
+
     @staticmethod
     def _first_answer(chat: _Chat) -> int:
         """The first turn after one of the user; 0 where there is none."""
@@ -140,7 +158,9 @@ class ChatTemplate:
         """What the template writes after the messages before a turn for the model to answer."""
         before = chat.messages[: turn or None]
         try:
-            marked = self._marked(before, chat.tools, chat.template, add_generation_prompt=True)
+            marked = self._marked(
+                before, chat.tools, chat.template, brackets(chat.text), add_generation_prompt=True
+            )
         except UnrenderableError:  # not a conversation by itself; where the whole one is
             return self._prompt(chat, 0) if turn else ""
         if marked is None or not marked.turns:
@@ -151,8 +171,10 @@ class ChatTemplate:
 
     def _end(self, chat: _Chat, turn: int, end: int) -> int:
         """Where a turn that the template has written up to `end` ends."""
-        if turn == len(chat.messages) - 1 and chat.marked.turns[-1][2] == end:
-            return len(chat.text)  # with an end-of-sequence after the last turn
+        if turn == len(chat.messages) - 1:
+            rest = chat.text[end:].strip() if chat.marked.turns[-1][2] == end else ""
+            # An end-of-sequence; not a prompt that the template always puts there.
+            return end if chat.marked.said(turn).startswith(rest) else len(chat.text)
         if chat.messages[turn + 1]["role"] != ASSISTANT and not self._closes_turns(chat):
             token = self._tokens.match(chat.text, end)
             return token.end() if token else end
@@ -165,7 +187,7 @@ class ChatTemplate:
             roles = ("user", ASSISTANT, "user")
             plain = [{"role": role, "content": BLANK} for role in roles]
             try:
-                marked = self._marked(plain, None, chat.template)
+                marked = self._marked(plain, None, chat.template, BRACKETS[0])
             except UnrenderableError:
                 marked = None
             foot = "" if marked is None else marked.said(1).partition(BLANK)[2]
@@ -184,7 +206,7 @@ class ChatTemplate:
         messages = list(chat.messages)
         messages[turn] = {"role": messages[turn]["role"], "content": BLANK}
         try:
-            return self._marked(messages, chat.tools, chat.template)
+            return self._marked(messages, chat.tools, chat.template, brackets(chat.text))
         except UnrenderableError:
             return None
 
@@ -224,21 +246,22 @@ class ChatTemplate:
         messages: list[Json],
         tools: list[Json] | None,
         template: MarkedTemplate,
+        around: tuple[str, str],
         *,
         add_generation_prompt: bool = False,
     ) -> Marked | None:
         """The conversation with marks; None where the template cannot be rendered with them."""
-        opening, closing = brackets(json.dumps(messages, ensure_ascii=False, default=str))
+        silent = frozenset(k for k, m in enumerate(messages) if m["role"] != ASSISTANT)
         while True:
             rendered = self._apply(
                 numbered(messages),
                 tools,
                 template.marked,
                 add_generation_prompt=add_generation_prompt,
-                **{OPEN: opening, CLOSE: closing},
+                **{OPEN: around[0], CLOSE: around[1]},
             )
             try:
-                marked = read_marks(rendered, opening, closing)
+                marked = read_marks(rendered, around, silent)
             except (ValueError, IndexError):  # the template took marks apart
                 return None
             if not template.learn(marked.loops):
