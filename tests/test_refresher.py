@@ -37,6 +37,8 @@ from gracekit.refresher import (
     rollback,
 )
 from gracekit.refresher.measured_rows import MeasuredRows
+from gracekit.samples import tokens
+from gracekit.samples.render import Renderer
 from gracekit.store import Store, lock_store, verify
 from gracekit.store.retention import collect
 from gracekit.types import Measurement, Origin, Rows
@@ -407,6 +409,25 @@ def test_other_tokens_are_refused(folder: Path, run_dir: Path, setting: dict[str
     refresh(tiny_recipe(folder), run_dir / "checkpoint-10")
     with pytest.raises(StoreDataMismatchError, match="other tokens"):
         refresh(tiny_recipe(folder, data=setting), run_dir / "checkpoint-20")
+
+
+def test_a_store_of_before_turns_were_marked_goes_on_where_its_tokens_are_the_same(
+    folder: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(tokens, "KEY_FORMAT", tokens.EARLIER_KEY_FORMAT)
+        first = refresh(tiny_recipe(folder), run_dir / "checkpoint-10")
+    store = Store.open(folder / "store")
+    known = store.info.dataset.tokens_key
+    assert refresh(tiny_recipe(folder), run_dir / "checkpoint-20").version == first.version + 1
+    assert Store.open(folder / "store").info.dataset.tokens_key == known
+    with monkeypatch.context() as other:  # as if a template's masks differed from then
+        other.setattr(Renderer, "_end", lambda self, content: "")
+        shutil.rmtree(folder / "store" / "cache" / "tokens")
+        with pytest.raises(StoreDataMismatchError, match="other tokens"):
+            refresh(tiny_recipe(folder), run_dir / "checkpoint-30")
+    with pytest.raises(StoreDataMismatchError, match="other tokens"):
+        refresh(tiny_recipe(folder, data={"max_length": 12}), run_dir / "checkpoint-30")
 
 
 def test_another_tokenizer_is_refused(folder: Path, run_dir: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def tokenize(
             "tokenizer with its tokenizer.json"
         )
     encoder = Encoder(tokenizer)
-    name = _key("", tokenizer, encoder, data)
+    name = _key("", tokenizer, encoder, data, KEY_FORMAT)
     cached = _open(cache_dir, name)
     wanted = raw.content_hashes.tolist()
     if cached is None or not cached.index.keys() >= set(wanted):
@@ -137,7 +137,7 @@ def tokenize(
             for row, digest in enumerate(wanted)
             if cached.problems and digest in cached.problems
         ),
-        key=_key(raw.fingerprint, tokenizer, encoder, data),
+        key=_key(raw.fingerprint, tokenizer, encoder, data, KEY_FORMAT),
     ).arranged(places)
     if len(table) and len(table.unrendered) == len(table):
         raise DataError(_listed(data.path, "no row can be rendered", table.unrendered))
@@ -151,7 +151,7 @@ def tokenize(
 
 def tokens_key(tokenizer: PreTrainedTokenizerBase, data: DataSection, fingerprint: str) -> str:
     """The `TokenTable.key` that samples of this fingerprint would have."""
-    return _key(fingerprint, tokenizer, Encoder(tokenizer), data)
+    return _key(fingerprint, tokenizer, Encoder(tokenizer), data, KEY_FORMAT)
 
 
 def earlier_tokens_key(
@@ -375,7 +375,7 @@ def _key(
     tokenizer: PreTrainedTokenizerBase,
     encoder: Encoder,
     data: DataSection,
-    key_format: int = KEY_FORMAT,
+    key_format: int,
 ) -> str:
     parts = [
         key_format,
