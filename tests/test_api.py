@@ -80,7 +80,8 @@ def test_importing_names_loads_only_what_they_need() -> None:
     for names, allowed in (
         ("Coreset Recipe Store", ()),
         ("status versions diff verify rollback pin gc", ("duckdb",)),
-        ("select refresh watch plan init export", ("duckdb",)),
+        ("init export", ("duckdb",)),
+        ("select", ("duckdb", "scipy", "numba", "hnswlib")),
         ("sql connect", ("duckdb",)),
         ("explain similar", ("duckdb", "scipy", "numba", "hnswlib")),
     ):
@@ -251,7 +252,10 @@ def test_reprs_are_short_and_arrays_read_only(world: Path) -> None:
     assert coreset.to_pandas().shape == (9, 4)
     assert list(opened.scores(2).to_pandas()["origin"].unique()) != []
     assert opened.samples().to_arrow().num_rows == NUM_SAMPLES
-    for array in (coreset.rows, coreset.weights, coreset.sample_ids, coreset.source_rows):
+    assert repr(opened) == f"Store({str(root)!r})"
+    scores, samples = opened.scores(2), opened.samples()
+    for array in (coreset.rows, coreset.weights, coreset.sample_ids, coreset.source_rows,
+                  scores.importance, scores.scores["loss"], samples.sample_ids):  # fmt: skip
         assert not array.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         coreset.weights[0] = np.float32(2)
