@@ -10,9 +10,12 @@ from pydantic import ConfigDict, Field
 from gracekit.version.parts import Number, Part
 
 
-def audit_number(about: str) -> Any:
-    """A number of the audit that is a column of the table `versions`, with its meaning there."""
-    return Field(description=about, json_schema_extra={"is_column": True})
+def audit_number(about: str, default: Any = ...) -> Any:
+    """A number of the audit that is a column of the table `versions`, with its meaning there.
+
+    One that a later release added has a default, for headers that do not have it.
+    """
+    return Field(default, description=about, json_schema_extra={"is_column": True})
 
 
 class Audit(Part):
