@@ -66,6 +66,7 @@ def audit(
             rank_correlation_stale=rank_correlation(stale, measured),
             mean_abs_error=_mean(np.abs(_wide(predicted) - _wide(measured))),
             mean_abs_error_stale=_mean(np.abs(_wide(stale) - _wide(measured))),
+            mean_error=_mean(_wide(predicted) - _wide(measured)),
             feature_cosine=_mean_cosine(predicted_features, measured_features, centre),
             feature_cosine_stale=_mean_cosine(stale_features, measured_features, centre),
             target=target,

@@ -37,6 +37,10 @@ class Audit(Part):
     rank_correlation_all: Number = audit_number("the same over all rows, measured ones included")
     mean_abs_error: Number = audit_number("audit: mean absolute error of importance")
     mean_abs_error_stale: Number = audit_number("the same, had the scores been left as they were")
+    mean_error: Number = audit_number(
+        "audit: mean of predicted minus measured importance; above 0: predicted too high",
+        default=math.nan,
+    )
     feature_cosine: Number = audit_number(
         "audit: mean cosine of predicted and measured features, both centred"
     )
