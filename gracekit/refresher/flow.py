@@ -102,7 +102,7 @@ class Refresher:
         from gracekit.store import Store
 
         if Store.exists(self.root):
-            store = Store.open(self.root)
+            store = Store.open(self.root, facts=self._facts)
             if raw.fingerprint != store.dataset().fingerprint:
                 self.merge(store, raw)
 
