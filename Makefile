@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-slow: $(VENV)/ok ## Tests on the real SmolLM2-135M weights
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_commands
 
 torture: $(VENV)/ok ## 200 SIGKILLs, and a disk that fails at every operation of a refresh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s

@@ -26,10 +26,10 @@ from scipy.stats import rankdata, spearmanr
 from transformers import AutoModelForCausalLM
 
 from gracekit.model_pass.executors import LocalExecutor
-from gracekit.model_pass.scorers import scorer_class
 from gracekit.recipe import DataSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
 from gracekit.scores.length import correct_length
+from gracekit.scores.meaning import score_meaning
 from gracekit.types import Float64, Measurement
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -122,7 +122,7 @@ def correlations(found: dict[str, Float64], num_targets: Float64) -> dict[str, t
     table = {}
     for name, score in [*found.items(), ("number of target tokens", num_targets)]:
         if name != "exact":
-            is_norm = name == SKETCH or (name in SCORES and scorer_class(name).shrinks_with_length)
+            is_norm = name == SKETCH or (name in SCORES and score_meaning(name).shrinks_with_length)
             without = score * root if is_norm else score
             table[name] = (
                 float(spearmanr(score, found["exact"]).statistic),

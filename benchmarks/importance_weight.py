@@ -16,6 +16,7 @@ import numpy as np
 
 from gracekit.graph import load_index, symmetric
 from gracekit.greedy import lazy_greedy
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection, SelectionSection
 from gracekit.selection import select
 from gracekit.store import Store
@@ -41,14 +42,17 @@ def sweep(root: Path, fraction: float) -> dict[str, list[float]]:
     index = load_index(cache.index_directory, settings=made or GraphSection())
     assert index is not None, f"the graph of {root} is damaged"
     graph, scores, samples = symmetric(index.graph), store.scores(version), store.samples()
+    inputs = SelectionInputs(scores=scores, samples=samples, graph=graph)
     n = len(samples)
     found: dict[str, list[float]] = {name: [] for name in CURVES}
     raw: list[tuple[float, float]] = []
     for weight in LAMBDAS:
         details = select(
             SelectionSection(fraction=fraction, importance_weight=float(weight)),
-            scores=scores, samples=samples, graph=graph, seed=0, version=1,
-        ).details  # fmt: skip
+            inputs,
+            seed=0,
+            version=1,
+        ).details
         found["importance"].append(details["importance_share"])
         found["coverage"].append(details["coverage_share"])
         result = lazy_greedy(
@@ -63,8 +67,10 @@ def sweep(root: Path, fraction: float) -> dict[str, list[float]]:
         raw.append((float(scores.importance[result.rows].mean()), covering.objective / n))
     drawn = select(
         SelectionSection(selector="random", fraction=fraction),
-        scores=scores, samples=samples, graph=graph, seed=0, version=1,
-    ).details  # fmt: skip
+        inputs,
+        seed=0,
+        version=1,
+    ).details
     most = (raw[-1][0], raw[0][1])
     for importance, coverage in raw:
         found["importance, raw sums"].append(

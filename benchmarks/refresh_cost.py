@@ -15,22 +15,19 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
 from gracekit.recipe import DataSection, Recipe
-from gracekit.refresher.measuring import Evidence, MeasuredRows, measure
-from gracekit.refresher.state import last_coreset, load_known, propagate, update_graph
-from gracekit.selection import select
+from gracekit.refresher.loading import last_coreset, load_last
+from gracekit.refresher.measured_rows import MeasuredRows
+from gracekit.refresher.step import step
 from gracekit.store import CachePayload, Store, VersionDraft
 from gracekit.types import Float32, Measurement, Rows, SampleTable
 from gracekit.version.header import CheckpointInfo, DataDescription, Settings
-from gracekit.version.outcomes import RefreshOutcome
 
 WIDTH = 256
 
@@ -79,9 +76,8 @@ class Synthetic:
     def target_features(self) -> None:
         """None."""
 
-    def facts(self) -> dict[str, Any]:
+    def optimizer(self) -> None:
         """None."""
-        return {}
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -92,62 +88,65 @@ class Meter:
 
     def __init__(self) -> None:
         self.stages: dict[str, tuple[float, float]] = {}
+        self._stage: str | None = None
+        self._started = 0.0
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measure what happens inside."""
+    def enter(self, stage: str | None) -> None:
+        """End the stage before, if there is one, and begin another."""
+        if self._stage is not None:
+            status = Path("/proc/self/status").read_text()
+            peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+            seconds = time.process_time() - self._started
+            self.stages[self._stage] = seconds, int(peak.split()[1]) / 2**20
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        started = time.process_time()
-        yield
-        seconds = time.process_time() - started
-        status = Path("/proc/self/status").read_text()
-        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-        self.stages[name] = seconds, int(peak.split()[1]) / 2**20
+        self._stage, self._started = stage, time.process_time()
 
 
-def refresh(store: Store, recipe: Recipe, executor: Synthetic, step: int, meter: Meter) -> None:
-    """The stages of `Refresher.refresh` behind the model pass."""
-    with meter.stage("load the last version"):
-        known = load_known(store, recipe)
-    with meter.stage("plan, audit, propagate"):
-        run = MeasuredRows(executor, store.shards(f"step-{step}"), store.samples().present)
-        evidence: Evidence = measure(recipe, known, run, step=step)
-    with meter.stage("all rows"):
-        update = propagate(
-            recipe, store.samples(), known, evidence.measurement, evidence.prediction,
-            step=step, version=store.next_version(),
-        )  # fmt: skip
-    with meter.stage("graph"):
-        index, graph, graph_facts = update_graph(recipe, known, update)
-    print(f"step {step}: {len(evidence.plan.rows)} measured, graph {graph_facts}", flush=True)
-    with meter.stage("select"):
-        selection = select(
-            recipe.selection, scores=update.scores, samples=store.samples(), graph=graph, seed=0,
-            version=store.next_version(), features=update.features, parent=last_coreset(store),
+def refresh(store: Store, recipe: Recipe, executor: Synthetic, at: int, meter: Meter) -> None:
+    """`Refresher.refresh` without a checkpoint: load, step, commit."""
+    meter.enter("load the last version")
+    last = load_last(store, recipe)
+    shards, present = store.shards(f"step-{at}"), store.samples().present
+    with MeasuredRows(executor, shards, present) as measure:
+        refreshed = step(
+            last,
+            measure,
+            recipe,
+            samples=store.samples(),
+            step=at,
+            version=store.next_version(),
+            parent=last_coreset(store),
             store=store.paths.root,
-        )  # fmt: skip
-    with meter.stage("commit and publish"):
-        cache = CachePayload(
-            features=to_float16(update.features), valid=update.valid, target_features=None,
-            save_index=index.save,
-        )  # fmt: skip
-        store.commit(
-            VersionDraft(
-                operation="init" if known is None else "refresh",
-                refresh_id=f"step-{step}",
-                recipe_digest=recipe.digest(),
-                measure_id=f"step-{step}",
-                plan=evidence.plan,
-                measurement=evidence.measurement,
-                audit=evidence.audit,
-                scores=update.scores,
-                selection=selection,
-                cache=cache,
-                checkpoint=CheckpointInfo(step=step),
-                settings=Settings(scoring=recipe.scoring, graph=recipe.graph),
-                outcome=RefreshOutcome(**evidence.facts),
-            )
+            enter=meter.enter,
         )
+    print(
+        f"step {at}: {len(refreshed.plan.rows)} measured, graph {refreshed.outcome.graph}",
+        flush=True,
+    )
+    meter.enter("commit and publish")
+    store.commit(
+        VersionDraft(
+            operation="init" if last is None else "refresh",
+            refresh_id=f"step-{at}",
+            recipe_digest=recipe.digest(),
+            measure_id=f"step-{at}",
+            plan=refreshed.plan,
+            measurement=refreshed.measurement,
+            audit=refreshed.audit,
+            scores=refreshed.scores,
+            selection=refreshed.selection,
+            cache=CachePayload(
+                features=to_float16(refreshed.features),
+                valid=refreshed.valid,
+                target_features=None,
+                save_index=refreshed.index.save,
+            ),
+            checkpoint=CheckpointInfo(step=at),
+            settings=Settings(scoring=recipe.scoring, graph=recipe.graph),
+            outcome=refreshed.outcome,
+        )
+    )
+    meter.enter(None)
 
 
 def make_samples(n: int) -> SampleTable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import numpy as np
 
 from gracekit.audit import rank_correlation
 from gracekit.graph import effective_rank, unit_features
-from gracekit.progress import Progress
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe
-from gracekit.refresher.measuring import MeasuredRows, measure
-from gracekit.refresher.state import Known, propagate, update_graph
+from gracekit.refresher.last import LastRefresh
+from gracekit.refresher.step import Refreshed, step
 from gracekit.scores.length import ranks_within
 from gracekit.scores.working_values import to_working
 from gracekit.selection import select
-from gracekit.store import ShardFiles
 from gracekit.types import (
     Bool,
     Float32,
@@ -29,8 +27,6 @@ from gracekit.types import (
     Measurement,
     Rows,
     SampleTable,
-    ScoreTable,
-    SparseGraph,
 )
 
 SCORES = ("gradient-norm", "loss")
@@ -135,75 +131,31 @@ def joined(data: dict[str, Any]) -> Any:
     return np.stack(each).astype(np.float16)
 
 
+@dataclass(frozen=True)
 class Replay:
-    """An executor that gives what was measured at checkpoint c."""
+    """Measures rows as they were measured at checkpoint c."""
 
-    def __init__(self, run: Run, c: int) -> None:
-        self._run, self._c = run, c
+    run: Run
+    c: int
 
-    def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
-        """One shard."""
-        yield self._run.measured(self._c, rows)
+    def __call__(self, rows: Rows) -> Measurement:
+        """The rows in their order."""
+        return self.run.measured(self.c, rows)
 
-    def target_features(self) -> None:
-        """None."""
-
-    def facts(self) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+    def finish(self) -> None:
+        """There is no target set."""
+        return
 
 
-class NoShards(ShardFiles):
-    """Keeps nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(Path())
-
-    def load(self) -> list[Measurement]:
-        """Nothing."""
-        return []
-
-    def save(self, shard: Measurement) -> None:
-        """Nowhere."""
-
-
-def full_knowledge(run: Run, recipe: Recipe, c: int) -> tuple[Known, Any]:
-    """Everything measured at checkpoint c."""
-    everyone = np.arange(len(run.samples))
-    update = propagate(
+def refreshed(run: Run, recipe: Recipe, c: int, last: LastRefresh | None) -> Refreshed:
+    """A refresh at checkpoint c; without a last one everything is measured."""
+    return step(
+        last,
+        Replay(run, c),
         recipe,
-        run.samples,
-        None,
-        run.measured(c, everyone),
-        None,
-        step=int(run.steps[c]),
-        version=1,
-    )
-    index, graph, _ = update_graph(recipe, None, update)
-    return known_after(run, None, update, index, graph), update
-
-
-def known_after(run: Run, before: Known | None, update: Any, index: Any, graph: Any) -> Known:
-    """What `load_known` would read back, without a store."""
-    values = to_working(update.scores.scores, run.samples.num_response_tokens)
-    changes = {
-        name: np.zeros_like(value) if before is None else value - before.values[name]
-        for name, value in values.items()
-    }
-    return Known(
-        version=1 if before is None else before.version + 1,
-        num_since_full=0 if before is None else before.num_since_full + 1,
         samples=run.samples,
-        scores=update.scores,
-        values=values,
-        changes=changes,
-        features=update.features,
-        valid=update.valid,
-        index=index,
-        graph=graph,
+        step=int(run.steps[c]),
+        version=1 if last is None else last.version + 1,
     )
 
 
@@ -238,58 +190,51 @@ class Link:
 
 def chain(run: Run, recipe: Recipe, start: int = 0) -> list[Link]:
     """Refresh at every checkpoint after `start`, which is measured whole."""
-    known, _ = full_knowledge(run, recipe, start)
+    last = refreshed(run, recipe, start, None).as_last(None)
     truths = Truths.of(run, recipe)
     links = []
     for c in range(start + 1, len(run.steps)):
-        started, step = time.process_time(), int(run.steps[c])
-        rows_of = MeasuredRows(Replay(run, c), NoShards(), run.samples.present)
-        evidence = measure(recipe, known, rows_of, step=step)
-        stale = run.importance(known.values["gradient-norm"])
-        update = propagate(
-            recipe,
-            run.samples,
-            known,
-            evidence.measurement,
-            evidence.prediction,
-            step=step,
-            version=known.version + 1,
-        )
-        index, graph, graph_facts = update_graph(recipe, known, update)
-        known = known_after(run, known, update, index, graph)
-        known = dataclasses.replace(known, next_budget=evidence.facts["next_budget"])
-        selected = coreset(run, recipe, update.scores, graph)
+        started = time.process_time()
+        stale = run.importance(last.values[SCORES[0]])
+        after = refreshed(run, recipe, c, last)
+        last = after.as_last(last)
         seconds = time.process_time() - started
-        rest = np.setdiff1d(np.arange(len(run.samples)), evidence.plan.rows)
+        unit = unit_features(after.features, after.valid)
+        rest = np.setdiff1d(np.arange(len(run.samples)), after.plan.rows)
         truth = {name: run.importance(value[c]) for name, value in run.working.items()}
-        found = {name: run.importance(value) for name, value in known.values.items()}
+        found = {name: run.importance(value) for name, value in last.values.items()}
         links.append(
             Link(
-                step=step,
+                step=int(run.steps[c]),
                 rank_correlation={n: rank_correlation(found[n], truth[n]) for n in SCORES},
                 unmeasured=rank_correlation(found[SCORES[0]][rest], truth[SCORES[0]][rest]),
                 stale=rank_correlation(stale[rest], truth[SCORES[0]][rest]),
-                audit=evidence.audit.rank_correlation if evidence.audit else np.nan,
-                audit_all=evidence.audit.rank_correlation_all if evidence.audit else np.nan,
-                cosine=truths.cosine(c, update.features),
-                edges=truths.shared_edges(c, index.graph),
-                recall=graph_facts["recall"],
-                rank=graph_facts["effective_rank"] / truths.effective_rank(c),
-                kept=truths.kept(c, selected),
-                selected=selected,
+                audit=after.audit.rank_correlation if after.audit else np.nan,
+                audit_all=after.audit.rank_correlation_all if after.audit else np.nan,
+                cosine=truths.cosine(c, after.features),
+                edges=truths.shared_edges(c, after.index.graph),
+                recall=recall_of(after),
+                rank=effective_rank(unit) / truths.effective_rank(c),
+                kept=truths.kept(c, after.selection.rows),
+                selected=after.selection.rows,
                 importance=found[SCORES[0]],
-                cost=len(evidence.plan.rows) / len(run.samples),
+                cost=len(after.plan.rows) / len(run.samples),
                 seconds=seconds,
             )
         )
     return links
 
 
-def coreset(run: Run, recipe: Recipe, scores: ScoreTable, graph: SparseGraph) -> Rows:
-    """What the recipe selects."""
-    return select(
-        recipe.selection, scores=scores, samples=run.samples, graph=graph, seed=0, version=1
-    ).rows
+def recall_of(after: Refreshed) -> float:
+    """Share of the true neighbours that the lists hold, as the version says."""
+    graph = after.outcome.graph
+    return float("nan") if graph is None or graph.recall is None else graph.recall
+
+
+def coreset(recipe: Recipe, after: Refreshed) -> Rows:
+    """What another recipe selects from the same refresh."""
+    inputs = SelectionInputs(scores=after.scores, samples=after.samples, graph=after.graph)
+    return select(recipe.selection, inputs, seed=0, version=1).rows
 
 
 class Truths:
@@ -300,14 +245,12 @@ class Truths:
     def __init__(self, run: Run, recipe: Recipe) -> None:
         self._run, self._at = run, {}
         for c in range(len(run.steps)):
-            known, update = full_knowledge(run, recipe, c)
+            full = refreshed(run, recipe, c, None)
             unit = unit_features(run.features[c], np.ones(len(run.samples), bool))
             importance = run.importance(run.working[SCORES[0]][c]).astype(np.float64)
-            best = coreset(run, recipe, update.scores, known.graph)
+            best = coreset(recipe, full)
             covering = recipe.selection.model_copy(update={"importance_weight": 0.0})
-            only_cover = coreset(
-                run, recipe.model_copy(update={"selection": covering}), update.scores, known.graph
-            )
+            only_cover = coreset(recipe.model_copy(update={"selection": covering}), full)
             draws = [
                 np.random.default_rng(seed).choice(len(unit), len(best), replace=False)
                 for seed in range(5)
@@ -315,7 +258,7 @@ class Truths:
             drawn = np.mean([terms(unit, importance, draw) for draw in draws], axis=0)
             most = np.sort(importance)[-len(best) :].sum(), dense_cover(unit, only_cover)
             gains = np.array(most) - drawn
-            self._at[c] = unit, importance, drawn, gains, best, known.index.graph
+            self._at[c] = unit, importance, drawn, gains, best, full.index.graph
 
     @classmethod
     def of(cls, run: Run, recipe: Recipe) -> Truths:

@@ -29,6 +29,7 @@ import numpy as np
 
 from gracekit.graph import symmetric
 from gracekit.greedy import lazy_greedy
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import SelectionSection
 from gracekit.selection import SELECTORS, select
 from gracekit.types import KnnGraph, Origin, Rows, SampleTable, ScoreTable, SparseGraph
@@ -151,13 +152,15 @@ def time_select(n: int) -> dict[str, float]:
     graph = make_graph(n)
     settings = SelectionSection(fraction=BUDGETS["growth"])
     small, few = make_tables(500)
-    select(settings, scores=few, samples=small, graph=make_graph(500), seed=0, version=1)
+    few_samples = SelectionInputs(scores=few, samples=small, graph=make_graph(500))
+    select(settings, few_samples, seed=0, version=1)
     started = time.process_time()
     ours(graph, int(BUDGETS["growth"] * n))
     greedy_s = time.process_time() - started
     before = reset_peak()
     started = time.process_time()
-    select(settings, scores=scores, samples=samples, graph=graph, seed=0, version=1)
+    inputs = SelectionInputs(scores=scores, samples=samples, graph=graph)
+    select(settings, inputs, seed=0, version=1)
     select_s = time.process_time() - started
     size = graph.indptr.nbytes + graph.indices.nbytes + graph.weights.nbytes
     return {
@@ -231,6 +234,13 @@ def time_baselines(n: int, names: Sequence[str], width: int | None = None) -> No
     if width is not None:
         features = rng.normal(size=(n, width)).astype(np.float16)
         targets = rng.normal(size=(200, width)).astype(np.float16)
+    inputs = SelectionInputs(
+        scores=scores,
+        samples=samples,
+        graph=graph,
+        features=features,
+        target_features=targets,
+    )
     on = "the graph" if width is None else f"{width} features"
     print(f"\nSelectors on {on}, {n:,} samples, 5 %, CPU s\n")
     for name in names:
@@ -238,10 +248,7 @@ def time_baselines(n: int, names: Sequence[str], width: int | None = None) -> No
         seconds = []
         for _ in range(2):  # the first may compile
             started = time.process_time()
-            select(
-                settings, scores=scores, samples=samples, graph=graph, seed=0, version=1,
-                features=features, target_features=targets,
-            )  # fmt: skip
+            select(settings, inputs, seed=0, version=1)
             seconds.append(time.process_time() - started)
         print(f"- {name}: {seconds[-1]:.3f}", flush=True)
 

@@ -4,9 +4,11 @@
     result = gracekit.refresh("gracekit.yaml", "runs/sft/checkpoint-300")
     coreset = gracekit.Coreset.load("gracekit-store")          # .rows .weights .sample_ids
     train = coreset.select(dataset)
-    gracekit.connect("gracekit-store").sql("SELECT * FROM versions")
+    print(gracekit.status("gracekit-store"))
+    gracekit.sql("gracekit-store", "movers", count=5).to_pandas()
 
-The names below are imported when they are first used: `import gracekit` loads no torch.
+The verbs are those of the command line, under the same names. All names below are imported when
+they are first used: `import gracekit` loads no torch.
 """
 
 from __future__ import annotations
@@ -17,25 +19,80 @@ from typing import TYPE_CHECKING, Any
 from gracekit.version import __version__
 
 if TYPE_CHECKING:
+    from gracekit.api.asking import connect, find_query, named_queries, schema, sql, sql_batches
+    from gracekit.api.deprecated import reselect
+    from gracekit.api.exporting import export
+    from gracekit.api.keeping import gc, pin, rollback, unpin
+    from gracekit.api.making import plan, refresh, watch
+    from gracekit.api.reading import diff, status, verify, versions
+    from gracekit.api.samples import explain, similar
+    from gracekit.api.selecting import select
+    from gracekit.api.starting import init
+    from gracekit.daemon import stop_on_signals
     from gracekit.errors import GracekitError
     from gracekit.recipe import Recipe
-    from gracekit.refresher import RefreshResult, refresh, reselect, rollback
-    from gracekit.store import connect
+    from gracekit.refresher import RefreshResult
+    from gracekit.store import Store
     from gracekit.training import Coreset
 
-__all__ = ["Coreset", "GracekitError", "Recipe", "RefreshResult", "__version__", "connect",
-           "refresh", "reselect", "rollback"]  # fmt: skip
+__all__ = [
+    "Coreset",
+    "GracekitError",
+    "Recipe",
+    "RefreshResult",
+    "Store",
+    "__version__",
+    "connect",
+    "diff",
+    "explain",
+    "export",
+    "find_query",
+    "gc",
+    "init",
+    "named_queries",
+    "pin",
+    "plan",
+    "refresh",
+    "reselect",
+    "rollback",
+    "schema",
+    "select",
+    "similar",
+    "sql",
+    "sql_batches",
+    "status",
+    "stop_on_signals",
+    "unpin",
+    "verify",
+    "versions",
+    "watch",
+]
 
-_HOMES = {
-    "Coreset": "gracekit.training",
-    "GracekitError": "gracekit.errors",
-    "Recipe": "gracekit.recipe",
-    "RefreshResult": "gracekit.refresher",
-    "connect": "gracekit.store",
-    "refresh": "gracekit.refresher",
-    "reselect": "gracekit.refresher",
-    "rollback": "gracekit.refresher",
+_NAMES_OF = {
+    "gracekit.api.asking": (
+        "connect",
+        "find_query",
+        "named_queries",
+        "schema",
+        "sql",
+        "sql_batches",
+    ),
+    "gracekit.api.deprecated": ("reselect",),
+    "gracekit.api.exporting": ("export",),
+    "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),
+    "gracekit.api.making": ("plan", "refresh", "watch"),
+    "gracekit.api.reading": ("diff", "status", "verify", "versions"),
+    "gracekit.api.samples": ("explain", "similar"),
+    "gracekit.api.selecting": ("select",),
+    "gracekit.api.starting": ("init",),
+    "gracekit.daemon": ("stop_on_signals",),
+    "gracekit.errors": ("GracekitError",),
+    "gracekit.recipe": ("Recipe",),
+    "gracekit.refresher": ("RefreshResult",),
+    "gracekit.store": ("Store",),
+    "gracekit.training": ("Coreset",),
 }
+_HOMES = {name: home for home, names in _NAMES_OF.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -78,8 +78,8 @@ class Executor(Protocol):
     def target_features(self) -> NDArray[np.float16] | None:
         """[t, d] features of the target set; None without one. Raises as `measure` does."""
 
-    def facts(self) -> Json:
-        """What else the pass used, for the manifest header."""
+    def optimizer(self) -> Json | None:
+        """What was found of the trainer's optimizer; None when no score asked for it."""
 
     def close(self) -> None:
         """Let go of the model, and of all that was started for it."""
@@ -347,7 +347,24 @@ class FeatureReader(Reader, Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SelectionTask:
+class SelectionInputs:
+    """What a selection starts from: n samples, what is known of them, and what came before."""
+
+    scores: ScoreTable
+    samples: SampleTable
+    graph: SparseGraph
+    features: NDArray[np.float16] | Float32 | None = None
+    """[n, d] as measured or propagated, not centred; None where they are not at hand."""
+    target_features: NDArray[np.float16] | Float32 | None = None
+    """[t, d] of the target set, under the same model; None without one."""
+    parent: Rows | None = None
+    """The coreset of the version before; None for the first."""
+    store: Path | None = None
+    """The store whose tables the recipe's SQL conditions may ask; None: only what is here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionTask(SelectionInputs):
     """What a selector is asked for, and all it may look at."""
 
     budget: int
@@ -367,19 +384,10 @@ class SelectionTask:
     """Places beyond the quotas, for any group; with 0, quotas in rows are filled exactly."""
     order: Int64
     """[n] rank of the sample id: of equals the smaller is picked."""
-    scores: ScoreTable
-    samples: SampleTable
-    graph: SparseGraph
     settings: SelectionSection
     seed: int
     version: int
     """The version that will be published."""
-    parent: Rows | None
-    """The coreset of the version before; None for the first."""
-    features: NDArray[np.float16] | Float32 | None
-    """[n, d] as measured or propagated, not centred; None where they are not at hand."""
-    target_features: NDArray[np.float16] | Float32 | None
-    """[t, d] of the target set, under the same model; None without one."""
 
 
 @runtime_checkable

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gracekit.tabular import ShortRepr, Tabular
+
 Rows = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -85,8 +87,8 @@ class PinnedCheckpoint:
         return self.checkpoint.step
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleTable:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SampleTable(ShortRepr, Tabular):
     """What the store knows of each usable sample; the position is the `row`.
 
     Samples that left the data keep their row, so that it is never reused.
@@ -126,6 +128,22 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        names = np.array([*self.group_names], object)
+        return {
+            "row": np.arange(len(self)),
+            "sample_id": self.sample_ids,
+            "group_name": names[self.groups] if len(names) else np.full(len(self), None),
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_response_tokens": self.num_response_tokens,
+            "content_hash": self.content_hashes,
+            "source_row": self.source_rows,
+            "preview": self.previews,
+            "added_version": self.added_versions,
+            "removed_version": self.removed_versions,
+            "content_version": self.content_versions,
+        }
+
     @property
     def present(self) -> Bool:
         """[n] samples that are in the data."""
@@ -133,8 +151,8 @@ class SampleTable:
         return present
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefreshPlan:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RefreshPlan(ShortRepr):
     """Which rows a refresh measures, and why."""
 
     rows: Rows
@@ -149,8 +167,8 @@ class RefreshPlan:
         return probe
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Measurement(ShortRepr):
     """Exact results of the model pass for some rows."""
 
     rows: Rows
@@ -192,8 +210,8 @@ class Measurement:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreTable:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ScoreTable(ShortRepr, Tabular):
     """The present scores of every row."""
 
     scores: dict[str, Float32]
@@ -213,6 +231,18 @@ class ScoreTable:
     def __len__(self) -> int:
         return len(self.origin)
 
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        origins = np.array([origin.name.lower() for origin in Origin], object)
+        return {
+            "row": np.arange(len(self)),
+            **self.scores,
+            "importance": self.importance,
+            "origin": origins[self.origin],
+            "measured_step": self.measured_step,
+            "measured_version": self.measured_version,
+            "confidence": self.confidence,
+        }
+
     @property
     def usable(self) -> Bool:
         """[n] rows that have scores and may be selected."""
@@ -221,8 +251,8 @@ class ScoreTable:
         return usable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KnnGraph:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class KnnGraph(ShortRepr):
     """Directed k nearest neighbours by cosine of the centred features."""
 
     neighbors: Int32
@@ -231,8 +261,8 @@ class KnnGraph:
     """[n, k] cosine in [-1, 1]; 0 where the neighbour is -1."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SparseGraph:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SparseGraph(ShortRepr):
     """Symmetric weighted graph in CSR form, no self loops; the rows of an edge list are sorted."""
 
     indptr: Int64
@@ -248,8 +278,8 @@ class SparseGraph:
         return len(self.indptr) - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Selection(ShortRepr):
     """The coreset."""
 
     rows: Rows

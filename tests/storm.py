@@ -20,7 +20,8 @@ from tests.tiny import tiny_recipe, write_checkpoint, write_data
 # Children are forked from a server that has imported everything, so that they start at once.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["gracekit.refresher", "gracekit.checkpoints.model", "gracekit.model_pass.executors",
+    ["gracekit.refresher.flow", "gracekit.refresher.model", "gracekit.refresher.selecting",
+     "gracekit.checkpoints.model", "gracekit.model_pass.executors",
      "gracekit.selection", "gracekit.samples", "gracekit.propagation", "gracekit.graph",
      "gracekit.store.sql.database", "transformers.models.llama.modeling_llama", "tests.tiny"]
 )  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
 from gracekit.audit import audit, rank_correlation
-from gracekit.refresher.measuring import next_round, next_start
+from gracekit.refresher.budget import next_round, next_start
 from gracekit.types import Float32
 from gracekit.version.outcomes import Audit
 

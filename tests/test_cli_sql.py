@@ -16,10 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gracekit.cli import main
-from gracekit.cli.render import print_csv
+from gracekit.cli.json_text import print_csv
 from gracekit.cli.sql import TABLE_ROWS
 from gracekit.store.sql.queries import NAMED_QUERIES
-from gracekit.store.sql.schema import TABLES, VIEWS
+from gracekit.version.columns import TABLES, VIEWS
 from tests.stores import N, make_draft, make_reselect, make_store
 
 REPOSITORY = Path(__file__).parent.parent
@@ -144,7 +144,7 @@ def test_list_and_schema(root: Path) -> None:
     assert tables.keys() == {**TABLES, **VIEWS}.keys()
     for name, described in {**TABLES, **VIEWS}.items():
         columns = {c["name"]: c for c in tables[name]["columns"]}
-        assert described.columns.keys() <= columns.keys()
+        assert set(described.names) <= columns.keys()
         assert all(c["about"] and c["type"] for c in columns.values())
     assert tables["scores"]["columns"][-1]["name"] in ("importance", "loss", "gradient_norm")
     text = ok(root, "--schema")

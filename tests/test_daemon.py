@@ -23,13 +23,13 @@ import yaml
 import gracekit
 from benchmarks.soak import soak
 from gracekit import daemon, files
+from gracekit.api.reading import status
 from gracekit.daemon import heartbeat as beats
 from gracekit.daemon import loop
 from gracekit.errors import StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
 from gracekit.store import Store, StorePaths, verify
 from gracekit.types import Checkpoint
-from gracekit.views import status
 from tests.stores import outcome
 from tests.test_store_lock import held_elsewhere
 from tests.tiny import recipe_content, tiny_recipe, write_checkpoint, write_data
@@ -248,7 +248,7 @@ def test_pauses_double_up_to_a_limit_and_status_tells(
         if told(path)["state"] != "failing":
             return threading.Event().wait(0.01)
         told_at.append((seconds, told(path)["num_tries"], told(path)["error"]))
-        assert status(folder / "store")["daemon"]["next_try_at"].endswith("Z")
+        assert status(folder / "store").daemon["next_try_at"].endswith("Z")
         return len(told_at) == 10
 
     def full(*arguments: object, **named: object) -> RefreshResult:

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from prometheus_client.parser import text_string_to_metric_families
 
 from gracekit import daemon
+from gracekit.api.reading import status
 from gracekit.cli import main
 from gracekit.daemon import heartbeat as beats
 from gracekit.daemon.heartbeat import Heartbeat, beating
@@ -29,7 +30,6 @@ from gracekit.errors import RecipeError
 from gracekit.progress import Progress
 from gracekit.refresher import Refresher
 from gracekit.store import Store, StorePaths
-from gracekit.views import status
 from tests.test_daemon import LONG_S, start_watch, told, until
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
@@ -160,7 +160,7 @@ def test_max_age_is_an_option(tmp_path: Path) -> None:
     content = {"state": "waiting", "unix_time": time.time() - 500}
     StorePaths(tmp_path).heartbeat.write_text(json.dumps(content))
     assert check(tmp_path).exit_code == 3 and check(tmp_path, "--max-age", "900").exit_code == 0
-    assert status(tmp_path)["daemon"]["state"] == "waiting", "also before there is a store"
+    assert status(tmp_path).daemon["state"] == "waiting", "also before there is a store"
 
 
 # --- systemd ---

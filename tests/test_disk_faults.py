@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from gracekit import Coreset
+from gracekit.api.reading import status, versions
 from gracekit.errors import StoreWriteError
 from gracekit.refresher import refresh
 from gracekit.store import Store, verify
 from gracekit.store.sql.ask import run_sql
-from gracekit.views import status, versions_table
 from tests.faults import count_operations, failing_at
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
@@ -171,8 +171,8 @@ def test_a_read_only_store_is_read_and_not_written(prepared: Path, tmp_path: Pat
         remount(place, "ro")
         with pytest.raises(StoreWriteError, match="read-only"):
             refresh(recipe, checkpoint)
-        assert status(root)["latest_version"] == 2
-        assert [row["version"] for row in versions_table(root)] == [1, 2]
+        assert status(root).to_json()["latest_version"] == 2
+        assert [record.version for record in versions(root)] == [1, 2]
         assert run_sql(root, "SELECT count(*) FROM versions")[1] == [(2,)]
         assert Coreset.load(root).version == 2
         assert verify(Store.open(root)) == []

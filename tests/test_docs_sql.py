@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from gracekit.store.sql.queries import NAMED_QUERIES
-from gracekit.store.sql.schema import TABLES, VIEWS
+from gracekit.version.columns import TABLES, VIEWS
 
 PAGE = Path(__file__).parent.parent / "docs" / "sql.md"
 

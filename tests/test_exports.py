@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from gracekit.errors import DataError, ExportError, RecipeError
-from gracekit.exports import FORMATS, Content, export, open_content
+from gracekit.exports import FORMATS, ExportedRows, export, rows_of
 from gracekit.recipe import DataSection
 from gracekit.samples import load_samples
 from gracekit.store import Store
@@ -36,7 +36,7 @@ HOSTILE = [
 ]
 
 
-def content_of(records: list[Json], weights: list[float] | None = None) -> Content:
+def content_of(records: list[Json], weights: list[float] | None = None) -> ExportedRows:
     """A coreset of every other row of a data set, whose rows are the given records."""
     b = len(records)
     source_rows = 3 + 2 * np.arange(b)
@@ -44,7 +44,7 @@ def content_of(records: list[Json], weights: list[float] | None = None) -> Conte
     def open_records(wanted: Rows) -> Iterator[Json]:
         return (dict(records[(row - 3) // 2]) for row in wanted.tolist())
 
-    return Content(
+    return ExportedRows(
         rows=np.arange(b) * 2,
         source_rows=source_rows,
         sample_ids=[f"id {i}" for i in range(b)],
@@ -70,8 +70,8 @@ def expected_rows(records: list[Json]) -> list[Json]:
 
 def test_jsonl(tmp_path: Path) -> None:
     report = export(content_of(alpaca()), "jsonl", tmp_path / "out")
-    assert report["num_rows"] == len(HOSTILE)
-    assert (report["version"], report["files"]) == (7, ["coreset.jsonl"])
+    assert report.num_rows == len(HOSTILE)
+    assert (report.version, report.details["files"]) == (7, ["coreset.jsonl"])
     text = (tmp_path / "out/coreset.jsonl").read_text("utf-8")
     # Also readers that split at every Unicode line break see one row a line.
     assert [json.loads(line) for line in text.splitlines()] == expected_rows(alpaca())
@@ -121,7 +121,7 @@ def test_hf_dataset(tmp_path: Path) -> None:
     loaded = datasets.load_from_disk(str(tmp_path / "out"))
     assert loaded.to_list() == expected_rows(alpaca(1200))
     assert loaded._indices is None
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == report["files"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == report.details["files"]
 
 
 def test_ids_and_indices(tmp_path: Path) -> None:
@@ -217,7 +217,8 @@ def test_trainers_are_told_the_layout(
     report = export(content, "llamafactory", tmp_path / "lf")
     info = json.loads((tmp_path / "lf/dataset_info.json").read_text())
     assert info == {"lf": {"file_name": "coreset.jsonl", **entry}}
-    assert (report["dataset"], report["dataset_dir"]) == ("lf", str(tmp_path / "lf"))
+    told = (report.details["dataset"], report.details["dataset_dir"])
+    assert told == ("lf", str(tmp_path / "lf"))
     export(content, "axolotl", tmp_path / "ax")
     fragment = yaml.safe_load((tmp_path / "ax/axolotl.yaml").read_text())
     path = str(tmp_path / "ax/coreset.jsonl")
@@ -244,7 +245,7 @@ def test_llamafactory_is_entered_in_an_existing_directory(tmp_path: Path) -> Non
         assert {name: after[name] for name in before} == before
         assert after["subset"]["file_name"] == "subset/coreset.jsonl"
         assert (tmp_path / after["subset"]["file_name"]).exists()
-        assert report["dataset_dir"] == str(tmp_path)
+        assert report.details["dataset_dir"] == str(tmp_path)
     # Another's dataset of that name, or a file that is not ours to repair.
     for text, message in [
         (json.dumps({"other": {"file_name": "mine.json"}}), "already has a dataset 'other'"),
@@ -267,7 +268,7 @@ def test_repeat_writes_whole_copies(tmp_path: Path) -> None:
         export(content_of(alpaca(5), weights), "jsonl", tmp_path / name, weights="repeat")
         for name in ("one", "two")
     ]
-    assert [r["num_rows"] for r in reports] == [5, 5]
+    assert [r.num_rows for r in reports] == [5, 5]
     one, two = ((tmp_path / name / "coreset.jsonl").read_text() for name in ("one", "two"))
     assert one == two
     rows = [json.loads(line) for line in one.splitlines()]
@@ -332,7 +333,7 @@ def files_below(directory: Path) -> dict[str, bytes]:
     }
 
 
-def failing_after(count: int, error: Exception) -> Content:
+def failing_after(count: int, error: Exception) -> ExportedRows:
     """The user's data fails in the middle."""
     content = content_of(alpaca())
 
@@ -425,7 +426,7 @@ def store(tmp_path: Path, data_file: Path) -> Store:
 
 
 def test_a_version_of_a_store(tmp_path: Path, store: Store, data_file: Path) -> None:
-    content = open_content(store, 1)
+    content = rows_of(store, 1)
     export(content, "jsonl", tmp_path / "out")
     lines = (tmp_path / "out/coreset.jsonl").read_text().splitlines()
     coreset = store.coreset(1).to_pylist()
@@ -436,7 +437,7 @@ def test_a_version_of_a_store(tmp_path: Path, store: Store, data_file: Path) -> 
         assert json.loads(line) == {**originals[row["source_row"]], **expected}
 
     moved = data_file.rename(tmp_path / "moved.jsonl")
-    export(open_content(store, 1, data_path=str(moved)), "jsonl", tmp_path / "again")
+    export(rows_of(store, 1, data_path=str(moved)), "jsonl", tmp_path / "again")
     assert (tmp_path / "again/coreset.jsonl").read_text().splitlines() == lines
 
 
@@ -447,8 +448,8 @@ def test_data_that_has_changed_is_never_exported(
     for changed in (lines[::-1], lines[1:] + lines[:1], ['{"question": "other"}\n'] * 30):
         data_file.write_text("".join(changed))
         with pytest.raises(ExportError, match="not what it was"):
-            export(open_content(store, 1), "jsonl", tmp_path / "out")
+            export(rows_of(store, 1), "jsonl", tmp_path / "out")
     data_file.write_text("".join(lines[:5]))
     with pytest.raises(DataError, match="the data has changed"):
-        export(open_content(store, 1), "jsonl", tmp_path / "out")
+        export(rows_of(store, 1), "jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()

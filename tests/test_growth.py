@@ -15,6 +15,8 @@ import pytest
 import torch
 
 import gracekit
+from gracekit.api.reading import diff, status, versions
+from gracekit.api.samples import explain, similar
 from gracekit.checkpoints import check_checkpoint
 from gracekit.daemon import watch
 from gracekit.errors import (
@@ -24,14 +26,13 @@ from gracekit.errors import (
     SelectionError,
     StoreDataMismatchError,
 )
-from gracekit.exports import export, open_content
+from gracekit.exports import export, rows_of
 from gracekit.recipe import Recipe
 from gracekit.refresher import Refresher, RefreshResult, estimate, preview, refresh, reselect
 from gracekit.store import Store, verify
-from gracekit.store.summary import DATA_COLUMNS
 from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
-from gracekit.views import diff, explain, similar, status, versions_table
+from gracekit.version.columns import DATA_COLUMNS
 from tests.faults import Killed, count_operations, killed_at
 from tests.stores import origins_of, outcome
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
@@ -145,32 +146,32 @@ def test_rows_join_leave_change_move_and_come_back(
     check(store, third, 5)
 
     # What the readers tell.
-    found = status(tmp_path / "store")
+    found = status(tmp_path / "store").to_json()
     assert (found["num_samples"], found["num_removed_samples"], found["scores"]["removed"]) == (
         127,
         3,
         3,
     )
-    versions = versions_table(tmp_path / "store")
-    told = [[v[f"num_{name}"] for name in ("samples", "added", "removed")] for v in versions]
+    rows = versions(tmp_path / "store").to_json()
+    told = [[v[f"num_{name}"] for name in ("samples", "added", "removed")] for v in rows]
     assert told == [[120, 120, 0], [125, 10, 5], [127, 2, 0], [127, 0, 0], [127, 0, 0]]
-    found = diff(tmp_path / "store", 1, 3)
+    found = diff(tmp_path / "store", 1, 3).to_json()
     assert found["data"] == {"num_added": 10, "num_removed": 3, "num_changed": 3}
-    back = diff(tmp_path / "store", 3, 1)["data"]
+    back = diff(tmp_path / "store", 3, 1).to_json()["data"]
     assert back == {"num_added": 3, "num_removed": 10, "num_changed": 3}
     connection = gracekit.connect(tmp_path / "store")
     gone = connection.sql(
-        "SELECT sample_id, removed_version, source_row, importance FROM samples JOIN scores "
-        "USING (row) WHERE removed_version IS NOT NULL ORDER BY sample_id"
+        "SELECT samples.sample_id, removed_version, source_row, importance "
+        "FROM samples JOIN scores USING (row) WHERE removed_version IS NOT NULL ORDER BY ALL"
     ).fetchall()
     assert gone == [(f"s{k:03d}", 2, None, None) for k in (2, 3, 4)]
     history = connection.sql("SELECT count(*) FROM score_history WHERE row = 2").fetchall()
     assert history == [(4,)], "the history stays, and goes on without scores"
-    why = explain(tmp_path / "store", "s003")
+    why = explain(tmp_path / "store", "s003").to_json()
     assert why["reason"] == "it is no longer in the data, since version 2"
     assert not why["is_selected"] and why["origin"] == "removed"
-    assert similar(tmp_path / "store", "s003") == []
-    ids = {record["sample_id"] for record in similar(tmp_path / "store", "s030", count=200)}
+    assert similar(tmp_path / "store", "s003").to_json() == []
+    ids = {record.sample_id for record in similar(tmp_path / "store", "s030", count=200)}
     assert len(ids) == 126 and not ids & {"s002", "s003", "s004"}
     with pytest.raises(QueryError, match="it joined the data at version 2"):
         explain(tmp_path / "store", "s125", version=1)
@@ -188,13 +189,13 @@ def test_exports_and_trainers_take_the_positions_of_the_version(
     write(tmp_path, second)
     refresh(recipe, run_dir / "checkpoint-20")
 
-    export(open_content(store, 2), "jsonl", tmp_path / "subset")
+    export(rows_of(store, 2), "jsonl", tmp_path / "subset")
     exported = read(tmp_path / "subset/coreset.jsonl")
     assert [e["id"] for e in exported] == [
         second[k]["id"] for k in sorted(store.coreset(2)["source_row"].to_pylist())
     ]
     with pytest.raises(ExportError, match=r"has changed since.*newer version"):
-        export(open_content(store, 1), "jsonl", tmp_path / "old")
+        export(rows_of(store, 1), "jsonl", tmp_path / "old")
     assert not (tmp_path / "old").exists()
 
     # A trainer that holds the first data: by position it keeps the version that fits.
@@ -291,16 +292,16 @@ def test_a_rollback_to_before_the_data_changed(
     assert set(coreset.sample_ids) == kept
     assert {row["id"] for row in coreset.select(second)} == kept, "where they are now"
     assert verify(store) == []
-    assert diff(tmp_path / "store", 2, 3)["data"] == dict.fromkeys(DATA_COLUMNS, 0)
-    found = status(tmp_path / "store")
+    assert diff(tmp_path / "store", 2, 3).to_json()["data"] == dict.fromkeys(DATA_COLUMNS, 0)
+    found = status(tmp_path / "store").to_json()
     assert found["scores"] == {"measured": 90, "never": 20, "removed": 10}, "as the data is now"
     assert found["data_changes"] == dict.fromkeys(DATA_COLUMNS, 0)
     with gracekit.connect(tmp_path / "store") as connection:
         sql = "SELECT count(*), count(loss) FILTER (NOT isnan(loss)), count(importance) FROM scores"
         assert connection.sql(sql).fetchall() == [(120, 90, 110)]
-    new = [explain(tmp_path / "store", row["id"]) for row in second[:20]]
+    new = [explain(tmp_path / "store", row["id"]).to_json() for row in second[:20]]
     assert {why["reason"] for why in new} == {"cannot be selected: its score is never"}
-    picked = explain(tmp_path / "store", str(coreset.sample_ids[0]))
+    picked = explain(tmp_path / "store", str(coreset.sample_ids[0])).to_json()
     assert (picked["is_selected"], picked["graph_version"]) == (True, 2), "the graph that is kept"
     assert len(similar(tmp_path / "store", picked["sample_id"], count=4)) == 4
     assert reselect(recipe).version == 4
@@ -382,7 +383,7 @@ def test_a_running_refresher_notices_changed_data(
             caplog.clear()
             version = refresher.refresh(found[2]).version  # made once, then it is there
             assert version == 3 and "goes on with what it was before" in caplog.text
-        (problem,) = status(tmp_path / "store")["problems"]
+        (problem,) = status(tmp_path / "store").to_json()["problems"]
         assert problem.startswith("version 3 was made with the data before it changed")
         (tmp_path / "train.jsonl").unlink()
         assert refresher.refresh(found[3]).header.stats.num_samples == 110
@@ -391,7 +392,7 @@ def test_a_running_refresher_notices_changed_data(
         write(tmp_path, rows[:120])
         assert refresher.refresh(found[4]).header.stats.num_added == 10
         check(store, rows[:120], 5)
-        assert status(tmp_path / "store")["problems"] == []
+        assert status(tmp_path / "store").to_json()["problems"] == []
     (tmp_path / "train.jsonl").write_text("{")
     with pytest.raises(DataError):
         Refresher.from_recipe(recipe)

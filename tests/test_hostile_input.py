@@ -22,7 +22,7 @@ from gracekit import files
 from gracekit.checkpoints import check_checkpoint, pin
 from gracekit.checkpoints.model import load_model, load_tokenizer
 from gracekit.cli import main
-from gracekit.cli.render import LogLines
+from gracekit.cli.terminal import LogLines
 from gracekit.errors import CheckpointError, DataError, RecipeError
 from gracekit.recipe import CheckpointSection, DataSection, Recipe
 from gracekit.samples import load_samples

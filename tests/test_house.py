@@ -173,6 +173,7 @@ def test_imports_are_found_wherever_they_stand() -> None:
 )
 def test_circles(edges: list[str], expected: list[list[str]]) -> None:
     graph: dict[str, set[str]] = {}
-    for start, end in edges:
+    for edge in edges:
+        start, end = edge[0], edge[1]
         graph.setdefault(start, set()).add(end)
     assert circles(graph) == expected

@@ -283,9 +283,9 @@ def test_below_min_measured_nothing_is_fitted() -> None:
     rng = np.random.default_rng(0)
     new = world().old + 3
     result = propagate("gated", new, sample(rng, SETTINGS.min_measured - 1))
-    assert result.gates["rule"] == "none"
+    assert result.outcome.rule == "none"
     result = propagate("gated", new, sample(rng, SETTINGS.min_measured))
-    assert result.gates["rule"] == "gated" and error(result.values["s"], new, sample(rng, 0)) < 1e-6
+    assert result.outcome.rule == "gated" and error(result.values["s"], new, sample(rng, 0)) < 1e-6
 
 
 @pytest.mark.parametrize("m", [100, 400])
@@ -300,7 +300,7 @@ def test_gated_is_harmless_when_drift_is_noise(m: int) -> None:
         result = propagate("gated", new, rows, covariates=covariates, seed=seed)
         ratio = error(result.values["s"], new, rows) / error(world().old, new, rows)
         worst, total = max(worst, ratio), total + ratio
-        num_changed += result.gates["scores"]["s"]["used"] != "stale"
+        num_changed += result.outcome.scores["s"].used != "stale"
     assert total / 25 < 1.01 and worst < 1.1 and num_changed <= 6
 
 
@@ -328,7 +328,7 @@ def test_gated_recovers_drift(drift: str, most: float) -> None:
     rest = np.setdiff1d(np.arange(N), rows)
     improved = rank_correlation(result.values["s"][rest], new[rest])
     assert improved > rank_correlation(old[rest], new[rest]) - 0.002
-    assert "+diffusion" in result.gates["scores"]["s"]["used"] or "cluster" not in drift
+    assert "+diffusion" in result.outcome.scores["s"].used or "cluster" not in drift
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.5, 1.0])
@@ -375,7 +375,7 @@ def test_scores_help_each_other() -> None:
         settings=SETTINGS,
         seed=0,
     )
-    assert result.gates["scores"]["a"]["used"].startswith("kernel")
+    assert result.outcome.scores["a"].used.startswith("kernel")
     assert error(result.values["a"], truth["a"], rows) < 0.05
     assert error(result.values["b"], truth["b"], rows) < 1e-6
 
@@ -471,8 +471,8 @@ def carry(new: Float32, rows: Rows, **changes: object) -> tuple[Float32, str]:
         "seed": 0,
     } | changes
     carried = propagate_features(**arguments)  # type: ignore[arg-type]
-    features, gates = carried.features, carried.gates
-    return features, gates["used"]
+    features, outcome = carried.features, carried.outcome
+    return features, outcome.used
 
 
 def likeness(features: Float32, new: Float32, rows: Rows) -> float:

@@ -31,12 +31,12 @@ from gracekit.progress import Progress
 from gracekit.refresher import (
     Refresher,
     estimate,
-    measuring,
     preview,
     refresh,
     reselect,
     rollback,
 )
+from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.store import Store, lock_store, verify
 from gracekit.store.retention import collect
 from gracekit.types import Measurement, Origin, Rows
@@ -278,15 +278,15 @@ def stop_after(
 ) -> list[Rows]:
     """Set the event when so many shards have been noted, as a signal would in between."""
     noted: list[Rows] = []
-    original = measuring.MeasuredRows._note
+    original = MeasuredRows._note
 
-    def note(self: measuring.MeasuredRows, shard: Measurement) -> None:
+    def note(self: MeasuredRows, shard: Measurement) -> None:
         original(self, shard)
         noted.append(shard.rows)
         if len(noted) == num_shards:
             stop.set()
 
-    monkeypatch.setattr(measuring.MeasuredRows, "_note", note)
+    monkeypatch.setattr(MeasuredRows, "_note", note)
     return noted
 
 
@@ -488,7 +488,7 @@ def test_estimate_tells_the_cost_and_writes_nothing(
 
     refresh(recipe, run_dir / "checkpoint-10")
     found = check_checkpoint(run_dir / "checkpoint-20", recipe.checkpoints)
-    monkeypatch.setattr("gracekit.refresher.planning._free_memory", lambda: 1000)
+    monkeypatch.setattr("gracekit.refresher.memory_probe._free_memory", lambda: 1000)
     cost = estimate(recipe, found)
     assert cost.max_seconds > cost.seconds
     assert Store.open(folder / "store").versions() == [1]

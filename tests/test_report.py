@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gracekit.api.reading import diff, status, versions
 from gracekit.errors import StoreNotFoundError, VersionNotFoundError
 from gracekit.store import Store
 from gracekit.types import Origin
 from gracekit.version.outcomes import Audit
-from gracekit.views import audit_in_words, diff, status, versions_table
+from gracekit.views.audit_words import audit_in_words
 from tests.stores import GROUPS, N, make_draft, make_reselect, make_store
 
 
@@ -33,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_versions_table(store: Store) -> None:
-    table = versions_table(store.paths.root)
+    table = versions(store.paths.root).to_json()
     json.dumps(table, allow_nan=False)
     assert [row["version"] for row in table] == [1, 2, 3]
     first, second, third = table
@@ -48,7 +49,7 @@ def test_versions_table(store: Store) -> None:
 
 
 def test_diff_counts_by_group_and_in_all(store: Store) -> None:
-    found = diff(store.paths.root, 1, 2)
+    found = diff(store.paths.root, 1, 2).to_json()
     json.dumps(found, allow_nan=False)
     before, after = (set(store.coreset(v)["row"].to_pylist()) for v in (1, 2))
     assert found["num_kept"] == len(before & after)
@@ -65,7 +66,7 @@ def test_diff_counts_by_group_and_in_all(store: Store) -> None:
 
 def test_diff_movers_are_the_largest_changes(store: Store) -> None:
     change = store.scores(2).importance - store.scores(1).importance
-    found = diff(store.paths.root, 1, 2, num_movers=5)["movers"]
+    found = diff(store.paths.root, 1, 2, num_movers=5).to_json()["movers"]
     order = np.argsort(-np.abs(change))[:5]
     assert [m["sample_id"] for m in found] == [f"id-{row:03d}" for row in order]
     assert [m["change"] for m in found] == pytest.approx(change[order].tolist())
@@ -80,13 +81,13 @@ def test_diff_leaves_out_rows_without_scores(tmp_path: Path) -> None:
     origin[:20] = Origin.NEVER
     scores = dataclasses.replace(draft.scores, origin=origin)
     made.commit(dataclasses.replace(draft, scores=scores))
-    assert {m["sample_id"] for m in diff(made.paths.root, 1, 2)["movers"]} <= {
+    assert {m["sample_id"] for m in diff(made.paths.root, 1, 2).to_json()["movers"]} <= {
         f"id-{row:03d}" for row in range(20, N)
     }
 
 
 def test_diff_of_a_version_with_itself_and_of_none(store: Store) -> None:
-    same = diff(store.paths.root, 2, 2)
+    same = diff(store.paths.root, 2, 2).to_json()
     assert same["jaccard"] == 1.0 and same["movers"] == [] and same["num_added"] == 0
     with pytest.raises(VersionNotFoundError, match="no version 9"):
         diff(store.paths.root, 1, 9)
@@ -94,7 +95,7 @@ def test_diff_of_a_version_with_itself_and_of_none(store: Store) -> None:
 
 def test_status(store: Store) -> None:
     made = datetime.fromisoformat(store.header(3).created_at).timestamp()
-    found = status(store.paths.root, now=made + 90)
+    found = status(store.paths.root, now=made + 90).to_json()
     json.dumps(found, allow_nan=False)
     assert found["latest_version"] == 3 and found["operation"] == "reselect"
     assert found["age_s"] == pytest.approx(90, abs=0.1)
@@ -107,7 +108,7 @@ def test_status(store: Store) -> None:
 
 
 def test_status_of_a_new_store_and_of_none(tmp_path: Path) -> None:
-    found = status(make_store(tmp_path / "store").paths.root)
+    found = status(make_store(tmp_path / "store").paths.root).to_json()
     assert found["latest_version"] is None and found["num_versions"] == 0
     with pytest.raises(StoreNotFoundError):
         status(tmp_path / "nowhere")
@@ -124,7 +125,7 @@ def test_status_tells_damage_unfinished_work_and_the_daemon(tmp_path: Path) -> N
     made.paths.database.unlink()
     beat = {"state": "failing", "pid": 7, "error": "disk full", "unix_time": 1000.0}
     made.paths.heartbeat.write_text(json.dumps(beat))
-    found = status(made.paths.root, now=1030.0)
+    found = status(made.paths.root, now=1030.0).to_json()
     assert "versions [2]" in found["problems"][0] and "scores.duckdb" in found["problems"][1]
     assert found["num_unfinished_shards"] == 1 and found["latest_version"] == 1
     assert found["daemon"] == {
@@ -146,7 +147,7 @@ def test_status_tells_a_dead_daemon_from_one_elsewhere(tmp_path: Path) -> None:
     ):
         beat = {"state": state, "pid": pid, "host": host, "unix_time": 1000.0}
         made.paths.heartbeat.write_text(json.dumps(beat))
-        assert status(made.paths.root)["daemon"]["state"] == expected
+        assert status(made.paths.root).to_json()["daemon"]["state"] == expected
 
 
 def test_status_of_a_selection_from_a_damaged_version(tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_status_of_a_selection_from_a_damaged_version(tmp_path: Path) -> None:
     made.commit(make_draft(made, "one"))
     made.commit(make_reselect(made, "two"))
     made.paths.manifest(1).write_bytes(b"PAR1")
-    found = status(made.paths.root)
+    found = status(made.paths.root).to_json()
     assert found["latest_version"] == 2 and "versions [1]" in found["problems"][0]
 
 

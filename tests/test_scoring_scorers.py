@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from gracekit.protocols import FeatureReader, Scorer
 from gracekit.recipe import LengthCorrection, ScoringSection
 from gracekit.scores.importance import corrected_score, importance
 from gracekit.scores.length import correct_length, ranks_within
+from gracekit.scores.meaning import MEANINGS, ScoreMeaning, score_meaning
 
 PLUGIN = """
 from gracekit.protocols import Scorer
@@ -59,7 +61,7 @@ def test_every_name_builds_what_it_says() -> None:
 def test_own_class_is_built_by_its_path(plugin: str) -> None:
     name = f"{plugin}:Longest"
     assert list(build_scorers(["loss", name])) == ["loss", name]
-    assert scorer_class(name).scale == "linear"
+    assert score_meaning(name) == ScoreMeaning(scale="linear")
     signed = {name for name, scorer in SCORERS.items() if scorer.scale == "linear"}
     assert signed == {"delta-loss", "delta-loss-first", "influence", "influence-dot", "margin"}
 
@@ -77,8 +79,16 @@ def test_own_class_is_built_by_its_path(plugin: str) -> None:
     ],
 )
 def test_wrong_names_say_what_to_do(plugin: str, name: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
-        scorer_class(name)
+    for ask in (scorer_class, score_meaning):
+        with pytest.raises(RecipeError, match=message):
+            ask(name)
+
+
+def test_the_classes_say_what_the_table_of_meanings_says() -> None:
+    assert MEANINGS.keys() == SCORERS.keys()
+    for name, scorer in SCORERS.items():
+        facts = {field.name: getattr(scorer, field.name) for field in fields(ScoreMeaning)}
+        assert ScoreMeaning(**facts) == score_meaning(name), name
 
 
 def test_name_given_twice_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gracekit.errors import RecipeError, SelectionError
 from gracekit.protocols import SelectionTask
 from gracekit.recipe import Recipe, SelectionSection
 from gracekit.selection import SELECTORS, select
-from gracekit.selection.candidates import row_tokens
+from gracekit.selection.pool import row_tokens
 from gracekit.types import Origin, Selection
 from tests.stores import make_draft, make_store
 from tests.worlds import NUM_ROWS, World
@@ -213,9 +214,10 @@ def test_conditions_can_ask_the_tables_of_the_store(tmp_path: Path) -> None:
         SelectionSection(
             count=24, never_in_where="row IN (SELECT row FROM coresets WHERE version = 1)"
         ),
-        scores=world.scores, samples=store.samples(), graph=world.graph, seed=0, version=2,
-        store=store.paths.root,
-    )  # fmt: skip
+        dataclasses.replace(world.inputs(), samples=store.samples(), store=store.paths.root),
+        seed=0,
+        version=2,
+    )
     assert sorted(selection.rows.tolist()) == sorted(set(range(24)) - set(chosen))
 
 

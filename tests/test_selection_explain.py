@@ -22,11 +22,7 @@ def chosen_of(
         details=SelectionDetails.model_validate(selection.details),
         rows=selection.rows,
         gains=selection.gains,
-        scores=world.scores,
-        samples=world.samples,
-        graph=world.graph,
-        parent=parent,
-        store=None,
+        inputs=world.inputs(parent),
     )
 
 

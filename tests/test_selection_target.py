@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gracekit import refresh, reselect
+from gracekit import refresh, select
 from gracekit.errors import RecipeError, SelectionError
 from gracekit.selection import target
 from gracekit.store import Store
@@ -116,7 +116,7 @@ def test_from_recipe_to_coreset(tmp_path: Path) -> None:
         rows = store.coreset(version)["row"].to_numpy()
         b = store.samples().group_names.index("b")
         assert (store.samples().groups[rows] == b).mean() > 0.8
-    again = reselect(recipe.override({"selection.count": 10}))
+    again = select(recipe.override({"selection.count": 10}))
     kept = store.coreset(again.version)["row"].to_numpy()
     assert set(kept) <= set(store.coreset(2)["row"].to_numpy())
 

@@ -25,8 +25,9 @@ from gracekit.errors import (
 )
 from gracekit.files import write_text_atomic
 from gracekit.recipe import SelectionSection
+from gracekit.recipe.score_columns import column_name
 from gracekit.store import Store, verify
-from gracekit.store.files.history import column_name, read_scores, write_scores
+from gracekit.store.files.history import read_scores, write_scores
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.manifests import SCHEMA
 from gracekit.store.files.samples import read_samples, write_samples

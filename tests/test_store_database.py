@@ -18,7 +18,7 @@ from gracekit.store import Store
 from gracekit.store.sql import database
 from gracekit.store.sql.ask import run_sql
 from gracekit.store.sql.database import connect
-from gracekit.store.sql.schema import TABLES, VIEWS
+from gracekit.version.columns import TABLES, VIEWS
 from tests.faults import failing_at
 from tests.stores import N, make_draft, make_reselect, make_store
 
@@ -79,7 +79,9 @@ def test_history_views(store: Store) -> None:
     columns = (table[name].to_pylist() for name in ("row", "reason", "step"))
     assert found == list(zip(*columns, strict=True))
     columns_of = {row[0] for row in ask(store, "DESCRIBE measurements")}
-    assert columns_of == {"version", "row", "reason", "step", "gradient_norm", "loss"}
+    assert columns_of == {
+        "version", "row", "sample_id", "group_name", "reason", "step", "gradient_norm", "loss"
+    }  # fmt: skip
 
 
 def test_one_version_reads_one_file(store: Store) -> None:
@@ -98,7 +100,7 @@ def test_every_table_and_column_is_described(store: Store) -> None:
     described = {**TABLES, **VIEWS}
     for name, what in described.items():
         columns = {row[0] for row in ask(store, f"DESCRIBE {name}")}
-        assert set(what.columns) <= columns, name
+        assert set(what.names) <= columns, name
 
 
 def test_works_from_any_directory_and_after_moving(
@@ -176,7 +178,7 @@ def test_a_database_of_another_schema_is_not_read(tmp_path: Path) -> None:
     made.commit(make_draft(made, "one"))
     with duckdb.connect(str(made.paths.database)) as connection:
         connection.execute("UPDATE store SET schema_version = 999")
-        connection.execute("DELETE FROM scores")
+        connection.execute("DELETE FROM sample_rows")
     assert ask(made, "SELECT count(*) FROM scores") == [(N,)]
     assert made.recover() == ["published scores.duckdb"]
 

@@ -13,8 +13,8 @@ from gracekit.store import Store, verify
 from gracekit.store import reader as reader_module
 from gracekit.store.files import manifests
 from gracekit.store.sql import database
-from gracekit.store.sql.schema import TABLES, VIEWS
 from gracekit.store.version_facts import KnownFacts, VersionFacts
+from gracekit.version.columns import TABLES, VIEWS
 from gracekit.version.header import Settings
 from tests.stores import make_draft, make_reselect, make_store
 

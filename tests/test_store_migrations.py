@@ -12,6 +12,7 @@ import torch
 
 import gracekit
 from gracekit import files
+from gracekit.api.reading import status, versions
 from gracekit.errors import StoreDataMismatchError, StoreFormatError, StoreWriteError
 from gracekit.recipe import Recipe
 from gracekit.store import Store, StorePaths, verify
@@ -21,7 +22,6 @@ from gracekit.store.sql.ask import run_sql
 from gracekit.store.sql.queries import NAMED_QUERIES
 from gracekit.training import Coreset
 from gracekit.version import FORMAT_VERSION
-from gracekit.views import status, versions_table
 from tests.faults import Killed, count_operations, failing_at, killed_at
 from tests.releases import content, digests
 from tests.stores import N, make_draft, make_store, outcome
@@ -44,8 +44,8 @@ def test_a_store_of_the_first_release_is_read(old: Path) -> None:
     assert Store.open(root).versions() == [1, 2, 3]
     damage = [p for p in verify(Store.open(root)) if p.path != "scores.duckdb"]
     assert damage == [], "its database is of another schema, which the next start replaces"
-    assert [row["num_selected"] for row in versions_table(root)] == [18, 18, 9]
-    assert status(root)["audit"].startswith("scores carried to unmeasured samples")
+    assert [row["num_selected"] for row in versions(root).to_json()] == [18, 18, 9]
+    assert status(root).to_json()["audit"].startswith("scores carried to unmeasured samples")
     assert len(Coreset.load(root).rows) == 9
     assert run_sql(root, "SELECT count(*) FROM score_history")[1] == [(120,)]
     for query in NAMED_QUERIES.values():
@@ -59,7 +59,7 @@ def test_a_store_of_the_first_release_is_built_upon(old: Path) -> None:
     result = gracekit.refresh(recipe, write_checkpoint(old / "run", 30))
     assert result.version == 4 and result.header.operation == "refresh"
     assert outcome(result.header).num_measured < 60, "what it knew of the samples was used"
-    chosen = gracekit.reselect(recipe.override({"selection.count": 7}))
+    chosen = gracekit.select(recipe.override({"selection.count": 7}))
     assert chosen.version == 5 and len(Coreset.load(root).rows) == 7
     store = Store.open(root)
     assert verify(store) == [] and store.recover() == []

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from gracekit.api.reading import diff, status, versions
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
-from gracekit.refresher.changes import earlier_losses
+from gracekit.refresher.loading import earlier_losses
 from gracekit.store import Store, verify
 from gracekit.store.files.leases import LIFE_S, Lease, followed
 from gracekit.store.files.pinned import pinned
@@ -28,7 +29,6 @@ from gracekit.store.pinning import pin, unpin
 from gracekit.store.retention import GcReport, collect, examine
 from gracekit.store.sql.ask import run_sql
 from gracekit.training import Coreset
-from gracekit.views import diff, status, versions_table
 from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
@@ -117,9 +117,9 @@ def test_who_asks_for_a_removed_version_is_told(store: Store) -> None:
     ):
         with pytest.raises(VersionNotFoundError, match=r"version 3 was removed by gc on 20"):
             ask()
-    rows = {row["version"]: row for row in versions_table(store.paths.root)}
+    rows = {row["version"]: row for row in versions(store.paths.root).to_json()}
     assert rows[3]["state"].startswith("removed 20") and rows[6]["state"] is None
-    found = status(store.paths.root)
+    found = status(store.paths.root).to_json()
     assert (found["num_versions"], found["num_removed_versions"]) == (1, 5)
     assert found["problems"] == []
     assert Coreset.load(store.paths.root).version == 6

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import SelectionSection
 from gracekit.selection import select
 from gracekit.types import (
@@ -93,11 +94,18 @@ class World:
     def select(
         self, seed: int = 0, version: int = 1, parent: Rows | None = None, **settings: Any
     ) -> Selection:
-        return select(
-            SelectionSection(**settings), scores=self.scores, samples=self.samples,
-            graph=self.graph, seed=seed, version=version, features=self.features,
-            target_features=self.targets, parent=parent,
-        )  # fmt: skip
+        inputs = self.inputs(parent)
+        return select(SelectionSection(**settings), inputs, seed=seed, version=version)
+
+    def inputs(self, parent: Rows | None = None) -> SelectionInputs:
+        return SelectionInputs(
+            scores=self.scores,
+            samples=self.samples,
+            graph=self.graph,
+            features=self.features,
+            target_features=self.targets,
+            parent=parent,
+        )
 
     def with_removed(self, count: int) -> World:
         """The same with some samples more that are no longer in the data."""

@@ -12,7 +12,24 @@ import sys
 
 import click
 
-from gracekit.cli import export, init, keeping, logs, making, one_sample, plan, reading, sql
+from gracekit.cli import (
+    diff,
+    export,
+    gc,
+    init,
+    logs,
+    pin,
+    plan,
+    refresh,
+    rollback,
+    samples,
+    select,
+    sql,
+    status,
+    verify,
+    versions,
+    watch,
+)
 from gracekit.version import __version__
 
 EPILOG = """
@@ -42,23 +59,24 @@ def main(verbose: bool, quiet: bool, log_format: str) -> None:
     logs.configure(level, as_json=log_format == "json")
 
 
-for command in (
+COMMANDS = (
     init.init,
-    making.watch,
-    making.refresh,
+    watch.watch,
+    refresh.refresh,
     plan.plan,
-    making.select,
+    select.select,
     export.export,
-    one_sample.explain,
-    one_sample.similar,
-    reading.status,
-    reading.versions,
-    reading.diff,
-    keeping.rollback,
-    keeping.pin,
-    keeping.unpin,
-    keeping.gc,
+    samples.explain,
+    samples.similar,
+    status.status,
+    versions.versions,
+    diff.diff,
+    rollback.rollback,
+    pin.pin,
+    pin.unpin,
+    gc.gc,
     sql.sql,
-    reading.verify,
-):
+    verify.verify,
+)
+for command in COMMANDS:
     main.add_command(command)

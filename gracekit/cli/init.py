@@ -3,71 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from gracekit.cli.options import clear_errors, json_option, strict_option
-from gracekit.cli.render import print_json, say
-from gracekit.errors import RecipeError
-
-TEMPLATE = """\
-# gracekit recipe for {name}: {num_samples} samples{groups_note}.
-# Every key that is left out has its default; `gracekit watch --set KEY=VALUE` changes one for once.
-
-data:
-  path: {path}
-  format: {format}            # auto | prompt-completion | alpaca | messages | sharegpt | text
-  id_column: {id_column}         # unique ids; null: a hash of the content
-  group_column: {group_column}      # source, task or category of a sample
-  max_length: 1024          # longest token sequence, as in your trainer
-  loss_on: auto             # auto | response | all: the tokens that your trainer puts loss on
-
-store: {store}       # everything gracekit knows lives here
-seed: 0
-
-checkpoints:
-  on_backlog: latest        # latest | all, when several checkpoints wait
-  poll_interval_s: 5
-
-scoring:
-  scores: [gradient-norm, loss] # all from one pass; docs/scores.md lists them
-  importance: gradient-norm # the one of them that selection uses
-  length_correction: sqrt   # sqrt | bins | none: the raw norm is mostly a short-answer detector
-  normalise: group          # group | all: rank of a sample within its group, or among all
-  batch_tokens: 4096        # lower it when memory is short
-  device: auto
-
-refresh:
-  plan: random              # random | cover | grace | oldest: which rows a refresh measures
-  min_fraction: 0.10        # share of the samples measured at each checkpoint
-  max_fraction: 0.30        # ... and at most, while the audit misses the target
-  target_rank_correlation: 0.9
-  full_every: 0             # measure everything at every so many versions; 0: never by count
-  new_samples: budget       # budget | all: samples that joined the data, within max_fraction or not
-  max_lost: 0.3             # more of the samples gone or changed from one version to the next is
-                            # refused as other data
-
-propagation:
-  rule: gated               # gated | grace | none
-
-selection:
-  selector: coverage        # or a baseline: random, top, ...: see docs/selection.md
-  fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
-  importance_weight: 0.5    # 0 only coverage, 1 only importance
-  churn_penalty: 0.0        # above 0 (try 0.1) a version changes only what is worth changing
-  group_quota: none         # none | proportional | sqrt | equal | shares (with group_shares)
-  group_minimum: 0          # samples of each group at least
-  keep_groups_below: 0      # groups with fewer samples than this are taken whole
-  always_in: []             # ids; or an SQL condition: always_in_where: "group_name = 'gold'"
-  never_in: []              # ids; or never_in_where: "num_response_tokens < 5"
-  drop_hardest: 0.0         # share of the most important samples left out as probable label noise
-  max_similarity: null      # of samples more similar than this cosine, only one may be selected
-  weights: coverage         # coverage | uniform | inverse-probability | selector
-
-retention:
-  keep: null                # versions to keep; older ones leave what was measured. null: all
-"""
+import gracekit
+from gracekit.cli.options import answers, clear_errors, strict_option
+from gracekit.cli.output import Output
+from gracekit.words import count_of
 
 
 @click.command(epilog="\b\nExample:\n  gracekit init data/train.jsonl --group-column source")
@@ -79,8 +21,8 @@ retention:
 @click.option("--group-column", default=None, help="Column with the group of a sample.")
 @click.option("--force", is_flag=True, help="Replace an existing recipe.")
 @strict_option
-@json_option
 @clear_errors
+@answers
 def init(
     data: str,
     output: Path,
@@ -89,73 +31,31 @@ def init(
     group_column: str | None,
     force: bool,
     strict: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Look at DATA and write a commented recipe for it.
 
     DATA is a JSONL, JSON, Parquet or CSV file, a directory of them, a `save_to_disk` folder, or
     the name of a hub dataset.
     """
-    from gracekit.files import write_text_atomic
-    from gracekit.recipe import DataSection, Recipe
-    from gracekit.samples import load_samples
-
-    if output.exists() and not force:
-        raise RecipeError(f"{output} exists; choose another --output, or --force to replace it")
-    raw = load_samples(
-        DataSection(path=data, id_column=id_column, group_column=group_column), strict=strict
+    found = gracekit.init(
+        data,
+        output=output,
+        store=store,
+        id_column=id_column,
+        group_column=group_column,
+        force=force,
+        strict=strict,
     )
-    num_groups = len(raw.group_names)
-    text = TEMPLATE.format(
-        name=_one_line(Path(data).name),
-        num_samples=f"{len(raw.sample_ids):,}",
-        groups_note=f" in {num_groups} groups" if group_column else "",
-        path=_yaml(_from_recipe(data, output)),
-        format=_yaml(raw.format),
-        id_column=_yaml(id_column),
-        group_column=_yaml(group_column),
-        store=_yaml(store),
-    )
-    write_text_atomic(output, text)
-    Recipe.load(output)
-    found = {
-        "recipe": str(output),
-        "num_samples": len(raw.sample_ids),
-        "num_skipped": len(raw.skipped),
-        "format": raw.format,
-        "groups": list(raw.group_names),
-    }
-    if as_json:
-        print_json(found)
-        return
-    click.echo(f"{len(raw.sample_ids):,} samples ({raw.format}), {num_groups} groups"
-               if group_column else f"{len(raw.sample_ids):,} samples ({raw.format})")  # fmt: skip
-    if raw.skipped:
-        first = raw.skipped[0]
-        say(
-            f"{len(raw.skipped):,} rows cannot be used, the first is row {first.source_row}: "
-            f"{first.reason} (--strict lists them)"
-        )
-    say(f"wrote {output}; next: gracekit watch CHECKPOINT_DIR")
 
+    def print_text() -> None:
+        groups = f", {count_of(len(found.groups), 'group')}" if group_column else ""
+        out.line(f"{count_of(found.num_samples, 'sample')} ({found.format}){groups}")
+        if found.first_skipped is not None:
+            out.line(
+                f"{count_of(found.num_skipped, 'row')} cannot be used, the first is "
+                f"{found.first_skipped} (--strict lists them)"
+            )
+        out.line(f"wrote {output}; next: gracekit watch CHECKPOINT_DIR")
 
-def _from_recipe(data: str, output: Path) -> str:
-    """The data's path as the recipe will read it: relative to the recipe's folder."""
-    path = Path(data)
-    if not path.exists() or path.is_absolute():
-        return data
-    folder = output.absolute().parent
-    absolute = path.absolute()
-    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
-
-
-def _yaml(value: Any) -> str:
-    """One scalar as YAML on one line."""
-    import yaml
-
-    text: str = yaml.safe_dump(value, width=10**9, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("...").strip()
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)
+    out.show(found, print_text)

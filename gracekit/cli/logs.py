@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from gracekit.cli.render import LogLines
+from gracekit.cli.terminal import LogLines
 
 FIELDS = ("checkpoint", "step", "version", "error")
 """What a record may carry besides its message."""
@@ -36,7 +36,7 @@ class JsonLines(logging.Formatter):
 def configure(level: int, *, as_json: bool) -> None:
     """Send the logs of gracekit from `level` on, and warnings of others, to stderr.
 
-    As JSON, also what Python itself would print there: warnings, and an error that nobody catches.
+    As JSON, also what Python itself would print there: warnings, and an error that is not caught.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else LogLines())
@@ -55,6 +55,6 @@ def _log_uncaught(
     kind: type[BaseException], error: BaseException, where: TracebackType | None
 ) -> None:
     logging.getLogger("gracekit").critical(
-        "ended by an error that nobody foresaw", exc_info=(kind, error, where),
+        "ended by an unexpected error", exc_info=(kind, error, where),
         extra={"error": kind.__name__},
     )  # fmt: skip

@@ -7,16 +7,15 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+import gracekit
 from gracekit.cli.logs import is_json
-from gracekit.cli.render import say
+from gracekit.cli.output import Output
+from gracekit.cli.terminal import say
 from gracekit.errors import GracekitError, RecipeError
-
-if TYPE_CHECKING:
-    from gracekit.recipe import Recipe
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -43,15 +42,72 @@ store_option = click.option(
 )
 set_option = click.option(
     "--set",
-    "overrides",
+    "changes",
     multiple=True,
     metavar="KEY=VALUE",
     help="Replace a value of the recipe, such as selection.fraction=0.2. May be repeated.",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 strict_option = click.option(
     "--strict", is_flag=True, help="Stop at samples that cannot be used, and list them."
 )
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+_all_columns_option = click.option(
+    "--all-columns", is_flag=True, help="Print tables whole, wider than the terminal."
+)
+
+
+class VersionType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """A version: a number, or `latest`. What exists is known to the store, which is asked later."""
+
+    name = "version"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Numbers as numbers; any other text goes on to the store, which says what there is."""
+        text = str(value)
+        return int(text) if text.isascii() and text.removeprefix("-").isdigit() else text
+
+
+VERSION = VersionType()
+
+version_option = click.option(
+    "--version", type=VERSION, default="latest", show_default=True,
+    help="A version's number, or `latest`.",
+)  # fmt: skip
+
+
+def answers(command: Command) -> Command:
+    """Give the command `out`, where its answer goes, from the option --json."""
+    return _with_output(_json_option(command))
+
+
+def answers_with_tables(command: Command) -> Command:
+    """The same, with the option --all-columns."""
+    return _with_output(_json_option(_all_columns_option(command)))
+
+
+def _with_output(command: Command) -> Command:
+    @functools.wraps(command)
+    def run(*args: Any, as_json: bool, all_columns: bool = False, **kwargs: Any) -> Any:
+        return command(*args, out=Output(as_json, all_columns), **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def takes_store(command: Command) -> Command:
+    """Give the command `store`, the path of the store, from the options --store and --recipe."""
+
+    @functools.wraps(command)
+    def run(*args: Any, recipe_path: Path, store_path: Path | None, **kwargs: Any) -> Any:
+        return command(*args, store=resolve_store(store_path, recipe_path), **kwargs)
+
+    return recipe_option(store_option(run))  # type: ignore[return-value]
+
+
+def takes_recipe(command: Command) -> Command:
+    """Give the command what a verb takes of a recipe: `recipe_path`, `store_path`, `changes`."""
+    return recipe_option(store_option(set_option(command)))
 
 
 def clear_errors(command: Command) -> Command:
@@ -81,22 +137,6 @@ def _say(message: str, error: str) -> None:
         say(f"gracekit: {message}", err=True)
 
 
-def load_recipe(path: Path, overrides: tuple[str, ...] = (), store: Path | None = None) -> Recipe:
-    """The recipe with the command line's changes applied; values are read as YAML."""
-    from gracekit.recipe import Recipe, read_yaml
-
-    recipe = Recipe.load(path)
-    values: dict[str, Any] = {}
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise RecipeError(f"--set takes KEY=VALUE, found {override!r}")
-        values[key.strip()] = read_yaml(text, f"--set {key}: {text!r}")
-    if store is not None:
-        values["store"] = str(store)
-    return recipe.override(values) if values else recipe
-
-
 def resolve_store(store: Path | None, recipe_path: Path) -> Path:
     """The store that was named, else the recipe's."""
     if store is not None:
@@ -106,4 +146,4 @@ def resolve_store(store: Path | None, recipe_path: Path) -> Path:
             f"which store? There is no recipe at {recipe_path}; name the store with --store, "
             "or the recipe with --recipe"
         )
-    return Path(load_recipe(recipe_path).store)
+    return Path(gracekit.Recipe.load(recipe_path).store)

@@ -1,9 +1,9 @@
 """Exports: a version as training data, for any framework.
 
-`open_content` reads a version from a store, `export` writes it in one of the `FORMATS`.
+`rows_of` reads a version from a store, `export` writes it in one of the `FORMATS`.
 """
 
-from gracekit.exports.exported_rows import Content, open_content
-from gracekit.exports.exporting import FORMATS, export
+from gracekit.exports.exported_rows import ExportedRows, Weighting, rows_of
+from gracekit.exports.exporting import FORMATS, Exported, export
 
-__all__ = ["FORMATS", "Content", "export", "open_content"]
+__all__ = ["FORMATS", "Exported", "ExportedRows", "Weighting", "export", "rows_of"]

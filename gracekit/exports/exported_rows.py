@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
+import xxhash
 
 from gracekit.errors import DataError, ExportError
 from gracekit.recipe import DataSection
 from gracekit.rounding import whole_copies
+from gracekit.samples import open_records
+from gracekit.samples.formats import MalformedRowError, choose_format
+from gracekit.store import Store
 from gracekit.types import Float32, Json, Rows
 from gracekit.version.header import Header
-
-if TYPE_CHECKING:
-    from gracekit.store import Store
 
 Weighting = Literal["column", "repeat", "none"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
+class ExportedRows:
     """[m] rows of a coreset in the data's order; one that is repeated stands several times."""
 
     rows: Rows
@@ -34,7 +35,7 @@ class Content:
     """The user's rows at the given source rows, in that order, repeats included."""
     has_weights: bool = True
 
-    def weighted(self, how: Weighting) -> Content:
+    def weighted(self, how: Weighting) -> ExportedRows:
         """The same with the weights as a column, as repeated rows, or ignored.
 
         `repeat` rounds each weight up or down at random, so that its expectation is the weight
@@ -75,7 +76,7 @@ class Content:
             yield {**record, **extra}
 
 
-def open_content(store: Store, version: int, *, data_path: str | None = None) -> Content:
+def rows_of(store: Store, version: int, *, data_path: str | None = None) -> ExportedRows:
     """The coreset of a version, with the data that the version was made from.
 
     Every row is checked against the store's hash when it is read.
@@ -98,7 +99,7 @@ def open_content(store: Store, version: int, *, data_path: str | None = None) ->
     hashes = dict(
         zip(source_rows.tolist(), store.samples(version).content_hashes[rows].tolist(), strict=True)
     )
-    return Content(
+    return ExportedRows(
         rows=rows,
         source_rows=source_rows,
         sample_ids=coreset["sample_id"].to_pylist(),
@@ -112,11 +113,6 @@ def _checked_records(
     data: DataSection, source_rows: Rows, hashes: dict[int, str]
 ) -> Iterator[Json]:
     """The user's rows; `ExportError` for one that is not what the store was made from."""
-    import xxhash
-
-    from gracekit.samples import open_records
-    from gracekit.samples.formats import MalformedRowError, choose_format
-
     layout = None
     for source_row, record in zip(
         source_rows.tolist(), open_records(data, source_rows), strict=True

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit import files
 from gracekit.errors import ExportError, RecipeError, StoreWriteError
-from gracekit.exports.exported_rows import Content, Weighting
+from gracekit.exports.exported_rows import ExportedRows, Weighting
 from gracekit.exports.lists import Ids, Indices
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
 from gracekit.exports.trainers import Axolotl, LlamaFactory
@@ -29,27 +30,49 @@ MANIFEST = "manifest.json"
 """Name of the version's header in an export, and what marks a directory as one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What an export wrote."""
+
+    format: str
+    path: str
+    """The directory, absolute."""
+    version: int
+    num_rows: int
+    weights: Weighting
+    details: Json
+    """What the format adds, such as `files`: their names."""
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        return {
+            "format": self.format,
+            "path": self.path,
+            "version": self.version,
+            "num_rows": self.num_rows,
+            "weights": self.weights,
+            **self.details,
+        }
+
+
 def export(
-    content: Content,
+    content: ExportedRows,
     format_name: str,
     out: Path | str,
     *,
     weights: Weighting = "column",
     overwrite: bool = False,
-) -> Json:
+) -> Exported:
     """Write a coreset as training data.
 
     Args:
-        content: The rows of a version (`open_content`).
+        content: The rows of a version (`rows_of`).
         format_name: One of `FORMATS`.
         out: The directory to make; it may exist if it is empty.
         weights: `column` adds a column (`weights.npy` for lists); most trainers ignore it.
             `repeat` writes whole copies by weight, as many rows in all, which every trainer
             honours; rows of small weight may be left out. `none` writes each row once.
         overwrite: Replace an earlier export at `out`; nothing else is ever replaced.
-
-    Returns:
-        `format`, `path`, `version`, `num_rows`, `weights`, and what the format adds.
 
     Raises:
         RecipeError: There is no such format.
@@ -62,20 +85,21 @@ def export(
     out = Path(out).expanduser().absolute()
     _check_place(out, overwrite)
     written = content.weighted(weights)
-    report: Json = {
-        "format": format_name,
-        "path": str(out),
-        "version": content.header.version,
-        "num_rows": len(written.rows),
-        "weights": weights,
-    }
+    report = Exported(
+        format=format_name,
+        path=str(out),
+        version=content.header.version,
+        num_rows=len(written.rows),
+        weights=weights,
+        details={},
+    )
 
     def write(directory: Path) -> None:
-        manifest = {**content.header.to_json(), "export": report}
+        manifest = {**content.header.to_json(), "export": report.to_json()}
         (directory / MANIFEST).write_text(
             json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8"
         )
-        report.update(FORMATS[format_name]().write(written, directory, out))
+        report.details.update(FORMATS[format_name]().write(written, directory, out))
 
     try:
         files.write_directory_atomic(out, write)

@@ -14,7 +14,7 @@ WEIGHTS = "weights.npy"
 
 
 class Ids:
-    """`ids.txt`, one sample id a line, in the data's order; `weights.npy` likewise."""
+    """`ids.txt`, one sample id a line, and `weights.npy`, both in the data's order."""
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """Ids with a line break cannot be told apart in a list: an `ExportError`."""

@@ -11,15 +11,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from gracekit import files
 from gracekit.errors import ExportError
 from gracekit.protocols import ExportContent
 from gracekit.types import Json
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 CHUNK_ROWS = 1000
 
@@ -50,8 +51,6 @@ class Parquet:
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """`ExportError` where a column mixes types, which Parquet cannot hold."""
-        import pyarrow.parquet as pq
-
         with _arrow_errors():
             row_type = _row_type(content)
             schema = _schema(row_type)
@@ -68,7 +67,6 @@ class HfDataset:
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """Made of an Arrow file that is mapped, not loaded."""
         import datasets
-        import pyarrow as pa
 
         stream = directory / "stream" / "rows.arrow"
         stream.parent.mkdir()  # a dataset is never saved where its own files are
@@ -78,7 +76,7 @@ class HfDataset:
             with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
                 for batch in _batches(content, row_type):
                     writer.write_batch(batch)
-        with _no_progress_bars():
+        with _no_progress_bars(datasets.utils):
             datasets.Dataset.from_file(str(stream)).save_to_disk(str(directory))
         files.remove(stream.parent)
         return {"files": sorted(path.name for path in directory.iterdir())}
@@ -115,20 +113,16 @@ def _finite(value: Any) -> Any:
 
 def _row_type(content: ExportContent) -> pa.StructType:
     """The type that holds every row: a first pass, because a column may start with nulls."""
-    import pyarrow as pa
-
     schemas = [_schema(pa.array(chunk).type) for chunk in _chunks(content.records())]
     return pa.struct(pa.unify_schemas(schemas, promote_options="permissive"))
 
 
 def _schema(row_type: pa.StructType) -> pa.Schema:
-    import pyarrow as pa
 
     return pa.schema(row_type.field(i) for i in range(row_type.num_fields))
 
 
 def _batches(content: ExportContent, row_type: pa.StructType) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
 
     for chunk in _chunks(content.records()):
         yield pa.RecordBatch.from_struct_array(pa.array(chunk, type=row_type))
@@ -156,8 +150,6 @@ def _write_card(content: ExportContent, directory: Path, file_name: str) -> None
 @contextmanager
 def _arrow_errors() -> Iterator[None]:
     """What Arrow cannot hold becomes an `ExportError` with a way out."""
-    import pyarrow as pa
-
     try:
         yield
     except (pa.ArrowException, UnicodeError, OverflowError) as error:
@@ -169,18 +161,13 @@ def _arrow_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from datasets.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if are_progress_bars_disabled():
+def _no_progress_bars(settings: ModuleType) -> Iterator[None]:
+    """Without the progress bars of `datasets`, whose settings (`datasets.utils`) are given."""
+    if settings.are_progress_bars_disabled():
         yield
         return
-    disable_progress_bars()
+    settings.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        settings.enable_progress_bars()

@@ -12,6 +12,7 @@ from gracekit.graph.directions import effective_rank, unit_features
 from gracekit.graph.edges import symmetric
 from gracekit.graph.index import (
     GraphReport,
+    Index,
     build_index,
     grow_index,
     load_index,
@@ -21,6 +22,7 @@ from gracekit.graph.index import (
 
 __all__ = [
     "GraphReport",
+    "Index",
     "build_index",
     "effective_rank",
     "grow_index",

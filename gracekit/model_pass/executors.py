@@ -105,10 +105,10 @@ class LocalExecutor:
         finally:
             bar.close()
 
-    def facts(self) -> Json:
-        """What was found of the optimizer, if a score asked for it."""
+    def optimizer(self) -> Json | None:
+        """What was found of the trainer's optimizer; None when no score asked for it."""
         optimizer = self._context.optimizer
-        return {} if optimizer is None else {"optimizer": optimizer.facts()}
+        return None if optimizer is None else optimizer.facts()
 
     def on(self, tokens: TokenSource) -> LocalExecutor:
         """The same pass over other samples; what was measured of the target set is kept."""
@@ -116,8 +116,9 @@ class LocalExecutor:
         return self
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the model, and of the optimizer's moments."""
         self._model = None
+        self._context.optimizer = None
 
     @contextmanager
     def _threads(self) -> Iterator[None]:

@@ -28,17 +28,17 @@ from gracekit.errors import GracekitError, MeasureError
 from gracekit.model_pass.batches import TokenSource, longest_first
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
-from gracekit.model_pass.scorers import scorer_class
 from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState
 from gracekit.recipe import ScoringSection
+from gracekit.scores.meaning import needs
 from gracekit.types import Bool, Int32, Int64, Json, Measurement, Rows
 
 logger = logging.getLogger(__name__)
 
 Load = Callable[[str], tuple[torch.nn.Module, OptimizerState | None]]
 """Loads model and optimizer state onto a device; it is sent to the processes."""
-TARGET_FEATURES, FACTS = "target features", "facts"
+TARGET_FEATURES, OPTIMIZER = "target features", "optimizer"
 """Questions to a process."""
 STOP = "stop"
 """Ends a shard after the batch in progress; needs no answer of its own."""
@@ -89,7 +89,7 @@ class ProcessExecutor:
         scoring = scoring.model_copy(update={"num_threads": max(1, threads // len(devices))})
         self._shard_rows = scoring.shard_rows
         self._has_target = target is not None
-        self._with_optimizer = any(scorer_class(n).needs_optimizer for n in scoring.scores)
+        self._with_optimizer = bool(needs(scoring.scores, "optimizer"))
         self._work = (load, scoring, target)
         self._processes: dict[Connection, Any] = {}
 
@@ -143,10 +143,10 @@ class ProcessExecutor:
         )
         return features
 
-    def facts(self) -> Json:
+    def optimizer(self) -> Json | None:
         """What the first process found; none is started to say that nothing was asked for."""
-        facts: Json = self._ask(FACTS) if self._with_optimizer else {}
-        return facts
+        found: Json | None = self._ask(OPTIMIZER) if self._with_optimizer else None
+        return found
 
     def close(self) -> None:
         """End the processes, whatever they do."""
@@ -244,8 +244,8 @@ def _run(
                 continue
             if task == TARGET_FEATURES:
                 _answer(connection, first.target_features())
-            elif task == FACTS:
-                _answer(connection, first.facts())
+            elif task == OPTIMIZER:
+                _answer(connection, first.optimizer())
             else:
                 rows, report = np.arange(len(task.samples)), _Report(connection)
                 shards = list(first.on(task).measure(rows, report))

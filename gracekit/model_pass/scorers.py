@@ -7,7 +7,6 @@ without arguments. This module loads without torch: scorers only use tensors tha
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 
 from gracekit.errors import RecipeError
@@ -29,7 +28,9 @@ from gracekit.model_pass.token_scores import (
     Margin,
     Perplexity,
 )
+from gracekit.plugins import load_class
 from gracekit.protocols import Scorer
+from gracekit.scores.meaning import score_meaning
 
 SCORERS: dict[str, type[Scorer]] = {
     "adam-norm": AdamNorm,
@@ -53,56 +54,25 @@ SCORERS: dict[str, type[Scorer]] = {
 def scorer_class(name: str) -> type[Scorer]:
     """The class behind a name of `SCORERS` or a `package.module:Class`.
 
-    Raises `RecipeError`, listing what exists, when there is none.
+    Raises `RecipeError` when there is none, when it does not say what its values mean
+    (`scores.meaning`), or when it lacks a method.
     """
+    score_meaning(name)
     if name in SCORERS:
         return SCORERS[name]
-    module_name, colon, class_name = name.partition(":")
-    if not colon:
+    scorer: type[Scorer] = load_class(name, "the scorer")
+    missing = [member for member in _MEMBERS if not hasattr(scorer, member)]
+    if missing:
         raise RecipeError(
-            f"there is no score {name!r}; there are {', '.join(sorted(SCORERS))}, "
-            "or name a class of your own as package.module:Class"
-        )
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, ValueError) as error:
-        raise RecipeError(
-            f"cannot import the scorer {name!r}: {error}; install {module_name!r} or put its "
-            "folder on PYTHONPATH"
-        ) from error
-    except AttributeError:
-        raise RecipeError(f"{module_name} has no {class_name!r}, which {name!r} asks for") from None
-    missing = [m for m in _MEMBERS if not hasattr(found, m)]
-    is_class = isinstance(found, type)
-    if not is_class or missing:
-        lacking = f"it lacks {', '.join(missing)}" if missing else "it is not a class"
-        raise RecipeError(
-            f"{name!r} is not a scorer: {lacking}; derive it from gracekit.protocols.Scorer "
-            "and set shrinks_with_length"
-        )
-    scorer: type[Scorer] = found
-    if scorer.scale not in ("log", "linear"):
-        raise RecipeError(
-            f"{name!r} is not a scorer: its scale is {scorer.scale!r}; set it to 'log' for a score "
-            "that is always above 0, else to 'linear'"
+            f"{name!r} is not a scorer: it lacks {', '.join(missing)}; derive it from "
+            "gracekit.protocols.Scorer"
         )
     return scorer
 
 
 _MEMBERS = (
-    *("shrinks_with_length", "scale"),
-    *("bind", "wants", "wants_block", "start", "on_block", "on_targets"),
-    *(
-        "on_layer",
-        "on_routed",
-        "on_bias",
-        "finish",
-        "combine",
-        "needs_target",
-        "needs_optimizer",
-        "alone",
-        "against",
-    ),
+    *("bind", "wants", "wants_block", "start", "on_block", "on_targets", "on_layer", "on_routed"),
+    *("on_bias", "finish", "combine", "alone"),
 )
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gracekit.propagation.diffusion import Smoothed, spread, transition
 from gracekit.propagation.gates import share_that_helps, simplest_good
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Int64, Json, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
+from gracekit.version.outcomes import FeaturesOutcome
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -39,7 +40,7 @@ class CarriedFeatures:
     """[q] measured rows that were held out while the way was chosen."""
     held_out: Float32
     """[q, d] what was predicted of them."""
-    gates: Json
+    outcome: FeaturesOutcome
     """What was used, with the held-out cosines that decided it."""
 
 
@@ -92,18 +93,18 @@ def propagate_features(
     comparable = usable[measured_rows] & np.isfinite(new).all(axis=1)
     comparable &= np.isfinite(features[measured_rows]).all(axis=1)
     rows, target = measured_rows[comparable], new[comparable].astype(np.float32)
-    gates: Json = {"rule": settings.features, "num_compared": len(rows), "used": "stale"}
+    outcome = FeaturesOutcome(rule=settings.features, num_compared=len(rows))
     held_out_rows, held_out = rows, features[rows]
     if settings.features != "none" and len(rows) >= settings.min_measured:
         walk, rng = transition(graph, usable), np.random.default_rng(seed)
         choice, held, held_out = _choose(features[rows], target, rows, walk, settings.damping, rng)
         held_out_rows = rows[held]
         _carry_over(features, rows, target, walk, usable, settings.damping, choice)
-        gates |= choice.to_json()
+        stretch = None
         if choice.plain != "stale":
             propagated = usable.copy()
             propagated[measured_rows] = False
-            gates["stretch"] = restore_spread(
+            stretch = restore_spread(
                 features,
                 np.flatnonzero(propagated),
                 target,
@@ -112,9 +113,19 @@ def propagate_features(
                 old,
                 rows,
             )
+        outcome = FeaturesOutcome(
+            rule=settings.features,
+            num_compared=len(rows),
+            used=f"{choice.plain}+diffusion" if choice.hops else choice.plain,
+            penalty=choice.penalty if choice.plain == "ridge" else 0.0,
+            hops=choice.hops,
+            share=choice.share,
+            stretch=stretch,
+            held_out_cosine=choice.cosines,
+        )
     features[measured_rows] = new
     return CarriedFeatures(
-        features=features, held_out_rows=held_out_rows, held_out=held_out, gates=gates
+        features=features, held_out_rows=held_out_rows, held_out=held_out, outcome=outcome
     )
 
 
@@ -129,16 +140,6 @@ class _Choice:
     share: float
     cosines: dict[str, float]
     """Mean held-out cosine of everything tried."""
-
-    def to_json(self) -> Json:
-        """As it goes into the manifest."""
-        return {
-            "used": f"{self.plain}+diffusion" if self.hops else self.plain,
-            "penalty": self.penalty if self.plain == "ridge" else 0.0,
-            "hops": self.hops,
-            "share": self.share,
-            "held_out_cosine": self.cosines,
-        }
 
 
 def _choose(

@@ -18,6 +18,7 @@ from gracekit.propagation.gates import mean_square, share_that_helps, simplest_g
 from gracekit.propagation.kernel import Kernel
 from gracekit.propagation.rules import NUM_FOLDS, Estimate, Known
 from gracekit.types import Float32, Float64, Int64
+from gracekit.version.outcomes import ScoreGate
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -143,13 +144,13 @@ def _estimate(
         held_out_errors=way.errors,
         held_out_mass=way.mass,
         mass=mass,
-        gate={
-            "used": used,
-            "penalty": way.penalty or 0.0,
-            "hops": way.hops,
-            "share": way.share,
-            "held_out_rmse": {
+        gate=ScoreGate(
+            used=used,
+            penalty=way.penalty or 0.0,
+            hops=way.hops,
+            share=way.share,
+            held_out_rmse={
                 name: float(np.sqrt(mean_square(tried.errors))) for name, tried in ways.items()
             },
-        },
+        ),
     )

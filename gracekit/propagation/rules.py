@@ -8,7 +8,8 @@ import numpy as np
 
 from gracekit.propagation.gates import folds
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Int64, Json, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
+from gracekit.version.outcomes import ScoreGate
 
 NUM_FOLDS = 5
 
@@ -50,7 +51,8 @@ class Estimate:
     """[m] how much of the other rows' news reached it then."""
     mass: Float32
     """[n] how much of all rows' news reaches a row; all 0 where nothing is carried over edges."""
-    gate: Json
+    gate: ScoreGate
+    """What was used, and the held-out errors that decided it."""
 
 
 def stale(known: Known) -> dict[str, Estimate]:
@@ -62,7 +64,7 @@ def stale(known: Known) -> dict[str, Estimate]:
             held_out_errors=known.new[name] - old[known.rows],
             held_out_mass=nothing[known.rows],
             mass=nothing,
-            gate={"used": "stale"},
+            gate=ScoreGate(used="stale"),
         )
         for name, old in known.old.items()
     }
@@ -91,7 +93,7 @@ def grace(known: Known) -> dict[str, Estimate]:
             held_out_errors=errors,
             held_out_mass=held_out_mass,
             mass=mass,
-            gate={"used": "grace", "mu": known.settings.mu},
+            gate=ScoreGate(used="grace", mu=known.settings.mu),
         )
     return estimates
 

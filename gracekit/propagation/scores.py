@@ -11,7 +11,8 @@ from gracekit.propagation.gated import gated
 from gracekit.propagation.gates import mean_square
 from gracekit.propagation.rules import Estimate, Known, grace, stale
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Json, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
+from gracekit.version.outcomes import ScoresOutcome
 
 RULES: dict[str, Callable[[Known], dict[str, Estimate]]] = {
     "gated": gated,
@@ -40,7 +41,7 @@ class Propagated:
     """score name -> root mean square error of held-out rows, relative to the error that their
     confidence promised when it was learned from other held-out rows: 1 honest, above 1 too
     confident; NaN where nothing was promised."""
-    gates: Json
+    outcome: ScoresOutcome
     """What was used for every score, and the held-out errors that decided it."""
 
 
@@ -105,14 +106,16 @@ def propagate_scores(
         held_out[name] = np.full(len(measured_rows), np.nan, np.float32)
         held_out[name][comparable] = measured - estimate.held_out_errors
         calibration[name] = _calibration(estimate)
-    gates: Json = {"rule": applied, "num_compared": len(known.rows)}
-    gates["scores"] = {name: estimate.gate for name, estimate in estimates.items()}
     return Propagated(
         values=values,
         confidence=confidence,
         held_out=held_out,
         calibration=calibration,
-        gates=gates,
+        outcome=ScoresOutcome(
+            rule=applied,
+            num_compared=len(known.rows),
+            scores={name: estimate.gate for name, estimate in estimates.items()},
+        ),
     )
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,6 +26,7 @@ from gracekit.recipe.sections import (
     Section,
     SelectionSection,
 )
+from gracekit.tabular import short_repr
 
 
 class Recipe(Section):
@@ -125,6 +127,12 @@ class Recipe(Section):
                     node.pop(other.removeprefix("selection."), None)
         return Recipe.from_dict(content, name="the options given")
 
+    def __repr__(self) -> str:
+        content = self.model_dump(mode="json", exclude_defaults=True)
+        return short_repr("Recipe", dict(_dotted(content)))
+
+    __str__ = __repr__
+
     def digest(self, *sections: str) -> str:
         """Short hash of the given sections (all by default) without what cannot change a result."""
         content = self.model_dump(mode="json", include=set(sections) or None)
@@ -132,6 +140,14 @@ class Recipe(Section):
             section, _, leaf = key.rpartition(".")
             ((content.get(section) or {}) if section else content).pop(leaf, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _dotted(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from gracekit.recipe.score_columns import shared_column
+
 DataFormat = Literal["auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text"]
 LengthCorrection = Literal["sqrt", "bins", "none"]
 
@@ -114,6 +116,19 @@ class ScoringSection(Section):
         changes = [s for s in self.scores if s in ("delta-loss", "delta-loss-first")]
         if changes and "loss" not in self.scores:
             raise ValueError(f"{changes[0]} compares losses; add loss to scores")
+        return self
+
+    @model_validator(mode="after")
+    def _scores_have_columns_of_their_own(self) -> ScoringSection:
+        found = shared_column(self.scores)
+        if found is not None:
+            first, second, column = found
+            raise ValueError(
+                f"scores names {first!r} twice; leave one out"
+                if first == second
+                else f"{first!r} and {second!r} would share the column {column}; leave one out, or "
+                "name the class otherwise"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,22 +1,66 @@
-"""The refresh: the only room where stages meet. If you read one file, read `flow`.
+"""The refresh: the only room where stages meet. If you read one file, read `step`.
 
-`flow` is a refresh from checkpoint to version; `state` what the last version knows and what a
-refresh makes of it; `measuring` the model pass in rounds, resumable; `operations` what the command
-line and `gracekit.refresh` call; `planning` what a refresh would do and cost.
+`step` is a refresh as a function, without store and model; `budget` says how much is measured,
+`auditing` how well the rest is known. `flow` opens a checkpoint and a store, calls `step` and
+commits. `selecting` makes versions from stored scores; `previewing` and `cost` say what a refresh
+would do and cost.
+
+What is exported is loaded when it is first used: a selection needs no torch.
 """
 
-from gracekit.refresher.flow import Refresher, RefreshResult
-from gracekit.refresher.operations import refresh, reselect, rollback
-from gracekit.refresher.planning import CostEstimate, PlanPreview, estimate, preview
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gracekit.refresher.cost import CostEstimate, estimate
+    from gracekit.refresher.flow import Refresher, refresh
+    from gracekit.refresher.last import LastRefresh
+    from gracekit.refresher.loading import selection_inputs
+    from gracekit.refresher.previewing import PlanPreview, preview
+    from gracekit.refresher.result import RefreshResult
+    from gracekit.refresher.selecting import reselect, rollback
+    from gracekit.refresher.step import Measure, Refreshed
+
+_HOMES = {
+    "CostEstimate": "cost",
+    "LastRefresh": "last",
+    "Measure": "step",
+    "PlanPreview": "previewing",
+    "RefreshResult": "result",
+    "Refreshed": "step",
+    "Refresher": "flow",
+    "estimate": "cost",
+    "preview": "previewing",
+    "refresh": "flow",
+    "reselect": "selecting",
+    "rollback": "selecting",
+    "selection_inputs": "loading",
+}
 
 __all__ = [
     "CostEstimate",
+    "LastRefresh",
+    "Measure",
     "PlanPreview",
     "RefreshResult",
+    "Refreshed",
     "Refresher",
     "estimate",
     "preview",
     "refresh",
     "reselect",
     "rollback",
+    "selection_inputs",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

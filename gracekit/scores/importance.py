@@ -4,10 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from gracekit.model_pass.scorers import scorer_class
 from gracekit.recipe import ScoringSection
 from gracekit.scores.length import correct_length, ranks_within
-from gracekit.types import Float32, Int32
+from gracekit.scores.meaning import score_meaning
+from gracekit.scores.working_values import from_working
+from gracekit.types import Float32, Int32, SampleTable
+
+
+def sample_importance(
+    scores: dict[str, Float32], samples: SampleTable, settings: ScoringSection
+) -> Float32:
+    """[n] importance in [0, 1] of all samples: what selection uses.
+
+    The recipe's importance score, corrected for length, as a rank within the sample's group or
+    among all; 0 where the score is not finite.
+
+    Args:
+        scores: score name -> [n] as the pass gives them.
+        samples: The sample table [n].
+        settings: Which score it is, and how it is corrected and ranked.
+    """
+    corrected = corrected_score(scores, samples.num_response_tokens, settings)
+    return importance(corrected, groups=samples.groups if settings.normalise == "group" else None)
+
+
+def working_importance(values: Float32, samples: SampleTable, settings: ScoringSection) -> Float32:
+    """`sample_importance` [n] of working values [n] of the recipe's importance score."""
+    scores = from_working({settings.importance: values}, samples.num_response_tokens)
+    return sample_importance(scores, samples, settings)
 
 
 def corrected_score(
@@ -18,7 +42,7 @@ def corrected_score(
     Raises `RecipeError` when the recipe names a scorer that does not exist.
     """
     score = scores[settings.importance]
-    if not scorer_class(settings.importance).shrinks_with_length:
+    if not score_meaning(settings.importance).shrinks_with_length:
         return score.copy()
     return correct_length(score, num_targets, settings.length_correction)
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gracekit.greedy import lazy_greedy
 from gracekit.protocols import SelectionTask
 from gracekit.selection.ranking import best_rows, random_rows
 from gracekit.types import Float64, Rows, Selection, SparseGraph
@@ -76,8 +77,6 @@ class Cover:
 
     def value(self, rows: Rows) -> float:
         """What the rows cover: the sum over nodes of the similarity to the best of them."""
-        from gracekit.greedy import lazy_greedy
-
         n = len(self.need)
         covering = lazy_greedy(
             self.graph, modular=np.zeros(n), need=self.need, budget=0, order=np.arange(n),
@@ -88,8 +87,6 @@ class Cover:
 
 def select_covering(task: SelectionTask, weight: float, cover: Cover | None = None) -> Selection:
     """Greedy for F with λ = `weight`; what is covered are the represented rows by default."""
-    from gracekit.greedy import lazy_greedy
-
     n = len(task.order)
     if cover is None:
         cover = Cover(task.graph, task.represented.astype(np.float64))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import SelectionSection
-from gracekit.selection.candidates import id_order
 from gracekit.selection.lists import listed
-from gracekit.selection.start import Start, start_from
-from gracekit.types import Bool, Float32, Origin, Rows, SampleTable, ScoreTable, SparseGraph
+from gracekit.selection.pool import Pool, make_pool
+from gracekit.types import Bool, Float32, Origin, Rows, ScoreTable, SparseGraph
 from gracekit.version.outcomes import SelectionDetails
 
 
@@ -26,11 +25,8 @@ class Chosen:
     """[b] in the order picked."""
     gains: Float32
     """[b]"""
-    scores: ScoreTable
-    samples: SampleTable
-    graph: SparseGraph
-    parent: Rows | None
-    store: Path | None
+    inputs: SelectionInputs
+    """What was selected from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,22 +47,18 @@ class Explanation:
 
 def explain(row: int, chosen: Chosen) -> Explanation:
     """Say why a row is in or out, applying the recipe's lists, cuts and quotas once more."""
-    order = id_order(chosen.samples.sample_ids)
-    start = start_from(
-        chosen.settings, scores=chosen.scores, samples=chosen.samples, graph=chosen.graph,
-        store=chosen.store, order=order,
-    )  # fmt: skip
-    selected = np.zeros(len(order), bool)
+    pool = make_pool(chosen.settings, chosen.inputs)
+    selected = np.zeros(len(pool.usable), bool)
     selected[chosen.rows] = True
-    covered_by, similarity = _coverer(row, selected, chosen.graph)
-    gain = None if selected[row] else _gain(row, selected, chosen, start)
+    covered_by, similarity = _coverer(row, selected, chosen.inputs.graph)
+    gain = None if selected[row] else _gain(row, selected, chosen, pool)
     return Explanation(
-        reason=_why_out(row, chosen, start, gain)
+        reason=_why_out(row, chosen, pool, gain)
         if not selected[row]
-        else _why_in(row, chosen, start),
+        else _why_in(row, chosen, pool),
         covered_by=covered_by,
         similarity=similarity,
-        num_covered=_num_covered(row, selected, chosen.graph, start) if selected[row] else 0,
+        num_covered=_num_covered(row, selected, chosen.inputs.graph, pool) if selected[row] else 0,
         gain_if_added=gain,
     )
 
@@ -79,37 +71,37 @@ def percentile(row: int, scores: ScoreTable) -> float | None:
     return float(100 * np.mean(known < scores.importance[row]))
 
 
-def _why_in(row: int, chosen: Chosen, start: Start) -> str:
+def _why_in(row: int, chosen: Chosen, pool: Pool) -> str:
     rank = int(np.flatnonzero(chosen.rows == row)[0])
-    if row in start.initial:
+    if row in pool.initial:
         whole = chosen.settings.keep_groups_below
         return "always in: listed" + (f", or of a group with fewer than {whole}" if whole else "")
     return f"picked as number {rank + 1} of {len(chosen.rows)}"
 
 
-def _why_out(row: int, chosen: Chosen, start: Start, gain: float | None) -> str:
-    settings, scores, samples = chosen.settings, chosen.scores, chosen.samples
+def _why_out(row: int, chosen: Chosen, pool: Pool, gain: float | None) -> str:
+    settings, scores, samples = chosen.settings, chosen.inputs.scores, chosen.inputs.samples
     if not samples.present[row]:
         return f"it is no longer in the data, since version {samples.removed_versions[row]}"
     if samples.num_response_tokens[row] == 0:
         return "cannot be selected: it has no token to train on"
-    if not start.usable[row]:
+    if not pool.usable[row]:
         return f"cannot be selected: its score is {Origin(int(scores.origin[row])).name.lower()}"
-    lists = listed(settings, scores=scores, samples=samples, store=chosen.store)
+    lists = listed(settings, scores=scores, samples=samples, store=chosen.inputs.store)
     if lists.never[row]:
         return "never in: listed"
-    if not start.represented[row]:
+    if not pool.represented[row]:
         return f"among the hardest {settings.drop_hardest:.0%}, which are left out (drop_hardest)"
-    if not start.candidates[row]:
+    if not pool.candidates[row]:
         return f"a near-duplicate: more similar than {settings.max_similarity} to one that stays"
-    quotas = start.places.quotas
+    quotas = pool.places.quotas
     group = int(samples.groups[row])
-    if quotas is not None and start.places.free == 0:
+    if quotas is not None and pool.places.free == 0:
         others = f"; its group's quota of {quotas[group]} is full"
     else:
         others = ""
     if gain is not None and len(chosen.gains):
-        picked = chosen.gains[len(start.initial) :]
+        picked = chosen.gains[len(pool.initial) :]
         least = float(picked.min()) if len(picked) else 0.0
         return f"it would add {gain:.3g}, the last one picked added {least:.3g}{others}"
     return f"selector {settings.selector} preferred others{others}"
@@ -130,21 +122,21 @@ def _coverer(row: int, selected: Bool, graph: SparseGraph) -> tuple[int | None, 
     return int(graph.indices[edges][best]), float(weights[best])
 
 
-def _num_covered(row: int, selected: Bool, graph: SparseGraph, start: Start) -> int:
+def _num_covered(row: int, selected: Bool, graph: SparseGraph, pool: Pool) -> int:
     edges = _edges(row, graph)
     neighbors = zip(graph.indices[edges].tolist(), graph.weights[edges].tolist(), strict=True)
     nearest = [
         i
         for i, weight in neighbors
-        if start.represented[i] and not selected[i] and _coverer(i, selected, graph)[1] <= weight
+        if pool.represented[i] and not selected[i] and _coverer(i, selected, graph)[1] <= weight
     ]
     return 1 + len(nearest)
 
 
-def _gain(row: int, selected: Bool, chosen: Chosen, start: Start) -> float | None:
+def _gain(row: int, selected: Bool, chosen: Chosen, pool: Pool) -> float | None:
     """Increase of F by the row, given all that is selected."""
-    details, graph = chosen.details, chosen.graph
-    if details.coverage_unit is None or not start.represented[row]:
+    details, graph = chosen.details, chosen.inputs.graph
+    if details.coverage_unit is None or not pool.represented[row]:
         return None
     edges = _edges(row, graph)
     rows = [row, *graph.indices[edges].tolist()]
@@ -152,9 +144,9 @@ def _gain(row: int, selected: Bool, chosen: Chosen, start: Start) -> float | Non
     raised = sum(
         max(0.0, weight - _coverer(i, selected, graph)[1])
         for i, weight in zip(rows, weights, strict=True)
-        if start.represented[i]
+        if pool.represented[i]
     )
-    gain = (details.importance_unit or 0.0) * float(chosen.scores.importance[row])
-    if chosen.parent is not None and row in chosen.parent:
+    gain = (details.importance_unit or 0.0) * float(chosen.inputs.scores.importance[row])
+    if chosen.inputs.parent is not None and row in chosen.inputs.parent:
         gain += details.kept_unit or 0.0
     return float(gain + details.coverage_unit * raised)

@@ -5,16 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gracekit.errors import SelectionError
+from gracekit.errors import QueryError, SelectionError
 from gracekit.recipe import SelectionSection
-from gracekit.types import Bool, Float32, SampleTable, ScoreTable
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from gracekit.types import Bool, SampleTable, ScoreTable
 
 logger = logging.getLogger(__name__)
 
@@ -80,56 +76,18 @@ def where(
 
     Raises `SelectionError` naming the recipe's `key`.
     """
-    import duckdb
+    from gracekit.store import rows_where  # which loads DuckDB
 
-    from gracekit.errors import QueryError
-    from gracekit.store import connect, parse_queries, query_errors
-
-    if store is None:
-        connection = duckdb.connect(":memory:", config={"enable_external_access": "false"})
-    else:
-        connection = connect(store)
-    with connection:
-        connection.register("present", _table(scores, samples))
-        query = f"SELECT row FROM present WHERE (\n{condition}\n)"
-        try:
-            if len(parse_queries(query)) != 1:
-                raise SelectionError(f"selection.{key}: give one condition, found {condition!r}")
-            with query_errors():
-                rows = connection.execute(query).fetchnumpy()["row"]
-        except QueryError as error:
-            raise SelectionError(
-                f"selection.{key}: {condition!r} is not an SQL condition on the columns of samples "
-                f"and scores: {error}"
-            ) from None
+    try:
+        rows = rows_where(condition, scores=scores, samples=samples, root=store)
+    except QueryError as error:
+        raise SelectionError(
+            f"selection.{key}: {condition!r} is not an SQL condition on the columns of samples "
+            f"and scores: {error}"
+        ) from None
     chosen = np.zeros(len(samples), bool)
-    chosen[np.asarray(rows, np.int64)] = True
+    chosen[rows] = True
     return chosen & samples.present
-
-
-def _table(scores: ScoreTable, samples: SampleTable) -> pa.Table:
-    """The columns of the published tables `samples` and `scores`, side by side."""
-    import pyarrow as pa
-
-    from gracekit.store import ORIGIN_NAMES, column_name, named, samples_table
-
-    def known(values: Float32) -> pa.Array:
-        return pa.array(values, from_pandas=True)  # NaN, which SQL sorts on top, is NULL
-
-    table = samples_table(samples)
-    columns = dict(zip(table.column_names, table.columns, strict=True))
-    columns["group_name"] = columns.pop("group")
-    return pa.table(
-        {
-            **columns,
-            **{column_name(name): known(values) for name, values in scores.scores.items()},
-            "importance": known(scores.importance),
-            "origin": named(scores.origin, ORIGIN_NAMES),
-            "measured_step": scores.measured_step,
-            "measured_version": scores.measured_version,
-            "confidence": scores.confidence,
-        }
-    )
 
 
 def _rows_of(ids: tuple[str, ...], samples: SampleTable, key: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xxhash
 
+from gracekit.greedy import fit
 from gracekit.protocols import SelectionTask
 from gracekit.types import Bool, Float32, Float64, Rows
 
@@ -20,8 +21,6 @@ def ranked(values: Float32 | Float64, task: SelectionTask) -> Rows:
 
 def first_rows(ranking: Rows, task: SelectionTask) -> Rows:
     """The first rows of a ranking that there are places for."""
-    from gracekit.greedy import fit
-
     if task.quotas is None and task.costs is None:
         return ranking[: task.budget]
     return fit(

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gracekit.errors import SelectionError
-from gracekit.protocols import SelectionTask
+from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
-from gracekit.selection.candidates import id_order, row_tokens
+from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.selectors import selector_for
-from gracekit.selection.start import start_from, task_of
 from gracekit.selection.weights import STRATA, represent, weigh
-from gracekit.types import (
-    Float32,
-    Json,
-    Rows,
-    SampleTable,
-    ScoreTable,
-    Selection,
-    SparseGraph,
-)
+from gracekit.types import Json, Selection
 
 
 def select(
-    settings: SelectionSection,
-    *,
-    scores: ScoreTable,
-    samples: SampleTable,
-    graph: SparseGraph,
-    seed: int,
-    version: int,
-    features: NDArray[np.float16] | Float32 | None = None,
-    target_features: NDArray[np.float16] | Float32 | None = None,
-    parent: Rows | None = None,
-    store: Path | None = None,
+    settings: SelectionSection, inputs: SelectionInputs, *, seed: int, version: int
 ) -> Selection:
     """Choose the coreset of `version` as the recipe asks.
 
@@ -55,52 +34,42 @@ def select(
 
     Args:
         settings: The recipe's section.
-        scores: Present scores.
-        samples: The sample table.
-        graph: Similarities.
+        inputs: Scores, samples, graph, and what else a selector may look at.
         seed: Of everything random.
         version: That will be published.
-        features: [n, d], for the selectors that look at them.
-        target_features: [t, d], for those that look at the target set.
-        parent: The coreset of the version before.
-        store: Whose tables the SQL conditions may ask.
 
     Raises:
         RecipeError: There is no such selector.
         SelectionError: Nothing can be selected, or what is asked for cannot be met.
     """
     selector = selector_for(settings.selector)
-    order = id_order(samples.sample_ids)
-    start = start_from(
-        settings, scores=scores, samples=samples, graph=graph, store=store, order=order
-    )
-    task = task_of(
-        start, order=order, scores=scores, samples=samples, graph=graph, settings=settings,
-        seed=seed, version=version, features=features,
-        target_features=target_features, parent=parent,
-    )  # fmt: skip
+    scores, samples, graph, parent = inputs.scores, inputs.samples, inputs.graph, inputs.parent
+    pool = make_pool(settings, inputs)
+    task = make_task(pool, settings, inputs, seed=seed, version=version)
     if task.budget and task.candidates.any():
         selection = selector.select(task)
         _check(selection, task)
     else:
         selection = Selection(
-            rows=np.zeros(0, np.int64), gains=np.zeros(0, np.float32),
-            weights=np.zeros(0, np.float32), objective=0.0,
-        )  # fmt: skip
-    rows = np.concatenate([start.initial, selection.rows])
+            rows=np.zeros(0, np.int64),
+            gains=np.zeros(0, np.float32),
+            weights=np.zeros(0, np.float32),
+            objective=0.0,
+        )
+    rows = np.concatenate([pool.initial, selection.rows])
     if not len(rows):
         raise SelectionError(
             f"selection.tokens is {settings.tokens}, and no sample is that short (or fits its "
-            f"group's quota): the shortest has {row_tokens(samples)[start.candidates].min()} "
+            f"group's quota): the shortest has {row_tokens(samples)[pool.candidates].min()} "
             "tokens. Raise the budget"
         )
-    zeros = np.zeros(len(start.initial), np.float32)
-    represented = represent(graph, rows, start.represented)
+    zeros = np.zeros(len(pool.initial), np.float32)
+    represented = represent(graph, rows, pool.represented)
     details: Json = {
-        "num_usable": int(start.usable.sum()),
-        "num_candidates": int(start.candidates.sum()) + len(start.initial),
-        "num_always": len(start.initial),
-        "budget": start.budget,
+        "num_usable": int(pool.usable.sum()),
+        "num_candidates": int(pool.candidates.sum()) + len(pool.initial),
+        "num_always": len(pool.initial),
+        "budget": pool.budget,
         "num_tokens": int(row_tokens(samples)[rows].sum()),
         "importance": float(np.nan_to_num(scores.importance[rows]).mean(dtype=np.float64)),
         "coverage": represented.coverage,
@@ -108,10 +77,8 @@ def select(
     }
     if parent is not None:
         details["num_kept"] = len(np.intersect1d(rows, parent))
-    if start.places.quotas is not None:
-        details["quotas"] = dict(
-            zip(samples.group_names, start.places.quotas.tolist(), strict=True)
-        )
+    if pool.places.quotas is not None:
+        details["quotas"] = dict(zip(samples.group_names, pool.places.quotas.tolist(), strict=True))
     selection = dataclasses.replace(
         selection,
         rows=rows,
@@ -119,7 +86,7 @@ def select(
         weights=np.concatenate([zeros + 1, selection.weights]),
         details=details | selection.details,
     )
-    weights = weigh(settings.weights, selection, represented, samples, start.represented)
+    weights = weigh(settings.weights, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
 

@@ -6,9 +6,8 @@ may also name a class of the user's own as `package.module:Class`; it is made wi
 
 from __future__ import annotations
 
-import importlib
-
 from gracekit.errors import RecipeError
+from gracekit.plugins import load_class
 from gracekit.protocols import Selector
 from gracekit.selection.by_features import Clusters, KCenter, Matching
 from gracekit.selection.coverage import Coverage
@@ -53,13 +52,14 @@ def selector_for(name: str) -> Selector:
             f"selection.selector: there is no selector {name!r}; known: {', '.join(SELECTORS)}, "
             f"{TOP} and the name of a score, or a class of your own as package.module:Class"
         )
-    module_name, _, class_name = name.partition(":")
     try:
-        selector = getattr(importlib.import_module(module_name), class_name)()
-    except Exception as error:  # whatever the user's module raises
+        selector = load_class(name, "the selector")()
+    except RecipeError as error:
+        raise RecipeError(f"selection.selector: {error}") from error.__cause__
+    except Exception as error:  # whatever the user's class raises
         raise RecipeError(
             f"selection.selector: cannot make {name!r}: {type(error).__name__}: {error}. Expected "
-            "package.module:Class, importable here and made without arguments"
+            "a class that is made without arguments"
         ) from error
     if not isinstance(selector, Selector):
         raise RecipeError(

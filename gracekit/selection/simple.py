@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from gracekit.errors import SelectionError
+from gracekit.greedy import pick_by_messages
 from gracekit.protocols import SelectionTask
 from gracekit.selection.coverage import select_covering
 from gracekit.selection.ranking import best_rows, first_rows, random_rows, random_values
@@ -106,8 +107,6 @@ class MessagePassing:
 
     def select(self, task: SelectionTask) -> Selection:
         """In the order picked; gains are the values when picked."""
-        from gracekit.greedy import pick_by_messages
-
         graph = task.graph
         distance = np.sqrt(np.maximum(2 - 2 * graph.weights, 0))
         importance = np.where(task.candidates, task.scores.importance, 0)

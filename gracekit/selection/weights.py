@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from gracekit.greedy import lazy_greedy
 from gracekit.types import Bool, Float32, Float64, Rows, SampleTable, Selection, SparseGraph
 
 STRATA = "strata"
@@ -37,8 +38,6 @@ def represent(graph: SparseGraph, rows: Rows, represented: Bool) -> Representati
         rows: [b] distinct and represented; of equal similarities the first counts.
         represented: [n] the rows to represent.
     """
-    from gracekit.greedy import lazy_greedy
-
     n = graph.num_nodes
     covering = lazy_greedy(
         graph,

@@ -17,14 +17,6 @@ if TYPE_CHECKING:
     from gracekit.store.files.cache import CachePayload, StoreCache
     from gracekit.store.files.formats import NewerFormatError
     from gracekit.store.files.heartbeat import ailment, read_heartbeat
-    from gracekit.store.files.history import (
-        ORIGIN_NAMES,
-        REASON_NAMES,
-        column_name,
-        filled,
-        named,
-        scores_for,
-    )
     from gracekit.store.files.leases import Lease
     from gracekit.store.files.lock import lock_daemon, lock_store
     from gracekit.store.files.manifest_reading import (
@@ -36,16 +28,15 @@ if TYPE_CHECKING:
     from gracekit.store.files.parquet import damaged
     from gracekit.store.files.paths import StorePaths
     from gracekit.store.files.pinned import Pinned
-    from gracekit.store.files.samples import samples_table
     from gracekit.store.files.shards import ShardFiles
     from gracekit.store.reader import StoreReader
     from gracekit.store.retention import GcReport
     from gracekit.store.snapshot import Snapshot
     from gracekit.store.sql.ask import Answer, ask, parse_queries, query_errors, run_sql
+    from gracekit.store.sql.conditions import rows_where
     from gracekit.store.sql.database import connect, schema
     from gracekit.store.sql.queries import NAMED_QUERIES, NamedQuery, named_query
     from gracekit.store.store import Store
-    from gracekit.store.summary import DATA_COLUMNS, version_row
     from gracekit.store.version_argument import (
         VersionArgument,
         version_number,
@@ -59,14 +50,6 @@ _HOMES = {
     "gracekit.store.files.cache": ("CachePayload", "StoreCache"),
     "gracekit.store.files.formats": ("NewerFormatError",),
     "gracekit.store.files.heartbeat": ("ailment", "read_heartbeat"),
-    "gracekit.store.files.history": (
-        "ORIGIN_NAMES",
-        "REASON_NAMES",
-        "column_name",
-        "filled",
-        "named",
-        "scores_for",
-    ),
     "gracekit.store.files.leases": ("Lease",),
     "gracekit.store.files.lock": ("lock_daemon", "lock_store"),
     "gracekit.store.files.manifest_reading": (
@@ -78,16 +61,15 @@ _HOMES = {
     "gracekit.store.files.parquet": ("damaged",),
     "gracekit.store.files.paths": ("StorePaths",),
     "gracekit.store.files.pinned": ("Pinned",),
-    "gracekit.store.files.samples": ("samples_table",),
     "gracekit.store.files.shards": ("ShardFiles",),
     "gracekit.store.reader": ("StoreReader",),
     "gracekit.store.retention": ("GcReport",),
     "gracekit.store.snapshot": ("Snapshot",),
     "gracekit.store.sql.ask": ("Answer", "ask", "parse_queries", "query_errors", "run_sql"),
+    "gracekit.store.sql.conditions": ("rows_where",),
     "gracekit.store.sql.database": ("connect", "schema"),
     "gracekit.store.sql.queries": ("NAMED_QUERIES", "NamedQuery", "named_query"),
     "gracekit.store.store": ("Store",),
-    "gracekit.store.summary": ("DATA_COLUMNS", "version_row"),
     "gracekit.store.version_argument": (
         "VersionArgument",
         "version_number",
@@ -98,10 +80,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "DATA_COLUMNS",
     "NAMED_QUERIES",
-    "ORIGIN_NAMES",
-    "REASON_NAMES",
     "Answer",
     "CachePayload",
     "GcReport",
@@ -122,28 +101,23 @@ __all__ = [
     "VersionFacts",
     "ailment",
     "ask",
-    "column_name",
     "connect",
     "damaged",
-    "filled",
     "list_versions",
     "lock_daemon",
     "lock_store",
-    "named",
     "named_query",
     "parse_queries",
     "query_errors",
     "read_heartbeat",
     "read_manifest",
     "require_manifest",
+    "rows_where",
     "run_sql",
-    "samples_table",
     "schema",
-    "scores_for",
     "trainer_view",
     "verify",
     "version_number",
-    "version_row",
     "versions_in_words",
 ]
 

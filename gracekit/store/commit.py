@@ -37,7 +37,7 @@ import numpy as np
 from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.files.cache import CachePayload, save_cache
-from gracekit.store.files.history import ORIGIN_NAMES, write_measured, write_scores
+from gracekit.store.files.history import write_measured, write_scores
 from gracekit.store.files.manifests import coreset_table, write_manifest
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.samples import dataset_info, write_samples
@@ -54,6 +54,7 @@ from gracekit.types import (
     Selection,
 )
 from gracekit.version import FORMAT_VERSION, __version__
+from gracekit.version.columns import ORIGIN_NAMES
 from gracekit.version.header import (
     CheckpointInfo,
     DataDescription,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from gracekit.errors import (
     DataError,
     StoreFormatError,
     StoreNotFoundError,
+    UsageError,
     VersionNotFoundError,
 )
 from gracekit.store import (
@@ -28,14 +29,23 @@ from gracekit.store import (
     require_manifest,
     trainer_view,
     version_number,
+    versions_in_words,
 )
+from gracekit.tabular import Tabular, read_only
 from gracekit.types import Float32, Int64, Json, Rows, Strings
 from gracekit.version.trainer_view import TrainerView
 
+if TYPE_CHECKING:
+    from gracekit.store import Store
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Coreset:
-    """One version: which samples to train on and how many each stands for."""
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Coreset(Tabular):
+    """One version: which samples to train on and how many each stands for.
+
+    Its arrays are read-only; `to_arrow`, `to_pandas` and `to_polars` give its rows as a table with
+    the columns row, source_row, sample_id and weight.
+    """
 
     version: int
     rows: Rows
@@ -54,6 +64,20 @@ class Coreset:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return (
+            f"Coreset(version {self.version}, step {self.step}: {len(self):,} samples of "
+            f"{self.num_source_rows:,} rows of the data)"
+        )
+
+    def _columns(self) -> dict[str, Any]:
+        return {
+            "row": self.rows,
+            "source_row": self.source_rows,
+            "sample_id": self.sample_ids,
+            "weight": self.weights,
+        }
+
     @property
     def step(self) -> int:
         """Training step of the checkpoint that this version was measured at."""
@@ -70,11 +94,13 @@ class Coreset:
         return self.view.num_source_rows
 
     @classmethod
-    def load(cls, store: str | Path, version: int | Literal["latest"] = "latest") -> Coreset:
+    def load(
+        cls, store: str | Path | Store, version: int | Literal["latest"] = "latest"
+    ) -> Coreset:
         """Read a version of the store.
 
         Args:
-            store: directory of the store.
+            store: directory of the store, or an open `gracekit.Store`.
             version: its number, or `"latest"`: the highest version that can be read.
 
         Raises:
@@ -83,13 +109,18 @@ class Coreset:
             UsageError: the version is neither a whole number nor `"latest"`.
             StoreFormatError: the manifest is damaged or of a newer gracekit.
         """
-        paths = StorePaths(Path(store))
-        number = version_number(version)
-        if number is not None:
-            require_manifest(paths, number)
-            return _read(paths, number)
+        paths = StorePaths(Path(store)) if isinstance(store, (str, Path)) else store.paths
+        available = list_versions(paths.root)
+        try:
+            wanted = version_number(version)
+        except UsageError as error:
+            existing = versions_in_words(available)
+            raise UsageError(f"{error}; the store {paths.root} has {existing}") from None
+        if wanted is not None:
+            require_manifest(paths, wanted)
+            return _read(paths, wanted)
         damage: StoreFormatError | None = None
-        for number in reversed(list_versions(paths.root)):
+        for number in reversed(available):
             try:
                 return _read(paths, number)
             except NewerFormatError:
@@ -206,7 +237,7 @@ def _read(paths: StorePaths, version: int) -> Coreset:
             name: table.column(name).to_pylist()
             for name in ("row", "source_row", "sample_id", "weight")
         }
-        return Coreset(
+        coreset = Coreset(
             version=version,
             rows=np.array(columns["row"], np.int64),
             source_rows=np.array(columns["source_row"], np.int64),
@@ -215,6 +246,7 @@ def _read(paths: StorePaths, version: int) -> Coreset:
             view=view,
             num_rows_of_others=_num_rows_of_others(paths, version, view),
         )
+        return read_only(coreset)
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from None
 

@@ -180,6 +180,16 @@ class Header(Part):
     files: dict[str, FileInfo]
     """Path relative to the store -> what it was written as."""
 
+    def __repr__(self) -> str:
+        stats = self.stats
+        return (
+            f"Header(version {self.version}: {self.operation} at step {self.checkpoint.step}, "
+            f"{stats.num_selected} selected, {stats.num_measured} measured, of "
+            f"{stats.num_samples} samples; {self.created_at})"
+        )
+
+    __str__ = __repr__
+
     def to_json(self) -> Json:
         """In values that strict JSON has; the inverse of `from_json`."""
         content: Json = self.model_dump(mode="json")

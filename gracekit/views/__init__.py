@@ -1,9 +1,6 @@
-"""What people look at: status, versions, diff, explain, similar, compare. Nothing is changed."""
+"""What people look at: status, versions, diff, explain, similar, compare. Nothing is changed.
 
-from gracekit.views.compare import compare
-from gracekit.views.diff import diff
-from gracekit.views.explain import explain, similar
-from gracekit.views.status import audit_in_words, status
-from gracekit.views.versions import versions_table
-
-__all__ = ["audit_in_words", "compare", "diff", "explain", "similar", "status", "versions_table"]
+Each module makes one of them from an open store as a typed value that can be turned into JSON and,
+where it has rows, into Arrow, pandas and polars. `gracekit.api` opens the store and calls them; the
+command line prints what they return.
+"""

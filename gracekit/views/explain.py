@@ -2,46 +2,179 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import dataclasses
+import difflib
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.errors import QueryError, StoreFormatError, VersionNotFoundError
+from gracekit.errors import QueryError, StoreFormatError
+from gracekit.graph import load_index, symmetric, unit_features
+from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection
+from gracekit.selection.explain import Chosen, percentile
+from gracekit.selection.explain import explain as explain_row
+from gracekit.store import StoreCache, StoreReader
+from gracekit.tabular import Records, ShortRepr
 from gracekit.types import Bool, Float32, Json, Origin, SampleTable, ScoreTable
-
-if TYPE_CHECKING:
-    from gracekit.store import Store, StoreCache
 
 NUM_NEAREST = 5
 
 
-def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> Json:
-    """Why a sample is in or out of a version (default: the newest).
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectedNeighbor:
+    """A selected sample, seen from another one."""
 
-    Returns:
-        sample_id, row, group, preview, version, step, is_selected, reason, importance, percentile
-        (share of the scored samples with less importance), origin, measured_step, scores, tokens;
-        graph_version (the refresh whose features and graph tell what is similar: its own, or after
-        a rollback the newest, for the old ones are not kept); rank, gain, weight, num_covered (of
-        a selected one; else None); covered_by (a record of the selected sample that it is most
-        similar to), gain_if_added; and nearest_selected: records of sample_id, similarity, group,
-        importance, rank, preview.
+    sample_id: str
+    row: int
+    group: str
+    importance: float
+    preview: str
+    similarity: float
+    """Cosine of the centred features, -1 to 1."""
+    rank: int
+    """Position in the order in which the coreset was picked, 0 the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimilarSample:
+    """A sample that is similar to another one."""
+
+    sample_id: str
+    row: int
+    group: str
+    importance: float
+    preview: str
+    similarity: float
+    """Cosine of the centred features, -1 to 1."""
+    is_selected: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoveringSample:
+    """The selected sample that represents one which is not selected."""
+
+    sample_id: str
+    row: int
+    group: str
+    importance: float
+    preview: str
+    similarity: float
+    """In the neighbour graph, 0 to 1."""
+
+
+class SelectedNeighbors(Records[SelectedNeighbor]):
+    """The nearest selected samples, nearest first."""
+
+    __slots__ = ()
+    row_type = SelectedNeighbor
+
+
+class SimilarSamples(Records[SimilarSample]):
+    """The most similar samples, nearest first."""
+
+    __slots__ = ()
+    row_type = SimilarSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SampleExplanation(ShortRepr):
+    """Why a sample is in a version's coreset, or why it is not."""
+
+    sample_id: str
+    is_selected: bool
+    reason: str
+    version: int
+    step: int | None
+    row: int
+    group: str
+    preview: str
+    importance: float
+    """0 to 1, the higher the more important."""
+    percentile: float | None
+    """Percent of the scored samples with less importance; None without a score."""
+    origin: str
+    """Where its scores come from: measured, propagated, stale, never, invalid or removed."""
+    measured_step: int
+    """Training step of its last measurement; -1: never measured."""
+    scores: dict[str, float]
+    tokens: int
+    graph_version: int
+    """The refresh whose features and graph tell what is similar: its own, or after a rollback the
+    newest, for older ones are not kept."""
+    rank: int | None
+    """Position in the order in which the coreset was picked, 0 the first; None: not selected."""
+    gain: float | None
+    """What it added to the objective when it was picked."""
+    weight: float | None
+    """How many samples it stands for, relative to the mean of 1."""
+    num_covered: int | None
+    """Samples that no other selected one is more similar to, itself included."""
+    covered_by: CoveringSample | None
+    gain_if_added: float | None
+    nearest_selected: SelectedNeighbors
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            **content,
+            "covered_by": self.covered_by and dataclasses.asdict(self.covered_by),
+            "nearest_selected": self.nearest_selected.to_json(),
+        }
+
+    def sentences(self) -> list[str]:
+        """The same for people, a paragraph an entry."""
+        place = "in" if self.is_selected else "not in"
+        at = "" if self.step is None else f", made at step {self.step:,}"
+        found = [
+            f"{self.sample_id} is {place} the coreset of version {self.version}{at}: {self.reason}."
+        ]
+        found.append(self._importance_in_words())
+        if self.is_selected:
+            covered = (self.num_covered or 1) - 1
+            stands = (
+                f"the most similar selected sample of {covered:,} other "
+                f"sample{'' if covered == 1 else 's'}"
+                if covered
+                else "not the most similar selected sample of any other"
+            )
+            found.append(f"It is {stands}; its weight is {self.weight:.2f} (the mean is 1).")
+        elif self.covered_by is not None:
+            found.append(
+                f"The selected sample that stands for it is {self.covered_by.sample_id}, with a "
+                f"similarity of {self.covered_by.similarity:.2f}."
+            )
+        else:
+            found.append("No selected sample is among its neighbours in the graph.")
+        return found
+
+    def _importance_in_words(self) -> str:
+        if self.percentile is None:
+            return "Nothing is known of its importance."
+        known = {
+            "measured": f"measured at step {self.measured_step:,}",
+            "propagated": "estimated from measured samples that are similar",
+            "stale": f"kept as it was measured at step {self.measured_step:,}",
+        }.get(self.origin, self.origin)
+        return (
+            f"Its importance is {self.importance:.2f}, higher than that of {self.percentile:.1f} % "
+            f"of the scored samples; it was {known}."
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences())
+
+
+def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanation:
+    """Why a sample is in or out of a version.
 
     Raises:
         VersionNotFoundError: There is no such version.
         QueryError: There is no such sample.
         StoreFormatError: The graph of that version is no longer kept, or damaged.
     """
-    from gracekit.graph import load_index, symmetric, unit_features
-    from gracekit.selection.explain import Chosen, percentile
-    from gracekit.selection.explain import explain as explain_row
-    from gracekit.store import Store
-
-    store = Store.open(root)
-    version = _version(store, version)
     row = _row(store, version, sample_id)
     header, samples, scores = store.header(version), store.samples(version), store.scores(version)
     graph_version, cache = _kept(store, version)
@@ -58,76 +191,73 @@ def explain(root: Path | str, sample_id: str, *, version: int | None = None) -> 
         details=header.selection,
         rows=coreset["row"].to_numpy(),
         gains=coreset["gain"].to_numpy(),
-        scores=scores,
-        samples=samples,
-        graph=symmetric(index.graph),
-        parent=parent,
-        store=store.paths.root,
+        inputs=SelectionInputs(
+            scores=scores,
+            samples=samples,
+            graph=symmetric(index.graph),
+            parent=parent,
+            store=store.paths.root,
+        ),
     )
     found = explain_row(row, chosen)
     is_selected = row in chosen.rows
     rank = int(np.flatnonzero(chosen.rows == row)[0]) if is_selected else None
     unit = unit_features(cache.features.astype(np.float32), cache.valid)
     nearest = _nearest(unit, row, _mask(chosen.rows, len(samples)), NUM_NEAREST)
-    coverer = found.covered_by
-    return {
+    covered_by = None
+    if found.covered_by is not None and not is_selected:
+        covered_by = CoveringSample(
+            **_facts(samples, scores, found.covered_by), similarity=found.similarity
+        )
+    return SampleExplanation(
         **_facts(samples, scores, row),
-        "version": version,
-        "step": header.checkpoint.step,
-        "graph_version": graph_version,
-        "is_selected": is_selected,
-        "reason": found.reason,
-        "percentile": percentile(row, scores),
-        "origin": Origin(int(scores.origin[row])).name.lower(),
-        "measured_step": int(scores.measured_step[row]),
-        "scores": {name: float(values[row]) for name, values in scores.scores.items()},
-        "tokens": int(samples.num_prompt_tokens[row] + samples.num_response_tokens[row]),
-        "rank": rank,
-        "gain": None if rank is None else float(chosen.gains[rank]),
-        "weight": None if rank is None else float(coreset["weight"][rank].as_py()),
-        "num_covered": found.num_covered if is_selected else None,
-        "covered_by": None if coverer is None or is_selected else {
-            **_facts(samples, scores, coverer), "similarity": found.similarity,
-        },
-        "gain_if_added": found.gain_if_added,
-        "nearest_selected": [
-            {**_facts(samples, scores, r), "similarity": similarity,
-             "rank": int(np.flatnonzero(chosen.rows == r)[0])}
+        version=version,
+        step=header.checkpoint.step,
+        graph_version=graph_version,
+        is_selected=is_selected,
+        reason=found.reason,
+        percentile=percentile(row, scores),
+        origin=Origin(int(scores.origin[row])).name.lower(),
+        measured_step=int(scores.measured_step[row]),
+        scores={name: float(values[row]) for name, values in scores.scores.items()},
+        tokens=int(samples.num_prompt_tokens[row] + samples.num_response_tokens[row]),
+        rank=rank,
+        gain=None if rank is None else float(chosen.gains[rank]),
+        weight=None if rank is None else float(coreset["weight"][rank].as_py()),
+        num_covered=found.num_covered if is_selected else None,
+        covered_by=covered_by,
+        gain_if_added=found.gain_if_added,
+        nearest_selected=SelectedNeighbors(
+            SelectedNeighbor(
+                **_facts(samples, scores, r),
+                similarity=similarity,
+                rank=int(np.flatnonzero(chosen.rows == r)[0]),
+            )
             for r, similarity in nearest
-        ],
-    }  # fmt: skip
+        ),
+    )
 
 
-def similar(
-    root: Path | str, sample_id: str, *, version: int | None = None, count: int = 10
-) -> list[Json]:
+def similar(store: StoreReader, sample_id: str, version: int, *, count: int = 10) -> SimilarSamples:
     """The samples most similar to one, by the cosine of their centred features, exactly.
 
-    Returns records of sample_id, row, group, importance, preview, similarity, is_selected.
     Raises as `explain`.
     """
-    from gracekit.graph import unit_features
-    from gracekit.store import Store
-
-    store = Store.open(root)
-    version = _version(store, version)
     row = _row(store, version, sample_id)
     _, cache = _kept(store, version)
     unit = unit_features(cache.features.astype(np.float32), cache.valid)
     samples, scores = store.samples(version), store.scores(version)
     selected = _mask(store.coreset(version)["row"].to_numpy(), len(cache.valid))
-    return [
-        {
-            **_facts(samples, scores, r),
-            "similarity": similarity,
-            "is_selected": bool(selected[r]),
-        }
+    return SimilarSamples(
+        SimilarSample(
+            **_facts(samples, scores, r), similarity=similarity, is_selected=bool(selected[r])
+        )
         for r, similarity in _nearest(unit, row, cache.valid, count)
-    ]
+    )
 
 
 def _nearest(unit: Float32, row: int, among: Bool, count: int) -> list[tuple[int, float]]:
-    """The rows nearest to one, itself left out; those without a direction are nobody's."""
+    """The rows nearest to one, without itself; a row without a direction is near to none."""
     has_direction = np.einsum("ij,ij->i", unit, unit) > 0
     if not has_direction[row]:
         return []
@@ -153,19 +283,7 @@ def _mask(rows: NDArray[np.int64], n: int) -> Bool:
     return mask
 
 
-def _version(store: Store, version: int | None) -> int:
-    version = store.latest() if version is None else version
-    if version is None:
-        raise VersionNotFoundError(
-            f"the store {store.paths.root} has no version yet; make one with `gracekit watch`"
-        )
-    store.header(version)
-    return version
-
-
-def _row(store: Store, version: int, sample_id: str) -> int:
-    import difflib
-
+def _row(store: StoreReader, version: int, sample_id: str) -> int:
     ids = store.samples(version).sample_ids.tolist()
     try:
         return int(ids.index(sample_id))
@@ -185,7 +303,7 @@ def _row(store: Store, version: int, sample_id: str) -> int:
         ) from None
 
 
-def _kept(store: Store, version: int) -> tuple[int, StoreCache]:
+def _kept(store: StoreReader, version: int) -> tuple[int, StoreCache]:
     """The features and the graph for a version, and the refresh that they are of.
 
     Only those of the newest refresh are kept. Versions made since are of the same data, so a
@@ -200,7 +318,7 @@ def _kept(store: Store, version: int) -> tuple[int, StoreCache]:
     return source, cache
 
 
-def _lost(store: Store, version: int) -> StoreFormatError:
+def _lost(store: StoreReader, version: int) -> StoreFormatError:
     return StoreFormatError(
         f"the features and the graph of version {version} in {store.paths.cache} are no longer "
         "kept or damaged; those of the newest refresh are kept: ask for version "

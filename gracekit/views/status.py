@@ -1,164 +1,139 @@
-"""`gracekit status`: what the store holds, how fresh and how good it is, and what the daemon does.
-
-Plain values, read from the store. None stands where there is nothing to tell.
-"""
+"""`gracekit status`: what the store holds, how far to trust it, and what the daemon does."""
 
 from __future__ import annotations
 
-import math
-import time
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from gracekit.errors import StoreError
-from gracekit.files import num_bytes_below
-from gracekit.store import DATA_COLUMNS, ORIGIN_NAMES, StorePaths, StoreReader, read_heartbeat
+from gracekit.store import StorePaths, StoreReader, ailment
+from gracekit.tabular import html_table
 from gracekit.types import Json
-from gracekit.version.header import Header
+from gracekit.views.status_words import contents_in_words, daemon_in_words, next_step
+from gracekit.views.store_contents import LatestVersion, StoreContents, contents_of
 
 
-def status(root: Path | str, *, now: float | None = None) -> Json:
-    """What the store holds, how fresh it is, how far to trust it, and what the daemon does.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Status:
+    """What a store holds, how fresh it is, how far to trust it, and what the daemon does."""
+
+    store: str
+    contents: StoreContents | None
+    """None where a daemon waits for the first checkpoint: it makes no store before that."""
+    daemon: Json
+    """The daemon's heartbeat; at least `state`."""
+
+    @property
+    def latest(self) -> LatestVersion | None:
+        """The newest version; None where there is none yet."""
+        return None if self.contents is None else self.contents.latest
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, as far as can be seen without reading every file."""
+        return () if self.contents is None else self.contents.problems
+
+    def sentences(self) -> list[str]:
+        """The same for people, a paragraph an entry; the last one says what to do next."""
+        return [
+            *contents_in_words(self.store, self.contents),
+            *(f"Problem: {problem}." for problem in self.problems),
+            daemon_in_words(self.daemon),
+            f"Next: {next_step(self.store, self.contents, self.daemon)}",
+        ]
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        contents, latest = self.contents, self.latest
+        if contents is None:
+            return {"store": self.store, "num_versions": 0, "daemon": self.daemon}
+        found: Json = {
+            "store": self.store,
+            "data": contents.data,
+            "num_samples": contents.num_samples,
+            "num_removed_samples": contents.num_removed_samples,
+            "num_versions": contents.num_versions,
+            "num_removed_versions": contents.num_removed_versions,
+            "held_versions": {str(v): why for v, why in contents.held_versions.items()},
+            "latest_version": latest and latest.version,
+        }
+        if latest is not None:
+            found |= {
+                "operation": latest.operation,
+                "step": latest.step,
+                "created_at": latest.created_at,
+                "age_s": latest.age_s,
+                "num_selected": latest.num_selected,
+                "num_measured": latest.num_measured,
+                "data_changes": latest.data_changes,
+                "scores": latest.origins,
+                "audit": latest.audit,
+            }
+        return found | {
+            "daemon": self.daemon,
+            "num_unfinished_shards": contents.num_unfinished_shards,
+            "size_bytes": contents.size_bytes,
+            "problems": list(contents.problems),
+        }
+
+    def __repr__(self) -> str:
+        if self.contents is None:
+            return f"Status({self.store!r}: no store yet, daemon {self.daemon.get('state')})"
+        latest = self.latest
+        newest = (
+            "no version yet"
+            if latest is None
+            else (f"version {latest.version} of step {latest.step}")
+        )
+        return (
+            f"Status({self.store!r}: {newest}, {self.contents.num_samples:,} samples, daemon "
+            f"{self.daemon.get('state')}, {len(self.problems)} problems)"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences())
+
+    def _repr_html_(self) -> str:
+        return html_table(["Status"], [[sentence] for sentence in self.sentences()])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether the daemon of a store is well."""
+
+    is_healthy: bool
+    reason: str | None
+    """Why it is not; None: it is."""
+    daemon: Json
+    """Its heartbeat; at least `state`."""
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        return {"healthy": self.is_healthy, "reason": self.reason, "daemon": self.daemon}
+
+
+def health(heartbeat: Json, *, max_age_s: float) -> Health:
+    """Whether the daemon is well, by its heartbeat.
 
     Args:
-        root: The store.
-        now: Seconds since the epoch; default: the clock.
+        heartbeat: As `read_heartbeat` gives it.
+        max_age_s: Seconds without a sign of the daemon that are too long.
+    """
+    reason = ailment(heartbeat, max_age_s=max_age_s)
+    return Health(is_healthy=reason is None, reason=reason, daemon=heartbeat)
+
+
+def status(root: Path, store: StoreReader | None, heartbeat: Json, *, now: float) -> Status:
+    """The status of a store.
+
+    Args:
+        root: Its directory.
+        store: The store; None where a daemon waits and has made none yet.
+        heartbeat: What `read_heartbeat` tells of the daemon.
+        now: Seconds since the epoch.
 
     Raises:
-        StoreError: There is neither a store nor a daemon that will make one, or it is damaged.
+        StoreError: The store is damaged.
     """
-    now = time.time() if now is None else now
-    heartbeat = read_heartbeat(root, now=now)
-    if not StoreReader.exists(root) and heartbeat["state"] != "absent":
-        # A daemon that waits for the first checkpoint makes no store before it.
-        return {"store": str(StorePaths(Path(root)).root), "num_versions": 0, "daemon": heartbeat}
-    store = StoreReader.open(root)
-    versions, dataset = store.versions(), store.dataset()
-    found: Json = {
-        "store": str(store.paths.root),
-        "data": dataset.settings.path or None,
-        "num_samples": dataset.num_samples,
-        "num_removed_samples": dataset.num_rows - dataset.num_samples,
-        "num_versions": len(versions),
-        "num_removed_versions": len(store.removed()),
-        "held_versions": {str(v): why for v, why in sorted(store.held_versions().items())},
-        "latest_version": versions[-1] if versions else None,
-    }
-    if versions:
-        header = store.header(versions[-1])
-        scored = _scored(store, header)
-        origins = _origins(store, header, scored)
-        made = datetime.fromisoformat(header.created_at).timestamp()
-        found |= {
-            "operation": header.operation,
-            "step": header.checkpoint.step,
-            "created_at": header.created_at,
-            "age_s": round(max(now - made, 0.0), 1),
-            "num_selected": header.stats.num_selected,
-            "num_measured": scored.stats.num_measured,
-            "data_changes": {
-                name: value
-                for name in DATA_COLUMNS
-                if (value := getattr(header.stats, name)) is not None
-            },
-            "scores": {name: count for name, count in origins.items() if count},
-            "audit": audit_in_words(scored),
-        }
-    return found | {
-        "daemon": heartbeat,
-        "num_unfinished_shards": store.num_unfinished_shards(),
-        "size_bytes": num_bytes_below(store.paths.root),
-        "problems": _problems(store, versions),
-    }
-
-
-def audit_in_words(header: Header) -> str:
-    """What the audit says about the rows that were not measured, for people.
-
-    Args:
-        header: Of the version that made the scores: a reselect has no audit of its own.
-    """
-    audit = header.audit
-    if audit is None:
-        if header.stats.num_measured == header.stats.num_samples:
-            return "not needed: everything was measured"
-        return "none: too few rows were measured at random to check the others"
-    if not audit.num_probe:
-        return (
-            "nothing was checked: no sample was measured at random "
-            "(see refresh.probe_fraction and refresh.min_probe)"
-        )
-    found, stale = audit.rank_correlation, audit.rank_correlation_stale
-    if math.isnan(found):
-        return "nothing comparable: the checked rows all score the same"
-    text = (
-        f"scores carried to unmeasured samples have rank correlation {found:.2f} with the truth, "
-        f"checked on {audit.num_probe:,} random samples"
-    )
-    if not math.isnan(stale):
-        text += f" ({stale:.2f} had they been left as they were)"
-    if _was_left_stale(header):
-        text += "; nothing beat leaving them, so that is what was done"
-    over_all = audit.rank_correlation_all
-    if not math.isnan(over_all):  # headers of the first release do not have it
-        text += f"; {over_all:.2f} over all samples"
-    target = audit.target
-    return text + (
-        f"; the target of {target:.2f} is met"
-        if audit.target_met
-        else f"; below the target of {target:.2f}: raise refresh.max_fraction to measure more"
-    )
-
-
-def _was_left_stale(header: Header) -> bool:
-    """Whether the importance of the rows that were not measured was kept as it was."""
-    scoring, refresh = header.settings.scoring, header.refresh
-    gates = refresh.propagation.scores if refresh is not None else None
-    if gates is None or scoring is None or scoring.importance not in gates.scores:
-        return False
-    return gates.scores[scoring.importance].used == "stale"
-
-
-def _origins(store: StoreReader, header: Header, scored: Header) -> dict[str, int]:
-    """Where the scores of a version came from; its data may be newer than the scores."""
-    origins: dict[str, int] = scored.stats.origins or {}
-    if header.rollback_of is None:
-        return origins
-    try:
-        found = store.scores(header.version).origin
-    except StoreError:
-        return origins
-    counts = np.bincount(found, minlength=len(ORIGIN_NAMES))
-    return dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
-
-
-def _scored(store: StoreReader, header: Header) -> Header:
-    """The header of the version whose scores this one uses; its own where that is damaged."""
-    try:
-        return store.header(header.scores_version)
-    except StoreError:
-        return header
-
-
-def _problems(store: StoreReader, versions: list[int]) -> list[str]:
-    """What can be seen without reading everything; `verify` reads everything."""
-    problems = []
-    made = store.next_version() - 1
-    lost = sorted(set(range(1, made + 1)) - {*versions, *store.removed()})
-    if lost:
-        problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
-    if versions and not store.paths.database.is_file():
-        problems.append("scores.duckdb is missing: the next refresh publishes it")
-    outcome = store.header(versions[-1]).refresh if versions else None
-    if outcome is not None and outcome.data_problem is not None:
-        problems.append(
-            f"version {versions[-1]} was made with the data before it changed: "
-            f"{outcome.data_problem}"
-        )
-    try:
-        store.samples()
-    except StoreError as error:
-        problems.append(str(error))
-    return problems
+    if store is None:
+        return Status(store=str(StorePaths(root).root), contents=None, daemon=heartbeat)
+    return Status(store=str(store.paths.root), contents=contents_of(store, now), daemon=heartbeat)

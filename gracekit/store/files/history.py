@@ -2,81 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from gracekit.errors import StoreFormatError
 from gracekit.files import write_atomic
+from gracekit.recipe.score_columns import column_name
 from gracekit.store.files.parquet import damaged, read_table, write_table
+from gracekit.store.files.tables import arrays, file_schema
 from gracekit.types import (
-    Bool,
-    Int64,
+    Float32,
     Measurement,
-    Origin,
-    Reason,
     RefreshPlan,
-    SampleTable,
     ScoreTable,
     UInt8,
 )
-
-ORIGIN_NAMES = [origin.name.lower() for origin in Origin]
-"""`origin` in files and SQL: never, propagated, measured, invalid, stale, removed."""
-REASON_NAMES = [reason.name.lower() for reason in Reason]
-"""`reason` in files and SQL: first, never_measured, priority, probe."""
+from gracekit.version.columns import MEASURED_FILE, ORIGIN_NAMES, SCORES_FILE
+from gracekit.version.sources import MeasuredRows
+from gracekit.version.table import Table
 
 SCORE_KEY = b"score"
 """Field metadata of a score column: the score's own name."""
-_TAKEN = {
-    "row", "sample_id", "version", "step", "reason", "origin", "measured_step", "measured_version",
-    "confidence", "importance",
-}  # fmt: skip
-
-
-def column_name(score: str) -> str:
-    """The column of a score: `gradient-norm` is `gradient_norm`, which SQL need not quote."""
-    name = "".join(c if c.isalnum() else "_" for c in score).lower()
-    return f"score_{name}" if name in _TAKEN else name
 
 
 def write_measured(
     path: Path, measurement: Measurement, plan: RefreshPlan | None, step: int
 ) -> None:
     """Write the measured rows, sorted by row: row, reason, the scores, step."""
-    order = np.argsort(measurement.rows)
-    reasons = _reasons(measurement, plan)[order]
-    columns = {
-        "row": measurement.rows[order],
-        "reason": named(reasons, REASON_NAMES),
-        "step": np.full(len(order), step, np.int64),
-    }
-    scores = {name: values[order] for name, values in measurement.scores.items()}
-    table = _with_scores(columns, scores)
-    write_atomic(path, lambda p: write_table(p, table))
+    measured = MeasuredRows.of(measurement, plan, step)
+    scores = {name: values[measured.order] for name, values in measurement.scores.items()}
+    table = _with_scores(MEASURED_FILE, measured, scores)
+    write_atomic(path, lambda p: write_table(p, table, MEASURED_FILE.columns))
 
 
 def write_scores(path: Path, scores: ScoreTable) -> None:
     """Write the scores of all rows."""
-    write_atomic(path, lambda p: write_table(p, scores_table(scores)))
-
-
-def scores_table(scores: ScoreTable) -> pa.Table:
-    """The columns [n] as files and SQL have them."""
-    columns = {
-        "row": np.arange(len(scores), dtype=np.int64),
-        "origin": named(scores.origin, ORIGIN_NAMES),
-        "measured_step": scores.measured_step,
-        "measured_version": scores.measured_version,
-        "confidence": scores.confidence,
-        # Unknown like its scores, where a row that was never measured has the least.
-        "importance": pa.array(scores.importance, mask=scores.origin == Origin.REMOVED),
-    }
-    return _with_scores(columns, scores.scores)
+    table = _with_scores(SCORES_FILE, scores, scores.scores)
+    write_atomic(path, lambda p: write_table(p, table, SCORES_FILE.columns))
 
 
 def read_scores(path: Path) -> ScoreTable:
@@ -97,36 +63,6 @@ def read_scores(path: Path) -> ScoreTable:
         raise damaged(path, error) from error
 
 
-def scores_for(scores: ScoreTable, samples: SampleTable, forgotten: Bool) -> ScoreTable:
-    """Scores as they stand for a sample table that may have more rows.
-
-    Args:
-        scores: Of the first rows.
-        samples: The table [n].
-        forgotten: [n] rows of which the scores say nothing, those of no scores included. Where the
-            sample was removed it stays known when it was measured last; others are never measured.
-    """
-    unmeasured = forgotten & samples.present
-    origin = filled(scores.origin, Origin.NEVER, forgotten)
-    origin[~samples.present] = Origin.REMOVED
-    return ScoreTable(
-        scores={name: filled(s, np.nan, forgotten) for name, s in scores.scores.items()},
-        importance=filled(scores.importance, 0, forgotten),
-        origin=origin,
-        measured_step=filled(scores.measured_step, -1, unmeasured),
-        measured_version=filled(scores.measured_version, 0, unmeasured),
-        confidence=filled(scores.confidence, 0, forgotten),
-    )
-
-
-def filled(values: NDArray[Any], fill: float, where: Bool) -> NDArray[Any]:
-    """A copy [n, ...] of values [m, ...], m <= n, with `fill` beyond m and at `where` [n]."""
-    new = np.full((len(where), *values.shape[1:]), fill, values.dtype)
-    new[: len(values)] = values
-    new[where] = fill
-    return new
-
-
 def score_columns(table: pa.Table) -> dict[str, str]:
     """Columns of a history table: the score's own name -> the column's name."""
     return {
@@ -134,12 +70,6 @@ def score_columns(table: pa.Table) -> dict[str, str]:
         for field in table.schema
         if SCORE_KEY in (field.metadata or {})
     }
-
-
-def named(values: UInt8, names: list[str]) -> pa.Array:
-    """Codes as text; small in Parquet, readable in SQL."""
-    indices = pa.array(values.astype(np.int8))
-    return pa.DictionaryArray.from_arrays(indices, pa.array(names)).cast(pa.string())
 
 
 def codes(column: pa.ChunkedArray, names: list[str]) -> UInt8:
@@ -151,24 +81,23 @@ def codes(column: pa.ChunkedArray, names: list[str]) -> UInt8:
     return np.asarray(found.to_numpy(), np.uint8)
 
 
-def _with_scores(columns: dict[str, object], scores: dict[str, np.ndarray]) -> pa.Table:
-    table = pa.table(columns)
-    for name, values in scores.items():
-        field = pa.field(column_name(name), pa.float32(), metadata={SCORE_KEY: name.encode()})
-        assert field.name not in table.column_names, f"two scores share the column {field.name}"
-        # Unknown is NULL in files and SQL, whose aggregates skip it, and NaN in arrays.
-        known = pa.array(values.astype(np.float32, copy=False), from_pandas=True)
-        table = table.append_column(field, known)
-    return table
+def score_arrays(scores: Mapping[str, Float32]) -> list[tuple[pa.Field, pa.Array]]:
+    """A column for each score; unknown is NaN in arrays, and NULL in files and SQL."""
+    return [
+        (
+            pa.field(column_name(name), pa.float32(), metadata={SCORE_KEY: name.encode()}),
+            pa.array(values.astype(np.float32, copy=False), from_pandas=True),
+        )
+        for name, values in scores.items()
+    ]
 
 
-def _reasons(measurement: Measurement, plan: RefreshPlan | None) -> UInt8:
-    """The plan's reason for each measured row; without a plan, everything was measured."""
-    if plan is None:
-        return np.full(len(measurement.rows), Reason.FIRST, np.uint8)
-    order: Int64 = np.argsort(plan.rows)
-    where = np.searchsorted(plan.rows, measurement.rows, sorter=order)
-    index = order[np.minimum(where, len(order) - 1)]
-    assert (plan.rows[index] == measurement.rows).all(), "a measured row is not in the plan"
-    reasons: UInt8 = plan.reasons[index]
-    return reasons
+def _with_scores(table: Table, source: object, scores: Mapping[str, Float32]) -> pa.Table:
+    """The columns of a file, and the scores behind them."""
+    own = file_schema(table.columns)
+    of_scores = score_arrays(scores)
+    fields = [*own, *(field for field, _ in of_scores)]
+    names = [field.name for field in fields]
+    assert len(set(names)) == len(names), f"two columns share a name: {names}"
+    values = [*arrays(table.columns, source), *(array for _, array in of_scores)]
+    return pa.Table.from_arrays(values, schema=pa.schema(fields))

@@ -11,28 +11,16 @@ import pyarrow as pa
 
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.formats import check_format
-from gracekit.store.files.history import ORIGIN_NAMES, named
 from gracekit.store.files.manifest_reading import METADATA_KEY, header_content, read_manifest
-from gracekit.store.files.parquet import clean_text, write_table
+from gracekit.store.files.parquet import write_table
 from gracekit.store.files.paths import present_name
+from gracekit.store.files.tables import arrays, file_schema
 from gracekit.types import SampleTable, ScoreTable, Selection
+from gracekit.version.columns import MANIFEST
 from gracekit.version.header import Header
+from gracekit.version.sources import SelectedRows
 
-SCHEMA = pa.schema(
-    {
-        "version": pa.int32(),
-        "sample_id": pa.string(),
-        "row": pa.int64(),
-        "source_row": pa.int64(),
-        "group": pa.string(),
-        "weight": pa.float32(),
-        "rank": pa.int32(),
-        "gain": pa.float32(),
-        "importance": pa.float32(),
-        "origin": pa.string(),
-        "measured_step": pa.int64(),
-    }
-)
+SCHEMA = file_schema(MANIFEST.columns)
 """Columns of a manifest, sorted by row; `rank` 0 was picked first. `version` is the same in every
 row, so that a reader of the whole directory knows which rows belong together; formats 1 and 2 had
 no such column."""
@@ -42,39 +30,8 @@ def coreset_table(
     selection: Selection, samples: SampleTable, scores: ScoreTable, *, version: int
 ) -> pa.Table:
     """The manifest's columns [b], sorted by row."""
-    order = np.argsort(selection.rows)
-    rows = selection.rows[order]
-    groups = np.array(samples.group_names, object)[samples.groups[rows]]
-    return pa.table(
-        {
-            "version": np.full(len(rows), version, np.int32),
-            "sample_id": clean_text(samples.sample_ids[rows]),
-            "row": rows,
-            "source_row": samples.source_rows[rows],
-            "group": clean_text(groups),
-            "weight": selection.weights[order],
-            "rank": order.astype(np.int32),
-            "gain": selection.gains[order],
-            "importance": scores.importance[rows],
-            "origin": named(scores.origin[rows], ORIGIN_NAMES),
-            "measured_step": scores.measured_step[rows],
-        },
-        schema=SCHEMA,
-    )
-
-
-def write_manifest(path: Path, coreset: pa.Table, header: Header) -> None:
-    """Write the coreset with the header in the schema metadata; not atomic by itself."""
-    text = header.to_text()
-    write_table(path, coreset.replace_schema_metadata({METADATA_KEY: text.encode()}))
-
-
-def read_coreset(path: Path, version: int) -> pa.Table:
-    """The coreset in a manifest of any format, with the columns of `SCHEMA`.
-
-    Raises `StoreFormatError` when the file is missing or damaged.
-    """
-    return with_version(read_manifest(path), version)
+    selected = SelectedRows.of(selection, samples, scores, version)
+    return pa.Table.from_arrays(arrays(MANIFEST.columns, selected), schema=SCHEMA)
 
 
 def with_version(coreset: pa.Table, version: int) -> pa.Table:
@@ -83,6 +40,22 @@ def with_version(coreset: pa.Table, version: int) -> pa.Table:
         return coreset
     versions = pa.array(np.full(len(coreset), version, np.int32))
     return coreset.add_column(0, SCHEMA.field("version"), versions)
+
+
+def write_manifest(path: Path, coreset: pa.Table, header: Header) -> None:
+    """Write the coreset with the header in the schema metadata; not atomic by itself."""
+    text = header.to_text()
+    write_table(
+        path, coreset.replace_schema_metadata({METADATA_KEY: text.encode()}), MANIFEST.columns
+    )
+
+
+def read_coreset(path: Path, version: int) -> pa.Table:
+    """The coreset in a manifest of any format, with the columns of `SCHEMA`.
+
+    Raises `StoreFormatError` when the file is missing or damaged.
+    """
+    return with_version(read_manifest(path), version)
 
 
 def read_header(path: Path) -> Header:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,23 +12,24 @@ import pyarrow.parquet as pq
 from gracekit.errors import StoreFormatError
 from gracekit.types import Strings
 from gracekit.version.json_text import clean_text as clean
+from gracekit.version.table import Column
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write one file.
+def write_table(path: Path, table: pa.Table, columns: Iterable[Column[Any]]) -> None:
+    """Write one file, each column packed as it says; scores, which are no columns, are floats.
 
     Floats compress best split by byte, rows by differences, the rest by a dictionary; but one of
     ids, hashes and previews, which hardly repeat, only costs time.
     """
-    plain = {"sample_id", "content_hash", "preview"}
+    packing = {column.file_name: column.packing for column in columns}
     encodings: dict[str, str] = {}
     dictionaries: list[str] = []
     for field in table.schema:
         if pa.types.is_floating(field.type):
             encodings[field.name] = "BYTE_STREAM_SPLIT"
-        elif field.name in {"row", "source_row"}:
+        elif packing[field.name] == "ascending":
             encodings[field.name] = "DELTA_BINARY_PACKED"
-        elif field.name not in plain:
+        elif packing[field.name] == "dictionary":
             dictionaries.append(field.name)
     pq.write_table(
         table,

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from gracekit.errors import DataError, StoreFormatError
 from gracekit.files import write_atomic
 from gracekit.store.files.parquet import clean_text, damaged, read_table, write_table
+from gracekit.store.files.tables import arrays, file_schema
 from gracekit.types import SampleTable
+from gracekit.version.columns import SAMPLES
 from gracekit.version.header import DataDescription, DatasetInfo
 
 METADATA_KEY = b"gracekit"
@@ -36,7 +38,7 @@ def write_samples(path: Path, samples: SampleTable) -> None:
         "fingerprint": samples.fingerprint,
     }
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
-    write_atomic(path, lambda p: write_table(p, table))
+    write_atomic(path, lambda p: write_table(p, table, SAMPLES.columns))
 
 
 def dataset_info(
@@ -68,23 +70,9 @@ def dataset_info(
 
 
 def samples_table(samples: SampleTable) -> pa.Table:
-    """The columns [n] as files and SQL have them."""
-    names = pa.array(clean_text(np.array(samples.group_names, object)), pa.string())
-    gone = ~samples.present
-    return pa.table(
-        {
-            "row": np.arange(len(samples), dtype=np.int64),
-            "sample_id": pa.array(clean_text(samples.sample_ids), pa.string()),
-            "group": pa.DictionaryArray.from_arrays(samples.groups, names).cast(pa.string()),
-            "num_prompt_tokens": samples.num_prompt_tokens,
-            "num_response_tokens": samples.num_response_tokens,
-            "content_hash": pa.array(clean_text(samples.content_hashes), pa.string()),
-            "source_row": pa.array(samples.source_rows, mask=gone),
-            "preview": pa.array(clean_text(samples.previews), pa.string()),
-            "added_version": samples.added_versions,
-            "removed_version": pa.array(samples.removed_versions, mask=~gone),
-            "content_version": samples.content_versions,
-        }
+    """The columns [n] as files have them."""
+    return pa.Table.from_arrays(
+        arrays(SAMPLES.columns, samples), schema=file_schema(SAMPLES.columns)
     )
 
 

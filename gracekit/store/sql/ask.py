@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
-from duckdb import DuckDBPyConnection, StatementType
+from duckdb import DuckDBPyConnection, DuckDBPyRelation, StatementType
 
 from gracekit.errors import QueryError
+from gracekit.store.sql.connection import open_duckdb
 from gracekit.store.sql.database import connect
-from gracekit.store.sql.schema import TABLES, VIEWS
+from gracekit.version.columns import IDENTITY, SAMPLES, TABLES, VIEWS
 
 _Result = TypeVar("_Result")
 
@@ -34,6 +35,10 @@ BATCH_ROWS = 10_000
 _TRIES = 8
 """Old versions may be removed between finding their files and reading them, again and again where
 each commit removes one and the machine is busy."""
+
+_SHARED = [column.name for column in IDENTITY]
+"""Columns that tables with `row` share with `samples`."""
+_AMBIGUOUS = re.compile(rf'Ambiguous reference to column name "({"|".join(_SHARED)})"')
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 """Nodes of DuckDB's syntax tree that only read."""
@@ -147,12 +152,41 @@ def query_errors() -> Iterator[None]:
         raise QueryError(_explain(error)) from error
 
 
+def bind(
+    connection: DuckDBPyConnection, query: str, parameters: Mapping[str, Any] | None = None
+) -> DuckDBPyRelation:
+    """The query, ready to run.
+
+    `sample_id` and `group_name` were once in the table `samples` only, and a query had to join it
+    to have them. Written for that, it may not say whose `sample_id` it means. Then both are taken
+    from `samples`: the other tables are shown without them.
+    """
+    try:
+        return connection.sql(query, params=parameters or None)
+    except duckdb.BinderException as error:
+        if not _AMBIGUOUS.search(str(error)):
+            raise
+        _hide_identity(connection)
+        try:
+            return connection.sql(query, params=parameters or None)
+        except duckdb.Error:
+            raise error from None
+
+
+def _hide_identity(connection: DuckDBPyConnection) -> None:
+    """Show the tables without what they share with `samples` beside `row`."""
+    hidden = ", ".join(_SHARED)
+    for name in _with_identity():
+        shown = f"SELECT * EXCLUDE ({hidden}) FROM memory.main.{name}"
+        connection.execute(f"CREATE TEMP VIEW {name} AS {shown}")
+
+
 def _run(
     connection: DuckDBPyConnection, statement: duckdb.Statement, values: Mapping[str, Any]
 ) -> Answer:
     try:
         own = {name: values[name] for name in statement.named_parameters}
-        relation = connection.sql(statement.query, params=own or None)
+        relation = bind(connection, statement.query, own)
         reader = _interruptibly(connection, lambda: relation.to_arrow_reader(BATCH_ROWS))
         schema, found = _unique(reader.schema), _taken(connection, reader)
         first = list(itertools.islice(found, 1))  # so that most errors come now
@@ -236,7 +270,7 @@ def _only_reads(statement: duckdb.Statement) -> bool:
         text = inner
     elif statement.type != StatementType.SELECT:
         return False
-    with duckdb.connect(":memory:") as connection:
+    with open_duckdb() as connection:
         found = connection.execute("SELECT json_serialize_sql($sql)", {"sql": text}).fetchone()
     tree = str(found and found[0])
     # Quotes within a string of the query are escaped there, so these cannot be forged.
@@ -251,7 +285,7 @@ def _only_reads(statement: duckdb.Statement) -> bool:
 def _refused_functions() -> frozenset[str]:
     """Table functions of this DuckDB that are not known to be harmless."""
     sql = "SELECT DISTINCT function_name FROM duckdb_functions() WHERE function_type = 'table'"
-    with duckdb.connect(":memory:") as connection:
+    with open_duckdb() as connection:
         names = [name for (name,) in connection.execute(sql).fetchall()]
     return frozenset(name for name in names if not _TABLE_FUNCTIONS.fullmatch(name))
 
@@ -265,7 +299,22 @@ def _explain(error: Exception) -> str:
         )
     if isinstance(error, duckdb.CatalogException):
         return f"{reason}\nTables: {', '.join(TABLES)}. Views: {', '.join(VIEWS)}"
+    if _AMBIGUOUS.search(reason):
+        return (
+            f"{reason}\n{', '.join(_with_identity())} have {' and '.join(_SHARED)} themselves: say "
+            "which table's is meant, or leave out the join with samples"
+        )
     return reason
+
+
+def _with_identity() -> list[str]:
+    """Tables that show which sample a row is, `samples` apart."""
+    all_of_them = (TABLES | VIEWS).items()
+    return [
+        name
+        for name, table in all_of_them
+        if name != SAMPLES.name and set(_SHARED) <= set(table.names)
+    ]
 
 
 def _shorten(text: str) -> str:

@@ -27,18 +27,12 @@ from gracekit.files import clear_write_errors, remove, write_atomic
 from gracekit.store.files.migrations import is_old
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.reader import StoreReader
-from gracekit.store.sql.schema import (
-    SCHEMA_VERSION,
-    TABLES,
-    VIEWS,
-    as_pattern,
-    describe,
-    quote,
-    view_select,
-)
+from gracekit.store.sql.connection import open_duckdb
+from gracekit.store.sql.schema import as_pattern, describe, quote, view_select
 from gracekit.store.sql.tables import fill
 from gracekit.store.version_facts import VersionFacts
 from gracekit.types import Json
+from gracekit.version.columns import CORESETS, SCHEMA_VERSION, SCORE_HISTORY, TABLES, VIEWS
 
 _PUBLISHED = "published"
 """Name of the attached file in a reader's connection."""
@@ -50,7 +44,7 @@ def publish(store: StoreReader) -> None:
     def build(path: Path) -> None:
         # One thread: DuckDB's workers come and go with each database, and every one leaves memory
         # behind in the C library. A daemon of weeks would grow by 0.1 MiB a version.
-        with duckdb.connect(str(path), config={"threads": 1}) as connection:
+        with open_duckdb(path, threads="1") as connection:
             before = _PUBLISHED if _attach(connection, store) else None
             connection.begin()  # one sync to disk, not one a statement
             fill(connection, store, before)
@@ -74,7 +68,7 @@ def is_current(store: StoreReader) -> bool:
     """Whether the published database has this schema and exactly the store's versions."""
     removed = store.removed()
     expected = [(version, version in removed) for version in store.all_versions()]
-    with duckdb.connect(":memory:") as connection:
+    with open_duckdb() as connection:
         return _attach(connection, store) and _versions(connection) == expected
 
 
@@ -105,19 +99,16 @@ def connect(
         QueryError: There is nothing at one of the paths to allow.
     """
     store = StoreReader.open(root)
-    connection = duckdb.connect(":memory:", config={
+    connection = open_duckdb(
         # Room to sort what memory cannot hold; DuckDB makes the directory only when it needs it.
-        "temp_directory": str(_own_directory(os.getpid()) / "spill"),
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "allow_community_extensions": "false",
-        "python_enable_replacements": str(not confined).lower(),
-    })  # fmt: skip
+        temp_directory=str(_own_directory(os.getpid()) / "spill"),
+        python_enable_replacements=str(not confined).lower(),
+    )
     try:
         if _attach(connection, store):
-            for name, described in TABLES.items():
+            for name, table in TABLES.items():
                 connection.execute(f"CREATE VIEW {name} AS FROM {_PUBLISHED}.{name}")
-                describe(connection, name, described, kind="VIEW")
+                describe(connection, table, kind="VIEW")
         else:
             fill(connection, store)
         _make_views(connection, store)
@@ -140,14 +131,14 @@ def schema(root: Path | str) -> list[Json]:
         return [
             {
                 "name": name,
-                "kind": "table" if name in TABLES else "view",
-                "about": described.about,
+                "kind": table.kind,
+                "about": table.about,
                 "columns": [
                     dict(zip(keys, column, strict=True))
                     for column in connection.execute(columns, {"name": name}).fetchall()
                 ],
             }
-            for name, described in (TABLES | VIEWS).items()
+            for name, table in (TABLES | VIEWS).items()
         ]
 
 
@@ -216,10 +207,10 @@ def _make_views(connection: DuckDBPyConnection, store: StoreReader) -> None:
             if is_old(store.info):  # a file may lie in its old place, and move meanwhile
                 name = store.paths.relative(store.paths.find(store.paths.root / name))
             if facts.removed_at is None or (store.paths.root / name).is_file():
-                columns = () if view == "coresets" else facts.columns
+                columns = () if view == CORESETS.name else facts.columns
                 alike.setdefault(columns, []).append(f"{root}/{name}")
         connection.execute(f"CREATE VIEW {view} AS {view_select(view, alike)}")
-        describe(connection, view, VIEWS[view], kind="VIEW")
+        describe(connection, VIEWS[view], kind="VIEW")
 
 
 def _file_behind(view: str, version: int, facts: VersionFacts) -> str | None:
@@ -227,11 +218,11 @@ def _file_behind(view: str, version: int, facts: VersionFacts) -> str | None:
 
     Text, because paths of thousands of versions would take most of a commit's time.
     """
-    if view == "coresets":
+    if view == CORESETS.name:
         return f"manifests/v{version:06d}.parquet"
-    if view == "score_history" and facts.scores_version != version:
+    if view == SCORE_HISTORY.name and facts.scores_version != version:
         return None  # a reselect or rollback: another version has the file
-    ending = "/scores.parquet" if view == "score_history" else "/measured.parquet"
+    ending = "/scores.parquet" if view == SCORE_HISTORY.name else "/measured.parquet"
     return next((name for name, _ in facts.sizes if name.endswith(ending)), None)
 
 

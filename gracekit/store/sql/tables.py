@@ -3,86 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from dataclasses import replace
 
 import pyarrow as pa
 from duckdb import DuckDBPyConnection
 
-from gracekit.store.files.history import scores_table
-from gracekit.store.files.samples import samples_table
+from gracekit.errors import StoreFormatError
+from gracekit.store.files.history import score_arrays
+from gracekit.store.files.tables import arrays, arrow_type, records, utc_time
 from gracekit.store.reader import StoreReader
-from gracekit.store.sql.schema import SCHEMA_VERSION, TABLES, describe
-from gracekit.store.summary import version_row
+from gracekit.store.sql.schema import describe, quote_name
 from gracekit.store.version_facts import VersionFacts
-from gracekit.types import Json
-from gracekit.version import __version__
-from gracekit.version.header import Header
+from gracekit.version.columns import (
+    CHECKPOINT_PATHS,
+    CHECKPOINTS,
+    OF_SCORES,
+    SAMPLES,
+    SCORES,
+    STORE,
+    VERSIONS,
+)
+from gracekit.version.sources import ListedVersion, PublishedStore
+from gracekit.version.table import Table
 
-_NO_SCORES = pa.schema(
-    {
-        "row": pa.int64(),
-        "origin": pa.string(),
-        "measured_step": pa.int64(),
-        "measured_version": pa.int64(),
-        "confidence": pa.float32(),
-        "importance": pa.float32(),
-    }
+_OF_SCORES = "scores."
+"""In front of the names of columns that only `scores` shows: a score may be called `preview`."""
+_BEHIND = Table(
+    name="sample_rows",
+    kind="table",
+    about="What samples and scores show: ask those",
+    columns=(*SAMPLES.columns, *(replace(c, name=_OF_SCORES + c.name) for c in OF_SCORES)),
 )
-_VERSIONS = pa.schema(
-    {
-        "version": pa.int32(),
-        "parent_version": pa.int32(),
-        "created_at": pa.timestamp("ms"),
-        "operation": pa.string(),
-        "step": pa.int64(),
-        "scores_version": pa.int32(),
-        "rollback_of": pa.int32(),
-        "num_measured": pa.int64(),
-        "measured_fraction": pa.float64(),
-        "num_probe": pa.int64(),
-        "rank_correlation": pa.float64(),
-        "rank_correlation_stale": pa.float64(),
-        "rank_correlation_all": pa.float64(),
-        "mean_abs_error": pa.float64(),
-        "mean_abs_error_stale": pa.float64(),
-        "feature_cosine": pa.float64(),
-        "feature_cosine_stale": pa.float64(),
-        "calibration": pa.float64(),
-        "num_samples": pa.int64(),
-        "num_added": pa.int64(),
-        "num_removed": pa.int64(),
-        "num_changed": pa.int64(),
-        "num_selected": pa.int64(),
-        "churn": pa.float64(),
-        "jaccard": pa.float64(),
-        "model_pass_s": pa.float64(),
-        "other_s": pa.float64(),
-        "total_s": pa.float64(),
-        "refresh_id": pa.string(),
-        "recipe_digest": pa.string(),
-        "removed_at": pa.timestamp("ms"),
-        "header": pa.string(),
-    }
-)
-_CHECKPOINTS = """
-WITH facts AS (
-    SELECT version, step, json_extract_string(
-        header, ['$.checkpoint.path', '$.checkpoint.layout', '$.checkpoint.digest']
-    ) AS of_header
-    FROM versions
-)
-SELECT step,
-       arg_max(of_header[1], version) AS path,
-       arg_max(of_header[2], version) AS layout,
-       of_header[3] AS digest,
-       min(version) AS first_version,
-       max(version) AS last_version
-FROM facts GROUP BY step, digest ORDER BY first_version
-"""
+"""The table behind `samples` and `scores`: one row per sample, with the columns of both, so that
+ids and groups are there once, and `scores` has them without a join."""
 
 
 def fill(connection: DuckDBPyConnection, store: StoreReader, before: str | None = None) -> None:
-    """Make all tables of `schema.TABLES` in the connection's own database, with comments.
+    """Make all tables of `version.columns` in the connection's own database, with comments.
 
     Args:
         connection: With a database of its own, without these tables.
@@ -91,19 +48,49 @@ def fill(connection: DuckDBPyConnection, store: StoreReader, before: str | None 
             a version is taken from there, so that a commit need not read all headers again.
     """
     versions = store.all_facts()
-    _create(connection, "samples", _samples(store))
-    _create(connection, "scores", _scores(store, versions))
+    latest = max(versions, default=None)
+    _create_rows(connection, store, latest)
     _create_versions(connection, store, versions, before)
-    connection.execute(f"CREATE TABLE checkpoints AS {_CHECKPOINTS}")
-    _create(connection, "store", _store(store, versions))
-    for name, described in TABLES.items():
-        describe(connection, name, described, kind="TABLE")
+    connection.execute(f"CREATE TABLE {CHECKPOINTS.name} AS {_checkpoints()}")
+    published = PublishedStore(store.dataset(latest), latest)
+    _create(connection, STORE.name, records(STORE.columns, [published]))
+    for table in (SAMPLES, SCORES):
+        describe(connection, table, kind="VIEW")
+    for table in (_BEHIND, VERSIONS, CHECKPOINTS, STORE):
+        describe(connection, table, kind="TABLE")
 
 
 def _create(connection: DuckDBPyConnection, name: str, table: pa.Table) -> None:
     connection.register("incoming", table)
-    connection.execute(f'CREATE TABLE "{name}" AS FROM incoming')
+    connection.execute(f"CREATE TABLE {name} AS FROM incoming")
     connection.unregister("incoming")
+
+
+def _create_rows(connection: DuckDBPyConnection, store: StoreReader, latest: int | None) -> None:
+    """The table behind, and `samples` and `scores` as views of it."""
+    samples = store.samples(latest)
+    values = arrays(SAMPLES.columns, samples)
+    shown = [column.name for column in OF_SCORES]
+    if latest is None:
+        values += [pa.nulls(len(samples), arrow_type(column.type)) for column in OF_SCORES]
+    else:
+        scores = store.scores(latest)
+        if len(scores) != len(samples):
+            raise StoreFormatError(
+                f"version {latest} of {store.paths.root} has scores of {len(scores)} samples, but "
+                f"its data has {len(samples)}; run `gracekit verify`"
+            )
+        of_scores = score_arrays(scores.scores)
+        values += [*arrays(OF_SCORES, scores), *(array for _, array in of_scores)]
+        shown += [field.name for field, _ in of_scores]
+    names = [*SAMPLES.names, *(_OF_SCORES + name for name in shown)]
+    _create(connection, _BEHIND.name, pa.Table.from_arrays(values, names=names))
+    identity = [name for name in SCORES.names if name in SAMPLES.names]
+    own = [f"{quote_name(_OF_SCORES + name)} AS {quote_name(name)}" for name in shown]
+    none = " LIMIT 0" if latest is None else ""
+    for table, columns in ((SAMPLES, SAMPLES.names), (SCORES, [*identity, *own])):
+        shows = f"SELECT {', '.join(columns)} FROM {_BEHIND.name}"
+        connection.execute(f"CREATE VIEW {table.name} AS {shows}{none if table is SCORES else ''}")
 
 
 def _create_versions(
@@ -113,13 +100,18 @@ def _create_versions(
     before: str | None,
 ) -> None:
     known = _known(connection, versions, before)
-    rows = [_version(store.header(v), f) for v, f in versions.items() if v not in known]
-    connection.register("incoming", pa.Table.from_pylist(rows, schema=_VERSIONS))
-    source = "SELECT * REPLACE (header::JSON AS header) FROM incoming"
+    new = (
+        ListedVersion(store.header(version), facts.removed_at)
+        for version, facts in versions.items()
+        if version not in known
+    )
+    connection.register("incoming", records(VERSIONS.columns, new))
+    as_json = ", ".join(f"{c.name}::JSON AS {c.name}" for c in VERSIONS.columns if c.type == "json")
+    source = f"SELECT * REPLACE ({as_json}) FROM incoming"
     if known:
         connection.register("known", pa.table({"version": pa.array(sorted(known), pa.int32())}))
         source += f" UNION ALL SELECT * FROM {before}.versions SEMI JOIN known USING (version)"
-    connection.execute(f"CREATE TABLE versions AS FROM ({source}) ORDER BY version")
+    connection.execute(f"CREATE TABLE {VERSIONS.name} AS FROM ({source}) ORDER BY version")
     connection.unregister("incoming")
     connection.unregister("known")
 
@@ -136,44 +128,19 @@ def _known(
         version
         for version, facts in versions.items()
         if there.get(version)
-        == (facts.refresh_id, _time(facts.created_at), facts.removed_at and _time(facts.removed_at))
+        == (
+            facts.refresh_id,
+            utc_time(facts.created_at),
+            facts.removed_at and utc_time(facts.removed_at),
+        )
     }
 
 
-def _samples(store: StoreReader) -> pa.Table:
-    # GROUP is a word of SQL: a column of that name would need quotes everywhere.
-    table = samples_table(store.samples())
-    names = ["group_name" if name == "group" else name for name in table.column_names]
-    return table.rename_columns(names)
-
-
-def _scores(store: StoreReader, versions: Mapping[int, VersionFacts]) -> pa.Table:
-    if not versions:
-        return _NO_SCORES.empty_table()
-    return scores_table(store.scores(max(versions)))
-
-
-def _version(header: Header, facts: VersionFacts) -> Json:
-    return {
-        **version_row(header),
-        "created_at": _time(header.created_at),
-        "removed_at": facts.removed_at and _time(facts.removed_at),
-        "header": header.to_text(),
-    }
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text).replace(tzinfo=None)
-
-
-def _store(store: StoreReader, versions: Mapping[int, VersionFacts]) -> pa.Table:
-    dataset = store.dataset()
-    return pa.table(
-        {
-            "schema_version": pa.array([SCHEMA_VERSION], pa.int32()),
-            "gracekit_version": [__version__],
-            "fingerprint": [dataset.fingerprint],
-            "num_samples": pa.array([dataset.num_samples], pa.int64()),
-            "latest_version": pa.array([max(versions, default=None)], pa.int32()),
-        }
+def _checkpoints() -> str:
+    """The query of the table `checkpoints`; one look into each header finds all that it takes."""
+    columns = ", ".join(f"{column.sql} AS {column.name}" for column in CHECKPOINTS.columns)
+    found = f"json_extract_string(header, {list(CHECKPOINT_PATHS)})"
+    return (
+        f"SELECT {columns} FROM (SELECT version, step, {found} AS found FROM versions) "
+        "GROUP BY step, found[3] ORDER BY min(version)"
     )

@@ -1,21 +1,14 @@
-"""Data that changes while a store follows a run: noticed, judged, and taken into what is known."""
+"""The user's data as it changes while a store follows a run: read again, and judged."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from gracekit.errors import DataError, StoreDataMismatchError
-from gracekit.recipe import DataSection, GraphSection
-
-if TYPE_CHECKING:
-    from gracekit.refresher.state import Known
-    from gracekit.samples import Growth, RawSamples
+from gracekit.recipe import DataSection
+from gracekit.samples import Growth, RawSamples, data_stamp, load_samples
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +30,6 @@ class CurrentData:
 
     def renew(self, check: Callable[[RawSamples], None]) -> RawSamples:
         """The samples as they are now; `check` may refuse them by one of the two errors."""
-        from gracekit.samples import data_stamp
-
         self.problem = None
         if data_stamp(self._settings) == self._stamp:
             return self.samples
@@ -56,8 +47,6 @@ class CurrentData:
         return self.samples
 
     def _read(self) -> tuple[object, RawSamples]:
-        from gracekit.samples import data_stamp, load_samples
-
         stamp = data_stamp(self._settings)
         samples = load_samples(self._settings, strict=self._strict)
         if data_stamp(self._settings) != stamp:
@@ -74,7 +63,7 @@ class CurrentData:
         return stamp, samples
 
 
-def require_kin(growth: Growth, *, max_lost: float, source: str, store: Path) -> None:
+def require_same_data(growth: Growth, *, max_lost: float, source: str, store: Path) -> None:
     """Raise `StoreDataMismatchError` where too many samples would be lost: it is other data."""
     before = growth.samples.present.copy()
     before[growth.added], before[growth.returned], before[growth.removed] = False, False, True
@@ -89,31 +78,4 @@ def require_kin(growth: Growth, *, max_lost: float, source: str, store: Path) ->
         f"is more than refresh.max_lost ({max_lost:g}) lets go. Correct data.path or "
         "data.id_column, restore the data, or name a new store; where the samples are meant to "
         "go, say so once with --set refresh.max_lost=1"
-    )
-
-
-def grown(known: Known, growth: Growth, settings: GraphSection) -> Known:
-    """The last version as it stands for the changed data.
-
-    New and changed samples, and those that came back, are never measured: without scores, features
-    and neighbours. Removed ones are out of everything.
-    """
-    from gracekit.graph import grow_index, symmetric
-    from gracekit.store import filled, scores_for
-
-    samples, n = growth.samples, len(growth.samples)
-    forgotten = growth.forgotten
-    if not forgotten.any():
-        return dataclasses.replace(known, samples=samples)
-    index = grow_index(known.index, n, np.flatnonzero(forgotten[: len(known.samples)]), settings)
-    return dataclasses.replace(
-        known,
-        samples=samples,
-        scores=scores_for(known.scores, samples, forgotten),
-        values={name: filled(v, np.nan, forgotten) for name, v in known.values.items()},
-        changes={name: filled(c, 0, forgotten) for name, c in known.changes.items()},
-        features=filled(known.features, 0, forgotten),
-        valid=filled(known.valid, False, forgotten),
-        index=index,
-        graph=symmetric(index.graph),
     )

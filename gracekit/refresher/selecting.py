@@ -1,10 +1,9 @@
-"""What the command line and `import gracekit` call: one refresh, a selection, a rollback."""
+"""Versions from stored scores: a selection with other settings, and a rollback. No model."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,46 +11,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFoundError
-from gracekit.progress import Progress
 from gracekit.recipe import Recipe, ScoringSection
-from gracekit.refresher.flow import Refresher, RefreshResult
-from gracekit.refresher.state import selection_inputs
+from gracekit.refresher.loading import selection_inputs
+from gracekit.refresher.result import RefreshResult
+from gracekit.selection import select
+from gracekit.store import Store, VersionDraft
 from gracekit.types import Selection
 from gracekit.version.header import Header, Settings, Timings
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from gracekit.store import Store
-
 logger = logging.getLogger(__name__)
-
-
-def refresh(
-    recipe: Recipe | str | Path,
-    checkpoint: str | Path,
-    *,
-    strict: bool = False,
-    stop: threading.Event | None = None,
-) -> RefreshResult:
-    """Make one version from one checkpoint directory.
-
-    Args:
-        recipe: A `Recipe`, or the path of one.
-        checkpoint: A complete checkpoint; its layout is recognised.
-        strict: Refuse data with rows that cannot be used.
-        stop: Ends the refresh after the batch in progress with `RefreshStoppedError`.
-
-    Raises:
-        GracekitError: Says what is wrong and what to do; the last version stays valid.
-    """
-    from gracekit.checkpoints import check_checkpoint
-
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    found = check_checkpoint(Path(checkpoint), recipe.checkpoints)
-    refresher = Refresher.from_recipe(recipe, strict=strict)
-    with refresher.locked():
-        return refresher.refresh(found, progress=Progress(stop))
 
 
 def reselect(recipe: Recipe | str | Path) -> RefreshResult:
@@ -61,9 +32,6 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
         StoreNotFoundError, VersionNotFoundError: There are no scores to select from yet.
         StoreFormatError: The cached graph is lost; the next refresh makes a new one.
     """
-    from gracekit.selection import select
-    from gracekit.store import Store, VersionDraft
-
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     store = Store.open(recipe.store)
     with store.writing():
@@ -81,7 +49,7 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
         selection = select(
             recipe.selection,
-            **selection_inputs(store, recipe),
+            selection_inputs(store, recipe),
             seed=recipe.seed,
             version=store.next_version(),
         )
@@ -114,8 +82,6 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
         StoreFormatError: It is damaged.
         StoreDataMismatchError: None of its samples is in the data any more.
     """
-    from gracekit.store import Store, VersionDraft
-
     store = Store.open(root)
     with store.writing():
         started = time.perf_counter()

@@ -1,0 +1,212 @@
+"""The verbs that measure: `watch`, `refresh`, `plan`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal, overload
+
+from gracekit import daemon, refresher
+from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe
+from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.daemon import WatchReport
+from gracekit.errors import CheckpointError
+from gracekit.refresher import CostEstimate, PlanPreview, Refresher, RefreshResult
+
+logger = logging.getLogger(__name__)
+
+
+@overload
+def watch(
+    recipe: RecipeLike,
+    checkpoint_dir: str | Path,
+    *,
+    dry_run: Literal[True],
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    strict: bool = False,
+) -> PlanPreview: ...
+@overload
+def watch(
+    recipe: RecipeLike,
+    checkpoint_dir: str | Path,
+    *,
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    once: bool = False,
+    on_backlog: Literal["latest", "all"] | None = None,
+    max_checkpoints: int | None = None,
+    dry_run: Literal[False] = False,
+    metrics_port: int | None = None,
+    metrics_address: str = "127.0.0.1",
+    strict: bool = False,
+    stop: threading.Event | None = None,
+    on_version: Callable[[RefreshResult], None] = lambda result: None,
+) -> WatchReport: ...
+def watch(
+    recipe: RecipeLike,
+    checkpoint_dir: str | Path,
+    *,
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    once: bool = False,
+    on_backlog: Literal["latest", "all"] | None = None,
+    max_checkpoints: int | None = None,
+    dry_run: bool = False,
+    metrics_port: int | None = None,
+    metrics_address: str = "127.0.0.1",
+    strict: bool = False,
+    stop: threading.Event | None = None,
+    on_version: Callable[[RefreshResult], None] = lambda result: None,
+) -> WatchReport | PlanPreview:
+    """Follow a directory of checkpoints: a new version for each complete one.
+
+    Training is never paused. The call returns when `stop` is set, or as `once` and
+    `max_checkpoints` say.
+
+    Args:
+        recipe: A `Recipe`, or the path of one.
+        checkpoint_dir: Where the trainer writes its checkpoints; it may not exist yet.
+        store: A store to use instead of the recipe's.
+        set: Changes to the recipe, such as `{"selection.fraction": 0.2}`.
+        once: Handle the newest complete checkpoint, if there is one, and return.
+        on_backlog: Which to take when several checkpoints wait; default: as the recipe says.
+        max_checkpoints: Return after so many new versions.
+        dry_run: Only return the plan for the newest checkpoint.
+        metrics_port: Serve metrics for Prometheus there; needs `gracekit[metrics]`.
+        metrics_address: The address to serve them at.
+        strict: Refuse data with rows that cannot be used.
+        stop: Ends the call after the batch in progress; `gracekit.stop_on_signals` gives one that
+            Ctrl-C and SIGTERM set.
+        on_version: Called with each result.
+
+    Raises:
+        StoreLockedError: Another daemon follows a run for this store.
+        CheckpointError: With `dry_run`: there is no complete checkpoint yet.
+        GracekitError: Recipe, data or store cannot be used.
+
+    Example:
+        >>> with gracekit.stop_on_signals() as stop:
+        ...     gracekit.watch("gracekit.yaml", "runs/sft", stop=stop).num_published
+        7
+    """
+    loaded = load_recipe(recipe, set, store)
+    if on_backlog is not None:
+        loaded = loaded.override({"checkpoints.on_backlog": on_backlog})
+    checkpoint_dir = Path(checkpoint_dir)
+    if dry_run:
+        found = find_checkpoints(checkpoint_dir, loaded.checkpoints)
+        if not found:
+            raise CheckpointError(f"there is no complete checkpoint in {checkpoint_dir} yet")
+        return refresher.preview(loaded, found[-1], strict=strict)
+    with ExitStack() as stack:
+        metrics = None
+        if metrics_port is not None:
+            metrics = daemon.Metrics(Path(loaded.store))
+            port = stack.enter_context(metrics.serve(metrics_address, metrics_port))
+            logger.info("metrics at http://%s:%d/metrics", metrics_address, port)
+        return daemon.watch(
+            Refresher.from_recipe(loaded, strict=strict),
+            checkpoint_dir,
+            stop=stop or threading.Event(),
+            once=once,
+            max_checkpoints=max_checkpoints,
+            on_version=on_version,
+            metrics=metrics,
+        )
+
+
+@overload
+def refresh(
+    recipe: RecipeLike,
+    checkpoint: str | Path,
+    *,
+    dry_run: Literal[True],
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    strict: bool = False,
+) -> PlanPreview: ...
+@overload
+def refresh(
+    recipe: RecipeLike,
+    checkpoint: str | Path,
+    *,
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    dry_run: Literal[False] = False,
+    strict: bool = False,
+    stop: threading.Event | None = None,
+) -> RefreshResult: ...
+def refresh(
+    recipe: RecipeLike,
+    checkpoint: str | Path,
+    *,
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    dry_run: bool = False,
+    strict: bool = False,
+    stop: threading.Event | None = None,
+) -> RefreshResult | PlanPreview:
+    """Make one version from one checkpoint.
+
+    Args:
+        recipe: A `Recipe`, or the path of one.
+        checkpoint: A complete checkpoint; its layout is recognised.
+        store: A store to use instead of the recipe's.
+        set: Changes to the recipe, such as `{"selection.fraction": 0.2}`.
+        dry_run: Only return the plan; writes nothing.
+        strict: Refuse data with rows that cannot be used.
+        stop: Ends the refresh after the batch in progress with `RefreshStoppedError`.
+
+    Raises:
+        GracekitError: Says what is wrong and what to do; the last version stays valid.
+
+    Example:
+        >>> result = gracekit.refresh("gracekit.yaml", "runs/sft/checkpoint-300")
+        >>> result.version, result.is_new
+        (4, True)
+    """
+    loaded = load_recipe(recipe, set, store)
+    if dry_run:
+        found = check_checkpoint(Path(checkpoint), loaded.checkpoints)
+        return refresher.preview(loaded, found, strict=strict)
+    return refresher.refresh(loaded, checkpoint, strict=strict, stop=stop)
+
+
+def plan(
+    recipe: RecipeLike,
+    checkpoint: str | Path,
+    *,
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    strict: bool = False,
+) -> CostEstimate:
+    """What a refresh of a checkpoint would cost here: samples, tokens, seconds, memory, disk.
+
+    Loads the model and times it on a few samples; writes nothing. `refresh(…, dry_run=True)` gives
+    the plan alone, without the model.
+
+    Args:
+        recipe: A `Recipe`, or the path of one.
+        checkpoint: A complete checkpoint.
+        store: A store to use instead of the recipe's.
+        set: Changes to the recipe, such as `{"refresh.max_fraction": 1.0}`.
+        strict: Refuse data with rows that cannot be used.
+
+    Returns:
+        The estimate; its `obstacles` say why the refresh cannot fit, and are empty when it can.
+
+    Raises:
+        MeasureError: Not even the longest sample alone can be measured.
+        GracekitError: Recipe, data, checkpoint or store cannot be used.
+
+    Example:
+        >>> gracekit.plan("gracekit.yaml", "runs/sft/checkpoint-300").obstacles
+        []
+    """
+    loaded = load_recipe(recipe, set, store)
+    found = check_checkpoint(Path(checkpoint), loaded.checkpoints)
+    return refresher.estimate(loaded, found, strict=strict)

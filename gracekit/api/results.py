@@ -1,0 +1,47 @@
+"""The types of what the verbs return, for annotations."""
+
+from gracekit.api.asking import AnswerBatches, SqlAnswer
+from gracekit.daemon import WatchReport
+from gracekit.exports import Exported
+from gracekit.first_recipe import FirstRecipe
+from gracekit.refresher import CostEstimate, PlanPreview, RefreshResult
+from gracekit.store import GcReport, NamedQuery, Pinned, Problem
+from gracekit.views.compare import Comparison, SelectorOutcome
+from gracekit.views.diff import Diff, DiffSide, GroupChanges, Mover, Movers
+from gracekit.views.explain import SampleExplanation, SelectedNeighbors, SimilarSamples
+from gracekit.views.status import Health, Status
+from gracekit.views.store_contents import LatestVersion, StoreContents
+from gracekit.views.verify import Verification
+from gracekit.views.versions import VersionRecord, Versions
+
+__all__ = [
+    "AnswerBatches",
+    "Comparison",
+    "CostEstimate",
+    "Diff",
+    "DiffSide",
+    "Exported",
+    "FirstRecipe",
+    "GcReport",
+    "GroupChanges",
+    "Health",
+    "LatestVersion",
+    "Mover",
+    "Movers",
+    "NamedQuery",
+    "Pinned",
+    "PlanPreview",
+    "Problem",
+    "RefreshResult",
+    "SampleExplanation",
+    "SelectedNeighbors",
+    "SelectorOutcome",
+    "SimilarSamples",
+    "SqlAnswer",
+    "Status",
+    "StoreContents",
+    "Verification",
+    "VersionRecord",
+    "Versions",
+    "WatchReport",
+]

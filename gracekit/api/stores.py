@@ -1,0 +1,80 @@
+"""What a verb is given: a store, a version, a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from gracekit.errors import RecipeError, UsageError
+from gracekit.recipe import Recipe, read_yaml
+from gracekit.store import Store, StoreReader, versions_in_words
+
+StoreLike = Store | Path | str
+"""A store: open, or its directory."""
+RecipeLike = Recipe | Path | str
+"""A recipe, or the path of one."""
+VersionLike = int | Literal["latest"]
+"""A version: its number, or `"latest"`."""
+Changes = Mapping[str, Any] | Sequence[str]
+"""Changes to a recipe: `{"selection.fraction": 0.2}`, or as on the command line
+`["selection.fraction=0.2"]`, where values are read as YAML."""
+
+
+def open_store(store: StoreLike) -> Store:
+    """The store as it is now, opened where it is a path.
+
+    Raises:
+        StoreNotFoundError: There is none.
+        StoreFormatError: It is damaged, or of a newer gracekit.
+    """
+    return store.renew() if isinstance(store, Store) else Store.open(store)
+
+
+def root_of(store: StoreLike) -> Path:
+    """The directory of a store, which need not exist."""
+    return store.paths.root if isinstance(store, Store) else Path(store)
+
+
+def resolve(store: StoreReader, version: VersionLike) -> int:
+    """The number of a version.
+
+    Raises:
+        UsageError: It is neither a whole number nor `"latest"`.
+        VersionNotFoundError: There is no such version, none yet, or gc removed it. Either message
+            says which versions there are.
+    """
+    try:
+        return store.resolve(version)
+    except UsageError as error:
+        existing = versions_in_words(store.manifests(), store.removed())
+        raise UsageError(f"{error}; the store {store.paths.root} has {existing}") from None
+
+
+def load_recipe(
+    recipe: RecipeLike, changes: Changes | None = None, store: StoreLike | None = None
+) -> Recipe:
+    """The recipe, with changes applied, for another store where one is given.
+
+    Raises:
+        RecipeError: The recipe or a change is wrong.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    values = _values(changes or {})
+    if store is not None:
+        values["store"] = str(root_of(store))
+    return loaded.override(values) if values else loaded
+
+
+def _values(changes: Changes) -> dict[str, Any]:
+    if isinstance(changes, Mapping):
+        return dict(changes)
+    if isinstance(changes, str):
+        changes = [changes]
+    values: dict[str, Any] = {}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise RecipeError(f"--set takes KEY=VALUE, found {change!r}")
+        values[key.strip()] = read_yaml(text, f"--set {key}: {text!r}")
+    return values

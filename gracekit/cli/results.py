@@ -1,0 +1,69 @@
+"""What `watch`, `refresh` and `select` print of a new version, and of a plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gracekit.cli.output import Output
+from gracekit.words import duration, size
+
+if TYPE_CHECKING:
+    from gracekit.api.results import PlanPreview, RefreshResult
+
+
+def show_result(out: Output, result: RefreshResult) -> None:
+    """A version that was made, in one line."""
+    found = {"is_new": result.is_new, **result.header.to_json()}
+    out.show(found, lambda: out.line(_in_one_line(result)))
+
+
+def _in_one_line(result: RefreshResult) -> str:
+    if not result.is_new:
+        return f"version {result.version} was made of the same before: nothing to do"
+    header = result.header
+    stats, timings = header.stats, header.timings
+    parts = [f"version {header.version}", f"step {header.checkpoint.step}"]
+    if header.refresh is not None:
+        parts.append(f"measured {header.refresh.num_measured:,} of {header.refresh.num_rows:,}")
+    changes = [stats.num_added or 0, stats.num_removed or 0, stats.num_changed or 0]
+    if header.parent_version is not None and any(changes):
+        parts.append("data: {:,} joined, {:,} left, {:,} changed".format(*changes))
+    if header.audit is not None:
+        parts.append(
+            f"audit rank correlation {header.audit.rank_correlation:.2f} "
+            f"(stale {header.audit.rank_correlation_stale:.2f}, "
+            f"over all {header.audit.rank_correlation_all:.2f})"
+        )
+    parts.append(f"coreset {stats.num_selected:,}")
+    parts.append(
+        f"{timings.model_pass_s or 0:.1f} s in the model pass, "
+        f"{timings.other_s or 0:.1f} s outside it"
+    )
+    return " · ".join(parts)
+
+
+def show_plan(out: Output, plan: PlanPreview) -> None:
+    """The plan without its cost."""
+    out.show(plan, lambda: print_plan(out, plan))
+
+
+def print_plan(out: Output, plan: PlanPreview) -> None:
+    """The same as text."""
+    share = plan.num_rows / max(plan.num_samples, 1)
+    out.line(f"checkpoint   {plan.checkpoint} (step {plan.step})")
+    out.line(f"would make   version {plan.version}")
+    out.line(
+        f"measure      {plan.num_rows:,} of {plan.num_samples:,} rows ({share:.0%}), "
+        f"{plan.num_tokens:,} tokens in {plan.num_shards} shards"
+    )
+    for reason, count in plan.reasons.items():
+        out.line(f"  {reason:<16} {count:,}")
+    if plan.max_rows > plan.num_rows:
+        out.line(f"at most      {plan.max_rows:,} rows while the audit misses the target")
+    out.line(f"model        {size(plan.weight_bytes)} of weights")
+
+
+def in_at_most(seconds: float, most: float) -> str:
+    """A duration, and how long it may take at most where that is more."""
+    found = duration(seconds)
+    return found if most <= 1.01 * seconds else f"{found}, at most {duration(most)}"

@@ -1,0 +1,51 @@
+"""`gracekit versions`: a line per version."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import gracekit
+from gracekit.cli import cells
+from gracekit.cli.options import answers_with_tables, clear_errors, takes_store
+from gracekit.cli.output import Output, TableColumn
+
+COLUMNS = (
+    TableColumn(key="version", title="version", is_number=True),
+    TableColumn(key="parent_version", title="parent", is_number=True, priority=12),
+    TableColumn(key="step", title="step", show=cells.count, is_number=True, priority=1),
+    TableColumn(key="operation", title="made by", priority=3),
+    TableColumn(key="measured_percent", title="measured %", show=cells.percent, is_number=True,
+                priority=4),
+    TableColumn(key="rank_correlation", title="audit corr", show=cells.two_digits, is_number=True,
+                priority=5),
+    TableColumn(key="rank_correlation_stale", title="stale corr", show=cells.two_digits,
+                is_number=True, priority=10),
+    TableColumn(key="rank_correlation_all", title="over all", show=cells.two_digits,
+                is_number=True, priority=7),
+    TableColumn(key="num_samples", title="samples", show=cells.count, is_number=True, priority=9),
+    TableColumn(key="num_selected", title="coreset", show=cells.count, is_number=True, priority=2),
+    TableColumn(key="churn_percent", title="churn %", show=cells.percent, is_number=True,
+                priority=6),
+    TableColumn(key="model_pass_s", title="model pass", show=cells.seconds, is_number=True,
+                priority=8),
+    TableColumn(key="other_s", title="other", show=cells.seconds, is_number=True, priority=11),
+    TableColumn(key="state", title="state", priority=4),
+)  # fmt: skip
+
+
+@click.command(epilog="\b\nExamples:\n  gracekit versions\n  gracekit versions --all-columns")
+@clear_errors
+@takes_store
+@answers_with_tables
+def versions(store: Path, out: Output) -> None:
+    """List the versions: step, measured share, audit, coreset, churn, seconds."""
+    found = gracekit.versions(store)
+
+    def print_text() -> None:
+        records = found.to_json()
+        has_state = any(record["state"] for record in records)
+        out.table([c for c in COLUMNS if has_state or c.key != "state"], records)
+
+    out.show(found, print_text)

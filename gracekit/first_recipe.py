@@ -1,0 +1,164 @@
+"""`gracekit init`: look at the training data, and write a commented recipe for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gracekit.errors import RecipeError
+from gracekit.files import write_text_atomic
+from gracekit.recipe import DataSection, Recipe
+from gracekit.samples import load_samples
+from gracekit.tabular import ShortRepr
+from gracekit.types import Json
+
+TEMPLATE = """\
+# gracekit recipe for {name}: {num_samples} samples{groups_note}.
+# Every key that is left out has its default; `gracekit watch --set KEY=VALUE` changes one for once.
+
+data:
+  path: {path}
+  format: {format}            # auto | prompt-completion | alpaca | messages | sharegpt | text
+  id_column: {id_column}         # unique ids; null: a hash of the content
+  group_column: {group_column}      # source, task or category of a sample
+  max_length: 1024          # longest token sequence, as in your trainer
+  loss_on: auto             # auto | response | all: the tokens that your trainer puts loss on
+
+store: {store}       # everything gracekit knows lives here
+seed: 0
+
+checkpoints:
+  on_backlog: latest        # latest | all, when several checkpoints wait
+  poll_interval_s: 5
+
+scoring:
+  scores: [gradient-norm, loss] # all from one pass; docs/scores.md lists them
+  importance: gradient-norm # the one of them that selection uses
+  length_correction: sqrt   # sqrt | bins | none: the raw norm is mostly a short-answer detector
+  normalise: group          # group | all: rank of a sample within its group, or among all
+  batch_tokens: 4096        # lower it when memory is short
+  device: auto
+
+refresh:
+  plan: random              # random | cover | grace | oldest: which rows a refresh measures
+  min_fraction: 0.10        # share of the samples measured at each checkpoint
+  max_fraction: 0.30        # ... and at most, while the audit misses the target
+  target_rank_correlation: 0.9
+  full_every: 0             # measure everything at every so many versions; 0: never by count
+  new_samples: budget       # budget | all: samples that joined the data, within max_fraction or not
+  max_lost: 0.3             # more of the samples gone or changed from one version to the next is
+                            # refused as other data
+
+propagation:
+  rule: gated               # gated | grace | none
+
+selection:
+  selector: coverage        # or a baseline: random, top, ...: see docs/selection.md
+  fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
+  importance_weight: 0.5    # 0 only coverage, 1 only importance
+  churn_penalty: 0.0        # above 0 (try 0.1) a version changes only what is worth changing
+  group_quota: none         # none | proportional | sqrt | equal | shares (with group_shares)
+  group_minimum: 0          # samples of each group at least
+  keep_groups_below: 0      # groups with fewer samples than this are taken whole
+  always_in: []             # ids; or an SQL condition: always_in_where: "group_name = 'gold'"
+  never_in: []              # ids; or never_in_where: "num_response_tokens < 5"
+  drop_hardest: 0.0         # share of the most important samples left out as probable label noise
+  max_similarity: null      # of samples more similar than this cosine, only one may be selected
+  weights: coverage         # coverage | uniform | inverse-probability | selector
+
+retention:
+  keep: null                # versions to keep; older ones leave what was measured. null: all
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FirstRecipe(ShortRepr):
+    """The recipe that was written, and what was found in the data."""
+
+    recipe: str
+    """Its path."""
+    num_samples: int
+    num_skipped: int
+    """Rows of the data that cannot be used."""
+    first_skipped: str | None
+    """The first of them and why; None: every row can be used."""
+    format: str
+    groups: tuple[str, ...]
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        return {
+            "recipe": self.recipe,
+            "num_samples": self.num_samples,
+            "num_skipped": self.num_skipped,
+            "format": self.format,
+            "groups": list(self.groups),
+        }
+
+
+def write_first_recipe(
+    data: str,
+    *,
+    output: Path,
+    store: str,
+    id_column: str | None,
+    group_column: str | None,
+    force: bool,
+    strict: bool,
+) -> FirstRecipe:
+    """Look at the data and write a recipe for it; the arguments are those of `gracekit.init`.
+
+    Raises:
+        RecipeError: The recipe exists, and `force` is not given.
+        DataError: The data cannot be read or used.
+    """
+    if output.exists() and not force:
+        raise RecipeError(f"{output} exists; choose another --output, or --force to replace it")
+    raw = load_samples(
+        DataSection(path=data, id_column=id_column, group_column=group_column), strict=strict
+    )
+    num_groups = len(raw.group_names)
+    text = TEMPLATE.format(
+        name=_one_line(Path(data).name),
+        num_samples=f"{len(raw.sample_ids):,}",
+        groups_note=f" in {num_groups} groups" if group_column else "",
+        path=_yaml(_from_recipe(data, output)),
+        format=_yaml(raw.format),
+        id_column=_yaml(id_column),
+        group_column=_yaml(group_column),
+        store=_yaml(store),
+    )
+    write_text_atomic(output, text)
+    Recipe.load(output)
+    first = raw.skipped[0] if raw.skipped else None
+    return FirstRecipe(
+        recipe=str(output),
+        num_samples=len(raw.sample_ids),
+        num_skipped=len(raw.skipped),
+        first_skipped=None if first is None else f"row {first.source_row}: {first.reason}",
+        format=raw.format,
+        groups=tuple(raw.group_names),
+    )
+
+
+def _from_recipe(data: str, output: Path) -> str:
+    """The data's path as the recipe will read it: relative to the recipe's folder."""
+    path = Path(data)
+    if not path.exists() or path.is_absolute():
+        return data
+    folder = output.absolute().parent
+    absolute = path.absolute()
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
+def _yaml(value: Any) -> str:
+    """One scalar as YAML on one line."""
+    text: str = yaml.safe_dump(value, width=10**9, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("...").strip()
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)

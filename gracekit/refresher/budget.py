@@ -1,0 +1,147 @@
+"""The plan's budget: how many rows a refresh measures, first and at most, and which.
+
+`first_plan` is what a refresh begins with and what `gracekit plan` shows: there is no other. Later
+rounds go on by `next_round`, as the audit says; the next refresh starts with `next_start`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gracekit.recipe import Recipe, RefreshSection
+from gracekit.refresher.last import LastRefresh
+from gracekit.staleness import full_plan, plan_rows
+from gracekit.types import RefreshPlan, SampleTable
+from gracekit.version.outcomes import Audit
+
+_START = 0.8
+"""Of what the last refresh needed, to start with."""
+_MOST_OF_THE_WAY, _NEAR = 0.8, 0.02
+"""Share of the missing rows that a round adds, unless they are but this share of all."""
+_LEAST_STEP = 0.005
+"""Of all rows, that a round adds: each costs a propagation."""
+NEVER_FULL = -1.0
+"""`refresh.full_below` that no rank correlation is below."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstPlan:
+    """What the first round measures, and how far later ones may go."""
+
+    plan: RefreshPlan
+    is_full: bool
+    """Whether everything is measured, whatever an audit would say."""
+    num_rows: int
+    """Samples in the data, n."""
+    limit: int
+    """Rows that rounds may come to while the audit misses its target."""
+    most: int
+    """Rows that may be measured in the end: `limit`, or all where `refresh.full_below` can ask."""
+
+
+def first_plan(
+    last: LastRefresh | None, recipe: Recipe, *, samples: SampleTable, step: int
+) -> FirstPlan:
+    """Plan the first round of a refresh.
+
+    It measures everything where there is no last refresh, where `refresh.full_every` says so, or
+    where the budget covers everything. Else it measures a little less than the last refresh needed,
+    at least `refresh.min_fraction`.
+
+    Args:
+        last: The last refresh, as it stands for the samples; None measures everything.
+        recipe: All settings.
+        samples: The sample table as it is now.
+        step: Training step of the checkpoint.
+    """
+    settings, n = recipe.refresh, int(samples.present.sum())
+    if last is None or is_full(settings, last):
+        everything = full_plan(samples.present)
+        return FirstPlan(plan=everything, is_full=True, num_rows=n, limit=n, most=n)
+    least, limit, _ = budgets(settings, n, last.num_never)
+    plan = plan_round(
+        last, recipe, None, budget=min(max(least, last.next_budget), limit), step=step
+    )
+    most = n if settings.full_below > NEVER_FULL else limit
+    return FirstPlan(plan=plan, is_full=False, num_rows=n, limit=limit, most=most)
+
+
+def plan_round(
+    last: LastRefresh, recipe: Recipe, before: RefreshPlan | None, *, budget: int, step: int
+) -> RefreshPlan:
+    """The plan of all rounds so far: that of the rounds `before`, and more rows up to `budget`."""
+    num_rows = int(last.samples.present.sum())
+    return plan_rows(
+        recipe.refresh,
+        scores=last.scores,
+        graph=last.graph,
+        values=last.values[recipe.scoring.importance],
+        measurable=last.samples.num_response_tokens > 0,
+        step=step,
+        budget=budget,
+        num_probe=budgets(recipe.refresh, num_rows, last.num_never)[2],
+        before=before,
+        seed=recipe.seed,
+    )
+
+
+def is_full(settings: RefreshSection, last: LastRefresh) -> bool:
+    """Whether a refresh measures everything by count, or because its budget covers it."""
+    by_count = settings.full_every > 0 and last.num_since_full + 1 >= settings.full_every
+    num_rows = int(last.samples.present.sum())
+    return by_count or budgets(settings, num_rows, last.num_never)[0] >= num_rows
+
+
+def budgets(settings: RefreshSection, num_rows: int, num_never: int) -> tuple[int, int, int]:
+    """Rows measured at least, rows measured at most, and how many of the least are the probe.
+
+    The probe never takes more than half of what is measured at least without the rows that were
+    never measured. These come on top of both (`new_samples: all`), or raise the least as far as
+    the most allows.
+    """
+    least = min(num_rows, math.ceil(settings.min_fraction * num_rows))
+    most = min(num_rows, max(least, math.ceil(settings.max_fraction * num_rows)))
+    probe = max(settings.min_probe, math.ceil(settings.probe_fraction * num_rows))
+    probe = min(probe, least // 2)
+    if settings.new_samples == "all":
+        least, most = min(least + num_never, num_rows), min(most + num_never, num_rows)
+    elif num_never:
+        least = min(max(least, num_never + probe), most)
+    return least, most, probe
+
+
+def next_round(audit: Audit, num_rows: int) -> int:
+    """Rows to measure in all in the next round.
+
+    With more measured the others will be better predicted. So it goes most of the way to what is
+    needed now, all of it when that is near, and never to more than twice as many as so far.
+    """
+    missing = _needed_share(audit, num_rows) * num_rows - audit.num_measured
+    if missing > _NEAR * num_rows:
+        missing *= _MOST_OF_THE_WAY
+    wanted = audit.num_measured + math.ceil(max(missing, _LEAST_STEP * num_rows))
+    return min(wanted, 2 * audit.num_measured, num_rows)
+
+
+def next_start(audit: Audit | None, num_measured: int, num_rows: int) -> int:
+    """Rows with which the next refresh should start, given what this one needed.
+
+    Somewhat less: training mostly slows down, and a further round costs no model pass. Never more
+    than half of all, so that a run that slows down at once is noticed.
+    """
+    if audit is None:
+        needed = float(num_measured)
+    elif audit.num_measured >= num_rows:  # it says nothing of fewer
+        needed = float(num_rows)
+    else:
+        needed = _needed_share(audit, num_rows) * num_rows
+    return min(math.ceil(_START * needed), num_rows // 2)
+
+
+def _needed_share(audit: Audit, num_rows: int) -> float:
+    """Share of all rows that reaches the target if the others are then predicted no better."""
+    missing = 1 - audit.rank_correlation_all
+    unmeasured = 1 - audit.num_measured / num_rows
+    allowed = 1 - audit.target
+    return max(0.0, 1 - allowed * unmeasured / missing) if missing > 0 else 0.0

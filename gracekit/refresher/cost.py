@@ -1,0 +1,151 @@
+"""What a refresh would cost on this machine, before it is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.checkpoints import pin
+from gracekit.recipe import Recipe
+from gracekit.refresher.flow import Refresher
+from gracekit.refresher.memory_probe import MemoryProbe
+from gracekit.refresher.previewing import PlanPreview, open_beside, plan_next
+from gracekit.samples import TokenTable
+from gracekit.types import Checkpoint, Json, Rows
+
+_PROBE_TOKENS = 2048
+"""Most tokens of a batch of the probe: a batch of the recipe's size may be what cannot fit."""
+_PROBE_BATCHES = 3
+"""Batches of random rows that the probe times, after one of the longest."""
+_FEATURE_COPIES = 12
+"""Peak memory outside of the model pass in float32 copies of the features, as
+benchmarks/refresh_cost.py measures it at 1,000,000 rows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostEstimate:
+    """What the next refresh of a checkpoint would cost on this machine."""
+
+    plan: PlanPreview
+    device: str
+    tokens_per_s: float
+    """Of the model pass, from the probe."""
+    seconds: float
+    """Of the model pass for the first round."""
+    max_seconds: float
+    """Of the model pass at most, whatever the audit says."""
+    memory_bytes: int
+    """Largest of the model pass (with the longest samples) and of the stages that follow it."""
+    memory_free_bytes: int
+    disk_bytes: int
+    """Written at most, before older caches are removed."""
+    disk_free_bytes: int
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why it cannot fit; empty when it can."""
+        found = []
+        if self.memory_bytes > self.memory_free_bytes:
+            found.append(
+                f"memory: {_gib(self.memory_bytes)} needed on {self.device}, "
+                f"{_gib(self.memory_free_bytes)} free; lower scoring.batch_tokens, or use "
+                "scoring.dtype: bfloat16 or a larger device"
+            )
+        if self.disk_bytes > self.disk_free_bytes:
+            found.append(
+                f"disk: {_gib(self.disk_bytes)} needed for the store, "
+                f"{_gib(self.disk_free_bytes)} free; free some, or name a store elsewhere"
+            )
+        return found
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        return {**dataclasses.asdict(self), "fits": not self.obstacles, "obstacles": self.obstacles}
+
+
+def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> CostEstimate:
+    """Plan the next refresh, and time the model pass on a few of its samples.
+
+    Loads the model, and measures a batch of the longest planned samples, which tells the memory,
+    and a few of random ones, which tell the speed. Writes nothing to the store.
+
+    Raises:
+        MeasureError: Not even the longest sample alone can be measured.
+    """
+    probe_tokens = min(recipe.scoring.batch_tokens, _PROBE_TOKENS)
+    probe = recipe.override({"scoring.batch_tokens": probe_tokens})
+    refresher = Refresher.from_recipe(probe, strict=strict)
+    with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
+        cache = Path(folder)
+        model = open_beside(refresher, pinned, cache)
+        tokens = model.tokens(refresher.samples)
+        planned = plan_next(refresher, checkpoint, lambda: tokens)
+        plan, lengths = planned.shown, planned.lengths
+        if planned.places is not None:
+            tokens = tokens.arranged(planned.places)
+        target = model.target_samples()
+        with MemoryProbe() as memory:
+            executor = model.executor(tokens, target)
+            memory.model_is_loaded()
+            longest, drawn = _probe_rows(planned.plan.rows, tokens, probe)
+            width = next(executor.measure(longest)).features.shape[1]
+            started = time.perf_counter()
+            for _ in executor.measure(drawn):
+                pass
+            seconds = time.perf_counter() - started
+            executor.close()
+    # What a batch takes grows with its tokens.
+    of_recipe = min(recipe.scoring.batch_tokens, int(lengths.sum()))
+    of_probe = min(probe_tokens, int(tokens.lengths[longest].sum()))
+    of_pass = memory.of_batches * of_recipe / max(of_probe, 1)
+    memory_bytes = memory.of_model + math.ceil(of_pass)
+    speed = int(tokens.lengths[drawn].sum()) / max(seconds, 1e-9)
+    num_tokens = plan.num_tokens
+    at_most = num_tokens * plan.max_rows / max(plan.num_rows, 1)
+    n = plan.num_samples
+    root = next(p for p in (refresher.root, *refresher.root.absolute().parents) if p.exists())
+    return CostEstimate(
+        plan=plan,
+        device=memory.device,
+        tokens_per_s=speed,
+        seconds=num_tokens / speed,
+        max_seconds=at_most / speed,
+        memory_bytes=max(memory_bytes, _FEATURE_COPIES * 4 * n * width),
+        memory_free_bytes=memory.free,
+        disk_bytes=_disk_bytes(recipe, n, plan.max_rows, width, int(lengths.sum())),
+        disk_free_bytes=shutil.disk_usage(root).free,
+    )
+
+
+def _probe_rows(rows: Rows, tokens: TokenTable, recipe: Recipe) -> tuple[Rows, Rows]:
+    """A batch of the longest rows that carry loss, and random ones of some full batches."""
+    usable = rows[tokens.num_targets[rows] > 0]
+    longest = usable[np.argsort(-tokens.lengths[usable], kind="stable")]
+    drawn = np.random.default_rng(recipe.seed).permutation(usable)
+    budget = recipe.scoring.batch_tokens
+
+    def first(ordered: Rows, num_tokens: int) -> Rows:
+        return ordered[: int(np.searchsorted(np.cumsum(tokens.lengths[ordered]), num_tokens)) + 1]
+
+    return first(longest, budget), first(drawn, _PROBE_BATCHES * budget)
+
+
+def _disk_bytes(
+    recipe: Recipe, num_rows: int, num_measured: int, width: int, num_tokens: int
+) -> int:
+    """Files of one version: tokens, features, index, scores; and shards while measuring."""
+    k, num_scores = recipe.graph.num_neighbors, len(recipe.scoring.scores)
+    of_index = 8 * width + 8 * (k + 16) + 8 * recipe.graph.hnsw_m
+    of_row = 2 * width + of_index + 4 * num_scores + 40
+    return num_rows * of_row + num_measured * (2 * width + 4 * num_scores + 8) + 4 * num_tokens
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

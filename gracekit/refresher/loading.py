@@ -1,0 +1,166 @@
+"""What a refresh or selection reads back from a store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import numpy as np
+
+from gracekit.errors import StoreError, StoreFormatError, VersionNotFoundError
+from gracekit.graph import build_index, load_index, symmetric, unit_features
+from gracekit.protocols import SelectionInputs
+from gracekit.recipe import Recipe, ScoringSection
+from gracekit.refresher.last import LastRefresh
+from gracekit.samples import Growth
+from gracekit.scores.changes import COMPARED
+from gracekit.scores.meaning import score_meaning
+from gracekit.scores.working_values import changes_since, to_working
+from gracekit.store import Store
+from gracekit.types import Float32, Rows, SampleTable
+from gracekit.version.header import Header
+
+logger = logging.getLogger(__name__)
+
+_FEATURE_SPACE = ("features", "hidden_block", "feature_width", "sketch_seed", "sketch_side")
+"""Settings of scoring under which features compare."""
+
+
+def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> LastRefresh | None:
+    """The newest refresh, whatever was selected or rolled back to since, as it stands for the data
+    now (default: that has not changed).
+
+    None when there is none, when its features are lost, or when nothing of it is left.
+    """
+    version = store.newest_scores()
+    if version is None:
+        return None
+    header = store.header(version)
+    cache = store.load_cache(version)
+    scores = store.scores(version)
+    obstacle = _obstacle(header, recipe.scoring)
+    if cache is None or obstacle is not None:
+        obstacle = obstacle or "its features are missing or damaged"
+        logger.warning(
+            "version %d cannot be built upon (%s): measuring everything", version, obstacle
+        )
+        return None
+    features = cache.features.astype(np.float32)
+    index = load_index(cache.index_directory, settings=recipe.graph)
+    if index is None:
+        unit = unit_features(features, cache.valid)
+        index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed)
+    samples = store.samples(version)
+    values = to_working(scores.scores, samples.num_response_tokens)
+    last = LastRefresh(
+        version=version,
+        num_since_full=0 if header.refresh is None else header.refresh.num_since_full,
+        next_budget=0 if header.refresh is None else header.refresh.next_budget,
+        samples=samples,
+        scores=scores,
+        values=values,
+        changes=_last_changes(store, version, values),
+        features=features,
+        valid=cache.valid,
+        index=index,
+        graph=symmetric(index.graph),
+    )
+    if growth is not None:
+        last = last.grown(growth, recipe.graph)
+    if not last.scores.usable.any():
+        logger.warning("no sample of version %d has a score still: measuring everything", version)
+        return None
+    return last
+
+
+def _obstacle(header: Header, scoring: ScoringSection) -> str | None:
+    """Why scores and features of a version do not compare with what would be measured now."""
+    before = header.settings.scoring
+    if before is None or set(before.scores) != set(scoring.scores):
+        return "the recipe asks for other scores"
+    if any(getattr(before, key) != getattr(scoring, key) for key in _FEATURE_SPACE):
+        return "the recipe asks for other features"
+    return None
+
+
+def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dict[str, Float32]:
+    """Change of the working values from the refresh before to `version`, 0 where unknown."""
+    parent, samples = store.newest_scores(before=version), store.samples(version)
+    before: dict[str, Float32] = {}
+    if parent is not None:
+        try:
+            earlier = store.scores(parent)
+            num_targets = samples.num_response_tokens[: len(earlier)]
+            before = to_working(earlier.scores, num_targets)
+        except StoreError:  # its scores are gone; nothing is known of the change
+            pass
+    return changes_since(before, values, samples, version=parent or 0)
+
+
+def earlier_losses(store: Store, samples: SampleTable, scores: Iterable[str]) -> dict[str, Float32]:
+    """Score with `against` -> [n] loss to compare with; NaN for rows never measured.
+
+    Only measured losses of the content that a row has now count, never propagated ones. Reads what
+    was measured at every version, and nothing when no score asks for it.
+    """
+    against = {name: score_meaning(name).against for name in scores}
+    against = {name: which for name, which in against.items() if which is not None}
+    if not against:
+        return {}
+    first = np.full(len(samples), np.nan, np.float32)
+    previous = first.copy()
+    for version in store.all_versions():
+        try:
+            table = store.measurement(version)
+        except VersionNotFoundError:
+            continue  # a reselect
+        if COMPARED not in table.column_names:
+            continue
+        rows, losses = table["row"].to_numpy(), table[COMPARED].to_numpy()
+        known = np.isfinite(losses) & (samples.content_versions[rows] <= version)
+        rows, losses = rows[known], losses[known].astype(np.float32)
+        previous[rows] = losses
+        is_new = np.isnan(first[rows])
+        first[rows[is_new]] = losses[is_new]
+    return {name: first if which == "first" else previous for name, which in against.items()}
+
+
+def last_coreset(store: Store) -> Rows | None:
+    """The rows that the latest version selected; None when there is none."""
+    version = store.latest()
+    if version is None:
+        return None
+    rows: Rows = store.coreset(version)["row"].to_numpy()
+    return rows
+
+
+def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
+    """All that a selection from the newest scores starts from; its parent is the latest version.
+
+    Raises:
+        VersionNotFoundError: There are no scores yet.
+        StoreFormatError: Their graph is lost.
+    """
+    version, parent = store.newest_scores(), last_coreset(store)
+    if version is None or parent is None:
+        raise VersionNotFoundError(
+            f"the store {store.paths.root} has no version to select from yet; "
+            "make one with `gracekit watch` or `gracekit refresh`"
+        )
+    cache = store.load_cache(version)
+    index = load_index(cache.index_directory, settings=recipe.graph) if cache else None
+    if cache is None or index is None:
+        raise StoreFormatError(
+            f"the graph of version {version} in {store.paths.cache} is missing or damaged, or "
+            "the recipe's graph section changed; `gracekit refresh` on a checkpoint makes a "
+            "new one"
+        )
+    return SelectionInputs(
+        scores=store.scores(version),
+        samples=store.samples(version),
+        graph=symmetric(index.graph),
+        features=cache.features,
+        target_features=cache.target_features,
+        parent=parent,
+        store=store.paths.root,
+    )

@@ -1,0 +1,111 @@
+"""The model pass of a refresh, resumable: finished shards are kept until the version is made."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gracekit.errors import RefreshStoppedError
+from gracekit.progress import Progress
+from gracekit.protocols import Executor
+from gracekit.scores.changes import as_changes
+from gracekit.store import ShardFiles
+from gracekit.types import Bool, Float32, Measurement, Rows
+
+logger = logging.getLogger(__name__)
+
+
+class MeasuredRows:
+    """Implements `step.Measure` for one checkpoint: no row is measured twice.
+
+    Rows of a run that was stopped or killed are taken from its shards.
+
+    Args:
+        executor: Runs the model; let go of by `finish`, or at the end of the block.
+        shards: Where finished shards are kept.
+        present: [n] rows of the store that are in the data.
+        progress: Told of the pass; ends it after the batch in progress.
+        earlier: Losses that some scores are compared with (see `scores.changes`).
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        shards: ShardFiles,
+        present: Bool,
+        progress: Progress | None = None,
+        earlier: dict[str, Float32] | None = None,
+    ) -> None:
+        self._executor: Executor | None = executor
+        self._shards = shards
+        self._progress = progress or Progress()
+        self._earlier = earlier or {}
+        self._parts = shards.load()
+        self._place = np.full(len(present), -1, np.int64)
+        """row -> position in the concatenated parts; -1: not measured."""
+        self._num_done = 0
+        for part in self._parts:
+            self._note(part)
+        self.num_resumed = self._num_done
+        """Rows that an earlier run had measured."""
+        self.model_pass_s = 0.0
+        """Wall seconds so far."""
+        self.optimizer: dict[str, Any] | None = None
+        """What was found of the trainer's optimizer, if a score asked for it; known at the end."""
+        if self.num_resumed:
+            logger.info("going on from %d rows of an earlier run", self.num_resumed)
+
+    def __call__(self, rows: Rows) -> Measurement:
+        """Measure the rows that are not measured yet; returns all of them in the given order.
+
+        Raises `RefreshStoppedError` when a stop was asked for.
+        """
+        assert self._executor is not None, "finished"
+        started = time.perf_counter()
+        missing = rows[self._place[rows] < 0]
+        if len(missing):
+            for shard in self._executor.measure(missing, self._progress):
+                self._shards.save(shard)
+                self._parts.append(shard)
+                self._note(shard)
+            if self._progress.is_stopping:
+                raise RefreshStoppedError(
+                    f"stopped after {self._num_done} of the rows to measure; the next start "
+                    "goes on from them, and the last published version is unchanged"
+                )
+        self.model_pass_s += time.perf_counter() - started
+        self._parts = [Measurement.concatenate(self._parts)]
+        return as_changes(self._parts[0].take(self._place[rows]), self._earlier)
+
+    def finish(self) -> NDArray[np.float16] | None:
+        """Features of the target set, [t, d] or None; the model's memory is free afterwards."""
+        assert self._executor is not None, "finished"
+        target_features = self._executor.target_features()
+        self.optimizer = self._executor.optimizer()
+        self._close()
+        return target_features
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+
+    def _note(self, shard: Measurement) -> None:
+        self._place[shard.rows] = self._num_done + np.arange(len(shard.rows))
+        self._num_done += len(shard.rows)

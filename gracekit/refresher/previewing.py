@@ -1,0 +1,125 @@
+"""What a refresh would do, without doing it: the very first plan that it would begin with."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gracekit.checkpoints import LAYOUTS, pin
+from gracekit.recipe import Recipe
+from gracekit.refresher.budget import first_plan
+from gracekit.refresher.flow import Refresher
+from gracekit.refresher.loading import load_last
+from gracekit.samples import TokenTable, sample_table
+from gracekit.store import Store, StorePaths
+from gracekit.types import Checkpoint, Int64, Json, PinnedCheckpoint, Reason, RefreshPlan
+
+if TYPE_CHECKING:
+    from gracekit.refresher.model import CheckpointModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPreview:
+    """What the next refresh of a checkpoint would do."""
+
+    checkpoint: str
+    step: int
+    version: int
+    num_samples: int
+    num_rows: int
+    """Rows measured in the first round."""
+    max_rows: int
+    """Rows measured at most, whatever the audit says."""
+    num_tokens: int
+    """Tokens of the first round's rows."""
+    num_shards: int
+    reasons: dict[str, int]
+    """Why rows are measured -> how many."""
+    weight_bytes: int
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, and what it is made for."""
+
+    shown: PlanPreview
+    plan: RefreshPlan
+    lengths: Int64
+    """[n] tokens of each row; 0 of a removed one."""
+    places: Int64 | None
+    """[n] position of each row in the data; None: in its order."""
+
+
+def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> PlanPreview:
+    """The plan of the next refresh, without loading the model; writes nothing to the store."""
+    refresher = Refresher.from_recipe(recipe, strict=strict)
+    with ExitStack() as stack:
+
+        def tokens() -> TokenTable:
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            pinned = stack.enter_context(pin(checkpoint, cache))
+            return open_beside(refresher, pinned, cache).tokens(refresher.samples)
+
+        return plan_next(refresher, checkpoint, tokens).shown
+
+
+def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
+    """The checkpoint's model with a cache of its own; tokens that the store has are read."""
+    kept = StorePaths(refresher.root).cache / "tokens"
+    (cache / "tokens").mkdir()
+    for file in kept.glob("tokens-*"):
+        (cache / "tokens" / file.name).symlink_to(file)
+    return refresher.open(pinned, cache)
+
+
+def plan_next(
+    refresher: Refresher, checkpoint: Checkpoint, tokens: Callable[[], TokenTable]
+) -> Planned:
+    """Plan the next refresh; `tokens` is asked for those of the data only where needed."""
+    recipe = refresher.recipe
+    layout = LAYOUTS[checkpoint.layout]()
+    weight_bytes = sum(f.stat().st_size for f in layout.weight_files(checkpoint.path))
+    store = Store.open(recipe.store) if Store.exists(recipe.store) else None
+    if store is None:
+        made = tokens()
+        samples, lengths = sample_table(refresher.samples, made), made.lengths
+        last, places, version = None, None, 1
+    else:
+        growth = refresher.merge(store, refresher.samples)
+        if len(growth.added) or len(growth.changed):
+            made = tokens()
+            growth = refresher.merge(store, refresher.samples, made)
+            lengths = made.arranged(growth.places).lengths
+        else:
+            known = growth.samples
+            num_tokens = known.num_prompt_tokens + known.num_response_tokens
+            lengths = np.where(known.present, num_tokens, 0)
+        samples, places, version = growth.samples, growth.places, store.next_version()
+        last = load_last(store, recipe, growth)
+    first = first_plan(last, recipe, samples=samples, step=checkpoint.step)
+    plan = first.plan
+    counts = np.bincount(plan.reasons, minlength=len(Reason))
+    shown = PlanPreview(
+        checkpoint=str(checkpoint.path),
+        step=checkpoint.step,
+        version=version,
+        num_samples=first.num_rows,
+        num_rows=len(plan.rows),
+        max_rows=first.most,
+        num_tokens=int(lengths[plan.rows].sum()),
+        num_shards=-(-len(plan.rows) // recipe.scoring.shard_rows),
+        reasons={r.name.lower().replace("_", " "): int(counts[r]) for r in Reason if counts[r]},
+        weight_bytes=weight_bytes,
+    )
+    return Planned(shown=shown, plan=plan, lengths=np.asarray(lengths, np.int64), places=places)

@@ -1,0 +1,406 @@
+"""One refresh as a function of what is known, what can be measured, and the recipe.
+
+    LastRefresh ─first_plan→ RefreshPlan ─measure→ Measurement ─propagate→ scores, features
+                                  ↑ next_round ── audit ←──────────┘          │
+                 Selection ←─select── KnnGraph ←─update───────────────────────┘
+
+No store and no model: `measure` is a function of rows. `flow` gives it those of a checkpoint, the
+benchmarks and tests give it what they like; `Refreshed.as_last` is what the next step starts from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gracekit.graph import (
+    Index,
+    build_index,
+    effective_rank,
+    refresh_index,
+    symmetric,
+    unit_features,
+)
+from gracekit.propagation import (
+    CarriedFeatures,
+    Propagated,
+    propagate_features,
+    propagate_scores,
+)
+from gracekit.protocols import SelectionInputs
+from gracekit.recipe import Recipe
+from gracekit.refresher.auditing import audit_refresh
+from gracekit.refresher.budget import first_plan, next_round, next_start, plan_round
+from gracekit.refresher.last import LastRefresh
+from gracekit.scores.importance import sample_importance
+from gracekit.scores.working_values import changes_since, from_working, to_working
+from gracekit.selection import select
+from gracekit.types import (
+    Bool,
+    Float32,
+    Measurement,
+    Origin,
+    Reason,
+    RefreshPlan,
+    Rows,
+    SampleTable,
+    ScoreTable,
+    Selection,
+    SparseGraph,
+)
+from gracekit.version.outcomes import Audit, GraphOutcome, PropagationOutcome, RefreshOutcome
+
+logger = logging.getLogger(__name__)
+
+
+class Measure(Protocol):
+    """Measures rows under one checkpoint."""
+
+    def __call__(self, rows: Rows) -> Measurement:
+        """The given distinct rows, in their order; rows of earlier calls are among them."""
+        ...
+
+    def finish(self) -> NDArray[np.float16] | None:
+        """No more rows are asked for: the model may go.
+
+        Returns [t, d] features of the target set under it; None without a target set.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refreshed:
+    """All that a refresh makes of n samples."""
+
+    version: int
+    samples: SampleTable
+    plan: RefreshPlan
+    measurement: Measurement
+    """Of the plan's rows, in their order."""
+    audit: Audit | None
+    """None when everything was measured by plan, or the probe is too small."""
+    scores: ScoreTable
+    features: Float32
+    """[n, d]"""
+    valid: Bool
+    """[n] rows that have features."""
+    target_features: NDArray[np.float16] | None
+    """[t, d]"""
+    index: Index
+    graph: SparseGraph
+    selection: Selection
+    outcome: RefreshOutcome
+
+    def as_last(self, before: LastRefresh | None) -> LastRefresh:
+        """What the next refresh starts from, as it would be read back from a store.
+
+        Args:
+            before: The last refresh that this one started from, for the change of every score.
+        """
+        values = to_working(self.scores.scores, self.samples.num_response_tokens)
+        return LastRefresh(
+            version=self.version,
+            num_since_full=self.outcome.num_since_full,
+            next_budget=self.outcome.next_budget,
+            samples=self.samples,
+            scores=self.scores,
+            values=values,
+            changes=changes_since(
+                {} if before is None else before.values,
+                values,
+                self.samples,
+                version=0 if before is None else before.version,
+            ),
+            features=self.features,
+            valid=self.valid,
+            index=self.index,
+            graph=self.graph,
+        )
+
+
+def step(
+    last: LastRefresh | None,
+    measure: Measure,
+    recipe: Recipe,
+    *,
+    samples: SampleTable,
+    step: int,
+    version: int,
+    parent: Rows | None = None,
+    store: Path | None = None,
+    enter: Callable[[str], None] = lambda stage: None,
+) -> Refreshed:
+    """Refresh what is known of the samples from what a checkpoint says of some of them.
+
+    Args:
+        last: The last refresh as it stands for the samples (`LastRefresh.grown`); None measures
+            everything. Its index is repaired in place and belongs to the result.
+        measure: Measures rows; called once a round, and finished after the last.
+        recipe: All settings.
+        samples: The sample table [n] as it is now.
+        step: Training step of the checkpoint.
+        version: The version that the result becomes.
+        parent: The coreset of the version before.
+        store: Whose tables the recipe's SQL conditions may ask.
+        enter: Told the stages: measure, propagate, graph, select.
+
+    Raises:
+        GracekitError: What `measure` raises, and `SelectionError`.
+    """
+    enter("measure")
+    measured = _measure(last, measure, recipe, samples=samples, step=step)
+    target_features = measure.finish()
+    enter("propagate")
+    scores, features, valid = _all_rows(recipe, samples, last, measured, step=step, version=version)
+    enter("graph")
+    index, graph, of_graph = _update_graph(recipe, last, features, valid)
+    enter("select")
+    inputs = SelectionInputs(
+        scores=scores,
+        samples=samples,
+        graph=graph,
+        features=features,
+        target_features=target_features,
+        parent=parent,
+        store=store,
+    )
+    selection = select(recipe.selection, inputs, seed=recipe.seed, version=version)
+    return Refreshed(
+        version=version,
+        samples=samples,
+        plan=measured.plan,
+        measurement=measured.measurement,
+        audit=measured.audit,
+        scores=scores,
+        features=features,
+        valid=valid,
+        target_features=target_features,
+        index=index,
+        graph=graph,
+        selection=selection,
+        outcome=_outcome(last, samples, measured, of_graph),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """What the rounds of measuring gave."""
+
+    plan: RefreshPlan
+    measurement: Measurement
+    scores: Propagated | None = None
+    """What the measured rows say of all, in working values; None: everything was measured."""
+    features: CarriedFeatures | None = None
+    audit: Audit | None = None
+    rounds: int = 1
+
+
+def _measure(
+    last: LastRefresh | None,
+    measure: Measure,
+    recipe: Recipe,
+    *,
+    samples: SampleTable,
+    step: int,
+) -> _Measured:
+    """Measure what the plan says, audit, and measure more while the audit misses the target.
+
+    Each round measures at most twice as many rows as the one before it, up to `max_fraction`; all
+    rows, when the audit is then still below `full_below`. The probe is drawn once; what the plan
+    has not picked of it since is probe in every round.
+    """
+    first = first_plan(last, recipe, samples=samples, step=step)
+    if last is None or first.is_full:
+        return _Measured(plan=first.plan, measurement=measure(first.plan.rows))
+    settings, n = recipe.refresh, first.num_rows
+    plan, most = first.plan, first.limit
+    rounds, num_before = 0, 0
+    while True:
+        rounds += 1
+        num_planned = len(plan.rows)
+        measurement = measure(plan.rows)
+        scores, features = _propagate(recipe, last, measurement, step=step)
+        audit = audit_refresh(recipe, last, plan, measurement, scores, features, rounds=rounds)
+        if audit is not None:
+            _tell(audit, num_planned)
+            if most <= num_planned < n and audit.rank_correlation < settings.full_below:
+                logger.info(
+                    "that is below refresh.full_below (%.2f): measuring everything",
+                    settings.full_below,
+                )
+                most = n
+        is_enough = audit is None or audit.target_met or num_planned == num_before
+        if is_enough or audit is None or num_planned >= most:
+            return _Measured(
+                plan=plan,
+                measurement=measurement,
+                scores=scores,
+                features=features,
+                audit=audit,
+                rounds=rounds,
+            )
+        num_before = num_planned
+        budget = n if num_planned >= first.limit else min(next_round(audit, n), first.limit)
+        plan = plan_round(last, recipe, plan, budget=budget, step=step)
+
+
+def _propagate(
+    recipe: Recipe, last: LastRefresh, measurement: Measurement, *, step: int
+) -> tuple[Propagated, CarriedFeatures]:
+    """Scores and features of all rows, given those of the measured ones."""
+    settings, valid = recipe.propagation, measurement.valid
+    scores = propagate_scores(
+        settings.rule,
+        old=last.values,
+        measured_rows=measurement.rows,
+        new=last.working(measurement),
+        covariates=last.covariates(step),
+        directions=last.index.unit,
+        graph=last.graph,
+        usable=last.scores.usable,
+        settings=settings,
+        seed=recipe.seed,
+    )
+    features = propagate_features(
+        old=last.features,
+        measured_rows=measurement.rows[valid],
+        new=measurement.features[valid],
+        graph=last.graph,
+        usable=last.valid,
+        settings=settings,
+        seed=recipe.seed,
+    )
+    return scores, features
+
+
+def _all_rows(
+    recipe: Recipe,
+    samples: SampleTable,
+    last: LastRefresh | None,
+    measured: _Measured,
+    *,
+    step: int,
+    version: int,
+) -> tuple[ScoreTable, Float32, Bool]:
+    """Scores [n], features [n, d] and which rows have features, after the model pass.
+
+    A row whose measurement is not finite becomes invalid: it has no scores and no features until a
+    later measurement succeeds. The propagated features become the result: they are not copied.
+    """
+    n, name = len(samples), recipe.scoring.importance
+    measurement = measured.measurement
+    rows, good = measurement.rows, measurement.valid
+    if last is None or measured.scores is None or measured.features is None:
+        features = np.zeros((n, measurement.features.shape[1]), np.float32)
+        scores = {score: np.full(n, np.nan, np.float32) for score in measurement.scores}
+        valid, origin = np.zeros(n, bool), np.full(n, Origin.NEVER, np.uint8)
+        confidence = np.zeros(n, np.float32)
+        measured_step, measured_version = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+    else:
+        propagated, features = measured.scores, measured.features.features
+        gates = propagated.outcome.scores
+        scores = from_working(propagated.values, samples.num_response_tokens)
+        for score, gate in gates.items():
+            if gate.used == "stale":  # kept to the bit, not by way of the working values
+                scores[score] = last.scores.scores[score].copy()
+        valid, origin = last.valid.copy(), last.scores.origin.copy()
+        is_stale = gates[name].used == "stale"
+        origin[last.scores.usable] = Origin.STALE if is_stale else Origin.PROPAGATED
+        confidence = propagated.confidence[name].copy()
+        measured_step = last.scores.measured_step.copy()
+        measured_version = last.scores.measured_version.copy()
+
+    features[rows[good]] = measurement.features[good]
+    valid[rows] = good
+    features[~valid] = 0
+    for score, values in measurement.scores.items():
+        scores[score][rows] = np.where(good, values, np.nan)
+    origin[~samples.present] = Origin.REMOVED
+    origin[rows] = np.where(good, Origin.MEASURED, Origin.INVALID)
+    confidence[rows] = good
+    measured_step[rows], measured_version[rows] = step, version
+    table = ScoreTable(
+        scores=scores,
+        importance=sample_importance(scores, samples, recipe.scoring),
+        origin=origin,
+        measured_step=measured_step,
+        measured_version=measured_version,
+        confidence=confidence,
+    )
+    return table, features, valid
+
+
+def _update_graph(
+    recipe: Recipe, last: LastRefresh | None, features: Float32, valid: Bool
+) -> tuple[Index, SparseGraph, GraphOutcome]:
+    """The graph over the new features: repaired where it is there already, else built."""
+    unit = unit_features(features, valid)
+    rank = round(effective_rank(unit), 2)
+    if last is None:
+        index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed)
+        outcome = GraphOutcome(backend=index.backend, rebuilt=True, effective_rank=rank)
+    else:
+        index, report = refresh_index(last.index, unit, recipe.graph, valid=valid)
+        outcome = GraphOutcome(
+            backend=index.backend,
+            rebuilt=report.rebuilt,
+            num_moved=report.num_moved,
+            recall=report.recall,
+            effective_rank=rank,
+        )
+    return index, symmetric(index.graph), outcome
+
+
+def _outcome(
+    last: LastRefresh | None, samples: SampleTable, measured: _Measured, graph: GraphOutcome
+) -> RefreshOutcome:
+    """What the version says about the refresh."""
+    n, plan = int(samples.present.sum()), measured.plan
+    num_since_full = next_budget = 0
+    if last is not None and measured.scores is not None:
+        is_known = plan.reasons != Reason.NEVER_MEASURED
+        _tell_of_new(last.num_never - int((~is_known).sum()))
+        next_budget = next_start(measured.audit, int(is_known.sum()), n)
+        if len(plan.rows) < n:
+            num_since_full = last.num_since_full + 1
+    return RefreshOutcome(
+        num_measured=len(plan.rows),
+        num_rows=n,
+        num_probe=len(plan.probe_rows),
+        rounds=measured.rounds,
+        num_since_full=num_since_full,
+        next_budget=next_budget,
+        propagation=PropagationOutcome(
+            scores=None if measured.scores is None else measured.scores.outcome,
+            features=None if measured.features is None else measured.features.outcome,
+        ),
+        graph=graph,
+    )
+
+
+def _tell(audit: Audit, num_measured: int) -> None:
+    logger.info(
+        "audit of %d rows after measuring %d: rank correlation %.2f on the others, "
+        "%.2f over all (stale %.2f, target %.2f)",
+        audit.num_probe,
+        num_measured,
+        audit.rank_correlation,
+        audit.rank_correlation_all,
+        audit.rank_correlation_stale,
+        audit.target,
+    )
+
+
+def _tell_of_new(num_left: int) -> None:
+    if num_left:
+        logger.info(
+            "%d new samples are not measured yet, refresh.max_fraction is used up: later "
+            "refreshes do (all at once with refresh.new_samples: all)",
+            num_left,
+        )

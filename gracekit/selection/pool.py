@@ -1,0 +1,222 @@
+"""The pool of a selection: which rows may be picked, which are in anyway, and how much in all."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from gracekit.errors import SelectionError
+from gracekit.greedy import apart
+from gracekit.protocols import SelectionInputs, SelectionTask
+from gracekit.recipe import SelectionSection
+from gracekit.selection.lists import listed
+from gracekit.selection.quotas import Places, group_places
+from gracekit.types import (
+    Bool,
+    Float32,
+    Int64,
+    Origin,
+    Rows,
+    SampleTable,
+    ScoreTable,
+    SparseGraph,
+    Strings,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FRACTION = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """What may be picked, what is in anyway, and how much in all."""
+
+    usable: Bool
+    """[n] rows with a score and something to train on."""
+    candidates: Bool
+    """[n] rows that the selector may pick."""
+    represented: Bool
+    """[n] rows that the coreset stands for."""
+    initial: Rows
+    """Rows that are in anyway, by id."""
+    budget: int
+    """In rows or tokens, the initial rows included."""
+    places: Places
+    """How much may be picked of each group, in rows or tokens, the initial rows included."""
+    costs: Int64 | None
+    """[n] tokens of each row; None where the budget is in rows."""
+    order: Int64
+    """[n] rank of the sample id."""
+
+
+def make_pool(settings: SelectionSection, inputs: SelectionInputs) -> Pool:
+    """Apply the recipe's lists, cuts, budget and quotas; raises `SelectionError`."""
+    scores, samples = inputs.scores, inputs.samples
+    order = id_order(samples.sample_ids)
+    usable = usable_rows(scores, samples)
+    lists = listed(settings, scores=scores, samples=samples, store=inputs.store)
+    allowed = usable & ~lists.never
+    represented = lists.always | without_hardest(
+        settings.drop_hardest, allowed, scores.importance, order
+    )
+    candidates = without_near_duplicates(
+        settings.max_similarity,
+        inputs.graph,
+        kept=represented,
+        always=lists.always,
+        importance=scores.importance,
+        order=order,
+    )
+    if not candidates.any():
+        raise SelectionError(
+            f"all {usable.sum()} usable samples are never in (selection.never_in, never_in_where)"
+        )
+    sizes = np.bincount(samples.groups[candidates], minlength=len(samples.group_names))
+    forced = lists.always | (candidates & (sizes < settings.keep_groups_below)[samples.groups])
+    costs = None if settings.tokens is None else row_tokens(samples)
+    budget = settings.tokens or row_budget(
+        settings, num_usable=int(usable.sum()), num_candidates=int(candidates.sum())
+    )
+    needed = int(forced.sum() if costs is None else costs[forced].sum())
+    if needed > budget:
+        raise SelectionError(
+            f"what is always in (selection.always_in, always_in_where, keep_groups_below) takes "
+            f"{needed} {'samples' if costs is None else 'tokens'}, and the budget is {budget}: "
+            "raise fraction, count or tokens, or shorten the lists"
+        )
+    places = group_places(
+        settings,
+        budget,
+        samples=samples,
+        usable=usable,
+        candidates=candidates,
+        forced=forced,
+        costs=costs,
+    )
+    initial = np.flatnonzero(forced)
+    return Pool(
+        usable=usable,
+        candidates=candidates & ~forced,
+        represented=represented,
+        initial=initial[np.argsort(order[initial])],
+        budget=budget,
+        places=places,
+        costs=costs,
+        order=order,
+    )
+
+
+def make_task(
+    pool: Pool, settings: SelectionSection, inputs: SelectionInputs, *, seed: int, version: int
+) -> SelectionTask:
+    """What is left to pick once the initial rows are in."""
+    taken = np.ones(len(pool.initial), np.int64)
+    if pool.costs is not None:
+        taken = pool.costs[pool.initial]
+    quotas = pool.places.quotas
+    if quotas is not None:
+        groups = inputs.samples.groups[pool.initial]
+        quotas = quotas - np.bincount(groups, taken, minlength=len(quotas)).astype(np.int64)
+    return SelectionTask(
+        **{field.name: getattr(inputs, field.name) for field in fields(SelectionInputs)},
+        budget=pool.budget - int(taken.sum()),
+        costs=pool.costs,
+        candidates=pool.candidates,
+        represented=pool.represented,
+        initial=pool.initial,
+        quotas=quotas,
+        free=pool.places.free,
+        order=pool.order,
+        settings=settings,
+        seed=seed,
+        version=version,
+    )
+
+
+def id_order(sample_ids: Strings) -> Int64:
+    """[n] rank of each id among all: ties are broken by it, so the order of rows is no matter."""
+    ids = sample_ids.tolist()
+    order = np.empty(len(ids), np.int64)
+    order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    return order
+
+
+def usable_rows(scores: ScoreTable, samples: SampleTable) -> Bool:
+    """[n] rows with scores, a finite importance and at least one target token."""
+    usable: Bool = (
+        scores.usable & np.isfinite(scores.importance) & (samples.num_response_tokens > 0)
+    )
+    if not usable.any():
+        origins = np.bincount(scores.origin, minlength=len(Origin))
+        raise SelectionError(
+            f"none of the {samples.present.sum()} samples can be selected: "
+            f"{origins[Origin.NEVER]} were "
+            f"never measured, {origins[Origin.INVALID]} gave no finite score or have no target "
+            "token. Measure with another checkpoint, or look at the data (`gracekit status`)"
+        )
+    return usable
+
+
+def hardest_first(rows: Bool, importance: Float32, order: Int64) -> Int64:
+    """The rows, most important first; of equals the larger id."""
+    found = np.flatnonzero(rows)
+    return found[np.lexsort((-order[found], -importance[found]))]
+
+
+def without_hardest(share: float, usable: Bool, importance: Float32, order: Int64) -> Bool:
+    """[n] the usable rows but for the most important `share` of them, rounded down."""
+    kept = usable.copy()
+    if share:
+        hardest = hardest_first(usable, importance, order)
+        kept[hardest[: math.floor(share * len(hardest))]] = False
+    return kept
+
+
+def without_near_duplicates(
+    most: float | None,
+    graph: SparseGraph,
+    *,
+    kept: Bool,
+    always: Bool,
+    importance: Float32,
+    order: Int64,
+) -> Bool:
+    """[n] `kept` but for rows more similar than `most` to one that stays, or that is always in.
+
+    Of near-duplicates the most important stays, of equals the smaller id. Only pairs that the
+    graph joins are known.
+    """
+    if most is None:
+        return kept
+    others = np.flatnonzero(kept & ~always)
+    ranking = others[np.lexsort((order[others], -importance[others]))]
+    stay = apart(graph, ranking, initial=np.flatnonzero(always), most=most)
+    stay[kept & always] = True
+    return stay
+
+
+def row_budget(settings: SelectionSection, *, num_usable: int, num_candidates: int) -> int:
+    """The budget in rows: `count`, or `fraction` of the usable rows rounded, at least 1.
+
+    Never more than there are candidates; then a warning says so.
+    """
+    fraction = DEFAULT_FRACTION if settings.fraction is None else settings.fraction
+    asked = settings.count or max(1, math.floor(fraction * num_usable + 0.5))
+    if asked > num_candidates:
+        logger.warning(
+            "%d samples are to be selected, but only %d can be: all of them are",
+            asked,
+            num_candidates,
+        )
+    return min(asked, num_candidates)
+
+
+def row_tokens(samples: SampleTable) -> Int64:
+    """[n] tokens that training on a row takes: prompt and response, at least 1."""
+    tokens = samples.num_prompt_tokens.astype(np.int64) + samples.num_response_tokens
+    at_least_one: Int64 = np.maximum(tokens, 1)
+    return at_least_one

@@ -1,0 +1,29 @@
+"""DuckDB connections as gracekit makes them: silent, and without extensions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+from duckdb import DuckDBPyConnection
+
+_NO_EXTENSIONS = {
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "allow_community_extensions": "false",
+}
+
+
+def open_duckdb(path: Path | None = None, **config: str) -> DuckDBPyConnection:
+    """A connection to a database file, or by default to a database of its own in memory.
+
+    Args:
+        path: The file, which is made where it does not exist.
+        config: Further settings of DuckDB.
+    """
+    name = ":memory:" if path is None else str(path)
+    connection = duckdb.connect(name, config={**_NO_EXTENSIONS, **config})
+    # Where Python runs no script file, DuckDB takes standard output for a person's terminal, and
+    # draws a bar among the rows that a program reads there.
+    connection.execute("SET enable_progress_bar = false")
+    return connection

@@ -1,0 +1,437 @@
+"""The one place where columns are written down: their names, types, meanings and values.
+
+Made from it: the Parquet files of the store, the tables, views and comments of `scores.duckdb`,
+the table that the SQL conditions of a recipe see, the records of `gracekit versions`, and the
+tables of docs/sql.md. A score adds a column of its own to each table that holds scores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gracekit.types import Json, Origin, Reason, SampleTable, ScoreTable
+from gracekit.version import __version__
+from gracekit.version.outcomes import Audit
+from gracekit.version.sources import ListedVersion, MeasuredRows, PublishedStore, SelectedRows
+from gracekit.version.table import Column, Named, Table
+
+SCHEMA_VERSION = 8
+"""Of `scores.duckdb`. A database of another schema is not read: it is built anew from the files."""
+
+ORIGIN_NAMES = [origin.name.lower() for origin in Origin]
+"""`origin` in files and SQL: never, propagated, measured, invalid, stale, removed."""
+REASON_NAMES = [reason.name.lower() for reason in Reason]
+"""`reason` in files and SQL: first, never_measured, priority, probe, invalid."""
+SCORE_ABOUT = "score, as the model pass gives it; see the recipe"
+"""The meaning of a score's column."""
+
+# --- columns that several tables have ---
+
+_VERSION: Column[Any] = Column("version", "int32", "number of the version")
+_STEP: Column[Any] = Column("step", "int64", "training step of the checkpoint")
+_ROW: Column[Any] = Column(
+    "row",
+    "int64",
+    "position in the sample store; the same sample in all tables",
+    lambda table: np.arange(len(table), dtype=np.int64),
+    packing="ascending",
+)
+_SAMPLE_ID: Column[Any] = Column(
+    "sample_id",
+    "string",
+    "the user's id, or a hash of the content",
+    lambda samples: samples.sample_ids,
+    packing="plain",
+)
+_GROUP_NAME: Column[Any] = Column(
+    "group_name",
+    "string",
+    "the user's label (source, task, category)",
+    lambda samples: Named(samples.groups, samples.group_names),
+    in_file="group",  # a word of SQL, which would need quotes there
+)
+IDENTITY = (_SAMPLE_ID, _GROUP_NAME)
+"""Which sample a row is, in every table that has `row`."""
+
+# --- samples and their scores ---
+
+_OF_SAMPLES: tuple[Column[SampleTable], ...] = (
+    Column("num_prompt_tokens", "int32", "tokens without loss", lambda s: s.num_prompt_tokens),
+    Column(
+        "num_response_tokens", "int32", "tokens that carry loss", lambda s: s.num_response_tokens
+    ),
+    Column(
+        "content_hash",
+        "string",
+        "hash of the content",
+        lambda s: s.content_hashes,
+        packing="plain",
+    ),
+    Column(
+        "source_row",
+        "int64",
+        "position in the data file, counted from 0; NULL when removed",
+        lambda s: np.ma.array(s.source_rows, mask=~s.present),
+        packing="ascending",
+    ),
+    Column(
+        "preview",
+        "string",
+        "first characters of the sample",
+        lambda s: s.previews,
+        packing="plain",
+    ),
+    Column(
+        "added_version", "int64", "version that the sample came with", lambda s: s.added_versions
+    ),
+    Column(
+        "removed_version",
+        "int64",
+        "first version without the sample; NULL while it is in the data",
+        lambda s: np.ma.array(s.removed_versions, mask=s.present),
+    ),
+    Column(
+        "content_version",
+        "int64",
+        "first version with the sample's present content",
+        lambda s: s.content_versions,
+    ),
+)
+SAMPLES = Table(
+    name="samples",
+    kind="table",
+    about="One row per training sample, those that left the data included",
+    columns=(_ROW, *IDENTITY, *_OF_SAMPLES),
+)
+
+OF_SCORES: tuple[Column[ScoreTable], ...] = (
+    Column(
+        "origin",
+        "string",
+        "measured at this version, propagated from measured rows, stale (kept as it was), never "
+        "measured, invalid (not finite, or nothing to train on), or removed from the data",
+        lambda s: Named(s.origin, ORIGIN_NAMES),
+    ),
+    Column(
+        "measured_step",
+        "int64",
+        "training step of the last measurement; -1: never",
+        lambda s: s.measured_step,
+    ),
+    Column(
+        "measured_version",
+        "int64",
+        "version of the last measurement; 0: never",
+        lambda s: s.measured_version,
+    ),
+    Column(
+        "confidence",
+        "float32",
+        "from 0, nothing is known, to 1, measured at this version",
+        lambda s: s.confidence,
+    ),
+    Column(
+        "importance",
+        "float32",
+        "the score that selection uses, 0 to 1: corrected for length, ranked; NULL when removed",
+        lambda s: np.ma.array(s.importance, mask=s.origin == Origin.REMOVED),
+    ),
+)
+"""What is known of each row beside its scores."""
+SCORES = Table(
+    name="scores",
+    kind="table",
+    about="Present scores of every sample: those of the latest version",
+    columns=(_ROW, *IDENTITY, *OF_SCORES),
+)
+SCORES_FILE = Table(
+    name="scores.parquet",
+    kind="file",
+    about="Scores of every sample at one version",
+    columns=(_ROW, *OF_SCORES),
+)
+SCORE_HISTORY = Table(
+    name="score_history",
+    kind="view",
+    about="Scores of every sample at every version that has its own scores and is kept",
+    columns=(_VERSION, _STEP, _ROW, *IDENTITY, *OF_SCORES),
+)
+
+# --- what was measured ---
+
+_REASON: Column[MeasuredRows] = Column(
+    "reason",
+    "string",
+    "why: first (everything), never_measured, priority (the plan), probe (random, for the audit), "
+    "or invalid (not finite the last time)",
+    lambda m: Named(m.reasons, REASON_NAMES),
+)
+_MEASURED_ROW = replace(_ROW, get=lambda m: m.rows)
+_MEASURED_STEP = replace(_STEP, get=lambda m: np.full(len(m.rows), m.step, np.int64))
+MEASURED_FILE = Table(
+    name="measured.parquet",
+    kind="file",
+    about="What the model pass measured at one version",
+    columns=(_MEASURED_ROW, _REASON, _MEASURED_STEP),
+)
+MEASUREMENTS = Table(
+    name="measurements",
+    kind="view",
+    about="What the model pass measured at every version, also at removed ones",
+    columns=(_VERSION, _ROW, *IDENTITY, _REASON, _STEP),
+)
+
+# --- coresets ---
+
+_SELECTED_VERSION = replace(
+    _VERSION,
+    about="version of the coreset",
+    get=lambda c: np.full(len(c), c.version, np.int32),
+)
+_SELECTED_ROW = replace(_ROW, get=lambda c: c.rows)
+_SELECTED_ID = replace(_SAMPLE_ID, get=lambda c: c.samples.sample_ids[c.rows])
+_SELECTED_GROUP = replace(
+    _GROUP_NAME, get=lambda c: Named(c.samples.groups[c.rows], c.samples.group_names)
+)
+_SOURCE_ROW: Column[SelectedRows] = Column(
+    "source_row",
+    "int64",
+    "position in the data file at that version",
+    lambda c: c.samples.source_rows[c.rows],
+    packing="ascending",
+)
+_PICKED: tuple[Column[SelectedRows], ...] = (
+    Column(
+        "weight",
+        "float32",
+        "how many samples it stands for, divided by the mean",
+        lambda c: c.selection.weights[c.ranks],
+    ),
+    Column("rank", "int32", "0 was picked first", lambda c: c.ranks),
+    Column(
+        "gain",
+        "float32",
+        "increase of the objective when picked",
+        lambda c: c.selection.gains[c.ranks],
+    ),
+    Column(
+        "importance",
+        "float32",
+        "importance when selected",
+        lambda c: c.scores.importance[c.rows],
+    ),
+    Column(
+        "origin",
+        "string",
+        "where its score came from",
+        lambda c: Named(c.scores.origin[c.rows], ORIGIN_NAMES),
+    ),
+    Column(
+        "measured_step",
+        "int64",
+        "training step of its last measurement",
+        lambda c: c.scores.measured_step[c.rows],
+    ),
+)
+MANIFEST = Table(
+    name="manifest",
+    kind="file",
+    about="The coreset of one version; formats 1 and 2 have no column `version`",
+    columns=(
+        _SELECTED_VERSION,
+        _SELECTED_ID,
+        _SELECTED_ROW,
+        _SOURCE_ROW,
+        _SELECTED_GROUP,
+        *_PICKED,
+    ),
+)
+CORESETS = Table(
+    name="coresets",
+    kind="view",
+    about="Selected samples of every version that is kept",
+    columns=(_SELECTED_VERSION, _SELECTED_ROW, _SELECTED_ID, _SELECTED_GROUP, *_PICKED),
+)
+
+# --- versions ---
+
+
+def _audit_columns() -> tuple[Column[ListedVersion], ...]:
+    """Each field of the audit that is declared with `audit_number`."""
+    return tuple(
+        Column(
+            name,
+            "int64" if field.annotation is int else "float64",
+            field.description or "",
+            lambda v, name=name: _of_audit(v, name),  # type: ignore[misc]
+        )
+        for name, field in Audit.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("is_column")
+    )
+
+
+def _of_audit(version: ListedVersion, name: str) -> float | None:
+    audit = version.header.audit
+    value = None if audit is None else getattr(audit, name)
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _measured_fraction(version: ListedVersion) -> float | None:
+    stats = version.header.stats
+    if stats.num_measured is None or not stats.num_samples:
+        return None
+    return stats.num_measured / stats.num_samples
+
+
+def _churn(version: ListedVersion) -> float | None:
+    overlap = version.header.stats.overlap_with_parent
+    return None if overlap is None else overlap.churn
+
+
+def _jaccard(version: ListedVersion) -> float | None:
+    overlap = version.header.stats.overlap_with_parent
+    return None if overlap is None else overlap.jaccard
+
+
+_DATA_CHANGES: tuple[Column[ListedVersion], ...] = (
+    Column(
+        "num_added",
+        "int64",
+        "samples that joined the data since the version before",
+        lambda v: v.header.stats.num_added,
+    ),
+    Column("num_removed", "int64", "samples that left it", lambda v: v.header.stats.num_removed),
+    Column(
+        "num_changed",
+        "int64",
+        "samples that stayed with other content",
+        lambda v: v.header.stats.num_changed,
+    ),
+)
+DATA_COLUMNS = tuple(column.name for column in _DATA_CHANGES)
+"""How the data of a version differs from that before; NULL in stores of format 1."""
+
+_HEADER: Column[ListedVersion] = Column(
+    "header", "json", "the whole header, JSON", lambda v: v.header.to_text()
+)
+_SUMMARY: tuple[Column[ListedVersion], ...] = (
+    replace(_VERSION, about="1, 2, 3 …", get=lambda v: v.header.version),
+    Column("parent_version", "int32", "the version before it", lambda v: v.header.parent_version),
+    Column("created_at", "timestamp[ms]", "UTC", lambda v: v.header.created_at),
+    Column(
+        "operation",
+        "string",
+        "init (first), refresh, reselect (other selection from the newest scores), or rollback "
+        "(coreset and scores of an old version)",
+        lambda v: v.header.operation,
+    ),
+    replace(_STEP, get=lambda v: v.header.checkpoint.step),
+    Column(
+        "scores_version",
+        "int32",
+        "version whose history holds the scores",
+        lambda v: v.header.scores_version,
+    ),
+    Column(
+        "rollback_of",
+        "int32",
+        "version that a rollback went back to",
+        lambda v: v.header.rollback_of,
+    ),
+    Column(
+        "num_measured",
+        "int64",
+        "rows measured; NULL after a reselect or rollback",
+        lambda v: v.header.stats.num_measured,
+    ),
+    Column("measured_fraction", "float64", "share of the samples measured", _measured_fraction),
+    *_audit_columns(),
+    Column("num_samples", "int64", "samples in the data", lambda v: v.header.stats.num_samples),
+    *_DATA_CHANGES,
+    Column("num_selected", "int64", "size of the coreset", lambda v: v.header.stats.num_selected),
+    Column("churn", "float64", "share of the parent's coreset that was replaced", _churn),
+    Column(
+        "jaccard",
+        "float64",
+        "overlap with the parent's coreset: intersection by union",
+        _jaccard,
+    ),
+    Column(
+        "model_pass_s",
+        "float64",
+        "seconds in the model pass",
+        lambda v: v.header.timings.model_pass_s,
+    ),
+    Column("other_s", "float64", "seconds outside it", lambda v: v.header.timings.other_s),
+    Column("total_s", "float64", "seconds of the refresh", lambda v: v.header.timings.total_s),
+    Column(
+        "refresh_id",
+        "string",
+        "hash of checkpoint, recipe and samples",
+        lambda v: v.header.refresh_id,
+    ),
+    Column("recipe_digest", "string", "hash of the recipe", lambda v: v.header.recipe_digest),
+    Column(
+        "removed_at",
+        "timestamp[ms]",
+        "UTC, when gc removed its coreset and scores; NULL while they are kept",
+        lambda v: v.removed_at,
+    ),
+)
+VERSIONS = Table(
+    name="versions",
+    kind="table",
+    about="One row per version, kept or removed, from the manifests' headers",
+    columns=(*_SUMMARY, _HEADER),
+)
+
+
+def version_record(version: ListedVersion) -> Json:
+    """The row of `versions` without the header itself; None where a version has no such value."""
+    return {column.name: column.get(version) for column in _SUMMARY if column.get is not None}
+
+
+CHECKPOINTS = Table(
+    name="checkpoints",
+    kind="table",
+    about="Checkpoints that versions were made from",
+    columns=(
+        Column("step", "int64", "training step", sql="step"),
+        Column("path", "string", "directory, when it was read", sql="arg_max(found[1], version)"),
+        Column("layout", "string", "the trainer's family", sql="arg_max(found[2], version)"),
+        Column("digest", "string", "hash of the weights", sql="found[3]"),
+        Column("first_version", "int32", "first version made from it", sql="min(version)"),
+        Column("last_version", "int32", "last version made from it", sql="max(version)"),
+    ),
+)
+CHECKPOINT_PATHS = ("$.checkpoint.path", "$.checkpoint.layout", "$.checkpoint.digest")
+"""Where `header` has what the columns of `checkpoints` call `found`, in that order."""
+
+_OF_STORE: tuple[Column[PublishedStore], ...] = (
+    Column("schema_version", "int32", "schema of this database", lambda s: SCHEMA_VERSION),
+    Column("gracekit_version", "string", "release that published it", lambda s: __version__),
+    Column("fingerprint", "string", "identity of the data", lambda s: s.dataset.fingerprint),
+    Column("num_samples", "int64", "samples in the data", lambda s: s.dataset.num_samples),
+    Column(
+        "latest_version",
+        "int32",
+        "version whose scores the table scores holds; NULL before the first",
+        lambda s: s.latest_version,
+    ),
+)
+STORE = Table(
+    name="store", kind="table", about="One row: the store, and this database", columns=_OF_STORE
+)
+
+# --- all of them ---
+
+TABLES = {table.name: table for table in (SAMPLES, SCORES, VERSIONS, CHECKPOINTS, STORE)}
+"""Whole in `scores.duckdb`."""
+VIEWS = {view.name: view for view in (CORESETS, SCORE_HISTORY, MEASUREMENTS)}
+"""Over the manifests and the history."""
+FILES = (SAMPLES, SCORES_FILE, MEASURED_FILE, MANIFEST)
+"""What Parquet files hold."""

@@ -1,0 +1,152 @@
+"""What a store holds: the facts behind `gracekit status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from gracekit.errors import StoreError
+from gracekit.files import num_bytes_below
+from gracekit.store import StoreReader
+from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
+from gracekit.version.header import Header
+from gracekit.views.audit_words import audit_in_words, misses_target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatestVersion:
+    """The newest version, and the scores that it was selected from."""
+
+    version: int
+    operation: str
+    """init, refresh, reselect or rollback."""
+    step: int | None
+    """Training step of its checkpoint."""
+    created_at: str
+    """UTC, RFC 3339."""
+    age_s: float
+    num_selected: int | None
+    num_measured: int | None
+    """Samples measured for its scores."""
+    data_changes: dict[str, int]
+    """num_added, num_removed, num_changed: samples since the version before, where known."""
+    origins: dict[str, int]
+    """Where the scores come from -> samples."""
+    audit: str
+    """How far the scores of samples that were not measured can be trusted."""
+    misses_target: bool
+    """Whether the audit found less than the recipe's target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreContents:
+    """What a store holds."""
+
+    data: str | None
+    """The path or name of the training data."""
+    num_samples: int
+    num_removed_samples: int
+    """Samples that have left the data."""
+    num_versions: int
+    num_removed_versions: int
+    held_versions: dict[int, str]
+    """Versions that gc leaves -> why."""
+    latest: LatestVersion | None
+    """None: there is no version yet."""
+    num_unfinished_shards: int
+    """Files of measurements that a stopped refresh left; the next one goes on from them."""
+    size_bytes: int
+    problems: tuple[str, ...]
+
+
+def contents_of(store: StoreReader, now: float) -> StoreContents:
+    """Look at a store.
+
+    Args:
+        store: The store.
+        now: Seconds since the epoch.
+
+    Raises:
+        StoreError: It is damaged.
+    """
+    versions, dataset = store.versions(), store.dataset()
+    return StoreContents(
+        data=dataset.settings.path or None,
+        num_samples=dataset.num_samples,
+        num_removed_samples=dataset.num_rows - dataset.num_samples,
+        num_versions=len(versions),
+        num_removed_versions=len(store.removed()),
+        held_versions=dict(sorted(store.held_versions().items())),
+        latest=_latest(store, store.header(versions[-1]), now) if versions else None,
+        num_unfinished_shards=store.num_unfinished_shards(),
+        size_bytes=num_bytes_below(store.paths.root),
+        problems=tuple(_problems(store, versions)),
+    )
+
+
+def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
+    scored = _scored(store, header)
+    origins = _origins(store, header, scored)
+    made = datetime.fromisoformat(header.created_at).timestamp()
+    return LatestVersion(
+        version=header.version,
+        operation=header.operation,
+        step=header.checkpoint.step,
+        created_at=header.created_at,
+        age_s=round(max(now - made, 0.0), 1),
+        num_selected=header.stats.num_selected,
+        num_measured=scored.stats.num_measured,
+        data_changes={
+            name: value
+            for name in DATA_COLUMNS
+            if (value := getattr(header.stats, name)) is not None
+        },
+        origins={name: count for name, count in origins.items() if count},
+        audit=audit_in_words(scored),
+        misses_target=misses_target(scored),
+    )
+
+
+def _origins(store: StoreReader, header: Header, scored: Header) -> dict[str, int]:
+    """Where the scores of a version came from; its data may be newer than the scores."""
+    origins: dict[str, int] = scored.stats.origins or {}
+    if header.rollback_of is None:
+        return origins
+    try:
+        found = store.scores(header.version).origin
+    except StoreError:
+        return origins
+    counts = np.bincount(found, minlength=len(ORIGIN_NAMES))
+    return dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
+
+
+def _scored(store: StoreReader, header: Header) -> Header:
+    """The header of the version whose scores this one uses; its own where that is damaged."""
+    try:
+        return store.header(header.scores_version)
+    except StoreError:
+        return header
+
+
+def _problems(store: StoreReader, versions: list[int]) -> list[str]:
+    """What can be seen without reading everything; `verify` reads everything."""
+    problems = []
+    made = store.next_version() - 1
+    lost = sorted(set(range(1, made + 1)) - {*versions, *store.removed()})
+    if lost:
+        problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
+    if versions and not store.paths.database.is_file():
+        problems.append("scores.duckdb is missing: the next refresh publishes it")
+    outcome = store.header(versions[-1]).refresh if versions else None
+    if outcome is not None and outcome.data_problem is not None:
+        problems.append(
+            f"version {versions[-1]} was made with the data before it changed: "
+            f"{outcome.data_problem}"
+        )
+    try:
+        store.samples()
+    except StoreError as error:
+        problems.append(str(error))
+    return problems
