@@ -31,6 +31,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gracekit.checkpoints import find_checkpoints, watch_checkpoints
 from gracekit.daemon.heartbeat import Heartbeat, beating
 from gracekit.daemon.notify import Notifier
 from gracekit.daemon.release_memory import release_memory
@@ -46,6 +47,7 @@ from gracekit.errors import (
     StoreWriteError,
 )
 from gracekit.progress import Progress
+from gracekit.store import StorePaths, lock_daemon
 from gracekit.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -102,8 +104,6 @@ def watch(
         StoreLockedError: Another daemon follows a run for this store.
         GracekitError: What every checkpoint would meet; with `once` also what this one met.
     """
-    from gracekit.store import StorePaths, lock_daemon
-
     progress, notifier = Progress(stop), Notifier()
     path = StorePaths(refresher.root).heartbeat
     beat = (lambda content: None) if metrics is None else metrics.beat
@@ -173,8 +173,6 @@ class _Loop:
 
     def _checkpoints(self, once: bool) -> Iterator[Checkpoint]:
         """The newest complete checkpoint alone (`once`), or each as it appears."""
-        from gracekit.checkpoints import find_checkpoints, watch_checkpoints
-
         settings = self._refresher.recipe.checkpoints
         if once:
             return iter(find_checkpoints(self._checkpoint_dir, settings)[-1:])
