@@ -9,12 +9,12 @@ import numpy as np
 
 from gracekit.propagation.gated import gated
 from gracekit.propagation.gates import mean_square
-from gracekit.propagation.rules import Estimate, Known, grace, stale
+from gracekit.propagation.rules import Estimate, Evidence, grace, stale
 from gracekit.recipe import PropagationSection
 from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
 from gracekit.version.outcomes import ScoresOutcome
 
-RULES: dict[str, Callable[[Known], dict[str, Estimate]]] = {
+RULES: dict[str, Callable[[Evidence], dict[str, Estimate]]] = {
     "gated": gated,
     "grace": grace,
     "none": stale,
@@ -29,7 +29,7 @@ class Propagated:
     """The scores of all rows after a refresh, in the working space that they came in."""
 
     values: dict[str, Float32]
-    """score name -> [n]; measured rows exactly as measured, NaN where nothing is known."""
+    """score name -> [n]; measured rows exactly as measured, NaN where nothing is evidence."""
     confidence: dict[str, Float32]
     """score name -> [n] in [0, 1]: 1 where measured, 0 where nothing is known, else 1 - (error
     to be expected) / (standard deviation of the measured scores), the error being the root mean
@@ -79,7 +79,7 @@ def propagate_scores(
     comparable = usable[measured_rows].copy()
     for name, score in new.items():
         comparable &= np.isfinite(score) & np.isfinite(old[name][measured_rows])
-    known = Known(
+    evidence = Evidence(
         old={name: score.astype(np.float64) for name, score in old.items()},
         rows=measured_rows[comparable],
         new={name: score[comparable].astype(np.float64) for name, score in new.items()},
@@ -90,12 +90,12 @@ def propagate_scores(
         settings=settings,
         rng=np.random.default_rng(seed),
     )
-    applied = rule if len(known.rows) >= settings.min_measured else "none"
-    estimates = RULES[applied](known)
+    applied = rule if len(evidence.rows) >= settings.min_measured else "none"
+    estimates = RULES[applied](evidence)
 
     values, confidence, held_out, calibration = {}, {}, {}, {}
     for name, estimate in estimates.items():
-        measured = known.new[name]
+        measured = evidence.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
         expected = _expected(estimate.held_out_mass, estimate.held_out_errors)
         trust = _trust(expected(estimate.mass), measured)
@@ -113,7 +113,7 @@ def propagate_scores(
         calibration=calibration,
         outcome=ScoresOutcome(
             rule=applied,
-            num_compared=len(known.rows),
+            num_compared=len(evidence.rows),
             scores={name: estimate.gate for name, estimate in estimates.items()},
         ),
     )
