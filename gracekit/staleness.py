@@ -68,7 +68,9 @@ def plan_rows(
         The plan of all rounds so far; distinct rows, those of `before` first in their order.
     """
     if before is None:
-        before = _first_rows(scores, measurable, budget, num_probe, _rng(seed, step, 0))
+        before = _rows_before_the_rule(
+            scores, measurable, budget, num_probe, _random_of_round(seed, step, 0)
+        )
     chosen = before.rows[before.reasons != Reason.PROBE]
     candidates = scores.usable.copy()
     candidates[chosen] = False
@@ -83,8 +85,10 @@ def plan_rows(
     )
     num_new = max(budget - len(before.rows), 0)
     most = min(num_new + len(before.probe_rows), int(candidates.sum()))
-    ranked = RULES[settings.plan](inputs, most, _rng(seed, step, len(before.rows)))
-    # Up to the last new row and not further: the row behind it may be a probe row or not.
+    ranked = RULES[settings.plan](inputs, most, _random_of_round(seed, step, len(before.rows)))
+    # The ranking may hold probe rows; these are measured anyway and add nothing to the budget. So
+    # it is cut behind its last row that is new, and not further: otherwise a probe row that happens
+    # to come next would count as picked, and the rest of the probe would no longer be uniform.
     num_counted = np.cumsum(~np.isin(ranked, before.probe_rows))
     picked = ranked[: np.searchsorted(num_counted, num_new) + 1] if num_new else ranked[:0]
     reasons = before.reasons.copy()
@@ -96,7 +100,7 @@ def plan_rows(
     )
 
 
-def _first_rows(
+def _rows_before_the_rule(
     scores: ScoreTable, measurable: Bool, budget: int, num_probe: int, rng: np.random.Generator
 ) -> RefreshPlan:
     """What every plan begins with: never-measured rows, invalid ones, and the probe.
@@ -121,7 +125,7 @@ def _first_rows(
     )
 
 
-def _rng(seed: int, step: int, num_planned: int) -> np.random.Generator:
+def _random_of_round(seed: int, step: int, num_planned: int) -> np.random.Generator:
     """Chance of one round; another one at every step."""
     return np.random.default_rng([seed, max(step, 0), num_planned])
 

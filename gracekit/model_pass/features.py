@@ -57,12 +57,12 @@ class HiddenMean(FeatureReader):
 
     def on_block(self, batch: Batch, hidden: torch.Tensor) -> None:
         """Add up the states of each sample."""
-        self._add(batch, batch.target_sample, hidden)
+        self._add_states(batch, batch.target_sample, hidden)
 
     def on_targets(self, batch: Batch, targets: Targets) -> None:
         """The same with the last hidden states."""
         if self._block is None:
-            self._add(batch, targets.sample, targets.hidden)
+            self._add_states(batch, targets.sample, targets.hidden)
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B, d]"""
@@ -75,7 +75,7 @@ class HiddenMean(FeatureReader):
             self._signs = means.new_tensor(signs) / math.sqrt(self._narrow)
         return means @ self._signs
 
-    def _add(self, batch: Batch, sample: torch.Tensor, hidden: torch.Tensor) -> None:
+    def _add_states(self, batch: Batch, sample: torch.Tensor, hidden: torch.Tensor) -> None:
         if self._sums is None:
             self._sums = batch.zeros(hidden.shape[1])
         self._sums.index_add_(0, sample, hidden.float())

@@ -51,13 +51,13 @@ def gated(evidence: Evidence) -> dict[str, Estimate]:
     estimates = {}
     for column, (name, old) in enumerate(evidence.old.items()):
         change = evidence.new[name] - old[evidence.rows]
-        ways = _ways(evidence, walk, kernel, column, change, fold)
+        ways = _try_all_ways(evidence, walk, kernel, column, change, fold)
         used = simplest_good({way: tried.errors**2 for way, tried in ways.items()})
-        estimates[name] = _estimate(evidence, walk, kernel, column, old, change, ways, used)
+        estimates[name] = _apply_way(evidence, walk, kernel, column, old, change, ways, used)
     return estimates
 
 
-def _ways(
+def _try_all_ways(
     evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,
@@ -113,7 +113,7 @@ def _ways(
     return plain | diffused
 
 
-def _estimate(
+def _apply_way(
     evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,

@@ -98,7 +98,9 @@ def grace(evidence: Evidence) -> dict[str, Estimate]:
     return estimates
 
 
-def _grace_once(evidence: Evidence, old: Float64, rows: Rows, new: Float64) -> tuple[Float64, Float32]:
+def _grace_once(
+    evidence: Evidence, old: Float64, rows: Rows, new: Float64
+) -> tuple[Float64, Float32]:
     """The estimate [n], and the share of a row's edge weight that leads to measured rows [n]."""
     n = len(old)
     is_source = np.zeros(n, bool)

@@ -97,8 +97,8 @@ def propagate_scores(
     for name, estimate in estimates.items():
         measured = evidence.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
-        expected = _expected(estimate.held_out_mass, estimate.held_out_errors)
-        trust = _trust(expected(estimate.mass), measured)
+        expected = _expected_error(estimate.held_out_mass, estimate.held_out_errors)
+        trust = _confidence(expected(estimate.mass), measured)
         trust[~(usable & np.isfinite(value))] = 0
         value[measured_rows] = new[name]
         trust[measured_rows] = np.isfinite(new[name])
@@ -119,7 +119,7 @@ def propagate_scores(
     )
 
 
-def _expected(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
+def _expected_error(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
     """How large an error to expect of a row by its mass: that of the held-out rows in its quarter.
 
     With too few held-out rows the error is infinite: nothing is claimed.
@@ -135,7 +135,7 @@ def _expected(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
     return lambda asked: sizes[np.searchsorted(edges, asked)]
 
 
-def _trust(expected: Float64, measured: Float64) -> Float64:
+def _confidence(expected: Float64, measured: Float64) -> Float64:
     """[n] 1 - expected error / standard deviation of the measured scores, at least 0."""
     spread = float(measured.std()) if len(measured) else 0.0
     return np.clip(1 - expected / spread, 0, 1) if spread > 0 else 1.0 * (expected == 0)
@@ -147,6 +147,6 @@ def _calibration(estimate: Estimate) -> float:
     promised = np.empty(len(errors))
     half = np.arange(len(errors)) % 2 == 0  # the rows are in no order that matters
     for learn, ask in ((half, ~half), (~half, half)):
-        promised[ask] = _expected(mass[learn], errors[learn])(mass[ask])
+        promised[ask] = _expected_error(mass[learn], errors[learn])(mass[ask])
     size = np.sqrt(mean_square(promised)) if len(errors) else 0.0
     return float(np.sqrt(mean_square(errors)) / size) if 0 < size < np.inf else float("nan")
