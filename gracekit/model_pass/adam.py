@@ -16,13 +16,11 @@ time: about as many multiplications as the forward pass, and some ten passes ove
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
 from gracekit.model_pass.gradient_scores import GradientNorm
+from gracekit.model_pass.products import product
 from gracekit.protocols import Batch, Layer, OptimizerState, PassContext, RoutedRows
-
-if TYPE_CHECKING:
-    import torch
 
 
 class AdamNorm(GradientNorm):
@@ -59,8 +57,6 @@ class AdamNorm(GradientNorm):
             self._is_plain = True
             super().on_layer(batch, layer, inputs, gradients)
             return
-        from gracekit.model_pass.products import product
-
         m, v = (moment.to(inputs.device) for moment in moments)
         if layer.is_transposed:
             m, v = m.T, v.T

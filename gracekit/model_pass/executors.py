@@ -21,7 +21,7 @@ from gracekit.model_pass.batches import (
     without_prompt,
 )
 from gracekit.model_pass.context import LocalContext, TargetSamples
-from gracekit.model_pass.features import FEATURES, to_float16
+from gracekit.model_pass.features import FEATURES
 from gracekit.model_pass.layers import head_size
 from gracekit.model_pass.model_limits import require_known_tokens, require_length
 from gracekit.model_pass.model_pass import ModelPass
@@ -31,6 +31,7 @@ from gracekit.model_pass.token_budget import TokenBudget, free_memory, is_out_of
 from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState, Reader
 from gracekit.recipe import ScoringSection
+from gracekit.rounding import to_float16
 from gracekit.types import Float32, Int64, Json, Measurement, Rows
 
 ENOUGH_TO_JUDGE = 32

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from gracekit.errors import RecipeError
 from gracekit.model_pass.sketch import SketchReader, random_signs
 from gracekit.protocols import Batch, FeatureReader, Targets
 from gracekit.recipe import ScoringSection
-from gracekit.types import Float32
-
-if TYPE_CHECKING:
-    import torch
-
 
 DEFAULTS = ScoringSection()
 
@@ -99,11 +92,3 @@ FEATURES: dict[str, type[HiddenMean] | type[GradientSketch]] = {
     "gradient-sketch": GradientSketch,
     "hidden-mean": HiddenMean,
 }
-
-
-def to_float16(features: Float32) -> NDArray[np.float16]:
-    """Round [m, d] to float16: large values are cut to its range, rows not finite are all NaN."""
-    largest = np.finfo(np.float16).max
-    rounded = np.clip(features, -largest, largest).astype(np.float16)
-    rounded[~np.isfinite(features).all(axis=1)] = np.nan
-    return rounded

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from gracekit.checkpoints import OPTIMIZER_FILES, check_checkpoint, pin
 from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
-from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
@@ -27,6 +26,7 @@ from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
+from gracekit.rounding import to_float16
 from gracekit.samples import Growth, RawSamples, TokenTable, merge, sample_table, tokens_key
 from gracekit.scores.meaning import needs
 from gracekit.selection import selector_for
