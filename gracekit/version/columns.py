@@ -447,5 +447,5 @@ def _schema_version() -> int:
     return zlib.crc32(repr(("one table behind samples and scores", columns)).encode()) & 0x7FFFFFFF
 
 
-SCHEMA_VERSION = _schema_version()
+SCHEMA_VERSION: int = _schema_version()
 """Of `scores.duckdb`. A database of another schema is not read: it is built anew from the files."""
