@@ -81,7 +81,7 @@ def _samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
         try:
             dataset = store.dataset(version)
         except StoreError:
-            continue  # told with the version
+            continue  # `_version` reports it
         tables.setdefault(dataset.samples_file, dataset)
     before: SampleTable | None = None
     for name, dataset in tables.items():
@@ -131,7 +131,7 @@ def _version(store: StoreReader, version: int) -> Iterator[Problem]:
 
 
 def _table_of(store: StoreReader, version: int) -> SampleTable | None:
-    """None where it is damaged, which is told already."""
+    """The sample table of a version; None where it is damaged, which `_samples` reports."""
     try:
         return store.samples(version)
     except StoreError:

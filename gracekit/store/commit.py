@@ -16,8 +16,8 @@ Invariants, whatever is killed or fails, and wherever:
    from the files alone, so the next `recover` or commit publishes it.
 5. Versions are numbered 1, 2, 3 … without gaps, and no number is given twice: each up to the latest
    is a version or has a removal record. The latest is never removed.
-6. `refresh_id` is in the manifest, and in the removal record after it: whoever repeats a refresh
-   finds the version (`find_refresh`).
+6. `refresh_id` is in the manifest, and later in the removal record: when a refresh is repeated, the
+   version that it made is found (`find_refresh`).
 7. What was measured at a version is never removed.
 
 One process at a time commits: it holds the store's lock.
@@ -95,8 +95,9 @@ class VersionDraft:
     """Where changed data comes from; None: as before."""
     cache: CachePayload | None = None
     measure_id: str | None = None
-    """Of the measurement, None without one. Once the version exists all shards are removed: its
-    own, and those of refreshes that were stopped or skipped, which nobody goes on with."""
+    """Names the measurement, by which its shards are found; None where nothing was measured. Once
+    the version exists all shards are removed: its own, and those of refreshes that were stopped or
+    skipped, which will not be continued."""
     checkpoint: CheckpointInfo
     settings: Settings = field(default_factory=Settings)
     outcome: RefreshOutcome | None = None
