@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
 from gracekit.recipe import DataSection, Recipe
 from gracekit.refresher.loading import last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.step import step
+from gracekit.rounding import to_float16
 from gracekit.store import CachePayload, Store, VersionDraft
 from gracekit.types import Float32, Measurement, Rows, SampleTable
 from gracekit.version.header import CheckpointInfo, DataDescription, Settings

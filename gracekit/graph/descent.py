@@ -78,7 +78,8 @@ class DescentIndex(NeighborLists):
         lists = self._neighbors, self._cosines, np.zeros(self._neighbors.shape, bool)
         floor = self._cosines[:, -1].copy()
         rescore(self.unit, present, fresh, *lists)
-        # A row knew nobody beyond its floor: what it lost so much of must be looked for as well.
+        # A list knows no row that was farther than its last entry. Where entries have moved beyond
+        # that, others may be nearer than they are: such rows are searched again as well.
         short = present & (self._cosines[:, self.settings.num_neighbors - 1] < floor)
         fresh |= short
         lists[2][short] = True

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+import torch
 
 from gracekit.errors import MeasureError
 from gracekit.model_pass.ghost import (
+    Gram,
     gram,
     gram_is_cheaper,
     squares_from_grams,
     squares_from_product,
 )
 from gracekit.protocols import Batch, Layer, RoutedRows, Scorer
-
-if TYPE_CHECKING:
-    import torch
-
-    from gracekit.model_pass.ghost import Gram
 
 
 class GradientNorm(Scorer):

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from gracekit.checkpoints import OPTIMIZER_FILES, check_checkpoint, pin
 from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
-from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
@@ -27,6 +26,7 @@ from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
+from gracekit.rounding import to_float16
 from gracekit.samples import Growth, RawSamples, TokenTable, merge, sample_table, tokens_key
 from gracekit.scores.meaning import needs
 from gracekit.selection import selector_for
@@ -178,7 +178,7 @@ class Refresher:
             keys = (model.identity, tokens.key, target.tokens.key if target else "")
             refresh_id = _identity(pinned, *keys, recipe.digest())
             measure_id = _identity(pinned, *keys, recipe.digest("data", "target", "scoring"))
-            done = self._find(refresh_id)
+            done = self._made_before(refresh_id)
             if done is not None:
                 return done
             store = self._open_store(model, tokens)
@@ -221,7 +221,7 @@ class Refresher:
                     target_features=refreshed.target_features,
                     save_index=refreshed.index.save,
                 ),
-                checkpoint=_describe(pinned),
+                checkpoint=_describe_checkpoint(pinned),
                 settings=Settings(
                     scoring=recipe.scoring,
                     refresh=recipe.refresh,
@@ -242,7 +242,7 @@ class Refresher:
         )
         return RefreshResult(version=version, is_new=True, header=store.header(version))
 
-    def _find(self, refresh_id: str) -> RefreshResult | None:
+    def _made_before(self, refresh_id: str) -> RefreshResult | None:
         """The version of a refresh that was finished before."""
         store = self._store()
         version = None if store is None else store.find_refresh(refresh_id)
@@ -361,7 +361,7 @@ def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def _describe(pinned: PinnedCheckpoint) -> CheckpointInfo:
+def _describe_checkpoint(pinned: PinnedCheckpoint) -> CheckpointInfo:
     checkpoint = pinned.checkpoint
     return CheckpointInfo(
         step=checkpoint.step,

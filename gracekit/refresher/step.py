@@ -228,7 +228,7 @@ def _measure(
         scores, features = _propagate(recipe, last, measurement, step=step)
         audit = audit_refresh(recipe, last, plan, measurement, scores, features, rounds=rounds)
         if audit is not None:
-            _tell(audit, num_planned)
+            _log_audit(audit, num_planned)
             if most <= num_planned < n and audit.rank_correlation < settings.full_below:
                 logger.info(
                     "that is below refresh.full_below (%.2f): measuring everything",
@@ -365,7 +365,7 @@ def _outcome(
     num_since_full = next_budget = 0
     if last is not None and measured.scores is not None:
         is_known = plan.reasons != Reason.NEVER_MEASURED
-        _tell_of_new(last.num_never - int((~is_known).sum()))
+        _log_unmeasured(last.num_never - int((~is_known).sum()))
         next_budget = next_start(measured.audit, int(is_known.sum()), n)
         if len(plan.rows) < n:
             num_since_full = last.num_since_full + 1
@@ -384,7 +384,7 @@ def _outcome(
     )
 
 
-def _tell(audit: Audit, num_measured: int) -> None:
+def _log_audit(audit: Audit, num_measured: int) -> None:
     logger.info(
         "audit of %d rows after measuring %d: rank correlation %.2f on the others, "
         "%.2f over all (stale %.2f, target %.2f)",
@@ -397,7 +397,7 @@ def _tell(audit: Audit, num_measured: int) -> None:
     )
 
 
-def _tell_of_new(num_left: int) -> None:
+def _log_unmeasured(num_left: int) -> None:
     if num_left:
         logger.info(
             "%d new samples are not measured yet, refresh.max_fraction is used up: later "
