@@ -1,6 +1,6 @@
 """What must be known of every version at each commit: small, and read from its manifest once.
 
-A daemon makes versions for weeks. Keeping all headers would fill its memory, and reading all of them
+A daemon makes versions for weeks. Keeping all headers would fill its memory, and reading them all
 again at each commit would make the thousandth version cost more than the first.
 """
 
