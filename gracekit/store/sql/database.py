@@ -55,7 +55,7 @@ def publish(store: StoreReader) -> None:
     try:
         write_atomic(database, build)
         with clear_write_errors(database):
-            # Left by whoever wrote into the old file: it does not belong to the new one.
+            # Another program wrote into the old file; its log does not belong to the new one.
             remove(database.with_name(f"{database.name}.wal"))
     except duckdb.Error as error:
         raise StoreWriteError(
