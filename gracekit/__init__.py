@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from gracekit.api.deprecated import reselect
     from gracekit.api.exporting import export
     from gracekit.api.keeping import gc, pin, rollback, unpin
-    from gracekit.api.making import init, plan, refresh, select, watch
+    from gracekit.api.making import plan, refresh, watch
     from gracekit.api.reading import diff, status, verify, versions
     from gracekit.api.samples import explain, similar
+    from gracekit.api.selecting import select
+    from gracekit.api.starting import init
     from gracekit.daemon import stop_on_signals
     from gracekit.errors import GracekitError
     from gracekit.recipe import Recipe
@@ -78,9 +80,11 @@ _NAMES_OF = {
     "gracekit.api.deprecated": ("reselect",),
     "gracekit.api.exporting": ("export",),
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),
-    "gracekit.api.making": ("init", "plan", "refresh", "select", "watch"),
+    "gracekit.api.making": ("plan", "refresh", "watch"),
     "gracekit.api.reading": ("diff", "status", "verify", "versions"),
     "gracekit.api.samples": ("explain", "similar"),
+    "gracekit.api.selecting": ("select",),
+    "gracekit.api.starting": ("init",),
     "gracekit.daemon": ("stop_on_signals",),
     "gracekit.errors": ("GracekitError",),
     "gracekit.recipe": ("Recipe",),

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import gracekit
 from gracekit.cli import main
-from gracekit.errors import QueryError, UsageError, VersionNotFoundError
+from gracekit.errors import QueryError, RecipeError, UsageError, VersionNotFoundError
 from gracekit.store import Store
 from gracekit.tabular import MOST_LINES
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
@@ -80,7 +80,8 @@ def test_importing_names_loads_only_what_they_need() -> None:
     for names, allowed in (
         ("Coreset Recipe Store", ()),
         ("status versions diff verify rollback pin gc", ("duckdb",)),
-        ("select refresh watch plan init export", ("duckdb",)),
+        ("init export", ("duckdb",)),
+        ("select", ("duckdb", "scipy", "numba", "hnswlib")),
         ("sql connect", ("duckdb",)),
         ("explain similar", ("duckdb", "scipy", "numba", "hnswlib")),
     ):
@@ -228,6 +229,20 @@ def test_the_same_on_the_command_line(world: Path, version: str) -> None:
         assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
 
 
+def test_what_is_no_store_or_recipe_is_told() -> None:
+    nothing: Any = None
+    for verb in (gracekit.status, gracekit.versions, gracekit.verify, gracekit.connect):
+        with pytest.raises(
+            UsageError, match=r"a store is its directory or an open gracekit\.Store"
+        ):
+            verb(nothing)
+    with pytest.raises(UsageError, match="a recipe is its path"):
+        gracekit.refresh(nothing, "checkpoint-1")
+    for what in (gracekit.select, lambda path: gracekit.refresh(path, "checkpoint-1")):
+        with pytest.raises(RecipeError, match=r"no recipe at nowhere\.yaml"):
+            what("nowhere.yaml")
+
+
 def test_reprs_are_short_and_arrays_read_only(world: Path) -> None:
     root = world / "store"
     opened, sample = Store.open(root), ids_of(root)[0]
@@ -251,7 +266,10 @@ def test_reprs_are_short_and_arrays_read_only(world: Path) -> None:
     assert coreset.to_pandas().shape == (9, 4)
     assert list(opened.scores(2).to_pandas()["origin"].unique()) != []
     assert opened.samples().to_arrow().num_rows == NUM_SAMPLES
-    for array in (coreset.rows, coreset.weights, coreset.sample_ids, coreset.source_rows):
+    assert repr(opened) == f"Store({str(root)!r})"
+    scores, samples = opened.scores(2), opened.samples()
+    for array in (coreset.rows, coreset.weights, coreset.sample_ids, coreset.source_rows,
+                  scores.importance, scores.scores["loss"], samples.sample_ids):  # fmt: skip
         assert not array.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         coreset.weights[0] = np.float32(2)

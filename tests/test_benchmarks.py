@@ -60,7 +60,7 @@ def synthetic_run(n: int, num_checkpoints: int) -> dict[str, np.ndarray]:
 
 
 def test_a_replay_is_a_chain_of_steps_beside_the_truth(tmp_path: Path) -> None:
-    np.savez(tmp_path / "run.npz", **synthetic_run(200, 4))
+    np.savez(tmp_path / "run.npz", **synthetic_run(200, 4))  # type: ignore[arg-type]
     content = {
         "data": {"path": "none.jsonl"},
         "refresh": {"min_fraction": 0.3, "max_fraction": 0.5, "min_probe": 20},

@@ -4,6 +4,7 @@
 one of its verbs is first used. Every verb takes a store as a path or as an open `Store`, options
 under the names that they have on the command line, and a version as its number or `"latest"`.
 
-`making` makes versions, `reading` and `samples` look at them, `keeping` holds and removes them,
-`exporting` writes training data, `asking` answers SQL.
+`starting` writes a recipe, `making` measures checkpoints and `selecting` selects anew; `reading`
+and `samples` look at versions, `keeping` holds and removes them, `exporting` writes training data,
+`asking` answers SQL. They are apart so that a verb loads what it needs: only `making` loads torch.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from gracekit.api.making import select
+from gracekit.api.selecting import select
 from gracekit.api.stores import RecipeLike
 from gracekit.refresher import RefreshResult
 

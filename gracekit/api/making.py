@@ -1,68 +1,22 @@
-"""The verbs that make versions: `init`, `watch`, `refresh`, `plan`, `select`."""
+"""The verbs that measure: `watch`, `refresh`, `plan`."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, overload
 
 from gracekit import daemon, refresher
-from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, open_store, resolve
+from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.daemon import WatchReport
 from gracekit.errors import CheckpointError
-from gracekit.first_recipe import FirstRecipe, write_first_recipe
-from gracekit.recipe import Recipe
 from gracekit.refresher import CostEstimate, PlanPreview, Refresher, RefreshResult
-from gracekit.store import Store
-from gracekit.views.compare import Comparison
-from gracekit.views.compare import compare as compare_selectors
 
 logger = logging.getLogger(__name__)
-
-
-def init(
-    data: str | Path,
-    *,
-    output: str | Path = "gracekit.yaml",
-    store: str | Path = "gracekit-store",
-    id_column: str | None = None,
-    group_column: str | None = None,
-    force: bool = False,
-    strict: bool = False,
-) -> FirstRecipe:
-    """Look at training data and write a commented recipe for it.
-
-    Args:
-        data: A JSONL, JSON, Parquet or CSV file, a directory of them, a `save_to_disk` folder, or
-            the name of a hub dataset.
-        output: The recipe to write.
-        store: The directory that the recipe names as the store.
-        id_column: The column with unique sample ids; without it, an id is a hash of the content.
-        group_column: The column with the group (source, task, category) of a sample.
-        force: Replace an existing recipe.
-        strict: Refuse data with rows that cannot be used.
-
-    Raises:
-        RecipeError: The recipe exists, and `force` is not given.
-        DataError: The data cannot be read or used.
-
-    Example:
-        >>> gracekit.init("data/train.jsonl", group_column="source").num_samples
-        12000
-    """
-    return write_first_recipe(
-        str(data),
-        output=Path(output),
-        store=str(store),
-        id_column=id_column,
-        group_column=group_column,
-        force=force,
-        strict=strict,
-    )
 
 
 @overload
@@ -256,72 +210,3 @@ def plan(
     loaded = load_recipe(recipe, set, store)
     found = check_checkpoint(Path(checkpoint), loaded.checkpoints)
     return refresher.estimate(loaded, found, strict=strict)
-
-
-@overload
-def select(
-    recipe_or_store: RecipeLike | Store,
-    *,
-    compare: Sequence[str],
-    store: StoreLike | None = None,
-    set: Changes | None = None,
-) -> Comparison: ...
-@overload
-def select(
-    recipe_or_store: RecipeLike | Store,
-    *,
-    compare: None = None,
-    store: StoreLike | None = None,
-    set: Changes | None = None,
-) -> RefreshResult: ...
-def select(
-    recipe_or_store: RecipeLike | Store,
-    *,
-    compare: Sequence[str] | None = None,
-    store: StoreLike | None = None,
-    set: Changes | None = None,
-) -> RefreshResult | Comparison:
-    """Make a version from the stored scores with other selection settings; needs no model, no data.
-
-    Args:
-        recipe_or_store: A `Recipe`, the path of one, or a store, which stands for the settings of
-            its latest version.
-        compare: Only say what these selectors would choose, and make no version.
-        store: A store to use instead of the recipe's.
-        set: Changes to the settings, such as `{"selection.selector": "top"}`.
-
-    Raises:
-        StoreNotFoundError, VersionNotFoundError: There are no scores to select from yet.
-        RecipeError: A setting is wrong, or asks for an importance that is not stored.
-        SelectionError: The selection cannot be met.
-        StoreFormatError: The stored graph is lost; the next refresh makes a new one.
-
-    Example:
-        >>> gracekit.select("gracekit-store", set={"selection.fraction": 0.1}).version
-        5
-        >>> gracekit.select("gracekit.yaml", compare=["coverage", "random"]).to_pandas()
-    """
-    if isinstance(recipe_or_store, Store):
-        recipe = _settings_of(recipe_or_store)
-    elif not isinstance(recipe_or_store, Recipe) and Store.exists(recipe_or_store):
-        recipe = _settings_of(open_store(recipe_or_store))
-    else:
-        recipe = load_recipe(recipe_or_store)
-    recipe = load_recipe(recipe, set, store)
-    return refresher.reselect(recipe) if compare is None else compare_selectors(recipe, compare)
-
-
-def _settings_of(store: Store) -> Recipe:
-    """A recipe with what the latest version was scored and selected by."""
-    header = store.header(resolve(store, "latest"))
-    settings = header.settings
-    sections = {"scoring": settings.scoring, "graph": settings.graph,
-                "selection": settings.selection}  # fmt: skip
-    return Recipe.from_dict(
-        {
-            "data": header.dataset.settings.model_dump(mode="json"),
-            "store": str(store.paths.root),
-            **{name: s.model_dump(mode="json") for name, s in sections.items() if s is not None},
-        },
-        name=f"the settings of version {header.version} of {store.paths.root}",
-    )

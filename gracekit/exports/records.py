@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -75,7 +76,7 @@ class HfDataset:
             with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
                 for batch in _batches(content, row_type):
                     writer.write_batch(batch)
-        with _no_progress_bars():
+        with _no_progress_bars(datasets.utils):
             datasets.Dataset.from_file(str(stream)).save_to_disk(str(directory))
         files.remove(stream.parent)
         return {"files": sorted(path.name for path in directory.iterdir())}
@@ -160,18 +161,13 @@ def _arrow_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from datasets.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    if are_progress_bars_disabled():
+def _no_progress_bars(settings: ModuleType) -> Iterator[None]:
+    """Without the progress bars of `datasets`, whose settings (`datasets.utils`) are given."""
+    if settings.are_progress_bars_disabled():
         yield
         return
-    disable_progress_bars()
+    settings.disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        settings.enable_progress_bars()

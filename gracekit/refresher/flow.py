@@ -87,7 +87,7 @@ class Refresher:
     def check_data(self, raw: RawSamples) -> None:
         """Raise `StoreDataMismatchError` where the data is other data than the store's."""
         if Store.exists(self.root):
-            store = Store.open(self.root)
+            store = Store.open(self.root, facts=self._facts)
             if raw.fingerprint != store.dataset().fingerprint:
                 self.merge(store, raw)
 

@@ -125,11 +125,14 @@ def _best_coverer(row: int, selected: Bool, graph: SparseGraph) -> tuple[int | N
 def _num_covered(row: int, selected: Bool, graph: SparseGraph, pool: Pool) -> int:
     edges = _edges_of(row, graph)
     neighbors = zip(graph.indices[edges].tolist(), graph.weights[edges].tolist(), strict=True)
-    return 1 + sum(
-        _best_coverer(i, selected, graph)[1] <= weight
+    covered = [
+        i
         for i, weight in neighbors
-        if pool.represented[i] and not selected[i]
-    )
+        if pool.represented[i]
+        and not selected[i]
+        and _best_coverer(i, selected, graph)[1] <= weight
+    ]
+    return 1 + len(covered)
 
 
 def _gain_if_added(row: int, selected: Bool, chosen: Chosen, pool: Pool) -> float | None:

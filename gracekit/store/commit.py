@@ -155,7 +155,7 @@ def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) 
         else:
             finish(store)  # scores of removed versions that only the refresh before needed
     with _harmless(version, "not all of it is published yet"):
-        publish(store, has_new=True)
+        publish(store, has_new=True, has_new_cache=draft.cache is not None)
         if draft.measure_id is not None:
             clear_shards(paths)
     return version

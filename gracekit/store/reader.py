@@ -28,6 +28,7 @@ from gracekit.store.files.shards import count_shards
 from gracekit.store.snapshot import Snapshot, stamp_of, take_snapshot
 from gracekit.store.version_argument import VersionArgument, version_number
 from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
+from gracekit.tabular import read_only
 from gracekit.types import Origin, SampleTable, ScoreTable
 from gracekit.version.header import DatasetInfo, Header
 
@@ -47,6 +48,9 @@ class StoreReader:
         self._headers: dict[Path, tuple[Stamp | None, Any]] = {}
         self._samples: tuple[Path, SampleTable] | None = None
         self._snapshot: Snapshot | None = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.paths.root)!r})"
 
     @staticmethod
     def exists(root: Path | str) -> bool:
@@ -197,7 +201,7 @@ class StoreReader:
         return self.info.dataset if version is None else self.header(version).dataset
 
     def samples(self, version: int | None = None) -> SampleTable:
-        """The sample table of a version; default: of the latest, or as it was first.
+        """The sample table of a version; default: of the latest, or as it was first. Read-only.
 
         Raises `StoreFormatError` when it is damaged.
         """
@@ -210,7 +214,7 @@ class StoreReader:
                     f"{path} has {len(samples)} rows, {dataset.num_rows} were written; restore "
                     "it from a backup"
                 )
-            self._samples = (path, samples)
+            self._samples = (path, read_only(samples))
         return self._samples[1]
 
     def coreset(self, version: int) -> pa.Table:
@@ -224,7 +228,8 @@ class StoreReader:
         return read_coreset(self.paths.manifest(version), version)
 
     def scores(self, version: int) -> ScoreTable:
-        """The scores of all rows at a version; a reselect or rollback has those of another.
+        """The scores of all rows at a version, read-only; a reselect or rollback has those of
+        another.
 
         Where the data changed since that one, samples that joined are never measured in them, and
         those that left are removed.
@@ -237,12 +242,12 @@ class StoreReader:
             self.require_kept(version)
         scores = read_scores(path)
         if header.rollback_of is None:
-            return scores
+            return read_only(scores)
         samples = self.samples(version)
         forgotten = ~samples.present
         forgotten[: len(scores)] |= scores.origin == Origin.REMOVED  # some may be back
         forgotten[len(scores) :] = True
-        return scores_for(scores, samples, forgotten)
+        return read_only(scores_for(scores, samples, forgotten))
 
     def measurement(self, version: int) -> pa.Table:
         """What was measured at a version, kept or removed: row, reason, scores, step; by row.

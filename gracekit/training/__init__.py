@@ -4,6 +4,7 @@
 `CoresetTrainerMixin` load transformers when they are first asked for.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from gracekit.training.coreset import Coreset
@@ -17,7 +18,5 @@ __all__ = ["Coreset", "CoresetCallback", "CoresetSampler", "CoresetTrainerMixin"
 
 def __getattr__(name: str) -> Any:
     if name in ("CoresetCallback", "CoresetTrainerMixin"):
-        from gracekit.training import callback
-
-        return getattr(callback, name)
+        return getattr(importlib.import_module("gracekit.training.callback"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

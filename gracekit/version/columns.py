@@ -195,7 +195,9 @@ _SELECTED_VERSION = replace(
 _SELECTED_ROW = replace(_ROW, get=lambda c: c.rows)
 _SELECTED_ID = replace(_SAMPLE_ID, get=lambda c: c.samples.sample_ids[c.rows])
 _SELECTED_GROUP = replace(
-    _GROUP_NAME, get=lambda c: Named(c.samples.groups[c.rows], c.samples.group_names)
+    _GROUP_NAME,
+    about="the user's label when the sample was selected",
+    get=lambda c: Named(c.samples.groups[c.rows], c.samples.group_names),
 )
 _SOURCE_ROW: Column[SelectedRows] = Column(
     "source_row",

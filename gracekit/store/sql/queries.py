@@ -80,27 +80,27 @@ _QUERIES = (
         "with scores of their own",
         """
         WITH last_two AS (
-            SELECT DISTINCT version FROM score_history ORDER BY version DESC LIMIT 2
+            -- every version with scores has row 0
+            SELECT version FROM score_history WHERE row = 0 ORDER BY version DESC LIMIT 2
         ), bounds AS (
             SELECT if($before IS NULL, min(version),
                       (SELECT scores_version FROM versions WHERE version = $before)) AS first,
                    if($now IS NULL, max(version),
                       (SELECT scores_version FROM versions WHERE version = $now)) AS last
             FROM last_two
-        ), before AS (
-            SELECT row, importance FROM score_history
-            WHERE version = (SELECT first FROM bounds)
-        ), now AS (
-            SELECT row, importance, origin FROM score_history
-            WHERE version = (SELECT last FROM bounds)
+        ), changed AS (
+            SELECT row, now.sample_id, now.group_name, before.importance AS importance_before,
+                   now.importance AS importance_now,
+                   now.importance - before.importance AS change, now.origin
+            FROM score_history now JOIN score_history before USING (row)
+            WHERE now.version = (SELECT last FROM bounds)
+              AND before.version = (SELECT first FROM bounds) AND now.version <> before.version
+            ORDER BY abs(change) DESC NULLS LAST, now.sample_id
+            LIMIT $count
         )
-        SELECT sample_id, group_name, before.importance AS importance_before,
-               now.importance AS importance_now, now.importance - before.importance AS change,
-               now.origin, preview
-        FROM now JOIN before USING (row) JOIN samples USING (row)
-        WHERE (SELECT first <> last FROM bounds)
-        ORDER BY abs(change) DESC NULLS LAST, sample_id
-        LIMIT $count
+        SELECT c.* EXCLUDE (row), preview
+        FROM changed c JOIN samples USING (row)
+        ORDER BY abs(change) DESC NULLS LAST, c.sample_id
         """,
         count=_COUNT,
         before=Parameter(about="version to compare with", kind=int),
@@ -110,11 +110,11 @@ _QUERIES = (
         "forgotten",
         "selected samples whose last measurement is oldest",
         """
-        SELECT sample_id, group_name, measured_step, step - measured_step AS age_steps,
+        SELECT c.sample_id, c.group_name, measured_step, step - measured_step AS age_steps,
                importance, origin, preview
-        FROM coresets JOIN versions USING (version) JOIN samples USING (row)
+        FROM coresets c JOIN versions USING (version) JOIN samples USING (row)
         WHERE version = (SELECT max(version) FROM versions)
-        ORDER BY age_steps DESC, sample_id
+        ORDER BY age_steps DESC, c.sample_id
         LIMIT $count
         """,
         count=_COUNT,
@@ -126,8 +126,8 @@ _QUERIES = (
         SELECT group_name, count(*) AS num_samples,
                count(*) FILTER (origin = 'never') AS num_never,
                count(*) FILTER (origin = 'invalid') AS num_invalid
-        FROM scores JOIN samples USING (row)
-        WHERE removed_version IS NULL
+        FROM scores
+        WHERE origin <> 'removed'
         GROUP BY group_name
         ORDER BY group_name
         """,
@@ -153,7 +153,7 @@ _QUERIES = (
         SELECT version, group_name, count(*) AS num_selected,
                count(*) / sum(count(*)) OVER (PARTITION BY version) AS coreset_share,
                any_value(data_share) AS data_share, sum(weight) AS weight_sum
-        FROM coresets JOIN samples USING (row) LEFT JOIN whole USING (group_name)
+        FROM coresets LEFT JOIN whole USING (group_name)
         GROUP BY version, group_name
         ORDER BY version, group_name
         """,
@@ -162,10 +162,10 @@ _QUERIES = (
         "hardest",
         "samples of highest importance now, with what is known of them",
         """
-        SELECT sample_id, group_name, s.* EXCLUDE (row), preview
+        SELECT s.* EXCLUDE (row), preview
         FROM scores s JOIN samples USING (row)
-        WHERE removed_version IS NULL AND ($group IS NULL OR group_name = $group)
-        ORDER BY importance DESC NULLS LAST, sample_id
+        WHERE origin <> 'removed' AND ($group IS NULL OR s.group_name = $group)
+        ORDER BY importance DESC NULLS LAST, s.sample_id
         LIMIT $count
         """,
         count=_COUNT,
@@ -175,12 +175,13 @@ _QUERIES = (
         "trajectory",
         "one sample through all versions: its scores, where they came from, whether selected",
         """
-        SELECT v.version, v.step, v.operation, h.* EXCLUDE (version, step, row),
+        SELECT v.version, v.step, v.operation,
+               h.* EXCLUDE (version, step, row, sample_id, group_name),
                c.row IS NOT NULL AS is_selected, c.rank, c.weight
         FROM versions v
         JOIN score_history h ON h.version = v.scores_version
         LEFT JOIN coresets c ON c.version = v.version AND c.row = h.row
-        WHERE h.row = (SELECT row FROM samples WHERE sample_id = $sample_id)
+        WHERE h.sample_id = $sample_id
         ORDER BY v.version
         """,
         sample_id=Parameter(about="the id of the sample", is_required=True),

@@ -52,14 +52,15 @@ def view_select(view: str, alike: Mapping[tuple[str, ...] | None, list[str]]) ->
         + _parquet(files, options if columns else f"{options}, union_by_name = true")
         for columns, files in alike.items()
     )
-    # The files do not repeat ids and groups, which would be most of what they weigh.
+    # The files do not repeat ids and groups, which would be most of what they weigh. `samples` has
+    # every row that there ever was, so no row is lost here; an inner join takes half the time of
+    # an outer one.
+    step = "v.step, " if view == SCORE_HISTORY.name else ""
     identity = ", ".join(f"s.{column.name}" for column in IDENTITY)
-    known = f"FROM ({history}) h LEFT JOIN samples s USING (row)"
-    if view == SCORE_HISTORY.name:
-        rest = "h.* EXCLUDE (version, row)"
-        known += " JOIN versions v ON v.version = h.version"
-        return f"SELECT h.version, v.step, h.row, {identity}, {rest} {known}"
-    return f"SELECT h.version, h.row, {identity}, h.* EXCLUDE (version, row) {known}"
+    found = f"FROM ({history}) h JOIN samples s ON s.row = h.row"
+    if step:
+        found += " JOIN versions v ON v.version = h.version"
+    return f"SELECT h.version, {step}h.row, {identity}, h.* EXCLUDE (version, row) {found}"
 
 
 def _without_files(view: Table) -> str:
