@@ -15,7 +15,7 @@ from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
 _NUM_PASSES = 3
-"""How often rows without neighbours are parted into cells, each time around other pivots."""
+"""How often rows without neighbours are divided into cells, each time around other pivots."""
 _MOST_ROUNDS = 8
 _SETTLED = 0.02
 """Share of the lists' entries that a round changes when it is the last one."""

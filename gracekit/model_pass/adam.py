@@ -66,7 +66,7 @@ class AdamNorm(GradientNorm):
         self._num_layers += 1
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
-        """The same for each expert and the samples that reached it.
+        """Add the squares for each expert and the samples that reached it.
 
         For the others an expert of a stack has a gradient of 0, and is moved by its momentum; one
         with a parameter of its own has no gradient, and stays.
@@ -104,7 +104,7 @@ class AdamNorm(GradientNorm):
         return self._idle_squares[layer.name]
 
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
-        """The same for the bias."""
+        """Add the squares of the bias' direction."""
         moments = None if layer.bias is None else self._state.moments(layer.bias)
         if moments is None:
             super().on_bias(batch, layer, gradient)

@@ -53,7 +53,7 @@ class HiddenMean(FeatureReader):
         self._add_states(batch, batch.target_sample, hidden)
 
     def on_targets(self, batch: Batch, targets: Targets) -> None:
-        """The same with the last hidden states."""
+        """Add up the last hidden states, unless a block's output was asked for."""
         if self._block is None:
             self._add_states(batch, targets.sample, targets.hidden)
 

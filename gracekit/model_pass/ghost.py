@@ -49,5 +49,5 @@ def squares_from_grams(of_inputs: Gram, of_gradients: Gram) -> torch.Tensor:
 
 
 def squares_from_product(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """The same from [B, P, in] and [B, P, out] by forming the product."""
+    """Squared norms, float32 [B], by the product of inputs [B, P, in] and gradients [B, P, out]."""
     return products(gradients.mT, inputs.mT).float().square_().sum((1, 2))

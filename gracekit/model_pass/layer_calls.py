@@ -25,7 +25,7 @@ class Call:
     expert: torch.Tensor | None = None
     """int64 [n]"""
     version: int = 0
-    """Of the inputs, when the layer read them."""
+    """Version of the inputs' tensor when the layer read them; another one later: overwritten."""
 
     def __post_init__(self) -> None:
         self.version = self.inputs._version

@@ -113,7 +113,7 @@ def _follow(
 
 
 def _follow_any(node: Any, num_rows: int | None, places: torch.Size) -> torch.Tensor | None:
-    """By whichever input of the node is in the graph; all have the same rows."""
+    """Follow the first input of the node that is in the graph; all inputs have the same rows."""
     for before, output in node.next_functions:
         if before is not None:
             return _follow(before, output, num_rows, places)
@@ -171,7 +171,7 @@ class RoutedRows:
         sample: torch.Tensor,
         num_samples: int,
     ) -> RoutedRows:
-        """By expert, then by sample."""
+        """Put the rows in order of their expert, and within an expert of their sample."""
         key = expert * num_samples + sample
         if bool((key[1:] < key[:-1]).any()):
             order = key.argsort(stable=True)

@@ -57,7 +57,7 @@ class KroneckerSketch(Sketch):
             self._sums.baddbmm_(of_outputs.mT, self._inputs_of(inputs))
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
-        """The same for experts, over their rows."""
+        """Add the sketch of the experts' weights, over the rows that reached them."""
         if self._is_news(layer, "weight"):
             gradients = rows.gradients
             if layer.weight.ndim > 2:

@@ -35,7 +35,7 @@ class _Way:
     mass: Float32
     """[m] how near other measured rows are, or how much of their news arrived."""
     penalty: float | None
-    """Of the kernel regression; None: without it."""
+    """Penalty of the kernel regression; None: without it."""
     hops: int = 0
     share: float = 0.0
     """β; 0 without diffusion."""

@@ -18,11 +18,12 @@ from gracekit.types import Int64, RefreshPlan, SampleTable
 from gracekit.version.outcomes import Audit
 
 _START = 0.8
-"""Of what the last refresh needed, to start with."""
+"""Share of the rows that the last refresh needed with which the next one starts."""
 _MOST_OF_THE_WAY, _NEAR = 0.8, 0.02
-"""Share of the missing rows that a round adds, unless they are but this share of all."""
+"""A round adds this share of the rows that are missing; all of them where they are at most the
+second share of all rows."""
 _LEAST_STEP = 0.005
-"""Of all rows, that a round adds: each costs a propagation."""
+"""Least share of all rows that a round adds: every round costs a propagation."""
 NEVER_FULL = -1.0
 """`refresh.full_below` that no rank correlation is below."""
 

@@ -36,11 +36,11 @@ class CostEstimate:
     plan: PlanPreview
     device: str
     tokens_per_s: float
-    """Of the model pass, from the probe."""
+    """Speed of the model pass, as the probe measured it."""
     seconds: float
-    """Of the model pass for the first round."""
+    """Time that the model pass of the first round takes."""
     max_seconds: float
-    """Of the model pass at most, whatever the audit says."""
+    """Longest time that the model pass can take, whatever the audit says."""
     memory_bytes: int
     """Largest of the model pass (with the longest samples) and of the stages that follow it."""
     memory_free_bytes: int

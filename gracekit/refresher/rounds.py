@@ -45,7 +45,7 @@ class Measured:
     """What the rounds of measuring gave."""
 
     plan: RefreshPlan
-    """Of all rounds."""
+    """The rows of all rounds together."""
     measurement: Measurement
     """Of the plan's rows, in their order."""
     scores: Propagated | None = None

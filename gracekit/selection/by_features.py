@@ -21,7 +21,7 @@ GRID = 2.0**20
 CLUSTER_ROWS = 500
 """Mean rows of a cluster."""
 NUM_ROUNDS = 10
-"""Of k-means."""
+"""Rounds of k-means."""
 SAMPLE_ROWS = 20_000
 """Rows that the centres are found on."""
 BLOCK_ROWS = 64
@@ -38,7 +38,7 @@ class KCenter:
     """
 
     def select(self, task: SelectionTask) -> Selection:
-        """In the order picked; gains are 1 - cosine to the nearest one picked before."""
+        """Rows in the order picked; gains are 1 - cosine to the nearest one picked before."""
         unit = directions(task)
         nearest = np.full(len(unit), 2.0)
         for row in task.initial:
@@ -95,7 +95,7 @@ class Matching:
     """
 
     def select(self, task: SelectionTask) -> Selection:
-        """In turn from each block; with `weights: selector` its weights."""
+        """Rows in turn from each block; their weights count with `weights: selector`."""
         features = _features(task)
         drawn = random_values(task, task.seed)
         candidates = np.flatnonzero(task.candidates)

@@ -71,7 +71,7 @@ class Cover:
     """What is to be covered: the rows of the store themselves, or further nodes behind them."""
 
     graph: SparseGraph
-    """Of n + t nodes; the first n are the store's rows."""
+    """Graph of n + t nodes; the first n are the store's rows."""
     need: Float64
     """[n + t] how much each node counts."""
 

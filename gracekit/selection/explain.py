@@ -20,7 +20,7 @@ class Chosen:
 
     settings: SelectionSection
     details: SelectionDetails
-    """Of the selection, from the header."""
+    """What the version's header says about the selection."""
     rows: Rows
     """[b] in the order picked."""
     gains: Float32
