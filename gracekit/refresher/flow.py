@@ -55,6 +55,8 @@ class Refresher:
         self.root = Path(recipe.store)
         self._data = data
         self._facts: KnownFacts = {}
+        self._held: Store | None = None
+        """The store, on one snapshot, for as long as this has the lock."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, strict: bool = False) -> Refresher:
@@ -86,10 +88,15 @@ class Refresher:
 
     def check_data(self, raw: RawSamples) -> None:
         """Raise `StoreDataMismatchError` where the data is other data than the store's."""
-        if Store.exists(self.root):
-            store = Store.open(self.root, facts=self._facts)
-            if raw.fingerprint != store.dataset().fingerprint:
-                self.merge(store, raw)
+        store = self._store()
+        if store is not None and raw.fingerprint != store.dataset().fingerprint:
+            self.merge(store, raw)
+
+    def _store(self) -> Store | None:
+        """The store; None where there is none yet."""
+        if self._held is not None:
+            return self._held
+        return Store.open(self.root, facts=self._facts) if Store.exists(self.root) else None
 
     def merge(self, store: Store, raw: RawSamples, tokens: TokenTable | None = None) -> Growth:
         """The store's samples brought in line with the data.
@@ -115,19 +122,23 @@ class Refresher:
                 the last writer did not finish (see `Store.tidy`).
         """
         with lock_store(self.root, timeout_s=timeout_s) as is_unfinished:
-            if Store.exists(self.root):
-                store = Store.open(self.root, facts=self._facts)
-                for action in store.tidy(always=clean_up or is_unfinished):
-                    logger.info("clean-up: %s", action)
-            yield self.root
+            self._held = self._store()
+            try:
+                if self._held is not None:
+                    for action in self._held.tidy(always=clean_up or is_unfinished):
+                        logger.info("clean-up: %s", action)
+                yield self.root
+            finally:
+                self._held = None
 
     def is_done(self, checkpoint: Checkpoint) -> bool:
         """Whether this recipe already made a version from exactly these files."""
-        if not Store.exists(self.root):
+        store = self._store()
+        if store is None:
             return False
         files = str(checkpoint.path.resolve()), checkpoint.completed_at
         digest = self.recipe.digest()
-        found = Store.open(self.root, facts=self._facts).find(
+        found = store.find(
             lambda version: (
                 version.checkpoint == files
                 and version.recipe_digest == digest
@@ -233,11 +244,9 @@ class Refresher:
 
     def _made_before(self, refresh_id: str) -> RefreshResult | None:
         """The version of a refresh that was finished before."""
-        if not Store.exists(self.root):
-            return None
-        store = Store.open(self.root, facts=self._facts)
-        version = store.find_refresh(refresh_id)
-        if version is None:
+        store = self._store()
+        version = None if store is None else store.find_refresh(refresh_id)
+        if store is None or version is None:
             return None
         return RefreshResult(version=version, is_new=False, header=store.header(version))
 
@@ -257,8 +266,8 @@ class Refresher:
             StoreDataMismatchError: The samples have other tokens now.
             CheckpointMismatchError: The checkpoint is of another architecture.
         """
-        if Store.exists(self.root):
-            store = Store.open(self.root, facts=self._facts)
+        store = self._store()
+        if store is not None:
             if not self._has_these_tokens(store, model, tokens):
                 raise StoreDataMismatchError(
                     f"the samples have other tokens than when the store {self.root} was made: the "

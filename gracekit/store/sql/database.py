@@ -55,7 +55,7 @@ def publish(store: StoreReader) -> None:
     try:
         write_atomic(database, build)
         with clear_write_errors(database):
-            # Left by whoever wrote into the old file: it does not belong to the new one.
+            # Another program wrote into the old file; its log does not belong to the new one.
             remove(database.with_name(f"{database.name}.wal"))
     except duckdb.Error as error:
         raise StoreWriteError(
@@ -86,7 +86,8 @@ def connect(
     from the files. You may make tables of your own, which vanish with the connection.
 
     DuckDB installs and loads no extension by itself here. It cannot forbid writing to files that it
-    may read, so it is up to you not to `COPY … TO` into the store. `gracekit sql` refuses that.
+    may read, so it is up to you not to `COPY … TO` into the store. (`ask`, which is behind
+    `gracekit sql`, refuses that.)
 
     Args:
         root: The store.
