@@ -66,6 +66,7 @@ def audit(
             rank_correlation_stale=rank_correlation(stale, measured),
             mean_abs_error=_finite_mean(np.abs(_as_float64(predicted) - _as_float64(measured))),
             mean_abs_error_stale=_finite_mean(np.abs(_as_float64(stale) - _as_float64(measured))),
+            mean_error=_finite_mean(_as_float64(predicted) - _as_float64(measured)),
             feature_cosine=_mean_cosine(predicted_features, measured_features, centre),
             feature_cosine_stale=_mean_cosine(stale_features, measured_features, centre),
             target=target,

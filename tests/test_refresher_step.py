@@ -174,6 +174,10 @@ def test_the_plan_never_understates_what_is_measured(
     assert len(made.plan.rows) <= shown.most <= shown.num_rows == n - num_removed
     assert len(np.unique(made.plan.rows)) == len(made.plan.rows)
     assert samples.present[made.plan.rows].all()
+    lengths = np.where(samples.present, np.random.default_rng(seed).integers(1, 99, n), 0)
+    assert lengths[made.plan.rows].sum() <= shown.most_tokens(lengths) <= lengths.sum()
+    if shown.most == shown.num_rows:
+        assert shown.most_tokens(lengths) == lengths.sum()
     if chosen["full_below"] == NEVER_FULL and not shown.is_full:
         assert shown.most == shown.limit
     np.testing.assert_array_equal(drift.asked[-1], made.plan.rows)
