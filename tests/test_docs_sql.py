@@ -66,6 +66,7 @@ def programs() -> list[str]:
 def beside_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory with what the page speaks of."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # tables are whole where no width is known
     made = make_store(tmp_path / "gracekit-store")
     for refresh_id in ("one", "two", "three"):
         made.commit(make_draft(made, refresh_id))

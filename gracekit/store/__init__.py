@@ -2,8 +2,8 @@
 
 This module is the door: other rooms import from here and from nowhere further inside. `StoreReader`
 reads, `Store` also writes. What is named here is loaded when it is first used: the trainer's side
-(`Lease`, `list_versions`, `read_manifest` …) loads neither pydantic nor DuckDB. DuckDB is loaded only
-for questions in SQL and for publishing.
+(`Lease`, `list_versions`, `read_manifest` …) loads neither pydantic nor DuckDB. DuckDB is loaded
+only for questions in SQL and for publishing.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.files.cache import CachePayload, save_cache
 from gracekit.store.files.history import write_measured, write_scores
+from gracekit.store.files.lock import tell_unfinished
 from gracekit.store.files.manifests import coreset_table, write_manifest
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.samples import dataset_info, write_samples
@@ -141,21 +142,24 @@ def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) 
     try:
         is_new = files.link_new(temporary, final)
     finally:
-        with suppress(OSError):  # at worst a leftover, which `recover` removes
+        try:
             files.remove(temporary)
+        except OSError:  # a leftover, which `recover` removes
+            tell_unfinished(paths.root)
     if not is_new:
         raise StoreWriteError(
             f"{final} appeared meanwhile: another process commits to this store without its lock; "
             "stop it and run again"
         )
-    store.hold(store.snapshot.with_version(version, store.learn(version)))
-    with _log_failure(version, "old versions are not removed yet"):
+    with _log_failure(store, version, "it was not read back"):
+        store.hold(store.snapshot.with_version(version, store.learn(version)))
+    with _log_failure(store, version, "old versions are not removed yet"):
         files.sync_directory(final.parent)
         if keep is not None:
             remove_old(store, keep)
         else:
             finish(store)  # scores of removed versions that only the refresh before needed
-    with _log_failure(version, "not all of it is published yet"):
+    with _log_failure(store, version, "not all of it is published yet"):
         publish(store, has_new=True, has_new_cache=draft.cache is not None)
         if draft.measure_id is not None:
             clear_shards(paths)
@@ -163,11 +167,13 @@ def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) 
 
 
 @contextmanager
-def _log_failure(version: int, what: str) -> Iterator[None]:
-    """After the commit point a failure is told, whatever it is: the version exists."""
+def _log_failure(store: StoreReader, version: int, what: str) -> Iterator[None]:
+    """After the commit point any failure is only logged, because the version exists."""
     try:
         yield
     except Exception as error:
+        store.renew()
+        tell_unfinished(store.paths.root)
         logger.warning("version %d is committed, but %s (%s); the next start or version does the "
                        "rest", version, what, error)  # fmt: skip
 

@@ -86,8 +86,8 @@ def connect(
     from the files. You may make tables of your own, which vanish with the connection.
 
     DuckDB installs and loads no extension by itself here. It cannot forbid writing to files that it
-    may read, so it is up to you not to `COPY … TO` into the store. (`ask`, which is behind `gracekit
-    sql`, refuses that.)
+    may read, so it is up to you not to `COPY … TO` into the store. (`ask`, which is behind
+    `gracekit sql`, refuses that.)
 
     Args:
         root: The store.
