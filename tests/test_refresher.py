@@ -294,6 +294,29 @@ def stop_after(
     return noted
 
 
+def test_the_checkpoint_is_let_go_of_once_all_is_measured(folder: Path, tmp_path: Path) -> None:
+    """A trainer may delete it or write it again while the other stages run."""
+    checkpoint = write_checkpoint(tmp_path / "run", 10)
+    pins = folder / "store" / "pins"
+    held: dict[str, bool] = {}
+
+    class Trainer(Progress):
+        def enter(self, stage: str) -> None:
+            super().enter(stage)
+            held[stage] = pins.is_dir() and any(pins.iterdir())
+            if stage == "propagate":
+                (checkpoint / "model.safetensors").write_bytes(b"written again")
+
+    recipe = tiny_recipe(folder)
+    refresher = Refresher.from_recipe(recipe)
+    found = check_checkpoint(checkpoint, recipe.checkpoints)
+    with refresher.locked():
+        assert refresher.refresh(found, progress=Trainer()).version == 1
+    stages = ["pin", "load", "measure", "propagate", "graph", "select", "commit"]
+    assert list(held) == stages
+    assert [stage for stage in stages if held[stage]] == ["load", "measure"]
+
+
 def test_a_row_that_is_not_finite_is_marked_and_the_run_goes_on(
     folder: Path, tmp_path: Path
 ) -> None:

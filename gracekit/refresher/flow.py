@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,24 +22,22 @@ from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.data import CurrentData, require_same_data
+from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
-from gracekit.rounding import to_float16
 from gracekit.samples import Growth, RawSamples, TokenTable, merge, sample_table, tokens_key
 from gracekit.scores.meaning import needs
 from gracekit.selection import selector_for
 from gracekit.store import (
-    CachePayload,
     KnownFacts,
     Store,
     StorePaths,
-    VersionDraft,
     lock_store,
 )
 from gracekit.types import Checkpoint, PinnedCheckpoint
-from gracekit.version.header import CheckpointInfo, DataDescription, Settings
+from gracekit.version.header import CheckpointInfo, DataDescription
 
 if TYPE_CHECKING:
     from gracekit.refresher.model import CheckpointModel
@@ -170,7 +168,8 @@ class Refresher:
         recipe, paths = self.recipe, StorePaths(self.root)
         also = OPTIMIZER_FILES if needs(recipe.scoring.scores, "optimizer") else ()
         enter("pin")
-        with pin(checkpoint, paths.pins, also=also) as pinned:
+        with ExitStack() as held:  # let go of once all is measured, or when something fails
+            pinned = held.enter_context(pin(checkpoint, paths.pins, also=also))
             enter("load")
             model = self.open(pinned, paths.cache)
             self._take_up_data(model)
@@ -183,63 +182,48 @@ class Refresher:
                 return done
             store = self._open_store(model, tokens)
             growth = self.merge(store, self.samples, tokens)
-            executor = model.executor(tokens.arranged(growth.places), target)
-            shards, present = store.shards(measure_id), growth.samples.present
-            earlier = earlier_losses(store, growth.samples, recipe.scoring.scores)
-            with MeasuredRows(executor, shards, present, progress, earlier) as measure:
-                del executor  # so that the model's memory is free once all is measured
-                last = load_last(store, recipe, growth)
-                refreshed = step(
-                    last,
-                    measure,
-                    recipe,
-                    samples=growth.samples,
-                    step=pinned.step,
-                    version=store.next_version(),
-                    parent=last_coreset(store),
-                    store=store.paths.root,
-                    enter=enter,
+            measure = held.enter_context(
+                MeasuredRows(
+                    model.executor(tokens.arranged(growth.places), target),
+                    store.shards(measure_id),
+                    growth.samples.present,
+                    progress,
+                    earlier_losses(store, growth.samples, recipe.scoring.scores),
+                    when_finished=held.close,
                 )
+            )
+            refreshed = step(
+                load_last(store, recipe, growth),
+                measure,
+                recipe,
+                samples=growth.samples,
+                step=pinned.step,
+                version=store.next_version(),
+                parent=last_coreset(store),
+                store=store.paths.root,
+                enter=enter,
+            )
         timings = clock.timings(model_pass_s=measure.model_pass_s)
         progress.enter("commit")
-        version = store.commit(
-            VersionDraft(
-                operation="init" if store.latest() is None else "refresh",
-                refresh_id=refresh_id,
-                recipe_digest=recipe.digest(),
-                measure_id=measure_id,
-                plan=refreshed.plan,
-                measurement=refreshed.measurement,
-                audit=refreshed.audit,
-                scores=refreshed.scores,
-                selection=refreshed.selection,
-                samples=growth.samples if growth.is_change else None,
-                dataset=self._describe_data(store.dataset()),
-                cache=CachePayload(
-                    features=to_float16(refreshed.features),
-                    valid=refreshed.valid,
-                    target_features=refreshed.target_features,
-                    save_index=refreshed.index.save,
-                ),
-                checkpoint=_describe_checkpoint(pinned),
-                settings=Settings(
-                    scoring=recipe.scoring,
-                    refresh=recipe.refresh,
-                    propagation=recipe.propagation,
-                    graph=recipe.graph,
-                    selection=recipe.selection,
-                ),
-                outcome=refreshed.outcome.model_copy(
-                    update={
-                        "num_resumed": measure.num_resumed,
-                        "optimizer": measure.optimizer,
-                        "data_problem": self._data.problem,
-                    }
-                ),
-                timings=timings,
+        draft = draft_version(
+            refreshed,
+            recipe,
+            refresh_id=refresh_id,
+            measure_id=measure_id,
+            checkpoint=_describe_checkpoint(pinned),
+            is_first=store.latest() is None,
+            outcome=refreshed.outcome.model_copy(
+                update={
+                    "num_resumed": measure.num_resumed,
+                    "optimizer": measure.optimizer,
+                    "data_problem": self._data.problem,
+                }
             ),
-            keep=recipe.retention.keep,
+            samples=growth.samples if growth.is_change else None,
+            dataset=self._describe_data(store.dataset()),
+            timings=timings,
         )
+        version = store.commit(draft, keep=recipe.retention.keep)
         return RefreshResult(version=version, is_new=True, header=store.header(version))
 
     def _made_before(self, refresh_id: str) -> RefreshResult | None:

@@ -31,6 +31,7 @@ from gracekit.recipe import Recipe
 from gracekit.refresher.budget import next_start
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.rounds import Measure, Measured, measure_in_rounds
+from gracekit.rounding import to_float16
 from gracekit.scores.importance import sample_importance
 from gracekit.scores.working_values import changes_since, from_working, to_working
 from gracekit.selection import select
@@ -76,7 +77,9 @@ class Refreshed:
     outcome: RefreshOutcome
 
     def as_last(self, before: LastRefresh | None) -> LastRefresh:
-        """What the next refresh starts from, as it would be read back from a store.
+        """What the next refresh starts from: the same, to the bit, as is read back from a store.
+
+        Features are rounded to float16, as a store keeps them.
 
         Args:
             before: The last refresh that this one started from, for the change of every score.
@@ -95,7 +98,7 @@ class Refreshed:
                 self.samples,
                 version=0 if before is None else before.version,
             ),
-            features=self.features,
+            features=to_float16(self.features).astype(np.float32),
             valid=self.valid,
             index=self.index,
             graph=self.graph,
