@@ -82,7 +82,9 @@ def test_the_database_has_the_columns_of_the_table(
         assert [name for name in found if name in table.names] == table.names
 
 
-@pytest.mark.parametrize("table", [SCORES, CORESETS, MEASUREMENTS, SCORE_HISTORY], ids=str)
+@pytest.mark.parametrize(
+    "table", [SCORES, CORESETS, MEASUREMENTS, SCORE_HISTORY], ids=lambda t: t.name
+)
 def test_every_row_says_which_sample_it_is(store: Store, table: Table) -> None:
     names = ", ".join(["row", *(column.name for column in IDENTITY)])
     strays = f"SELECT {names} FROM {table.name} EXCEPT SELECT {names} FROM samples"
