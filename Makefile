@@ -47,8 +47,9 @@ $(VENV)/trl/ok: $(VENV)/ok
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print
+docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print, and the tables of docs/sql.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_commands
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_sql
 
 torture: $(VENV)/ok ## 200 SIGKILLs, and a disk that fails at every operation of a refresh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s

@@ -45,7 +45,7 @@ class DataSection(Section):
     """Render prompts with the tokenizer's chat template; `auto`: where it has one."""
 
     def relative_to(self, folder: Path) -> DataSection:
-        """The same with a path that starts at the folder, unless it is absolute or a hub name."""
+        """A copy whose path starts at the folder, unless it is absolute or a hub name."""
         inside = folder / self.path
         if Path(self.path).is_absolute() or (
             not inside.exists() and _looks_like_hub_name(self.path)

@@ -74,7 +74,7 @@ class Room:
         return True
 
     def may_fit(self, refused: int) -> Bool | bool:
-        """[n] False for rows that do not fit where `refused` does not: as dear, of its group."""
+        """[n] False for rows that cannot fit either: of the same group, and no cheaper."""
         if self._costs is not None:
             cheaper: Bool = self._costs < self._costs[refused]
             if self._groups is not None:

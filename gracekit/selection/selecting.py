@@ -48,7 +48,7 @@ def select(
     task = make_task(pool, settings, inputs, seed=seed, version=version)
     if task.budget and task.candidates.any():
         selection = selector.select(task)
-        _check(selection, task)
+        _require_valid(selection, task)
     else:
         selection = Selection(
             rows=np.zeros(0, np.int64),
@@ -91,7 +91,7 @@ def select(
     return dataclasses.replace(selection, weights=weights, details=published)
 
 
-def _check(selection: Selection, task: SelectionTask) -> None:
+def _require_valid(selection: Selection, task: SelectionTask) -> None:
     """A selector of the user's own may be wrong; say so before it is published."""
     rows = np.asarray(selection.rows)
     inside = rows.size == 0 or (rows.min() >= 0 and rows.max() < len(task.candidates))
