@@ -264,7 +264,8 @@ class Refresher:
                 raise StoreDataMismatchError(
                     f"the samples have other tokens than when the store {self.root} was made: the "
                     "tokenizer, its chat template, data.max_length, data.loss_on or "
-                    "data.chat_template changed. Undo that, or name a new store"
+                    "data.chat_template changed, or an earlier release put loss elsewhere with "
+                    "this chat template. Undo that, or name a new store"
                 )
             expected = store.info.dataset.architecture  # None: of the first release
             if expected not in (None, model.architecture):
