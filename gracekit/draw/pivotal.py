@@ -5,14 +5,19 @@ afterwards at least one of them is in or out. Who takes is drawn so that each ke
 on average. Neighbours meet first, so that where one is drawn, those like it are drawn less often.
 (Deville and Tillé 1998; Grafström, Lundström and Schelin 2012.)
 
-1. An undecided row, drawn at random, looks for its nearest undecided neighbour of its group, that
-   one for its own, and so on as long as they are nearer; the last two meet.
-2. Rows whose neighbours are all decided meet along a walk through the graph, depth first and
-   nearest first: each meets the undecided row of its group that was passed last.
-3. Of each group one undecided row is left at most. They meet each other where `across` allows it.
+1. An undecided row looks for its nearest undecided neighbour of its group, that one for its own, and
+   so on as long as they are nearer; the last two meet, and the one before them looks again.
+2. Rows that have met form a cluster, with one undecided row at most. An undecided row whose
+   neighbours are all decided meets that of the first cluster which an edge leads to: one of its own
+   edges, nearest first, then those of the other rows of its cluster. All do so in turn, so that
+   clusters grow alike.
+3. Rows of a group that no path within the group joins meet along a walk through the whole graph,
+   depth first and nearest first.
+4. Of each group one undecided row is left at most. They meet each other where `across` allows it.
 
-Every list of neighbours is sorted once and then only passed through, so all takes n log n steps. In
-units (`probabilities`) nothing is lost: group totals that are whole numbers are met exactly.
+Edges are sorted once and then only passed through, and clusters are found by compressed links, so
+all takes n log n steps for a bounded mean number of neighbours. In units (`probabilities`) nothing
+is lost: group totals that are whole numbers are met exactly.
 """
 
 from __future__ import annotations
@@ -29,6 +34,13 @@ WEIGHT_OF_INFINITY = 0x7F800000
 the largest weight first."""
 RANK_BITS = 32
 RANK_MASK = (1 << RANK_BITS) - 1
+FEW = 64
+"""Up to so many edges are sorted one by one."""
+MASS, WHOLE, AT, STOP = 0, 1, 2, 3
+"""Columns of `state`, side by side because they are read together: the row's units, those it needs
+to be in, the edge that is looked at next, and the end of its edges."""
+FIRST, LAST, AFTER = 0, 1, 2
+"""Columns of `lists`, the rows of each cluster as a linked list."""
 
 
 def draw_spread(
@@ -73,8 +85,9 @@ def draw_spread(
         np.ascontiguousarray(graph.weights, np.float32).view(np.int32),
         by_rank,
         rank,
-        chances.masses[by_rank],
-        chances.wholes[by_rank],
+        np.stack([chances.masses, chances.wholes, graph.indptr[:-1], graph.indptr[1:]], axis=1)[
+            by_rank
+        ],
         of_row,
         int(np.max(of_row, initial=0)) + 1,
         across,
@@ -82,6 +95,24 @@ def draw_spread(
     )
     rows: Rows = by_rank[drawn]
     return rows
+
+
+@inlined
+def _sort_edges(
+    first: int, last: int, indices: Int32, weight_bits: Int32, rank: Int32, keys: Int64
+) -> None:
+    """The edges of a row as keys, nearest first: by weight, of equals the smaller rank."""
+    for edge in range(first, last):
+        far = np.int64(WEIGHT_OF_INFINITY - weight_bits[edge])
+        key = (far << RANK_BITS) | np.int64(rank[indices[edge]])
+        place = edge
+        if last - first <= FEW:
+            while place > first and keys[place - 1] > key:
+                keys[place] = keys[place - 1]
+                place -= 1
+        keys[place] = key
+    if last - first > FEW:
+        keys[first:last].sort()
 
 
 @inlined
@@ -95,26 +126,24 @@ def _uniform(seed: int, number: int) -> float:
 
 
 @inlined
-def _meet(a: int, b: int, masses: Int64, wholes: Int64, uniform: float) -> None:
+def _meet(a: int, b: int, state: Int64, uniform: float) -> None:
     """One of two undecided rows takes from the other until one of them is in or out.
 
     What `a` gains on average is nothing: it gains `up` with the probability down / (up + down).
     """
-    up = min(wholes[a] - masses[a], masses[b])
-    down = min(masses[a], wholes[b] - masses[b])
+    up = min(state[a, WHOLE] - state[a, MASS], state[b, MASS])
+    down = min(state[a, MASS], state[b, WHOLE] - state[b, MASS])
     change = up if uniform * np.float64(up + down) < np.float64(down) else -down
-    masses[a] += change
-    masses[b] -= change
+    state[a, MASS] += change
+    state[b, MASS] -= change
 
 
 @inlined
-def _settle(
-    row: int, masses: Int64, wholes: Int64, undecided: UInt8, drawn: Int32, num_drawn: int
-) -> int:
+def _settle(row: int, state: Int64, undecided: UInt8, drawn: Int32, num_drawn: int) -> int:
     """Note it where a row is in or out now; returns how many are in."""
-    if masses[row] == 0:
+    if state[row, MASS] == 0:
         undecided[row] = 0
-    elif masses[row] == wholes[row]:
+    elif state[row, MASS] == state[row, WHOLE]:
         undecided[row] = 0
         drawn[num_drawn] = row
         num_drawn += 1
@@ -122,13 +151,65 @@ def _settle(
 
 
 @inlined
-def _nearest(row: int, keys: Int64, at: Int64, stop: Int64, undecided: UInt8, groups: Int32) -> int:
+def _nearest(row: int, keys: Int64, state: Int64, undecided: UInt8, groups: Int32) -> int:
     """The key of the nearest undecided neighbour of the row's group; -1 where there is none."""
-    while at[row] < stop[row]:
-        other = keys[at[row]] & RANK_MASK
+    while state[row, AT] < state[row, STOP]:
+        other = keys[state[row, AT]] & RANK_MASK
         if undecided[other] and groups[other] == groups[row]:
-            return int(keys[at[row]])
-        at[row] += 1
+            return int(keys[state[row, AT]])
+        state[row, AT] += 1
+    return -1
+
+
+@inlined
+def _find(row: int, parent: Int32) -> int:
+    """The row that stands for the cluster of `row`; the links on the way are halved."""
+    while parent[row] != row:
+        parent[row] = parent[parent[row]]
+        row = np.int64(parent[row])
+    return row
+
+
+@inlined
+def _join(a: int, b: int, undecided: UInt8, parent: Int32, lists: Int32) -> int:
+    """Make one cluster of two; the row that is undecided stands for it, and its rows come first.
+
+    `lists` has for each row the first and the last row of its cluster that may have edges to
+    others (-1: none), where the row stands for one, and the row after it.
+    """
+    if undecided[b]:
+        a, b = b, a
+    parent[b] = a
+    if lists[b, FIRST] >= 0:
+        if lists[a, FIRST] >= 0:
+            lists[lists[a, LAST], AFTER] = lists[b, FIRST]
+        else:
+            lists[a, FIRST] = lists[b, FIRST]
+        lists[a, LAST] = lists[b, LAST]
+    return a
+
+
+@inlined
+def _reach(
+    row: int, keys: Int64, state: Int64, undecided: UInt8, groups: Int32, parent: Int32,
+    lists: Int32,
+) -> int:  # fmt: skip
+    """The undecided row of the first cluster of its group that the cluster of `row` has an edge to.
+
+    -1 where there is none. Clusters on the way without an undecided row are joined.
+    """
+    while lists[row, FIRST] >= 0:
+        member = np.int64(lists[row, FIRST])
+        while state[member, AT] < state[member, STOP]:
+            other = keys[state[member, AT]] & RANK_MASK
+            if groups[other] == groups[row]:
+                found = _find(other, parent)
+                if undecided[found] and found != row:
+                    return found
+                if found != row:
+                    _join(row, found, undecided, parent, lists)
+            state[member, AT] += 1
+        lists[row, FIRST] = -1 if member == lists[row, LAST] else lists[member, AFTER]
     return -1
 
 
@@ -139,8 +220,7 @@ def _nearest(row: int, keys: Int64, at: Int64, stop: Int64, undecided: UInt8, gr
         read_only(int32),
         read_only(int64),
         read_only(int32),
-        int64[::1],
-        read_only(int64),
+        int64[:, ::1],
         read_only(int32),
         int64,
         boolean,
@@ -153,62 +233,83 @@ def _draw(
     weight_bits: Int32,
     by_rank: Int64,
     rank: Int32,
-    masses: Int64,
-    wholes: Int64,
+    state: Int64,
     groups: Int32,
     num_groups: int,
     across: bool,
     seed: int,
 ) -> Int32:
-    """The loop; rows are ranks here, but for those of `indptr`. Uses up `masses`."""
-    n = len(masses)
+    """The loop; rows are ranks here, but for those of `indptr`. Uses up `state`."""
+    n = len(state)
     keys = np.empty(len(indices), np.int64)
-    at, stop = np.empty(n, np.int64), np.empty(n, np.int64)
-    for row in range(n):
-        first, last = indptr[by_rank[row]], indptr[by_rank[row] + 1]
-        for edge in range(first, last):
-            far = np.int64(WEIGHT_OF_INFINITY - weight_bits[edge])
-            keys[edge] = (far << RANK_BITS) | np.int64(rank[indices[edge]])
-        keys[first:last].sort()
-        at[row], stop[row] = first, last
+    for original in range(n):
+        _sort_edges(indptr[original], indptr[original + 1], indices, weight_bits, rank, keys)
 
     undecided = np.ones(n, np.uint8)
+    parent = np.arange(n).astype(np.int32)
+    lists = np.empty((n, 3), np.int32)
+    lists[:, FIRST], lists[:, LAST], lists[:, AFTER] = parent, parent, -1
     drawn = np.empty(n, np.int32)
     num_drawn, number = 0, 0
+    for row in range(n):
+        num_drawn = _settle(row, state, undecided, drawn, num_drawn)
     looking = np.empty(n, np.int32)
     size = 0
+    for start in range(n):
+        looking[0], size = start, 1
+        while size > 0:
+            row, key = np.int64(looking[size - 1]), np.int64(-1)
+            if undecided[row]:
+                key = _nearest(row, keys, state, undecided, groups)
+            if key < 0:
+                size -= 1
+                continue
+            other = key & RANK_MASK
+            further = _nearest(other, keys, state, undecided, groups)
+            if 0 <= further and further >> RANK_BITS < key >> RANK_BITS and size < n:
+                looking[size] = other
+                size += 1
+                continue
+            _meet(row, other, state, _uniform(seed, number))
+            number += 1
+            num_drawn = _settle(row, state, undecided, drawn, num_drawn)
+            num_drawn = _settle(other, state, undecided, drawn, num_drawn)
+            _join(row, other, undecided, parent, lists)
+
+    size = 0
     for row in range(n):
-        num_drawn = _settle(row, masses, wholes, undecided, drawn, num_drawn)
+        state[row, AT] = indptr[by_rank[row]]
         if undecided[row]:
             looking[size] = row
             size += 1
     while size > 0:
-        place = np.int64(_uniform(seed, number) * size)
-        number += 1
-        row = np.int64(looking[place])
-        key = np.int64(-1)
-        if undecided[row]:
-            key = _nearest(row, keys, at, stop, undecided, groups)
-        if key < 0:
-            size -= 1
-            looking[place] = looking[size]
-            continue
-        other = key & RANK_MASK
-        while True:
-            further = _nearest(other, keys, at, stop, undecided, groups)
-            if further < 0 or further >> RANK_BITS >= key >> RANK_BITS:
-                break
-            row, other, key = other, further & RANK_MASK, further
-        _meet(row, other, masses, wholes, _uniform(seed, number))
-        number += 1
-        num_drawn = _settle(row, masses, wholes, undecided, drawn, num_drawn)
-        num_drawn = _settle(other, masses, wholes, undecided, drawn, num_drawn)
+        num_looking, size = size, 0
+        for place in range(num_looking):
+            row, other = np.int64(looking[place]), np.int64(-1)
+            if undecided[row]:
+                other = _reach(row, keys, state, undecided, groups, parent, lists)
+            if other < 0:
+                continue
+            _meet(row, other, state, _uniform(seed, number))
+            number += 1
+            num_drawn = _settle(row, state, undecided, drawn, num_drawn)
+            num_drawn = _settle(other, state, undecided, drawn, num_drawn)
+            _join(row, other, undecided, parent, lists)
+            if undecided[row]:
+                looking[size] = row
+                size += 1
+
+    num_left = 0
+    for row in range(n):
+        num_left += undecided[row]
+    if num_left == 0:
+        return drawn[:num_drawn].copy()
 
     passed = np.full(num_groups, -1, np.int64)
     visited = np.zeros(n, np.uint8)
     path = looking
     for row in range(n):
-        at[row] = indptr[by_rank[row]]
+        state[row, AT] = indptr[by_rank[row]]
     for start in range(n):
         if visited[start]:
             continue
@@ -223,17 +324,17 @@ def _draw(
                     left = row
                     if passed[group] >= 0:
                         last = passed[group]
-                        _meet(last, row, masses, wholes, _uniform(seed, number))
+                        _meet(last, row, state, _uniform(seed, number))
                         number += 1
-                        num_drawn = _settle(last, masses, wholes, undecided, drawn, num_drawn)
-                        num_drawn = _settle(row, masses, wholes, undecided, drawn, num_drawn)
+                        num_drawn = _settle(last, state, undecided, drawn, num_drawn)
+                        num_drawn = _settle(row, state, undecided, drawn, num_drawn)
                         left = last if undecided[last] else row
                     passed[group] = left if undecided[left] else -1
             top = np.int64(path[depth - 1])
-            while at[top] < stop[top] and visited[keys[at[top]] & RANK_MASK]:
-                at[top] += 1
-            if at[top] < stop[top]:
-                row = keys[at[top]] & RANK_MASK
+            while state[top, AT] < state[top, STOP] and visited[keys[state[top, AT]] & RANK_MASK]:
+                state[top, AT] += 1
+            if state[top, AT] < state[top, STOP]:
+                row = keys[state[top, AT]] & RANK_MASK
             else:
                 depth -= 1
                 if depth == 0:
@@ -247,10 +348,10 @@ def _draw(
         if left < 0:
             left = row
             continue
-        _meet(left, row, masses, wholes, _uniform(seed, number))
+        _meet(left, row, state, _uniform(seed, number))
         number += 1
-        num_drawn = _settle(left, masses, wholes, undecided, drawn, num_drawn)
-        num_drawn = _settle(row, masses, wholes, undecided, drawn, num_drawn)
+        num_drawn = _settle(left, state, undecided, drawn, num_drawn)
+        num_drawn = _settle(row, state, undecided, drawn, num_drawn)
         if not undecided[left]:
             left = row if undecided[row] else np.int64(-1)
     return drawn[:num_drawn].copy()

@@ -162,7 +162,9 @@ class _Pool:
         if num_open:
             is_open = by_size[:num_open]
             left = budget - int(above[num_open - 1])
-            exact = np.ldexp(size[is_open] * cost[is_open] * (left / below[num_open - 1]), self.bits)
+            exact = np.ldexp(
+                size[is_open] * cost[is_open] * (left / below[num_open - 1]), self.bits
+            )
             least = min(1, left)
             masses[is_open] = np.clip(np.floor(exact).astype(np.int64), least, masses[is_open])
             self._settle(masses, rows, is_open, (budget << self.bits) - int(masses.sum()))
