@@ -5,8 +5,8 @@ afterwards at least one of them is in or out. Who takes is drawn so that each ke
 on average. Neighbours meet first, so that where one is drawn, those like it are drawn less often.
 (Deville and Tillé 1998; Grafström, Lundström and Schelin 2012.)
 
-1. An undecided row looks for its nearest undecided neighbour of its group, that one for its own, and
-   so on as long as they are nearer; the last two meet, and the one before them looks again.
+1. An undecided row looks for its nearest undecided neighbour of its group, that one for its own,
+   and so on as long as they are nearer; the last two meet, and the one before them looks again.
 2. Rows that have met form a cluster, with one undecided row at most. An undecided row whose
    neighbours are all decided meets that of the first cluster which an edge leads to: one of its own
    edges, nearest first, then those of the other rows of its cluster. All do so in turn, so that
@@ -23,11 +23,11 @@ is lost: group totals that are whole numbers are met exactly.
 from __future__ import annotations
 
 import numpy as np
-from numba import boolean, float32, int32, int64, uint64
+from numba import boolean, int32, int64, uint64
 
 from gracekit.draw.probabilities import Inclusion
 from gracekit.greedy.compiled import compiled, inlined, read_only
-from gracekit.types import Bool, Float32, Int32, Int64, Rows, SparseGraph, UInt8
+from gracekit.types import Int32, Int64, Rows, SparseGraph, UInt8
 
 WEIGHT_OF_INFINITY = 0x7F800000
 """Bits of the float32 above all others: a key that starts with these less those of the weight sorts
@@ -117,7 +117,7 @@ def _sort_edges(
 
 @inlined
 def _uniform(seed: int, number: int) -> float:
-    """The `number`th random number of a seed, uniform in [0, 1): SplitMix64 (Steele et al. 2014)."""
+    """The `number`th random number of a seed, uniform in [0, 1): SplitMix64."""
     z = seed + np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -266,7 +266,7 @@ def _draw(
                 continue
             other = key & RANK_MASK
             further = _nearest(other, keys, state, undecided, groups)
-            if 0 <= further and further >> RANK_BITS < key >> RANK_BITS and size < n:
+            if further >= 0 and further >> RANK_BITS < key >> RANK_BITS and size < n:
                 looking[size] = other
                 size += 1
                 continue

@@ -169,6 +169,7 @@ def step(
         target_features=target_features,
         parent=parent,
         store=store,
+        scoring=recipe.scoring,
     )
     selection = select(recipe.selection, inputs, seed=recipe.seed, version=version)
     return Refreshed(
