@@ -5,11 +5,12 @@
 
 t is what to train on: all candidates alike, or alike within their group where quotas say how much
 of each group. q is the root of the second moment of the row's gradient norm (`scores.norms`); with
-a budget in tokens it is divided by the root of the row's tokens, which gives the least variance for
-them. Then Σ w_i g_i over the coreset is on average the mean gradient of t, whatever the norms are
-worth: a wrong one costs variance and no direction (Horvitz and Thompson 1952). The variance is least
-for π ∝ t · |g|, and less still where rows with like gradients exclude each other: so neighbours in
-the graph compete (`gracekit.draw`). α bounds what wrong norms can do: no weight is above 1/α.
+a budget in tokens it is divided by the root of the row's tokens, which gives the least variance
+for them. Then Σ w_i g_i over the coreset is on average the mean gradient of t, whatever the norms
+are worth: a wrong one costs variance and no direction (Horvitz and Thompson 1952). The variance is
+least for π ∝ t · |g|, and less still where rows with like gradients exclude each other: so
+neighbours in the graph compete (`gracekit.draw`). α bounds what wrong norms can do: no weight is
+above 1/α.
 
 A version is a new draw, the same for the same seed and version.
 """
