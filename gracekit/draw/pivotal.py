@@ -155,7 +155,7 @@ def _nearest(row: int, keys: Int64, state: Int64, undecided: UInt8, groups: Int3
     """The key of the nearest undecided neighbour of the row's group; -1 where there is none."""
     while state[row, AT] < state[row, STOP]:
         other = keys[state[row, AT]] & RANK_MASK
-        if undecided[other] and groups[other] == groups[row]:
+        if undecided[other] and groups[other] == groups[row] and other != row:
             return int(keys[state[row, AT]])
         state[row, AT] += 1
     return -1
