@@ -40,26 +40,27 @@ def draw(
     )  # fmt: skip
 
 
-def averages(world: World, values: Float64, versions: int, **asked: Any) -> Float64:
-    """[versions] weighted means of the coresets."""
-    found = [draw(world, version, **asked) for version in range(versions)]
-    return np.array([np.average(values[s.rows], weights=s.weights) for s in found])
-
-
-def test_the_weighted_mean_is_that_of_the_pool_and_varies_less_than_a_random_draw() -> None:
-    world = with_norms()
-    norms = world.scores.scores["gradient-norm"] * np.sqrt(world.samples.num_response_tokens)
+def test_the_weighted_mean_gradient_is_the_pools_and_nearer_than_that_of_a_random_draw() -> None:
+    world = with_norms(n=300)
+    tokens = world.samples.num_response_tokens
     world.scores.origin[:] = Origin.MEASURED
     world.scores.confidence[:] = 1
-    values = norms.astype(np.float64)  # what a gradient in one direction contributes
-    found = averages(world, values, 400, fraction=0.3)
-    error = np.abs(found.mean() - values.mean()) / (found.std() / np.sqrt(400))
-    assert error < 5
+    norms = expected_norms(world.scores, tokens, SCORING)
+    directions = np.random.default_rng(1).normal(size=(300, 40))
+    gradients = norms[:, None] * directions / np.linalg.norm(directions, axis=1)[:, None]
+
+    def errors(drawn: list[Selection]) -> Float64:
+        means = [np.average(gradients[s.rows], axis=0, weights=s.weights) for s in drawn]
+        return np.array(means) - gradients.mean(axis=0)
+
+    found = errors([draw(world, v, fraction=0.3) for v in range(300)])
+    z = found.mean(axis=0) / (found.std(axis=0) / np.sqrt(300))
+    assert np.sqrt(np.mean(z**2)) < 1.5
     plain = [
-        values[world.select(version=v, selector="random-fresh", fraction=0.3).rows].mean()
-        for v in range(400)
+        world.select(version=v, selector="random-fresh", fraction=0.3, weights="uniform")
+        for v in range(300)
     ]
-    assert found.std() < 0.7 * np.std(plain)
+    assert np.square(found).sum() < 0.7 * np.square(errors(plain)).sum()
 
 
 def test_weights_are_inverse_probabilities_bounded_by_alpha() -> None:
