@@ -40,9 +40,7 @@ ONCE = ("coverage", "top", "bottom", "d2", "stratified", "craig", "k-center", "g
 """Selectors without chance: one coreset a checkpoint."""
 OWN = ("craig", "gradient-matching")
 """Selectors with weights of their own that are not the default."""
-ROWS = (
-    "random-fresh", *ONCE, "balanced, α 1", "balanced", "balanced, own norm",
-)  # fmt: skip
+ROWS = (*ONCE, "balanced, α 1", "balanced", "balanced, own norm")
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,10 @@ class Exact:
         inputs = self.with_norms_of(average) if kind == "own norm" else self.inputs
         if weights is None and selector in OWN:
             weights = "selector"
+        alpha = 1.0 if kind == "α 1" else SelectionSection().alpha
         settings = SelectionSection(
-            selector=selector, fraction=fraction, weights=weights,
-            **({"alpha": 1.0} if kind == "α 1" else {}),
-        )  # fmt: skip
+            selector=selector, fraction=fraction, weights=weights, alpha=alpha
+        )
         gradients = self.gradients[average]
         mean = gradients.mean(axis=0)
         found = []
@@ -149,8 +147,8 @@ def main() -> None:
         print(f"\n| mean over {average} | " + " | ".join(heads) + " |")
         print("|---|" + "--:|" * len(heads))
         bases = " | ".join(f"| {np.mean(random[f]):.3f}" for f in fractions)
-        print(f"| error of random draws {bases} |")
-        for name in ROWS[1:]:
+        print(f"| error of random draws {bases} | |")
+        for name in ROWS:
             cells = [
                 f"{ratios(points, name, w, average, f, options.draws, random[f]):.2f}"
                 for f in fractions

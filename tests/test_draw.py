@@ -38,7 +38,7 @@ class PlainDraw:
         self.groups = groups.tolist()
         self.mass, self.whole = chances.masses.tolist(), chances.wholes.tolist()
         self.drawn: list[int] = []
-        self.by_rank = np.argsort(order).tolist()
+        self.by_rank: list[int] = np.argsort(order).tolist()
         self.near: list[list[tuple[float, int]]] = []
         for row in range(len(order)):
             edges = slice(graph.indptr[row], graph.indptr[row + 1])
@@ -47,7 +47,7 @@ class PlainDraw:
         self.undecided = set(self.by_rank)
         # A cluster: its rows in the order in which their edges are looked at, the key is the row
         # that stands for it.
-        self.cluster_of = {row: row for row in self.by_rank}
+        self.cluster_of: dict[int, int] = {row: row for row in self.by_rank}
         self.members = {row: [row] for row in self.by_rank}
         for row in self.by_rank:
             self.settle(row)

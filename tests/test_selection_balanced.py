@@ -51,7 +51,8 @@ def test_the_weighted_mean_gradient_is_the_pools_and_nearer_than_that_of_a_rando
 
     def errors(drawn: list[Selection]) -> Float64:
         means = [np.average(gradients[s.rows], axis=0, weights=s.weights) for s in drawn]
-        return np.array(means) - gradients.mean(axis=0)
+        differences: Float64 = np.array(means) - gradients.mean(axis=0)
+        return differences
 
     found = errors([draw(world, v, fraction=0.3) for v in range(300)])
     z = found.mean(axis=0) / (found.std(axis=0) / np.sqrt(300))

@@ -116,7 +116,7 @@ def _sort_edges(
 
 
 @inlined
-def _uniform(seed: int, number: int) -> float:
+def _uniform(seed: np.uint64, number: int) -> float:
     """The `number`th random number of a seed, uniform in [0, 1): SplitMix64."""
     z = seed + np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -166,7 +166,7 @@ def _find(row: int, parent: Int32) -> int:
     """The row that stands for the cluster of `row`; the links on the way are halved."""
     while parent[row] != row:
         parent[row] = parent[parent[row]]
-        row = np.int64(parent[row])
+        row = int(np.int64(parent[row]))
     return row
 
 
@@ -199,7 +199,7 @@ def _reach(
     -1 where there is none. Clusters on the way without an undecided row are joined.
     """
     while lists[row, FIRST] >= 0:
-        member = np.int64(lists[row, FIRST])
+        member = int(np.int64(lists[row, FIRST]))
         while state[member, AT] < state[member, STOP]:
             other = keys[state[member, AT]] & RANK_MASK
             if groups[other] == groups[row]:
@@ -237,7 +237,7 @@ def _draw(
     groups: Int32,
     num_groups: int,
     across: bool,
-    seed: int,
+    seed: np.uint64,
 ) -> Int32:
     """The loop; rows are ranks here, but for those of `indptr`. Uses up `state`."""
     n = len(state)
@@ -258,7 +258,7 @@ def _draw(
     for start in range(n):
         looking[0], size = start, 1
         while size > 0:
-            row, key = np.int64(looking[size - 1]), np.int64(-1)
+            row, key = int(np.int64(looking[size - 1])), -1
             if undecided[row]:
                 key = _nearest(row, keys, state, undecided, groups)
             if key < 0:
@@ -285,7 +285,7 @@ def _draw(
     while size > 0:
         num_looking, size = size, 0
         for place in range(num_looking):
-            row, other = np.int64(looking[place]), np.int64(-1)
+            row, other = int(np.int64(looking[place])), -1
             if undecided[row]:
                 other = _reach(row, keys, state, undecided, groups, parent, lists)
             if other < 0:
@@ -330,7 +330,7 @@ def _draw(
                         num_drawn = _settle(row, state, undecided, drawn, num_drawn)
                         left = last if undecided[last] else row
                     passed[group] = left if undecided[left] else -1
-            top = np.int64(path[depth - 1])
+            top = int(np.int64(path[depth - 1]))
             while state[top, AT] < state[top, STOP] and visited[keys[state[top, AT]] & RANK_MASK]:
                 state[top, AT] += 1
             if state[top, AT] < state[top, STOP]:
@@ -340,18 +340,18 @@ def _draw(
                 if depth == 0:
                     break
 
-    left = np.int64(-1)
+    held = -1
     for group in range(num_groups):
         row = passed[group]
         if not across or row < 0:
             continue
-        if left < 0:
-            left = row
+        if held < 0:
+            held = row
             continue
-        _meet(left, row, state, _uniform(seed, number))
+        _meet(held, row, state, _uniform(seed, number))
         number += 1
-        num_drawn = _settle(left, state, undecided, drawn, num_drawn)
+        num_drawn = _settle(held, state, undecided, drawn, num_drawn)
         num_drawn = _settle(row, state, undecided, drawn, num_drawn)
-        if not undecided[left]:
-            left = row if undecided[row] else np.int64(-1)
+        if not undecided[held]:
+            held = row if undecided[row] else -1
     return drawn[:num_drawn].copy()
