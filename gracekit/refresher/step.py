@@ -150,6 +150,7 @@ def step(
         target_features=target_features,
         parent=parent,
         store=store,
+        scoring=recipe.scoring,
     )
     selection = select(recipe.selection, inputs, seed=recipe.seed, version=version)
     return Refreshed(

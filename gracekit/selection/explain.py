@@ -104,6 +104,8 @@ def _why_out(row: int, chosen: Chosen, pool: Pool, gain: float | None) -> str:
         picked = chosen.gains[len(pool.initial) :]
         least = float(picked.min()) if len(picked) else 0.0
         return f"it would add {gain:.3g}, the last one picked added {least:.3g}{others}"
+    if settings.selector == "balanced":
+        return f"not drawn: balanced draws by chance, and another version may draw it{others}"
     return f"selector {settings.selector} preferred others{others}"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
+from gracekit.selection.balanced import Balanced
 from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
@@ -86,7 +87,8 @@ def select(
         weights=np.concatenate([zeros + 1, selection.weights]),
         details=details | selection.details,
     )
-    weights = weigh(settings.weights, selection, represented, samples, pool.represented)
+    kind = settings.weights or ("selector" if isinstance(selector, Balanced) else "coverage")
+    weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
 
