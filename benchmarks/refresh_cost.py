@@ -19,15 +19,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
 from gracekit.recipe import DataSection, Recipe
+from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.loading import last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.step import step
-from gracekit.store import CachePayload, Store, VersionDraft
+from gracekit.rounding import to_float16
+from gracekit.store import Store
 from gracekit.types import Float32, Measurement, Rows, SampleTable
-from gracekit.version.header import CheckpointInfo, DataDescription, Settings
+from gracekit.version.header import CheckpointInfo, DataDescription
 
 WIDTH = 256
 
@@ -124,28 +125,15 @@ def refresh(store: Store, recipe: Recipe, executor: Synthetic, at: int, meter: M
         flush=True,
     )
     meter.enter("commit and publish")
-    store.commit(
-        VersionDraft(
-            operation="init" if last is None else "refresh",
-            refresh_id=f"step-{at}",
-            recipe_digest=recipe.digest(),
-            measure_id=f"step-{at}",
-            plan=refreshed.plan,
-            measurement=refreshed.measurement,
-            audit=refreshed.audit,
-            scores=refreshed.scores,
-            selection=refreshed.selection,
-            cache=CachePayload(
-                features=to_float16(refreshed.features),
-                valid=refreshed.valid,
-                target_features=None,
-                save_index=refreshed.index.save,
-            ),
-            checkpoint=CheckpointInfo(step=at),
-            settings=Settings(scoring=recipe.scoring, graph=recipe.graph),
-            outcome=refreshed.outcome,
-        )
+    draft = draft_version(
+        refreshed,
+        recipe,
+        refresh_id=f"step-{at}",
+        measure_id=f"step-{at}",
+        checkpoint=CheckpointInfo(step=at),
+        is_first=last is None,
     )
+    store.commit(draft)
     meter.enter(None)
 
 

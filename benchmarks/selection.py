@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from gracekit.draw import draw_spread, inclusion
 from gracekit.graph import symmetric
 from gracekit.greedy import lazy_greedy
 from gracekit.protocols import SelectionInputs
@@ -36,10 +37,11 @@ from gracekit.types import KnnGraph, Origin, Rows, SampleTable, ScoreTable, Spar
 
 PEER_SIZES = (2_000, 5_000, 20_000)
 GROWTH = (10_000, 100_000, 1_000_000, 5_000_000)
+DRAWS = (100_000, 1_000_000, 10_000_000)
 PEER_LIMIT_S = 150
 """A peer that takes longer is given up."""
 BY_FEATURES = ("target-coverage", "k-center", "cluster", "gradient-matching")
-BUDGETS = {"peers": 0.10, "growth": 0.05}
+BUDGETS = {"peers": 0.10, "growth": 0.05, "draw": 0.30}
 
 
 def make_graph(n: int, seed: int = 0) -> SparseGraph:
@@ -171,6 +173,43 @@ def time_select(n: int) -> dict[str, float]:
     }
 
 
+def make_ring(n: int, seed: int = 0) -> SparseGraph:
+    """[n] on a ring, each joined to the ten before and after it; shuffled. For any n that fits."""
+    rng = np.random.default_rng(seed)
+    place = rng.permutation(n).astype(np.int32)
+    at = np.empty(n, np.int32)
+    at[place] = np.arange(n, dtype=np.int32)
+    noise = rng.uniform(0.4, 0.9, n).astype(np.float32)
+    indices, weights = np.empty((n, 20), np.int32), np.empty((n, 20), np.float32)
+    for column, offset in enumerate([*range(-10, 0), *range(1, 11)]):
+        other = (at + np.int32(offset)) % n
+        indices[:, column] = place[other]
+        weights[:, column] = noise[(at.astype(np.int64) + other) % n]
+    return SparseGraph(
+        indptr=20 * np.arange(n + 1), indices=indices.ravel(), weights=weights.ravel()
+    )
+
+
+def time_draw(n: int) -> dict[str, float]:
+    """Probabilities and draw of `balanced`, in CPU seconds, and the memory that they took."""
+    graph, rng = make_ring(n), np.random.default_rng(1)
+    order, sizes = rng.permutation(n), 0.25 + 0.75 * rng.lognormal(size=n)
+    budget = int(BUDGETS["draw"] * n)
+    before = reset_peak()
+    started = time.process_time()
+    chances = inclusion(sizes, budget=budget, order=order)
+    middle = time.process_time()
+    rows = draw_spread(graph, chances, order=order, seed=0)
+    ended = time.process_time()
+    assert len(rows) == budget
+    return {
+        "probabilities_s": middle - started,
+        "draw_s": ended - middle,
+        "graph_bytes": graph.indptr.nbytes + graph.indices.nbytes + graph.weights.nbytes,
+        "extra_bytes": memory("VmHWM") - before,
+    }
+
+
 def memory(key: str) -> int:
     """Bytes by the kernel's account: `VmRSS` now, `VmHWM` at most."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
@@ -225,6 +264,20 @@ def show_growth(largest: int) -> None:
         )
 
 
+def show_draws(largest: int) -> None:
+    """The draw of `balanced` at growing size."""
+    print(f"\nThe draw of balanced, {BUDGETS['draw']:.0%} of n, twenty neighbours a row\n")
+    print("| n | probabilities, CPU s | draw, CPU s | extra memory / graph |")
+    print("|---|---|---|---|")
+    for n in (size for size in DRAWS if size <= max(largest, DRAWS[0])):
+        found = in_child(time_draw, n)
+        print(
+            f"| {n:,} | {found['probabilities_s']:.3f} | {found['draw_s']:.3f} | "
+            f"{found['extra_bytes'] / found['graph_bytes']:.2f} |",
+            flush=True,
+        )
+
+
 def time_baselines(n: int, names: Sequence[str], width: int | None = None) -> None:
     """Each of the selectors; with `width` they are given random features and 200 target samples."""
     samples, scores = make_tables(n)
@@ -264,6 +317,7 @@ def main() -> None:
     if not options.no_peers:
         compare_peers()
     show_growth(options.largest)
+    show_draws(options.largest)
     on_graph = [name for name in SELECTORS if name not in BY_FEATURES]
     time_baselines(min(100_000, options.largest), on_graph)
     time_baselines(min(20_000, options.largest), BY_FEATURES, width=256)

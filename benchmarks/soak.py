@@ -186,7 +186,7 @@ def is_taken(daemon: Watched, step: int) -> bool:
     pins = daemon.store / "pins"
     if pins.is_dir() and any(p.name.startswith(f"checkpoint-{step}-") for p in pins.iterdir()):
         return True
-    sidecar = daemon.store / f"manifests/v{daemon.version():06d}.json"
+    sidecar = daemon.store / f"headers/v{daemon.version():06d}.json"
     return sidecar.exists() and bool(json.loads(sidecar.read_text())["checkpoint"]["step"] == step)
 
 

@@ -53,8 +53,8 @@ def audit(
     """
     with np.errstate(invalid="ignore"):  # differences of infinities are left out
         on_others = rank_correlation(predicted, measured)
-        square_error = _mean((_wide(predicted) - _wide(measured)) ** 2)
-        is_compared = bool(np.isfinite(_wide(predicted) - _wide(measured)).any())
+        square_error = _finite_mean((_as_float64(predicted) - _as_float64(measured)) ** 2)
+        is_compared = bool(np.isfinite(_as_float64(predicted) - _as_float64(measured)).any())
         share = num_measured / num_rows
         over_all = 1 - (1 - share) * square_error / (2 * variance) if variance > 0 else share
         return Audit(
@@ -64,8 +64,9 @@ def audit(
             rank_correlation_all=max(over_all, -1.0) if is_compared else share,
             calibration=calibration,
             rank_correlation_stale=rank_correlation(stale, measured),
-            mean_abs_error=_mean(np.abs(_wide(predicted) - _wide(measured))),
-            mean_abs_error_stale=_mean(np.abs(_wide(stale) - _wide(measured))),
+            mean_abs_error=_finite_mean(np.abs(_as_float64(predicted) - _as_float64(measured))),
+            mean_abs_error_stale=_finite_mean(np.abs(_as_float64(stale) - _as_float64(measured))),
+            mean_error=_finite_mean(_as_float64(predicted) - _as_float64(measured)),
             feature_cosine=_mean_cosine(predicted_features, measured_features, centre),
             feature_cosine_stale=_mean_cosine(stale_features, measured_features, centre),
             target=target,
@@ -89,17 +90,17 @@ def rank_correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 
 def _mean_cosine(a: NDArray[np.floating], b: NDArray[np.floating], centre: Float32) -> float:
-    centred_a, centred_b = _wide(a) - centre, _wide(b) - centre
+    centred_a, centred_b = _as_float64(a) - centre, _as_float64(b) - centre
     dot = np.einsum("ij,ij->i", centred_a, centred_b)
     size = np.linalg.norm(centred_a, axis=1) * np.linalg.norm(centred_b, axis=1)
     # A row that lies on the centre has no direction to agree with; NaN stays NaN.
-    return _mean(np.divide(dot, size, out=np.where(size == 0, 0.0, np.nan), where=size > 0))
+    return _finite_mean(np.divide(dot, size, out=np.where(size == 0, 0.0, np.nan), where=size > 0))
 
 
-def _mean(values: Float64) -> float:
+def _finite_mean(values: Float64) -> float:
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if len(finite) else 0.0
 
 
-def _wide(values: NDArray[np.floating]) -> Float64:
+def _as_float64(values: NDArray[np.floating]) -> Float64:
     return values.astype(np.float64)

@@ -32,7 +32,7 @@ from gracekit.types import (
 if TYPE_CHECKING:
     import torch
 
-    from gracekit.recipe import SelectionSection
+    from gracekit.recipe import ScoringSection, SelectionSection
     from gracekit.version.header import Header
 
 
@@ -361,6 +361,8 @@ class SelectionInputs:
     """The coreset of the version before; None for the first."""
     store: Path | None = None
     """The store whose tables the recipe's SQL conditions may ask; None: only what is here."""
+    scoring: ScoringSection | None = None
+    """How importance was made of the scores; None: that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,9 @@
-"""Weights as whole numbers of copies."""
+"""Rounding: weights to whole numbers of copies, features to float16."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.types import Float32, Float64, Int64
 
@@ -31,3 +32,11 @@ def whole_copies(weights: Float32 | Float64, random: np.random.Generator) -> Int
     copies = np.empty(len(weights), np.int64)
     copies[order] = np.diff(cuts, prepend=0.0)
     return copies
+
+
+def to_float16(features: Float32) -> NDArray[np.float16]:
+    """Round [m, d] to float16: large values are cut to its range, rows not finite are all NaN."""
+    largest = np.finfo(np.float16).max
+    rounded = np.clip(features, -largest, largest).astype(np.float16)
+    rounded[~np.isfinite(features).all(axis=1)] = np.nan
+    return rounded

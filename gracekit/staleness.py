@@ -68,11 +68,13 @@ def plan_rows(
         The plan of all rounds so far; distinct rows, those of `before` first in their order.
     """
     if before is None:
-        before = _first_rows(scores, measurable, budget, num_probe, _rng(seed, step, 0))
+        before = _rows_before_the_rule(
+            scores, measurable, budget, num_probe, _random_of_round(seed, step, 0)
+        )
     chosen = before.rows[before.reasons != Reason.PROBE]
     candidates = scores.usable.copy()
     candidates[chosen] = False
-    known = Known(
+    inputs = PlanInputs(
         graph=graph,
         values=values,
         ages=np.maximum(step - scores.measured_step, 0).astype(np.float64),
@@ -83,8 +85,10 @@ def plan_rows(
     )
     num_new = max(budget - len(before.rows), 0)
     most = min(num_new + len(before.probe_rows), int(candidates.sum()))
-    ranked = RULES[settings.plan](known, most, _rng(seed, step, len(before.rows)))
-    # Up to the last new row and not further: the row behind it may be a probe row or not.
+    ranked = RULES[settings.plan](inputs, most, _random_of_round(seed, step, len(before.rows)))
+    # The ranking may hold probe rows; these are measured anyway and add nothing to the budget. So
+    # it is cut behind its last row that is new, and not further: otherwise a probe row that happens
+    # to come next would count as picked, and the rest of the probe would no longer be uniform.
     num_counted = np.cumsum(~np.isin(ranked, before.probe_rows))
     picked = ranked[: np.searchsorted(num_counted, num_new) + 1] if num_new else ranked[:0]
     reasons = before.reasons.copy()
@@ -96,7 +100,7 @@ def plan_rows(
     )
 
 
-def _first_rows(
+def _rows_before_the_rule(
     scores: ScoreTable, measurable: Bool, budget: int, num_probe: int, rng: np.random.Generator
 ) -> RefreshPlan:
     """What every plan begins with: never-measured rows, invalid ones, and the probe.
@@ -121,13 +125,13 @@ def _first_rows(
     )
 
 
-def _rng(seed: int, step: int, num_planned: int) -> np.random.Generator:
+def _random_of_round(seed: int, step: int, num_planned: int) -> np.random.Generator:
     """Chance of one round; another one at every step."""
     return np.random.default_rng([seed, max(step, 0), num_planned])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class PlanInputs:
     """What a rule may look at."""
 
     graph: SparseGraph
@@ -150,54 +154,54 @@ class Known:
         return np.minimum(self.ages / oldest, 1.0)
 
 
-def _cover(known: Known, count: int, rng: np.random.Generator) -> Rows:
+def _cover(inputs: PlanInputs, count: int, rng: np.random.Generator) -> Rows:
     """Rows that cover the graph best: weighted facility location.
 
     A row needs cover by 1 - age_weight + age_weight · relative age, and gets it by the weight of
     its strongest edge to a measured row. Ties go to the smaller row.
     """
-    need = 1 - known.age_weight + known.age_weight * known.relative_ages()
+    need = 1 - inputs.age_weight + inputs.age_weight * inputs.relative_ages()
     n = len(need)
     return lazy_greedy(
-        known.graph,
+        inputs.graph,
         modular=np.zeros(n),
-        need=np.where(known.usable, need, 0.0),
+        need=np.where(inputs.usable, need, 0.0),
         budget=count,
         order=np.arange(n),
-        candidates=known.candidates,
-        initial=known.covering,
+        candidates=inputs.candidates,
+        initial=inputs.covering,
     ).rows
 
 
-def _grace(known: Known, count: int, rng: np.random.Generator) -> Rows:
+def _grace(inputs: PlanInputs, count: int, rng: np.random.Generator) -> Rows:
     """The paper's priority: β · age / oldest + (1 - β) · |s_i - Σ_j α_ij s_j| / σ.
 
     β is `age_weight`, α the weights of the usable neighbours normalised to sum 1, σ a robust
     scale of the differences. A row without such neighbours differs by 0. Ties go to the smaller
     row.
     """
-    difference = neighbourhood_difference(known.graph, known.values, known.usable)
-    scale = np.median(difference[known.usable]) if known.usable.any() else 0.0
+    difference = neighbourhood_difference(inputs.graph, inputs.values, inputs.usable)
+    scale = np.median(difference[inputs.usable]) if inputs.usable.any() else 0.0
     scale = scale or np.max(difference, initial=0.0) or 1.0
     priority = (
-        known.age_weight * known.relative_ages() + (1 - known.age_weight) * difference / scale
+        inputs.age_weight * inputs.relative_ages() + (1 - inputs.age_weight) * difference / scale
     )
-    return _highest(priority, known.candidates, count)
+    return _highest(priority, inputs.candidates, count)
 
 
-def _oldest(known: Known, count: int, rng: np.random.Generator) -> Rows:
+def _oldest(inputs: PlanInputs, count: int, rng: np.random.Generator) -> Rows:
     """The rows measured longest ago; ties at random, as files are often sorted by source."""
-    rows = rng.permutation(np.flatnonzero(known.candidates))
-    oldest: Rows = rows[np.argsort(-known.ages[rows], kind="stable")[:count]]
+    rows = rng.permutation(np.flatnonzero(inputs.candidates))
+    oldest: Rows = rows[np.argsort(-inputs.ages[rows], kind="stable")[:count]]
     return oldest
 
 
-def _random(known: Known, count: int, rng: np.random.Generator) -> Rows:
+def _random(inputs: PlanInputs, count: int, rng: np.random.Generator) -> Rows:
     """Uniformly random rows."""
-    return rng.choice(np.flatnonzero(known.candidates), count, replace=False)
+    return rng.choice(np.flatnonzero(inputs.candidates), count, replace=False)
 
 
-RULES: dict[str, Callable[[Known, int, np.random.Generator], Rows]] = {
+RULES: dict[str, Callable[[PlanInputs, int, np.random.Generator], Rows]] = {
     "cover": _cover,
     "grace": _grace,
     "oldest": _oldest,

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import gracekit
 from gracekit.cli import main
-from gracekit.errors import QueryError, UsageError, VersionNotFoundError
+from gracekit.errors import QueryError, RecipeError, UsageError, VersionNotFoundError
 from gracekit.store import Store
 from gracekit.tabular import MOST_LINES
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
@@ -227,6 +227,20 @@ def test_the_same_on_the_command_line(world: Path, version: str) -> None:
         result = CliRunner().invoke(main, [arguments[0], *at, *arguments[1:]])
         assert result.exit_code in (1, 2) and "versions 1 to 3" in result.stderr
         assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
+
+
+def test_what_is_no_store_or_recipe_is_told() -> None:
+    nothing: Any = None
+    for verb in (gracekit.status, gracekit.versions, gracekit.verify, gracekit.connect):
+        with pytest.raises(
+            UsageError, match=r"a store is its directory or an open gracekit\.Store"
+        ):
+            verb(nothing)
+    with pytest.raises(UsageError, match="a recipe is its path"):
+        gracekit.refresh(nothing, "checkpoint-1")
+    for what in (gracekit.select, lambda path: gracekit.refresh(path, "checkpoint-1")):
+        with pytest.raises(RecipeError, match=r"no recipe at nowhere\.yaml"):
+            what("nowhere.yaml")
 
 
 def test_reprs_are_short_and_arrays_read_only(world: Path) -> None:

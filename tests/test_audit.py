@@ -71,6 +71,7 @@ def test_audit_by_hand() -> None:
     assert result.rank_correlation_stale == pytest.approx(-0.8)
     assert result.rank_correlation_all == pytest.approx(1 - 0.75 * 0.75 / 2.5)
     assert result.mean_abs_error == pytest.approx(0.75)
+    assert result.mean_error == pytest.approx((1 - 1 + 2 - 3 + 3 - 2 + 4 - 5) / 4)
     assert result.mean_abs_error_stale == pytest.approx(1.75)
     assert not result.target_met
 

@@ -62,6 +62,13 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"gracekit {command}" in text
 
 
+def test_the_list_of_commands_is_in_whole_sentences() -> None:
+    listed = ok("--help").partition("Commands:")[2].partition("A first run:")[0]
+    lines = [line for line in listed.splitlines() if line.strip()]
+    assert [line.split()[0] for line in lines] == sorted(COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
 def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
     assert sorted(main.commands) == sorted(COMMANDS)
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

@@ -124,6 +124,21 @@ def test_named_queries_with_parameters(root: Path) -> None:
     assert {record["group_name"] for record in group} == {"code"}
 
 
+def test_a_ready_made_query_runs_by_its_name(root: Path) -> None:
+    for options in (["-p", "count=2", "--json"], ["--csv"], ["--show"]):
+        assert ok(root, "movers", *options) == ok(root, "--named", "movers", *options)
+    assert ok(root, "-", "--csv", stdin="churn\n") == ok(root, "--named", "churn", "--csv")
+    for arguments, message in (
+        (["moovers"], "did you mean 'movers'"),
+        (["samples"], "samples is a table: `FROM samples`"),
+        (["trajectory"], "--param sample_id=VALUE"),
+        (["moovers", "--show"], "did you mean 'movers'"),
+    ):
+        result = invoke(root, *arguments)
+        assert result.exit_code == 1 and message in result.stderr and result.stdout == ""
+    assert invoke(root, "movers", "--named", "movers").exit_code == 2
+
+
 def test_shown_sql_can_be_run_again(root: Path, tmp_path: Path) -> None:
     for name in NAMED_QUERIES:
         text = ok(root, "--named", name, "--show")

@@ -423,18 +423,25 @@ def test_a_new_sample_that_the_chat_template_refuses_stops_nobody(
         "{% endif %}{{ m['content'] }} {% endfor %}"
     )
     recipe = with_ids(tmp_path)
-    fine = [row for row in rows if "sum sum" not in str(row)][:60]
-    write(tmp_path, fine)
+    fine = [row for row in rows if "sum sum" not in str(row)][:61]
+    grown = [*fine[:60], {**rows[150], "response": "sum sum"}, fine[60]]
+    write(tmp_path, fine[:60])
     refresher = Refresher.from_recipe(recipe)
     with refresher.locked():
-        for step, data in ((10, fine), (20, [*fine, {**rows[150], "response": "sum sum"}])):
+        for step, data in ((10, fine[:60]), (20, grown)):
             write(tmp_path, data)
             checkpoint = write_checkpoint(tmp_path / "run", step)
             tokenizer.save_pretrained(checkpoint)
             (checkpoint / "trainer_state.json").touch()
             result = refresher.refresh(check_checkpoint(checkpoint, recipe.checkpoints))
-    assert result.version == 2 and "no sums" in caplog.text
-    check(Store.open(tmp_path / "store"), fine, 2)
+    assert result.version == 2 and "row 60: " in caplog.text and "no sums" in caplog.text
+    store = Store.open(tmp_path / "store")
+    check(store, grown, 2)
+    assert result.header.stats.num_added == 2, "the rows beside it are taken up"
+    samples = store.samples()
+    (refused,) = np.flatnonzero(samples.sample_ids == rows[150]["id"])
+    assert samples.num_response_tokens[refused] == samples.num_prompt_tokens[refused] == 0
+    assert rows[150]["id"] not in store.coreset(2)["sample_id"].to_pylist()
 
 
 def test_a_refresh_of_grown_data_that_is_killed_anywhere(

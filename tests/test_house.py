@@ -6,6 +6,8 @@ Imports are read from the source: those inside functions and under TYPE_CHECKING
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +139,25 @@ def test_the_store_has_one_door(package: list[Import]) -> None:
 def test_within_the_store_nobody_goes_through_the_door(package: list[Import]) -> None:
     inner = [i for i in package if i.module.startswith("gracekit.store.")]
     assert [i for i in inner if "gracekit.store" in i.targets] == []
+
+
+HEAVY = ("torch", "transformers", "datasets", "pandas", "scipy", "numba")
+
+
+@pytest.mark.parametrize(
+    ("names", "absent"),
+    [
+        ("Lease, list_versions, read_manifest, trainer_view", (*HEAVY, "duckdb", "pydantic")),
+        ("Lease, lock_store, lock_daemon, read_heartbeat", (*HEAVY, "duckdb", "pydantic")),
+        ("Store, StoreReader, VersionDraft", (*HEAVY, "duckdb")),
+        ("connect, ask, run_sql, verify, NAMED_QUERIES", HEAVY),
+    ],
+)
+def test_the_door_loads_what_is_asked_for(names: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys; from gracekit.store import {names}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(set(absent) & set(done.stdout.split())) == []
 
 
 # --- the tests of the test ---

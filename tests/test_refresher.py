@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -37,12 +39,14 @@ from gracekit.refresher import (
     rollback,
 )
 from gracekit.refresher.measured_rows import MeasuredRows
+from gracekit.samples import tokens
+from gracekit.samples.render import Renderer
 from gracekit.store import Store, lock_store, verify
 from gracekit.store.retention import collect
 from gracekit.types import Measurement, Origin, Rows
 from tests.faults import failing_at
 from tests.stores import changed_samples, make_draft, make_store, outcome
-from tests.tiny import NUM_SAMPLES, tiny_recipe, write_checkpoint, write_data
+from tests.tiny import NUM_SAMPLES, recipe_content, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
 
@@ -189,12 +193,14 @@ def test_rollback_goes_back_and_costs_the_next_refresh_nothing(folder: Path, run
     made = rollback(store.paths.root, 1)
     assert (made.version, made.is_new) == (3, True)
     assert (made.header.operation, made.header.rollback_of) == ("rollback", 1)
-    assert store.coreset(3).equals(store.coreset(1)) and store.coreset(3) != store.coreset(2)
+    assert store.coreset(3)["version"].unique().to_pylist() == [3]
+    first, second, again = (store.coreset(version).drop(["version"]) for version in (1, 2, 3))
+    assert again.equals(first) and not again.equals(second)
     assert not store.paths.scores(3).parent.exists(), "no copy of the scores"
     np.testing.assert_array_equal(store.scores(3).importance, store.scores(1).importance)
     for version in (1, 3):
-        again = rollback(store.paths.root, version)
-        assert (again.version, again.is_new) == (3, False)
+        repeated = rollback(store.paths.root, version)
+        assert (repeated.version, repeated.is_new) == (3, False)
     assert not refresh(recipe, run_dir / "checkpoint-20").is_new, "as before the rollback"
     assert verify(store) == [] and store.recover() == []
 
@@ -288,6 +294,29 @@ def stop_after(
 
     monkeypatch.setattr(MeasuredRows, "_note", note)
     return noted
+
+
+def test_the_checkpoint_is_let_go_of_once_all_is_measured(folder: Path, tmp_path: Path) -> None:
+    """A trainer may delete it or write it again while the other stages run."""
+    checkpoint = write_checkpoint(tmp_path / "run", 10)
+    pins = folder / "store" / "pins"
+    held: dict[str, bool] = {}
+
+    class Trainer(Progress):
+        def enter(self, stage: str) -> None:
+            super().enter(stage)
+            held[stage] = pins.is_dir() and any(pins.iterdir())
+            if stage == "propagate":
+                (checkpoint / "model.safetensors").write_bytes(b"written again")
+
+    recipe = tiny_recipe(folder)
+    refresher = Refresher.from_recipe(recipe)
+    found = check_checkpoint(checkpoint, recipe.checkpoints)
+    with refresher.locked():
+        assert refresher.refresh(found, progress=Trainer()).version == 1
+    stages = ["pin", "load", "measure", "propagate", "graph", "select", "commit"]
+    assert list(held) == stages
+    assert [stage for stage in stages if held[stage]] == ["load", "measure"]
 
 
 def test_a_row_that_is_not_finite_is_marked_and_the_run_goes_on(
@@ -409,6 +438,25 @@ def test_other_tokens_are_refused(folder: Path, run_dir: Path, setting: dict[str
         refresh(tiny_recipe(folder, data=setting), run_dir / "checkpoint-20")
 
 
+def test_a_store_of_before_turns_were_marked_goes_on_where_its_tokens_are_the_same(
+    folder: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(tokens, "KEY_FORMAT", tokens.EARLIER_KEY_FORMAT)
+        first = refresh(tiny_recipe(folder), run_dir / "checkpoint-10")
+    store = Store.open(folder / "store")
+    known = store.info.dataset.tokens_key
+    assert refresh(tiny_recipe(folder), run_dir / "checkpoint-20").version == first.version + 1
+    assert Store.open(folder / "store").info.dataset.tokens_key == known
+    with monkeypatch.context() as other:  # as if a template's masks differed from then
+        other.setattr(Renderer, "_end", lambda self, content: "")
+        shutil.rmtree(folder / "store" / "cache" / "tokens")
+        with pytest.raises(StoreDataMismatchError, match="other tokens"):
+            refresh(tiny_recipe(folder), run_dir / "checkpoint-30")
+    with pytest.raises(StoreDataMismatchError, match="other tokens"):
+        refresh(tiny_recipe(folder, data={"max_length": 12}), run_dir / "checkpoint-30")
+
+
 def test_another_tokenizer_is_refused(folder: Path, run_dir: Path, tmp_path: Path) -> None:
     refresh(tiny_recipe(folder), run_dir / "checkpoint-10")
     checkpoint = write_checkpoint(tmp_path / "other", 20)
@@ -458,8 +506,63 @@ def test_a_full_disk_leaves_the_last_version(folder: Path, run_dir: Path) -> Non
     assert verify(Store.open(folder / "store")) == []
 
 
-def test_the_preview_says_what_the_refresh_does(folder: Path, run_dir: Path) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"full_below": 0.9999, "target_rank_correlation": 1.0},
+        {"full_below": 0.9999, "target_rank_correlation": 1.0, "max_fraction": 0.4},
+        {"target_rank_correlation": 1.0, "max_fraction": 0.7, "plan": "oldest"},
+        {"full_every": 1},
+        {"new_samples": "all", "probe_fraction": 0.3},
+    ],
+)
+@pytest.mark.parametrize("num_new", [0, 30])
+def test_the_preview_never_says_less_than_the_refresh_measures(
+    folder: Path, run_dir: Path, settings: dict[str, Any], num_new: int
+) -> None:
+    """The very numbers that `gracekit plan` prints, beside the refresh that follows."""
+    recipe = tiny_recipe(folder, data={"id_column": "prompt"}, refresh=settings)
+    refresh(recipe, run_dir / "checkpoint-10")
+    write_data(folder / "train.jsonl", num_samples=NUM_SAMPLES + num_new)
+    found = check_checkpoint(run_dir / "checkpoint-20", recipe.checkpoints)
+    shown = preview(recipe, found)
+    made = refresh(recipe, run_dir / "checkpoint-20").header.refresh
+    assert made is not None
+    measured = Store.open(folder / "store").measurement(2)
+    samples = Store.open(folder / "store").samples(2)
+    lengths = samples.num_prompt_tokens + samples.num_response_tokens
+    assert shown.num_samples == made.num_rows == NUM_SAMPLES + num_new
+    assert shown.num_rows <= len(measured) == made.num_measured <= shown.max_rows
+    assert lengths[measured["row"].to_numpy()].sum() <= shown.max_tokens
+    if made.rounds == 1:
+        assert shown.num_rows == len(measured)
+        reasons = [reason.replace("_", " ") for reason in measured["reason"].to_pylist()]
+        assert shown.reasons == {reason: reasons.count(reason) for reason in shown.reasons}
+    if settings.get("full_below"):
+        assert shown.max_rows == made.num_measured == NUM_SAMPLES + num_new
 
+
+def test_a_selection_and_a_look_at_a_sample_load_no_torch(folder: Path, run_dir: Path) -> None:
+    refresh(tiny_recipe(folder), run_dir / "checkpoint-10")
+    (folder / "recipe.yaml").write_text(json.dumps(recipe_content(store=str(folder / "store"))))
+    sample_id = Store.open(folder / "store").samples().sample_ids[0]
+    code = f"""
+import sys
+import gracekit
+store, recipe = {str(folder / "store")!r}, {str(folder / "recipe.yaml")!r}
+assert gracekit.select(gracekit.Recipe.load(recipe).override({{"selection.count": 7}})).version == 2
+assert gracekit.rollback(store, 1).version == 3
+gracekit.explain(store, {sample_id!r})
+gracekit.similar(store, {sample_id!r})
+gracekit.status(store)
+gracekit.diff(store, 1, 2)
+heavy = {{"torch", "transformers", "datasets", "accelerate"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_preview_says_what_the_refresh_does(folder: Path, run_dir: Path) -> None:
     recipe = tiny_recipe(folder)
     found = check_checkpoint(run_dir / "checkpoint-10", recipe.checkpoints)
     plan = preview(recipe, found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import Recipe
 from gracekit.refresher.budget import NEVER_FULL, first_plan
+from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.last import LastRefresh
+from gracekit.refresher.loading import load_last
 from gracekit.refresher.step import Refreshed, step
 from gracekit.types import Measurement, Origin, Rows, SampleTable
-from tests.stores import make_samples
+from gracekit.version.header import CheckpointInfo
+from tests.stores import make_samples, make_store
 
 WIDTH = 6
 
@@ -118,6 +123,56 @@ def test_a_chain_of_steps_needs_no_store() -> None:
     assert len(second.selection.rows) == math.floor(0.3 * 120 + 0.5)
 
 
+@pytest.mark.parametrize("backend", ["exact", "hnsw", "descent"])
+@pytest.mark.parametrize("features", ["ridge", "none"])
+def test_a_chain_of_steps_is_what_a_store_gives_back(
+    tmp_path: Path, backend: str, features: str
+) -> None:
+    """Every field of `LastRefresh` to the bit, committed and read back at every step."""
+    drift = Drift(150, 3, noise=0.1, spoiled=np.array([5, 70], np.int64))
+    recipe = recipe_of(min_fraction=0.3, max_fraction=0.5).override(
+        {"graph.backend": backend, "propagation.features": features, "refresh.min_probe": 20}
+    )
+    store = make_store(tmp_path / "store", 150)
+    samples = store.samples()
+    last = None
+    for at in (10, 20, 30):
+        made = run(last, drift, recipe, samples, at=at)
+        last = made.as_last(last)
+        draft = draft_version(
+            made,
+            recipe,
+            refresh_id=f"refresh-{at}",
+            measure_id=f"measure-{at}",
+            checkpoint=CheckpointInfo(step=at),
+            is_first=store.latest() is None,
+        )
+        assert store.commit(draft) == made.version
+        read = load_last(store, recipe)
+        assert read is not None
+        for field in dataclasses.fields(LastRefresh):
+            assert_equal(getattr(read, field.name), getattr(last, field.name), field.name)
+        drift.train()
+
+
+def assert_equal(found: Any, expected: Any, name: str) -> None:
+    """Equal to the bit, whatever it is."""
+    if dataclasses.is_dataclass(expected):
+        for field in dataclasses.fields(expected):
+            inside = f"{name}.{field.name}"
+            assert_equal(getattr(found, field.name), getattr(expected, field.name), inside)
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), name
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{name}[{key}]")
+    elif isinstance(expected, NeighborLists):
+        assert type(found) is type(expected)
+        assert_equal(found.unit, expected.unit, f"{name}.unit")
+        assert_equal(found.graph, expected.graph, f"{name}.graph")
+    else:
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
 def test_rows_that_are_not_finite_have_neither_scores_nor_features() -> None:
     samples = make_samples(60)
     spoiled = np.array([3, 17], np.int64)
@@ -174,6 +229,10 @@ def test_the_plan_never_understates_what_is_measured(
     assert len(made.plan.rows) <= shown.most <= shown.num_rows == n - num_removed
     assert len(np.unique(made.plan.rows)) == len(made.plan.rows)
     assert samples.present[made.plan.rows].all()
+    lengths = np.where(samples.present, np.random.default_rng(seed).integers(1, 99, n), 0)
+    assert lengths[made.plan.rows].sum() <= shown.most_tokens(lengths) <= lengths.sum()
+    if shown.most == shown.num_rows:
+        assert shown.most_tokens(lengths) == lengths.sum()
     if chosen["full_below"] == NEVER_FULL and not shown.is_full:
         assert shown.most == shown.limit
     np.testing.assert_array_equal(drift.asked[-1], made.plan.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -234,12 +235,20 @@ def test_templates_that_fail_name_the_row(
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     )
     rows: list[Json] = [{"messages": []}, {"messages": CHAT[1:3]}, {"messages": CHAT}]
-    with pytest.raises(DataError, match=r"^row 2: .* roles system, .*no system role.*Correct the"):
-        make(with_template(tokenizer, strict + CHATML), rows, tmp_path)
+    table = make(with_template(tokenizer, strict + CHATML), rows, tmp_path)
+    (refused,) = table.unrendered
+    assert refused.source_row == 2
+    assert re.search(r" roles system, .*no system role.*Correct the", refused.reason)
+    assert table.lengths.tolist()[1] == table.num_targets.tolist()[1] == 0
+    assert learned(tokenizer, table) == ["Hello there<|im_end|>"]
+    with pytest.raises(DataError, match=r"^row 1: .* roles system, .*no system role.*Correct the"):
+        make(tokenizer, rows[:1] + rows[2:], tmp_path)
     shouting = CHATML.replace("message['content']", "message['content'] | upper")
     shouting = shouting.replace("{% for", "{{ messages | length }}{% for", 1)
-    with pytest.raises(DataError, match=r"^row 1: .*message 2 differently.*chat_template to false"):
-        make(with_template(tokenizer, shouting), rows[:1] + rows[2:], tmp_path)
+    table = make(with_template(tokenizer, shouting), rows[:1] + rows[2:], tmp_path)
+    assert learned(tokenizer, table) == [f"{turn.upper()}<|im_end|>" for turn in TURNS], (
+        "a turn is told whatever the template makes of it"
+    )
 
 
 def test_text_that_spells_a_special_token_is_taken_as_trainers_take_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.stats import rankdata
 
+from gracekit import scores
 from gracekit.errors import RecipeError
-from gracekit.model_pass.features import FEATURES, to_float16
+from gracekit.model_pass.features import FEATURES
 from gracekit.model_pass.scorers import SCORERS, build_scorers, scorer_class
 from gracekit.protocols import FeatureReader, Scorer
-from gracekit.recipe import LengthCorrection, ScoringSection
+from gracekit.recipe import LengthCorrection, Recipe, ScoringSection
+from gracekit.recipe.score_columns import RESERVED, column_name, shared_column
+from gracekit.rounding import to_float16
 from gracekit.scores.importance import corrected_score, importance
 from gracekit.scores.length import correct_length, ranks_within
 from gracekit.scores.meaning import MEANINGS, ScoreMeaning, score_meaning
@@ -67,6 +71,41 @@ def test_own_class_is_built_by_its_path(plugin: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("loss", "Loss"), "'loss' and 'Loss' would share the column loss"),
+        (
+            ("my_scores:Long_est", "my_scores:Long-est"),
+            "'my_scores:Long_est' and 'my_scores:Long-est' would share the column "
+            "my_scores_long_est",
+        ),
+        (("Importance", "score-importance"), "would share the column score_importance"),
+        (("loss", "loss"), "scores names 'loss' twice"),
+    ],
+)
+def test_scores_that_would_share_a_column_are_refused_in_the_recipe(
+    tmp_path: Path, names: tuple[str, str], says: str
+) -> None:
+    content = {
+        "data": {"path": "train.jsonl"},
+        "scoring": {"scores": ["gradient-norm", *names]},
+    }
+    with pytest.raises(RecipeError, match=f"scoring: .*{says}.*; leave one out"):
+        Recipe.from_dict(content)
+    path = tmp_path / "gracekit.yaml"
+    path.write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match=says):
+        Recipe.load(path)
+
+
+@given(st.lists(st.sampled_from([*SCORERS, "row", "Row", "a:B", "a-b", "A_B"]), unique=True))
+def test_columns_of_a_recipe_are_distinct_and_not_reserved(names: list[str]) -> None:
+    columns = [column_name(name) for name in names]
+    assert not RESERVED & {*columns}
+    assert (shared_column(names) is None) == (len({*columns}) == len(names))
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("gradient", "there are adam-norm, .*gradient-norm, .*, loss, "),
@@ -96,11 +135,13 @@ def test_name_given_twice_is_refused() -> None:
         build_scorers(["loss", "loss"])
 
 
-def test_scores_and_importance_load_without_torch() -> None:
+def test_what_scores_mean_loads_without_torch() -> None:
+    modules = [f"gracekit.scores.{path.stem}" for path in Path(scores.__path__[0]).glob("[!_]*.py")]
+    assert "gracekit.scores.importance" in modules
     code = (
-        "import sys, gracekit.scores.importance, gracekit.model_pass.features\n"
-        "heavy = {'torch', 'transformers', 'scipy', 'datasets', 'duckdb'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        f"import sys, gracekit.rounding, gracekit.recipe, {', '.join(modules)}\n"
+        "heavy = {'torch', 'transformers', 'scipy', 'datasets', 'duckdb', 'pyarrow'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

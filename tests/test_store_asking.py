@@ -485,3 +485,82 @@ def test_ctrl_c_ends_a_query(store: Store) -> None:
 def test_a_column_called_interrupt_is_no_interruption(store: Store) -> None:
     with pytest.raises(QueryError, match="interrupted"):
         rows(store, "SELECT interrupted FROM samples")
+
+
+# --- queries of before `sample_id` and `group_name` stood beside `row` ---
+
+
+@pytest.mark.parametrize(
+    ("narrow", "count"),
+    [
+        ("SELECT sample_id FROM scores JOIN samples USING (row)", N),
+        ("SELECT sample_id, importance FROM samples JOIN score_history USING (row)", 2 * N),
+        ("SELECT group_name FROM measurements JOIN samples USING (row)", N),
+        ("SELECT group_name, avg(loss) FROM coresets JOIN samples USING (row) JOIN scores "
+         "USING (row) WHERE version = (SELECT max(version) FROM versions) GROUP BY ALL", None),
+        ("SELECT row FROM samples WHERE sample_id IN (SELECT sample_id FROM scores JOIN samples "
+         "USING (row) WHERE group_name = 'code')", None),
+        ("EXPLAIN SELECT sample_id FROM scores JOIN samples USING (row)", 1),
+        ("DESCRIBE SELECT sample_id FROM scores JOIN samples USING (row)", 1),
+        ("SELECT sample_id FROM coresets JOIN samples USING (row) WHERE rank < $most", 6),
+    ],
+)  # fmt: skip
+def test_a_query_that_joins_samples_for_the_id_goes_on(
+    store: Store, narrow: str, count: int | None
+) -> None:
+    parameters = {"most": 2} if "$most" in narrow else {}
+    columns, found = run_sql(store.paths.root, narrow, parameters=parameters)
+    assert len(found) == count if count is not None else found
+    if not narrow.startswith(("EXPLAIN", "DESCRIBE")):
+        qualified = narrow.replace("SELECT sample_id", "SELECT samples.sample_id")
+        qualified = qualified.replace("SELECT group_name", "SELECT samples.group_name")
+        qualified = qualified.replace("WHERE group_name", "WHERE samples.group_name")
+        same, again = run_sql(store.paths.root, qualified, parameters=parameters)
+        assert (columns, sorted(found, key=str)) == (same, sorted(again, key=str))
+
+
+def test_an_id_of_one_of_two_tables_is_an_error_that_helps(store: Store) -> None:
+    for sql in (
+        "SELECT sample_id FROM scores JOIN coresets USING (row)",
+        "SELECT scores.sample_id, group_name FROM scores JOIN samples USING (row)",
+    ):
+        with pytest.raises(QueryError, match="leave out the join with samples"):
+            rows(store, sql)
+
+
+def test_a_condition_of_the_recipe_may_join_samples_for_the_id(store: Store) -> None:
+    from gracekit.selection.lists import where
+
+    joined = "row IN (SELECT row FROM scores JOIN samples USING (row) WHERE group_name = 'code')"
+    for condition in (joined, "group_name = 'code'"):
+        found = where(
+            condition, scores=store.scores(1), samples=store.samples(), store=store.paths.root,
+            key="never_in_where",
+        )  # fmt: skip
+        assert found.nonzero()[0].tolist() == [
+            row for (row,) in rows(store, "SELECT row FROM scores WHERE group_name = 'code'")
+        ]
+
+
+# --- standard output belongs to the answer ---
+
+
+def test_no_connection_draws_a_progress_bar(store: Store) -> None:
+    """`python -c` counts as a person at a terminal for DuckDB, which draws one there."""
+    code = (
+        "import sys, duckdb\n"
+        "from gracekit.store.sql.connection import open_duckdb\n"
+        "from gracekit.store.sql.database import connect\n"
+        "is_on = \"SELECT current_setting('enable_progress_bar')\"\n"
+        "print(duckdb.connect().execute(is_on).fetchone()[0])\n"
+        "for confined in (True, False):\n"
+        "    connection = connect(sys.argv[1], confined=confined)\n"
+        "    print(connection.execute(is_on).fetchone()[0])\n"
+        "    print(connection.cursor().execute(is_on).fetchone()[0])\n"
+        "print(open_duckdb().execute(is_on).fetchone()[0])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(store.paths.root)],
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.split() == ["True"] + 5 * ["False"]

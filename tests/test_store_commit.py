@@ -274,7 +274,7 @@ def test_shards_that_nobody_goes_on_with_are_removed(store: Store) -> None:
     draft = make_draft(store, "five", measure_id="fedcba")
     with pytest.raises(Killed), killed_at(steps.index("link") + 3):
         store.commit(draft)
-    assert "removed shards/skipped, which no refresh goes on with" in store.recover()
+    assert "removed shards/skipped, which no refresh will continue" in store.recover()
     assert list(store.paths.shards.iterdir()) == [] and verify(store) == []
 
 

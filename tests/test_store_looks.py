@@ -4,6 +4,7 @@ holds, and reads no header twice.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import Counter
@@ -16,10 +17,13 @@ import pytest
 import torch
 
 import gracekit
+from gracekit.errors import StoreWriteError
 from gracekit.store import Store, verify
 from gracekit.store.files import manifest_reading, removals
 from gracekit.store.files.parquet import read_schema
 from gracekit.version.header import Header
+from tests.faults import count_operations, failing_at
+from tests.stores import make_draft, make_store
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -146,6 +150,29 @@ def test_what_was_not_published_is_published_by_the_next_operation(
     (folder / "store" / spoil).unlink()
     result = gracekit.rollback(folder / "store", 4)
     assert not result.is_new and verify(Store.open(folder / "store")) == []
+
+
+def test_after_a_commit_that_could_not_publish_the_next_operation_cleans_up(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "a"))
+    num_operations = len(
+        count_operations(lambda: store.commit(make_draft(store, "b", measure_id="m")))
+    )
+    num_late = 0
+    for k in range(1, num_operations + 1, 5):
+        version = store.next_version()
+        try:
+            with failing_at(k, errno.EIO):
+                store.commit(make_draft(store, f"{version}", measure_id="m"), keep=2)
+        except StoreWriteError:
+            assert store.renew().next_version() == version, k
+        num_late += store.paths.holder_of(store.paths.lock).exists()
+        with store.writing():
+            pass
+        assert not store.paths.holder_of(store.paths.lock).exists()
+        assert verify(store) == [] and store.recover() == [], k
+        assert store.snapshot == Store.open(store.paths.root).snapshot
+    assert num_late > num_operations / 10, "of every fifth operation most leave something"
 
 
 def test_after_a_failure_the_next_operation_cleans_up(folder: Path) -> None:

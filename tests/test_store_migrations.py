@@ -23,6 +23,7 @@ from gracekit.store.sql.queries import NAMED_QUERIES
 from gracekit.training import Coreset
 from gracekit.version import FORMAT_VERSION
 from tests.faults import Killed, count_operations, failing_at, killed_at
+from tests.releases import content, digests
 from tests.stores import N, make_draft, make_store, outcome
 from tests.tiny import write_checkpoint
 
@@ -54,7 +55,7 @@ def test_a_store_of_the_first_release_is_read(old: Path) -> None:
 
 def test_a_store_of_the_first_release_is_built_upon(old: Path) -> None:
     recipe, root = Recipe.load(old / "gracekit.yaml"), old / "store"
-    before = {p: p.read_bytes() for p in root.rglob("*.parquet")}
+    before, told = digests(root), content(root)
     result = gracekit.refresh(recipe, write_checkpoint(old / "run", 30))
     assert result.version == 4 and result.header.operation == "refresh"
     assert outcome(result.header).num_measured < 60, "what it knew of the samples was used"
@@ -62,7 +63,10 @@ def test_a_store_of_the_first_release_is_built_upon(old: Path) -> None:
     assert chosen.version == 5 and len(Coreset.load(root).rows) == 7
     store = Store.open(root)
     assert verify(store) == [] and store.recover() == []
-    assert {path: path.read_bytes() for path in before} == before
+    assert {name: digests(root)[name] for name in before} == before, "the history and samples"
+    after = content(root)
+    for what in ("headers", "coresets", "scores", "measured", "trained"):
+        assert {v: after[what][v] for v in told[what]} == told[what]
     versions = "SELECT version, count(*) FROM score_history GROUP BY 1 ORDER BY 1"
     assert run_sql(root, versions)[1] == [(1, 60), (2, 60), (4, 60)]
 

@@ -49,11 +49,11 @@ def test_an_unknown_number_is_told_what_exists(store: Store, version: int) -> No
         store.resolve(version)
     text = str(raised.value)
     assert text.startswith(f"there is no version {version}: the store {store.paths.root} has ")
-    assert text.endswith("has versions 3 to 4; 1 to 2 were removed by gc")
+    assert text.endswith("has versions 3, 4; 1 and 2 were removed by gc")
 
 
 def test_a_removed_version_says_so(store: Store) -> None:
-    with pytest.raises(VersionNotFoundError, match=r"version 2 was removed by gc on \d{4}-.* 3 to"):
+    with pytest.raises(VersionNotFoundError, match=r"version 2 was removed by gc on \d{4}-.* 3, 4"):
         store.resolve(2)
 
 
@@ -71,7 +71,7 @@ def test_a_store_without_versions_says_how_to_make_one(tmp_path: Path) -> None:
         ([2, 4, 5, 6], [1, 3], "versions 2, 4 to 6; 1 and 3 were removed by gc"),
         ([7], [], "version 7"),
         ([1, 2, 3], [], "versions 1 to 3"),
-        ([5], [1, 2, 4], "version 5; 1 to 2 and 4 were removed by gc"),
+        ([5], [1, 2, 4], "version 5; 1, 2 and 4 were removed by gc"),
         ([2], [1], "version 2; 1 was removed by gc"),
         ([], [], "none yet"),
     ],

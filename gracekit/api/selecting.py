@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import overload
 
 from gracekit import refresher
@@ -59,7 +60,7 @@ def select(
     """
     if isinstance(recipe_or_store, Store):
         recipe = _settings_of(recipe_or_store)
-    elif not isinstance(recipe_or_store, Recipe) and Store.exists(recipe_or_store):
+    elif isinstance(recipe_or_store, (str, Path)) and Store.exists(recipe_or_store):
         recipe = _settings_of(open_store(recipe_or_store))
     else:
         recipe = load_recipe(recipe_or_store)

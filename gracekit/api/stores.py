@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +28,18 @@ def open_store(store: StoreLike) -> Store:
     Raises:
         StoreNotFoundError: There is none.
         StoreFormatError: It is damaged, or of a newer gracekit.
+        UsageError: It is neither a path nor a `Store`.
     """
-    return store.renew() if isinstance(store, Store) else Store.open(store)
+    return store.renew() if isinstance(store, Store) else Store.open(root_of(store))
 
 
 def root_of(store: StoreLike) -> Path:
-    """The directory of a store, which need not exist."""
-    return store.paths.root if isinstance(store, Store) else Path(store)
+    """The directory of a store, which need not exist; raises `UsageError` for what is none."""
+    if isinstance(store, Store):
+        return store.paths.root
+    if not isinstance(store, (str, os.PathLike)):
+        raise UsageError(f"a store is its directory or an open gracekit.Store, found {store!r}")
+    return Path(store)
 
 
 def resolve(store: StoreReader, version: VersionLike) -> int:
@@ -58,7 +64,10 @@ def load_recipe(
 
     Raises:
         RecipeError: The recipe or a change is wrong.
+        UsageError: It is neither a path nor a `Recipe`.
     """
+    if not isinstance(recipe, (Recipe, str, os.PathLike)):
+        raise UsageError(f"a recipe is its path or a gracekit.Recipe, found {recipe!r}")
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     values = _values(changes or {})
     if store is not None:

@@ -37,6 +37,7 @@ EPILOG = """
 A first run:
   gracekit init data/train.jsonl            writes gracekit.yaml
   gracekit watch runs/sft                   a new version per checkpoint
+  gracekit status                           what there is, and what to do next
   gracekit export --format jsonl -o subset  the newest coreset as training data
   gracekit sql --list                       questions to ask the score history
 """

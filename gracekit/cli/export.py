@@ -20,10 +20,11 @@ from gracekit.cli.output import Output
 
 
 @click.command(
+    short_help="Write a version's coreset as training data.",
     epilog="\b\nExamples:\n"
     "  gracekit export -o subset\n"
     "  gracekit export --version 3 --format parquet -o subset-v3\n"
-    "  gracekit export --format ids -o ids"
+    "  gracekit export --format ids -o ids",
 )
 @click.option("-o", "--out", "directory", type=click.Path(path_type=Path), required=True,
               help="The directory to write.")  # fmt: skip

@@ -22,7 +22,7 @@ from gracekit.words import count_of
 @click.option("--column", "columns", multiple=True, metavar="WHAT=COLUMN",
               help="Which column is what, such as prompt=question. May be repeated.")  # fmt: skip
 @click.option("--role", "roles", multiple=True, metavar="ROLE=NAME",
-              help="What the chats call a role, such as assistant=bot. May be repeated.")  # fmt: skip
+              help="What the chats call a role: assistant=bot. May be repeated.")  # fmt: skip
 @click.option("--split", default="train", show_default=True,
               help="Split, where there are several.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing recipe.")

@@ -12,7 +12,10 @@ from gracekit.cli.options import VERSION, answers, clear_errors, takes_store
 from gracekit.cli.output import Output
 
 
-@click.command(epilog="\b\nExample:\n  gracekit pin 12 --note 'the run that we publish'")
+@click.command(
+    short_help="Keep VERSION whatever `gracekit gc` removes.",
+    epilog="\b\nExample:\n  gracekit pin 12 --note 'the run that we publish'",
+)
 @click.argument("version", type=VERSION)
 @click.option("--note", default="", help="Why, for `gracekit versions`.")
 @clear_errors

@@ -15,9 +15,10 @@ from gracekit.words import size
 
 
 @click.command(
+    short_help="Say what a refresh of CHECKPOINT would cost.",
     epilog="\b\nExamples:\n"
     "  gracekit plan runs/sft/checkpoint-300\n"
-    "  gracekit plan runs/sft/checkpoint-300 --set refresh.max_fraction=1.0 --json"
+    "  gracekit plan runs/sft/checkpoint-300 --set refresh.max_fraction=1.0 --json",
 )
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @takes_recipe

@@ -77,7 +77,10 @@ def _print_explanation(out: Output, found: SampleExplanation) -> None:
         out.table(NEAREST, found.nearest_selected.to_json())
 
 
-@click.command(epilog="\b\nExample:\n  gracekit similar gsm8k-17 --count 20")
+@click.command(
+    short_help="List the samples most similar to SAMPLE_ID.",
+    epilog="\b\nExample:\n  gracekit similar gsm8k-17 --count 20",
+)
 @click.argument("sample_id")
 @click.option("-n", "--count", type=click.IntRange(min=1), default=10, show_default=True,
               help="How many.")  # fmt: skip

@@ -30,10 +30,11 @@ COLUMNS = (
 
 
 @click.command(
+    short_help="Make a version with other selection settings; no model.",
     epilog="\b\nExamples:\n"
     "  gracekit select --set selection.fraction=0.1\n"
     "  gracekit select --set selection.selector=top --set selection.count=2000\n"
-    "  gracekit select --compare coverage,random,top"
+    "  gracekit select --compare coverage,random,top",
 )
 @click.option("--compare", "names", default=None, metavar="A,B,…",
               help="Print what these selectors would choose; makes no version.")  # fmt: skip

@@ -35,6 +35,7 @@ COLUMNS_OF_TABLE = (
 
 
 @click.command(
+    short_help="Ask the score history in SQL, or a ready-made question.",
     epilog="\b\nExamples:\n"
     "  gracekit sql 'SELECT * FROM versions'\n"
     "  gracekit sql --list\n"
@@ -44,7 +45,7 @@ COLUMNS_OF_TABLE = (
     "  gracekit sql movers --show > mine.sql\n"
     "  gracekit sql -f mine.sql --param count=9 --parquet mine.parquet\n"
     "  gracekit sql 'FROM samples JOIN \"labels.csv\" USING (sample_id)' --allow labels.csv\n"
-    "  echo 'SELECT count(*) FROM score_history' | gracekit sql -"
+    "  echo 'SELECT count(*) FROM score_history' | gracekit sql -",
 )
 @click.argument("query", required=False)
 @click.option("--named", default=None, help="A ready-made query by its name, as QUERY takes it.")
@@ -87,10 +88,11 @@ def sql(
 ) -> None:
     """Ask the score history in SQL: read-only, at any moment, while the daemon runs.
 
-    QUERY is SQL, or the name of a ready-made query such as `movers`. Present state: samples,
-    scores, versions, checkpoints. Of every version: coresets, score_history, measurements. QUERY
-    `-` is read from stdin, and so is none in a pipe. The query sees the store only, unless more is
-    allowed. docs/sql.md tells more.
+    QUERY is SQL, or the name of a ready-made query such as `movers`. The tables samples, scores,
+    versions and checkpoints hold the present state; coresets, score_history and measurements that
+    of every version. With `-` as QUERY, or in a pipe without one, the query is read from stdin. A
+    query can read nothing but the store unless --allow or --unconfined is given. docs/sql.md tells
+    more.
     """
     if list_named:
         _print_list(out)

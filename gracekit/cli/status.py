@@ -13,7 +13,10 @@ from gracekit.cli.options import answers, clear_errors, takes_store
 from gracekit.cli.output import Output
 
 
-@click.command(epilog="\b\nExamples:\n  gracekit status\n  gracekit status --check")
+@click.command(
+    short_help="Say what the store holds and what to do next.",
+    epilog="\b\nExamples:\n  gracekit status\n  gracekit status --check",
+)
 @click.option("--check", is_flag=True,
               help="Say in one line whether the daemon is well; exit 3 if not.")  # fmt: skip
 @click.option("--max-age", "max_age_s", type=click.FloatRange(min=0, min_open=True),

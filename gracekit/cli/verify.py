@@ -12,7 +12,10 @@ from gracekit.cli.options import answers, clear_errors, takes_store
 from gracekit.cli.output import Output
 
 
-@click.command(epilog="\b\nExample:\n  gracekit verify && echo fine")
+@click.command(
+    short_help="Check every checksum and reference of the store.",
+    epilog="\b\nExample:\n  gracekit verify && echo fine",
+)
 @clear_errors
 @takes_store
 @answers

@@ -35,7 +35,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@click.command(epilog="\b\nExamples:\n  gracekit versions\n  gracekit versions --all-columns")
+@click.command(
+    short_help="List the versions, and how good each is.",
+    epilog="\b\nExamples:\n  gracekit versions\n  gracekit versions --all-columns",
+)
 @clear_errors
 @takes_store
 @answers_with_tables

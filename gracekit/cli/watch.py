@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 @click.command(
+    short_help="Follow CHECKPOINT_DIR: a version for each checkpoint.",
     epilog="\b\nExamples:\n"
     "  gracekit watch runs/sft\n"
     "  gracekit watch runs/sft --once --dry-run\n"
-    "  gracekit watch runs/sft --set selection.fraction=0.2 --max-checkpoints 5"
+    "  gracekit watch runs/sft --set selection.fraction=0.2 --max-checkpoints 5",
 )
 @click.argument("checkpoint_dir", type=click.Path(path_type=Path))
 @click.option("--once", is_flag=True, help="Handle the newest complete checkpoint, then exit.")

@@ -3,7 +3,7 @@
 `unit_features` makes directions of the features; an index holds them and each row's nearest
 others; `refresh_index` repairs only what moved; `symmetric` gives the weighted graph that plan,
 propagation and selection walk on. A row without a direction (invalid, or equal to the mean) has
-an empty list and is in nobody's.
+an empty list and is in no other row's list.
 
 Shapes: `n` rows, `d` features, `k` neighbours, `q` queried rows, `e` edges.
 """

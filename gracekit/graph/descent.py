@@ -15,7 +15,7 @@ from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
 _NUM_PASSES = 3
-"""How often rows without neighbours are parted into cells, each time around other pivots."""
+"""How often rows without neighbours are divided into cells, each time around other pivots."""
 _MOST_ROUNDS = 8
 _SETTLED = 0.02
 """Share of the lists' entries that a round changes when it is the last one."""
@@ -78,7 +78,8 @@ class DescentIndex(NeighborLists):
         lists = self._neighbors, self._cosines, np.zeros(self._neighbors.shape, bool)
         floor = self._cosines[:, -1].copy()
         rescore(self.unit, present, fresh, *lists)
-        # A row knew nobody beyond its floor: what it lost so much of must be looked for as well.
+        # A list knows no row that was farther than its last entry. Where entries have moved beyond
+        # that, others may be nearer than they are: such rows are searched again as well.
         short = present & (self._cosines[:, self.settings.num_neighbors - 1] < floor)
         fresh |= short
         lists[2][short] = True

@@ -30,7 +30,7 @@ def _dot(a: Float32, b: Float32) -> np.float32:
 
 
 @inlined
-def _enter(
+def _insert(
     neighbors: Int32, cosines: Float32, news: Bool, row: int, cosine: np.float32, from_: int
 ) -> None:
     """Put a row into a list [w] that it is near enough for, sorting from position `from_` up."""
@@ -81,7 +81,7 @@ def offer(
                 continue
             other = rows[beside]
             if (fresh[row] or fresh[other]) and not np.any(neighbors[row] == other):
-                _enter(neighbors[row], cosines[row], news[row], other, among[at, beside], last)
+                _insert(neighbors[row], cosines[row], news[row], other, among[at, beside], last)
 
 
 @compiled(void(int32[:, ::1], boolean[:, ::1], int64, int32[:, ::1]))
@@ -156,6 +156,6 @@ def explore(
                 seen[other] = row
                 cosine = _dot(unit[row], unit[other])
                 if cosine > cosines[row, width - 1]:
-                    _enter(neighbors[row], cosines[row], news[row], other, cosine, width - 1)
+                    _insert(neighbors[row], cosines[row], news[row], other, cosine, width - 1)
                     num_entered += 1
     return num_entered

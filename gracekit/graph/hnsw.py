@@ -44,7 +44,7 @@ class HnswIndex(NeighborLists):
         self._build()
 
     def _build(self) -> None:
-        self._links = _links(self.unit.shape[1])
+        self._links = _new_links(self.unit.shape[1])
         self._links.init_index(
             max_elements=max(len(self.unit), 1),
             M=self.settings.hnsw_m,
@@ -135,7 +135,7 @@ class HnswIndex(NeighborLists):
     def _load_more(self, directory: Path, arrays: Any) -> None:
         # hnswlib's file holds the directions too, but is slow to give them back.
         n, d = self.unit.shape
-        self._links = _links(d)
+        self._links = _new_links(d)
         self._links.load_index(str(directory / LINKS_FILE), max_elements=max(n, 1))
 
 
@@ -151,7 +151,7 @@ def _blurred(unit: Float32, seed: int) -> Float32:
     return blurred
 
 
-def _links(num_features: int) -> Any:
+def _new_links(num_features: int) -> Any:
     # Imported here: it is compiled for one CPU, and the exact backend does without it.
     import hnswlib
 

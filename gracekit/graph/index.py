@@ -43,7 +43,7 @@ def build_index(unit: Float32, settings: GraphSection, *, valid: Bool, seed: int
         valid: [n] rows that may be neighbours.
         seed: of what is random in an approximate index.
     """
-    unit = _only(unit, valid)
+    unit = _valid_only(unit, valid)
     return _BACKENDS[backend_for(len(unit), settings)](unit, settings=settings, seed=seed)
 
 
@@ -91,7 +91,7 @@ def refresh_index(
     Returns:
         The index to use from now on, and what was done.
     """
-    unit = _only(unit, valid)
+    unit = _valid_only(unit, valid)
     fits = purpose(index.unit.shape, index.settings) == purpose(unit.shape, settings)
     moved = moved_rows(index, unit, above=settings.moved_above) if fits else np.arange(len(unit))
     rebuilt = not fits
@@ -107,7 +107,7 @@ def refresh_index(
 def grow_index(index: Index, num_rows: int, gone: Rows, settings: GraphSection) -> Index:
     """Make room for more rows at the end, and take out those that are gone.
 
-    Neither has a direction, so they are nobody's neighbours, until `refresh_index` gives it one.
+    Neither has a direction, so they are in no list until `refresh_index` gives them one.
 
     Args:
         index: changed in place, or left alone when growth asks for another backend.
@@ -125,6 +125,6 @@ def grow_index(index: Index, num_rows: int, gone: Rows, settings: GraphSection) 
     return index
 
 
-def _only(unit: Float32, valid: Bool) -> Float32:
+def _valid_only(unit: Float32, valid: Bool) -> Float32:
     assert np.isfinite(np.vdot(unit, unit)), "directions must be finite"
     return np.where(valid[:, None], unit, np.float32(0)) if unit[~valid].any() else unit

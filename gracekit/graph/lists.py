@@ -25,7 +25,7 @@ class NeighborLists(ABC):
     backend: ClassVar[str]
     """Its name in the recipe."""
     file_name: ClassVar[str]
-    """Of the saved lists."""
+    """Name of the file of the saved lists."""
     unit: Float32
     graph: KnnGraph
     _neighbors: Int32

@@ -46,7 +46,7 @@ class GreedyResult:
     """[b] increase of F when picked."""
     covered_by: Int32
     """[n] the picked or initial row of largest similarity above 0 (the first of equals; such a
-    row covers itself); -1: nobody."""
+    row covers itself); -1: no row does."""
     objective: float
     """F of the picked rows, with what the initial rows cover."""
 
@@ -91,7 +91,7 @@ def lazy_greedy(
     assert costs is None or float(np.min(modular, initial=0)) >= 0
     if groups is None or quotas is None:
         groups, quotas, free = np.zeros(n, np.int32), np.zeros(1, np.int64), budget
-    scale = _scale(modular, need)
+    scale = _quanta_in_one(modular, need)
 
     def run(by_ratio: bool) -> tuple[Int64, Int64, Int32, int]:
         return _pick(
@@ -120,7 +120,7 @@ def lazy_greedy(
     )
 
 
-def _scale(modular: Float64, need: Float64) -> float:
+def _quanta_in_one(modular: Float64, need: Float64) -> float:
     """Quanta in 1: the largest power of two for which no sum can overflow int64."""
     largest = float(np.max(need, initial=0.0) + np.max(np.abs(modular), initial=0.0))
     assert math.isfinite(largest) and float(np.min(need, initial=0.0)) >= 0
@@ -129,7 +129,7 @@ def _scale(modular: Float64, need: Float64) -> float:
 
 
 @inlined
-def _term(need: float, weight: float, best: float) -> int:
+def _coverage_gain(need: float, weight: float, best: float) -> int:
     """What raising a row's best similarity to `weight` adds, in quanta.
 
     The similarities are float32, so their difference in float64 is exact.
@@ -150,15 +150,16 @@ def _raise_best(
     """Row `i` is now covered by `best`: its neighbours and itself have less to add."""
     need, before = np.float64(state[i, NEED]), np.float64(state[i, BEST])
     state[i, BEST] = best
-    gains[i] -= _term(need, 1.0, before) - _term(need, 1.0, best)
+    gains[i] -= _coverage_gain(need, 1.0, before) - _coverage_gain(need, 1.0, best)
     for edge in range(indptr[i], indptr[i + 1]):
         weight = np.float64(weights[edge])
         if weight > before:
-            gains[indices[edge]] -= _term(need, weight, before) - _term(need, weight, best)
+            fallen = _coverage_gain(need, weight, before) - _coverage_gain(need, weight, best)
+            gains[indices[edge]] -= fallen
 
 
 @inlined
-def _cover(
+def _add_to_set(
     row: int,
     indptr: Int64,
     indices: Int32,
@@ -213,6 +214,8 @@ def _pick(
 
     The key that the queue is ordered by is the gain, or by ratio the gain over the cost in whole
     quanta: like the gain it only falls.
+
+    Returns the picked rows [b], their gains [b] in quanta, `covered_by` [n], and F in quanta.
     """
     n = len(indptr) - 1
     covered_by = np.full(n, -1, np.int32)
@@ -227,20 +230,25 @@ def _pick(
                 covered_by[i] = row
     objective = 0
     for row in range(n):
-        objective += _term(state[row, NEED], state[row, BEST], 0.0)
+        objective += _coverage_gain(state[row, NEED], state[row, BEST], 0.0)
     picked = np.empty(min(budget, n), np.int64)
     picked_gains = np.empty(min(budget, n), np.int64)
     if budget == 0 or not np.any(candidates):
         return picked[:0], picked_gains[:0], covered_by, objective
 
+    # From here on `gains` holds what each row would add now, exactly: `_add_to_set` corrects it
+    # for every row whose gain a pick changes.
     gains = modular.copy()
     for row in range(n):
-        gains[row] += _term(state[row, NEED], 1.0, state[row, BEST])
+        gains[row] += _coverage_gain(state[row, NEED], 1.0, state[row, BEST])
         for edge in range(indptr[row], indptr[row + 1]):
             i = indices[edge]
-            gains[row] += _term(state[i, NEED], weights[edge], state[i, BEST])
+            gains[row] += _coverage_gain(state[i, NEED], weights[edge], state[i, BEST])
 
-    # The rows that wait at a level are a linked list.
+    # The queue. A row waits at the level of a key that it once had: level = (key - low) >> shift,
+    # which parts the range of all keys into at most NUM_LEVELS equal steps. Keys only fall, so a
+    # row may wait too high but never too low. The rows of a level are a linked list: `first_at`
+    # holds its first row, `after` the next one of each row, -1 ends it.
     low, high = np.int64(0), np.max(gains)
     if not by_ratio:
         low = np.min(modular)
@@ -261,6 +269,8 @@ def _pick(
     for level in range(NUM_LEVELS - 1, -1, -1):
         if budget == 0:
             break
+        # Part the rows that wait here: those whose key is still of this level go into a heap
+        # (`keys` and `rows`, `size` long), the others wait on at the lower level they fell to.
         size = 0
         row = first_at[level]
         while row >= 0:
@@ -276,13 +286,15 @@ def _pick(
         for at in range(size // 2 - 1, -1, -1):
             sift_down(keys, rows, order, size, at)
 
+        # The heap's top has the largest key as it was noted; of equals the smallest order. Noted
+        # keys are upper bounds, so when the top's key is still what was noted, no row adds more.
         while size > 0 and budget > 0:
             row = rows[0]
             key = gains[row] // costs[row] if by_ratio else gains[row]
             now = (key - low) >> shift
-            if now == level and key < keys[0]:
+            if now == level and key < keys[0]:  # it fell within the level: note that, sift it down
                 keys[0] = key
-            else:
+            else:  # it leaves the heap: to a lower level, into the set, or because it does not fit
                 cost = 0
                 if now < level:
                     after[row], first_at[now] = first_at[now], row
@@ -293,7 +305,7 @@ def _pick(
                     num_picked += 1
                     objective += gains[row]
                     budget -= cost
-                    _cover(row, indptr, indices, weights, state, gains, covered_by)
+                    _add_to_set(row, indptr, indices, weights, state, gains, covered_by)
                 size -= 1
                 keys[0], rows[0] = keys[size], rows[size]
             sift_down(keys, rows, order, size, 0)

@@ -16,13 +16,11 @@ time: about as many multiplications as the forward pass, and some ten passes ove
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
 from gracekit.model_pass.gradient_scores import GradientNorm
+from gracekit.model_pass.products import product
 from gracekit.protocols import Batch, Layer, OptimizerState, PassContext, RoutedRows
-
-if TYPE_CHECKING:
-    import torch
 
 
 class AdamNorm(GradientNorm):
@@ -59,8 +57,6 @@ class AdamNorm(GradientNorm):
             self._is_plain = True
             super().on_layer(batch, layer, inputs, gradients)
             return
-        from gracekit.model_pass.products import product
-
         m, v = (moment.to(inputs.device) for moment in moments)
         if layer.is_transposed:
             m, v = m.T, v.T
@@ -70,7 +66,7 @@ class AdamNorm(GradientNorm):
         self._num_layers += 1
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
-        """The same for each expert and the samples that reached it.
+        """Add the squares for each expert and the samples that reached it.
 
         For the others an expert of a stack has a gradient of 0, and is moved by its momentum; one
         with a parameter of its own has no gradient, and stays.
@@ -83,7 +79,7 @@ class AdamNorm(GradientNorm):
         m, v = (layer.arrange(moment).to(rows.inputs.device) for moment in moments)
         m, v = (m[None], v[None]) if m.ndim < 3 else (m, v)
         m, v = (m.mT, v.mT) if layer.is_transposed else (m, v)
-        idle = self._idle(layer, m, v)
+        idle = self._squares_without_gradient(layer, m, v)
         self._squares += idle.sum()
         for group in rows.groups():
             pairs = zip(group.expert.tolist(), group.sample.tolist(), strict=True)
@@ -93,7 +89,9 @@ class AdamNorm(GradientNorm):
                 self._squares[sample] += moved.square().sum() - idle[expert]
         self._num_layers += 1
 
-    def _idle(self, layer: Layer, m: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _squares_without_gradient(
+        self, layer: Layer, m: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         """Squared norms [E] of the directions without a gradient."""
         if layer.weight.ndim < 3:
             return m.new_zeros(1)
@@ -106,7 +104,7 @@ class AdamNorm(GradientNorm):
         return self._idle_squares[layer.name]
 
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
-        """The same for the bias."""
+        """Add the squares of the bias' direction."""
         moments = None if layer.bias is None else self._state.moments(layer.bias)
         if moments is None:
             super().on_bias(batch, layer, gradient)

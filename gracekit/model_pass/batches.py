@@ -97,7 +97,7 @@ class TokenBatch:
         sample, position = is_predicted.nonzero()
         return cls(
             *(
-                _copy(array, device)
+                _to_device(array, device)
                 for array in (
                     tokens,
                     real,
@@ -115,8 +115,8 @@ class TokenBatch:
         return torch.zeros(size, dtype=torch.float32, device=self.input_ids.device)
 
 
-def _copy(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """int64; to a GPU from pinned memory, so that nobody waits for it."""
+def _to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """int64; to a GPU from pinned memory, so that the copy runs beside other work."""
     tensor = torch.from_numpy(array.astype(np.int64, copy=False))
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -21,7 +21,7 @@ from gracekit.model_pass.batches import (
     without_prompt,
 )
 from gracekit.model_pass.context import LocalContext, TargetSamples
-from gracekit.model_pass.features import FEATURES, to_float16
+from gracekit.model_pass.features import FEATURES
 from gracekit.model_pass.layers import head_size
 from gracekit.model_pass.model_limits import require_known_tokens, require_length
 from gracekit.model_pass.model_pass import ModelPass
@@ -31,6 +31,7 @@ from gracekit.model_pass.token_budget import TokenBudget, free_memory, is_out_of
 from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState, Reader
 from gracekit.recipe import ScoringSection
+from gracekit.rounding import to_float16
 from gracekit.types import Float32, Int64, Json, Measurement, Rows
 
 ENOUGH_TO_JUDGE = 32
@@ -90,12 +91,12 @@ class LocalExecutor:
         bar = tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=self._no_bar)
         try:
             with self._threads(), ExitStack() as stack:
-                passes = self._open(stack)
+                passes = self._open_passes(stack)
                 for start in range(0, len(rows), self._scoring.shard_rows):
                     if progress.is_stopping:
                         return
                     chosen = order[start : start + self._scoring.shard_rows]
-                    shard, num_passed = self._shard(passes, rows[chosen], bar, progress)
+                    shard, num_passed = self._measure_shard(passes, rows[chosen], bar, progress)
                     num_measured += num_passed
                     num_finite += int(shard.valid.sum())
                     if num_measured and not num_finite:
@@ -138,7 +139,7 @@ class LocalExecutor:
         with self._threads():
             return to_float16(self._measure_target()[1])
 
-    def _open(self, stack: ExitStack) -> list[ModelPass]:
+    def _open_passes(self, stack: ExitStack) -> list[ModelPass]:
         """The pass over samples, and the one over their responses alone if a score wants it."""
         if any(scorer.needs_target for scorer in self._scorers.values()):
             self._context.target_sketches = self._target_sketches()
@@ -194,7 +195,7 @@ class LocalExecutor:
         self._of_target = found[1], found[0]
         return self._of_target
 
-    def _shard(
+    def _measure_shard(
         self, passes: list[ModelPass], rows: Rows, bar: tqdm[Any], progress: Progress
     ) -> tuple[Measurement, int]:
         """Measure rows of falling length; also says how many went through the pass.
@@ -235,7 +236,7 @@ class LocalExecutor:
         while start < len(samples):
             stop = batch_stop(lengths, start, self._budget.tokens)
             batch = order[start:stop]
-            results = self._run(passes, [samples[i] for i in batch])
+            results = self._run_batch(passes, [samples[i] for i in batch])
             if results is None:
                 if len(batch) == 1:
                     raise MeasureError(_too_large(int(rows[batch[0]]), len(samples[batch[0]][0])))
@@ -245,7 +246,7 @@ class LocalExecutor:
             yield batch, (results, sum(len(samples[i][0]) for i in batch))
             start = stop
 
-    def _run(self, passes: list[ModelPass], samples: list[Any]) -> list[Float32] | None:
+    def _run_batch(self, passes: list[ModelPass], samples: list[Any]) -> list[Float32] | None:
         """The passes over one batch; None when memory ran out."""
         device = next(self._model.parameters()).device
         try:

@@ -172,10 +172,16 @@ class LinearCalls(TorchFunctionMode):
         if func is F.linear:
             inputs, weight = (*args, *(kwargs or {}).values())[:2]
             if weight.shape == self._weight.shape[-2:]:
-                self._look(inputs, weight, output)
+                self._report_call(inputs, weight, output)
         return output
 
-    def _look(self, inputs: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> None:
+    def _report_call(
+        self, inputs: torch.Tensor, weight: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        """Tell the listener of a product with this weight, or with one expert's part of it.
+
+        Which expert that is tells the address at which its part begins.
+        """
         num_bytes = self._weight.stride(0) * self._weight.itemsize
         expert, rest = divmod(weight.data_ptr() - self._weight.data_ptr(), num_bytes)
         if self._weight.ndim == 3 and rest == 0 and 0 <= expert < len(self._weight):

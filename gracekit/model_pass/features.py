@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from gracekit.errors import RecipeError
 from gracekit.model_pass.sketch import SketchReader, random_signs
 from gracekit.protocols import Batch, FeatureReader, Targets
 from gracekit.recipe import ScoringSection
-from gracekit.types import Float32
-
-if TYPE_CHECKING:
-    import torch
-
 
 DEFAULTS = ScoringSection()
 
@@ -57,12 +50,12 @@ class HiddenMean(FeatureReader):
 
     def on_block(self, batch: Batch, hidden: torch.Tensor) -> None:
         """Add up the states of each sample."""
-        self._add(batch, batch.target_sample, hidden)
+        self._add_states(batch, batch.target_sample, hidden)
 
     def on_targets(self, batch: Batch, targets: Targets) -> None:
-        """The same with the last hidden states."""
+        """Add up the last hidden states, unless a block's output was asked for."""
         if self._block is None:
-            self._add(batch, targets.sample, targets.hidden)
+            self._add_states(batch, targets.sample, targets.hidden)
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B, d]"""
@@ -75,7 +68,7 @@ class HiddenMean(FeatureReader):
             self._signs = means.new_tensor(signs) / math.sqrt(self._narrow)
         return means @ self._signs
 
-    def _add(self, batch: Batch, sample: torch.Tensor, hidden: torch.Tensor) -> None:
+    def _add_states(self, batch: Batch, sample: torch.Tensor, hidden: torch.Tensor) -> None:
         if self._sums is None:
             self._sums = batch.zeros(hidden.shape[1])
         self._sums.index_add_(0, sample, hidden.float())
@@ -99,11 +92,3 @@ FEATURES: dict[str, type[HiddenMean] | type[GradientSketch]] = {
     "gradient-sketch": GradientSketch,
     "hidden-mean": HiddenMean,
 }
-
-
-def to_float16(features: Float32) -> NDArray[np.float16]:
-    """Round [m, d] to float16: large values are cut to its range, rows not finite are all NaN."""
-    largest = np.finfo(np.float16).max
-    rounded = np.clip(features, -largest, largest).astype(np.float16)
-    rounded[~np.isfinite(features).all(axis=1)] = np.nan
-    return rounded

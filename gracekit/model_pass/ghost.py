@@ -13,13 +13,12 @@ B samples, P positions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from gracekit.model_pass.products import products
 
-    Gram = tuple[torch.Tensor, torch.Tensor]
-    """[B, P/2, P] the upper rows of a Gram matrix, and [B, P/2, P/2] its lower right quarter."""
+Gram = tuple[torch.Tensor, torch.Tensor]
+"""[B, P/2, P] the upper rows of a Gram matrix, and [B, P/2, P/2] its lower right quarter."""
 
 GRAM_SHARE = 0.75
 """Share of a Gram matrix that is computed."""
@@ -36,8 +35,6 @@ def gram(vectors: torch.Tensor) -> Gram:
     The upper half of its rows, and of the lower half what is not above the diagonal's block. Finer
     steps save more multiplications, and lose it again with smaller matrices.
     """
-    from gracekit.model_pass.products import products
-
     half = vectors.shape[1] // 2
     upper, lower = vectors[:, :half], vectors[:, half:]
     return products(upper, vectors), products(lower, lower)
@@ -52,7 +49,5 @@ def squares_from_grams(of_inputs: Gram, of_gradients: Gram) -> torch.Tensor:
 
 
 def squares_from_product(inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    """The same from [B, P, in] and [B, P, out] by forming the product."""
-    from gracekit.model_pass.products import products
-
+    """Squared norms, float32 [B], by the product of inputs [B, P, in] and gradients [B, P, out]."""
     return products(gradients.mT, inputs.mT).float().square_().sum((1, 2))

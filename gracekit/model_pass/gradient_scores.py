@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+
+import torch
 
 from gracekit.errors import MeasureError
 from gracekit.model_pass.ghost import (
+    Gram,
     gram,
     gram_is_cheaper,
     squares_from_grams,
     squares_from_product,
 )
 from gracekit.protocols import Batch, Layer, RoutedRows, Scorer
-
-if TYPE_CHECKING:
-    import torch
-
-    from gracekit.model_pass.ghost import Gram
 
 
 class GradientNorm(Scorer):
@@ -53,7 +50,7 @@ class GradientNorm(Scorer):
         self._num_layers += 1
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
-        """The same, expert by expert: at most twice what the product of the rows alone costs."""
+        """Add the squares expert by expert, for at most twice what the rows' product costs."""
         for group in rows.groups():
             squares = self._squares_of(group.inputs, group.gradients)
             self._squares.index_add_(0, group.sample, squares)
@@ -84,13 +81,13 @@ class GradientNorm(Scorer):
 
 
 class GradientNormLast(GradientNorm):
-    """The same over the last fifth of the decoder blocks only; the graph is cut below them.
+    """`GradientNorm` over the last fifth of the decoder blocks; the graph is cut below them.
 
     Cheaper, and a rougher stand-in for the whole gradient (docs/performance.md).
     """
 
     share = 0.2
-    """Of the blocks, rounded up."""
+    """Share of the decoder blocks, rounded up."""
 
     def wants(self, layer: Layer) -> bool:
         """The layers of the last blocks."""
@@ -99,7 +96,7 @@ class GradientNormLast(GradientNorm):
 
 
 class LoraGradientNorm(GradientNorm):
-    """The same over what an adapter's trainer moves: LoRA's A and B of every linear layer.
+    """`GradientNorm` over what an adapter's trainer moves: LoRA's A and B of every linear layer.
 
     And the linear layers of the body that it trains whole (`modules_to_save`), not the biases of
     other layers (`bias: all`). While B is zero, at the beginning, only B has a gradient.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
 from gracekit.protocols import Batch, Scorer, Targets
-
-if TYPE_CHECKING:
-    import torch
 
 
 class HeadGradientNorm(Scorer):

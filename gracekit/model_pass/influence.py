@@ -9,16 +9,12 @@ gradient at one checkpoint.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
 
 from gracekit.model_pass.sketch import SketchReader
 from gracekit.protocols import Batch, PassContext, Scorer
 from gracekit.types import Float32
-
-if TYPE_CHECKING:
-    import torch
 
 
 class InfluenceDot(SketchReader, Scorer):

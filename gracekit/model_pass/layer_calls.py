@@ -25,7 +25,7 @@ class Call:
     expert: torch.Tensor | None = None
     """int64 [n]"""
     version: int = 0
-    """Of the inputs, when the layer read them."""
+    """Version of the inputs' tensor when the layer read them; another one later: overwritten."""
 
     def __post_init__(self) -> None:
         self.version = self.inputs._version
@@ -62,7 +62,7 @@ class LayerCalls:
         self._open[number] = call
         self._calls_of[id(layer.parameter)] += 1
         self._calls_of[id(layer.bias)] += 1
-        meet = partial(self._meet, layer, number)
+        meet = partial(self._match_gradients, layer, number)
         output.register_hook(meet)  # type: ignore[no-untyped-call]
 
     def expect_nothing(self, layer: LinearLayer) -> None:
@@ -85,7 +85,7 @@ class LayerCalls:
         self._of_weight.clear()
         self._of_bias.clear()
 
-    def _meet(self, layer: LinearLayer, number: int, gradients: torch.Tensor) -> None:
+    def _match_gradients(self, layer: LinearLayer, number: int, gradients: torch.Tensor) -> None:
         call = self._open.pop(number)
         if call.inputs._version != call.version:
             raise MeasureError(

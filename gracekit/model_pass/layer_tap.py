@@ -45,7 +45,7 @@ class LayerTap:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._replaced: list[tuple[torch.nn.Module, Any]] = []
         self._calls: LayerCalls | None = None
-        """Of the batch that is being listened to."""
+        """Calls of the layers in the batch that is being listened to."""
         self._is_first = True
 
     def _has_whole_block(self, wanted: list[LinearLayer]) -> bool:

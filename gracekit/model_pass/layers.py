@@ -122,32 +122,46 @@ def _own_layers(name: str, module: torch.nn.Module, *, is_adapter: bool) -> list
     if is_stack(module):
         return [
             LinearLayer(
-                **_place(f"{name}.{projection}"), module=module, is_adapter=is_adapter,
-                parameter=getattr(module, projection), bias=own.get(f"{projection}_bias"),
-                is_transposed=bool(module.is_transposed), stack=module, product=projection,
+                **_place_of(f"{name}.{projection}"),
+                module=module,
+                is_adapter=is_adapter,
+                parameter=getattr(module, projection),
+                bias=own.get(f"{projection}_bias"),
+                is_transposed=bool(module.is_transposed),
+                stack=module,
+                product=projection,
             )
             for projection in projections_of(module)
-        ]  # fmt: skip
+        ]
     weight = own.get("weight")
     no_product = (torch.nn.Embedding, torch.nn.modules.conv._ConvNd)
     if weight is None or weight.ndim not in (2, 3) or isinstance(module, no_product):
         return []
     layer = LinearLayer(
-        **_place(name), module=module, is_adapter=is_adapter, parameter=weight,
-        bias=own.get("bias"), is_transposed=isinstance(module, Conv1D),
-    )  # fmt: skip
+        **_place_of(name),
+        module=module,
+        is_adapter=is_adapter,
+        parameter=weight,
+        bias=own.get("bias"),
+        is_transposed=isinstance(module, Conv1D),
+    )
     return [layer]
 
 
 def _low_rank_layers(name: str, low_rank: LowRank) -> list[LinearLayer]:
     return [
         LinearLayer(
-            **_place(f"{name}.{side}.{low_rank.adapter}"), module=part, is_adapter=True,
-            parameter=part.weight, bias=None, stack=low_rank.wrapper.get_base_layer(),
-            product=low_rank.product(side), arrange=partial(low_rank.by_expert, side),
+            **_place_of(f"{name}.{side}.{low_rank.adapter}"),
+            module=part,
+            is_adapter=True,
+            parameter=part.weight,
+            bias=None,
+            stack=low_rank.wrapper.get_base_layer(),
+            product=low_rank.product(side),
+            arrange=partial(low_rank.by_expert, side),
         )
         for side, part in low_rank.parts.items()
-    ]  # fmt: skip
+    ]
 
 
 def require_coverage(model: Any, layers: list[LinearLayer]) -> None:
@@ -225,7 +239,7 @@ def _saved_modules(body: torch.nn.Module) -> set[int]:
     }
 
 
-def _place(name: str) -> dict[str, Any]:
+def _place_of(name: str) -> dict[str, Any]:
     """Name, and index and path of the decoder block that a path such as `h.3.attn.c_attn` is in."""
     match = re.match(r"((?:[^.]+\.)*?(\d+))\.", name)
     block, block_name = (int(match[2]), match[1]) if match else (-1, "")

@@ -48,7 +48,7 @@ class PassTargets:
     def of(
         cls, sample: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, logits: torch.Tensor
     ) -> Self:
-        """With the loss, from logits that may be part of a graph."""
+        """Compute the losses from logits, which may be part of an autograd graph."""
         logits = logits.detach()
         log_probabilities = logits.log_softmax(1)
         loss = -log_probabilities.gather(1, ids[:, None])[:, 0]
@@ -56,11 +56,11 @@ class PassTargets:
 
     @cached_property
     def probabilities(self) -> torch.Tensor:
-        """In the place of their logarithms."""
+        """Softmax of the logits; overwrites the logarithms, which saves their memory."""
         return self.log_probabilities.exp_()
 
     def gradient(self, weight: torch.Tensor) -> torch.Tensor:
-        """Of the loss times a weight [m], by the logits; in the place of the probabilities."""
+        """Gradient [m, V] by the logits of loss times weight [m]; overwrites the probabilities."""
         of_token = (-self.token_loss).expm1()
         return self.probabilities.scatter_(1, self.ids[:, None], of_token[:, None]).mul_(
             weight[:, None]

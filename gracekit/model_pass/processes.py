@@ -104,7 +104,7 @@ class ProcessExecutor:
         if not len(rows):
             return
         progress = progress or Progress()
-        self._start()
+        self._start_processes()
         lengths = self._tokens.lengths[rows]
         progress.plan(len(rows), int(lengths.sum()))
         ordered = rows[longest_first(lengths)]
@@ -139,13 +139,13 @@ class ProcessExecutor:
     def target_features(self) -> NDArray[np.float16] | None:
         """[t, d] features of the target set; None without one."""
         features: NDArray[np.float16] | None = (
-            self._ask(TARGET_FEATURES) if self._has_target else None
+            self._ask_any(TARGET_FEATURES) if self._has_target else None
         )
         return features
 
     def optimizer(self) -> Json | None:
         """What the first process found; none is started to say that nothing was asked for."""
-        found: Json | None = self._ask(OPTIMIZER) if self._with_optimizer else None
+        found: Json | None = self._ask_any(OPTIMIZER) if self._with_optimizer else None
         return found
 
     def close(self) -> None:
@@ -158,20 +158,22 @@ class ProcessExecutor:
                 process.join()
         self._processes = {}
 
-    def _start(self) -> None:
+    def _start_processes(self) -> None:
         if self._processes:
             return
         context = multiprocessing.get_context("spawn")
         for device in self._devices:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_run, args=(theirs, device, *self._work), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, device, *self._work), daemon=True
+            )
             process.start()
             theirs.close()
             self._processes[ours] = process
         logger.info("measuring in %d processes: %s", len(self._devices), ", ".join(self._devices))
 
-    def _ask(self, question: str) -> Any:
-        self._start()
+    def _ask_any(self, question: str) -> Any:
+        self._start_processes()
         connection = next(iter(self._processes))
         self._send(connection, question)
         return self._receive(connection)
@@ -180,18 +182,18 @@ class ProcessExecutor:
         try:
             connection.send(task)
         except OSError:
-            raise self._ended(connection) from None
+            raise self._ended_by_itself(connection) from None
 
     def _receive(self, connection: Connection) -> Any:
         try:
             result = connection.recv()
         except (EOFError, OSError):
-            raise self._ended(connection) from None
+            raise self._ended_by_itself(connection) from None
         if isinstance(result, Exception):
             raise result
         return result
 
-    def _ended(self, connection: Connection) -> MeasureError:
+    def _ended_by_itself(self, connection: Connection) -> MeasureError:
         process = self._processes[connection]
         process.join(END_S)
         device = self._devices[list(self._processes).index(connection)]
@@ -216,7 +218,7 @@ class _Report(Progress):
         return self._connection.poll()
 
 
-def _run(
+def _serve(
     connection: Connection,
     device: str,
     load: Load,
@@ -257,7 +259,7 @@ def _run(
 def _answer(connection: Connection, result: object) -> None:
     try:
         connection.send(result)
-    except OSError:  # nobody listens any more
+    except OSError:  # the parent is gone, and with it the use of an answer
         return
 
 

@@ -18,9 +18,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 LEAST_MULTIPLICATIONS = 2**23
-"""Of all products of one call together, for which oneDNN pays."""
+"""Least multiplications of all products of a call together for which oneDNN pays."""
 LEAST_OF_SAMPLE = 2**21
-"""Of the product of one sample, where there is one for each."""
+"""Least multiplications of one sample's product for which it pays, where there is one for each."""
 
 
 @cache

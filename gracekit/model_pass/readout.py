@@ -106,7 +106,7 @@ def choose_readout(model: Any, batch: Batch) -> Readout | None:
     output up in both, so that a cap or clamp of which the split knows nothing shows. None when the
     model gives nothing finite for these samples, so that nothing can be told.
     """
-    full, split, probe = FullReadout(model), SplitReadout(model), _probe(batch)
+    full, split, probe = FullReadout(model), SplitReadout(model), _probe_batch(batch)
     if decoder_body(model) is model:
         return full
     largest = float(full.forward(probe)[0].abs().max())
@@ -127,7 +127,7 @@ def choose_readout(model: Any, batch: Batch) -> Readout | None:
     return split if bool((found - expected).abs().max() <= tolerance) else full
 
 
-def _probe(batch: Batch) -> TokenBatch:
+def _probe_batch(batch: Batch) -> TokenBatch:
     """The first tokens of the first and the last sample, over again if few; all are targets."""
     lengths = batch.attention_mask.sum(1)
     samples = []

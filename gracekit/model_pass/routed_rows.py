@@ -61,35 +61,48 @@ def token_of_row(rows: torch.Tensor, places: torch.Size) -> torch.Tensor | None:
 def _follow(
     node: Any, output: int, num_rows: int | None, places: torch.Size
 ) -> torch.Tensor | None:
-    """The same for an output of a node of the graph, with leading axes of size 1 left out.
+    """The token of each row of what a node of the graph put out, or None for all tokens in order.
 
-    `num_rows` is None where it is not known; views cannot be followed then.
+    Goes from a node to the one that made its input, until it comes to the tensor of the whole
+    batch, and undoes on the way back what the nodes did with the rows.
+
+    Args:
+        node: Of the autograd graph; its name says the operation, its `_saved_…` attributes how it
+            was called.
+        output: Which of the node's outputs.
+        num_rows: Rows of that output, leading axes of size 1 left out; None where it is not
+            known, and then views cannot be followed.
+        places: (B, T)
     """
     name = node.name() if node is not None else ""
     axis = getattr(node, "_saved_dim", None)
     if name in _VIEWS and num_rows is not None:
+        # [B, T, ...] made flat: the source is reached. With more axes in between (heads) each
+        # token gives several rows in a row.
         shape = torch.Size(node._saved_self_sym_sizes)
         if len(shape) > 2 and shape[:2] == places and num_rows % places.numel() == 0:
             times = num_rows // places.numel()
             return None if times == 1 else torch.arange(num_rows) // times
-        if shape[:-1].numel() == num_rows:
+        if shape[:-1].numel() == num_rows:  # only leading axes were merged or split
             return _follow_any(node, num_rows, places)
-    elif name == "IndexBackward0":
+    elif name == "IndexBackward0":  # rows[index] or rows[mask]: those that were chosen
         num_before = torch.Size(node._saved_self_sym_sizes[:-1]).numel()
-        return _chosen(_only(node._saved_indices), _follow_any(node, num_before, places))
+        return _tokens_at(_only_index(node._saved_indices), _follow_any(node, num_before, places))
     elif name == "IndexSelectBackward0" and axis == 0:
         num_before = node._saved_self_sym_sizes[0]
-        return _chosen(node._saved_index, _follow_any(node, num_before, places))
-    elif name in _SPLITS and axis == 0:
+        return _tokens_at(node._saved_index, _follow_any(node, num_before, places))
+    elif name in _SPLITS and axis == 0:  # rows parted by expert: this output is one of the parts
         num_before = node._saved_self_sym_sizes[0]
-        part = _parts(node, num_before)[output]
-        return _chosen(part, _follow_any(node, num_before, places))
-    elif name in _PRODUCTS:
+        part = _rows_of_parts(node, num_before)[output]
+        return _tokens_at(part, _follow_any(node, num_before, places))
+    elif name in _PRODUCTS:  # rows @ weight: a row comes from the row of its factor alone
         before, output = node.next_functions[_PRODUCTS[name]]
         return _follow(before, output, num_rows, places)
     elif name == "CatBackward0" and axis == 0:
         parts = [_follow(before, i, None, places) for before, i in node.next_functions]
-        return torch.cat([part for part in parts if part is not None])  # else it comes out short
+        # A part that is all tokens in order has unknown length here. It is left out, the result is
+        # too short for the rows, and `token_of_row` says that it cannot be told.
+        return torch.cat([part for part in parts if part is not None])
     elif (
         name in ROW_BY_ROW
         or (name in _ALONG_COLUMNS and axis != 0)
@@ -100,24 +113,24 @@ def _follow(
 
 
 def _follow_any(node: Any, num_rows: int | None, places: torch.Size) -> torch.Tensor | None:
-    """By whichever input of the node is in the graph; all have the same rows."""
+    """Follow the first input of the node that is in the graph; all inputs have the same rows."""
     for before, output in node.next_functions:
         if before is not None:
             return _follow(before, output, num_rows, places)
     raise UnknownRowsError
 
 
-def _chosen(rows: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+def _tokens_at(rows: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
     return rows if tokens is None else tokens.to(rows.device)[rows]
 
 
-def _parts(split: Any, num_rows: int) -> tuple[torch.Tensor, ...]:
+def _rows_of_parts(split: Any, num_rows: int) -> tuple[torch.Tensor, ...]:
     sizes = getattr(split, "_saved_split_sizes", None)
     rows = torch.arange(num_rows)
     return torch.split(rows, list(sizes) if sizes else split._saved_split_size)
 
 
-def _only(indices: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
+def _only_index(indices: tuple[torch.Tensor | None, ...]) -> torch.Tensor:
     """The one index, of rows; a mask is turned into one."""
     found = [index for index in indices if index is not None]
     if len(found) != 1 or found[0].ndim != 1:
@@ -158,7 +171,7 @@ class RoutedRows:
         sample: torch.Tensor,
         num_samples: int,
     ) -> RoutedRows:
-        """By expert, then by sample."""
+        """Put the rows in order of their expert, and within an expert of their sample."""
         key = expert * num_samples + sample
         if bool((key[1:] < key[:-1]).any()):
             order = key.argsort(stable=True)
@@ -202,7 +215,10 @@ class RoutedRows:
         for expert in torch.unique_consecutive(self.expert).tolist():
             chosen = self.expert == expert
             own = RoutedRows(
-                self.inputs[chosen], self.gradients[chosen],
-                self.expert[chosen], self.sample[chosen], self.num_samples,
-            )  # fmt: skip
+                self.inputs[chosen],
+                self.gradients[chosen],
+                self.expert[chosen],
+                self.sample[chosen],
+                self.num_samples,
+            )
             yield expert, own.by_sample(own.inputs), own.by_sample(own.gradients)

@@ -2,7 +2,7 @@
 
 To add one, derive from `protocols.Scorer`, override what it reads, and put the class into
 `SCORERS`. A recipe may also name a class of the user's own as `package.module:Class`; it is made
-without arguments. This module loads without torch: scorers only use tensors that they are given.
+without arguments. What its values mean is in `scores.meaning`, which loads without torch.
 """
 
 from __future__ import annotations

@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
+from gracekit.model_pass.products import product
 from gracekit.protocols import Batch, Layer, PassContext, Reader, RoutedRows, Sketch
 from gracekit.types import Float32
-
-if TYPE_CHECKING:
-    import torch
 
 
 class KroneckerSketch(Sketch):
@@ -59,7 +57,7 @@ class KroneckerSketch(Sketch):
             self._sums.baddbmm_(of_outputs.mT, self._inputs_of(inputs))
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
-        """The same for experts, over their rows."""
+        """Add the sketch of the experts' weights, over the rows that reached them."""
         if self._is_news(layer, "weight"):
             gradients = rows.gradients
             if layer.weight.ndim > 2:
@@ -100,15 +98,11 @@ class KroneckerSketch(Sketch):
 
     def _project(self, vectors: torch.Tensor, key: str) -> torch.Tensor:
         """[..., d] -> float32 [..., k], not yet divided by √k."""
-        from gracekit.model_pass.products import product
-
         signs = self._signs_for((vectors.shape[-1], self._side), key, vectors)
         return product(vectors, signs.mT).float()
 
     def _signs_for(self, shape: tuple[int, int], key: str, like: torch.Tensor) -> torch.Tensor:
         """Drawn when first asked for."""
-        import torch
-
         of_dtype = key, like.dtype  # biases, and some routers, are in float32 where weights are not
         if of_dtype not in self._signs:
             signs = random_signs(shape, self._seed, key)

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+
+import torch
 
 from gracekit.protocols import Batch, Scorer, Targets
-
-if TYPE_CHECKING:
-    import torch
 
 
 class TokenMean(Scorer):

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 _HELD_OUT = 0.25
 """Share of the measured rows held out. Each of them tells d numbers, so one split says enough."""
 _PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
-"""Of the ridge map, relative to the mean eigenvalue of what it is fitted on."""
+"""Penalties of the ridge map that are tried, relative to the mean eigenvalue of what it is fitted
+on."""
 _LEAST_GAIN = 1e-4
-"""Of mean cosine: less is not worth a more complicated estimate."""
+"""Least gain of mean cosine that is worth a more complicated estimate."""
 _HOPS = (1, 3)
 _MOST_STRETCH = 0.5
 _WORTH_SPREAD = 0.3

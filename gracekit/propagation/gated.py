@@ -16,7 +16,7 @@ import numpy as np
 from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.gates import mean_square, share_that_helps, simplest_good
 from gracekit.propagation.kernel import Kernel
-from gracekit.propagation.rules import NUM_FOLDS, Estimate, Known
+from gracekit.propagation.rules import NUM_FOLDS, Estimate, Evidence
 from gracekit.types import Float32, Float64, Int64
 from gracekit.version.outcomes import ScoreGate
 
@@ -35,30 +35,30 @@ class _Way:
     mass: Float32
     """[m] how near other measured rows are, or how much of their news arrived."""
     penalty: float | None
-    """Of the kernel regression; None: without it."""
+    """Penalty of the kernel regression; None: without it."""
     hops: int = 0
     share: float = 0.0
     """β; 0 without diffusion."""
 
 
-def gated(known: Known) -> dict[str, Estimate]:
+def gated(evidence: Evidence) -> dict[str, Estimate]:
     """Estimate every score; see the module."""
-    walk = transition(known.graph, known.usable)
-    fold = known.folds()
-    inputs = np.column_stack([*known.old.values(), known.covariates]).astype(np.float32)
+    walk = transition(evidence.graph, evidence.usable)
+    fold = evidence.folds()
+    inputs = np.column_stack([*evidence.old.values(), evidence.covariates]).astype(np.float32)
     np.nan_to_num(inputs, copy=False, posinf=0.0, neginf=0.0)
-    kernel = Kernel(inputs, known.directions, known.rows, fold, known.rng)
+    kernel = Kernel(inputs, evidence.directions, evidence.rows, fold, evidence.rng)
     estimates = {}
-    for column, (name, old) in enumerate(known.old.items()):
-        change = known.new[name] - old[known.rows]
-        ways = _ways(known, walk, kernel, column, change, fold)
+    for column, (name, old) in enumerate(evidence.old.items()):
+        change = evidence.new[name] - old[evidence.rows]
+        ways = _try_all_ways(evidence, walk, kernel, column, change, fold)
         used = simplest_good({way: tried.errors**2 for way, tried in ways.items()})
-        estimates[name] = _estimate(known, walk, kernel, column, old, change, ways, used)
+        estimates[name] = _apply_way(evidence, walk, kernel, column, old, change, ways, used)
     return estimates
 
 
-def _ways(
-    known: Known,
+def _try_all_ways(
+    evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,
     column: int,
@@ -81,14 +81,14 @@ def _ways(
         left[held] = over[held]
         news = spread(
             walk,
-            known.rows[kept],
+            evidence.rows[kept],
             over[kept].astype(np.float32),
-            damping=known.settings.damping,
+            damping=evidence.settings.damping,
             hops=_HOPS,
         )
         for hops, smoothed in news.items():
-            arrived[hops][held] = smoothed.values[known.rows[held]]
-            mass[hops][held] = smoothed.mass[known.rows[held]]
+            arrived[hops][held] = smoothed.values[evidence.rows[held]]
+            mass[hops][held] = smoothed.mass[evidence.rows[held]]
 
     plain = {
         "stale": _Way(errors=left[:, 0], mass=nothing, penalty=None),
@@ -113,8 +113,8 @@ def _ways(
     return plain | diffused
 
 
-def _estimate(
-    known: Known,
+def _apply_way(
+    evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,
     column: int,
@@ -133,9 +133,9 @@ def _estimate(
     if way.share > 0:
         arrived = spread(
             walk,
-            known.rows,
+            evidence.rows,
             left[:, None].astype(np.float32),
-            damping=known.settings.damping,
+            damping=evidence.settings.damping,
             hops=(way.hops,),
         )[way.hops]
         values, mass = values + way.share * arrived.values[:, 0], arrived.mass

@@ -74,8 +74,8 @@ class Kernel:
             chosen = np.sort(rng.choice(len(rows), most, replace=False))
         self._landmarks = chosen
         """[r] their positions among the measured rows"""
-        self._of_landmarks = self._standard(rows[chosen])
-        alike, line = self._between(rows)
+        self._of_landmarks = self._standardised(rows[chosen])
+        alike, line = self._kernel_to_landmarks(rows)
         self._measured = (alike + line).astype(np.float64)
         """[m, r]"""
         alike[chosen, np.arange(len(chosen))] = 0
@@ -84,7 +84,7 @@ class Kernel:
         self._fold = fold
 
     def penalty_for(self, change: Float64, own: int) -> float:
-        """The penalty [of PENALTIES] under which each landmark is best foretold by the others.
+        """The penalty [of PENALTIES] under which each landmark is best predicted by the others.
 
         Exact leave-one-out errors of what a line leaves: ((K + λI)⁻¹ y)_i / (K + λI)⁻¹_ii.
 
@@ -92,7 +92,7 @@ class Kernel:
             change: [m] of one score.
             own: column of the inputs with that score's old values.
         """
-        left = self._line(change, own, np.ones(len(change), bool))[2][self._landmarks]
+        left = self._fit_line(change, own, np.ones(len(change), bool))[2][self._landmarks]
         among = self._measured[self._landmarks]
 
         def error(penalty: float) -> float:
@@ -110,7 +110,7 @@ class Kernel:
         all rows are landmarks it is kernel ridge regression.
         """
         kept = self._fold != without if without is not None else np.ones(len(change), bool)
-        mean, slope, left = self._line(change, own, kept)
+        mean, slope, left = self._fit_line(change, own, kept)
         spanning = kept[self._landmarks]
         at = self._measured[np.ix_(kept, spanning)]
         among = self._measured[np.ix_(self._landmarks[spanning], spanning)]
@@ -121,7 +121,7 @@ class Kernel:
 
     def at_measured(self, fit: KernelFit) -> Float64:
         """[m] predictions at the measured rows."""
-        line = fit.mean + fit.slope * self._own(self._rows, fit.own)
+        line = fit.mean + fit.slope * self._own_old_values(self._rows, fit.own)
         return line + self._measured @ fit.weights
 
     def everywhere(self, fit: KernelFit) -> tuple[Float64, Float32]:
@@ -131,24 +131,24 @@ class Kernel:
         predicted, near = np.empty(n), np.empty(n, np.float32)
         for start in range(0, n, _BLOCK):
             block = np.arange(start, min(start + _BLOCK, n))
-            alike, line = self._between(block)
+            alike, line = self._kernel_to_landmarks(block)
             near[block] = alike.max(axis=1) / 2
             predicted[block] = np.add(alike, line, out=line) @ weights
-            predicted[block] += fit.mean + fit.slope * self._own(block, fit.own)
+            predicted[block] += fit.mean + fit.slope * self._own_old_values(block, fit.own)
         return predicted, near
 
-    def _line(self, change: Float64, own: int, kept: Bool) -> tuple[float, float, Float64]:
+    def _fit_line(self, change: Float64, own: int, kept: Bool) -> tuple[float, float, Float64]:
         """Intercept and slope of a line over the old score, and what it leaves of the change [m].
 
         The slope is shrunk as if one more row had said that there is none.
         """
-        old = self._own(self._rows, own)
+        old = self._own_old_values(self._rows, own)
         centred, mean = old[kept] - old[kept].mean(), float(change[kept].mean())
         slope = float(centred @ change[kept] / (centred @ centred + 1))
         intercept = mean - slope * float(old[kept].mean())
         return intercept, slope, change - intercept - slope * old
 
-    def _own(self, rows: Rows, own: int) -> Float64:
+    def _own_old_values(self, rows: Rows, own: int) -> Float64:
         """[rows] old values of a score in standard deviations, kept inside what was seen."""
         if not self._varies[own]:
             return np.zeros(len(rows))
@@ -157,15 +157,15 @@ class Kernel:
         standard: Float64 = (seen - self._mean[at]) / self._spread[at]
         return standard
 
-    def _standard(self, rows: Rows) -> tuple[Float32, Float32]:
+    def _standardised(self, rows: Rows) -> tuple[Float32, Float32]:
         """Covariates with mean square distance 2, kept inside what was seen; and directions."""
         seen = np.clip(self._inputs[rows][:, self._varies], self._lowest, self._highest)
         standard: Float32 = ((seen - self._mean) / self._scale).astype(np.float32)
         return standard, self._directions[rows]
 
-    def _between(self, rows: Rows) -> tuple[Float32, Float32]:
+    def _kernel_to_landmarks(self, rows: Rows) -> tuple[Float32, Float32]:
         """[rows, r] between rows and landmarks: what falls with distance, and the line."""
-        inputs, directions = self._standard(rows)
+        inputs, directions = self._standardised(rows)
         to_inputs, to_directions = self._of_landmarks
         line = inputs @ to_inputs.T
         kernel = _distances(inputs, to_inputs, line)

@@ -15,7 +15,7 @@ NUM_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class Evidence:
     """What a rule works with. `rows` have both an old and a new value of every score."""
 
     old: dict[str, Float64]
@@ -46,7 +46,7 @@ class Estimate:
     values: Float64
     """[n]"""
     held_out_errors: Float64
-    """[m] error of each of `Known.rows` when it was held out."""
+    """[m] error of each of `Evidence.rows` when it was held out."""
     held_out_mass: Float32
     """[m] how much of the other rows' news reached it then."""
     mass: Float32
@@ -55,57 +55,59 @@ class Estimate:
     """What was used, and the held-out errors that decided it."""
 
 
-def stale(known: Known) -> dict[str, Estimate]:
+def stale(evidence: Evidence) -> dict[str, Estimate]:
     """Rows stay as they are."""
-    nothing = np.zeros(len(known.usable), np.float32)
+    nothing = np.zeros(len(evidence.usable), np.float32)
     return {
         name: Estimate(
             values=old,
-            held_out_errors=known.new[name] - old[known.rows],
-            held_out_mass=nothing[known.rows],
+            held_out_errors=evidence.new[name] - old[evidence.rows],
+            held_out_mass=nothing[evidence.rows],
             mass=nothing,
             gate=ScoreGate(used="stale"),
         )
-        for name, old in known.old.items()
+        for name, old in evidence.old.items()
     }
 
 
-def grace(known: Known) -> dict[str, Estimate]:
+def grace(evidence: Evidence) -> dict[str, Estimate]:
     """The paper's rule, with its weights normalised inside the objective.
 
     z_i minimises ½(z - z_i_old)² + μ/2 Σ_j α_ij (z - z_j)² over the measured neighbours j, with α
     normalised over them: z_i = (z_i_old + μ Σ_j α_ij z_j) / (1 + μ). One hop; a row without a
     measured neighbour stays. It carries values and has no gate: here for comparison.
     """
-    fold = known.folds()
+    fold = evidence.folds()
     estimates = {}
-    for name, old in known.old.items():
-        new = known.new[name]
+    for name, old in evidence.old.items():
+        new = evidence.new[name]
         errors, held_out_mass = np.empty(len(new)), np.empty(len(new), np.float32)
         for number in range(NUM_FOLDS):
             held, kept = fold == number, fold != number
-            values, mass = _grace_once(known, old, known.rows[kept], new[kept])
-            errors[held] = new[held] - values[known.rows[held]]
-            held_out_mass[held] = mass[known.rows[held]]
-        values, mass = _grace_once(known, old, known.rows, new)
+            values, mass = _grace_once(evidence, old, evidence.rows[kept], new[kept])
+            errors[held] = new[held] - values[evidence.rows[held]]
+            held_out_mass[held] = mass[evidence.rows[held]]
+        values, mass = _grace_once(evidence, old, evidence.rows, new)
         estimates[name] = Estimate(
             values=values,
             held_out_errors=errors,
             held_out_mass=held_out_mass,
             mass=mass,
-            gate=ScoreGate(used="grace", mu=known.settings.mu),
+            gate=ScoreGate(used="grace", mu=evidence.settings.mu),
         )
     return estimates
 
 
-def _grace_once(known: Known, old: Float64, rows: Rows, new: Float64) -> tuple[Float64, Float32]:
+def _grace_once(
+    evidence: Evidence, old: Float64, rows: Rows, new: Float64
+) -> tuple[Float64, Float32]:
     """The estimate [n], and the share of a row's edge weight that leads to measured rows [n]."""
     n = len(old)
     is_source = np.zeros(n, bool)
     is_source[rows] = True
     source_value = np.zeros(n)
     source_value[rows] = new
-    graph = known.graph
+    graph = evidence.graph
     row_of_edge = np.repeat(np.arange(n), np.diff(graph.indptr))
     weight = np.where(is_source[graph.indices], graph.weights, 0).astype(np.float64)
     measured = np.bincount(row_of_edge, weight, minlength=n)
@@ -113,6 +115,6 @@ def _grace_once(known: Known, old: Float64, rows: Rows, new: Float64) -> tuple[F
     degree = np.bincount(row_of_edge, graph.weights, minlength=n)
     reached = measured > 0
     mean = total / np.where(reached, measured, 1)
-    mu = known.settings.mu
+    mu = evidence.settings.mu
     mass = measured / np.where(degree > 0, degree, 1)
     return np.where(reached, (old + mu * mean) / (1 + mu), old), mass.astype(np.float32)

@@ -9,12 +9,12 @@ import numpy as np
 
 from gracekit.propagation.gated import gated
 from gracekit.propagation.gates import mean_square
-from gracekit.propagation.rules import Estimate, Known, grace, stale
+from gracekit.propagation.rules import Estimate, Evidence, grace, stale
 from gracekit.recipe import PropagationSection
 from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
 from gracekit.version.outcomes import ScoresOutcome
 
-RULES: dict[str, Callable[[Known], dict[str, Estimate]]] = {
+RULES: dict[str, Callable[[Evidence], dict[str, Estimate]]] = {
     "gated": gated,
     "grace": grace,
     "none": stale,
@@ -29,7 +29,7 @@ class Propagated:
     """The scores of all rows after a refresh, in the working space that they came in."""
 
     values: dict[str, Float32]
-    """score name -> [n]; measured rows exactly as measured, NaN where nothing is known."""
+    """score name -> [n]; measured rows exactly as measured, NaN where nothing is evidence."""
     confidence: dict[str, Float32]
     """score name -> [n] in [0, 1]: 1 where measured, 0 where nothing is known, else 1 - (error
     to be expected) / (standard deviation of the measured scores), the error being the root mean
@@ -79,7 +79,7 @@ def propagate_scores(
     comparable = usable[measured_rows].copy()
     for name, score in new.items():
         comparable &= np.isfinite(score) & np.isfinite(old[name][measured_rows])
-    known = Known(
+    evidence = Evidence(
         old={name: score.astype(np.float64) for name, score in old.items()},
         rows=measured_rows[comparable],
         new={name: score[comparable].astype(np.float64) for name, score in new.items()},
@@ -90,15 +90,15 @@ def propagate_scores(
         settings=settings,
         rng=np.random.default_rng(seed),
     )
-    applied = rule if len(known.rows) >= settings.min_measured else "none"
-    estimates = RULES[applied](known)
+    applied = rule if len(evidence.rows) >= settings.min_measured else "none"
+    estimates = RULES[applied](evidence)
 
     values, confidence, held_out, calibration = {}, {}, {}, {}
     for name, estimate in estimates.items():
-        measured = known.new[name]
+        measured = evidence.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
-        expected = _expected(estimate.held_out_mass, estimate.held_out_errors)
-        trust = _trust(expected(estimate.mass), measured)
+        expected = _expected_error(estimate.held_out_mass, estimate.held_out_errors)
+        trust = _confidence(expected(estimate.mass), measured)
         trust[~(usable & np.isfinite(value))] = 0
         value[measured_rows] = new[name]
         trust[measured_rows] = np.isfinite(new[name])
@@ -113,13 +113,13 @@ def propagate_scores(
         calibration=calibration,
         outcome=ScoresOutcome(
             rule=applied,
-            num_compared=len(known.rows),
+            num_compared=len(evidence.rows),
             scores={name: estimate.gate for name, estimate in estimates.items()},
         ),
     )
 
 
-def _expected(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
+def _expected_error(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
     """How large an error to expect of a row by its mass: that of the held-out rows in its quarter.
 
     With too few held-out rows the error is infinite: nothing is claimed.
@@ -135,7 +135,7 @@ def _expected(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
     return lambda asked: sizes[np.searchsorted(edges, asked)]
 
 
-def _trust(expected: Float64, measured: Float64) -> Float64:
+def _confidence(expected: Float64, measured: Float64) -> Float64:
     """[n] 1 - expected error / standard deviation of the measured scores, at least 0."""
     spread = float(measured.std()) if len(measured) else 0.0
     return np.clip(1 - expected / spread, 0, 1) if spread > 0 else 1.0 * (expected == 0)
@@ -147,6 +147,6 @@ def _calibration(estimate: Estimate) -> float:
     promised = np.empty(len(errors))
     half = np.arange(len(errors)) % 2 == 0  # the rows are in no order that matters
     for learn, ask in ((half, ~half), (~half, half)):
-        promised[ask] = _expected(mass[learn], errors[learn])(mass[ask])
+        promised[ask] = _expected_error(mass[learn], errors[learn])(mass[ask])
     size = np.sqrt(mean_square(promised)) if len(errors) else 0.0
     return float(np.sqrt(mean_square(errors)) / size) if 0 < size < np.inf else float("nan")

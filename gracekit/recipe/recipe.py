@@ -116,11 +116,15 @@ class Recipe(Section):
             node = content
             *sections, leaf = key.split(".")
             if not all([*sections, leaf]):
-                raise RecipeError(f"{key!r} is no key of the recipe; one is `selection.fraction`")
+                raise RecipeError(
+                    f"the recipe has no key {key!r}; a key is written as `selection.fraction`"
+                )
             for section in sections:
                 node = node.setdefault(section, {})
                 if not isinstance(node, dict):
-                    raise RecipeError(f"{key!r} is no key of the recipe: {section!r} has no parts")
+                    raise RecipeError(
+                        f"the recipe has no key {key!r}: {section!r} is a value, not a section"
+                    )
             node[leaf] = value
             if key in _BUDGETS:
                 for other in _BUDGETS - set(dotted):

@@ -102,7 +102,7 @@ class DataSection(Section):
         return self
 
     def relative_to(self, folder: Path) -> DataSection:
-        """The same with a path that starts at the folder, unless it is absolute or a hub name."""
+        """A copy whose path starts at the folder, unless it is absolute or a hub name."""
         inside = folder / self.path
         if Path(self.path).is_absolute() or (
             not inside.exists() and _looks_like_hub_name(self.path)
@@ -296,6 +296,9 @@ class SelectionSection(Section):
     """Most tokens, prompts and responses together, instead of `fraction`; never exceeded."""
     importance_weight: float = Field(default=0.5, ge=0, le=1)
     """λ of coverage: 0 only coverage, 1 only importance."""
+    alpha: float = Field(default=0.25, gt=0, le=1)
+    """α of balanced: the share of the probability that all candidates get alike; the rest goes by
+    their gradients' norms. No weight is above 1/α of the mean. 1: all are drawn alike."""
     churn_penalty: float = Field(default=0.0, ge=0)
     """What keeping the whole parent coreset is worth, as a share of all that `coverage` can gain
     over a random draw: a new version changes only what is worth it. 0: nothing."""
@@ -320,9 +323,10 @@ class SelectionSection(Section):
     """Share of the most important samples left out as probable label noise."""
     max_similarity: float | None = Field(default=None, gt=0, le=1)
     """Of samples with a cosine above this in the graph, only the most important may be selected."""
-    weights: Literal["coverage", "uniform", "inverse-probability", "selector"] = "coverage"
+    weights: Literal["coverage", "uniform", "inverse-probability", "selector"] | None = None
     """Weight of a selected sample: how many samples it stands for, 1, how many of its group (or
-    stratum) there are for each that is selected, or what the selector says."""
+    stratum) there are for each that is selected, or what the selector says. null: what the
+    selector says with `balanced`, else `coverage`."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> SelectionSection:

@@ -1,9 +1,9 @@
 """The refresh: the only room where stages meet. If you read one file, read `step`.
 
-`step` is a refresh as a function, without store and model; `budget` says how much is measured,
-`auditing` how well the rest is known. `flow` opens a checkpoint and a store, calls `step` and
-commits. `selecting` makes versions from stored scores; `previewing` and `cost` say what a refresh
-would do and cost.
+`step` is a refresh as a function, without store and model. It measures in `rounds`: `budget` says
+how much, `auditing` how well the rest is known. `flow` opens a checkpoint and a store, calls `step`
+and commits. `selecting` makes versions from stored scores; `previewing` and `cost` say what a
+refresh would do and cost.
 
 What is exported is loaded when it is first used: a selection needs no torch.
 """
@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from gracekit.refresher.loading import selection_inputs
     from gracekit.refresher.previewing import PlanPreview, preview
     from gracekit.refresher.result import RefreshResult
+    from gracekit.refresher.rounds import Measure
     from gracekit.refresher.selecting import reselect, rollback
-    from gracekit.refresher.step import Measure, Refreshed
+    from gracekit.refresher.step import Refreshed
 
 _HOMES = {
     "CostEstimate": "cost",
     "LastRefresh": "last",
-    "Measure": "step",
+    "Measure": "rounds",
     "PlanPreview": "previewing",
     "RefreshResult": "result",
     "Refreshed": "step",

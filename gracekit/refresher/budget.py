@@ -9,18 +9,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from gracekit.recipe import Recipe, RefreshSection
 from gracekit.refresher.last import LastRefresh
 from gracekit.staleness import full_plan, plan_rows
-from gracekit.types import RefreshPlan, SampleTable
+from gracekit.types import Int64, RefreshPlan, SampleTable
 from gracekit.version.outcomes import Audit
 
 _START = 0.8
-"""Of what the last refresh needed, to start with."""
+"""Share of the rows that the last refresh needed with which the next one starts."""
 _MOST_OF_THE_WAY, _NEAR = 0.8, 0.02
-"""Share of the missing rows that a round adds, unless they are but this share of all."""
+"""A round adds this share of the rows that are missing; all of them where they are at most the
+second share of all rows."""
 _LEAST_STEP = 0.005
-"""Of all rows, that a round adds: each costs a propagation."""
+"""Least share of all rows that a round adds: every round costs a propagation."""
 NEVER_FULL = -1.0
 """`refresh.full_below` that no rank correlation is below."""
 
@@ -38,6 +41,17 @@ class FirstPlan:
     """Rows that rounds may come to while the audit misses its target."""
     most: int
     """Rows that may be measured in the end: `limit`, or all where `refresh.full_below` can ask."""
+
+    def most_tokens(self, lengths: Int64) -> int:
+        """Tokens that may be measured in the end: further rows may be the longest there are.
+
+        Args:
+            lengths: [n] tokens of each row of the store; 0 of a removed one.
+        """
+        others = np.delete(lengths, self.plan.rows)
+        num_more = self.most - len(self.plan.rows)
+        longest = np.sort(others)[len(others) - num_more :]
+        return int(lengths[self.plan.rows].sum() + longest.sum())
 
 
 def first_plan(

@@ -36,11 +36,11 @@ class CostEstimate:
     plan: PlanPreview
     device: str
     tokens_per_s: float
-    """Of the model pass, from the probe."""
+    """Speed of the model pass, as the probe measured it."""
     seconds: float
-    """Of the model pass for the first round."""
+    """Time that the model pass of the first round takes."""
     max_seconds: float
-    """Of the model pass at most, whatever the audit says."""
+    """Longest time that the model pass can take, whatever the audit says."""
     memory_bytes: int
     """Largest of the model pass (with the longest samples) and of the stages that follow it."""
     memory_free_bytes: int
@@ -107,16 +107,14 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     of_pass = memory.of_batches * of_recipe / max(of_probe, 1)
     memory_bytes = memory.of_model + math.ceil(of_pass)
     speed = int(tokens.lengths[drawn].sum()) / max(seconds, 1e-9)
-    num_tokens = plan.num_tokens
-    at_most = num_tokens * plan.max_rows / max(plan.num_rows, 1)
     n = plan.num_samples
     root = next(p for p in (refresher.root, *refresher.root.absolute().parents) if p.exists())
     return CostEstimate(
         plan=plan,
         device=memory.device,
         tokens_per_s=speed,
-        seconds=num_tokens / speed,
-        max_seconds=at_most / speed,
+        seconds=plan.num_tokens / speed,
+        max_seconds=plan.max_tokens / speed,
         memory_bytes=max(memory_bytes, _FEATURE_COPIES * 4 * n * width),
         memory_free_bytes=memory.free,
         disk_bytes=_disk_bytes(recipe, n, plan.max_rows, width, int(lengths.sum())),

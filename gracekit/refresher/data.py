@@ -40,8 +40,9 @@ class CurrentData:
             self.problem = str(error)
             logger.warning(
                 "the data has changed and cannot be used, so this refresh goes on with what it was "
-                "before; the next one tries again: %s", error,
-            )  # fmt: skip
+                "before; the next one tries again: %s",
+                error,
+            )
         else:
             self._stamp, self.samples = stamp, samples
         return self.samples
@@ -57,9 +58,11 @@ class CurrentData:
         if samples.skipped:
             logger.warning(
                 "%d of %d rows cannot be used, the first is row %d: %s (--strict lists them)",
-                len(samples.skipped), samples.num_source_rows,
-                samples.skipped[0].source_row, samples.skipped[0].reason,
-            )  # fmt: skip
+                len(samples.skipped),
+                samples.num_source_rows,
+                samples.skipped[0].source_row,
+                samples.skipped[0].reason,
+            )
         return stamp, samples
 
 

@@ -12,34 +12,40 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gracekit.checkpoints import OPTIMIZER_FILES, check_checkpoint, pin
 from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
-from gracekit.model_pass.features import to_float16
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.data import CurrentData, require_same_data
+from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
-from gracekit.samples import Growth, RawSamples, TokenTable, merge, sample_table, tokens_key
+from gracekit.samples import (
+    Growth,
+    RawSamples,
+    TokenTable,
+    earlier_tokens_key,
+    merge,
+    sample_table,
+    tokens_key,
+)
 from gracekit.scores.meaning import needs
 from gracekit.selection import selector_for
 from gracekit.store import (
-    CachePayload,
     KnownFacts,
     Store,
     StorePaths,
-    VersionDraft,
     lock_store,
 )
 from gracekit.types import Checkpoint, PinnedCheckpoint
-from gracekit.version.header import CheckpointInfo, DataDescription, Settings
+from gracekit.version.header import CheckpointInfo, DataDescription
 
 if TYPE_CHECKING:
     from gracekit.refresher.model import CheckpointModel
@@ -55,6 +61,8 @@ class Refresher:
         self.root = Path(recipe.store)
         self._data = data
         self._facts: KnownFacts = {}
+        self._held: Store | None = None
+        """The store, on one snapshot, for as long as this has the lock."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, strict: bool = False) -> Refresher:
@@ -86,10 +94,15 @@ class Refresher:
 
     def check_data(self, raw: RawSamples) -> None:
         """Raise `StoreDataMismatchError` where the data is other data than the store's."""
-        if Store.exists(self.root):
-            store = Store.open(self.root)
-            if raw.fingerprint != store.dataset().fingerprint:
-                self.merge(store, raw)
+        store = self._store()
+        if store is not None and raw.fingerprint != store.dataset().fingerprint:
+            self.merge(store, raw)
+
+    def _store(self) -> Store | None:
+        """The store; None where there is none yet."""
+        if self._held is not None:
+            return self._held
+        return Store.open(self.root, facts=self._facts) if Store.exists(self.root) else None
 
     def merge(self, store: Store, raw: RawSamples, tokens: TokenTable | None = None) -> Growth:
         """The store's samples brought in line with the data.
@@ -115,19 +128,23 @@ class Refresher:
                 the last writer did not finish (see `Store.tidy`).
         """
         with lock_store(self.root, timeout_s=timeout_s) as is_unfinished:
-            if Store.exists(self.root):
-                store = Store.open(self.root, facts=self._facts)
-                for action in store.tidy(always=clean_up or is_unfinished):
-                    logger.info("clean-up: %s", action)
-            yield self.root
+            self._held = self._store()
+            try:
+                if self._held is not None:
+                    for action in self._held.tidy(always=clean_up or is_unfinished):
+                        logger.info("clean-up: %s", action)
+                yield self.root
+            finally:
+                self._held = None
 
     def is_done(self, checkpoint: Checkpoint) -> bool:
         """Whether this recipe already made a version from exactly these files."""
-        if not Store.exists(self.root):
+        store = self._store()
+        if store is None:
             return False
         files = str(checkpoint.path.resolve()), checkpoint.completed_at
         digest = self.recipe.digest()
-        found = Store.open(self.root, facts=self._facts).find(
+        found = store.find(
             lambda version: (
                 version.checkpoint == files
                 and version.recipe_digest == digest
@@ -159,7 +176,8 @@ class Refresher:
         recipe, paths = self.recipe, StorePaths(self.root)
         also = OPTIMIZER_FILES if needs(recipe.scoring.scores, "optimizer") else ()
         enter("pin")
-        with pin(checkpoint, paths.pins, also=also) as pinned:
+        with ExitStack() as held:  # let go of once all is measured, or when something fails
+            pinned = held.enter_context(pin(checkpoint, paths.pins, also=also))
             enter("load")
             model = self.open(pinned, paths.cache)
             self._take_up_data(model)
@@ -167,77 +185,60 @@ class Refresher:
             keys = (model.identity, tokens.key, target.tokens.key if target else "")
             refresh_id = _identity(pinned, *keys, recipe.digest())
             measure_id = _identity(pinned, *keys, recipe.digest("data", "target", "scoring"))
-            done = self._find(refresh_id)
+            done = self._made_before(refresh_id)
             if done is not None:
                 return done
             store = self._open_store(model, tokens)
             growth = self.merge(store, self.samples, tokens)
-            executor = model.executor(tokens.arranged(growth.places), target)
-            shards, present = store.shards(measure_id), growth.samples.present
-            earlier = earlier_losses(store, growth.samples, recipe.scoring.scores)
-            with MeasuredRows(executor, shards, present, progress, earlier) as measure:
-                del executor  # so that the model's memory is free once all is measured
-                last = load_last(store, recipe, growth)
-                refreshed = step(
-                    last,
-                    measure,
-                    recipe,
-                    samples=growth.samples,
-                    step=pinned.step,
-                    version=store.next_version(),
-                    parent=last_coreset(store),
-                    store=store.paths.root,
-                    enter=enter,
+            measure = held.enter_context(
+                MeasuredRows(
+                    model.executor(tokens.arranged(growth.places), target),
+                    store.shards(measure_id),
+                    growth.samples.present,
+                    progress,
+                    earlier_losses(store, growth.samples, recipe.scoring.scores),
+                    when_finished=held.close,
                 )
+            )
+            refreshed = step(
+                load_last(store, recipe, growth),
+                measure,
+                recipe,
+                samples=growth.samples,
+                step=pinned.step,
+                version=store.next_version(),
+                parent=last_coreset(store),
+                store=store.paths.root,
+                enter=enter,
+            )
         timings = clock.timings(model_pass_s=measure.model_pass_s)
         progress.enter("commit")
-        version = store.commit(
-            VersionDraft(
-                operation="init" if store.latest() is None else "refresh",
-                refresh_id=refresh_id,
-                recipe_digest=recipe.digest(),
-                measure_id=measure_id,
-                plan=refreshed.plan,
-                measurement=refreshed.measurement,
-                audit=refreshed.audit,
-                scores=refreshed.scores,
-                selection=refreshed.selection,
-                samples=growth.samples if growth.is_change else None,
-                dataset=self._describe_data(store.dataset()),
-                cache=CachePayload(
-                    features=to_float16(refreshed.features),
-                    valid=refreshed.valid,
-                    target_features=refreshed.target_features,
-                    save_index=refreshed.index.save,
-                ),
-                checkpoint=_describe(pinned),
-                settings=Settings(
-                    scoring=recipe.scoring,
-                    refresh=recipe.refresh,
-                    propagation=recipe.propagation,
-                    graph=recipe.graph,
-                    selection=recipe.selection,
-                ),
-                outcome=refreshed.outcome.model_copy(
-                    update={
-                        "num_resumed": measure.num_resumed,
-                        "optimizer": measure.optimizer,
-                        "data_problem": self._data.problem,
-                    }
-                ),
-                timings=timings,
+        draft = draft_version(
+            refreshed,
+            recipe,
+            refresh_id=refresh_id,
+            measure_id=measure_id,
+            checkpoint=_describe_checkpoint(pinned),
+            is_first=store.latest() is None,
+            outcome=refreshed.outcome.model_copy(
+                update={
+                    "num_resumed": measure.num_resumed,
+                    "optimizer": measure.optimizer,
+                    "data_problem": self._data.problem,
+                }
             ),
-            keep=recipe.retention.keep,
+            samples=growth.samples if growth.is_change else None,
+            dataset=self._describe_data(store.dataset()),
+            timings=timings,
         )
+        version = store.commit(draft, keep=recipe.retention.keep)
         return RefreshResult(version=version, is_new=True, header=store.header(version))
 
-    def _find(self, refresh_id: str) -> RefreshResult | None:
+    def _made_before(self, refresh_id: str) -> RefreshResult | None:
         """The version of a refresh that was finished before."""
-        if not Store.exists(self.root):
-            return None
-        store = Store.open(self.root, facts=self._facts)
-        version = store.find_refresh(refresh_id)
-        if version is None:
+        store = self._store()
+        version = None if store is None else store.find_refresh(refresh_id)
+        if store is None or version is None:
             return None
         return RefreshResult(version=version, is_new=False, header=store.header(version))
 
@@ -257,13 +258,14 @@ class Refresher:
             StoreDataMismatchError: The samples have other tokens now.
             CheckpointMismatchError: The checkpoint is of another architecture.
         """
-        if Store.exists(self.root):
-            store = Store.open(self.root, facts=self._facts)
+        store = self._store()
+        if store is not None:
             if not self._has_these_tokens(store, model, tokens):
                 raise StoreDataMismatchError(
                     f"the samples have other tokens than when the store {self.root} was made: the "
                     "tokenizer, its chat template, data.max_length, data.loss_on or "
-                    "data.chat_template changed. Undo that, or name a new store"
+                    "data.chat_template changed, or an earlier release put loss elsewhere with "
+                    "this chat template. Undo that, or name a new store"
                 )
             expected = store.info.dataset.architecture  # None: of the first release
             if expected not in (None, model.architecture):
@@ -273,7 +275,7 @@ class Refresher:
                     f"{model.architecture}. Name a new store for this run"
                 )
             return store
-        num_cut = int((tokens.num_targets == 0).sum())
+        num_cut = int((tokens.num_targets == 0).sum()) - len(tokens.unrendered)
         if num_cut:
             logger.warning(
                 "%d of %d samples have no token to train on within data.max_length (%d): they are "
@@ -292,13 +294,14 @@ class Refresher:
     def _has_these_tokens(self, store: Store, model: CheckpointModel, tokens: TokenTable) -> bool:
         """Whether its first data would have the tokens that it was made with.
 
-        By their key; where the store, of the first release, does not hold it, by the numbers of
-        tokens of the samples that it knows.
+        By their key. Where the store does not hold one, or one of before turns were marked, by
+        the numbers of tokens, with and without loss, of the samples that it knows.
         """
         key = store.info.dataset.tokens_key
         if key is not None:
-            now = tokens_key(model.tokenizer, self.recipe.data, store.info.fingerprint)
-            return bool(key == now)
+            made_of = model.tokenizer, self.recipe.data, store.info.fingerprint
+            if key != earlier_tokens_key(*made_of):
+                return bool(key == tokens_key(*made_of))
         known = store.samples()
         counts = zip(known.num_prompt_tokens, known.num_response_tokens, strict=True)
         expected = dict(zip(known.content_hashes, counts, strict=True))
@@ -352,7 +355,7 @@ def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
-def _describe(pinned: PinnedCheckpoint) -> CheckpointInfo:
+def _describe_checkpoint(pinned: PinnedCheckpoint) -> CheckpointInfo:
     checkpoint = pinned.checkpoint
     return CheckpointInfo(
         step=checkpoint.step,

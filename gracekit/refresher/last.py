@@ -49,7 +49,8 @@ class LastRefresh:
     valid: Bool
     """[n] rows that have features."""
     index: Index
-    """Of the features. A refresh repairs it in place: it belongs to the next one from then on."""
+    """Neighbour lists over the features. A step repairs them in place: afterwards they are part of
+    its result."""
     graph: SparseGraph
 
     @property
@@ -77,7 +78,7 @@ class LastRefresh:
         return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
 
     def grown(self, growth: Growth, settings: GraphSection) -> LastRefresh:
-        """The same as it stands for changed data.
+        """What is known of the samples after the data has changed.
 
         New and changed samples, and those that came back, are never measured: without scores,
         features and neighbours. Removed ones are out of everything.

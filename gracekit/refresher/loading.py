@@ -163,4 +163,5 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
         target_features=cache.target_features,
         parent=parent,
         store=store.paths.root,
+        scoring=recipe.scoring,
     )

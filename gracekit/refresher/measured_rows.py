@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,11 +27,13 @@ class MeasuredRows:
     Rows of a run that was stopped or killed are taken from its shards.
 
     Args:
-        executor: Runs the model; let go of by `finish`, or at the end of the block.
+        executor: Runs the model; let go of by `finish`, or at the end of the block. The caller
+            keeps no reference to it, so that the model's memory is free for what follows.
         shards: Where finished shards are kept.
         present: [n] rows of the store that are in the data.
         progress: Told of the pass; ends it after the batch in progress.
         earlier: Losses that some scores are compared with (see `scores.changes`).
+        when_finished: Called by `finish`: lets go of what else was held for measuring.
     """
 
     def __init__(
@@ -40,11 +43,14 @@ class MeasuredRows:
         present: Bool,
         progress: Progress | None = None,
         earlier: dict[str, Float32] | None = None,
+        *,
+        when_finished: Callable[[], object] = lambda: None,
     ) -> None:
         self._executor: Executor | None = executor
         self._shards = shards
         self._progress = progress or Progress()
         self._earlier = earlier or {}
+        self._when_finished = when_finished
         self._parts = shards.load()
         self._place = np.full(len(present), -1, np.int64)
         """row -> position in the concatenated parts; -1: not measured."""
@@ -88,6 +94,7 @@ class MeasuredRows:
         target_features = self._executor.target_features()
         self.optimizer = self._executor.optimizer()
         self._close()
+        self._when_finished()
         return target_features
 
     def __enter__(self) -> Self:

@@ -15,9 +15,11 @@ class MemoryProbe:
     """What model and batches take, of the GPU if the pass runs on one, else of the process."""
 
     device = "cpu"
+    """Where the model is, as people name it."""
     of_model = 0
+    """Bytes of the loaded model."""
     of_batches = 0
-    """At most, beside the model."""
+    """Most bytes of a batch, without the model; known at the end of the block."""
 
     def __enter__(self) -> Self:
         self._on_gpu = torch.cuda.is_available()
@@ -28,7 +30,7 @@ class MemoryProbe:
         return self
 
     def model_is_loaded(self) -> None:
-        """From here on it is batches."""
+        """Note what the model takes; what comes on top from here on is batches."""
         self._on_gpu = self._on_gpu and torch.cuda.memory_allocated() > 0
         if self._on_gpu:
             self.device, self.of_model = torch.cuda.get_device_name(), torch.cuda.memory_allocated()

@@ -39,6 +39,8 @@ class PlanPreview:
     """Rows measured at most, whatever the audit says."""
     num_tokens: int
     """Tokens of the first round's rows."""
+    max_tokens: int
+    """Tokens measured at most, whatever the audit says and which rows it asks for."""
     num_shards: int
     reasons: dict[str, int]
     """Why rows are measured -> how many."""
@@ -107,6 +109,7 @@ def plan_next(
             lengths = np.where(known.present, num_tokens, 0)
         samples, places, version = growth.samples, growth.places, store.next_version()
         last = load_last(store, recipe, growth)
+    lengths = np.asarray(lengths, np.int64)
     first = first_plan(last, recipe, samples=samples, step=checkpoint.step)
     plan = first.plan
     counts = np.bincount(plan.reasons, minlength=len(Reason))
@@ -118,8 +121,9 @@ def plan_next(
         num_rows=len(plan.rows),
         max_rows=first.most,
         num_tokens=int(lengths[plan.rows].sum()),
+        max_tokens=first.most_tokens(lengths),
         num_shards=-(-len(plan.rows) // recipe.scoring.shard_rows),
         reasons={r.name.lower().replace("_", " "): int(counts[r]) for r in Reason if counts[r]},
         weight_bytes=weight_bytes,
     )
-    return Planned(shown=shown, plan=plan, lengths=np.asarray(lengths, np.int64), places=places)
+    return Planned(shown=shown, plan=plan, lengths=lengths, places=places)

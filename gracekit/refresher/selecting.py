@@ -119,8 +119,12 @@ def _selection_again(store: Store, coreset: pa.Table, header: Header) -> Selecti
             f"{store.paths.root} any more; name a newer version"
         )
     if num_gone:
-        logger.warning("%d of the %d samples of version %d are no longer in the data and are left "
-                       "out", num_gone, len(rows), header.version)  # fmt: skip
+        logger.warning(
+            "%d of the %d samples of version %d are no longer in the data and are left out",
+            num_gone,
+            len(rows),
+            header.version,
+        )
         weights = weights / weights[stays].mean(dtype=np.float64)
     return Selection(
         rows=rows[stays],

@@ -14,7 +14,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +26,12 @@ from gracekit.graph import (
     symmetric,
     unit_features,
 )
-from gracekit.propagation import (
-    CarriedFeatures,
-    Propagated,
-    propagate_features,
-    propagate_scores,
-)
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe
-from gracekit.refresher.auditing import audit_refresh
-from gracekit.refresher.budget import first_plan, next_round, next_start, plan_round
+from gracekit.refresher.budget import next_start
 from gracekit.refresher.last import LastRefresh
+from gracekit.refresher.rounds import Measure, Measured, measure_in_rounds
+from gracekit.rounding import to_float16
 from gracekit.scores.importance import sample_importance
 from gracekit.scores.working_values import changes_since, from_working, to_working
 from gracekit.selection import select
@@ -57,21 +51,6 @@ from gracekit.types import (
 from gracekit.version.outcomes import Audit, GraphOutcome, PropagationOutcome, RefreshOutcome
 
 logger = logging.getLogger(__name__)
-
-
-class Measure(Protocol):
-    """Measures rows under one checkpoint."""
-
-    def __call__(self, rows: Rows) -> Measurement:
-        """The given distinct rows, in their order; rows of earlier calls are among them."""
-        ...
-
-    def finish(self) -> NDArray[np.float16] | None:
-        """No more rows are asked for: the model may go.
-
-        Returns [t, d] features of the target set under it; None without a target set.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +77,9 @@ class Refreshed:
     outcome: RefreshOutcome
 
     def as_last(self, before: LastRefresh | None) -> LastRefresh:
-        """What the next refresh starts from, as it would be read back from a store.
+        """What the next refresh starts from: the same, to the bit, as is read back from a store.
+
+        Features are rounded to float16, as a store keeps them.
 
         Args:
             before: The last refresh that this one started from, for the change of every score.
@@ -117,7 +98,7 @@ class Refreshed:
                 self.samples,
                 version=0 if before is None else before.version,
             ),
-            features=self.features,
+            features=to_float16(self.features).astype(np.float32),
             valid=self.valid,
             index=self.index,
             graph=self.graph,
@@ -154,7 +135,7 @@ def step(
         GracekitError: What `measure` raises, and `SelectionError`.
     """
     enter("measure")
-    measured = _measure(last, measure, recipe, samples=samples, step=step)
+    measured = measure_in_rounds(last, measure, recipe, samples=samples, step=step)
     target_features = measure.finish()
     enter("propagate")
     scores, features, valid = _all_rows(recipe, samples, last, measured, step=step, version=version)
@@ -169,6 +150,7 @@ def step(
         target_features=target_features,
         parent=parent,
         store=store,
+        scoring=recipe.scoring,
     )
     selection = select(recipe.selection, inputs, seed=recipe.seed, version=version)
     return Refreshed(
@@ -188,102 +170,11 @@ def step(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Measured:
-    """What the rounds of measuring gave."""
-
-    plan: RefreshPlan
-    measurement: Measurement
-    scores: Propagated | None = None
-    """What the measured rows say of all, in working values; None: everything was measured."""
-    features: CarriedFeatures | None = None
-    audit: Audit | None = None
-    rounds: int = 1
-
-
-def _measure(
-    last: LastRefresh | None,
-    measure: Measure,
-    recipe: Recipe,
-    *,
-    samples: SampleTable,
-    step: int,
-) -> _Measured:
-    """Measure what the plan says, audit, and measure more while the audit misses the target.
-
-    Each round measures at most twice as many rows as the one before it, up to `max_fraction`; all
-    rows, when the audit is then still below `full_below`. The probe is drawn once; what the plan
-    has not picked of it since is probe in every round.
-    """
-    first = first_plan(last, recipe, samples=samples, step=step)
-    if last is None or first.is_full:
-        return _Measured(plan=first.plan, measurement=measure(first.plan.rows))
-    settings, n = recipe.refresh, first.num_rows
-    plan, most = first.plan, first.limit
-    rounds, num_before = 0, 0
-    while True:
-        rounds += 1
-        num_planned = len(plan.rows)
-        measurement = measure(plan.rows)
-        scores, features = _propagate(recipe, last, measurement, step=step)
-        audit = audit_refresh(recipe, last, plan, measurement, scores, features, rounds=rounds)
-        if audit is not None:
-            _tell(audit, num_planned)
-            if most <= num_planned < n and audit.rank_correlation < settings.full_below:
-                logger.info(
-                    "that is below refresh.full_below (%.2f): measuring everything",
-                    settings.full_below,
-                )
-                most = n
-        is_enough = audit is None or audit.target_met or num_planned == num_before
-        if is_enough or audit is None or num_planned >= most:
-            return _Measured(
-                plan=plan,
-                measurement=measurement,
-                scores=scores,
-                features=features,
-                audit=audit,
-                rounds=rounds,
-            )
-        num_before = num_planned
-        budget = n if num_planned >= first.limit else min(next_round(audit, n), first.limit)
-        plan = plan_round(last, recipe, plan, budget=budget, step=step)
-
-
-def _propagate(
-    recipe: Recipe, last: LastRefresh, measurement: Measurement, *, step: int
-) -> tuple[Propagated, CarriedFeatures]:
-    """Scores and features of all rows, given those of the measured ones."""
-    settings, valid = recipe.propagation, measurement.valid
-    scores = propagate_scores(
-        settings.rule,
-        old=last.values,
-        measured_rows=measurement.rows,
-        new=last.working(measurement),
-        covariates=last.covariates(step),
-        directions=last.index.unit,
-        graph=last.graph,
-        usable=last.scores.usable,
-        settings=settings,
-        seed=recipe.seed,
-    )
-    features = propagate_features(
-        old=last.features,
-        measured_rows=measurement.rows[valid],
-        new=measurement.features[valid],
-        graph=last.graph,
-        usable=last.valid,
-        settings=settings,
-        seed=recipe.seed,
-    )
-    return scores, features
-
-
 def _all_rows(
     recipe: Recipe,
     samples: SampleTable,
     last: LastRefresh | None,
-    measured: _Measured,
+    measured: Measured,
     *,
     step: int,
     version: int,
@@ -358,14 +249,14 @@ def _update_graph(
 
 
 def _outcome(
-    last: LastRefresh | None, samples: SampleTable, measured: _Measured, graph: GraphOutcome
+    last: LastRefresh | None, samples: SampleTable, measured: Measured, graph: GraphOutcome
 ) -> RefreshOutcome:
     """What the version says about the refresh."""
     n, plan = int(samples.present.sum()), measured.plan
     num_since_full = next_budget = 0
     if last is not None and measured.scores is not None:
         is_known = plan.reasons != Reason.NEVER_MEASURED
-        _tell_of_new(last.num_never - int((~is_known).sum()))
+        _log_unmeasured(last.num_never - int((~is_known).sum()))
         next_budget = next_start(measured.audit, int(is_known.sum()), n)
         if len(plan.rows) < n:
             num_since_full = last.num_since_full + 1
@@ -384,20 +275,7 @@ def _outcome(
     )
 
 
-def _tell(audit: Audit, num_measured: int) -> None:
-    logger.info(
-        "audit of %d rows after measuring %d: rank correlation %.2f on the others, "
-        "%.2f over all (stale %.2f, target %.2f)",
-        audit.num_probe,
-        num_measured,
-        audit.rank_correlation,
-        audit.rank_correlation_all,
-        audit.rank_correlation_stale,
-        audit.target,
-    )
-
-
-def _tell_of_new(num_left: int) -> None:
+def _log_unmeasured(num_left: int) -> None:
     if num_left:
         logger.info(
             "%d new samples are not measured yet, refresh.max_fraction is used up: later "

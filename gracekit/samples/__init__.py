@@ -16,7 +16,13 @@ from gracekit.samples.raw import (
     open_records,
 )
 from gracekit.samples.sources import data_stamp
-from gracekit.samples.tokens import TokenTable, sample_table, tokenize, tokens_key
+from gracekit.samples.tokens import (
+    TokenTable,
+    earlier_tokens_key,
+    sample_table,
+    tokenize,
+    tokens_key,
+)
 
 __all__ = [
     "FORMATS",
@@ -26,6 +32,7 @@ __all__ = [
     "Skipped",
     "TokenTable",
     "data_stamp",
+    "earlier_tokens_key",
     "load_samples",
     "merge",
     "open_hashed_records",

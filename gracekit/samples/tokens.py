@@ -5,13 +5,16 @@ its bitwise complement (so negative); a second one holds the contents' hashes an
 checksum of the first, and is written last. The name of both is a hash of the tokenizer and the
 recipe's settings. When the data changes only contents that are not there yet are tokenised.
 Damaged or missing files are made again.
+
+A row that the chat template refuses has no tokens: it is told, listed, and stops nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,14 +29,17 @@ from gracekit.files import write_atomic
 from gracekit.recipe import DataSection
 from gracekit.samples.encode import Encoder
 from gracekit.samples.formats import Conversation
-from gracekit.samples.raw import RawSamples
-from gracekit.samples.render import Rendered, Renderer
+from gracekit.samples.raw import SHOWN, RawSamples, Skipped
+from gracekit.samples.render import Rendered, Renderer, UnrenderableError
 from gracekit.types import Bool, Int32, Int64, Rows, SampleTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-KEY_FORMAT = 1
+logger = logging.getLogger(__name__)
+
+EARLIER_KEY_FORMAT, KEY_FORMAT = 1, 2
+"""Of tokens whose loss was found by searching the text, and of those whose turns are marked."""
 BATCH_ROWS = 512
 READ_BYTES = 1 << 24
 
@@ -52,6 +58,9 @@ class TokenTable:
     """[n] where a row's tokens start in `flat`."""
     flat: Int32
     """Memory-mapped; the complement of the id where the token carries loss."""
+    unrendered: tuple[Skipped, ...] = ()
+    """Rows that have no tokens, because they cannot be rendered: their places in the user's
+    dataset, ascending, and why."""
     key: str
     """Hash of all that the tokens depend on: the tokenizer's content and chat template,
     `max_length`, `loss_on`, `chat_template` and the data, wherever they lie."""
@@ -94,8 +103,10 @@ def tokenize(
     """Tokens of all samples in the data's order, from the cache where it has them.
 
     Rows are cut off on the right at `data.max_length` tokens. A bar is shown where stderr is a
-    terminal. Raises `DataError` when the tokenizer is not a fast one, when its chat template fails
-    on a row, and when no token of any row carries loss.
+    terminal. A row that cannot be rendered gets no tokens and is listed in `unrendered`; those
+    that are new, and texts that hold tokens of begin or end of sequence already, are warned of.
+    Raises `DataError` when the tokenizer is not a fast one, when no row can be rendered, and when
+    no token of any row carries loss.
     """
     if not tokenizer.is_fast:
         raise DataError(
@@ -103,12 +114,14 @@ def tokenize(
             "tokenizer with its tokenizer.json"
         )
     encoder = Encoder(tokenizer)
-    name = _key("", tokenizer, encoder, data)
+    name = _key("", tokenizer, encoder, data, KEY_FORMAT)
     cached = _open(cache_dir, name)
     wanted = raw.content_hashes.tolist()
     if cached is None or not cached.index.keys() >= set(wanted):
         renderer = Renderer(tokenizer, data)
-        _write(_contents(raw, cached, renderer, encoder, data.max_length), cache_dir, name)
+        making = _Making(raw, cached, renderer, encoder, data)
+        _write(making.contents(), making.problems, cache_dir, name)
+        making.warn()
         _remove_others(cache_dir, name)
         cached = _open(cache_dir, name)
         assert cached is not None
@@ -119,8 +132,15 @@ def tokenize(
         num_targets=cached.num_targets,
         starts=cached.starts,
         flat=cached.flat,
-        key=_key(raw.fingerprint, tokenizer, encoder, data),
+        unrendered=tuple(
+            Skipped(int(raw.source_rows[row]), cached.problems[digest])
+            for row, digest in enumerate(wanted)
+            if cached.problems and digest in cached.problems
+        ),
+        key=_key(raw.fingerprint, tokenizer, encoder, data, KEY_FORMAT),
     ).arranged(places)
+    if len(table) and len(table.unrendered) == len(table):
+        raise DataError(_listed(data.path, "no row can be rendered", table.unrendered))
     if not table.num_targets.any():
         raise DataError(
             f"no token of {data.path} carries loss: all responses lie beyond the first "
@@ -131,7 +151,17 @@ def tokenize(
 
 def tokens_key(tokenizer: PreTrainedTokenizerBase, data: DataSection, fingerprint: str) -> str:
     """The `TokenTable.key` that samples of this fingerprint would have."""
-    return _key(fingerprint, tokenizer, Encoder(tokenizer), data)
+    return _key(fingerprint, tokenizer, Encoder(tokenizer), data, KEY_FORMAT)
+
+
+def earlier_tokens_key(
+    tokenizer: PreTrainedTokenizerBase, data: DataSection, fingerprint: str
+) -> str:
+    """The key that releases before turns were marked gave such samples.
+
+    Most of them have the same tokens and masks as now, some chat templates' masks differ.
+    """
+    return _key(fingerprint, tokenizer, Encoder(tokenizer), data, EARLIER_KEY_FORMAT)
 
 
 def sample_table(raw: RawSamples, tokens: TokenTable | None) -> SampleTable:
@@ -161,47 +191,106 @@ class _Cached:
     num_targets: Int32
     starts: Int64
     flat: Int32
+    problems: dict[str, str]
+    """Content hash -> why it cannot be rendered."""
 
 
-def _contents(
-    raw: RawSamples,
-    cached: _Cached | None,
-    renderer: Renderer,
-    encoder: Encoder,
-    max_length: int,
-) -> Iterator[tuple[str, Int32]]:
-    """Each different content once: its hash, and its tokens as the file holds them."""
-    first = {digest: place for place, digest in reversed([*enumerate(raw.content_hashes)])}
-    places = sorted(first.values())
-    known = {} if cached is None else cached.index
-    num_new = sum(raw.content_hashes[place] not in known for place in places)
-    with tqdm(total=num_new, desc="tokens", unit="row", disable=None) as bar:
-        for start in range(0, len(places), BATCH_ROWS):
-            block = places[start : start + BATCH_ROWS]
-            new = [place for place in block if raw.content_hashes[place] not in known]
-            rendered = [
-                _render(renderer, conversation, int(raw.source_rows[place]))
-                for place, conversation in zip(new, raw.records.take(new), strict=True)
-            ]
-            encoded = dict(zip(new, encoder.encode(rendered, max_length), strict=True))
-            for place in block:
-                digest = raw.content_hashes[place]
-                if place in encoded:
-                    ids, mask = encoded[place]
-                    yield digest, np.where(mask, ~ids, ids)
-                else:
-                    assert cached is not None
-                    at = known[digest]
-                    start_at = cached.starts[at]
-                    yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
-            bar.update(len(new))
+class _Making:
+    """Makes the tokens of contents that are not cached yet; says afterwards what was met."""
+
+    def __init__(
+        self,
+        raw: RawSamples,
+        cached: _Cached | None,
+        renderer: Renderer,
+        encoder: Encoder,
+        data: DataSection,
+    ) -> None:
+        self._raw, self._cached, self._data = raw, cached, data
+        self._renderer, self._encoder = renderer, encoder
+        self.problems: dict[str, str] = {}
+        """Content hash -> why it cannot be rendered; whole when `contents` has ended."""
+        self._refused: list[Skipped] = []
+        self._rendered_before: list[int] = []
+
+    def contents(self) -> Iterator[tuple[str, Int32]]:
+        """Each different content once: its hash, and its tokens as the file holds them.
+
+        Raises `DataError` at the end when not one can be rendered.
+        """
+        hashes, cached = self._raw.content_hashes, self._cached
+        first = {digest: place for place, digest in reversed([*enumerate(hashes)])}
+        places = sorted(first.values())
+        known = {} if cached is None else cached.index
+        num_new = sum(hashes[place] not in known for place in places)
+        with tqdm(total=num_new, desc="tokens", unit="row", disable=None) as bar:
+            for start in range(0, len(places), BATCH_ROWS):
+                block = places[start : start + BATCH_ROWS]
+                new = [place for place in block if hashes[place] not in known]
+                encoded = self._encode(new)
+                for place in block:
+                    digest = hashes[place]
+                    if place in encoded:
+                        ids, mask = encoded[place]
+                        yield digest, np.where(mask, ~ids, ids)
+                    else:
+                        assert cached is not None
+                        if digest in cached.problems:
+                            self.problems[digest] = cached.problems[digest]
+                        at = known[digest]
+                        start_at = cached.starts[at]
+                        yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
+                bar.update(len(new))
+        if places and len(self.problems) == len(places):
+            raise DataError(_listed(self._data.path, "no row can be rendered", self._refused))
+
+    def warn(self) -> None:
+        """Log what was met in new contents."""
+        if self._refused:
+            what = f"{len(self._refused)} rows cannot be rendered and are left out"
+            logger.warning("%s", _listed(self._data.path, what, self._refused))
+        if self._rendered_before:
+            logger.warning(
+                "%s: %d texts (the first is row %d) hold the token that begins or ends a sequence "
+                "already, as if a chat template had been applied to them; it is not put there a "
+                "second time. If the trainer applies a template to these texts, give gracekit the "
+                "conversations instead",
+                self._data.path,
+                len(self._rendered_before),
+                self._rendered_before[0],
+            )
+
+    def _encode(self, places: list[int]) -> dict[int, tuple[Int32, Bool]]:
+        """Tokens and masks of new contents; none of those that cannot be rendered."""
+        rendered = [
+            self._render(place, conversation)
+            for place, conversation in zip(places, self._raw.records.take(places), strict=True)
+        ]
+        encoded = self._encoder.encode(rendered, self._data.max_length)
+        return dict(zip(places, encoded, strict=True))
+
+    def _render(self, place: int, conversation: Conversation) -> Rendered:
+        source_row = int(self._raw.source_rows[place])
+        try:
+            rendered = self._renderer.render(conversation)
+        except UnrenderableError as problem:
+            self._refused.append(Skipped(source_row, str(problem)))
+            self.problems[self._raw.content_hashes[place]] = str(problem)
+            return Rendered("", [])
+        except DataError as error:
+            raise DataError(f"row {source_row}: {error}") from error
+        if rendered.was_rendered:
+            self._rendered_before.append(source_row)
+        return rendered
 
 
-def _render(renderer: Renderer, conversation: Conversation, source_row: int) -> Rendered:
-    try:
-        return renderer.render(conversation)
-    except DataError as error:
-        raise DataError(f"row {source_row}: {error}") from error
+def _listed(path: str, what: str, refused: Sequence[Skipped]) -> str:
+    """What was refused, with the first reasons."""
+    rows = [f"row {skipped.source_row}: {skipped.reason}" for skipped in refused[:SHOWN]]
+    if len(refused) == 1:
+        return f"{rows[0]} ({path}: {what})"
+    more = f"\n  and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+    return f"{path}: {what} (rows count from 0):\n  " + "\n  ".join(rows) + more
 
 
 def _files(cache_dir: Path, name: str) -> tuple[Path, Path]:
@@ -209,7 +298,9 @@ def _files(cache_dir: Path, name: str) -> tuple[Path, Path]:
     return cache_dir / f"tokens-{name}.bin", cache_dir / f"tokens-{name}.npz"
 
 
-def _write(contents: Iterator[tuple[str, Int32]], cache_dir: Path, name: str) -> None:
+def _write(
+    contents: Iterator[tuple[str, Int32]], problems: dict[str, str], cache_dir: Path, name: str
+) -> None:
     hashes: list[str] = []
     lengths: list[int] = []
     num_targets: list[int] = []
@@ -232,6 +323,7 @@ def _write(contents: Iterator[tuple[str, Int32]], cache_dir: Path, name: str) ->
                 hashes=np.array(hashes, np.str_),
                 lengths=np.array(lengths, np.int64),
                 num_targets=np.array(num_targets, np.int32),
+                problems=np.array(json.dumps(problems)),
                 digest=np.array(digest.hexdigest()),
             )
 
@@ -247,6 +339,7 @@ def _open(cache_dir: Path, name: str) -> _Cached | None:
         with index_file.open("rb") as file, np.load(file, allow_pickle=False) as index:
             hashes = index["hashes"].tolist()
             lengths, num_targets = index["lengths"], index["num_targets"]
+            problems = json.loads(str(index["problems"]))
             expected = str(index["digest"])
         with tokens_file.open("rb") as file:
             if _digest(file) != expected:
@@ -264,6 +357,7 @@ def _open(cache_dir: Path, name: str) -> _Cached | None:
             num_targets=num_targets,
             starts=(ends - lengths).astype(np.int64),
             flat=flat,
+            problems=problems,
         )
     except Exception:  # a damaged archive can fail in any way, and can always be made again
         return None
@@ -277,10 +371,14 @@ def _digest(file: BinaryIO) -> str:
 
 
 def _key(
-    fingerprint: str, tokenizer: PreTrainedTokenizerBase, encoder: Encoder, data: DataSection
+    fingerprint: str,
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
+    data: DataSection,
+    key_format: int,
 ) -> str:
     parts = [
-        KEY_FORMAT,
+        key_format,
         encoder.content,
         tokenizer.chat_template,
         tokenizer.bos_token,

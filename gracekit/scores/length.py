@@ -32,7 +32,7 @@ def correct_length(scores: Float32, num_targets: Int32, how: LengthCorrection) -
     known = ~np.isnan(scores)
     corrected = np.full(len(scores), np.nan, np.float32)
     if known.any():
-        corrected[known] = ranks_within(scores[known], _bins(num_targets[known]))
+        corrected[known] = ranks_within(scores[known], _length_bins(num_targets[known]))
     return corrected
 
 
@@ -50,7 +50,7 @@ def ranks_within(values: Float32, labels: Int32) -> Float64:
     return ranks
 
 
-def _bins(num_targets: Int32) -> Int32:
+def _length_bins(num_targets: Int32) -> Int32:
     """Bin of each sample: about equally many in each, equal lengths together."""
     num_bins = min(MOST_BINS, max(1, len(num_targets) // ROWS_PER_BIN))
     edges = np.quantile(num_targets, np.arange(1, num_bins) / num_bins, method="lower")

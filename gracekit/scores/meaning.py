@@ -51,8 +51,8 @@ MEANINGS: dict[str, ScoreMeaning] = {
     "margin": ScoreMeaning(),
     "perplexity": _POSITIVE,
 }
-"""Of the scores that gracekit has itself. The classes that measure them say the same; a test
-compares the two."""
+"""The built-in scores. Their classes have the same attributes, as a class of the user's own needs
+them; a test compares the two."""
 
 _OF_A_CLASS = ("shrinks_with_length", "scale", "needs_target", "needs_optimizer", "against")
 

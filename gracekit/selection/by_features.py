@@ -21,7 +21,7 @@ GRID = 2.0**20
 CLUSTER_ROWS = 500
 """Mean rows of a cluster."""
 NUM_ROUNDS = 10
-"""Of k-means."""
+"""Rounds of k-means."""
 SAMPLE_ROWS = 20_000
 """Rows that the centres are found on."""
 BLOCK_ROWS = 64
@@ -38,7 +38,7 @@ class KCenter:
     """
 
     def select(self, task: SelectionTask) -> Selection:
-        """In the order picked; gains are 1 - cosine to the nearest one picked before."""
+        """Rows in the order picked; gains are 1 - cosine to the nearest one picked before."""
         unit = directions(task)
         nearest = np.full(len(unit), 2.0)
         for row in task.initial:
@@ -49,7 +49,7 @@ class KCenter:
         gains: list[float] = []
         while room.left > 0 and is_open.any():
             first = not rows and not len(task.initial)
-            row = _best(importance if first else nearest, is_open, task.order)
+            row = _best_open_row(importance if first else nearest, is_open, task.order)
             is_open[row] = False
             if not room.admit(row):
                 is_open &= room.may_fit(row)
@@ -95,7 +95,7 @@ class Matching:
     """
 
     def select(self, task: SelectionTask) -> Selection:
-        """In turn from each block; with `weights: selector` its weights."""
+        """Rows in turn from each block; their weights count with `weights: selector`."""
         features = _features(task)
         drawn = random_values(task, task.seed)
         candidates = np.flatnonzero(task.candidates)
@@ -105,12 +105,12 @@ class Matching:
         turn = np.empty(len(shuffled), np.int64)
         for number in range(num_blocks):
             inside = np.flatnonzero(block == number)
-            turn[inside[_pursuit(features[shuffled[inside]])]] = np.arange(len(inside))
+            turn[inside[_pursuit_order(features[shuffled[inside]])]] = np.arange(len(inside))
         ranking = shuffled[np.lexsort((block, turn))]
         rows = first_rows(ranking, task)
         block_of = np.full(len(features), -1)
         block_of[shuffled] = block
-        weights = _matched(features, rows, block_of)
+        weights = _matching_weights(features, rows, block_of)
         return Selection(
             rows=rows,
             gains=np.zeros(len(rows), np.float32),
@@ -163,7 +163,7 @@ def _distance(unit: Float32, row: int) -> Float64:
     return 1 - round_to_grid(unit @ unit[row])
 
 
-def _best(values: Float64 | Float32, is_open: Bool, order: Int64) -> int:
+def _best_open_row(values: Float64 | Float32, is_open: Bool, order: Int64) -> int:
     """The open row of largest value; of equals the smaller order."""
     masked = np.where(is_open, values, -np.inf)
     equal = np.flatnonzero(masked == masked.max())
@@ -192,7 +192,7 @@ def _k_means(unit: Float32, drawn: Float64) -> tuple[Int64, Float64]:
     return labels, best
 
 
-def _pursuit(atoms: Float64) -> Int64:
+def _pursuit_order(atoms: Float64) -> Int64:
     """[m] the order in which matching pursuit takes the atoms [m, d] for their sum."""
     residual = atoms.sum(axis=0)
     basis = np.zeros((0, atoms.shape[1]))
@@ -211,7 +211,7 @@ def _pursuit(atoms: Float64) -> Int64:
     return np.array(taken, np.int64)
 
 
-def _matched(features: Float64, rows: Rows, block_of: Int64) -> Float32:
+def _matching_weights(features: Float64, rows: Rows, block_of: Int64) -> Float32:
     """[b] weights by which each block's selected rows come nearest to the sum of the block."""
     from scipy.optimize import nnls
 

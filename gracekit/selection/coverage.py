@@ -71,7 +71,7 @@ class Cover:
     """What is to be covered: the rows of the store themselves, or further nodes behind them."""
 
     graph: SparseGraph
-    """Of n + t nodes; the first n are the store's rows."""
+    """Graph of n + t nodes; the first n are the store's rows."""
     need: Float64
     """[n + t] how much each node counts."""
 
@@ -79,9 +79,14 @@ class Cover:
         """What the rows cover: the sum over nodes of the similarity to the best of them."""
         n = len(self.need)
         covering = lazy_greedy(
-            self.graph, modular=np.zeros(n), need=self.need, budget=0, order=np.arange(n),
-            candidates=np.zeros(n, bool), initial=rows,
-        )  # fmt: skip
+            self.graph,
+            modular=np.zeros(n),
+            need=self.need,
+            budget=0,
+            order=np.arange(n),
+            candidates=np.zeros(n, bool),
+            initial=rows,
+        )
         return covering.objective
 
 

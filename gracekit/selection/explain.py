@@ -20,7 +20,7 @@ class Chosen:
 
     settings: SelectionSection
     details: SelectionDetails
-    """Of the selection, from the header."""
+    """What the version's header says about the selection."""
     rows: Rows
     """[b] in the order picked."""
     gains: Float32
@@ -50,8 +50,8 @@ def explain(row: int, chosen: Chosen) -> Explanation:
     pool = make_pool(chosen.settings, chosen.inputs)
     selected = np.zeros(len(pool.usable), bool)
     selected[chosen.rows] = True
-    covered_by, similarity = _coverer(row, selected, chosen.inputs.graph)
-    gain = None if selected[row] else _gain(row, selected, chosen, pool)
+    covered_by, similarity = _best_coverer(row, selected, chosen.inputs.graph)
+    gain = None if selected[row] else _gain_if_added(row, selected, chosen, pool)
     return Explanation(
         reason=_why_out(row, chosen, pool, gain)
         if not selected[row]
@@ -104,17 +104,19 @@ def _why_out(row: int, chosen: Chosen, pool: Pool, gain: float | None) -> str:
         picked = chosen.gains[len(pool.initial) :]
         least = float(picked.min()) if len(picked) else 0.0
         return f"it would add {gain:.3g}, the last one picked added {least:.3g}{others}"
+    if settings.selector == "balanced":
+        return f"not drawn: balanced draws by chance, and another version may draw it{others}"
     return f"selector {settings.selector} preferred others{others}"
 
 
-def _edges(row: int, graph: SparseGraph) -> slice:
+def _edges_of(row: int, graph: SparseGraph) -> slice:
     return slice(int(graph.indptr[row]), int(graph.indptr[row + 1]))
 
 
-def _coverer(row: int, selected: Bool, graph: SparseGraph) -> tuple[int | None, float]:
+def _best_coverer(row: int, selected: Bool, graph: SparseGraph) -> tuple[int | None, float]:
     if selected[row]:
         return row, 1.0
-    edges = _edges(row, graph)
+    edges = _edges_of(row, graph)
     weights = np.where(selected[graph.indices[edges]], graph.weights[edges], 0)
     if not len(weights) or weights.max() == 0:
         return None, 0.0
@@ -123,26 +125,28 @@ def _coverer(row: int, selected: Bool, graph: SparseGraph) -> tuple[int | None, 
 
 
 def _num_covered(row: int, selected: Bool, graph: SparseGraph, pool: Pool) -> int:
-    edges = _edges(row, graph)
+    edges = _edges_of(row, graph)
     neighbors = zip(graph.indices[edges].tolist(), graph.weights[edges].tolist(), strict=True)
-    nearest = [
+    covered = [
         i
         for i, weight in neighbors
-        if pool.represented[i] and not selected[i] and _coverer(i, selected, graph)[1] <= weight
+        if pool.represented[i]
+        and not selected[i]
+        and _best_coverer(i, selected, graph)[1] <= weight
     ]
-    return 1 + len(nearest)
+    return 1 + len(covered)
 
 
-def _gain(row: int, selected: Bool, chosen: Chosen, pool: Pool) -> float | None:
+def _gain_if_added(row: int, selected: Bool, chosen: Chosen, pool: Pool) -> float | None:
     """Increase of F by the row, given all that is selected."""
     details, graph = chosen.details, chosen.inputs.graph
     if details.coverage_unit is None or not pool.represented[row]:
         return None
-    edges = _edges(row, graph)
+    edges = _edges_of(row, graph)
     rows = [row, *graph.indices[edges].tolist()]
     weights = [1.0, *graph.weights[edges].tolist()]
     raised = sum(
-        max(0.0, weight - _coverer(i, selected, graph)[1])
+        max(0.0, weight - _best_coverer(i, selected, graph)[1])
         for i, weight in zip(rows, weights, strict=True)
         if pool.represented[i]
     )

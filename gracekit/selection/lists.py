@@ -43,9 +43,9 @@ def listed(
     }
     for key, (chosen, ids, condition) in wanted.items():
         if ids:
-            chosen[_rows_of(ids, samples, f"selection.{key}")] = True
+            chosen[_rows_of_ids(ids, samples, f"selection.{key}")] = True
             if not samples.present[chosen].all():
-                gone = _some(chosen & ~samples.present, samples)
+                gone = _name_samples(chosen & ~samples.present, samples)
                 logger.warning("selection.%s: %s: no longer in the data, left out", key, gone)
                 chosen &= samples.present
         if condition is not None:
@@ -54,14 +54,14 @@ def listed(
             )
     if np.any(always & never):
         raise SelectionError(
-            f"{_some(always & never, samples)}: both always in and never in; take them off one of "
-            "the lists (selection.always_in, never_in and their _where)"
+            f"{_name_samples(always & never, samples)}: both always in and never in; take them off "
+            "one of the lists (selection.always_in, never_in and their _where)"
         )
     empty = always & (samples.num_response_tokens == 0)
     if np.any(empty):
         raise SelectionError(
-            f"{_some(empty, samples)}: always in, but without a token to train on; take them off "
-            "selection.always_in, or look at the data (data.max_length cuts long prompts)"
+            f"{_name_samples(empty, samples)}: always in, but without a token to train on; take "
+            "them off selection.always_in, or look at the data (data.max_length cuts long prompts)"
         )
     return Listed(always=always, never=never)
 
@@ -90,7 +90,7 @@ def where(
     return chosen & samples.present
 
 
-def _rows_of(ids: tuple[str, ...], samples: SampleTable, key: str) -> list[int]:
+def _rows_of_ids(ids: tuple[str, ...], samples: SampleTable, key: str) -> list[int]:
     row_of = {sample_id: row for row, sample_id in enumerate(samples.sample_ids.tolist())}
     unknown = [sample_id for sample_id in ids if sample_id not in row_of]
     if unknown:
@@ -101,7 +101,7 @@ def _rows_of(ids: tuple[str, ...], samples: SampleTable, key: str) -> list[int]:
     return [row_of[sample_id] for sample_id in ids]
 
 
-def _some(rows: Bool, samples: SampleTable) -> str:
+def _name_samples(rows: Bool, samples: SampleTable) -> str:
     ids = samples.sample_ids[np.flatnonzero(rows)]
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     noun = "samples" if len(ids) > 1 else "sample"

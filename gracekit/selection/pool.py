@@ -44,7 +44,7 @@ class Pool:
     initial: Rows
     """Rows that are in anyway, by id."""
     budget: int
-    """In rows or tokens, the initial rows included."""
+    """Rows or tokens that the coreset has in all, the initial rows included."""
     places: Places
     """How much may be picked of each group, in rows or tokens, the initial rows included."""
     costs: Int64 | None

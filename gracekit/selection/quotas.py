@@ -56,10 +56,10 @@ def group_places(
     """
     names = samples.group_names
     size, capacity, taken = (
-        _by_group(rows, samples, costs) for rows in (usable, candidates, forced)
+        _size_by_group(rows, samples, costs) for rows in (usable, candidates, forced)
     )
     is_there = np.bincount(samples.groups[samples.present], minlength=len(names)) > 0
-    least = np.maximum(taken, _minimum(settings, capacity, taken, is_there, names))
+    least = np.maximum(taken, _least_by_group(settings, capacity, taken, is_there, names))
     if least.sum() > budget:
         raise SelectionError(
             f"the group quotas cannot be met: selection.group_minimum and what is always in need "
@@ -72,14 +72,16 @@ def group_places(
             return Places(quotas=None)
         return Places(quotas=least, free=budget - int(least.sum()))
     if kind == "shares":
-        return Places(quotas=_fixed(settings, budget, capacity, taken, least, is_there, names))
+        return Places(
+            quotas=_quotas_of_shares(settings, budget, capacity, taken, least, is_there, names)
+        )
     shares = {
         "proportional": size.tolist(),
         "sqrt": [math.isqrt(int(s) * _SQRT_UNIT**2) for s in size],
         "equal": [int(s > 0) for s in size],
     }[kind]
-    return Places(quotas=apportion(min(budget, int(capacity.sum())), shares, capacity, names,
-                                   least=least))  # fmt: skip
+    budget = min(budget, int(capacity.sum()))
+    return Places(quotas=apportion(budget, shares, capacity, names, least=least))
 
 
 def apportion(
@@ -93,7 +95,7 @@ def apportion(
     """Split a budget by shares within bounds, by largest remainders.
 
     What a group cannot take goes to the others in the proportion of their shares, and what a
-    group needs more than its share comes from the others likewise.
+    group needs beyond its share is taken from the others in the same proportion.
 
     Args:
         budget: Zero or more.
@@ -121,8 +123,12 @@ def apportion(
             "set selection.group_quota: none"
         )
 
-    # A group takes share · level, cut to its bounds; the level at which all is given out is
-    # between two of those at which a group meets a bound. Fractions: ties are true ties.
+    # Think of one water level for all groups: at a level, a group takes share · level, cut to its
+    # own bounds. The higher the level, the more is given out in all, and wanted is the level at
+    # which that is the budget. Between two levels at which some group meets a bound, what is given
+    # out grows along a straight line; so the two of them that enclose the wanted level are found
+    # by bisection, and between them the rest is shared out in proportion. Everything is a whole
+    # number or a fraction: ties are true ties.
     def given_out(level: Fraction) -> Fraction:
         total = Fraction(sum(fixed.values()))
         for g in takes_part:
@@ -131,13 +137,15 @@ def apportion(
 
     levels = sorted({Fraction(b, share[g]) for g in takes_part for b in (low[g], most[g])})
     start, end = 0, len(levels)
-    while start < end:  # the first level that gives out the budget
+    while start < end:  # bisection: the first of the levels that gives out the budget
         middle = (start + end) // 2
         if given_out(levels[middle]) < budget:
             start = middle + 1
         else:
             end = middle
     under = levels[start - 1] if start else Fraction(0)
+    # At the level just under, a group is full (it keeps its most), not there yet (it keeps its
+    # least), or between its bounds: only these share what the others leave.
     quotas = low.copy()
     between = []
     for g in takes_part:
@@ -147,7 +155,7 @@ def apportion(
             between.append(g)
     left = budget - sum(q for g, q in enumerate(quotas) if g not in between)
     total = sum(share[g] for g in between)
-    for g in between:
+    for g in between:  # whole places first; then one more each, by the largest remainder
         quotas[g] = share[g] * left // total
     by_remainder = sorted(between, key=lambda g: (-(share[g] * left % total), group_names[g]))
     for g in by_remainder[: budget - sum(quotas)]:
@@ -155,14 +163,14 @@ def apportion(
     return np.array(quotas, np.int64)
 
 
-def _by_group(rows: Bool, samples: SampleTable, costs: Int64 | None) -> Int64:
+def _size_by_group(rows: Bool, samples: SampleTable, costs: Int64 | None) -> Int64:
     """[g] rows, or their tokens."""
     num_groups = len(samples.group_names)
     weights = None if costs is None else costs[rows]
     return np.bincount(samples.groups[rows], weights, minlength=num_groups).astype(np.int64)
 
 
-def _minimum(
+def _least_by_group(
     settings: SelectionSection,
     capacity: Int64,
     taken: Int64,
@@ -182,7 +190,7 @@ def _minimum(
     return np.minimum(capacity, settings.group_minimum)
 
 
-def _fixed(
+def _quotas_of_shares(
     settings: SelectionSection,
     budget: int,
     capacity: Int64,
@@ -210,8 +218,8 @@ def _fixed(
             )
         exact.append(Fraction(str(given.get(name, 0)) if there else 0))
     unit = math.lcm(*(share.denominator for share in exact))
-    quotas = apportion(budget, [int(share * unit) for share in exact],
-                       np.full(len(names), budget), names)  # fmt: skip
+    whole_shares = [int(share * unit) for share in exact]
+    quotas = apportion(budget, whole_shares, np.full(len(names), budget), names)
     for group in np.flatnonzero((quotas > capacity) | (quotas < least)).tolist():
         if quotas[group] > capacity[group]:
             found = f"{capacity[group]} can be selected"

@@ -38,9 +38,14 @@ def best_rows(values: Float32 | Float64, task: SelectionTask) -> Rows:
     return first_rows(ranked(values, task), task)
 
 
+def seed_of(*entropy: int) -> int:
+    """One number of 64 bits made of several."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+
 def random_values(task: SelectionTask, *entropy: int) -> Float64:
     """[n] uniform in [0, 1); of one id always the same number, whatever others there are."""
-    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    seed = seed_of(*entropy)
     ids = task.samples.sample_ids
     hashes = (xxhash.xxh3_64_intdigest(i.encode("utf-8", "surrogatepass"), seed) for i in ids)
     return np.ldexp((np.fromiter(hashes, np.uint64, len(ids)) >> 11).astype(np.float64), -53)
@@ -74,7 +79,7 @@ class Room:
         return True
 
     def may_fit(self, refused: int) -> Bool | bool:
-        """[n] False for rows that do not fit where `refused` does not: as dear, of its group."""
+        """[n] False for rows that cannot fit either: of the same group, and no cheaper."""
         if self._costs is not None:
             cheaper: Bool = self._costs < self._costs[refused]
             if self._groups is not None:

@@ -9,6 +9,7 @@ import numpy as np
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
+from gracekit.selection.balanced import Balanced
 from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
@@ -48,7 +49,7 @@ def select(
     task = make_task(pool, settings, inputs, seed=seed, version=version)
     if task.budget and task.candidates.any():
         selection = selector.select(task)
-        _check(selection, task)
+        _require_valid(selection, task)
     else:
         selection = Selection(
             rows=np.zeros(0, np.int64),
@@ -86,12 +87,13 @@ def select(
         weights=np.concatenate([zeros + 1, selection.weights]),
         details=details | selection.details,
     )
-    weights = weigh(settings.weights, selection, represented, samples, pool.represented)
+    kind = settings.weights or ("selector" if isinstance(selector, Balanced) else "coverage")
+    weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
 
 
-def _check(selection: Selection, task: SelectionTask) -> None:
+def _require_valid(selection: Selection, task: SelectionTask) -> None:
     """A selector of the user's own may be wrong; say so before it is published."""
     rows = np.asarray(selection.rows)
     inside = rows.size == 0 or (rows.min() >= 0 and rows.max() < len(task.candidates))

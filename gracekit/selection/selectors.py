@@ -9,6 +9,7 @@ from __future__ import annotations
 from gracekit.errors import RecipeError
 from gracekit.plugins import load_class
 from gracekit.protocols import Selector
+from gracekit.selection.balanced import Balanced
 from gracekit.selection.by_features import Clusters, KCenter, Matching
 from gracekit.selection.coverage import Coverage
 from gracekit.selection.simple import (
@@ -25,6 +26,7 @@ from gracekit.selection.target import TargetCoverage
 
 SELECTORS: dict[str, type[Selector]] = {
     "coverage": Coverage,
+    "balanced": Balanced,
     "target-coverage": TargetCoverage,
     "random": Random,
     "random-fresh": FreshRandom,

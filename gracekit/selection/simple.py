@@ -15,7 +15,7 @@ from gracekit.selection.weights import STRATA, represent
 from gracekit.types import Float32, Float64, Int64, Rows, Selection
 
 NUM_STRATA = 50
-"""As in CCS's own experiments."""
+"""Intervals of importance, as many as in CCS's own experiments."""
 GAMMA = 0.1
 """D2's γ in its published examples: small is strong suppression of neighbours."""
 
@@ -32,7 +32,7 @@ class FreshRandom:
     """A uniform draw, a new one for every version: the stronger baseline of the two."""
 
     def select(self, task: SelectionTask) -> Selection:
-        """The same again for the same seed and version."""
+        """Draw anew for every version; the same seed and version give the same rows."""
         return plain(random_rows(task, task.seed, task.version))
 
 
@@ -81,7 +81,7 @@ class Stratified:
     """
 
     def select(self, task: SelectionTask) -> Selection:
-        """In turn from each interval, within it at random."""
+        """Rows in turn from each interval, drawn at random within it."""
         candidates = np.flatnonzero(task.candidates)
         importance = np.nan_to_num(task.scores.importance.astype(np.float64))
         low, high = importance[candidates].min(), importance[candidates].max()
@@ -106,7 +106,7 @@ class MessagePassing:
     """
 
     def select(self, task: SelectionTask) -> Selection:
-        """In the order picked; gains are the values when picked."""
+        """Rows in the order picked; gains are their values when picked."""
         graph = task.graph
         distance = np.sqrt(np.maximum(2 - 2 * graph.weights, 0))
         importance = np.where(task.candidates, task.scores.importance, 0)

@@ -87,7 +87,7 @@ def weigh(
 
 
 def mean_one(weights: Float64) -> Float32:
-    """The same in proportion; weights that are all zero become ones."""
+    """Scale weights to mean 1; weights that are all zero become ones."""
     mean = weights.mean()
     scaled = weights / mean if mean > 0 else np.ones(len(weights))
     return scaled.astype(np.float32)

@@ -2,8 +2,8 @@
 
 This module is the door: other rooms import from here and from nowhere further inside. `StoreReader`
 reads, `Store` also writes. What is named here is loaded when it is first used: the trainer's side
-(`Lease`, `list_versions`, `read_manifest` …) needs neither pydantic nor DuckDB, and nobody but who
-asks in SQL needs DuckDB.
+(`Lease`, `list_versions`, `read_manifest` …) loads neither pydantic nor DuckDB. DuckDB is loaded
+only for questions in SQL and for publishing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gracekit.store.reader import StoreReader
     from gracekit.store.retention import GcReport
     from gracekit.store.snapshot import Snapshot
-    from gracekit.store.sql.ask import Answer, ask, parse_queries, query_errors, run_sql
+    from gracekit.store.sql.ask import Answer, ask, run_sql
     from gracekit.store.sql.conditions import rows_where
     from gracekit.store.sql.database import connect, schema
     from gracekit.store.sql.queries import NAMED_QUERIES, NamedQuery, named_query
@@ -65,7 +65,7 @@ _HOMES = {
     "gracekit.store.reader": ("StoreReader",),
     "gracekit.store.retention": ("GcReport",),
     "gracekit.store.snapshot": ("Snapshot",),
-    "gracekit.store.sql.ask": ("Answer", "ask", "parse_queries", "query_errors", "run_sql"),
+    "gracekit.store.sql.ask": ("Answer", "ask", "run_sql"),
     "gracekit.store.sql.conditions": ("rows_where",),
     "gracekit.store.sql.database": ("connect", "schema"),
     "gracekit.store.sql.queries": ("NAMED_QUERIES", "NamedQuery", "named_query"),
@@ -107,8 +107,6 @@ __all__ = [
     "lock_daemon",
     "lock_store",
     "named_query",
-    "parse_queries",
-    "query_errors",
     "read_heartbeat",
     "read_manifest",
     "require_manifest",

@@ -55,12 +55,12 @@ def verify(store: StoreReader) -> list[Problem]:
     """
     paths = store.renew().paths
     versions = store.manifests()
-    problems = list(_samples(store, versions))
+    problems = list(_check_samples(store, versions))
     for version in versions:
-        problems += _version(store, version)
+        problems += _check_version(store, version)
     removed = sorted(store.look().records)
     for version in removed:
-        problems += _removed(store, version)
+        problems += _check_removed(store, version)
     made = {*versions, *removed}
     missing = sorted(set(range(1, store.next_version())) - made)
     if missing:
@@ -69,19 +69,19 @@ def verify(store: StoreReader) -> list[Problem]:
         )
     for path in leftovers(store):
         problems.append(_problem(store, path, "is left of a version that gc removed", _RECOVER))
-    problems += _pinned(store, versions)
-    problems += _published(store, made)
+    problems += _check_pinned(store, versions)
+    problems += _check_published(store, made)
     return problems
 
 
-def _samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
+def _check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
     """Of every sample table: what is wrong with it by itself, and beside the one before."""
     tables = {store.paths.samples.name: store.info.dataset}
     for version in versions:
         try:
             dataset = store.dataset(version)
         except StoreError:
-            continue  # told with the version
+            continue  # `_check_version` reports it
         tables.setdefault(dataset.samples_file, dataset)
     before: SampleTable | None = None
     for name, dataset in tables.items():
@@ -96,17 +96,17 @@ def _samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
                            "restore the whole store from one backup")  # fmt: skip
         if len(set(samples.sample_ids)) != len(samples):
             yield _problem(store, path, "sample ids are not unique", "restore it from a backup")
-        if before is not None and not _goes_on(before, samples):
+        if before is not None and not _continues(before, samples):
             yield _problem(store, path, "its first rows are other samples than in the table before",
                            "restore the whole store from one backup")  # fmt: skip
         before = samples
 
 
-def _goes_on(before: SampleTable, samples: SampleTable) -> bool:
+def _continues(before: SampleTable, samples: SampleTable) -> bool:
     return np.array_equal(before.sample_ids, samples.sample_ids[: len(before)])
 
 
-def _version(store: StoreReader, version: int) -> Iterator[Problem]:
+def _check_version(store: StoreReader, version: int) -> Iterator[Problem]:
     path = store.paths.manifest(version)
     try:
         header = store.header(version)
@@ -121,7 +121,7 @@ def _version(store: StoreReader, version: int) -> Iterator[Problem]:
         what = _file_damage(file, entry.num_bytes, entry.sha256)
         if what is not None:
             yield _problem(store, file, what, _RESTORE)
-    samples = _table_of(store, version)
+    samples = _samples_if_whole(store, version)
     whole = [
         *_coreset_damage(store, coreset, header, samples),
         *_history_damage(store, header, samples),
@@ -130,15 +130,15 @@ def _version(store: StoreReader, version: int) -> Iterator[Problem]:
         yield _problem(store, file, what, _RESTORE)
 
 
-def _table_of(store: StoreReader, version: int) -> SampleTable | None:
-    """None where it is damaged, which is told already."""
+def _samples_if_whole(store: StoreReader, version: int) -> SampleTable | None:
+    """The sample table of a version; None where it is damaged, which `_check_samples` reports."""
     try:
         return store.samples(version)
     except StoreError:
         return None
 
 
-def _removed(store: StoreReader, version: int) -> Iterator[Problem]:
+def _check_removed(store: StoreReader, version: int) -> Iterator[Problem]:
     """Of a removed version its record and what was measured at it are left, and no manifest."""
     record = store.paths.find(store.paths.removal(version))
     try:
@@ -159,7 +159,7 @@ def _removed(store: StoreReader, version: int) -> Iterator[Problem]:
         yield _problem(store, file, what, _RESTORE)
 
 
-def _pinned(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
+def _check_pinned(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
     for version in pinned(store.paths):
         if version not in versions:
             marker = store.paths.pinned_marker(version)
@@ -233,7 +233,7 @@ def _history_damage(
                 yield path, "the removed samples are not those of the sample table"
 
 
-def _published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:
+def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:
     """What is derived from the manifests: a reader may miss it, nothing is lost."""
     paths = store.paths
     places = (
@@ -263,7 +263,7 @@ def _published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:
         if not _is_header(sidecar, store.header(version)):
             yield _problem(store, sidecar, "is missing or differs from its manifest",
                            _RECOVER)  # fmt: skip
-    if good and _text(paths.latest) != f"{good[-1]}\n":
+    if good and _read_text(paths.latest) != f"{good[-1]}\n":
         yield _problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
                        _RECOVER)  # fmt: skip
     if good and not database.is_current(store):
@@ -290,7 +290,7 @@ def _ascending_rows(rows: np.ndarray, num_samples: int) -> bool:
     return bool((np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < num_samples)
 
 
-def _text(path: Path) -> str | None:
+def _read_text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -16,8 +16,8 @@ Invariants, whatever is killed or fails, and wherever:
    from the files alone, so the next `recover` or commit publishes it.
 5. Versions are numbered 1, 2, 3 … without gaps, and no number is given twice: each up to the latest
    is a version or has a removal record. The latest is never removed.
-6. `refresh_id` is in the manifest, and in the removal record after it: whoever repeats a refresh
-   finds the version (`find_refresh`).
+6. `refresh_id` is in the manifest, and later in the removal record: when a refresh is repeated, the
+   version that it made is found (`find_refresh`).
 7. What was measured at a version is never removed.
 
 One process at a time commits: it holds the store's lock.
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.files.cache import CachePayload, save_cache
 from gracekit.store.files.history import write_measured, write_scores
+from gracekit.store.files.lock import tell_unfinished
 from gracekit.store.files.manifests import coreset_table, write_manifest
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.samples import dataset_info, write_samples
@@ -95,8 +96,9 @@ class VersionDraft:
     """Where changed data comes from; None: as before."""
     cache: CachePayload | None = None
     measure_id: str | None = None
-    """Of the measurement, None without one. Once the version exists all shards are removed: its
-    own, and those of refreshes that were stopped or skipped, which nobody goes on with."""
+    """Names the measurement, by which its shards are found; None where nothing was measured. Once
+    the version exists all shards are removed: its own, and those of refreshes that were stopped or
+    skipped, which will not be continued."""
     checkpoint: CheckpointInfo
     settings: Settings = field(default_factory=Settings)
     outcome: RefreshOutcome | None = None
@@ -120,7 +122,7 @@ def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) 
     version = store.next_version()
     parent = store.latest()
     samples = store.samples(parent) if draft.samples is None else draft.samples
-    _check(samples, draft)
+    _assert_consistent(samples, draft)
     if draft.scores is None and parent is None:
         raise VersionNotFoundError(
             f"the store {paths.root} has no scores to select from yet; "
@@ -128,7 +130,7 @@ def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) 
         )
     final = paths.manifest(version)
     with files.clear_write_errors(final):
-        for leftover in _of_a_failed_try(paths, version):
+        for leftover in _left_by_a_failed_try(paths, version):
             files.remove(leftover)
         _write_history(store, version, draft)
         if draft.cache is not None:
@@ -140,38 +142,43 @@ def commit(store: StoreReader, draft: VersionDraft, *, keep: int | None = None) 
     try:
         is_new = files.link_new(temporary, final)
     finally:
-        with suppress(OSError):  # at worst a leftover, which `recover` removes
+        try:
             files.remove(temporary)
+        except OSError:  # a leftover, which `recover` removes
+            tell_unfinished(paths.root)
     if not is_new:
         raise StoreWriteError(
             f"{final} appeared meanwhile: another process commits to this store without its lock; "
             "stop it and run again"
         )
-    store.hold(store.snapshot.with_version(version, store.learn(version)))
-    with _harmless(version, "old versions are not removed yet"):
+    with _log_failure(store, version, "it was not read back"):
+        store.hold(store.snapshot.with_version(version, store.learn(version)))
+    with _log_failure(store, version, "old versions are not removed yet"):
         files.sync_directory(final.parent)
         if keep is not None:
             remove_old(store, keep)
         else:
             finish(store)  # scores of removed versions that only the refresh before needed
-    with _harmless(version, "not all of it is published yet"):
-        publish(store, has_new=True)
+    with _log_failure(store, version, "not all of it is published yet"):
+        publish(store, has_new=True, has_new_cache=draft.cache is not None)
         if draft.measure_id is not None:
             clear_shards(paths)
     return version
 
 
 @contextmanager
-def _harmless(version: int, what: str) -> Iterator[None]:
-    """After the commit point a failure is told, whatever it is: the version exists."""
+def _log_failure(store: StoreReader, version: int, what: str) -> Iterator[None]:
+    """After the commit point any failure is only logged, because the version exists."""
     try:
         yield
     except Exception as error:
+        store.renew()
+        tell_unfinished(store.paths.root)
         logger.warning("version %d is committed, but %s (%s); the next start or version does the "
                        "rest", version, what, error)  # fmt: skip
 
 
-def _check(samples: SampleTable, draft: VersionDraft) -> None:
+def _assert_consistent(samples: SampleTable, draft: VersionDraft) -> None:
     """A version never changes, so a draft that is wrong by our own fault must not become one."""
     n, rows = len(samples), draft.selection.rows
     assert len(np.unique(rows)) == len(rows), "a row is selected twice"
@@ -184,7 +191,7 @@ def _check(samples: SampleTable, draft: VersionDraft) -> None:
     assert draft.samples is None or draft.scores is not None, "new samples need scores"
 
 
-def _of_a_failed_try(paths: StorePaths, version: int) -> list[Path]:
+def _left_by_a_failed_try(paths: StorePaths, version: int) -> list[Path]:
     """What an earlier try of the same number may have left."""
     return [
         paths.scores(version).parent,

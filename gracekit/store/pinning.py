@@ -1,8 +1,9 @@
 """`pin` and `unpin`: versions that gc never removes.
 
-Pinning needs no lock, so it works while a daemon writes. It is decided against gc by order: whoever
-pins writes the marker and then looks for a removal record; gc writes the record and then looks for
-a marker. At least one of them sees the other, and a version that both touched is kept.
+Pinning needs no lock, so it works while a daemon writes. The order of steps decides between a pin
+and a gc at the same moment: a pin writes its marker and then looks for a removal record; gc writes
+the record and then looks for a marker. At least one of them sees the other, and a version that both
+touched is kept.
 """
 
 from __future__ import annotations

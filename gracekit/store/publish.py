@@ -26,12 +26,13 @@ def is_published(store: StoreReader) -> bool:
     )
 
 
-def publish(store: StoreReader, *, has_new: bool) -> list[str]:
+def publish(store: StoreReader, *, has_new: bool, has_new_cache: bool = True) -> list[str]:
     """Bring sidecars, database, LATEST and caches in line with the manifests; what was changed.
 
     Everything is derived from the manifests and the history, so it may be repeated at any time.
     `has_new` is for a commit: the database is behind, and the sidecars of older versions are not
-    compared again if they are there, so that a commit costs the same after many versions.
+    compared again if they are there, so that a commit costs the same after many versions. Without
+    `has_new_cache` no cache became old, and none is looked for.
     """
     from gracekit.store.sql import database  # DuckDB is loaded only by who publishes or asks
 
@@ -52,8 +53,7 @@ def publish(store: StoreReader, *, has_new: bool) -> list[str]:
         files.write_text_atomic(paths.latest, _latest_text(versions[-1]))
         done.append(f"wrote {paths.relative(paths.latest)}")
     needed = store.newest_scores()
-    # A reselect or rollback makes no cache, so none became old.
-    if needed is not None and (not has_new or needed == versions[-1]):
+    if needed is not None and has_new_cache:
         with files.clear_write_errors(paths.cache):
             done += [f"removed the old {name}" for name in prune_caches(paths, needed)]
     return done

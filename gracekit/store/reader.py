@@ -142,7 +142,7 @@ class StoreReader:
         return self.find(lambda facts: facts.refresh_id == refresh_id)
 
     def find(self, is_sought: Callable[[VersionFacts], bool]) -> int | None:
-        """The latest version of which that is true, if any; also one that gc removed."""
+        """The latest version, kept or removed, with such facts; None where there is none."""
         return self.snapshot.find(is_sought)
 
     def resolve(self, version: VersionArgument = "latest") -> int:

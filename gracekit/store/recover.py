@@ -1,7 +1,7 @@
 """Start-up: what a killed process left is removed, what it did not publish is published.
 
 Finished shards stay, unless a refresh was committed after them: the next refresh of the same
-checkpoint goes on from them. A gc that was killed is finished. The caller holds the lock.
+checkpoint continues from them. A gc that was killed is finished. The caller holds the lock.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ def clean_up(store: StoreReader) -> list[str]:
         # What a commit does at its end; newer shards belong to a later refresh.
         committed_ns = paths.manifest(measured).stat().st_mtime_ns
         cleared = clear_shards(paths, before_ns=committed_ns)
-        done += [f"removed {name}, which no refresh goes on with" for name in cleared]
+        done += [f"removed {name}, which no refresh will continue" for name in cleared]
     return done

@@ -50,8 +50,10 @@ def examine(store: StoreReader, keep: int) -> GcReport:
         store: The store.
         keep: Number of newest versions to keep, at least 1.
     """
-    old, kept = _sort(store, keep)
-    freed_bytes = sum(_size(store.paths.find(path)) for path in _files_of(store, old, kept))
+    old, kept = _old_and_kept(store, keep)
+    freed_bytes = sum(
+        _num_bytes(store.paths.find(path)) for path in _files_of_removed(store, old, kept)
+    )
     return GcReport(removed=tuple(old), freed_bytes=freed_bytes, kept=kept)
 
 
@@ -64,7 +66,7 @@ def collect(store: StoreReader, keep: int) -> GcReport:
     """
     removed, freed_bytes = remove_old(store, keep)
     publish(store, has_new=bool(removed))
-    return GcReport(removed=removed, freed_bytes=freed_bytes, kept=_sort(store, keep)[1])
+    return GcReport(removed=removed, freed_bytes=freed_bytes, kept=_old_and_kept(store, keep)[1])
 
 
 def remove_old(store: StoreReader, keep: int) -> tuple[tuple[int, ...], int]:
@@ -76,7 +78,9 @@ def remove_old(store: StoreReader, keep: int) -> tuple[tuple[int, ...], int]:
         if not follower.holds:
             with files.clear_write_errors(follower.file):
                 files.remove(follower.file)
-    marked = [version for version in _sort(store, keep)[0] if _mark(store, version)]
+    marked = [
+        version for version in _old_and_kept(store, keep)[0] if _record_removal(store, version)
+    ]
     freed_bytes = finish(store)
     return tuple(version for version in marked if version in store.removed()), freed_bytes
 
@@ -91,10 +95,10 @@ def finish(store: StoreReader) -> int:
         held = held_versions(store.paths)
         for version in sorted(store.snapshot.unfinished):
             if version in held:
-                _withdraw(store, version)
+                _withdraw_removal(store, version)
     doomed = leftovers(store)
     manifests = [path for path in doomed if path.parent == paths.manifests]
-    freed_bytes = sum(map(_size, doomed))
+    freed_bytes = sum(map(_num_bytes, doomed))
     with files.clear_write_errors(paths.root):
         for path in manifests:
             files.remove(path)
@@ -111,12 +115,12 @@ def finish(store: StoreReader) -> int:
 
 def leftovers(store: StoreReader) -> list[Path]:
     """Files of versions with a removal record that are still to be removed."""
-    doomed = _files_of(store, store.removed(), store.manifests())
+    doomed = _files_of_removed(store, store.removed(), store.manifests())
     found = (store.paths.find(path) for path in doomed)
     return [path for path in found if path.exists()]
 
 
-def _sort(store: StoreReader, keep: int) -> tuple[list[int], dict[int, str | None]]:
+def _old_and_kept(store: StoreReader, keep: int) -> tuple[list[int], dict[int, str | None]]:
     """Versions to remove, and those to keep with the reason that an old one is."""
     assert keep >= 1, "the latest version is never removed"
     versions = store.versions()
@@ -132,26 +136,26 @@ def _sort(store: StoreReader, keep: int) -> tuple[list[int], dict[int, str | Non
             kept[version] = None
         elif version in held:
             kept[version] = held[version]
-        elif _readable(store, version):
+        elif _has_header(store, version):
             old.append(version)
         else:
             kept[version] = "its manifest is damaged, see `gracekit verify`"
     return old, kept
 
 
-def _mark(store: StoreReader, version: int) -> bool:
+def _record_removal(store: StoreReader, version: int) -> bool:
     """Make a version removed; False where someone came to hold it meanwhile."""
     header = store.header(version)
     removed_at = write_removal(store.paths.removal(version), header)
     facts = VersionFacts.of(header, removed_at=removed_at)
     store.hold(store.snapshot.with_removal(version, facts))
     if version in held_versions(store.paths):
-        _withdraw(store, version)
+        _withdraw_removal(store, version)
         return False
     return True
 
 
-def _withdraw(store: StoreReader, version: int) -> None:
+def _withdraw_removal(store: StoreReader, version: int) -> None:
     record = store.paths.removal(version)
     with files.clear_write_errors(record):
         files.remove(record)
@@ -159,22 +163,24 @@ def _withdraw(store: StoreReader, version: int) -> None:
         files.sync_directory(record.parent)
 
 
-def _files_of(store: StoreReader, removed: Collection[int], kept: Iterable[int]) -> list[Path]:
+def _files_of_removed(
+    store: StoreReader, removed: Collection[int], kept: Iterable[int]
+) -> list[Path]:
     """Files that go with removed versions: all but what was measured and what kept ones need."""
     if not removed:
         return []
-    paths, needed, facts = store.paths, _needed(store, kept), store.all_facts()
+    paths, needed, facts = store.paths, _files_needed_by(store, kept), store.all_facts()
     found: list[Path] = []
     for version in removed:
         found += [paths.manifest(version), paths.sidecar(version)]
         if needed is not None:
             names = {name for name, _ in facts[version].sizes}
             names.discard(paths.relative(paths.measured(version)))
-            found += [paths.root / name for name in sorted(names - needed) if _is_ours(name)]
+            found += [paths.root / name for name in sorted(names - needed) if _lies_in_store(name)]
     return list(dict.fromkeys(found))
 
 
-def _needed(store: StoreReader, kept: Iterable[int]) -> set[str] | None:
+def _files_needed_by(store: StoreReader, kept: Iterable[int]) -> set[str] | None:
     """Files that kept versions and the next refresh need; None where damage hides it."""
     needed: set[str] = set()
     whole = store.all_facts()
@@ -198,20 +204,20 @@ def _needed(store: StoreReader, kept: Iterable[int]) -> set[str] | None:
     return needed
 
 
-def _is_ours(name: str) -> bool:
+def _lies_in_store(name: str) -> bool:
     """Whether a file named by a header lies in the store: one that was tampered with may lie."""
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _size(path: Path) -> int:
+def _num_bytes(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return 0
 
 
-def _readable(store: StoreReader, version: int) -> bool:
+def _has_header(store: StoreReader, version: int) -> bool:
     try:
         store.header(version)
     except StoreError:

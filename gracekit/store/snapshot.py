@@ -70,7 +70,7 @@ class Snapshot:
         return max((v for v in found if before is None or v < before), default=None)
 
     def find(self, is_sought: Callable[[VersionFacts], bool]) -> int | None:
-        """The latest version of which that is true, if any; also one that gc removed."""
+        """The latest version, kept or removed, with such facts; None where there is none."""
         found = reversed(list(self.facts.items()))
         return next((version for version, facts in found if is_sought(facts)), None)
 

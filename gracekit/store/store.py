@@ -119,7 +119,9 @@ class Store(StoreReader):
 
     def commit(self, draft: VersionDraft, *, keep: int | None = None) -> int:
         """Make the draft the next version, and keep the newest so many; see `commit`."""
-        with self.lock():
+        with self.lock() as is_unfinished:
+            if is_unfinished:
+                self.recover()
             self._migrate()
             return commit(self, draft, keep=keep)
 

@@ -71,14 +71,19 @@ def versions_in_words(kept: Iterable[int], removed: Iterable[int] = ()) -> str:
 
 
 def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """First and last of each run of consecutive numbers, which are ascending."""
+    """First and last of each run of three or more consecutive numbers, which are ascending; other
+    numbers by themselves.
+    """
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
             runs[-1] = (runs[-1][0], number)
         else:
             runs.append((number, number))
-    return runs
+    found: list[tuple[int, int]] = []
+    for first, last in runs:
+        found += [(first, first), (last, last)] if last == first + 1 else [(first, last)]
+    return found
 
 
 def _in_words(runs: list[tuple[int, int]], *, last: str) -> str:

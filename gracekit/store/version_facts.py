@@ -1,7 +1,7 @@
 """What must be known of every version at each commit: small, and read from its manifest once.
 
-A daemon makes versions for weeks. Whole headers would fill its memory, and reading them all again
-at each commit would make the thousandth version dearer than the first.
+A daemon makes versions for weeks. Keeping all headers would fill its memory, and reading them all
+again at each commit would make the thousandth version cost more than the first.
 """
 
 from __future__ import annotations

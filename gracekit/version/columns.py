@@ -8,6 +8,7 @@ tables of docs/sql.md. A score adds a column of its own to each table that holds
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +19,6 @@ from gracekit.version import __version__
 from gracekit.version.outcomes import Audit
 from gracekit.version.sources import ListedVersion, MeasuredRows, PublishedStore, SelectedRows
 from gracekit.version.table import Column, Named, Table
-
-SCHEMA_VERSION = 8
-"""Of `scores.duckdb`. A database of another schema is not read: it is built anew from the files."""
 
 ORIGIN_NAMES = [origin.name.lower() for origin in Origin]
 """`origin` in files and SQL: never, propagated, measured, invalid, stale, removed."""
@@ -195,7 +193,9 @@ _SELECTED_VERSION = replace(
 _SELECTED_ROW = replace(_ROW, get=lambda c: c.rows)
 _SELECTED_ID = replace(_SAMPLE_ID, get=lambda c: c.samples.sample_ids[c.rows])
 _SELECTED_GROUP = replace(
-    _GROUP_NAME, get=lambda c: Named(c.samples.groups[c.rows], c.samples.group_names)
+    _GROUP_NAME,
+    about="the user's label when the sample was selected",
+    get=lambda c: Named(c.samples.groups[c.rows], c.samples.group_names),
 )
 _SOURCE_ROW: Column[SelectedRows] = Column(
     "source_row",
@@ -412,7 +412,9 @@ CHECKPOINT_PATHS = ("$.checkpoint.path", "$.checkpoint.layout", "$.checkpoint.di
 """Where `header` has what the columns of `checkpoints` call `found`, in that order."""
 
 _OF_STORE: tuple[Column[PublishedStore], ...] = (
-    Column("schema_version", "int32", "schema of this database", lambda s: SCHEMA_VERSION),
+    Column(
+        "schema_version", "int32", "number of these tables and columns", lambda s: SCHEMA_VERSION
+    ),
     Column("gracekit_version", "string", "release that published it", lambda s: __version__),
     Column("fingerprint", "string", "identity of the data", lambda s: s.dataset.fingerprint),
     Column("num_samples", "int64", "samples in the data", lambda s: s.dataset.num_samples),
@@ -433,5 +435,17 @@ TABLES = {table.name: table for table in (SAMPLES, SCORES, VERSIONS, CHECKPOINTS
 """Whole in `scores.duckdb`."""
 VIEWS = {view.name: view for view in (CORESETS, SCORE_HISTORY, MEASUREMENTS)}
 """Over the manifests and the history."""
-FILES = (SAMPLES, SCORES_FILE, MEASURED_FILE, MANIFEST)
-"""What Parquet files hold."""
+
+
+def _schema_version() -> int:
+    """Another number, from 0 to 2^31 - 1, for every other set of tables, columns and meanings."""
+    columns = [
+        (table.name, table.about, column.name, column.type, column.about, column.sql)
+        for table in (TABLES | VIEWS).values()
+        for column in table.columns
+    ]
+    return zlib.crc32(repr(("one table behind samples and scores", columns)).encode()) & 0x7FFFFFFF
+
+
+SCHEMA_VERSION: int = _schema_version()
+"""Of `scores.duckdb`. A database of another schema is not read: it is built anew from the files."""

@@ -10,9 +10,12 @@ from pydantic import ConfigDict, Field
 from gracekit.version.parts import Number, Part
 
 
-def audit_number(about: str) -> Any:
-    """A number of the audit that is a column of the table `versions`, with its meaning there."""
-    return Field(description=about, json_schema_extra={"is_column": True})
+def audit_number(about: str, default: Any = ...) -> Any:
+    """A number of the audit that is a column of the table `versions`, with its meaning there.
+
+    One that a later release added has a default, for headers that do not have it.
+    """
+    return Field(default, description=about, json_schema_extra={"is_column": True})
 
 
 class Audit(Part):
@@ -34,6 +37,10 @@ class Audit(Part):
     rank_correlation_all: Number = audit_number("the same over all rows, measured ones included")
     mean_abs_error: Number = audit_number("audit: mean absolute error of importance")
     mean_abs_error_stale: Number = audit_number("the same, had the scores been left as they were")
+    mean_error: Number = audit_number(
+        "audit: mean of predicted minus measured importance; above 0: predicted too high",
+        default=math.nan,
+    )
     feature_cosine: Number = audit_number(
         "audit: mean cosine of predicted and measured features, both centred"
     )

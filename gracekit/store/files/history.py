@@ -1,4 +1,7 @@
-"""`history/version=000012/`: what was measured, and the scores of all rows, append-only."""
+"""The history: the scores of all rows at every version, and what was measured; append-only.
+
+`score_history/version=000012/scores.parquet` and `measurements/version=000012/measured.parquet`.
+"""
 
 from __future__ import annotations
 

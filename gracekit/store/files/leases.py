@@ -132,7 +132,7 @@ def _follower(path: Path, now: float) -> Follower | None:
     except OSError:  # released just now
         return None
     except (ValueError, KeyError, TypeError):
-        return Follower(file=path, who="nobody", versions=(), holds=False)
+        return Follower(file=path, who="a lease that cannot be read", versions=(), holds=False)
     holds = is_alive(pid) if is_here else age_s < LIFE_S
     return Follower(file=path, who=f"process {pid} on {host}", versions=versions, holds=holds)
 

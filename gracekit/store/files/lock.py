@@ -34,6 +34,8 @@ _LOOK_S = 0.05
 
 _held: dict[Path, int] = {}
 """Lock files held by this process -> the thread that took them."""
+_unfinished: set[Path] = set()
+"""Of these the ones whose holder has told that it leaves something to clean up."""
 _guard = threading.Lock()
 
 
@@ -64,6 +66,15 @@ def holds_lock(root: Path) -> bool:
     """Whether this thread is the store's writer already."""
     with _guard:
         return _held.get(StorePaths(root).lock) == threading.get_ident()
+
+
+def tell_unfinished(root: Path) -> None:
+    """Let the next writer clean up; for a failure that is no error for the caller. Without the lock
+    this does nothing.
+    """
+    with _guard:
+        if StorePaths(root).lock in _held:
+            _unfinished.add(StorePaths(root).lock)
 
 
 @contextmanager
@@ -159,9 +170,10 @@ def _hold_file(
             raise
     finally:
         # Unsigned before released: afterwards the file may be the next holder's.
-        if is_finished:
+        if is_finished and lock_path not in _unfinished:
             with suppress(OSError):
                 remove(holder_path)
+        _unfinished.discard(lock_path)
         lock.release()
 
 

@@ -1,7 +1,8 @@
 """`removed/v000012.json`: the record that gc removed a version.
 
-Written and synced before any file of the version goes, so a number without a manifest is explained
-for good. It holds the version's header, of which the audit trail is made.
+It is written and synced before any file of the version is removed, so that it is known for every
+number whether its version is kept or was removed. It holds the version's header, because the table
+`versions` and the churn of later versions go on to need it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One question to a store in SQL: queries only, confined, and answered in batches.
 
-DuckDB can confine which files are opened, not what is done to them. So what is no plain query is
-refused beforehand, by the tree that DuckDB's own parser makes of it: other statements, a `WITH`
-whose part writes (`WITH x AS (COPY … TO …)`), and functions that run SQL which they are given as
-a value, where the same could hide.
+DuckDB can confine which files are opened, but not what is done to them. So everything that is not a
+plain query is refused before it runs, judged by the syntax tree that DuckDB's own parser makes:
+other statements, a `WITH` with a part that writes (`WITH x AS (COPY … TO …)`), and functions that
+run SQL from a value, in which such a statement could hide.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from gracekit.version.columns import IDENTITY, SAMPLES, TABLES, VIEWS
 _Result = TypeVar("_Result")
 
 BATCH_ROWS = 10_000
-"""Rows of an answer in memory at once, about."""
+"""About how many rows of an answer are in memory at once."""
 
 _TRIES = 8
-"""Old versions may be removed between finding their files and reading them, again and again where
-each commit removes one and the machine is busy."""
+"""How often a question is started anew because a version was removed after its files were found and
+before they were read; on a busy machine that can happen several times in a row."""
 
 _SHARED = [column.name for column in IDENTITY]
 """Columns that tables with `row` share with `samples`."""
@@ -55,10 +55,10 @@ database's state."""
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The rows of a query, which are computed while they are taken; to be taken once."""
+    """The rows of a query. They are computed while they are taken, and can be taken once."""
 
     schema: pa.Schema
-    """Names, types; no name twice."""
+    """Names and types; no two columns have the same name."""
     batches: Iterator[pa.RecordBatch]
 
     @property
@@ -82,13 +82,13 @@ def ask(
     confined: bool = True,
     allow: Sequence[Path | str] = (),
 ) -> Iterator[Answer]:
-    """Run a query against a store; of several the last one, for the others change nothing.
+    """Run a query against a store. Of several queries only the last one runs.
 
     Args:
         root: The store.
         sql: One or more queries (SELECT, FROM, VALUES, WITH, DESCRIBE, SHOW, SUMMARIZE, EXPLAIN).
         parameters: Values for `$name` in the queries.
-        confined: Read nothing but the store, and what `allow` names.
+        confined: Read only the store, and what `allow` names.
         allow: Further files and directories to read.
 
     Raises:
@@ -157,9 +157,11 @@ def bind(
 ) -> DuckDBPyRelation:
     """The query, ready to run.
 
-    `sample_id` and `group_name` were once in the table `samples` only, and a query had to join it
-    to have them. Written for that, it may not say whose `sample_id` it means. Then both are taken
-    from `samples`: the other tables are shown without them.
+    Earlier releases had `sample_id` and `group_name` in the table `samples` only, so queries join
+    it to have them and do not say whose `sample_id` they mean, which is ambiguous now. For such a
+    query the other tables are shown without the two columns, as they were.
+
+    Raises `duckdb.Error` for a query that cannot be run.
     """
     try:
         return connection.sql(query, params=parameters or None)
@@ -211,7 +213,7 @@ def _taken(
 
 
 def _interruptibly(connection: DuckDBPyConnection, work: Callable[[], _Result]) -> _Result:
-    """Do what does not look for signals itself; a Ctrl-C ends the query."""
+    """Run `work`, which does not notice signals itself, so that Ctrl-C ends the query."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:
@@ -224,7 +226,7 @@ def _interruptibly(connection: DuckDBPyConnection, work: Callable[[], _Result]) 
 
 
 def _unique(schema: pa.Schema) -> pa.Schema:
-    """A column of a name that was there before gets `_1`, as in DuckDB's own tables."""
+    """The second column of a name is called `name_1`, as in DuckDB's own tables, and so on."""
     fields: list[pa.Field] = []
     taken: set[str] = set(schema.names)
     seen: set[str] = set()

@@ -55,7 +55,7 @@ def publish(store: StoreReader) -> None:
     try:
         write_atomic(database, build)
         with clear_write_errors(database):
-            # Left by whoever wrote into the old file: it does not belong to the new one.
+            # Another program wrote into the old file; its log does not belong to the new one.
             remove(database.with_name(f"{database.name}.wal"))
     except duckdb.Error as error:
         raise StoreWriteError(
@@ -78,13 +78,16 @@ def connect(
     """A connection to ask the store in SQL, from any directory, while versions are made.
 
     It shows the tables `samples`, `scores`, `versions`, `checkpoints`, `store` and the views
-    `coresets`, `score_history`, `measurements` as of now: connect again to see later versions.
-    The store's database is attached read-only; where it is missing, its tables are made in memory
-    from the files. Own scratch tables are possible and vanish with the connection.
+    `coresets`, `score_history`, `measurements` as of now: connect again to see later versions. All
+    of them that have `row` have `sample_id` and `group_name` too, so where two are joined a query
+    says whose it means (`samples.sample_id`).
 
-    DuckDB installs and loads no extension by itself here. It cannot forbid to write where it may
-    read: a `COPY … TO` into the store's manifests or history is up to you. (`store.sql.ask`, which
-    is behind `gracekit sql`, refuses it.)
+    The store's database is attached read-only; where it is missing, its tables are made in memory
+    from the files. You may make tables of your own, which vanish with the connection.
+
+    DuckDB installs and loads no extension by itself here. It cannot forbid writing to files that it
+    may read, so it is up to you not to `COPY … TO` into the store. (`ask`, which is behind
+    `gracekit sql`, refuses that.)
 
     Args:
         root: The store.

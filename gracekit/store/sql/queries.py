@@ -80,27 +80,27 @@ _QUERIES = (
         "with scores of their own",
         """
         WITH last_two AS (
-            SELECT DISTINCT version FROM score_history ORDER BY version DESC LIMIT 2
+            -- every version with scores has row 0
+            SELECT version FROM score_history WHERE row = 0 ORDER BY version DESC LIMIT 2
         ), bounds AS (
             SELECT if($before IS NULL, min(version),
                       (SELECT scores_version FROM versions WHERE version = $before)) AS first,
                    if($now IS NULL, max(version),
                       (SELECT scores_version FROM versions WHERE version = $now)) AS last
             FROM last_two
-        ), before AS (
-            SELECT row, importance FROM score_history
-            WHERE version = (SELECT first FROM bounds)
-        ), now AS (
-            SELECT row, importance, origin FROM score_history
-            WHERE version = (SELECT last FROM bounds)
+        ), changed AS (
+            SELECT row, now.sample_id, now.group_name, before.importance AS importance_before,
+                   now.importance AS importance_now,
+                   now.importance - before.importance AS change, now.origin
+            FROM score_history now JOIN score_history before USING (row)
+            WHERE now.version = (SELECT last FROM bounds)
+              AND before.version = (SELECT first FROM bounds) AND now.version <> before.version
+            ORDER BY abs(change) DESC NULLS LAST, now.sample_id
+            LIMIT $count
         )
-        SELECT sample_id, group_name, before.importance AS importance_before,
-               now.importance AS importance_now, now.importance - before.importance AS change,
-               now.origin, preview
-        FROM now JOIN before USING (row) JOIN samples USING (row)
-        WHERE (SELECT first <> last FROM bounds)
-        ORDER BY abs(change) DESC NULLS LAST, sample_id
-        LIMIT $count
+        SELECT c.* EXCLUDE (row), preview
+        FROM changed c JOIN samples USING (row)
+        ORDER BY abs(change) DESC NULLS LAST, c.sample_id
         """,
         count=_COUNT,
         before=Parameter(about="version to compare with", kind=int),

@@ -1,0 +1,161 @@
+"""Whose gradient does a coreset have? Each selector's error beside that of a random draw.
+
+    python benchmarks/exact_run.py --model llama-tiny --samples 1000 --steps 75,300,900 \
+        -o runs/drift/tiny-1000.npz
+    python benchmarks/gradient_error.py runs/drift/tiny-1000.npz
+
+The error is |weighted mean gradient of the coreset - mean gradient of all| / |mean gradient of
+all|, by the exact gradient sketches of a run of `exact_run.py`: root of the mean square over draws,
+mean over checkpoints, printed as a ratio to that of random draws of the same size. Scores are the
+exact ones, the graph is over hidden states, all else as the selectors have it by default, with the
+weights that each is given by default (`w`) or with equal ones (`u`). `tokens`: the trainer averages
+over the tokens of a batch, so that a row's part is its number of tokens times the gradient of its
+mean loss; `samples`: that gradient alone. `balanced, own norm` is given the norm of the row's part
+in that average.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.replay import Run
+from gracekit.graph import build_index, symmetric, unit_features
+from gracekit.protocols import SelectionInputs
+from gracekit.recipe import GraphSection, ScoringSection, SelectionSection
+from gracekit.scores.importance import sample_importance
+from gracekit.selection import select
+from gracekit.types import Float64, Origin, ScoreTable
+
+Weights = Literal["uniform", "selector"] | None
+
+AVERAGES = ("tokens", "samples")
+NORM = "gradient-norm"
+WEIGHTS: dict[str, Weights] = {"w": None, "u": "uniform"}
+ONCE = ("coverage", "top", "bottom", "d2", "stratified", "craig", "k-center", "gradient-matching")
+"""Selectors without chance: one coreset a checkpoint."""
+OWN = ("craig", "gradient-matching")
+"""Selectors with weights of their own that are not the default."""
+ROWS = (*ONCE, "balanced, α 1", "balanced", "balanced, own norm")
+
+
+@dataclass(frozen=True)
+class Exact:
+    """One checkpoint of a run, with what a selection starts from."""
+
+    inputs: SelectionInputs
+    gradients: dict[str, Float64]
+    """average -> [n, k²] each row's part in it, by its sketch"""
+
+    @classmethod
+    def of(cls, run: Run, c: int, sketches: Any) -> Exact:
+        """Checkpoint c."""
+        n, scoring = len(run.samples), ScoringSection()
+        valid = np.ones(n, bool)
+        hidden = run.features[c].astype(np.float32)
+        index = build_index(unit_features(hidden, valid), GraphSection(), valid=valid, seed=0)
+        scores = {name: score[c] for name, score in run.exact.items()}
+        table = ScoreTable(
+            scores=scores,
+            importance=sample_importance(scores, run.samples, scoring),
+            origin=np.full(n, Origin.MEASURED, np.uint8),
+            measured_step=np.full(n, int(run.steps[c])),
+            measured_version=np.ones(n, np.int64),
+            confidence=np.ones(n, np.float32),
+        )
+        of_samples = sketches[c].astype(np.float64)
+        return cls(
+            inputs=SelectionInputs(
+                scores=table, samples=run.samples, graph=symmetric(index.graph),
+                features=run.features[c], scoring=scoring,
+            ),
+            gradients={
+                "samples": of_samples,
+                "tokens": of_samples * run.samples.num_response_tokens[:, None],
+            },
+        )  # fmt: skip
+
+    def with_norms_of(self, average: str) -> SelectionInputs:
+        """The same, with the norms of the rows' parts in that average as the score."""
+        norms = np.linalg.norm(self.gradients[average], axis=1).astype(np.float32)
+        table = replace(self.inputs.scores, scores={**self.inputs.scores.scores, NORM: norms})
+        scoring = ScoringSection(length_correction="none")
+        return replace(self.inputs, scores=table, scoring=scoring)
+
+    def errors(
+        self, name: str, weights: Weights, average: str, fraction: float, draws: int
+    ) -> Float64:
+        """[draws] relative errors of the mean gradient; one without chance."""
+        selector, _, kind = name.partition(", ")
+        inputs = self.with_norms_of(average) if kind == "own norm" else self.inputs
+        if weights is None and selector in OWN:
+            weights = "selector"
+        alpha = 1.0 if kind == "α 1" else SelectionSection().alpha
+        settings = SelectionSection(
+            selector=selector, fraction=fraction, weights=weights, alpha=alpha
+        )
+        gradients = self.gradients[average]
+        mean = gradients.mean(axis=0)
+        found = []
+        for version in range(1, 2 if selector in ONCE else draws + 1):
+            chosen = select(settings, inputs, seed=0, version=version)
+            estimate = np.average(gradients[chosen.rows], axis=0, weights=chosen.weights)
+            found.append(float(np.linalg.norm(estimate - mean) / np.linalg.norm(mean)))
+        return np.array(found)
+
+
+def ratios(
+    points: list[Exact], name: str, weights: Weights, average: str, fraction: float, draws: int,
+    random: list[float],
+) -> float:  # fmt: skip
+    """Mean over checkpoints of the error relative to that of random draws."""
+    each = [
+        np.sqrt(np.mean(point.errors(name, weights, average, fraction, draws) ** 2)) / base
+        for point, base in zip(points, random, strict=True)
+    ]
+    return float(np.mean(each))
+
+
+def main() -> None:
+    """Print one table for each average."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", type=Path, help="a file that exact_run.py wrote")
+    parser.add_argument("--fractions", default="0.05,0.1,0.3")
+    parser.add_argument("--draws", type=int, default=40, help="of selectors with chance")
+    options = parser.parse_args()
+    run = Run.load(options.run, "hidden")
+    with np.load(options.run) as file:
+        sketches = file["sketch"]
+    points = [Exact.of(run, c, sketches) for c in range(len(run.steps))]
+    fractions = [float(part) for part in options.fractions.split(",")]
+    print(f"{len(run.samples)} samples, checkpoints at steps {run.steps.tolist()}, "
+          f"{options.draws} draws")  # fmt: skip
+    for average in AVERAGES:
+        random = {
+            fraction: [
+                float(np.sqrt(np.mean(
+                    p.errors("random-fresh", "uniform", average, fraction, options.draws) ** 2)))
+                for p in points
+            ]
+            for fraction in fractions
+        }  # fmt: skip
+        heads = [f"{fraction:.0%} {kind}" for fraction in fractions for kind in WEIGHTS]
+        print(f"\n| mean over {average} | " + " | ".join(heads) + " |")
+        print("|---|" + "--:|" * len(heads))
+        bases = " | ".join(f"| {np.mean(random[f]):.3f}" for f in fractions)
+        print(f"| error of random draws {bases} | |")
+        for name in ROWS:
+            cells = [
+                f"{ratios(points, name, w, average, f, options.draws, random[f]):.2f}"
+                for f in fractions
+                for w in WEIGHTS.values()
+            ]
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The rounds of a refresh: plan, measure, carry over, audit, and again while the audit misses."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gracekit.propagation import (
+    CarriedFeatures,
+    Propagated,
+    propagate_features,
+    propagate_scores,
+)
+from gracekit.recipe import Recipe
+from gracekit.refresher.auditing import audit_refresh
+from gracekit.refresher.budget import first_plan, next_round, plan_round
+from gracekit.refresher.last import LastRefresh
+from gracekit.types import Measurement, RefreshPlan, Rows, SampleTable
+from gracekit.version.outcomes import Audit
+
+logger = logging.getLogger(__name__)
+
+
+class Measure(Protocol):
+    """Measures rows under one checkpoint."""
+
+    def __call__(self, rows: Rows) -> Measurement:
+        """The given distinct rows, in their order; rows of earlier calls are among them."""
+        ...
+
+    def finish(self) -> NDArray[np.float16] | None:
+        """No more rows are asked for: the model may go.
+
+        Returns [t, d] features of the target set under it; None without a target set.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the rounds of measuring gave."""
+
+    plan: RefreshPlan
+    """The rows of all rounds together."""
+    measurement: Measurement
+    """Of the plan's rows, in their order."""
+    scores: Propagated | None = None
+    """What the measured rows say of all, in working values; None when everything was measured by
+    plan."""
+    features: CarriedFeatures | None = None
+    """The features of all rows; None with `scores`."""
+    audit: Audit | None = None
+    """None when everything was measured by plan, or too few rows were drawn uniformly."""
+    rounds: int = 1
+
+
+def measure_in_rounds(
+    last: LastRefresh | None,
+    measure: Measure,
+    recipe: Recipe,
+    *,
+    samples: SampleTable,
+    step: int,
+) -> Measured:
+    """Measure what the plan says, audit, and measure more while the audit misses the target.
+
+    Each round measures at most twice as many rows as the one before it, up to `max_fraction`; all
+    rows, when the audit is then still below `full_below`. The probe is drawn once; what the plan
+    has not picked of it since is probe in every round.
+    """
+    first = first_plan(last, recipe, samples=samples, step=step)
+    if last is None or first.is_full:
+        return Measured(plan=first.plan, measurement=measure(first.plan.rows))
+    settings, n = recipe.refresh, first.num_rows
+    plan, most = first.plan, first.limit
+    rounds, num_before = 0, 0
+    while True:
+        rounds += 1
+        num_planned = len(plan.rows)
+        measurement = measure(plan.rows)
+        scores, features = _propagate(recipe, last, measurement, step=step)
+        audit = audit_refresh(recipe, last, plan, measurement, scores, features, rounds=rounds)
+        if audit is not None:
+            _log_audit(audit, num_planned)
+            if most <= num_planned < n and audit.rank_correlation < settings.full_below:
+                logger.info(
+                    "that is below refresh.full_below (%.2f): measuring everything",
+                    settings.full_below,
+                )
+                most = n
+        is_enough = audit is None or audit.target_met or num_planned == num_before
+        if is_enough or audit is None or num_planned >= most:
+            return Measured(
+                plan=plan,
+                measurement=measurement,
+                scores=scores,
+                features=features,
+                audit=audit,
+                rounds=rounds,
+            )
+        num_before = num_planned
+        budget = n if num_planned >= first.limit else min(next_round(audit, n), first.limit)
+        plan = plan_round(last, recipe, plan, budget=budget, step=step)
+
+
+def _propagate(
+    recipe: Recipe, last: LastRefresh, measurement: Measurement, *, step: int
+) -> tuple[Propagated, CarriedFeatures]:
+    """Scores and features of all rows, given those of the measured ones."""
+    settings, valid = recipe.propagation, measurement.valid
+    scores = propagate_scores(
+        settings.rule,
+        old=last.values,
+        measured_rows=measurement.rows,
+        new=last.working(measurement),
+        covariates=last.covariates(step),
+        directions=last.index.unit,
+        graph=last.graph,
+        usable=last.scores.usable,
+        settings=settings,
+        seed=recipe.seed,
+    )
+    features = propagate_features(
+        old=last.features,
+        measured_rows=measurement.rows[valid],
+        new=measurement.features[valid],
+        graph=last.graph,
+        usable=last.valid,
+        settings=settings,
+        seed=recipe.seed,
+    )
+    return scores, features
+
+
+def _log_audit(audit: Audit, num_measured: int) -> None:
+    logger.info(
+        "audit of %d rows after measuring %d: rank correlation %.2f on the others, "
+        "%.2f over all (stale %.2f, target %.2f)",
+        audit.num_probe,
+        num_measured,
+        audit.rank_correlation,
+        audit.rank_correlation_all,
+        audit.rank_correlation_stale,
+        audit.target,
+    )

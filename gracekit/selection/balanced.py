@@ -1,0 +1,136 @@
+"""A weighted draw whose mean gradient is that of the pool: by the norm, spread over the graph.
+
+    π_i ∝ t_i · (α + (1 - α) · q_i / mean q),   none above 1, Σ π_i = budget
+    w_i = t_i / π_i, in units of their mean
+
+t is what to train on: all candidates alike, or alike within their group where quotas say how much
+of each group. q is the root of the second moment of the row's gradient norm (`scores.norms`); with
+a budget in tokens it is divided by the root of the row's tokens, which gives the least variance
+for them. Then Σ w_i g_i over the coreset is on average the mean gradient of t, whatever the norms
+are worth: a wrong one costs variance and no direction (Horvitz and Thompson 1952). The variance is
+least for π ∝ t · |g|, and less still where rows with like gradients exclude each other: so
+neighbours in the graph compete (`gracekit.draw`). α bounds what wrong norms can do: no weight is
+above 1/α.
+
+A version is a new draw, the same for the same seed and version.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gracekit.draw import Inclusion, draw_spread, inclusion
+from gracekit.greedy import fit
+from gracekit.protocols import SelectionTask
+from gracekit.scores.norms import expected_norms
+from gracekit.selection.ranking import ranked, seed_of
+from gracekit.types import Bool, Float64, Int32, Rows, Selection
+
+OWN_WEIGHTS = (None, "selector")
+"""Values of `selection.weights` with which the draw's own weights are used."""
+
+
+class Balanced:
+    """Sampling by expected gradient norm, spread over the graph, with inverse weights.
+
+    Weights other than its own (`weights: uniform`) cannot make up for unequal probabilities; with
+    them all candidates are drawn alike, and the draw is spread only.
+    """
+
+    def select(self, task: SelectionTask) -> Selection:
+        """Rows in the order in which the draw decided them; gains are 0.
+
+        A budget in rows, and quotas, are met exactly. Tokens are never exceeded: a row that would
+        is replaced by those of largest probability that fit.
+        """
+        groups = np.zeros(len(task.order), np.int32)
+        if task.quotas is not None:
+            groups = task.samples.groups
+        drawable = _drawable(task)
+        alpha = task.settings.alpha if task.settings.weights in OWN_WEIGHTS else 1.0
+        chances = inclusion(
+            _sizes(task, drawable, groups, alpha),
+            budget=task.budget,
+            order=task.order,
+            costs=task.costs,
+            groups=None if task.quotas is None else groups,
+            quotas=task.quotas,
+            free=task.free,
+        )
+        rows = draw_spread(
+            task.graph,
+            chances,
+            order=task.order,
+            seed=seed_of(task.seed, task.version),
+            groups=groups,
+            across=task.costs is None,
+        )
+        if task.costs is not None:
+            rows = np.concatenate([rows, _that_fit(task, chances, rows, groups)])
+        probabilities = chances.probabilities
+        # The mean weight is 1 on average over draws, so that samples which are always in, with a
+        # weight of 1, count like the mean of the others.
+        weights = _group_means(probabilities, drawable, groups)[groups[rows]] / probabilities[rows]
+        return Selection(
+            rows=rows,
+            gains=np.zeros(len(rows), np.float32),
+            weights=weights.astype(np.float32),
+            objective=0.0,
+            details={
+                "alpha": alpha,
+                "num_certain": int((chances.masses == chances.wholes).sum()),
+                "smallest_probability": float(np.min(probabilities[drawable], initial=1.0)),
+                "largest_weight": float(np.max(weights, initial=0.0)),
+            },
+        )
+
+
+def _drawable(task: SelectionTask) -> Bool:
+    """[n] candidates, but for those that alone have more tokens than the budget or their quota."""
+    if task.costs is None:
+        return task.candidates
+    fits = task.costs <= task.budget
+    if task.quotas is not None:
+        fits &= task.costs <= task.quotas[task.samples.groups]
+    return task.candidates & fits
+
+
+def _sizes(task: SelectionTask, drawable: Bool, groups: Int32, alpha: float) -> Float64:
+    """[n] what the probabilities of a group are in proportion to; 0 where a row is not drawn."""
+    norms = expected_norms(task.scores, task.samples.num_response_tokens, task.scoring)
+    if task.costs is not None:
+        norms = norms / np.sqrt(task.costs.astype(np.float64))
+    mean = _group_means(norms, drawable, groups)[groups]
+    relative = np.divide(norms, mean, out=np.ones(len(norms)), where=mean > 0)
+    return np.where(drawable, alpha + (1 - alpha) * relative, 0)
+
+
+def _group_means(values: Float64, rows: Bool, groups: Int32) -> Float64:
+    """[g] mean over the rows of each group, the same in every order of them; 0 of none."""
+    index = np.flatnonzero(rows)
+    index = index[np.argsort(groups[index], kind="stable")]
+    counts = np.bincount(groups[index], minlength=int(groups.max()) + 1)
+    parts = np.split(values[index], np.cumsum(counts)[:-1])
+    return np.array([math.fsum(part.tolist()) / max(1, len(part)) for part in parts])
+
+
+def _that_fit(task: SelectionTask, chances: Inclusion, drawn: Rows, groups: Int32) -> Rows:
+    """Candidates that fit into the tokens that the draw has left, largest probability first."""
+    assert task.costs is not None
+    ranking = ranked(chances.probabilities, task)
+    taken = np.zeros(len(task.order), bool)
+    taken[drawn] = True
+    quotas = task.quotas
+    if quotas is not None:
+        used = np.bincount(groups[drawn], task.costs[drawn], minlength=len(quotas))
+        quotas = quotas - used.astype(np.int64)
+    return fit(
+        ranking[~taken[ranking]],
+        budget=task.budget - int(task.costs[drawn].sum()),
+        groups=None if quotas is None else groups,
+        quotas=quotas,
+        free=task.free,
+        costs=task.costs,
+    )
