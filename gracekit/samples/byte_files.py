@@ -22,7 +22,7 @@ from gracekit.errors import DataError
 
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 """Endings of the file names that are decompressed."""
-BLOCK_BYTES = 1 << 24
+BLOCK_BYTES = 1 << 22
 MOST_OPEN = 64
 """Files that are held open at once."""
 

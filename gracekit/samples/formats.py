@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """One sample as the model will see it."""
@@ -57,7 +60,7 @@ class Conversation:
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""
         content = [self.is_text, self.messages, *([self.tools] if self.tools else [])]
-        return json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+        return _CANONICAL.encode(content)
 
     @property
     def prompt(self) -> str:
@@ -89,8 +92,11 @@ class Row:
 
     def get(self, what: str) -> Any:
         """The value; None where there is none."""
-        found = (self.values[n] for n in self.names[what] if self.values.get(n) is not None)
-        return next(found, None)
+        for name in self.names[what]:
+            value = self.values.get(name)
+            if value is not None:
+                return value
+        return None
 
     def text(self, what: str) -> str:
         """The value as text; `MalformedRowError` where it is missing or cannot be one."""

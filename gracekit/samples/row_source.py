@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
@@ -96,14 +97,15 @@ class PlacedRows(Source):
         if not len(wanted):
             return []
         numbers = np.searchsorted(self._first_rows, wanted, side="right") - 1
-        starts, ends = self._starts[wanted], self._ends[wanted]
         # Rows that follow one another in a file are read at once.
         breaks = np.flatnonzero((np.diff(wanted) != 1) | (np.diff(numbers) != 0)) + 1
+        starts, ends = self._starts[wanted].tolist(), self._ends[wanted].tolist()
+        bounds = [0, *breaks.tolist(), len(starts)]
         found: list[Json] = []
-        for run in np.split(np.arange(len(wanted)), breaks):
-            number, base = int(numbers[run[0]]), int(starts[run[0]])
-            content = self.files.read(number, base, int(ends[run[-1]]))
-            for start, end in zip(starts[run].tolist(), ends[run].tolist(), strict=True):
+        for first, after in pairwise(bounds):
+            number, base = int(numbers[first]), starts[first]
+            content = self.files.read(number, base, ends[after - 1])
+            for start, end in zip(starts[first:after], ends[first:after], strict=True):
                 found.append(self.parse(content[start - base : end - base], number, start))
         return found
 
