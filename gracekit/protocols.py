@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -359,8 +359,9 @@ class SelectionInputs:
     """[t, d] of the target set, under the same model; None without one."""
     parent: Rows | None = None
     """The coreset of the version before; None for the first."""
-    store: Path | None = None
-    """The store whose tables the recipe's SQL conditions may ask; None: only what is here."""
+    store: Any = None
+    """The store, open or its path, whose tables the recipe's SQL conditions may ask; None: only
+    what is here."""
     scoring: ScoringSection | None = None
     """How importance was made of the scores; None: that is not known."""
 

@@ -273,3 +273,50 @@ def test_reprs_are_short_and_arrays_read_only(world: Path) -> None:
         assert not array.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         coreset.weights[0] = np.float32(2)
+
+
+verbs: Any = gracekit
+"""The same without types, as a caller who does not check them sees it."""
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, o: verbs.explain(s, 5), "sample_id is a text"),
+        (lambda s, o: verbs.similar(s, "?", count=0), "count is a whole number of 1 or more"),
+        (lambda s, o: verbs.similar(s, "?", count="3"), "count is a whole number"),
+        (lambda s, o: verbs.diff(s, 1, 2, num_movers=-1), "num_movers is a whole number of 0"),
+        (lambda s, o: verbs.gc(s, keep=True), "newest versions, is a whole number of 1 or more"),
+        (lambda s, o: verbs.pin(s, 1, note=None), "note is a text"),
+        (lambda s, o: verbs.sql(s, None), "query is a text"),
+        (lambda s, o: verbs.find_query(5), "name of a query is a text"),
+        (lambda s, o: verbs.select(s, compare="random"), "compare is a list of names"),
+        (lambda s, o: verbs.select(s, set=[5]), "list of changes is a list of names"),
+        (lambda s, o: verbs.select(s, set={1: 2}), "a key of the changes is a text"),
+        (lambda s, o: verbs.export(s, None), "out is a path"),
+        (lambda s, o: verbs.export(s, o, weights="bar"), "no way 'bar' to write weights"),
+        (lambda s, o: verbs.Coreset.load(5), "a store is its directory or an open"),
+    ],
+)
+def test_a_wrong_argument_is_one_clear_error(
+    world: Path, tmp_path: Path, call: Callable[[Path, Path], object], message: str
+) -> None:
+    with pytest.raises(gracekit.GracekitError, match=message):
+        call(world / "store", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_numpy_numbers_count(world: Path) -> None:
+    report = verbs.gc(world / "store", keep=np.int64(30), dry_run=True)
+    assert report.removed == ()
+
+
+def test_what_may_not_be_read_is_one_message(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", "pinned")
+
+    monkeypatch.setattr("gracekit.api.reading.list_versions", refuse)
+    result = CliRunner().invoke(main, ["versions", "--store", str(world / "store")])
+    assert result.exit_code == 1 and "cannot read pinned: Permission denied" in result.output

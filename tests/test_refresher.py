@@ -227,7 +227,7 @@ def test_rollback_without_samples_that_left_the_data(tmp_path: Path) -> None:
     gone = np.flatnonzero(~store.samples().present)
     before = store.coreset(1)["row"].to_numpy()
     assert np.isin(gone, before).any(), "the case is there"
-    assert rollback(store.paths.root, 1).header.selection.num_left_out
+    assert (rollback(store.paths.root, 1).header.selection.num_left_out or 0) > 0
     after = store.coreset(3)
     np.testing.assert_array_equal(after["row"], np.setdiff1d(before, gone))
     assert np.mean(after["weight"].to_numpy()) == pytest.approx(1)

@@ -186,3 +186,22 @@ def test_after_a_failure_the_next_operation_cleans_up(folder: Path) -> None:
     with store.writing():
         assert not list(store.paths.root.glob("*.partial-*"))
     assert not store.paths.holder_of(store.paths.lock).exists()
+
+
+@pytest.mark.parametrize("way", ["store", "open store", "condition"])
+def test_other_ways_to_select_look_as_little(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    root, changes = folder / "store", {"selection.fraction": 0.3}
+    where = "row IN (SELECT row FROM coresets WHERE version = 1)"
+    recipe = tiny_recipe(folder, selection={"fraction": 0.5, "never_in_where": where})
+    opened = Store.open(root)
+    with looks(monkeypatch) as seen:
+        if way == "store":
+            made = gracekit.select(root, set=changes)
+        elif way == "open store":
+            made = gracekit.select(opened, set=changes)
+        else:
+            made = gracekit.select(recipe)
+    assert made.version == 5
+    require_few(seen, headers=5)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from duckdb import DuckDBPyConnection
 
-from gracekit.api.stores import StoreLike, root_of
+from gracekit.api.stores import StoreLike, root_of, text
 from gracekit.errors import QueryError
 from gracekit.files import write_atomic
 from gracekit.store import (
@@ -156,8 +156,8 @@ def sql_batches(
         ...         print(batch.num_rows)
     """
     root = root_of(store)
-    text, values = _query(root, query, parameters or {})
-    with ask(root, text, parameters=values, confined=not unconfined, allow=allow) as answer:
+    sql_text, values = _query(root, text(query, "query"), parameters or {})
+    with ask(root, sql_text, parameters=values, confined=not unconfined, allow=allow) as answer:
         yield AnswerBatches(answer.schema, answer.batches)
 
 
@@ -201,7 +201,7 @@ def find_query(name: str) -> NamedQuery:
     Example:
         >>> print(gracekit.find_query("movers").sql)
     """
-    return named_query(name)
+    return named_query(text(name, "the name of a query"))
 
 
 def schema(store: StoreLike) -> list[Json]:

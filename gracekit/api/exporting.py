@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve
+from gracekit.api.stores import StoreLike, VersionLike, open_store, path, resolve, text
 from gracekit.exports import Exported, Weighting, rows_of
 from gracekit.exports import export as write_export
 
@@ -43,4 +43,6 @@ def export(
     """
     opened = open_store(store)
     rows = rows_of(opened, resolve(opened, version), data_path=None if data is None else str(data))
-    return write_export(rows, format, out, weights=weights, overwrite=force)
+    return write_export(
+        rows, text(format, "format"), path(out, "out"), weights=weights, overwrite=force
+    )

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from gracekit import refresher
-from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve
+from gracekit.api.stores import (
+    StoreLike,
+    VersionLike,
+    open_store,
+    resolve,
+    text,
+    whole_number,
+)
 from gracekit.refresher import RefreshResult
 from gracekit.store import GcReport, Pinned
 
@@ -51,7 +58,7 @@ def pin(store: StoreLike, version: VersionLike, *, note: str = "") -> Pinned:
         12
     """
     opened = open_store(store)
-    return opened.pin(resolve(opened, version), note)
+    return opened.pin(resolve(opened, version), text(note, "note"))
 
 
 def unpin(store: StoreLike, version: VersionLike) -> bool:
@@ -98,4 +105,6 @@ def gc(store: StoreLike, *, keep: int, dry_run: bool = False) -> GcReport:
         >>> gracekit.gc("gracekit-store", keep=20, dry_run=True).freed_bytes
         10485760
     """
-    return open_store(store).gc(keep, dry_run=dry_run)
+    return open_store(store).gc(
+        whole_number(keep, "keep, the number of newest versions,", least=1), dry_run=dry_run
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from gracekit import daemon, refresher
-from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe
+from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, path
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.daemon import WatchReport
 from gracekit.errors import CheckpointError
@@ -96,7 +96,7 @@ def watch(
     loaded = load_recipe(recipe, set, store)
     if on_backlog is not None:
         loaded = loaded.override({"checkpoints.on_backlog": on_backlog})
-    checkpoint_dir = Path(checkpoint_dir)
+    checkpoint_dir = path(checkpoint_dir, "checkpoint_dir")
     if dry_run:
         found = find_checkpoints(checkpoint_dir, loaded.checkpoints)
         if not found:
@@ -171,9 +171,9 @@ def refresh(
     """
     loaded = load_recipe(recipe, set, store)
     if dry_run:
-        found = check_checkpoint(Path(checkpoint), loaded.checkpoints)
+        found = check_checkpoint(path(checkpoint, "checkpoint"), loaded.checkpoints)
         return refresher.preview(loaded, found, strict=strict)
-    return refresher.refresh(loaded, checkpoint, strict=strict, stop=stop)
+    return refresher.refresh(loaded, path(checkpoint, "checkpoint"), strict=strict, stop=stop)
 
 
 def plan(
@@ -208,5 +208,5 @@ def plan(
         []
     """
     loaded = load_recipe(recipe, set, store)
-    found = check_checkpoint(Path(checkpoint), loaded.checkpoints)
+    found = check_checkpoint(path(checkpoint, "checkpoint"), loaded.checkpoints)
     return refresher.estimate(loaded, found, strict=strict)

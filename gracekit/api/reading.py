@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Literal, overload
 
-from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve, root_of
+from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve, root_of, whole_number
 from gracekit.store import Store, read_heartbeat
 from gracekit.views.diff import NUM_MOVERS, Diff
 from gracekit.views.diff import diff as compute_diff
@@ -94,6 +94,7 @@ def diff(
         >>> found.movers.to_pandas()
     """
     opened = open_store(store)
+    num_movers = whole_number(num_movers, "num_movers", least=0)
     return compute_diff(
         opened, resolve(opened, first), resolve(opened, second), num_movers=num_movers
     )

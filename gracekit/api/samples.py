@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve
+from gracekit.api.stores import (
+    StoreLike,
+    VersionLike,
+    open_store,
+    resolve,
+    text,
+    whole_number,
+)
 from gracekit.views.explain import SampleExplanation, SimilarSamples
 from gracekit.views.explain import explain as compute_explanation
 from gracekit.views.explain import similar as find_similar
@@ -30,7 +37,7 @@ def explain(
         (True, 93.4)
     """
     opened = open_store(store)
-    return compute_explanation(opened, sample_id, resolve(opened, version))
+    return compute_explanation(opened, text(sample_id, "sample_id"), resolve(opened, version))
 
 
 def similar(
@@ -51,4 +58,6 @@ def similar(
         0.94
     """
     opened = open_store(store)
-    return find_similar(opened, sample_id, resolve(opened, version), count=count)
+    number = resolve(opened, version)
+    count = whole_number(count, "count", least=1)
+    return find_similar(opened, text(sample_id, "sample_id"), number, count=count)

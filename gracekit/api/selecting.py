@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import overload
 
 from gracekit import refresher
-from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, open_store, resolve
+from gracekit.api.stores import (
+    Changes,
+    RecipeLike,
+    StoreLike,
+    list_of_names,
+    load_recipe,
+    open_store,
+    resolve,
+)
 from gracekit.recipe import Recipe
 from gracekit.refresher import RefreshResult
 from gracekit.store import Store
@@ -58,14 +66,17 @@ def select(
         5
         >>> gracekit.select("gracekit.yaml", compare=["coverage", "random"]).to_pandas()
     """
-    if isinstance(recipe_or_store, Store):
-        recipe = _settings_of(recipe_or_store)
-    elif isinstance(recipe_or_store, (str, Path)) and Store.exists(recipe_or_store):
-        recipe = _settings_of(open_store(recipe_or_store))
+    is_path = isinstance(recipe_or_store, (str, Path))
+    if isinstance(recipe_or_store, Store) or (is_path and Store.exists(str(recipe_or_store))):
+        source = open_store(recipe_or_store)  # type: ignore[arg-type]
+        if compare is None and store is None:
+            return refresher.reselect_in(source, lambda held: load_recipe(_settings_of(held), set))
+        recipe = load_recipe(_settings_of(source), set, store)
     else:
-        recipe = load_recipe(recipe_or_store)
-    recipe = load_recipe(recipe, set, store)
-    return refresher.reselect(recipe) if compare is None else compare_selectors(recipe, compare)
+        recipe = load_recipe(recipe_or_store, set, store)
+    if compare is None:
+        return refresher.reselect(recipe)
+    return compare_selectors(recipe, list_of_names(compare, "compare"))
 
 
 def _settings_of(store: Store) -> Recipe:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from gracekit.errors import RecipeError, UsageError
 from gracekit.recipe import Recipe, read_yaml
 from gracekit.store import Store, StoreReader, versions_in_words
@@ -75,15 +77,46 @@ def load_recipe(
     return loaded.override(values) if values else loaded
 
 
+def whole_number(value: object, name: str, *, least: int) -> int:
+    """An argument that counts something; raises `UsageError` for what does not."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least:
+        return int(value)
+    raise UsageError(f"{name} is a whole number of {least} or more, found {value!r}")
+
+
+def text(value: object, name: str) -> str:
+    """An argument that is a text; raises `UsageError` for what is none."""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} is a text, found {value!r}")
+    return value
+
+
+def path(value: object, name: str) -> Path:
+    """An argument that names a file or directory; raises `UsageError` for what does not."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise UsageError(f"{name} is a path, found {value!r}")
+    return Path(value)
+
+
+def list_of_names(value: object, name: str) -> list[str]:
+    """An argument that lists names; raises `UsageError` for what does not."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        names = list(value)
+        if all(isinstance(one, str) for one in names):
+            return names
+    raise UsageError(f"{name} is a list of names, found {value!r}")
+
+
 def _values(changes: Changes) -> dict[str, Any]:
     if isinstance(changes, Mapping):
-        return dict(changes)
+        return {text(key, "a key of the changes"): value for key, value in changes.items()}
     if isinstance(changes, str):
         changes = [changes]
+    changes = list_of_names(changes, "the list of changes")
     values: dict[str, Any] = {}
     for change in changes:
-        key, equals, text = change.partition("=")
+        key, equals, value = change.partition("=")
         if not equals:
             raise RecipeError(f"--set takes KEY=VALUE, found {change!r}")
-        values[key.strip()] = read_yaml(text, f"--set {key}: {text!r}")
+        values[key.strip()] = read_yaml(value, f"--set {key}: {value!r}")
     return values

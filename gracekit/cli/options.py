@@ -126,6 +126,13 @@ def clear_errors(command: Command) -> Command:
         except BrokenPipeError:
             sys.stderr.close()
             sys.exit(0)
+        except PermissionError as error:
+            _say(
+                f"cannot read {error.filename}: {error.strerror}; check the owner and the rights "
+                "of the file and of the directories above it",
+                "PermissionError",
+            )
+            sys.exit(1)
 
     return run  # type: ignore[return-value]
 

@@ -97,7 +97,7 @@ class Output:
                     cells=[cells.plain(value) for value in values],
                     is_number=bool(rows) and all(map(_is_number, values)),
                     priority=position,
-                    least=LEAST_TEXT if position else LEAST_ID,
+                    least=LEAST_ID if not position or name == "sample_id" else LEAST_TEXT,
                 )
                 for position, (name, values) in enumerate(zip(names, columns, strict=True))
             ],

@@ -41,7 +41,8 @@ def pin(version: int | Literal["latest"], note: str, store: Path, out: Output) -
 def unpin(version: int | Literal["latest"], store: Path, out: Output) -> None:
     """Leave VERSION to `gracekit gc` and the recipe's retention again."""
     was_pinned = gracekit.unpin(store, version)
+    which = "the latest version" if version == "latest" else f"version {version}"
     out.show(
         {"version": version, "was_pinned": was_pinned},
-        lambda: out.line(f"version {version} {'is no longer' if was_pinned else 'was not'} pinned"),
+        lambda: out.line(f"{which} {'is no longer' if was_pinned else 'was not'} pinned"),
     )

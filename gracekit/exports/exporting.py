@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from gracekit import files
 from gracekit.errors import ExportError, RecipeError, StoreWriteError
@@ -80,6 +81,9 @@ def export(
             it was before.
         DataError: The data cannot be read.
     """
+    if weights not in get_args(Weighting):
+        known = ", ".join(get_args(Weighting))
+        raise RecipeError(f"there is no way {weights!r} to write weights; known: {known}")
     if format_name not in FORMATS:
         raise RecipeError(f"there is no export format {format_name!r}; known: {', '.join(FORMATS)}")
     out = Path(out).expanduser().absolute()

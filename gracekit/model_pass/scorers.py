@@ -1,8 +1,8 @@
 """The scores that a recipe can name, and how they are built.
 
-To add one, derive from `protocols.Scorer`, override what it reads, and put the class into
-`SCORERS`. A recipe may also name a class of the user's own as `package.module:Class`; it is made
-without arguments. What its values mean is in `scores.meaning`, which loads without torch.
+To add one, derive from `protocols.Scorer`, override what it reads, put the class into `SCORERS`,
+and what its values mean into `scores.meaning.MEANINGS`. A recipe may also name a class of the
+user's own as `package.module:Class`; it is made without arguments.
 """
 
 from __future__ import annotations

@@ -206,7 +206,9 @@ def _explain(error: ValidationError, name: str) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{place!r} is missing")
         else:
-            found = f", found {reprlib.repr(problem['input'])}" if problem["loc"] else ""
+            # A check of a whole section says itself what it found.
+            is_value = problem["loc"] and problem["type"] != "value_error"
+            found = f", found {reprlib.repr(problem['input'])}" if is_value else ""
             lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}{found}")
     return f"{name}: " + "\n  ".join(lines)
 

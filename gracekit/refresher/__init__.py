@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gracekit.refresher.previewing import PlanPreview, preview
     from gracekit.refresher.result import RefreshResult
     from gracekit.refresher.rounds import Measure
-    from gracekit.refresher.selecting import reselect, rollback
+    from gracekit.refresher.selecting import reselect, reselect_in, rollback
     from gracekit.refresher.step import Refreshed
 
 _HOMES = {
@@ -36,6 +36,7 @@ _HOMES = {
     "preview": "previewing",
     "refresh": "flow",
     "reselect": "selecting",
+    "reselect_in": "selecting",
     "rollback": "selecting",
     "selection_inputs": "loading",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "preview",
     "refresh",
     "reselect",
+    "reselect_in",
     "rollback",
     "selection_inputs",
 ]

@@ -18,6 +18,7 @@ from gracekit.refresher.flow import Refresher
 from gracekit.refresher.memory_probe import MemoryProbe
 from gracekit.refresher.previewing import PlanPreview, open_beside, plan_next
 from gracekit.samples import TokenTable
+from gracekit.tabular import ShortRepr
 from gracekit.types import Checkpoint, Json, Rows
 
 _PROBE_TOKENS = 2048
@@ -29,8 +30,8 @@ _FEATURE_COPIES = 12
 benchmarks/refresh_cost.py measures it at 1,000,000 rows."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostEstimate:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class CostEstimate(ShortRepr):
     """What the next refresh of a checkpoint would cost on this machine."""
 
     plan: PlanPreview

@@ -208,7 +208,7 @@ class Refresher:
                 step=pinned.step,
                 version=store.next_version(),
                 parent=last_coreset(store),
-                store=store.paths.root,
+                store=store,
                 enter=enter,
             )
         timings = clock.timings(model_pass_s=measure.model_pass_s)

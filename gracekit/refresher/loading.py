@@ -162,6 +162,6 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
         features=cache.features,
         target_features=cache.target_features,
         parent=parent,
-        store=store.paths.root,
+        store=store,
         scoring=recipe.scoring,
     )

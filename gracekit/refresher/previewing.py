@@ -19,14 +19,15 @@ from gracekit.refresher.flow import Refresher
 from gracekit.refresher.loading import load_last
 from gracekit.samples import TokenTable, sample_table
 from gracekit.store import Store, StorePaths
+from gracekit.tabular import ShortRepr
 from gracekit.types import Checkpoint, Int64, Json, PinnedCheckpoint, Reason, RefreshPlan
 
 if TYPE_CHECKING:
     from gracekit.refresher.model import CheckpointModel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanPreview:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PlanPreview(ShortRepr):
     """What the next refresh of a checkpoint would do."""
 
     checkpoint: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,13 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
         StoreFormatError: The cached graph is lost; the next refresh makes a new one.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    store = Store.open(recipe.store)
+    return reselect_in(Store.open(recipe.store), lambda store: recipe)
+
+
+def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshResult:
+    """`reselect` in an open store, by the recipe that is made of it once nobody else writes."""
     with store.writing():
+        recipe = recipe_for(store)
         started = time.perf_counter()
         latest, base = store.latest(), store.newest_scores()
         if latest is None or base is None:

@@ -35,6 +35,7 @@ from gracekit.rounding import to_float16
 from gracekit.scores.importance import sample_importance
 from gracekit.scores.working_values import changes_since, from_working, to_working
 from gracekit.selection import select
+from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
     Float32,
@@ -114,7 +115,7 @@ def step(
     step: int,
     version: int,
     parent: Rows | None = None,
-    store: Path | None = None,
+    store: StoreReader | Path | None = None,
     enter: Callable[[str], None] = lambda stage: None,
 ) -> Refreshed:
     """Refresh what is known of the samples from what a checkpoint says of some of them.
@@ -128,7 +129,7 @@ def step(
         step: Training step of the checkpoint.
         version: The version that the result becomes.
         parent: The coreset of the version before.
-        store: Whose tables the recipe's SQL conditions may ask.
+        store: Open or its path, whose tables the recipe's SQL conditions may ask.
         enter: Told the stages: measure, propagate, graph, select.
 
     Raises:

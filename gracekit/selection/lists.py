@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gracekit.errors import QueryError, SelectionError
 from gracekit.recipe import SelectionSection
 from gracekit.types import Bool, SampleTable, ScoreTable
+
+if TYPE_CHECKING:
+    from gracekit.store import StoreReader
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +33,11 @@ class Listed:
 
 
 def listed(
-    settings: SelectionSection, *, scores: ScoreTable, samples: SampleTable, store: Path | None
+    settings: SelectionSection,
+    *,
+    scores: ScoreTable,
+    samples: SampleTable,
+    store: StoreReader | Path | None,
 ) -> Listed:
     """The rows that the recipe lists.
 
@@ -67,7 +75,12 @@ def listed(
 
 
 def where(
-    condition: str, *, scores: ScoreTable, samples: SampleTable, store: Path | None, key: str
+    condition: str,
+    *,
+    scores: ScoreTable,
+    samples: SampleTable,
+    store: StoreReader | Path | None,
+    key: str,
 ) -> Bool:
     """[n] rows for which an SQL condition holds, with the scores of this very selection.
 
@@ -79,7 +92,7 @@ def where(
     from gracekit.store import rows_where  # which loads DuckDB
 
     try:
-        rows = rows_where(condition, scores=scores, samples=samples, root=store)
+        rows = rows_where(condition, scores=scores, samples=samples, store=store)
     except QueryError as error:
         raise SelectionError(
             f"selection.{key}: {condition!r} is not an SQL condition on the columns of samples "

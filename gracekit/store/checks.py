@@ -13,6 +13,7 @@ from gracekit.errors import StoreError, StoreFormatError
 from gracekit.files import sha256
 from gracekit.store.files import cache
 from gracekit.store.files.manifests import SCHEMA, read_coreset, read_sidecar
+from gracekit.store.files.migrations import is_old
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import (
     CACHE_NAME,
@@ -266,7 +267,8 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
     if good and _read_text(paths.latest) != f"{good[-1]}\n":
         yield _problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
                        _RECOVER)  # fmt: skip
-    if good and not database.is_current(store):
+    # The database of a store of an older format is of an older schema: the next start replaces it.
+    if good and not is_old(store.info) and not database.is_current(store):
         yield _problem(
             store, paths.database, "is missing, damaged or behind the versions", _RECOVER
         )

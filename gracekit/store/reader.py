@@ -237,10 +237,10 @@ class StoreReader:
         Raises as `coreset`; a removed version has its scores as long as another needs them.
         """
         header = self.header(version)
-        path = self.paths.find(self.paths.scores(header.scores_version))
-        if not path.exists():
+        path = self.paths.scores(header.scores_version)
+        if not self.paths.find(path).exists():
             self.require_kept(version)
-        scores = read_scores(path)
+        scores = self.paths.read(path, read_scores)
         if header.rollback_of is None:
             return read_only(scores)
         samples = self.samples(version)
@@ -260,7 +260,7 @@ class StoreReader:
                 f"version {version} of {self.paths.root} measured nothing: it is a "
                 f"{header.operation} of version {header.scores_version}"
             )
-        return read_table(self.paths.find(path))
+        return self.paths.read(path, read_table)
 
     def held_versions(self) -> dict[int, str]:
         """Versions that are pinned or that a running trainer draws from now, and why, in words."""

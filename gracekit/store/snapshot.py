@@ -197,4 +197,4 @@ def _size(root: str, name: str, paths: StorePaths) -> int:
     try:
         return os.stat(root + name).st_size
     except FileNotFoundError:
-        return paths.find(paths.root / name).stat().st_size
+        return paths.read(paths.root / name, lambda path: path.stat().st_size)

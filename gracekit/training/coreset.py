@@ -109,7 +109,12 @@ class Coreset(Tabular):
             UsageError: the version is neither a whole number nor `"latest"`.
             StoreFormatError: the manifest is damaged or of a newer gracekit.
         """
-        paths = StorePaths(Path(store)) if isinstance(store, (str, Path)) else store.paths
+        if isinstance(store, (str, Path)):
+            paths = StorePaths(Path(store))
+        elif isinstance(getattr(store, "paths", None), StorePaths):
+            paths = store.paths
+        else:
+            raise UsageError(f"a store is its directory or an open gracekit.Store, found {store!r}")
         available = list_versions(paths.root)
         try:
             wanted = version_number(version)

@@ -196,7 +196,7 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
             samples=samples,
             graph=symmetric(index.graph),
             parent=parent,
-            store=store.paths.root,
+            store=store,
         ),
     )
     found = explain_row(row, chosen)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gracekit.files import make_directory, remove, sha256, write_directory_atomic
 from gracekit.store.files.paths import CACHE_NAME, StorePaths, numbered
+from gracekit.tabular import ShortRepr, read_only
 from gracekit.types import Bool
 
 CHECKSUMS = "checksums.json"
@@ -33,9 +34,9 @@ class CachePayload:
     """Writes the neighbour index into the existing directory it is given."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StoreCache:
-    """A cache that was found whole."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class StoreCache(ShortRepr):
+    """A cache that was found whole; its arrays are read-only."""
 
     version: int
     features: NDArray[np.float16]
@@ -74,13 +75,14 @@ def load_cache(paths: StorePaths, version: int) -> StoreCache | None:
         return None
     target = directory / TARGET
     try:
-        return StoreCache(
+        found = StoreCache(
             version=version,
             features=np.load(directory / "features.npy", allow_pickle=False),
             valid=np.load(directory / "valid.npy", allow_pickle=False),
             target_features=np.load(target, allow_pickle=False) if target.exists() else None,
             index_directory=directory / INDEX,
         )
+        return read_only(found)
     except (OSError, ValueError):
         return None
 

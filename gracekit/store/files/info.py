@@ -8,12 +8,13 @@ from pathlib import Path
 
 from gracekit.errors import StoreFormatError, StoreNotFoundError
 from gracekit.store.files.formats import check_format
+from gracekit.tabular import ShortRepr
 from gracekit.version.header import DatasetInfo
 from gracekit.version.json_text import json_text, plain_json
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreInfo:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class StoreInfo(ShortRepr):
     """Content of `store.json`. Only a migration changes it."""
 
     format_version: int

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from gracekit.errors import StoreFormatError
+
+Content = TypeVar("Content")
 
 TABLE_NAME = re.compile(r"v(\d{6,})\.parquet")
 """A manifest, or the sample table of a version that met changed data."""
@@ -118,6 +123,20 @@ class StorePaths:
             return path
         old = self._old_place(path)
         return old if old is not None and old.exists() else path
+
+    def read(self, path: Path, read: Callable[[Path], Content]) -> Content:
+        """What `read` makes of a path of the present format, wherever it lies.
+
+        A migration may move the file between looking and reading: then it is read in its new place.
+        """
+        place = self.find(path)
+        try:
+            return read(place)
+        except (OSError, StoreFormatError):
+            again = self.find(path)
+            if again == place:
+                raise
+            return read(again)
 
     def _old_place(self, path: Path) -> Path | None:
         """Where formats 1 and 2 kept what has this path now; None where that is the same."""

@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 
 from gracekit.store.files.paths import JSON_NAME, StorePaths, numbered
+from gracekit.tabular import ShortRepr
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pinned:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Pinned(ShortRepr):
     """A pinned version."""
 
     version: int

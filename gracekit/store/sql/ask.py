@@ -38,7 +38,9 @@ before they were read; on a busy machine that can happen several times in a row.
 
 _SHARED = [column.name for column in IDENTITY]
 """Columns that tables with `row` share with `samples`."""
-_AMBIGUOUS = re.compile(rf'Ambiguous reference to column name "({"|".join(_SHARED)})"')
+_AMBIGUOUS = re.compile(
+    rf'Ambiguous reference to column name "({"|".join(_SHARED)})"', re.IGNORECASE
+)
 
 _QUERY_NODES = {"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"}
 """Nodes of DuckDB's syntax tree that only read."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 from gracekit.errors import QueryError
 from gracekit.store.files.history import score_arrays
 from gracekit.store.files.tables import arrays
+from gracekit.store.reader import StoreReader
 from gracekit.store.sql.ask import bind, parse_queries, query_errors
 from gracekit.store.sql.connection import open_duckdb
 from gracekit.store.sql.database import connect
@@ -18,7 +19,7 @@ from gracekit.version.columns import OF_SCORES, SAMPLES
 
 
 def rows_where(
-    condition: str, *, scores: ScoreTable, samples: SampleTable, root: Path | None
+    condition: str, *, scores: ScoreTable, samples: SampleTable, store: StoreReader | Path | None
 ) -> Rows:
     """Rows for which a condition holds.
 
@@ -26,8 +27,8 @@ def rows_where(
         condition: An SQL expression on the columns of the tables `samples` and `scores`.
         scores: [n] what those columns hold.
         samples: [n]
-        root: The store, whose tables subqueries see; None: there is none. No file outside of it
-            can be read.
+        store: The store, open or its path, whose tables subqueries see; None: there is none. No
+            file outside of it can be read.
 
     Raises:
         QueryError: It is no condition, or it tries to write, or to read where it may not.
@@ -37,7 +38,9 @@ def rows_where(
     if len(parse_queries(query)) != 1:
         raise QueryError("give one condition")
     with (
-        open_duckdb(enable_external_access="false") if root is None else connect(root) as connection
+        open_duckdb(enable_external_access="false")
+        if store is None
+        else connect(store) as connection
     ):
         connection.register("present", _side_by_side(scores, samples))
         with query_errors():

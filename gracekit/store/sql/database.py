@@ -73,7 +73,7 @@ def is_current(store: StoreReader) -> bool:
 
 
 def connect(
-    root: Path | str, *, confined: bool = True, allow: Sequence[Path | str] = ()
+    root: Path | str | StoreReader, *, confined: bool = True, allow: Sequence[Path | str] = ()
 ) -> DuckDBPyConnection:
     """A connection to ask the store in SQL, from any directory, while versions are made.
 
@@ -90,7 +90,7 @@ def connect(
     `gracekit sql`, refuses that.)
 
     Args:
-        root: The store.
+        root: The store; an open one is shown as of the versions that it holds.
         confined: No file outside the store's manifests, scores and measurements can be read or
             written, and no setting changed. Pass False to join your own files; data frames can be
             joined in both cases with `register`.
@@ -101,7 +101,7 @@ def connect(
         StoreFormatError: It is damaged, or of a newer gracekit.
         QueryError: There is nothing at one of the paths to allow.
     """
-    store = StoreReader.open(root)
+    store = root if isinstance(root, StoreReader) else StoreReader.open(root)
     connection = open_duckdb(
         # Room to sort what memory cannot hold; DuckDB makes the directory only when it needs it.
         temp_directory=str(_own_directory(os.getpid()) / "spill"),

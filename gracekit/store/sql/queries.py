@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from textwrap import dedent
 
 from gracekit.errors import QueryError
+from gracekit.tabular import ShortRepr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +25,8 @@ class Parameter:
     is_required: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NamedQuery:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class NamedQuery(ShortRepr):
     """A query, and the parameters in it by name."""
 
     name: str
