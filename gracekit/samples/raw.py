@@ -136,8 +136,8 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
     layout = _layout(data, source, source.columns, extra)
     while True:
         read = _Reading(data, layout)
-        columns = layout.columns(source.columns)
-        for block in source.select(list(dict.fromkeys([*columns, *extra]))).blocks():
+        selected = source.select(list(dict.fromkeys([*layout.columns(source.columns), *extra])))
+        for block in selected.blocks():
             read.add(block)
         # Later rows of a JSON file may have columns that the first ones lack.
         best = _layout(data, source, [*dict.fromkeys([*source.columns, *read.columns])], extra)
@@ -155,7 +155,7 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
     number = {name: k for k, name in enumerate(group_names)}
     source_rows = np.array(read.source_rows, np.int64)
     return RawSamples(
-        records=Records(source.select(columns), layout, source_rows, _strings(hashes)),
+        records=Records(selected, layout, source_rows, _strings(hashes)),
         sample_ids=_strings(sample_ids),
         groups=np.array([number[name] for name in read.groups], np.int32),
         group_names=group_names,
