@@ -341,7 +341,11 @@ def test_packed_files(tmp_path: Path, kind: str, ending: str) -> None:
 def test_two_parts_in_one_gzip_file(tmp_path: Path) -> None:
     lines = [json.dumps({"prompt": p, "response": "r"}).encode() + b"\n" for p in "abc"]
     (tmp_path / "t.jsonl.gz").write_bytes(b"".join(map(gzip.compress, lines)))
-    assert len(load_samples(DataSection(path=str(tmp_path / "t.jsonl.gz")))) == 3
+    data = DataSection(path=str(tmp_path / "t.jsonl.gz"))
+    assert len(load_samples(data)) == 3
+    (tmp_path / "t.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match=r"t\.jsonl\.gz is empty"):
+        load_samples(data)
 
 
 def test_files_of_a_directory_may_differ_in_columns_and_be_many(tmp_path: Path) -> None:
@@ -364,6 +368,27 @@ def test_files_of_a_directory_may_differ_in_columns_and_be_many(tmp_path: Path) 
     assert [c.prompt for c in load_samples(data).records] == ["a", "c"]
     first = next(iter(open_records(data, np.array([1, 0]))))
     assert first == {"response": "d", "prompt": "c", "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:20%]", [0, 1]),
+        ("train[3:5]", [3, 4]),
+        ("train[-2:]", [8, 9]),
+        ("train[8:]", [8, 9]),
+    ],
+)
+def test_a_part_of_a_split(tmp_path: Path, split: str, expected: list[int]) -> None:
+    rows: list[Json] = [{"prompt": f"{i}", "response": "r", "n": i} for i in range(10)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    for path in (write(tmp_path / "t.jsonl", rows), tmp_path / "t.parquet"):
+        data = DataSection(path=str(path), split=split)
+        raw = load_samples(data)
+        assert [c.prompt for c in raw.records] == [str(i) for i in expected]
+        assert [row["n"] for row in open_records(data, raw.source_rows)] == expected
+    with pytest.raises(DataError, match="is no part of 10 rows"):
+        load_samples(DataSection(path=str(tmp_path / "t.jsonl"), split="train[x]"))
 
 
 # --- files that change ---

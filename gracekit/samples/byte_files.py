@@ -72,6 +72,11 @@ class _Descriptor:
         os.close(self.number)
 
 
+def _require_content(path: Path, size: int) -> None:
+    if size == 0:
+        raise DataError(f"{path} is empty; expected one sample per line or row")
+
+
 class ByteFiles:
     """Random access to the decompressed bytes of several files."""
 
@@ -87,8 +92,7 @@ class ByteFiles:
         """Number of a compressed file -> where its content starts in the spool."""
         for path in self.paths:
             status = path.stat()
-            if status.st_size == 0:
-                raise DataError(f"{path} is empty; expected one sample per line or row")
+            _require_content(path, status.st_size)
             self._identities.append((status.st_dev, status.st_ino))
             self.sizes.append(status.st_size)
         self._unpack()
@@ -102,6 +106,7 @@ class ByteFiles:
                 self._starts[number] = spool.tell()
                 unpack(self.paths[number], spool)
                 self.sizes[number] = spool.tell() - self._starts[number]
+                _require_content(self.paths[number], self.sizes[number])
             self._spool = _Descriptor(os.dup(spool.fileno()))
 
     def read(self, number: int, start: int, end: int) -> bytes:
