@@ -171,7 +171,8 @@ def test_tools_are_handed_on_and_are_content() -> None:
         conversation = read({**plain, "tools": tools})
         assert conversation.tools == [TOOL]
         assert conversation.canonical() != read(plain).canonical()
-    for empty in (None, "", "[]", []):
+    none: list[Any] = [None, "", "[]", []]
+    for empty in none:
         assert read({**plain, "tools": empty}).canonical() == read(plain).canonical()
     with pytest.raises(MalformedRowError, match="'tools' is text, but not a JSON list"):
         read({**plain, "tools": "hammer"})
