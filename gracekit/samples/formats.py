@@ -3,7 +3,8 @@
 A layout is one entry of `FORMATS`: what it needs, in which columns that is found, and a function
 from a row to messages. `data.columns` says other columns for it. With `format: auto` the first
 layout whose columns are all there is taken, in the order of the dict; those that came later stand
-last, so that a file is read as it always was.
+last, so that a file is read as it always was. Above 400 lines, so that all layouts and their order
+are seen together.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Made from it: the Parquet files of the store, the tables, views and comments of `scores.duckdb`,
 the table that the SQL conditions of a recipe see, the records of `gracekit versions`, and the
-tables of docs/sql.md. A score adds a column of its own to each table that holds scores.
+tables of docs/sql.md. A score adds a column of its own to each table that holds scores. Above 400
+lines, as it is the one place.
 """
 
 from __future__ import annotations
