@@ -27,7 +27,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from gracekit.draw import draw_spread, inclusion
+from gracekit.draw.pivotal import draw_spread
+from gracekit.draw.probabilities import inclusion
 from gracekit.graph import symmetric
 from gracekit.greedy import lazy_greedy
 from gracekit.protocols import SelectionInputs

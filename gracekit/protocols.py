@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from gracekit.progress import Progress
 from gracekit.types import (
     Bool,
+    Draw,
+    DrawState,
     Float32,
     Int64,
     Json,
@@ -359,6 +361,10 @@ class SelectionInputs:
     """[t, d] of the target set, under the same model; None without one."""
     parent: Rows | None = None
     """The coreset of the version before; None for the first."""
+    parent_draw: Draw | None = None
+    """How likely the rows of that version were; None where that is not known."""
+    state: DrawState | None = None
+    """What the draws so far gave each row, and what they owe it; None: nothing was drawn."""
     store: Any = None
     """The store, open or its path, whose tables the recipe's SQL conditions may ask; None: only
     what is here."""

@@ -279,6 +279,62 @@ class SparseGraph(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class DrawState(ShortRepr, Tabular):
+    """What the draws so far gave each of n rows, and what they owe it (`gracekit.draw.over_time`).
+
+    A row's start is uniform in [0, 1) and never drawn: of it is known only what the uses so far
+    leave open, start_low <= start < start_high.
+    """
+
+    uses: Int32
+    """[n] times that the row was trained on, or was handed out where no trainer logs its uses."""
+    owed: Float64
+    """[n] sum of the row's inclusion probabilities over the draws so far, less its uses."""
+    start_low: Float64
+    """[n] in [0, 1)"""
+    start_high: Float64
+    """[n] in (0, 1]"""
+
+    @classmethod
+    def none(cls, n: int) -> DrawState:
+        """Before the first draw."""
+        return cls(
+            uses=np.zeros(n, np.int32),
+            owed=np.zeros(n),
+            start_low=np.zeros(n),
+            start_high=np.ones(n),
+        )
+
+    def __len__(self) -> int:
+        return len(self.uses)
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {
+            "row": np.arange(len(self)),
+            "uses": self.uses,
+            "owed": self.owed,
+            "start_low": self.start_low,
+            "start_high": self.start_high,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Draw(ShortRepr):
+    """How likely each of n rows was to be selected, so that a trainer can draw anew."""
+
+    probabilities: Float64
+    """[n] inclusion probability, whatever was drawn before: 0 never, 1 always."""
+    weights: Float32
+    """[n] weight of the row where it is drawn, in units in which the weights of a draw have the
+    mean 1 on average; 0 where it never is."""
+    places: Int32
+    """[n] distinct: an order of the rows in which neighbours of the graph are near each other, and
+    those of one part together."""
+    parts: Int32
+    """[n] rows of a part are as many in every draw as their probabilities add up to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Selection(ShortRepr):
     """The coreset."""
 
@@ -292,3 +348,5 @@ class Selection(ShortRepr):
     """Value of the selector's objective; 0 where it has none."""
     details: Json = field(default_factory=dict)
     """What else the selector reports, for the manifest header."""
+    draw: Draw | None = None
+    """How likely each row was; None where the selector does not draw with known probabilities."""

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gracekit.draw import Inclusion, draw_spread, inclusion
+from gracekit.draw.pivotal import draw_spread
+from gracekit.draw.probabilities import Inclusion, inclusion
 from gracekit.errors import SelectionError
 from gracekit.graph import symmetric
 from gracekit.types import Float64, Int64, KnnGraph, SparseGraph

@@ -1,9 +1,7 @@
-"""Sampling with given inclusion probabilities, spread over a graph.
+"""Sampling with given inclusion probabilities, spread over a graph and over time.
 
-`probabilities` makes them of sizes, with exact totals; `pivotal` draws, by a local pivotal method.
+- `probabilities`: of sizes, with exact totals.
+- `over_time`: given what was drawn before, so that uses follow the probabilities.
+- `pivotal`: a draw that spreads over the graph (compiled).
+- `along`: a draw that spreads over an order of the rows, for a trainer (NumPy only).
 """
-
-from gracekit.draw.pivotal import draw_spread
-from gracekit.draw.probabilities import Inclusion, inclusion
-
-__all__ = ["Inclusion", "draw_spread", "inclusion"]

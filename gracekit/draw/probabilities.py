@@ -95,6 +95,41 @@ def inclusion(
     return Inclusion(masses=masses, wholes=wholes)
 
 
+def with_shares(chances: Inclusion, shares: Float64, *, order: Int64, groups: Int32) -> Inclusion:
+    """Other probabilities with the same totals of the groups, to the unit.
+
+    Args:
+        chances: Whose totals are kept.
+        shares: [n] in [0, 1]; their totals differ from those by rounding only.
+        order: [n] distinct; says who gets what rounding leaves.
+        groups: [n] zero or more.
+    """
+    wholes = chances.wholes
+    masses = np.clip(np.rint(shares * wholes).astype(np.int64), 0, wholes)
+    by_group = np.argsort(groups, kind="stable")
+    for rows in np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1):
+        left = int(chances.masses[rows].sum() - masses[rows].sum())
+        index = rows[(masses[rows] > 0) & (masses[rows] < wholes[rows])]
+        _settle(masses, wholes, index[np.argsort(order[index])], left, least=0)
+    return Inclusion(masses=masses, wholes=wholes)
+
+
+def _settle(masses: Int64, wholes: Int64, rows: Int64, left: int, *, least: int) -> None:
+    """Give the rows what rounding left (or take it), in place, about the same of each."""
+    sign = 1 if left > 0 else -1
+    left = abs(left)
+    while left:
+        room = wholes[rows] - masses[rows] if sign > 0 else masses[rows] - least
+        rows, room = rows[room > 0], room[room > 0]
+        if not len(rows):
+            return
+        part = np.minimum(room, max(1, left // len(rows)))
+        before = np.cumsum(part) - part
+        part = np.clip(left - before, 0, part)
+        masses[rows] += sign * part
+        left -= int(part.sum())
+
+
 def _members(groups: Int32, drawable: Bool, num_groups: int) -> list[Int64]:
     """The drawable rows of each group."""
     rows = np.flatnonzero(drawable)
@@ -167,19 +202,7 @@ class _Pool:
             )
             least = min(1, left)
             masses[is_open] = np.clip(np.floor(exact).astype(np.int64), least, masses[is_open])
-            self._settle(masses, rows, is_open, (budget << self.bits) - int(masses.sum()))
+            index = is_open[np.argsort(self.order[rows[is_open]])]
+            left = (budget << self.bits) - int(masses.sum())
+            _settle(masses, self.wholes[rows], index, left, least=1)
         return masses
-
-    def _settle(self, masses: Int64, rows: Int64, is_open: Int64, left: int) -> None:
-        """Give the open rows what rounding left (or take it), about the same of each."""
-        index = is_open[np.argsort(self.order[rows[is_open]])]
-        sign = 1 if left > 0 else -1
-        left = abs(left)
-        while left:
-            room = self.wholes[rows[index]] - masses[index] if sign > 0 else masses[index] - 1
-            index, room = index[room > 0], room[room > 0]
-            part = np.minimum(room, max(1, left // len(index)))
-            before = np.cumsum(part) - part
-            part = np.clip(left - before, 0, part)
-            masses[index] += sign * part
-            left -= int(part.sum())

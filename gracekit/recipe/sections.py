@@ -137,6 +137,10 @@ class ScoringSection(Section):
     """Scores to measure, all in one pass."""
     importance: str = "gradient-norm"
     """The score that selection uses."""
+    loss: Literal["tokens", "samples"] = "tokens"
+    """What the trainer averages its loss over: the target tokens of a batch (Hugging Face, TRL and
+    most others), or its samples. It decides how large a row's part in the gradient is: the norm of
+    its mean gradient, times its number of target tokens under `tokens`."""
     length_correction: LengthCorrection = "sqrt"
     """How the effect of length is taken out of gradient scores: times the square root of the
     number of target tokens, ranks within bins of length, or not at all."""
@@ -240,9 +244,12 @@ class RefreshSection(Section):
     """Share drawn at random for the audit, within the above."""
     min_probe: int = Field(default=100, ge=0)
     """Least number of probe rows (a rank correlation of few rows means little)."""
-    target_rank_correlation: float = Field(default=0.90, ge=-1, le=1)
+    target_value: float = Field(default=0.75, ge=0, le=1)
+    """Share of what perfect norms would gain over a random draw, as the audit estimates it, at
+    which no more is measured."""
+    target_rank_correlation: float | None = Field(default=None, ge=-1, le=1)
     """Rank correlation of importance with the truth, over all samples as the audit estimates it,
-    at which no more is measured."""
+    that is to be reached as well; null: that is only reported."""
     full_below: float = Field(default=-1.0, ge=-1, le=1)
     """Measure everything when the rank correlation on the rows that were not measured is below
     this even at `max_fraction`; -1: never."""
@@ -299,6 +306,13 @@ class SelectionSection(Section):
     alpha: float = Field(default=0.25, gt=0, le=1)
     """α of balanced: the share of the probability that all candidates get alike; the rest goes by
     their gradients' norms. No weight is above 1/α of the mean. 1: all are drawn alike."""
+    redraw: Literal["fresh", "keep"] = "fresh"
+    """What a new draw of balanced makes of the draws before: `fresh` gives every row its turn
+    before others come again, so that uses follow probabilities; `keep` changes only the rows that
+    changed probabilities make change."""
+    max_uses: int | None = Field(default=None, ge=1)
+    """A row that was trained on so often (or handed out, where no trainer logs its uses) is not
+    selected again; its place goes to others. null: no limit."""
     churn_penalty: float = Field(default=0.0, ge=0)
     """What keeping the whole parent coreset is worth, as a share of all that `coverage` can gain
     over a random draw: a new version changes only what is worth it. 0: nothing."""

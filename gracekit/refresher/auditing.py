@@ -76,6 +76,6 @@ def audit_refresh(
         calibration=scores.calibration[name],
         num_measured=len(plan.rows),
         num_rows=int(has_score.sum()),
-        target=recipe.refresh.target_rank_correlation,
+        target=recipe.refresh.target_rank_correlation or 0.9,
         rounds=rounds,
     )

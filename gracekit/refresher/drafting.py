@@ -6,7 +6,7 @@ from gracekit.recipe import Recipe
 from gracekit.refresher.step import Refreshed
 from gracekit.rounding import to_float16
 from gracekit.store import CachePayload, VersionDraft
-from gracekit.types import SampleTable
+from gracekit.types import DrawState, SampleTable
 from gracekit.version.header import CheckpointInfo, DataDescription, Settings, Timings
 from gracekit.version.outcomes import RefreshOutcome
 
@@ -19,6 +19,7 @@ def draft_version(
     measure_id: str,
     checkpoint: CheckpointInfo,
     is_first: bool,
+    state: DrawState | None = None,
     outcome: RefreshOutcome | None = None,
     samples: SampleTable | None = None,
     dataset: DataDescription | None = None,
@@ -33,6 +34,7 @@ def draft_version(
         measure_id: Names what was measured: by it the shards are found.
         checkpoint: What was measured.
         is_first: Whether the store has no version yet.
+        state: What the draws before this one gave each row.
         outcome: What the refresh found out; default: as the step says.
         samples: The sample table where the data changed; None: as in the version before.
         dataset: Where the data comes from; None: as in the version before.
@@ -48,6 +50,7 @@ def draft_version(
         audit=refreshed.audit,
         scores=refreshed.scores,
         selection=refreshed.selection,
+        state=state,
         samples=samples,
         dataset=dataset,
         cache=CachePayload(

@@ -27,6 +27,7 @@ from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
+from gracekit.refresher.uses import last_draw, state_now
 from gracekit.samples import (
     Growth,
     RawSamples,
@@ -200,6 +201,8 @@ class Refresher:
                     when_finished=held.close,
                 )
             )
+            parent = last_coreset(store)
+            state = state_now(store, growth.samples, parent)
             refreshed = step(
                 load_last(store, recipe, growth),
                 measure,
@@ -207,7 +210,9 @@ class Refresher:
                 samples=growth.samples,
                 step=pinned.step,
                 version=store.next_version(),
-                parent=last_coreset(store),
+                parent=parent,
+                parent_draw=last_draw(store, growth.samples),
+                state=state,
                 store=store,
                 enter=enter,
             )
@@ -218,6 +223,7 @@ class Refresher:
             recipe,
             refresh_id=refresh_id,
             measure_id=measure_id,
+            state=state,
             checkpoint=_describe_checkpoint(pinned),
             is_first=store.latest() is None,
             outcome=refreshed.outcome.model_copy(

@@ -12,6 +12,7 @@ from gracekit.graph import build_index, load_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.last import LastRefresh
+from gracekit.refresher.uses import last_draw, state_now
 from gracekit.samples import Growth
 from gracekit.scores.changes import COMPARED
 from gracekit.scores.meaning import score_meaning
@@ -155,13 +156,16 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
             "the recipe's graph section changed; `gracekit refresh` on a checkpoint makes a "
             "new one"
         )
+    samples = store.samples(version)
     return SelectionInputs(
         scores=store.scores(version),
-        samples=store.samples(version),
+        samples=samples,
         graph=symmetric(index.graph),
         features=cache.features,
         target_features=cache.target_features,
         parent=parent,
+        parent_draw=last_draw(store, samples),
+        state=state_now(store, samples, parent),
         store=store,
         scoring=recipe.scoring,
     )

@@ -13,11 +13,12 @@ import numpy as np
 
 from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFoundError
 from gracekit.recipe import Recipe, ScoringSection
-from gracekit.refresher.loading import selection_inputs
+from gracekit.refresher.loading import last_coreset, selection_inputs
 from gracekit.refresher.result import RefreshResult
+from gracekit.refresher.uses import state_now
 from gracekit.selection import select
 from gracekit.store import Store, VersionDraft
-from gracekit.types import Selection
+from gracekit.types import Draw, Selection
 from gracekit.version.header import Header, Settings, Timings
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshR
         refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')}")
         if store.header(latest).refresh_id == refresh_id:
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
+        inputs = selection_inputs(store, recipe)
         selection = select(
             recipe.selection,
-            selection_inputs(store, recipe),
+            inputs,
             seed=recipe.seed,
             version=store.next_version(),
         )
@@ -67,6 +69,7 @@ def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshR
                 recipe_digest=recipe.digest(),
                 scores=None,
                 selection=selection,
+                state=inputs.state,
                 checkpoint=header.checkpoint,
                 settings=Settings(scoring=header.settings.scoring, selection=recipe.selection),
                 timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),
@@ -105,6 +108,7 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
                 scores=None,
                 rollback_of=version,
                 selection=selection,
+                state=state_now(store, store.samples(), last_coreset(store)),
                 checkpoint=old.checkpoint,
                 settings=Settings(scoring=old.settings.scoring, selection=old.settings.selection),
                 timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),
@@ -134,6 +138,7 @@ def _selection_again(store: Store, coreset: pa.Table, header: Header) -> Selecti
         weights = weights / weights[stays].mean(dtype=np.float64)
     return Selection(
         rows=rows[stays],
+        draw=_draw_again(store, header),
         gains=picked["gain"].to_numpy()[stays],
         weights=weights[stays].astype(np.float32),
         objective=header.stats.objective or 0.0,
@@ -141,6 +146,14 @@ def _selection_again(store: Store, coreset: pa.Table, header: Header) -> Selecti
             exclude_unset=True
         ),
     )
+
+
+def _draw_again(store: Store, header: Header) -> Draw | None:
+    """How likely the rows of an old version were; None where the samples are no longer the same."""
+    drawn, samples = store.drawn(header.version), store.samples()
+    if drawn is None or drawn.draw is None or len(drawn) != len(samples):
+        return None
+    return drawn.draw if samples.present[drawn.draw.probabilities > 0].all() else None
 
 
 def _short_hash(text: str) -> str:

@@ -38,6 +38,8 @@ from gracekit.selection import select
 from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
+    Draw,
+    DrawState,
     Float32,
     Measurement,
     Origin,
@@ -115,6 +117,8 @@ def step(
     step: int,
     version: int,
     parent: Rows | None = None,
+    parent_draw: Draw | None = None,
+    state: DrawState | None = None,
     store: StoreReader | Path | None = None,
     enter: Callable[[str], None] = lambda stage: None,
 ) -> Refreshed:
@@ -129,6 +133,8 @@ def step(
         step: Training step of the checkpoint.
         version: The version that the result becomes.
         parent: The coreset of the version before.
+        parent_draw: How likely its rows were.
+        state: What the draws so far gave each row; None: nothing was drawn.
         store: Open or its path, whose tables the recipe's SQL conditions may ask.
         enter: Told the stages: measure, propagate, graph, select.
 
@@ -150,6 +156,8 @@ def step(
         features=features,
         target_features=target_features,
         parent=parent,
+        parent_draw=parent_draw,
+        state=state,
         store=store,
         scoring=recipe.scoring,
     )

@@ -21,12 +21,14 @@ import math
 
 import numpy as np
 
-from gracekit.draw import Inclusion, draw_spread, inclusion
+from gracekit.draw.over_time import conditional, coordinated, to_totals
+from gracekit.draw.pivotal import draw_spread
+from gracekit.draw.probabilities import Inclusion, inclusion, with_shares
 from gracekit.greedy import fit
 from gracekit.protocols import SelectionTask
 from gracekit.scores.norms import expected_norms
 from gracekit.selection.ranking import ranked, seed_of
-from gracekit.types import Bool, Float64, Int32, Rows, Selection
+from gracekit.types import Bool, Draw, Float64, Int32, Rows, Selection
 
 OWN_WEIGHTS = (None, "selector")
 """Values of `selection.weights` with which the draw's own weights are used."""
@@ -59,9 +61,10 @@ class Balanced:
             quotas=task.quotas,
             free=task.free,
         )
+        probabilities = chances.probabilities
         rows = draw_spread(
             task.graph,
-            chances,
+            _given_before(task, chances, groups),
             order=task.order,
             seed=seed_of(task.seed, task.version),
             groups=groups,
@@ -69,14 +72,21 @@ class Balanced:
         )
         if task.costs is not None:
             rows = np.concatenate([rows, _that_fit(task, chances, rows, groups)])
-        probabilities = chances.probabilities
         # The mean weight is 1 on average over draws, so that samples which are always in, with a
         # weight of 1, count like the mean of the others.
-        weights = _group_means(probabilities, drawable, groups)[groups[rows]] / probabilities[rows]
+        mean = _group_means(probabilities, drawable, groups)[groups]
+        of_all = np.divide(mean, probabilities, out=np.zeros_like(mean), where=probabilities > 0)
+        weights = of_all[rows]
         return Selection(
             rows=rows,
             gains=np.zeros(len(rows), np.float32),
             weights=weights.astype(np.float32),
+            draw=Draw(
+                probabilities=probabilities,
+                weights=of_all.astype(np.float32),
+                places=np.argsort(np.lexsort((task.order, groups))).astype(np.int32),
+                parts=groups,
+            ),
             objective=0.0,
             details={
                 "alpha": alpha,
@@ -85,6 +95,23 @@ class Balanced:
                 "largest_weight": float(np.max(weights, initial=0.0)),
             },
         )
+
+
+def _given_before(task: SelectionTask, chances: Inclusion, groups: Int32) -> Inclusion:
+    """The probabilities of this draw given the draws before, with the same totals."""
+    probabilities = chances.probabilities
+    if task.settings.redraw == "keep":
+        if task.parent is None or task.parent_draw is None:
+            return chances
+        was_drawn = np.zeros(len(probabilities))
+        was_drawn[task.parent] = 1
+        shares = coordinated(task.parent_draw.probabilities, was_drawn, probabilities)
+    elif task.state is None:
+        return chances
+    else:
+        shares = conditional(task.state, probabilities)
+    shares = to_totals(shares, probabilities, groups, task.costs)
+    return with_shares(chances, shares, order=task.order, groups=groups)
 
 
 def _drawable(task: SelectionTask) -> Bool:

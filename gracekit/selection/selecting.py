@@ -13,7 +13,7 @@ from gracekit.selection.balanced import Balanced
 from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
-from gracekit.types import Json, Selection
+from gracekit.types import Draw, Json, Rows, Selection
 
 
 def select(
@@ -87,10 +87,20 @@ def select(
         weights=np.concatenate([zeros + 1, selection.weights]),
         details=details | selection.details,
     )
+    if selection.draw is not None:
+        selection = dataclasses.replace(selection, draw=_with_initial(selection.draw, pool.initial))
     kind = settings.weights or ("selector" if isinstance(selector, Balanced) else "coverage")
     weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
+
+
+def _with_initial(draw: Draw, initial: Rows) -> Draw:
+    """The draw with what is always in, which counts like the mean of the others."""
+    probabilities, weights = draw.probabilities.copy(), draw.weights.copy()
+    probabilities[initial] = 1
+    weights[initial] = 1
+    return dataclasses.replace(draw, probabilities=probabilities, weights=weights)
 
 
 def _require_valid(selection: Selection, task: SelectionTask) -> None:

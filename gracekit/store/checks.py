@@ -213,6 +213,7 @@ def _history_damage(
     n = header.dataset.num_rows
     checks: dict[Path, Callable[[np.ndarray], bool]] = {
         store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
+        store.paths.draw(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
         store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
     }
     for named, holds in checks.items():
@@ -240,6 +241,7 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
     places = (
         (paths.score_history, PARTITION_NAME),
         (paths.measurements, PARTITION_NAME),
+        (paths.draws, PARTITION_NAME),
         (paths.old_history, PARTITION_NAME),
         (paths.headers, JSON_NAME),
         (paths.manifests, JSON_NAME),

@@ -37,6 +37,7 @@ import numpy as np
 from gracekit import files
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.store.files.cache import CachePayload, save_cache
+from gracekit.store.files.draws import write_draw
 from gracekit.store.files.history import write_measured, write_scores
 from gracekit.store.files.lock import tell_unfinished
 from gracekit.store.files.manifests import coreset_table, write_manifest
@@ -47,6 +48,7 @@ from gracekit.store.publish import publish
 from gracekit.store.reader import StoreReader
 from gracekit.store.retention import finish, remove_old
 from gracekit.types import (
+    DrawState,
     Measurement,
     RefreshPlan,
     Rows,
@@ -69,6 +71,7 @@ from gracekit.version.header import (
 )
 from gracekit.version.json_text import clean_text, plain_json
 from gracekit.version.outcomes import Audit, RefreshOutcome, SelectionDetails
+from gracekit.version.sources import DrawnRows
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,8 @@ class VersionDraft:
     selection: Selection
     scores: ScoreTable | None
     """None for a reselect, which has those of the newest refresh, and for a rollback."""
+    state: DrawState | None = None
+    """What the draws before this one gave each row; None: that is not kept."""
     rollback_of: int | None = None
     """The version that a rollback goes back to, whose scores it has."""
     measurement: Measurement | None = None
@@ -185,6 +190,7 @@ def _assert_consistent(samples: SampleTable, draft: VersionDraft) -> None:
     assert len(rows) == 0 or (rows.min() >= 0 and rows.max() < n), "no such row"
     assert samples.present[rows].all(), "a removed sample is selected"
     assert draft.scores is None or len(draft.scores) == n, "scores of other samples"
+    assert draft.state is None or len(draft.state) == n, "draws of other samples"
     is_derived = draft.operation in ("reselect", "rollback")
     assert (draft.scores is None) == is_derived, "only a reselect or rollback has none"
     assert (draft.rollback_of is None) == (draft.operation != "rollback"), "back to which version?"
@@ -196,6 +202,7 @@ def _left_by_a_failed_try(paths: StorePaths, version: int) -> list[Path]:
     return [
         paths.scores(version).parent,
         paths.measured(version).parent,
+        paths.draw(version).parent,
         paths.samples_of(version),
         paths.cache_of(version),
     ]
@@ -209,6 +216,8 @@ def _write_history(store: StoreReader, version: int, draft: VersionDraft) -> Non
     if draft.measurement is not None:
         step = draft.checkpoint.step
         write_measured(store.paths.measured(version), draft.measurement, draft.plan, step)
+    if draft.state is not None:
+        write_draw(store.paths.draw(version), DrawnRows(draft.selection.draw, draft.state))
 
 
 def _header(
@@ -232,6 +241,8 @@ def _header(
     named = [paths.scores(scores_version)]
     if draft.measurement is not None:
         named.append(paths.measured(version))
+    if draft.state is not None:
+        named.append(paths.draw(version))
     if dataset.samples_file != paths.samples.name:
         named.append(paths.root / dataset.samples_file)
     return Header(

@@ -15,6 +15,7 @@ import pyarrow as pa
 from gracekit.errors import StoreFormatError, VersionNotFoundError
 from gracekit.scores.rows import scores_for
 from gracekit.store.files.cache import StoreCache, load_cache
+from gracekit.store.files.draws import read_draw
 from gracekit.store.files.history import read_scores
 from gracekit.store.files.holds import held_versions
 from gracekit.store.files.info import StoreInfo
@@ -31,6 +32,7 @@ from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
 from gracekit.tabular import read_only
 from gracekit.types import Origin, SampleTable, ScoreTable
 from gracekit.version.header import DatasetInfo, Header
+from gracekit.version.sources import DrawnRows
 
 _NUM_HEADERS = 256
 """Headers and removal records that a reader keeps in memory, about 30 KiB each."""
@@ -248,6 +250,17 @@ class StoreReader:
         forgotten[: len(scores)] |= scores.origin == Origin.REMOVED  # some may be back
         forgotten[len(scores) :] = True
         return read_only(scores_for(scores, samples, forgotten))
+
+    def drawn(self, version: int) -> DrawnRows | None:
+        """How a version was drawn, of all rows; None where that is not known.
+
+        Raises as `coreset`.
+        """
+        path = self.paths.draw(version)
+        if self.paths.relative(path) not in self.header(version).files:
+            return None
+        self.require_kept(version)
+        return read_draw(path)
 
     def measurement(self, version: int) -> pa.Table:
         """What was measured at a version, kept or removed: row, reason, scores, step; by row.

@@ -44,6 +44,7 @@ def clean_up(store: StoreReader) -> list[str]:
             for directory, pattern in (
                 (paths.score_history, PARTITION_NAME),
                 (paths.measurements, PARTITION_NAME),
+                (paths.draws, PARTITION_NAME),
                 (paths.cache, CACHE_NAME),
                 (paths.headers, JSON_NAME),
             )

@@ -108,7 +108,8 @@ def finish(store: StoreReader) -> int:
         for path in doomed:
             if path not in manifests:
                 files.remove(path)
-                if path.parent.parent == paths.score_history and not names_in(path.parent):
+                is_partition = path.parent.parent in (paths.score_history, paths.draws)
+                if is_partition and not names_in(path.parent):
                     files.remove(path.parent)
     return freed_bytes
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,13 @@ import numpy as np
 from gracekit.types import Json, Origin, Reason, SampleTable, ScoreTable
 from gracekit.version import __version__
 from gracekit.version.outcomes import Audit
-from gracekit.version.sources import ListedVersion, MeasuredRows, PublishedStore, SelectedRows
+from gracekit.version.sources import (
+    DrawnRows,
+    ListedVersion,
+    MeasuredRows,
+    PublishedStore,
+    SelectedRows,
+)
 from gracekit.version.table import Column, Named, Table
 
 ORIGIN_NAMES = [origin.name.lower() for origin in Origin]
@@ -258,6 +265,78 @@ CORESETS = Table(
     columns=(_SELECTED_VERSION, _SELECTED_ROW, _SELECTED_ID, _SELECTED_GROUP, *_PICKED),
 )
 
+# --- draws ---
+
+
+def _of_draw(name: str) -> Callable[[DrawnRows], Any]:
+    """The array of a draw; NULL in all rows without one."""
+
+    def get(drawn: DrawnRows) -> Any:
+        if drawn.draw is None:
+            return np.ma.array(np.zeros(len(drawn)), mask=True)
+        return getattr(drawn.draw, name)
+
+    return get
+
+
+_DRAWN: tuple[Column[DrawnRows], ...] = (
+    Column(
+        "inclusion_probability",
+        "float64",
+        "how likely the row was to be selected; NULL where the selector does not draw with known "
+        "probabilities",
+        _of_draw("probabilities"),
+    ),
+    Column(
+        "uses",
+        "int32",
+        "times it was trained on before this version; handed out, where no trainer logged its uses",
+        lambda d: d.state.uses,
+    ),
+    Column(
+        "owed",
+        "float64",
+        "sum of its inclusion probabilities over the draws before this version, less its uses",
+        lambda d: d.state.owed,
+    ),
+)
+DRAW_FILE = Table(
+    name="draw.parquet",
+    kind="file",
+    about="How one version was drawn: what a trainer needs to draw anew",
+    columns=(
+        _ROW,
+        *_DRAWN,
+        Column(
+            "start_low",
+            "float64",
+            "of the starts that fit the uses so far the lowest",
+            lambda d: d.state.start_low,
+        ),
+        Column("start_high", "float64", "and the end of them", lambda d: d.state.start_high),
+        Column("draw_weight", "float32", "its weight where it is drawn", _of_draw("weights")),
+        Column(
+            "place",
+            "int32",
+            "in an order in which neighbours of the graph are near each other",
+            _of_draw("places"),
+        ),
+        Column(
+            "part",
+            "int32",
+            "rows of a part are as many in every draw as their probabilities add up to",
+            _of_draw("parts"),
+        ),
+    ),
+)
+DRAWS = Table(
+    name="draws",
+    kind="view",
+    about="How likely every sample was to be selected at every version that is kept, how often it "
+    "was used before, and what it was owed",
+    columns=(_VERSION, _ROW, *IDENTITY, *_DRAWN),
+)
+
 # --- versions ---
 
 
@@ -434,7 +513,7 @@ STORE = Table(
 
 TABLES = {table.name: table for table in (SAMPLES, SCORES, VERSIONS, CHECKPOINTS, STORE)}
 """Whole in `scores.duckdb`."""
-VIEWS = {view.name: view for view in (CORESETS, SCORE_HISTORY, MEASUREMENTS)}
+VIEWS = {view.name: view for view in (CORESETS, DRAWS, SCORE_HISTORY, MEASUREMENTS)}
 """Over the manifests and the history."""
 
 

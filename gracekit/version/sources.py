@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gracekit.types import (
+    Draw,
+    DrawState,
     Int64,
     Measurement,
     Reason,
@@ -78,6 +80,19 @@ class SelectedRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnRows:
+    """How a version was drawn, of all rows [n]."""
+
+    draw: Draw | None
+    """None where the selector does not draw with known probabilities."""
+    state: DrawState
+    """Before this version's draw."""
+
+    def __len__(self) -> int:
+        return len(self.state)
 
 
 def _reasons(rows: Rows, plan: RefreshPlan | None) -> UInt8:

@@ -83,6 +83,20 @@ class StorePaths:
         return self.measurements / f"version={version:06d}" / "measured.parquet"
 
     @property
+    def draws(self) -> Path:
+        """Directory of how each version was drawn, a hive partition for each."""
+        return self.root / "draws"
+
+    def draw(self, version: int) -> Path:
+        """Probabilities and uses of all rows; versions of older releases have none."""
+        return self.draws / f"version={version:06d}" / "draw.parquet"
+
+    @property
+    def uses(self) -> Path:
+        """Directory of what trainers log of the rows that they trained on, a directory a run."""
+        return self.root / "uses"
+
+    @property
     def manifests(self) -> Path:
         """Directory of the manifests; since format 3 it holds nothing else."""
         return self.root / "manifests"

@@ -32,8 +32,24 @@ from gracekit.store.sql.schema import as_pattern, describe, quote, view_select
 from gracekit.store.sql.tables import fill
 from gracekit.store.version_facts import VersionFacts
 from gracekit.types import Json
-from gracekit.version.columns import CORESETS, SCHEMA_VERSION, SCORE_HISTORY, TABLES, VIEWS
+from gracekit.version.columns import (
+    CORESETS,
+    DRAWS,
+    MEASUREMENTS,
+    SCHEMA_VERSION,
+    SCORE_HISTORY,
+    TABLES,
+    VIEWS,
+)
 
+_FILES = {
+    DRAWS.name: "/draw.parquet",
+    MEASUREMENTS.name: "/measured.parquet",
+    SCORE_HISTORY.name: "/scores.parquet",
+}
+"""View -> how the names of the files end that it shows, one a version."""
+_WITH_SCORES = (MEASUREMENTS.name, SCORE_HISTORY.name)
+"""Views with a column for each score, which differ from version to version."""
 _PUBLISHED = "published"
 """Name of the attached file in a reader's connection."""
 
@@ -78,9 +94,9 @@ def connect(
     """A connection to ask the store in SQL, from any directory, while versions are made.
 
     It shows the tables `samples`, `scores`, `versions`, `checkpoints`, `store` and the views
-    `coresets`, `score_history`, `measurements` as of now: connect again to see later versions. All
-    of them that have `row` have `sample_id` and `group_name` too, so where two are joined a query
-    says whose it means (`samples.sample_id`).
+    `coresets`, `draws`, `score_history`, `measurements` as of now: connect again to see later
+    versions. All of them that have `row` have `sample_id` and `group_name` too, so where two are
+    joined a query says whose it means (`samples.sample_id`).
 
     The store's database is attached read-only; where it is missing, its tables are made in memory
     from the files. You may make tables of your own, which vanish with the connection.
@@ -162,7 +178,13 @@ def _confine(connection: DuckDBPyConnection, paths: list[Path]) -> None:
 
 def _shown(paths: StorePaths) -> list[Path]:
     """The directories of a store that queries may read; those that an old one has, too."""
-    found = (paths.manifests, paths.score_history, paths.measurements, paths.old_history)
+    found = (
+        paths.manifests,
+        paths.draws,
+        paths.score_history,
+        paths.measurements,
+        paths.old_history,
+    )
     return [path for path in found if path.is_dir()]
 
 
@@ -210,7 +232,7 @@ def _make_views(connection: DuckDBPyConnection, store: StoreReader) -> None:
             if is_old(store.info):  # a file may lie in its old place, and move meanwhile
                 name = store.paths.relative(store.paths.find(store.paths.root / name))
             if facts.removed_at is None or (store.paths.root / name).is_file():
-                columns = () if view == CORESETS.name else facts.columns
+                columns = facts.columns if view in _WITH_SCORES else ()
                 alike.setdefault(columns, []).append(f"{root}/{name}")
         connection.execute(f"CREATE VIEW {view} AS {view_select(view, alike)}")
         describe(connection, VIEWS[view], kind="VIEW")
@@ -225,7 +247,7 @@ def _file_behind(view: str, version: int, facts: VersionFacts) -> str | None:
         return f"manifests/v{version:06d}.parquet"
     if view == SCORE_HISTORY.name and facts.scores_version != version:
         return None  # a reselect or rollback: another version has the file
-    ending = "/scores.parquet" if view == SCORE_HISTORY.name else "/measured.parquet"
+    ending = _FILES[view]
     return next((name for name, _ in facts.sizes if name.endswith(ending)), None)
 
 

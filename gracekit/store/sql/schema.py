@@ -10,7 +10,7 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from gracekit.version.columns import CORESETS, IDENTITY, SCORE_ABOUT, SCORE_HISTORY, VIEWS
+from gracekit.version.columns import CORESETS, DRAWS, IDENTITY, SCORE_ABOUT, SCORE_HISTORY, VIEWS
 from gracekit.version.table import Column, ColumnType, Table
 
 _SQL_TYPES: dict[ColumnType, str] = {
@@ -57,10 +57,14 @@ def view_select(view: str, alike: Mapping[tuple[str, ...] | None, list[str]]) ->
     # an outer one.
     step = "v.step, " if view == SCORE_HISTORY.name else ""
     identity = ", ".join(f"s.{column.name}" for column in IDENTITY)
+    own = "h.* EXCLUDE (version, row)"
+    if view == DRAWS.name:  # not what only the next draw needs
+        behind = {"version", "row", *(column.name for column in IDENTITY)}
+        own = ", ".join(f"h.{name}" for name in DRAWS.names if name not in behind)
     found = f"FROM ({history}) h JOIN samples s ON s.row = h.row"
     if step:
         found += " JOIN versions v ON v.version = h.version"
-    return f"SELECT h.version, {step}h.row, {identity}, h.* EXCLUDE (version, row) {found}"
+    return f"SELECT h.version, {step}h.row, {identity}, {own} {found}"
 
 
 def _without_files(view: Table) -> str:
