@@ -4,7 +4,7 @@
     python benchmarks/repetition.py -o runs/repetition --table    # only what is there
 
 SmolLM2-135M with all but its last two blocks frozen: what the frozen blocks put out is computed
-once. The last two are trained with AdamW on the answers of a pool of 480 rows (four sources), in 24
+once. The last two are trained with AdamW on the answers of a pool of 320 rows (four sources), in 24
 rounds of a fifth of the pool, each trained on once, loss averaged over tokens. What differs is
 which fifth: a fixed one, a new one each round, every row once before any comes twice, and what
 gracekit selects with its own scores of this run (`gracekit.refresher.step` on a tenth of the rows
@@ -41,7 +41,7 @@ from pipelines.train_quickstart import smollm2
 
 DATA = Path(__file__).parent.parent / "data/train.jsonl"
 TRAINED_BLOCKS = 2
-NUM_POOL, NUM_CANDIDATES, NUM_HELD_OUT = 480, 640, 160
+NUM_POOL, NUM_CANDIDATES, NUM_HELD_OUT = 320, 440, 160
 ROUNDS, SHARE, BATCH, RATE, WARM_UP = 24, 0.2, 16, 3e-4, 10
 REFRESH_EVERY, MEASURED_SHARE, EVALUATE_EVERY = 3, 0.1, 4
 
