@@ -1,9 +1,12 @@
-"""The default rule: a kernel regression, then diffusion of what it left over, each behind a gate.
+"""The default rule: levels, then a kernel regression, then diffusion, each behind a gate.
 
-A row's score may stay as it was (`stale`), or change as a kernel regression over all that is known
-of the row says (`kernel`). To either, what the measured rows still have left over can be added,
-diffused over the graph and scaled by β (`+diffusion`). All four predict held-out measured rows; the
-simplest one that no other clearly beats is fitted again on all of them.
+All rows move by a shift in common, each group by one of its own, as far as measured rows show one
+(`levels`): that is always applied. On top of it a row's score may change with its old value
+(`shift+scale`), or as a kernel regression over all that is known of the row says (`kernel`); and
+what the measured rows still have left over can be diffused over the graph and scaled by β
+(`+diffusion`). All predict held-out measured rows; the simplest one that no other clearly beats is
+fitted again on all of them. Where that is the shift, and no shift is more than noise, rows stay as
+they are (`stale`).
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import numpy as np
 from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.gates import mean_square, share_that_helps, simplest_good
 from gracekit.propagation.kernel import Kernel
-from gracekit.propagation.rules import NUM_FOLDS, Estimate, Evidence
+from gracekit.propagation.levels import Level, fit_level
+from gracekit.propagation.rules import NUM_FOLDS, Estimate, Evidence, level_gate
 from gracekit.types import Float32, Float64, Int64
 from gracekit.version.outcomes import ScoreGate
 
@@ -34,11 +38,28 @@ class _Way:
     """[m]"""
     mass: Float32
     """[m] how near other measured rows are, or how much of their news arrived."""
-    penalty: float | None
+    penalty: float | None = None
     """Penalty of the kernel regression; None: without it."""
     hops: int = 0
     share: float = 0.0
     """β; 0 without diffusion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Score:
+    """One score's old values and what is known of their change."""
+
+    old: Float64
+    """[n]"""
+    change: Float64
+    """[m] of the measured rows."""
+    column: int
+    """Of the old values among the kernel's inputs."""
+
+    def level(self, evidence: Evidence, kept: Int64 | slice = slice(None)) -> Level:
+        """As the measured rows show it, or some of them."""
+        groups = evidence.groups[evidence.rows][kept]
+        return fit_level(self.change[kept], groups, evidence.num_groups)
 
 
 def gated(evidence: Evidence) -> dict[str, Estimate]:
@@ -50,52 +71,46 @@ def gated(evidence: Evidence) -> dict[str, Estimate]:
     kernel = Kernel(inputs, evidence.directions, evidence.rows, fold, evidence.rng)
     estimates = {}
     for column, (name, old) in enumerate(evidence.old.items()):
-        change = evidence.new[name] - old[evidence.rows]
-        ways = _try_all_ways(evidence, walk, kernel, column, change, fold)
+        score = _Score(old=old, change=evidence.new[name] - old[evidence.rows], column=column)
+        ways = _try_all_ways(evidence, walk, kernel, score, fold)
         used = simplest_good({way: tried.errors**2 for way, tried in ways.items()})
-        estimates[name] = _apply_way(evidence, walk, kernel, column, old, change, ways, used)
+        estimates[name] = _apply_way(evidence, walk, kernel, score, ways, used)
     return estimates
 
 
 def _try_all_ways(
-    evidence: Evidence,
-    walk: sparse.csr_array,
-    kernel: Kernel,
-    column: int,
-    change: Float64,
-    fold: Int64,
+    evidence: Evidence, walk: sparse.csr_array, kernel: Kernel, score: _Score, fold: Int64
 ) -> dict[str, _Way]:
-    """All ways by name, simplest first; with diffusion, the number of hops that does best.
-
-    `column` is the score's own among the kernel's inputs.
-    """
-    m, nothing = len(change), np.zeros(len(change), np.float32)
-    penalty = kernel.penalty_for(change, column)
-    left = np.empty((m, 2))
+    """All ways by name, simplest first; with diffusion, the number of hops that does best."""
+    m, rows = len(score.change), evidence.rows
+    groups = evidence.groups[rows]
+    penalty = kernel.penalty_for(score.change - score.level(evidence)(groups), score.column)
+    left, scaled = np.empty((m, 2)), np.empty(m)
     arrived = {hops: np.empty((m, 2)) for hops in _HOPS}
     mass = {hops: np.empty(m, np.float32) for hops in _HOPS}
     for number in range(NUM_FOLDS):
         held, kept = fold == number, fold != number
-        predicted = kernel.at_measured(kernel.fit(change, column, penalty, without=number))
-        over = np.column_stack([change, change - predicted])
+        shifted = score.change - score.level(evidence, np.flatnonzero(kept))(groups)
+        scaled[held] = kernel.fit_line(shifted, score.column, kept)[2][held]
+        fit = kernel.fit(shifted, score.column, penalty, without=number)
+        over = np.column_stack([shifted, shifted - kernel.at_measured(fit)])
         left[held] = over[held]
         news = spread(
             walk,
-            evidence.rows[kept],
+            rows[kept],
             over[kept].astype(np.float32),
             damping=evidence.settings.damping,
             hops=_HOPS,
         )
         for hops, smoothed in news.items():
-            arrived[hops][held] = smoothed.values[evidence.rows[held]]
-            mass[hops][held] = smoothed.mass[evidence.rows[held]]
+            arrived[hops][held] = smoothed.values[rows[held]]
+            mass[hops][held] = smoothed.mass[rows[held]]
 
-    plain = {
-        "stale": _Way(errors=left[:, 0], mass=nothing, penalty=None),
-        "kernel": _Way(errors=left[:, 1], mass=kernel.near_others, penalty=penalty),
-    }
-    diffused = {}
-    for column, (name, way) in enumerate(plain.items()):
+    nothing = np.zeros(m, np.float32)
+    shift = _Way(errors=left[:, 0], mass=nothing)
+    regression = _Way(errors=left[:, 1], mass=kernel.near_others, penalty=penalty)
+    ways = {"shift": shift, "shift+scale": _Way(errors=scaled, mass=nothing), "kernel": regression}
+    for column, (name, way) in enumerate({"shift": shift, "kernel": regression}.items()):
         tries = []
         for hops in _HOPS:
             news_of = arrived[hops][:, column]
@@ -109,48 +124,53 @@ def _try_all_ways(
                     share=share,
                 )
             )
-        diffused[f"{name}+diffusion"] = min(tries, key=lambda tried: mean_square(tried.errors))
-    return plain | diffused
+        ways[f"{name}+diffusion"] = min(tries, key=lambda tried: mean_square(tried.errors))
+    return ways
 
 
 def _apply_way(
     evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,
-    column: int,
-    old: Float64,
-    change: Float64,
+    score: _Score,
     ways: dict[str, _Way],
     used: str,
 ) -> Estimate:
     """Fit the chosen way again on all measured rows and apply it to every row."""
-    way = ways[used]
-    values, left, mass = old, change, np.zeros(len(old), np.float32)
+    way, old, rows = ways[used], score.old, evidence.rows
+    level, slope = score.level(evidence), 0.0
+    shift = level(evidence.groups)
+    values, left, mass = old + shift, score.change - shift[rows], np.zeros(len(old), np.float32)
+    if used == "shift+scale":
+        everyone = np.ones(len(rows), bool)
+        intercept, slope, left = kernel.fit_line(left, score.column, everyone)
+        values = values + intercept
+        values = values + slope * kernel.own_old_values(np.arange(len(old)), score.column)
     if way.penalty is not None:
-        fit = kernel.fit(change, column, way.penalty)
+        fit = kernel.fit(left, score.column, way.penalty)
         predicted, mass = kernel.everywhere(fit)
-        values, left = old + predicted, change - kernel.at_measured(fit)
+        values, left = values + predicted, left - kernel.at_measured(fit)
     if way.share > 0:
         arrived = spread(
             walk,
-            evidence.rows,
+            rows,
             left[:, None].astype(np.float32),
             damping=evidence.settings.damping,
             hops=(way.hops,),
         )[way.hops]
         values, mass = values + way.share * arrived.values[:, 0], arrived.mass
+    rmse = {name: float(np.sqrt(mean_square(tried.errors))) for name, tried in ways.items()}
     return Estimate(
         values=values,
         held_out_errors=way.errors,
         held_out_mass=way.mass,
         mass=mass,
         gate=ScoreGate(
-            used=used,
+            **level_gate(used, level),
+            slope=slope,
             penalty=way.penalty or 0.0,
             hops=way.hops,
             share=way.share,
-            held_out_rmse={
-                name: float(np.sqrt(mean_square(tried.errors))) for name, tried in ways.items()
-            },
+            held_out_rmse={"stale": float(np.sqrt(mean_square(score.change)))} | rmse,
         ),
     )

@@ -92,7 +92,7 @@ class Kernel:
             change: [m] of one score.
             own: column of the inputs with that score's old values.
         """
-        left = self._fit_line(change, own, np.ones(len(change), bool))[2][self._landmarks]
+        left = self.fit_line(change, own, np.ones(len(change), bool))[2][self._landmarks]
         among = self._measured[self._landmarks]
 
         def error(penalty: float) -> float:
@@ -110,7 +110,7 @@ class Kernel:
         all rows are landmarks it is kernel ridge regression.
         """
         kept = self._fold != without if without is not None else np.ones(len(change), bool)
-        mean, slope, left = self._fit_line(change, own, kept)
+        mean, slope, left = self.fit_line(change, own, kept)
         spanning = kept[self._landmarks]
         at = self._measured[np.ix_(kept, spanning)]
         among = self._measured[np.ix_(self._landmarks[spanning], spanning)]
@@ -121,7 +121,7 @@ class Kernel:
 
     def at_measured(self, fit: KernelFit) -> Float64:
         """[m] predictions at the measured rows."""
-        line = fit.mean + fit.slope * self._own_old_values(self._rows, fit.own)
+        line = fit.mean + fit.slope * self.own_old_values(self._rows, fit.own)
         return line + self._measured @ fit.weights
 
     def everywhere(self, fit: KernelFit) -> tuple[Float64, Float32]:
@@ -134,21 +134,21 @@ class Kernel:
             alike, line = self._kernel_to_landmarks(block)
             near[block] = alike.max(axis=1) / 2
             predicted[block] = np.add(alike, line, out=line) @ weights
-            predicted[block] += fit.mean + fit.slope * self._own_old_values(block, fit.own)
+            predicted[block] += fit.mean + fit.slope * self.own_old_values(block, fit.own)
         return predicted, near
 
-    def _fit_line(self, change: Float64, own: int, kept: Bool) -> tuple[float, float, Float64]:
+    def fit_line(self, change: Float64, own: int, kept: Bool) -> tuple[float, float, Float64]:
         """Intercept and slope of a line over the old score, and what it leaves of the change [m].
 
         The slope is shrunk as if one more row had said that there is none.
         """
-        old = self._own_old_values(self._rows, own)
+        old = self.own_old_values(self._rows, own)
         centred, mean = old[kept] - old[kept].mean(), float(change[kept].mean())
         slope = float(centred @ change[kept] / (centred @ centred + 1))
         intercept = mean - slope * float(old[kept].mean())
         return intercept, slope, change - intercept - slope * old
 
-    def _own_old_values(self, rows: Rows, own: int) -> Float64:
+    def own_old_values(self, rows: Rows, own: int) -> Float64:
         """[rows] old values of a score in standard deviations, kept inside what was seen."""
         if not self._varies[own]:
             return np.zeros(len(rows))

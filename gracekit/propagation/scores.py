@@ -9,16 +9,18 @@ import numpy as np
 
 from gracekit.propagation.gated import gated
 from gracekit.propagation.gates import mean_square
-from gracekit.propagation.rules import Estimate, Evidence, grace, stale
+from gracekit.propagation.rules import Estimate, Evidence, grace, shift, stale
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int32, Rows, SparseGraph
 from gracekit.version.outcomes import ScoresOutcome
 
 RULES: dict[str, Callable[[Evidence], dict[str, Estimate]]] = {
     "gated": gated,
     "grace": grace,
     "none": stale,
+    "shift": shift,
 }
+"""A recipe may ask for the first three; `shift` is what is left of `gated` with few rows."""
 
 _NUM_CLASSES = 4
 """Classes of mass that get an expected error of their own."""
@@ -57,6 +59,7 @@ def propagate_scores(
     usable: Bool,
     settings: PropagationSection,
     seed: int,
+    groups: Int32 | None = None,
 ) -> Propagated:
     """Estimate the new scores of all rows from those of the measured ones.
 
@@ -71,9 +74,10 @@ def propagate_scores(
         directions: [n, d] features of length 1 as they were known before; 0 where there are none.
         graph: the graph over the features as they were known before.
         usable: [n] rows with known old scores. The others keep what they have unless measured.
-        settings: damping, μ, and the least number of measured rows: below it rows stay as they
-            are, as under rule `none`.
+        settings: damping, μ, and the least number of measured rows: below it `gated` applies the
+            common shift alone, where it is more than noise, and `grace` nothing.
         seed: of the folds.
+        groups: [n] of each row, that may move each by a shift of its own; None: all are one.
     """
     assert old.keys() == new.keys()
     comparable = usable[measured_rows].copy()
@@ -87,10 +91,13 @@ def propagate_scores(
         directions=directions,
         graph=graph,
         usable=usable,
+        groups=np.zeros(len(usable), np.int32) if groups is None else groups,
         settings=settings,
         rng=np.random.default_rng(seed),
     )
-    applied = rule if len(evidence.rows) >= settings.min_measured else "none"
+    applied = rule
+    if len(evidence.rows) < settings.min_measured:
+        applied = "shift" if rule == "gated" else "none"
     estimates = RULES[applied](evidence)
 
     values, confidence, held_out, calibration = {}, {}, {}, {}
@@ -98,7 +105,7 @@ def propagate_scores(
         measured = evidence.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
         expected = _expected_error(estimate.held_out_mass, estimate.held_out_errors)
-        trust = _confidence(expected(estimate.mass), measured)
+        trust = _confidence(expected(estimate.mass), new[name])
         trust[~(usable & np.isfinite(value))] = 0
         value[measured_rows] = new[name]
         trust[measured_rows] = np.isfinite(new[name])
@@ -135,9 +142,14 @@ def _expected_error(mass: Float32, errors: Float64) -> Callable[[Float32], Float
     return lambda asked: sizes[np.searchsorted(edges, asked)]
 
 
-def _confidence(expected: Float64, measured: Float64) -> Float64:
-    """[n] 1 - expected error / standard deviation of the measured scores, at least 0."""
-    spread = float(measured.std()) if len(measured) else 0.0
+def _confidence(expected: Float64, measured: Float32) -> Float64:
+    """[n] 1 - expected error / standard deviation of the measured scores, at least 0.
+
+    All of them, those that had no score before too: so the score table tells the error again
+    (`scores.norms`).
+    """
+    finite = measured[np.isfinite(measured)].astype(np.float64)
+    spread = float(finite.std()) if len(finite) else 0.0
     return np.clip(1 - expected / spread, 0, 1) if spread > 0 else 1.0 * (expected == 0)
 
 
