@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gracekit.propagation.diffusion import Smoothed, spread, transition
 from gracekit.propagation.gates import share_that_helps, simplest_good
+from gracekit.propagation.levels import common_shift
 from gracekit.recipe import PropagationSection
 from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import FeaturesOutcome
@@ -85,7 +86,8 @@ def propagate_features(
         new: [m, d] measured features; NaN where the measurement was not finite.
         graph: the graph over the old features.
         usable: [n] rows with known old features. The others keep what they have unless measured.
-        settings: whether to propagate features, damping, and the least number of measured rows.
+        settings: whether to propagate features, damping, and the least number of measured rows:
+            below it they have the common shift alone, as far as it is more than noise.
         seed: of the split.
 
     Works in blocks, so that little memory is needed besides `old` and the result.
@@ -96,7 +98,15 @@ def propagate_features(
     rows, target = measured_rows[comparable], new[comparable].astype(np.float32)
     outcome = FeaturesOutcome(rule=settings.features, num_compared=len(rows))
     held_out_rows, held_out = rows, features[rows]
-    if settings.features != "none" and len(rows) >= settings.min_measured:
+    if settings.features == "none":
+        pass
+    elif len(rows) < settings.min_measured:
+        shift = common_shift(target - features[rows])
+        if shift.any():
+            features[usable] += shift.astype(np.float32)
+            held_out = _held_out_by_shift(features_before=held_out, target=target)
+            outcome = outcome.model_copy(update={"used": "shift"})
+    else:
         walk, rng = transition(graph, usable), np.random.default_rng(seed)
         choice, held, held_out = _choose(features[rows], target, rows, walk, settings.damping, rng)
         held_out_rows = rows[held]
@@ -183,6 +193,15 @@ def _choose(
         cosines={name: float(1 - each.mean()) for name, each in losses.items()},
     )
     return choice, held, predicted + np.float32(choice.share) * arrived[best]
+
+
+def _held_out_by_shift(*, features_before: Float32, target: Float32) -> Float32:
+    """[m, d] each measured row as the others' common shift says, in two halves."""
+    held_out, is_odd = features_before.copy(), np.arange(len(target)) % 2 == 1
+    for half in (is_odd, ~is_odd):
+        shift = common_shift(target[~half] - features_before[~half])
+        held_out[half] += shift.astype(np.float32)
+    return held_out
 
 
 def _carry_over(

@@ -19,10 +19,9 @@ import numpy as np
 from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.gates import mean_square, share_that_helps, simplest_good
 from gracekit.propagation.kernel import Kernel
-from gracekit.propagation.levels import Level, fit_level
-from gracekit.propagation.rules import NUM_FOLDS, Estimate, Evidence, level_gate
+from gracekit.propagation.rules import NUM_FOLDS, Estimate, Evidence
+from gracekit.propagation.shift import ShiftedScore
 from gracekit.types import Float32, Float64, Int64
-from gracekit.version.outcomes import ScoreGate
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -45,23 +44,6 @@ class _Way:
     """β; 0 without diffusion."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Score:
-    """One score's old values and what is known of their change."""
-
-    old: Float64
-    """[n]"""
-    change: Float64
-    """[m] of the measured rows."""
-    column: int
-    """Of the old values among the kernel's inputs."""
-
-    def level(self, evidence: Evidence, kept: Int64 | slice = slice(None)) -> Level:
-        """As the measured rows show it, or some of them."""
-        groups = evidence.groups[evidence.rows][kept]
-        return fit_level(self.change[kept], groups, evidence.num_groups)
-
-
 def gated(evidence: Evidence) -> dict[str, Estimate]:
     """Estimate every score; see the module."""
     walk = transition(evidence.graph, evidence.usable)
@@ -70,30 +52,36 @@ def gated(evidence: Evidence) -> dict[str, Estimate]:
     np.nan_to_num(inputs, copy=False, posinf=0.0, neginf=0.0)
     kernel = Kernel(inputs, evidence.directions, evidence.rows, fold, evidence.rng)
     estimates = {}
-    for column, (name, old) in enumerate(evidence.old.items()):
-        score = _Score(old=old, change=evidence.new[name] - old[evidence.rows], column=column)
-        ways = _try_all_ways(evidence, walk, kernel, score, fold)
+    for column, name in enumerate(evidence.old):
+        score = ShiftedScore.of(evidence, name)
+        ways = _try_all_ways(evidence, walk, kernel, score, column, fold)
         used = simplest_good({way: tried.errors**2 for way, tried in ways.items()})
-        estimates[name] = _apply_way(evidence, walk, kernel, score, ways, used)
+        estimates[name] = _apply_way(evidence, walk, kernel, score, column, ways, used)
     return estimates
 
 
 def _try_all_ways(
-    evidence: Evidence, walk: sparse.csr_array, kernel: Kernel, score: _Score, fold: Int64
+    evidence: Evidence,
+    walk: sparse.csr_array,
+    kernel: Kernel,
+    score: ShiftedScore,
+    column: int,
+    fold: Int64,
 ) -> dict[str, _Way]:
-    """All ways by name, simplest first; with diffusion, the number of hops that does best."""
+    """All ways by name, simplest first; with diffusion, the number of hops that does best.
+
+    `column` is the score's own among the kernel's inputs.
+    """
     m, rows = len(score.change), evidence.rows
-    groups = evidence.groups[rows]
-    penalty = kernel.penalty_for(score.change - score.level(evidence)(groups), score.column)
-    left, scaled = np.empty((m, 2)), np.empty(m)
+    penalty = kernel.penalty_for(score.left_by(score.level()), column)
+    left = np.empty((m, 2))
     arrived = {hops: np.empty((m, 2)) for hops in _HOPS}
     mass = {hops: np.empty(m, np.float32) for hops in _HOPS}
     for number in range(NUM_FOLDS):
         held, kept = fold == number, fold != number
-        shifted = score.change - score.level(evidence, np.flatnonzero(kept))(groups)
-        scaled[held] = kernel.fit_line(shifted, score.column, kept)[2][held]
-        fit = kernel.fit(shifted, score.column, penalty, without=number)
-        over = np.column_stack([shifted, shifted - kernel.at_measured(fit)])
+        shifted = score.left_by(score.level(kept))
+        predicted = kernel.at_measured(kernel.fit(shifted, column, penalty, without=number))
+        over = np.column_stack([shifted, shifted - predicted])
         left[held] = over[held]
         news = spread(
             walk,
@@ -107,13 +95,14 @@ def _try_all_ways(
             mass[hops][held] = smoothed.mass[rows[held]]
 
     nothing = np.zeros(m, np.float32)
+    scaled = score.held_out_errors(fold)["shift+scale"]
     shift = _Way(errors=left[:, 0], mass=nothing)
     regression = _Way(errors=left[:, 1], mass=kernel.near_others, penalty=penalty)
     ways = {"shift": shift, "shift+scale": _Way(errors=scaled, mass=nothing), "kernel": regression}
-    for column, (name, way) in enumerate({"shift": shift, "kernel": regression}.items()):
+    for place, (name, way) in enumerate({"shift": shift, "kernel": regression}.items()):
         tries = []
         for hops in _HOPS:
-            news_of = arrived[hops][:, column]
+            news_of = arrived[hops][:, place]
             share = share_that_helps(news_of, way.errors)
             tries.append(
                 _Way(
@@ -132,22 +121,17 @@ def _apply_way(
     evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,
-    score: _Score,
+    score: ShiftedScore,
+    column: int,
     ways: dict[str, _Way],
     used: str,
 ) -> Estimate:
     """Fit the chosen way again on all measured rows and apply it to every row."""
-    way, old, rows = ways[used], score.old, evidence.rows
-    level, slope = score.level(evidence), 0.0
-    shift = level(evidence.groups)
-    values, left, mass = old + shift, score.change - shift[rows], np.zeros(len(old), np.float32)
-    if used == "shift+scale":
-        everyone = np.ones(len(rows), bool)
-        intercept, slope, left = kernel.fit_line(left, score.column, everyone)
-        values = values + intercept
-        values = values + slope * kernel.own_old_values(np.arange(len(old)), score.column)
+    way, rows = ways[used], evidence.rows
+    values, gate = score.applied(used, {name: tried.errors for name, tried in ways.items()})
+    left, mass = score.left_by(score.level()), np.zeros(len(values), np.float32)
     if way.penalty is not None:
-        fit = kernel.fit(left, score.column, way.penalty)
+        fit = kernel.fit(left, column, way.penalty)
         predicted, mass = kernel.everywhere(fit)
         values, left = values + predicted, left - kernel.at_measured(fit)
     if way.share > 0:
@@ -159,18 +143,12 @@ def _apply_way(
             hops=(way.hops,),
         )[way.hops]
         values, mass = values + way.share * arrived.values[:, 0], arrived.mass
-    rmse = {name: float(np.sqrt(mean_square(tried.errors))) for name, tried in ways.items()}
     return Estimate(
         values=values,
         held_out_errors=way.errors,
         held_out_mass=way.mass,
         mass=mass,
-        gate=ScoreGate(
-            **level_gate(used, level),
-            slope=slope,
-            penalty=way.penalty or 0.0,
-            hops=way.hops,
-            share=way.share,
-            held_out_rmse={"stale": float(np.sqrt(mean_square(score.change)))} | rmse,
+        gate=gate.model_copy(
+            update={"penalty": way.penalty or 0.0, "hops": way.hops, "share": way.share}
         ),
     )

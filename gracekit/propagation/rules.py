@@ -1,14 +1,12 @@
-"""What every propagation rule is given and gives back, and the simple rules."""
+"""What every propagation rule is given and gives back, and the two simple rules."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from gracekit.propagation.gates import folds, mean_square
-from gracekit.propagation.levels import Level, fit_level
+from gracekit.propagation.gates import folds
 from gracekit.recipe import PropagationSection
 from gracekit.types import Bool, Float32, Float64, Int32, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import ScoreGate
@@ -37,11 +35,6 @@ class Evidence:
     """[n]"""
     settings: PropagationSection
     rng: np.random.Generator
-
-    @property
-    def num_groups(self) -> int:
-        """Groups that rows may have."""
-        return int(self.groups.max(initial=0)) + 1
 
     def folds(self) -> Int64:
         """[m] the fold in which each of the rows is held out."""
@@ -76,42 +69,6 @@ def stale(evidence: Evidence) -> dict[str, Estimate]:
             gate=ScoreGate(used="stale"),
         )
         for name, old in evidence.old.items()
-    }
-
-
-def shift(evidence: Evidence) -> dict[str, Estimate]:
-    """All rows move by the common shift, where it is more than noise: for few measured rows."""
-    fold, groups = evidence.folds(), evidence.groups[evidence.rows]
-    nothing = np.zeros(len(evidence.usable), np.float32)
-    estimates = {}
-    for name, old in evidence.old.items():
-        change = evidence.new[name] - old[evidence.rows]
-        errors = change.copy()
-        for number in range(NUM_FOLDS):
-            kept = fold != number
-            level = fit_level(change[kept], groups[kept], evidence.num_groups, by_group=False)
-            errors[~kept] -= level.common
-        level = fit_level(change, groups, evidence.num_groups, by_group=False)
-        rmse = {"stale": change, "shift": errors} if len(change) else {}
-        estimates[name] = Estimate(
-            values=old + level.common,
-            held_out_errors=errors,
-            held_out_mass=nothing[evidence.rows],
-            mass=nothing,
-            gate=ScoreGate(
-                **level_gate("shift", level),
-                held_out_rmse={way: float(np.sqrt(mean_square(e))) for way, e in rmse.items()},
-            ),
-        )
-    return estimates
-
-
-def level_gate(used: str, level: Level) -> dict[str, Any]:
-    """What a gate says of the level; a shift that shifts nothing is `stale`."""
-    return {
-        "used": "stale" if used == "shift" and level.is_zero else used,
-        "shift": level.common,
-        "num_group_shifts": int(np.count_nonzero(level.of_group)),
     }
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from gracekit.propagation.gated import gated
 from gracekit.propagation.gates import mean_square
-from gracekit.propagation.rules import Estimate, Evidence, grace, shift, stale
+from gracekit.propagation.rules import Estimate, Evidence, grace, stale
+from gracekit.propagation.shift import shift
 from gracekit.recipe import PropagationSection
 from gracekit.types import Bool, Float32, Float64, Int32, Rows, SparseGraph
 from gracekit.version.outcomes import ScoresOutcome
@@ -75,7 +76,7 @@ def propagate_scores(
         graph: the graph over the features as they were known before.
         usable: [n] rows with known old scores. The others keep what they have unless measured.
         settings: damping, μ, and the least number of measured rows: below it `gated` applies the
-            common shift alone, where it is more than noise, and `grace` nothing.
+            level alone (`propagation.shift`), and `grace` nothing.
         seed: of the folds.
         groups: [n] of each row, that may move each by a shift of its own; None: all are one.
     """
