@@ -43,7 +43,7 @@ class Shares:
     exact: dict[str, Float64]
 
 
-def recipe(fraction: float, selected: float, seed: int) -> Recipe:
+def recipe(fraction: float, selected: float, seed: int, min_measured: int) -> Recipe:
     """Defaults, with a fixed share measured."""
     return Recipe.model_validate(
         {
@@ -51,6 +51,7 @@ def recipe(fraction: float, selected: float, seed: int) -> Recipe:
             "seed": seed,
             "refresh": {"min_fraction": fraction, "max_fraction": fraction},
             "selection": {"fraction": selected, "selector": "top"},
+            "propagation": {"min_measured": min_measured},
         }
     )
 
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--fractions", default="0.1,0.2", help="measured at each refresh")
     parser.add_argument("--selected", type=float, default=0.3)
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--min-measured", type=int, default=100, help="of the recipe")
     args = parser.parse_args()
     run = Run.load(args.run, "hidden")
     print(f"{len(run.samples)} samples, {args.selected:.0%} selected, {args.seeds} seeds")
@@ -124,12 +126,14 @@ def main() -> None:
         print(f"\n| {fraction:.0%} measured, step | " + " | ".join(SELECTORS) + " | ways | "
               "Σq²/Σg² tokens, samples | value kept tokens, samples | best |")  # fmt: skip
         print("|--:|" + "--:|" * len(SELECTORS) + "---|--:|--:|--:|")
-        report(run, fraction, args.selected, args.seeds)
+        recipes = [
+            recipe(fraction, args.selected, seed, args.min_measured) for seed in range(args.seeds)
+        ]
+        report(run, recipes, args.selected)
 
 
-def report(run: Run, fraction: float, selected: float, num_seeds: int) -> None:
-    """A line for every refresh."""
-    recipes = [recipe(fraction, selected, seed) for seed in range(num_seeds)]
+def report(run: Run, recipes: list[Recipe], selected: float) -> None:
+    """A line for every refresh, the mean over the recipes."""
     lasts = [refreshed(run, each, 0, None).as_last(None) for each in recipes]
     for c in range(1, len(run.steps)):
         exact = refreshed(run, recipes[0], c, None)

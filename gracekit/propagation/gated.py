@@ -1,12 +1,12 @@
-"""The default rule: levels, then a kernel regression, then diffusion, each behind a gate.
+"""The default rule: the level, then a kernel regression, then diffusion, each behind a gate.
 
-All rows move by a shift in common, each group by one of its own, as far as measured rows show one
-(`levels`): that is always applied. On top of it a row's score may change with its old value
-(`shift+scale`), or as a kernel regression over all that is known of the row says (`kernel`); and
-what the measured rows still have left over can be diffused over the graph and scaled by β
-(`+diffusion`). All predict held-out measured rows; the simplest one that no other clearly beats is
-fitted again on all of them. Where that is the shift, and no shift is more than noise, rows stay as
-they are (`stale`).
+All rows move by a shift in common and a scale, each group by a shift of its own, as far as these
+are more than noise (`levels`): that is always applied (`shift`). On top of it a row's score may
+change as a kernel regression over all that is known of the row says (`kernel`); and what the
+measured rows still have left over can be diffused over the graph and scaled by β (`+diffusion`).
+All predict held-out measured rows; the simplest one that no other clearly beats is fitted again on
+all of them. Where that is the level, and nothing of it is more than noise, rows stay as they are
+(`stale`).
 """
 
 from __future__ import annotations
@@ -95,11 +95,10 @@ def _try_all_ways(
             mass[hops][held] = smoothed.mass[rows[held]]
 
     nothing = np.zeros(m, np.float32)
-    scaled = score.held_out_errors(fold)["shift+scale"]
     shift = _Way(errors=left[:, 0], mass=nothing)
     regression = _Way(errors=left[:, 1], mass=kernel.near_others, penalty=penalty)
-    ways = {"shift": shift, "shift+scale": _Way(errors=scaled, mass=nothing), "kernel": regression}
-    for place, (name, way) in enumerate({"shift": shift, "kernel": regression}.items()):
+    ways = {"shift": shift, "kernel": regression}
+    for place, (name, way) in enumerate(list(ways.items())):
         tries = []
         for hops in _HOPS:
             news_of = arrived[hops][:, place]
@@ -127,9 +126,9 @@ def _apply_way(
     used: str,
 ) -> Estimate:
     """Fit the chosen way again on all measured rows and apply it to every row."""
-    way, rows = ways[used], evidence.rows
-    values, gate = score.applied(used, {name: tried.errors for name, tried in ways.items()})
-    left, mass = score.left_by(score.level()), np.zeros(len(values), np.float32)
+    way, rows, level = ways[used], evidence.rows, score.level()
+    values, gate = score.applied(level, used, {name: w.errors for name, w in ways.items()})
+    left, mass = score.left_by(level), np.zeros(len(values), np.float32)
     if way.penalty is not None:
         fit = kernel.fit(left, column, way.penalty)
         predicted, mass = kernel.everywhere(fit)

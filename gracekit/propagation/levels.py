@@ -1,7 +1,8 @@
 """How far the rows moved together: what puts the others on the level of the measured rows.
 
 A training step moves all gradients by about one factor, and each group by one of its own: a shift
-in working values. Measured rows have it by themselves; without it the others would stay on an old
+in working values. It may bring them together or apart, and values that were measured long ago tell
+less: a scale. Measured rows have both by themselves; without them the others would stay on an old
 level, and origin would decide which rows are selected.
 """
 
@@ -23,47 +24,70 @@ LEAST_SCALED_ROWS = 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """Shifts of one score."""
+    """Shift and scale of one score."""
 
     common: float
-    """Of all rows."""
+    """Shift of all rows."""
     of_group: Float64
     """[g] what the shift of each group is beyond that."""
+    slope: float
+    """Change by standard deviation of the old score."""
+    own: OwnScore | None
+    """What the slope is for; None without one."""
 
     @property
     def is_zero(self) -> bool:
         """Whether every row stays as it is."""
-        return self.common == 0 and not self.of_group.any()
+        return self.common == 0 and self.slope == 0 and not self.of_group.any()
 
-    def __call__(self, groups: Int32) -> Float64:
-        """[rows] shift of rows of the given groups."""
-        shift: Float64 = self.common + self.of_group[groups]
-        return shift
+    def __call__(self, old: Float64, groups: Int32) -> Float64:
+        """[rows] change of rows with the given old scores and groups."""
+        change: Float64 = self.common + self.of_group[groups]
+        return change if self.own is None else change + self.slope * self.own(old)
 
 
-def fit_level(change: Float64, groups: Int32, num_groups: int, *, by_group: bool = True) -> Level:
-    """The shifts that measured rows show, each only as far as it is more than noise.
+def fit_level(
+    change: Float64, old: Float64, groups: Int32, num_groups: int, *, by_group: bool = True
+) -> Level:
+    """Shift and scale that measured rows show, each only as far as it is more than noise.
 
-    The common shift is that of `common_shift`.
+    The common shift is that of `common_shift`. The slope over the old score is what least squares
+    gives of the change that the shifts leave, shrunk in the same way.
 
-    A group's shift is a random effect around it (variances by the analysis of variance): the
-    distance of the group's mean is taken by the share τ² / (τ² + s² / count), with s² the variance
-    within groups and τ² that between them, 0 where the means differ by no more than s² explains.
+    A group's shift is a random effect around the common one (variances by the analysis of
+    variance): the distance of the group's mean is taken by the share τ² / (τ² + s² / count), with
+    s² the variance within groups and τ² that between them, 0 where the means differ by no more than
+    s² explains.
 
     Args:
         change: [m] of the measured rows.
+        old: [m] their old scores.
         groups: [m]
         num_groups: g.
         by_group: whether groups may have shifts of their own.
     """
     of_group = np.zeros(num_groups)
     if len(change) < LEAST_ROWS:
-        return Level(common=0.0, of_group=of_group)
+        return Level(common=0.0, of_group=of_group, slope=0.0, own=None)
+    common = float(common_shift(change[:, None])[0])
     counts = np.bincount(groups, minlength=num_groups)
     large = counts >= LEAST_GROUP_ROWS
     if by_group and large.sum() >= 2:
         _shrink_group_means(of_group, change, groups, counts, large)
-    return Level(common=float(common_shift(change[:, None])[0]), of_group=of_group)
+    slope, own = 0.0, OwnScore.of(old)
+    if len(change) >= LEAST_SCALED_ROWS:
+        slope = _shrunk_slope(change - common - of_group[groups], own(old))
+    return Level(common=common, of_group=of_group, slope=slope, own=own if slope else None)
+
+
+def _shrunk_slope(left: Float64, own: Float64) -> float:
+    """The slope, times 1 - (its standard error / itself)², at least 0."""
+    line = fit_line(left, own)
+    square = float(((own - own.mean()) ** 2).sum())
+    if square == 0 or line.slope == 0:
+        return 0.0
+    square_error = float(((left - line(own)) ** 2).sum()) / (len(own) - 2) / square
+    return line.slope * max(0.0, 1 - square_error / line.slope**2)
 
 
 def common_shift(change: Float32 | Float64) -> Float64:

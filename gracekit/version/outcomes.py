@@ -67,14 +67,14 @@ class ScoreGate(Part):
     """How one score was propagated, and the held-out errors that decided it."""
 
     used: str
-    """`stale` (kept as it was), `shift` or `kernel`, either with `+diffusion`, `shift+scale`, or
-    `grace`."""
+    """`stale` (kept as it was), `shift`, `shift+scale`, `shift+diffusion`, `kernel`,
+    `kernel+diffusion` or `grace`."""
     shift: Number = 0.0
     """By which all rows were moved together, in working values."""
     num_group_shifts: int = 0
     """Groups that were moved by a shift of their own besides."""
     slope: Number = 0.0
-    """Of `shift+scale`: change by standard deviation of the old scores."""
+    """Of the scale: change by standard deviation of the old scores."""
     penalty: Number = 0.0
     hops: int = 0
     share: Number = 0.0
