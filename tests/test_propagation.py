@@ -379,7 +379,7 @@ def test_gated_is_harmless_when_drift_is_noise(m: int) -> None:
             np.testing.assert_array_equal(
                 np.delete(result.values["s"], rows), np.delete(world().old, rows)
             )
-    assert total / 25 < 1.007 and worst < 1.05 and num_changed <= 3
+    assert total / 25 < 1.007 and worst < 1.08 and num_changed <= 3
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ RULES: dict[str, Callable[[Evidence], dict[str, Estimate]]] = {
 
 _NUM_CLASSES = 4
 """Classes of mass that get an expected error of their own."""
+_LEAST_STRETCHED, _MOST_STRETCH = 30, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,9 @@ class Propagated:
     """score name -> root mean square error of held-out rows, relative to the error that their
     confidence promised when it was learned from other held-out rows: 1 honest, above 1 too
     confident; NaN where nothing was promised."""
+    stretch: dict[str, float]
+    """score name -> by how much values that were carried over have to be spread out so that they
+    differ among each other as measured ones do, at least 1; see `_stretch`."""
     outcome: ScoresOutcome
     """What was used for every score, and the held-out errors that decided it."""
 
@@ -101,7 +105,7 @@ def propagate_scores(
         applied = "shift" if rule == "gated" else "none"
     estimates = RULES[applied](evidence)
 
-    values, confidence, held_out, calibration = {}, {}, {}, {}
+    values, confidence, held_out, calibration, stretch = {}, {}, {}, {}, {}
     for name, estimate in estimates.items():
         measured = evidence.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
@@ -114,17 +118,44 @@ def propagate_scores(
         held_out[name] = np.full(len(measured_rows), np.nan, np.float32)
         held_out[name][comparable] = measured - estimate.held_out_errors
         calibration[name] = _calibration(estimate)
+        stretch[name] = 1.0
+        if estimate.gate.used != "stale":
+            foretold = measured - estimate.held_out_errors
+            stretch[name] = _stretch(foretold, measured, evidence.groups[evidence.rows])
     return Propagated(
         values=values,
         confidence=confidence,
         held_out=held_out,
         calibration=calibration,
+        stretch=stretch,
         outcome=ScoresOutcome(
             rule=applied,
             num_compared=len(evidence.rows),
-            scores={name: estimate.gate for name, estimate in estimates.items()},
+            scores={
+                name: estimate.gate.model_copy(update={"stretch": stretch[name]})
+                for name, estimate in estimates.items()
+            },
         ),
     )
+
+
+def _stretch(foretold: Float64, measured: Float64, groups: Int32) -> float:
+    """Spread of measured values within groups, relative to what was foretold of the same rows.
+
+    An estimate leaves out what is a row's own, so estimates lie closer together than the values
+    that they stand for. At least 1, at most `_MOST_STRETCH`; 1 with too few rows to tell.
+    """
+    if len(measured) < _LEAST_STRETCHED:
+        return 1.0
+    wide, narrow = _within(measured, groups), _within(foretold, groups)
+    return float(np.clip(wide / narrow, 1, _MOST_STRETCH)) if narrow > 0 else 1.0
+
+
+def _within(values: Float64, groups: Int32) -> float:
+    """Standard deviation around the means of the groups."""
+    counts = np.bincount(groups)
+    means = np.bincount(groups, values) / np.maximum(counts, 1)
+    return float(np.sqrt(mean_square(values - means[groups])))
 
 
 def _expected_error(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:

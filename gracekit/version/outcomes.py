@@ -75,6 +75,8 @@ class ScoreGate(Part):
     """Groups that were moved by a shift of their own besides."""
     slope: Number = 0.0
     """Of the scale: change by standard deviation of the old scores."""
+    stretch: Number = 1.0
+    """By how much the values that were carried over are spread out before they are ranked."""
     penalty: Number = 0.0
     hops: int = 0
     share: Number = 0.0
