@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gracekit.types import Bool, Float32, Float64, Int32
+from gracekit.types import Bool, Float32, Float64, Int32, Int64
 
 LEAST_ROWS = 8
 """Measured rows below which not even a common shift is told."""
@@ -105,11 +105,12 @@ def common_shift(change: Float32 | Float64) -> Float64:
     mean = change.mean(axis=0, dtype=np.float64)
     square_error = float(change.var(axis=0, ddof=1, dtype=np.float64).sum()) / m
     square = float(mean @ mean)
-    return mean * max(0.0, 1 - square_error / square) if square > 0 else mean
+    shrunk: Float64 = mean * max(0.0, 1 - square_error / square) if square > 0 else mean
+    return shrunk
 
 
 def _shrink_group_means(
-    of_group: Float64, change: Float64, groups: Int32, counts: Float64, large: Bool
+    of_group: Float64, change: Float64, groups: Int32, counts: Int64, large: Bool
 ) -> None:
     """Fill in the shifts of the groups that are large enough."""
     is_in = large[groups]
@@ -147,8 +148,8 @@ class OwnScore:
         """[rows]; 0 where the measured rows do not differ."""
         if self.spread <= 1e-6 * (1 + abs(self.mean)):
             return np.zeros(len(old))
-        standard: Float64 = (np.clip(old, self.lowest, self.highest) - self.mean) / self.spread
-        return standard
+        seen: Float64 = np.clip(old.astype(np.float64), self.lowest, self.highest)
+        return (seen - self.mean) / self.spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
