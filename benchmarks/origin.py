@@ -9,22 +9,28 @@ refresh and selector: the share selected of the measured rows and of the others,
 scores and features give to the same rows, in points (hundredths), mean over seeds of the plan; for
 `balanced` the expected share. Then what `balanced` makes of the carried-over norms: the sum of the
 expected second moments of the rows that were not measured over that of their true ones, and the
-share of the value of perfect norms that is kept, under both averages.
+share of the value of perfect norms that is kept, under both averages. Under the table, means over
+its refreshes: the share that `top` keeps of what exact scores gain in true importance over a random
+draw, the rank correlation of importance over all rows, and how far the audit's estimate of it is
+off (root mean square). `--narrow` ranks carried-over scores as they are, without the spread of
+measured ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gracekit.audit import rank_correlation
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection, SelectionSection
 from gracekit.refresher.step import Refreshed
+from gracekit.scores.importance import sample_importance
 from gracekit.scores.norms import expected_norms, part_norms
 from gracekit.selection import select
 from gracekit.types import Float64
@@ -118,6 +124,7 @@ def main() -> None:
     parser.add_argument("--selected", type=float, default=0.3)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--min-measured", type=int, default=100, help="of the recipe")
+    parser.add_argument("--narrow", action="store_true", help="see above")
     args = parser.parse_args()
     run = Run.load(args.run, "hidden")
     print(f"{len(run.samples)} samples, {args.selected:.0%} selected, {args.seeds} seeds")
@@ -129,16 +136,38 @@ def main() -> None:
         recipes = [
             recipe(fraction, args.selected, seed, args.min_measured) for seed in range(args.seeds)
         ]
-        report(run, recipes, args.selected)
+        report(run, recipes, args.selected, narrow=args.narrow)
 
 
-def report(run: Run, recipes: list[Recipe], selected: float) -> None:
+def narrowed(after: Refreshed) -> Refreshed:
+    """The same with carried-over scores ranked as they are."""
+    scores = after.scores.scores
+    importance = sample_importance(scores, after.samples, ScoringSection())
+    return replace(after, scores=replace(after.scores, importance=importance))
+
+
+def of_ranks(run: Run, c: int, after: Refreshed, exact: Refreshed, selected: float) -> Any:
+    """Importance that `top` keeps, rank correlation over all rows, the audit's miss of it."""
+    true = run.importance(run.working[SCORES[0]][c]).astype(np.float64)
+    gains = [
+        np.average(true, weights=chances("top", inputs_of(table), selected)) - true.mean()
+        for table in (after, exact)
+    ]
+    found = rank_correlation(after.scores.importance, true)
+    miss = after.audit.rank_correlation_all - found if after.audit else np.nan
+    return gains[0] / gains[1], found, miss**2
+
+
+def report(run: Run, recipes: list[Recipe], selected: float, *, narrow: bool) -> None:
     """A line for every refresh, the mean over the recipes."""
+    ranks = []
     lasts = [refreshed(run, each, 0, None).as_last(None) for each in recipes]
     for c in range(1, len(run.steps)):
         exact = refreshed(run, recipes[0], c, None)
         afters = [refreshed(run, r, c, last) for r, last in zip(recipes, lasts, strict=True)]
-        found = [shares(after, exact, selected) for after in afters]
+        shown = [narrowed(after) for after in afters] if narrow else afters
+        found = [shares(after, exact, selected) for after in shown]
+        ranks += [of_ranks(run, c, after, exact, selected) for after in shown]
         cells = []
         for name in SELECTORS:
             each = np.mean([100 * (s.published[name] - s.exact[name]) for s in found], axis=0)
@@ -154,6 +183,11 @@ def report(run: Run, recipes: list[Recipe], selected: float) -> None:
             f"| {run.steps[c]} | " + " | ".join([*cells, ", ".join(ways), *by]) + " |", flush=True
         )
         lasts = [a.as_last(last) for a, last in zip(afters, lasts, strict=True)]
+    kept, correlation, square = np.mean(ranks, axis=0)
+    print(
+        f"\ntop keeps {kept:.3f}; rank correlation {correlation:.3f}, the audit misses it by "
+        f"{np.sqrt(square):.3f}"
+    )
 
 
 if __name__ == "__main__":
