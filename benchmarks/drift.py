@@ -34,7 +34,7 @@ from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.gates import folds, share_that_helps
 from gracekit.propagation.kernel import Kernel
 from gracekit.recipe import Recipe
-from gracekit.types import Float32, Float64, Rows, SparseGraph
+from gracekit.types import Float32, Float64, Int32, Rows, SparseGraph
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.replay import SCORES, Link, Run, chain
@@ -65,6 +65,7 @@ class Before:
     unit: Float32
     graph: SparseGraph
     settings: Any
+    groups: Int32
 
     @classmethod
     def at(cls, run: Run, c: int, recipe: Recipe) -> Before:
@@ -81,6 +82,7 @@ class Before:
             unit=unit,
             graph=symmetric(index.graph),
             settings=recipe.propagation,
+            groups=run.samples.groups,
         )
 
 
@@ -99,6 +101,7 @@ def by_rule(rule: str) -> Callable[[Before, Rows, dict[str, Float32]], dict[str,
             usable=np.ones(len(before.unit), bool),
             settings=before.settings,
             seed=0,
+            groups=before.groups,
         ).values
 
     return carry

@@ -166,16 +166,17 @@ def test_what_is_always_in_weighs_like_the_mean_of_the_others() -> None:
 def test_uncertain_rows_are_drawn_more_often_than_their_estimate_says() -> None:
     world = with_norms()
     table, tokens = world.scores, world.samples.num_response_tokens
-    norms = (table.scores["gradient-norm"] * np.sqrt(tokens)).astype(np.float64)
+    norms = (table.scores["gradient-norm"] * tokens).astype(np.float64)
     found = expected_norms(table, tokens, SCORING)
     measured = table.origin == Origin.MEASURED
     assert found[measured] == pytest.approx(norms[measured], rel=1e-6)
-    variation = norms[measured].std() / norms[measured].mean()
+    logs = np.log(norms / np.sqrt(tokens))[measured]
     doubt = 1 - table.confidence.astype(np.float64)
-    assert found == pytest.approx(np.hypot(norms, doubt * norms * variation), rel=1e-6)
-    plain = SCORING.model_copy(update={"length_correction": "none"})
+    assert found == pytest.approx(norms * np.exp((doubt * logs.std()) ** 2), rel=1e-6)
+    over_samples = SCORING.model_copy(update={"loss": "samples"})
     table.confidence[:] = 1
-    assert expected_norms(table, tokens, plain) == pytest.approx(table.scores["gradient-norm"])
+    found = expected_norms(table, tokens, over_samples)
+    assert found == pytest.approx(table.scores["gradient-norm"])
 
 
 def test_scores_of_any_sign_or_unknown_ones_fall_back_on_importance() -> None:

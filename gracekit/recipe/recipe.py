@@ -138,8 +138,14 @@ class Recipe(Section):
     __str__ = __repr__
 
     def digest(self, *sections: str) -> str:
-        """Short hash of the given sections (all by default) without what cannot change a result."""
+        """Short hash of the given sections (all by default) without what cannot change a result.
+
+        With the selection left out it is that of what is measured, for which `scoring.loss` does
+        not matter.
+        """
         content = self.model_dump(mode="json", include=set(sections) or None)
+        if sections and "selection" not in sections:
+            content.get("scoring", {}).pop("loss", None)
         for key in _NEUTRAL:
             section, _, leaf = key.rpartition(".")
             ((content.get(section) or {}) if section else content).pop(leaf, None)

@@ -286,7 +286,7 @@ class PropagationSection(Section):
     mu: float = Field(default=1.0, ge=0)
     """Weight of the neighbours in rule `grace`."""
     min_measured: int = Field(default=100, ge=10)
-    """Measured rows below which nothing is fitted and rows stay as they are."""
+    """Measured rows below which nothing is fitted but a shift that all rows have in common."""
 
 
 class SelectionSection(Section):

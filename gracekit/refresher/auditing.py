@@ -51,14 +51,21 @@ def audit_refresh(
     values, samples = scores.values[name], last.samples
     has_score = last.scores.usable.copy()
     has_score[plan.rows] = True
-    measured = working_importance(values, samples, recipe.scoring)
+    # As it is published: what was carried over is spread out, a held-out row like the others.
+    carried, stretch = has_score.copy(), scores.stretch[name]
+    carried[plan.rows] = False
+    measured = working_importance(values, samples, recipe.scoring, carried=carried, stretch=stretch)
     predicted = np.empty(len(rows), np.float32)
     # A few at a time: a predicted value ranks among measured rows as well, as it will in use.
     for first in range(_PROBE_PARTS):
         part = slice(first, None, _PROBE_PARTS)
         without = values.copy()
         without[rows[part]] = held_out[probe][part]
-        predicted[part] = working_importance(without, samples, recipe.scoring)[rows[part]]
+        is_carried = carried.copy()
+        is_carried[rows[part]] = True
+        predicted[part] = working_importance(
+            without, samples, recipe.scoring, carried=is_carried, stretch=stretch
+        )[rows[part]]
     is_audited = np.isin(features.held_out_rows, rows)
     audited = features.held_out_rows[is_audited]
     # Where each of them stands in the measurement, whose rows are in the plan's order.

@@ -123,6 +123,7 @@ def _propagate(
         usable=last.scores.usable,
         settings=settings,
         seed=recipe.seed,
+        groups=last.samples.groups,
     )
     features = propagate_features(
         old=last.features,

@@ -51,7 +51,9 @@ def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshR
             )
         header = store.header(base)
         _require_same_importance(recipe, header.settings.scoring)
-        refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')}")
+        scoring = _with_loss_of(recipe, header.settings.scoring)
+        loss = "" if scoring is None else scoring.loss
+        refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')} {loss}")
         if store.header(latest).refresh_id == refresh_id:
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
         inputs = selection_inputs(store, recipe)
@@ -71,7 +73,7 @@ def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshR
                 selection=selection,
                 state=inputs.state,
                 checkpoint=header.checkpoint,
-                settings=Settings(scoring=header.settings.scoring, selection=recipe.selection),
+                settings=Settings(scoring=scoring, selection=recipe.selection),
                 timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),
             ),
             keep=recipe.retention.keep,
@@ -160,8 +162,16 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def _with_loss_of(recipe: Recipe, stored: ScoringSection | None) -> ScoringSection | None:
+    """How the stored scores were made, with the recipe's `loss`, by which they are selected."""
+    return stored and stored.model_copy(update={"loss": recipe.scoring.loss})
+
+
 def _require_same_importance(recipe: Recipe, stored: ScoringSection | None) -> None:
-    """Raise `RecipeError` when the recipe asks for another importance than the stored one."""
+    """Raise `RecipeError` when the recipe asks for another importance than the stored one.
+
+    `scoring.loss` may differ: nothing that is stored depends on it.
+    """
     for key in ("importance", "length_correction", "normalise"):
         was, wanted = getattr(stored, key, None), getattr(recipe.scoring, key)
         if was != wanted:

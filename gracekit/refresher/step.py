@@ -202,6 +202,7 @@ def _all_rows(
         valid, origin = np.zeros(n, bool), np.full(n, Origin.NEVER, np.uint8)
         confidence = np.zeros(n, np.float32)
         measured_step, measured_version = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+        stretch = 1.0
     else:
         propagated, features = measured.scores, measured.features.features
         gates = propagated.outcome.scores
@@ -212,7 +213,7 @@ def _all_rows(
         valid, origin = last.valid.copy(), last.scores.origin.copy()
         is_stale = gates[name].used == "stale"
         origin[last.scores.usable] = Origin.STALE if is_stale else Origin.PROPAGATED
-        confidence = propagated.confidence[name].copy()
+        confidence, stretch = propagated.confidence[name].copy(), propagated.stretch[name]
         measured_step = last.scores.measured_step.copy()
         measured_version = last.scores.measured_version.copy()
 
@@ -227,7 +228,13 @@ def _all_rows(
     measured_step[rows], measured_version[rows] = step, version
     table = ScoreTable(
         scores=scores,
-        importance=sample_importance(scores, samples, recipe.scoring),
+        importance=sample_importance(
+            scores,
+            samples,
+            recipe.scoring,
+            carried=origin == Origin.PROPAGATED,
+            stretch=stretch,
+        ),
         origin=origin,
         measured_step=measured_step,
         measured_version=measured_version,

@@ -67,7 +67,16 @@ class ScoreGate(Part):
     """How one score was propagated, and the held-out errors that decided it."""
 
     used: str
-    """`stale`, `kernel`, either with `+diffusion`, or `grace`."""
+    """`stale` (kept as it was), `shift`, `shift+scale`, `shift+diffusion`, `kernel`,
+    `kernel+diffusion` or `grace`."""
+    shift: Number = 0.0
+    """By which all rows were moved together, in working values."""
+    num_group_shifts: int = 0
+    """Groups that were moved by a shift of their own besides."""
+    slope: Number = 0.0
+    """Of the scale: change by standard deviation of the old scores."""
+    stretch: Number = 1.0
+    """By how much the values that were carried over are spread out before they are ranked."""
     penalty: Number = 0.0
     hops: int = 0
     share: Number = 0.0
@@ -82,7 +91,8 @@ class ScoresOutcome(Part):
     """How the scores of the rows that were not measured were estimated."""
 
     rule: str
-    """The rule that was applied: `none` where too few rows were measured for another."""
+    """The rule that was applied: where too few rows were measured, `shift` (the common shift alone)
+    in place of `gated` and `none` in place of `grace`."""
     num_compared: int
     scores: dict[str, ScoreGate] = Field(default_factory=dict)
 
