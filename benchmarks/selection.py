@@ -29,6 +29,7 @@ import numpy as np
 
 from gracekit.draw.pivotal import draw_spread
 from gracekit.draw.probabilities import inclusion
+from gracekit.draw.walk import RankedGraph
 from gracekit.graph import symmetric
 from gracekit.greedy import lazy_greedy
 from gracekit.protocols import SelectionInputs
@@ -200,7 +201,8 @@ def time_draw(n: int) -> dict[str, float]:
     started = time.process_time()
     chances = inclusion(sizes, budget=budget, order=order)
     middle = time.process_time()
-    rows = draw_spread(graph, chances, order=order, seed=0)
+    ranked = RankedGraph.of(graph, order)
+    rows = draw_spread(ranked, chances, seed=0)
     ended = time.process_time()
     assert len(rows) == budget
     return {

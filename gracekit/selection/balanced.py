@@ -24,6 +24,7 @@ import numpy as np
 from gracekit.draw.over_time import conditional, coordinated, to_totals
 from gracekit.draw.pivotal import draw_spread
 from gracekit.draw.probabilities import Inclusion, inclusion, with_shares
+from gracekit.draw.walk import RankedGraph, places_along
 from gracekit.greedy import fit
 from gracekit.protocols import SelectionTask
 from gracekit.scores.norms import expected_norms
@@ -62,10 +63,10 @@ class Balanced:
             free=task.free,
         )
         probabilities = chances.probabilities
+        graph = RankedGraph.of(task.graph, task.order)
         rows = draw_spread(
-            task.graph,
+            graph,
             _given_before(task, chances, groups),
-            order=task.order,
             seed=seed_of(task.seed, task.version),
             groups=groups,
             across=task.costs is None,
@@ -84,7 +85,7 @@ class Balanced:
             draw=Draw(
                 probabilities=probabilities,
                 weights=of_all.astype(np.float32),
-                places=np.argsort(np.lexsort((task.order, groups))).astype(np.int32),
+                places=places_along(graph, groups),
                 parts=groups,
             ),
             objective=0.0,
