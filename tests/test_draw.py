@@ -161,6 +161,17 @@ class PlainDraw:
         return self.drawn
 
 
+@given(st.integers(0, 100_000))
+def test_places_follow_a_walk_through_the_graph_part_by_part(seed: int) -> None:
+    graph, _, order, parts = random_case(seed)
+    plain = PlainDraw(graph, even(len(order), 1), order, seed, parts)
+    for part_of in (parts, np.zeros_like(parts)):
+        walk = sorted(plain.walk(), key=lambda row: int(part_of[row]))
+        places = places_along(RankedGraph.of(graph, order), part_of)
+        assert np.argsort(places).tolist() == walk
+        assert sorted(places.tolist()) == list(range(len(order)))
+
+
 def even(n: int, budget: int, **more: Any) -> Inclusion:
     return inclusion(np.ones(n), budget=budget, order=np.arange(n), **more)
 

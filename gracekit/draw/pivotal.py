@@ -268,8 +268,7 @@ def _draw(
         return drawn[:num_drawn].copy()
 
     passed = np.full(num_groups, -1, np.int64)
-    starts, everywhere = np.arange(n).astype(np.int32), np.zeros(n, np.int32)
-    walk = walk_through(indptr, by_rank, keys, starts, everywhere)
+    walk = walk_through(indptr, by_rank, keys)
     for place in range(n):
         row = int(np.int64(walk[place]))
         if not undecided[row]:

@@ -58,10 +58,10 @@ class RankedGraph:
 
 
 def places_along(graph: RankedGraph, parts: Int32) -> Int32:
-    """The place of each row in a walk through each part in turn.
+    """The place of each row on a walk through the whole graph, those of each part in turn.
 
-    A walk goes along the edges within the part. Where they lead no further it goes on at the next
-    row of the part on a walk through the whole graph.
+    The walk is not kept within the part: where a part is scattered over the graph, a walk along
+    its own edges only would jump from one small piece of it to the next.
 
     Args:
         graph: Symmetric.
@@ -70,17 +70,12 @@ def places_along(graph: RankedGraph, parts: Int32) -> Int32:
     Returns:
         [n] 0 to n - 1, distinct; smaller in smaller parts.
     """
-    n = len(graph)
-    everywhere = np.zeros(n, np.int32)
-    walk = walk_through(
-        graph.indptr, graph.by_rank, graph.keys, np.arange(n, dtype=np.int32), everywhere
-    )
+    walk = walk_through(graph.indptr, graph.by_rank, graph.keys)
     if parts.any():
         of_rank = parts.astype(np.int32)[graph.by_rank]
-        walk = walk_through(graph.indptr, graph.by_rank, graph.keys, walk, of_rank)
         walk = walk[np.argsort(of_rank[walk], kind="stable")]
-    places = np.empty(n, np.int32)
-    places[graph.by_rank[walk]] = np.arange(n, dtype=np.int32)
+    places = np.empty(len(graph), np.int32)
+    places[graph.by_rank[walk]] = np.arange(len(graph), dtype=np.int32)
     return places
 
 
@@ -110,25 +105,13 @@ def _sorted_keys(indptr: Int64, indices: Int32, weight_bits: Int32, rank: Int32)
     return keys
 
 
-@compiled(
-    int32[::1](
-        read_only(int64), read_only(int64), read_only(int64), read_only(int32), read_only(int32)
-    )
-)
-def walk_through(
-    indptr: Int64, by_rank: Int64, keys: Int64, starts: Int32, groups: Int32
-) -> Int32:
-    """All rows in the order of a walk along the edges within the groups.
+@compiled(int32[::1](read_only(int64), read_only(int64), read_only(int64)))
+def walk_through(indptr: Int64, by_rank: Int64, keys: Int64) -> Int32:
+    """All rows of a `RankedGraph` in the order of a walk along its edges.
 
     From each row it goes on to the nearest one that was not visited, and back where there is none.
-    Rows are ranks here, but for those of `indptr`.
-
-    Args:
-        indptr: Of a `RankedGraph`.
-        by_rank: Of a `RankedGraph`.
-        keys: Of a `RankedGraph`.
-        starts: [n] the order in which rows are tried as starts.
-        groups: [n] which the walk does not leave between two starts.
+    Where nothing is left to go to, it starts again at the row of the smallest rank. Rows are ranks
+    here, but for those of `indptr`.
     """
     n = len(by_rank)
     at = np.empty(n, np.int64)
@@ -137,11 +120,10 @@ def walk_through(
     visited = np.zeros(n, np.uint8)
     path, found = np.empty(n, np.int32), np.empty(n, np.int32)
     num_found = 0
-    for place in range(n):
-        row = int(np.int64(starts[place]))
-        if visited[row]:
+    for start in range(n):
+        if visited[start]:
             continue
-        depth = 0
+        row, depth = start, 0
         while True:
             if not visited[row]:
                 visited[row] = 1
@@ -153,7 +135,7 @@ def walk_through(
             stop = indptr[by_rank[top] + 1]
             while at[top] < stop:
                 row = int(np.int64(keys[at[top]] & RANK_MASK))
-                if not visited[row] and groups[row] == groups[top]:
+                if not visited[row]:
                     break
                 at[top] += 1
             if at[top] == stop:
