@@ -261,6 +261,8 @@ def _whole_about(found: Float64, totals: Float64) -> Float64:
     """
     nearest = np.rint(totals)
     is_whole = np.abs(totals - nearest) < _WHOLE
+    if is_whole.all():
+        return nearest
     low = np.where(is_whole, nearest, np.floor(totals))
     high = np.where(is_whole, nearest, np.ceil(totals))
     total, reach = _sum(totals), float(np.max(np.abs(found - totals), initial=0)) + 1
