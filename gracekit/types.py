@@ -308,6 +308,15 @@ class DrawState(ShortRepr, Tabular):
     def __len__(self) -> int:
         return len(self.uses)
 
+    def take(self, rows: Rows) -> DrawState:
+        """That of the given rows."""
+        return DrawState(
+            uses=self.uses[rows],
+            owed=self.owed[rows],
+            start_low=self.start_low[rows],
+            start_high=self.start_high[rows],
+        )
+
     def _columns(self) -> dict[str, NDArray[Any]]:
         return {
             "row": np.arange(len(self)),

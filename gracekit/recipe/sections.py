@@ -308,11 +308,12 @@ class SelectionSection(Section):
     their gradients' norms. No weight is above 1/α of the mean. 1: all are drawn alike."""
     redraw: Literal["fresh", "keep"] = "fresh"
     """What a new draw of balanced makes of the draws before: `fresh` gives every row its turn
-    before others come again, so that uses follow probabilities; `keep` changes only the rows that
-    changed probabilities make change."""
+    before others come again, so that uses follow probabilities; `keep`, for files that have to be
+    stable, changes only the rows that changed probabilities make change. (Of coverage that is
+    `churn_penalty`.)"""
     max_uses: int | None = Field(default=None, ge=1)
     """A row that was trained on so often (or handed out, where no trainer logs its uses) is not
-    selected again; its place goes to others. null: no limit."""
+    selected again, unless it is always in; its place goes to others. null: no limit."""
     churn_penalty: float = Field(default=0.0, ge=0)
     """What keeping the whole parent coreset is worth, as a share of all that `coverage` can gain
     over a random draw: a new version changes only what is worth it. 0: nothing."""

@@ -27,7 +27,7 @@ from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
-from gracekit.refresher.uses import last_draw, state_now
+from gracekit.refresher.uses import last_probabilities, num_distinct_random, state_now
 from gracekit.samples import (
     Growth,
     RawSamples,
@@ -211,8 +211,9 @@ class Refresher:
                 step=pinned.step,
                 version=store.next_version(),
                 parent=parent,
-                parent_draw=last_draw(store, growth.samples),
+                parent_probabilities=last_probabilities(store, growth.samples),
                 state=state,
+                num_distinct_random=num_distinct_random(store, growth.samples),
                 store=store,
                 enter=enter,
             )

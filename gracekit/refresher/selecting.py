@@ -15,8 +15,8 @@ from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFound
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.loading import last_coreset, selection_inputs
 from gracekit.refresher.result import RefreshResult
-from gracekit.refresher.uses import state_now
-from gracekit.selection import select
+from gracekit.refresher.uses import num_distinct_random, state_now
+from gracekit.selection import repetition, select
 from gracekit.store import Store, VersionDraft
 from gracekit.types import Draw, Selection
 from gracekit.version.header import Header, Settings, Timings
@@ -100,7 +100,18 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
         old, latest = store.header(version), store.latest()
         if latest is not None and version in (latest, store.header(latest).rollback_of):
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
+        samples = store.samples()
+        state = state_now(store, samples, last_coreset(store))
         selection = _selection_again(store, coreset, old)
+        selection.details.update(
+            repetition(
+                selection.rows,
+                samples=samples,
+                state=state,
+                num_distinct_random=num_distinct_random(store, samples),
+                num_usable=max(old.selection.num_usable or 0, len(selection.rows)),
+            )
+        )
         seconds = round(time.perf_counter() - started, 3)
         made = store.commit(
             VersionDraft(
@@ -110,7 +121,7 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
                 scores=None,
                 rollback_of=version,
                 selection=selection,
-                state=state_now(store, store.samples(), last_coreset(store)),
+                state=state,
                 checkpoint=old.checkpoint,
                 settings=Settings(scoring=old.settings.scoring, selection=old.settings.selection),
                 timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),

@@ -38,9 +38,9 @@ from gracekit.selection import select
 from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
-    Draw,
     DrawState,
     Float32,
+    Float64,
     Measurement,
     Origin,
     Reason,
@@ -117,8 +117,9 @@ def step(
     step: int,
     version: int,
     parent: Rows | None = None,
-    parent_draw: Draw | None = None,
+    parent_probabilities: Float64 | None = None,
     state: DrawState | None = None,
+    num_distinct_random: float = 0.0,
     store: StoreReader | Path | None = None,
     enter: Callable[[str], None] = lambda stage: None,
 ) -> Refreshed:
@@ -133,8 +134,9 @@ def step(
         step: Training step of the checkpoint.
         version: The version that the result becomes.
         parent: The coreset of the version before.
-        parent_draw: How likely its rows were.
+        parent_probabilities: [n] how likely its rows were.
         state: What the draws so far gave each row; None: nothing was drawn.
+        num_distinct_random: How many samples random draws would have used by now.
         store: Open or its path, whose tables the recipe's SQL conditions may ask.
         enter: Told the stages: measure, propagate, graph, select.
 
@@ -156,8 +158,9 @@ def step(
         features=features,
         target_features=target_features,
         parent=parent,
-        parent_draw=parent_draw,
+        parent_probabilities=parent_probabilities,
         state=state,
+        num_distinct_random=num_distinct_random,
         store=store,
         scoring=recipe.scoring,
     )

@@ -21,9 +21,10 @@ import math
 
 import numpy as np
 
-from gracekit.draw.over_time import conditional, coordinated, to_totals
+from gracekit.draw.over_time import kept_shares, next_shares
 from gracekit.draw.pivotal import draw_spread
 from gracekit.draw.probabilities import Inclusion, inclusion, with_shares
+from gracekit.draw.walk import RankedGraph, places_along
 from gracekit.greedy import fit
 from gracekit.protocols import SelectionTask
 from gracekit.scores.norms import expected_norms
@@ -62,16 +63,17 @@ class Balanced:
             free=task.free,
         )
         probabilities = chances.probabilities
+        graph = RankedGraph.of(task.graph, task.order)
+        given = _given_before(task, chances, groups)
         rows = draw_spread(
-            task.graph,
-            _given_before(task, chances, groups),
-            order=task.order,
+            graph,
+            given,
             seed=seed_of(task.seed, task.version),
             groups=groups,
             across=task.costs is None,
         )
         if task.costs is not None:
-            rows = np.concatenate([rows, _that_fit(task, chances, rows, groups)])
+            rows = np.concatenate([rows, _that_fit(task, given, rows, groups)])
         # The mean weight is 1 on average over draws, so that samples which are always in, with a
         # weight of 1, count like the mean of the others.
         mean = _group_means(probabilities, drawable, groups)[groups]
@@ -84,7 +86,7 @@ class Balanced:
             draw=Draw(
                 probabilities=probabilities,
                 weights=of_all.astype(np.float32),
-                places=np.argsort(np.lexsort((task.order, groups))).astype(np.int32),
+                places=places_along(graph, groups),
                 parts=groups,
             ),
             objective=0.0,
@@ -98,20 +100,27 @@ class Balanced:
 
 
 def _given_before(task: SelectionTask, chances: Inclusion, groups: Int32) -> Inclusion:
-    """The probabilities of this draw given the draws before, with the same totals."""
-    probabilities = chances.probabilities
-    if task.settings.redraw == "keep":
-        if task.parent is None or task.parent_draw is None:
-            return chances
-        was_drawn = np.zeros(len(probabilities))
-        was_drawn[task.parent] = 1
-        shares = coordinated(task.parent_draw.probabilities, was_drawn, probabilities)
-    elif task.state is None:
-        return chances
+    """The probabilities of this draw given the draws before, with the same totals.
+
+    Rows are added up in the order of their ids, so that their numbers do not matter.
+    """
+    n = len(task.order)
+    by_id = np.argsort(task.order)
+    now, parts = chances.probabilities[by_id], groups[by_id]
+    costs = None if task.costs is None else task.costs[by_id]
+    is_kept = task.settings.redraw == "keep"
+    if is_kept and task.parent is not None and task.parent_probabilities is not None:
+        was_drawn = np.zeros(n, np.bool_)
+        was_drawn[task.parent] = True
+        before = task.parent_probabilities[by_id]
+        of_id = kept_shares(before, was_drawn[by_id], now, parts, costs)
+    elif task.state is not None:
+        of_id = next_shares(task.state.take(by_id), now, parts, costs)
     else:
-        shares = conditional(task.state, probabilities)
-    shares = to_totals(shares, probabilities, groups, task.costs)
-    return with_shares(chances, shares, order=task.order, groups=groups)
+        return chances
+    shares = np.empty(n)
+    shares[by_id] = of_id
+    return with_shares(chances, shares, order=task.order, groups=groups, costs=task.costs)
 
 
 def _drawable(task: SelectionTask) -> Bool:
@@ -143,10 +152,14 @@ def _group_means(values: Float64, rows: Bool, groups: Int32) -> Float64:
     return np.array([math.fsum(part.tolist()) / max(1, len(part)) for part in parts])
 
 
-def _that_fit(task: SelectionTask, chances: Inclusion, drawn: Rows, groups: Int32) -> Rows:
-    """Candidates that fit into the tokens that the draw has left, largest probability first."""
+def _that_fit(task: SelectionTask, given: Inclusion, drawn: Rows, groups: Int32) -> Rows:
+    """Candidates that fit into the tokens that the draw has left, largest probability first.
+
+    Those are the probabilities given the draws before, so that what is filled up with is what has
+    waited longest.
+    """
     assert task.costs is not None
-    ranking = ranked(chances.probabilities, task)
+    ranking = ranked(given.probabilities, task)
     taken = np.zeros(len(task.order), bool)
     taken[drawn] = True
     quotas = task.quotas

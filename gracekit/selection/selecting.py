@@ -11,6 +11,7 @@ from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
 from gracekit.selection.balanced import Balanced
 from gracekit.selection.pool import make_pool, make_task, row_tokens
+from gracekit.selection.repetition import repetition
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
 from gracekit.types import Draw, Json, Rows, Selection
@@ -31,6 +32,10 @@ def select(
       [0, 1];
     - `num_uncovered`: such rows without a selected neighbour;
     - `num_kept`: rows that the parent's coreset had too;
+    - `num_at_max_uses`: rows that were used as often as `max_uses` allows, where that is set;
+    - `num_distinct`: samples that were used at least once up to and including this version, and
+      `num_distinct_random`: as many as random re-drawing would have used by now
+      (`repetition`);
     - what the selector adds.
 
     Args:
@@ -78,6 +83,16 @@ def select(
     }
     if parent is not None:
         details["num_kept"] = len(np.intersect1d(rows, parent))
+    if settings.max_uses is not None:
+        details["num_at_max_uses"] = int(pool.used_up.sum())
+    if inputs.state is not None:
+        details |= repetition(
+            rows,
+            samples=samples,
+            state=inputs.state,
+            num_distinct_random=inputs.num_distinct_random,
+            num_usable=details["num_usable"],
+        )
     if pool.places.quotas is not None:
         details["quotas"] = dict(zip(samples.group_names, pool.places.quotas.tolist(), strict=True))
     selection = dataclasses.replace(

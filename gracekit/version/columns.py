@@ -433,6 +433,18 @@ _SUMMARY: tuple[Column[ListedVersion], ...] = (
     Column("num_samples", "int64", "samples in the data", lambda v: v.header.stats.num_samples),
     *_DATA_CHANGES,
     Column("num_selected", "int64", "size of the coreset", lambda v: v.header.stats.num_selected),
+    Column(
+        "num_distinct",
+        "int64",
+        "samples used at least once up to and including this version; NULL in older releases",
+        lambda v: v.header.selection.num_distinct,
+    ),
+    Column(
+        "num_distinct_random",
+        "float64",
+        "as many as random draws of the same sizes would have used by now, on average",
+        lambda v: v.header.selection.num_distinct_random,
+    ),
     Column("churn", "float64", "share of the parent's coreset that was replaced", _churn),
     Column(
         "jaccard",

@@ -175,6 +175,14 @@ class SelectionDetails(Part):
     num_uncovered: int | None = None
     num_kept: int | None = None
     """Rows that the parent's coreset had too."""
+    num_at_max_uses: int | None = None
+    """Rows that were used as often as `max_uses` allows and are no candidates; None: no limit."""
+    num_distinct: int | None = None
+    """Samples of the data used at least once, up to and including this version; used is trained
+    on, or handed out where no trainer logs what it trains on."""
+    num_distinct_random: Number | None = None
+    """As many as random draws of the same sizes would have used, on average: with B rows of n
+    usable ones it grows by B · (1 - itself / n)."""
     importance_unit: Number | None = None
     """What an importance of 1 is worth in the objective; None for a selector without one."""
     coverage_unit: Number | None = None
