@@ -46,7 +46,7 @@ class Chances:
             weights=np.where(known, draw.weights[rows], 0).astype(np.float32),
             places=np.where(known, draw.places[rows], -1).astype(np.int32),
             parts=np.where(known, draw.parts[rows], 0).astype(np.int32),
-            totals=np.bincount(draw.parts, draw.probabilities),
+            totals=np.bincount(draw.parts, draw.probabilities).astype(np.float64),
             max_uses=max_uses,
         )
 
@@ -62,13 +62,15 @@ class Chances:
         inverse proportion to the probabilities, with the mean that they had in each part.
         """
         before = np.where(allowed, self.probabilities, 0)
+        count = len(self.totals)
+        if np.abs(np.bincount(self.parts, before, count) - self.totals).max() < _SAME * len(before):
+            return before, self.weights
         now = before.copy()
         for part in np.unique(self.parts[before > 0]):
             rows = np.flatnonzero((self.parts == part) & (before > 0))
             now[rows] = _scaled(before[rows], float(self.totals[part]))
         ratio = np.divide(before, now, out=np.zeros_like(before), where=now > 0)
         weights = self.weights * ratio
-        count = len(self.totals)
         was = np.bincount(self.parts, self.weights * self.probabilities, count)
         expected = np.bincount(self.parts, self.probabilities, count)
         found, drawn = (np.bincount(self.parts, v, count) for v in (weights * now, now))
@@ -82,8 +84,13 @@ class Chances:
         drawable = self.probabilities > 0
         if self.max_uses is None:
             return drawable
-        left = drawable & (uses < self.max_uses)
-        return left if left.any() else drawable
+        return drawable if self.is_used_up(uses) else drawable & (uses < self.max_uses)
+
+    def is_used_up(self, uses: Int32) -> bool:
+        """Whether no row is left that was used less often than it may be."""
+        if self.max_uses is None:
+            return False
+        return not ((self.probabilities > 0) & (uses < self.max_uses)).any()
 
     def draw(self, state: DrawState, rng: np.random.Generator) -> tuple[Rows, Float64, Float32]:
         """Draw rows given what was trained on before.
@@ -93,7 +100,10 @@ class Chances:
         """
         probabilities, weights = self.among(self.allowed(state.uses))
         shares = to_totals(conditional(state, probabilities), probabilities, self.parts)
-        return draw_along(shares, self.places, self.parts, rng), probabilities, weights
+        rows = draw_along(shares, self.places, self.parts, rng)
+        if not len(rows):  # less than a row was to be drawn
+            rows = np.array([np.argmax(shares)])
+        return rows, probabilities, weights
 
 
 def _scaled(sizes: Float64, total: float) -> Float64:

@@ -6,6 +6,7 @@ be gone through again, as far as it was trained on, from the course at its start
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,7 +23,22 @@ class Taken:
     positions: Int64
     """[m] in the trainer's dataset."""
     weights: Float32
-    """[m]"""
+    """[m] in the draw that each is from."""
+    begins: tuple[int, ...]
+    """Indices at which another draw begins; the first is 0."""
+
+    @classmethod
+    def none(cls) -> Taken:
+        """Nothing."""
+        return cls(positions=np.empty(0, np.int64), weights=np.empty(0, np.float32), begins=())
+
+    def then(self, following: Taken) -> Taken:
+        """These and then others, which begin with another draw."""
+        return Taken(
+            positions=np.concatenate([self.positions, following.positions]),
+            weights=np.concatenate([self.weights, following.weights]),
+            begins=(*self.begins, *(len(self.positions) + i for i in following.begins)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +78,15 @@ class Course:
 
     def now(self) -> DrawState:
         """The state with what was trained on of the draw in progress."""
+        if not self.uses.any():
+            return self.state
+        if self.drawing is None or self.drawing.probabilities is None:  # what is used is due
+            return replace(self.state, uses=self.state.uses + self.uses)
         return settled(self.state, self.due(), self.uses)
 
     def at_epoch_start(self, stream: Stream) -> Course:
         """The course when an epoch begins with a stream: a draw that does not go on is settled."""
-        goes_on = self.drawing is not None and self.drawing.version == stream.version
-        if goes_on and not (stream.chances is not None and stream.once_an_epoch):
+        if self._is_of(stream) and not stream.is_drawn_each_epoch:
             return self
         return self._settled()
 
@@ -82,25 +101,28 @@ class Course:
         course: Course = self
         parts: list[Int64] = []
         weights: list[Float32] = []
-        trained = num_trained
-        while count > 0:
-            course, order = course._with_pass(stream)
+        begins: list[int] = []
+        done, trained = 0, max(num_trained, 0)
+        while done < count:
+            course = course._with_draw(stream)
             drawing = course.drawing
             assert drawing is not None
-            start = course.num_taken % len(order)
-            part = order[start : start + count]
-            used = np.bincount(part[: max(trained, 0)], minlength=len(self.uses))
+            begins.append(done)
+            positions = np.concatenate(list(course._passes(stream, count - done)))
+            counted = positions[: max(trained - done, 0)]
+            used = np.bincount(counted, minlength=len(self.uses)).astype(np.int32)
             course = replace(
                 course,
-                num_taken=course.num_taken + len(part),
-                uses=course.uses + used.astype(np.int32),
+                num_taken=course.num_taken + len(positions),
+                uses=course.uses + used,
             )
-            parts.append(part)
-            weights.append(stream.weights_of(drawing)[part])
-            count, trained = count - len(part), trained - len(part)
+            parts.append(positions)
+            weights.append(stream.weights_of(drawing)[positions])
+            done += len(positions)
         return course, Taken(
             positions=np.concatenate([np.empty(0, np.int64), *parts]),
             weights=np.concatenate([np.empty(0, np.float32), *weights]),
+            begins=tuple(begins),
         )
 
     def used_again(self, positions: Int64) -> Course:
@@ -108,31 +130,36 @@ class Course:
         more = np.bincount(positions, minlength=len(self.uses))
         return replace(self, uses=self.uses + more.astype(np.int32))
 
-    def drawing_of(self, stream: Stream) -> Drawing:
-        """The draw of a stream that is in progress, or that would be next."""
-        return self._with_pass(stream, goes_on=True)[0].drawing  # type: ignore[return-value]
-
-    def _with_pass(self, stream: Stream, *, goes_on: bool = False) -> tuple[Course, Int64]:
-        """The course with a draw of the stream in progress, and the order of its present pass."""
-        if self.drawing is not None and self.drawing.version == stream.version:
-            repetition = 0
-            is_over = False
-            order = stream.order(self.drawing)
-            if self.num_taken >= len(order):
-                is_over = stream.chances is None or not stream.once_an_epoch
-                repetition = self.num_taken // len(order)
-            if not is_over or goes_on:
-                return self, stream.order(self.drawing, repetition) if repetition else order
+    def _with_draw(self, stream: Stream) -> Course:
+        """The course with a draw of the stream in progress that is not over."""
+        if self._is_of(stream) and not self._is_over(stream):
+            return self
         course = self._settled()
         number = course.numbers.get(stream.version, 0)
-        drawing = stream.draw(number, course.state)
-        course = replace(
+        return replace(
             course,
-            drawing=drawing,
+            drawing=stream.draw(number, course.state),
             is_repeated=stream.repeats,
             numbers={**course.numbers, stream.version: number + 1},
         )
-        return course, stream.order(drawing)
+
+    def _passes(self, stream: Stream, count: int) -> Iterator[Int64]:
+        """The next samples of the draw in progress, up to so many, a pass or part of one each."""
+        assert self.drawing is not None
+        size = len(self.drawing.positions)
+        start, stop = self.num_taken, self.num_taken + count
+        if stream.is_drawn_each_pass:
+            stop = min(stop, size)
+        for number in range(start // size, -(-stop // size)):
+            order = stream.order(self.drawing, number)
+            yield order[max(start - number * size, 0) : stop - number * size]
+
+    def _is_of(self, stream: Stream) -> bool:
+        return self.drawing is not None and self.drawing.version == stream.version
+
+    def _is_over(self, stream: Stream) -> bool:
+        assert self.drawing is not None
+        return stream.is_drawn_each_pass and self.num_taken >= len(self.drawing.positions)
 
     def _settled(self) -> Course:
         return Course(state=self.now(), uses=np.zeros_like(self.uses), numbers=self.numbers)

@@ -1,7 +1,7 @@
-"""What is drawn from one version: its draws, one after another, each gone over in a random order.
+"""What is drawn from one version: draws, each gone over in a random order, once or again and again.
 
-A version whose selector draws with known probabilities is drawn from anew; of the others, and of
-the whole dataset, every draw has the same samples. Which stretch an epoch takes, and what was
+A version whose selector draws with known probabilities is drawn from anew; its own coreset, or the
+whole dataset, is one draw that is gone over without end. Which stretch an epoch takes, and what was
 trained on before, is the business of `course`.
 """
 
@@ -65,7 +65,7 @@ class Stream:
     is_rollback: bool = False
     """Whether the version was made to go back to an old one."""
     chances: Chances | None = None
-    """None: every draw is the coreset."""
+    """None: the only draw is the coreset."""
     once_an_epoch: bool = False
     """Whether a new draw is made at each epoch, and gone over again where that is longer; False:
     whenever a draw was gone over once. Without effect where there are no chances."""
@@ -73,7 +73,7 @@ class Stream:
     """None: not known."""
 
     def draw(self, number: int, state: DrawState) -> Drawing:
-        """Draw number so-and-so, given what was trained on before it."""
+        """A draw given what was trained on before it; `number` counts the version's from 0."""
         if self.chances is None:
             return Drawing(
                 version=self.version,
@@ -92,11 +92,26 @@ class Stream:
             weights=weights,
         )
 
-    def order(self, drawing: Drawing, repetition: int = 0) -> Int64:
-        """Positions int64 in the order of a pass over a draw of this stream."""
-        key = [self.seed, self.version, drawing.number]
-        if self.chances is not None:  # another chance than that which the draw took
-            key.append(1 + repetition)
+    @property
+    def is_drawn_each_pass(self) -> bool:
+        """Whether a draw is over when it was gone over once."""
+        return self.chances is not None and not self.once_an_epoch
+
+    @property
+    def is_drawn_each_epoch(self) -> bool:
+        """Whether a draw is over when its epoch is."""
+        return self.chances is not None and self.once_an_epoch
+
+    def order(self, drawing: Drawing, number: int) -> Int64:
+        """Positions int64 [b] in the order of a pass over a draw of this stream.
+
+        Args:
+            drawing: The draw.
+            number: Of the pass over it, from 0.
+        """
+        key = [self.seed, self.version, number]
+        if self.chances is not None:  # the draw itself took the chance of its number
+            key = [self.seed, self.version, drawing.number, 1 + number]
         random = np.random.default_rng(key)
         if not self.repeats:
             return random.permutation(drawing.positions)

@@ -69,7 +69,7 @@ def numbers(column: pa.ChunkedArray, missing: int | None = None) -> NDArray[Any]
             f"expected a column of numbers, found {array.null_count} NULL in {array.type}"
         )
     values = np.frombuffer(array.buffers()[1] or b"", kind)[array.offset :][: len(array)]
-    if array.null_count:
+    if missing is not None and array.null_count:
         is_null = np.frombuffer(pc.is_null(array).cast(pa.uint8()).buffers()[1], np.uint8)
         values = np.where(is_null[: len(array)] > 0, missing, values)
     return values

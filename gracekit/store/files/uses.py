@@ -147,11 +147,11 @@ def read_uses(path: Path) -> LoggedUses:
             epoch_due=found["epoch_due"],
         )
         state = logged.state
-        numbers = (state.owed, state.start_low, state.start_high, logged.epoch_due)
+        sums = (state.owed, state.start_low, state.start_high, logged.epoch_due)
         counts = (state.uses, logged.draw_uses, logged.epoch_uses)
         if not (
             np.array_equal(found["row"], np.arange(len(logged)))
-            and all(np.isfinite(values).all() for values in numbers)
+            and all(np.isfinite(values).all() for values in sums)
             and all((values >= 0).all() for values in counts)
             and (state.start_low < state.start_high).all()
         ):
@@ -183,7 +183,7 @@ def newest_run(paths: StorePaths) -> dict[int, Path]:
     return newest[1]
 
 
-def remove_ahead(paths: StorePaths, run: str, step: int) -> int:
+def remove_uses_ahead(paths: StorePaths, run: str, step: int) -> int:
     """Remove what a run logged after a step that it goes on from; returns how many files.
 
     Raises `StoreWriteError` where the store cannot be written.
@@ -195,7 +195,9 @@ def remove_ahead(paths: StorePaths, run: str, step: int) -> int:
     return len(ahead)
 
 
-def require_fits(path: Path, facts: UsesFacts, num_logged: int, *, known: set[str], n: int) -> None:
+def require_uses_fit(
+    path: Path, facts: UsesFacts, num_logged: int, *, known: set[str], n: int
+) -> None:
     """Raise `StoreFormatError` when a log is not of the rows of this store.
 
     Args:
