@@ -245,7 +245,8 @@ def test_a_killed_run_goes_on_with_the_same_batches_and_uses(
         return read_uses(logged[steps[-1]])
 
     def counted(fed: list[list[int]]) -> list[int]:
-        return np.bincount([p for batch in fed for p in batch], minlength=NUM_ROWS)[::2].tolist()
+        found = np.bincount([p for batch in fed for p in batch], minlength=NUM_ROWS)
+        return [int(uses) for uses in found[::2]]
 
     whole, expected = train(
         tmp_path / "whole", CoresetCallback(stores[0].paths.root, seed=5), **settings
