@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import subprocess
@@ -390,4 +389,3 @@ def test_a_leased_versions_draw_stays(tmp_path: Path) -> None:
     resumed = CoresetSampler(store.paths.root, NUM_ROWS)
     resumed.load_state_dict(sampler.state_dict())
     assert list(resumed) == first
-    assert dataclasses.is_dataclass(resumed._streams[1].chances)

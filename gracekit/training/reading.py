@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +10,66 @@ from typing import Literal
 
 import numpy as np
 
-from gracekit.errors import DataError, StoreError
-from gracekit.store import StorePaths, read_sample_rows, read_trainer_draw
+from gracekit.errors import DataError, GracekitError, StoreError
+from gracekit.store import Lease, StorePaths, read_sample_rows, read_trainer_draw
 from gracekit.training.chances import Chances
 from gracekit.training.coreset import Coreset
+from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.stream import StoreRows, Stream
 from gracekit.types import Int64
 
 Mode = Literal["cycle", "weighted"]
 Redraw = Literal["pass", "epoch", "never"]
+
+
+logger = logging.getLogger("gracekit.training")
+
+
+class VersionReader:
+    """Reads versions for one trainer, which holds a lease on those that it reads."""
+
+    def __init__(
+        self,
+        store: Path,
+        dataset: int | Sequence[str],
+        lease: Lease,
+        *,
+        seed: int,
+        mode: Mode,
+        redraw: Redraw,
+    ) -> None:
+        self._store, self._dataset, self._lease = store, dataset, lease
+        self._seed: int = seed
+        self._mode: Mode = mode
+        self._redraw: Redraw = redraw
+        self._warned: set[str] = set()
+
+    def read(self, version: int) -> Stream | None:
+        """What is drawn from a version; None, with a warning, where it cannot be used."""
+        self._lease.add(version)  # before reading: gc looks for it after it marked a version
+        try:
+            return read_stream(
+                self._store,
+                version,
+                self._dataset,
+                seed=self._seed,
+                mode=self._mode,
+                redraw=self._redraw,
+                warn=self.warn_once,
+            )
+        except GracekitError as error:
+            self.warn_once(f"coreset version {version} is not used: {error}")
+            return None
+
+    def read_together(self, version: int) -> Stream | None:
+        """`read` on rank 0, for all ranks."""
+        return decide_on_rank_zero(lambda: self.read(version))
+
+    def warn_once(self, message: str, key: str | None = None) -> None:
+        """Warn, unless the same (or something of the same key) was told before."""
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
+            logger.warning("%s", message)
 
 
 def whole_dataset(num_rows: int, seed: int) -> Stream:

@@ -4,6 +4,9 @@ It is duck-typed, so that torch is not needed to import it. Its length never cha
 compute the number of steps and the learning-rate schedule from it once. What is drawn depends on
 the seed, the version log and what was trained on before, so a resumed run that gets these back
 draws the same batches.
+
+(Longer than other modules, because the interface of the one object that a training loop holds is
+here; what it draws is in `epochs`, `course`, `stream` and `chances`.)
 """
 
 from __future__ import annotations
@@ -11,20 +14,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from gracekit.errors import GracekitError, RecipeError, StoreError, StoreFormatError
+from gracekit.errors import RecipeError, StoreError
 from gracekit.store import Lease, LoggedUses, StorePaths, list_versions
-from gracekit.training.course import Course, Taken
 from gracekit.training.drawn import Drawn
+from gracekit.training.epochs import Epochs, Turn
 from gracekit.training.ranks import decide_on_rank_zero, is_rank_zero
-from gracekit.training.reading import Mode, Redraw, read_stream, whole_dataset
+from gracekit.training.reading import Mode, Redraw, VersionReader, whole_dataset
 from gracekit.training.stream import StoreRows, Stream
-from gracekit.training.uses_log import UsesLog, course_of, new_run
+from gracekit.training.uses_log import UsesLog, course_of, new_run, require_before
 from gracekit.types import Float32, Int64, Json
 
 Follow = Literal["epoch", "step", "never"]
@@ -32,17 +34,6 @@ Follow = Literal["epoch", "step", "never"]
 WAIT_INTERVAL_S = 0.2
 
 logger = logging.getLogger("gracekit.training")
-
-
-class Turn(NamedTuple):
-    """An entry of the version log: from here on, samples are drawn from this version."""
-
-    epoch: int
-    """Counted from 0, as `set_epoch` does."""
-    start: int
-    """Draws of the epoch before this turn."""
-    version: int
-    """0: the whole dataset, because there is no version yet."""
 
 
 class CoresetSampler:
@@ -109,10 +100,6 @@ class CoresetSampler:
         self.follow = follow
         self.wait_s = wait_s
         self.redraw = redraw
-        self.trained_per_epoch = self.num_samples
-        """Samples that a whole epoch trains on: fewer than `num_samples` where the data loader
-        drops the last, incomplete batch; more where it fills it up from the epoch's start. To be
-        set before training begins, the same on all ranks."""
         self.expected_step = -1
         """Step of the last checkpoint that the trainer saved; a loop that waits keeps it."""
         self.num_drawn = 0
@@ -121,14 +108,16 @@ class CoresetSampler:
         self.dataset_ids = None if isinstance(dataset, int) else [str(i) for i in dataset]
         """Sample id of each row of the trainer's dataset, where they were given."""
         self._num_rows = num_rows
-        self._everything = whole_dataset(num_rows, seed)
-        self._log: list[Turn] = []
-        self._streams: dict[int, Stream] = {0: self._everything}
-        self._warned: set[str] = set()
         self._lease = Lease(self.store)
-        self._starts: dict[int, Course] = {}  # epoch -> where the draws stood when it began
-        self._whole: tuple[tuple[int, int], Taken] | None = None  # (epoch, turns) -> its samples
-        self._weights: tuple[tuple[int, int, int], Float32] | None = None
+        self._versions = VersionReader(
+            self.store,
+            self.dataset_ids or num_rows,
+            self._lease,
+            seed=seed,
+            mode=mode,
+            redraw=redraw,
+        )
+        self._epochs = Epochs(whole_dataset(num_rows, seed), self.num_samples, self._versions)
         self._run: str | None = None
         self._uses_step: int | None = None
 
@@ -137,11 +126,12 @@ class CoresetSampler:
 
     def __iter__(self) -> Iterator[Drawn]:
         self.set_epoch(self.epoch)
-        epoch, num_turns, drawn = self.epoch, len(self._log), self._drawn(self.epoch)
+        epoch, epochs = self.epoch, self._epochs
+        num_turns, drawn = len(epochs.log), epochs.samples(epoch)
         self.num_drawn = 0
         for index in range(self.num_samples):
-            if len(self._log) != num_turns and self.epoch == epoch:  # a swap: only what is ahead
-                num_turns, drawn = len(self._log), self._drawn(epoch)
+            if len(epochs.log) != num_turns and self.epoch == epoch:  # a swap: only what is ahead
+                num_turns, drawn = len(epochs.log), epochs.samples(epoch)
             self.num_drawn = index + 1
             self._lease.keep()
             yield Drawn(int(drawn.positions[index]), float(drawn.weights[index]))
@@ -149,17 +139,30 @@ class CoresetSampler:
     @property
     def version(self) -> int:
         """Version that is drawn from now; 0 is the whole dataset."""
-        return self._log[-1].version if self._log else 0
+        return self._epochs.log[-1].version if self._epochs.log else 0
 
     @property
     def step(self) -> int:
         """Training step of that version's checkpoint; -1 for the whole dataset."""
-        return self._streams[self.version].step
+        return self._epochs.streams[self.version].step
 
     @property
     def version_log(self) -> list[Turn]:
         """Which version was drawn from since when, oldest first."""
-        return list(self._log)
+        return list(self._epochs.log)
+
+    @property
+    def trained_per_epoch(self) -> int:
+        """Samples that a whole epoch trains on; `num_samples`, unless set before training begins.
+
+        To be set, on all ranks, where the data loader drops the last, incomplete batch (fewer), or
+        fills it up from the epoch's start (more).
+        """
+        return self._epochs.trained_per_epoch
+
+    @trained_per_epoch.setter
+    def trained_per_epoch(self, num_samples: int) -> None:
+        self._epochs.trained_per_epoch = num_samples
 
     @property
     def run(self) -> str | None:
@@ -178,20 +181,14 @@ class CoresetSampler:
         """
         if epoch != self.epoch:
             self.epoch, self.num_drawn = epoch, 0
-        if all(turn.epoch != epoch for turn in self._log):
+        if not self._epochs.turns(epoch):
             stream = decide_on_rank_zero(self._find_at_epoch_start)
-            self._begin_turn(0, stream or self._streams[self.version])
+            self._epochs.begin_turn(epoch, 0, stream or self._epochs.streams[self.version])
         if self._run is None:
             self._run = decide_on_rank_zero(new_run)
-        for turn in self._turns(epoch):
-            if turn.version not in self._streams:
-                self._replay(turn)
-        self._start_of(epoch)
-        newest = {epoch, self._log[-1].epoch}
-        self._starts = {e: course for e, course in self._starts.items() if e in newest}
-        kept = {turn.version for turn in self._turns(epoch)} | {0, self.version}
-        self._streams = {v: s for v, s in self._streams.items() if v in kept}
-        self._lease.limit(kept)
+        for turn in self._epochs.turns(epoch):
+            self._replay(turn)
+        self._lease.limit(self._epochs.limit(epoch))
 
     def swap(self) -> bool:
         """Draw from the newest version from the next sample on; whether it is a new one.
@@ -200,12 +197,12 @@ class CoresetSampler:
         it at the same step, from the process that iterates. Batches that the data loader has
         prefetched are still the old version's.
         """
-        if self.follow != "step" or not self._log:
+        if self.follow != "step" or not self._epochs.log:
             return False
         found = decide_on_rank_zero(self._find_within_epoch)
         if found is None:
             return False
-        self._begin_turn(*found)
+        self._epochs.begin_turn(self.epoch, *found)
         return True
 
     def release(self) -> None:
@@ -217,7 +214,7 @@ class CoresetSampler:
 
         It may change from `num_drawn` on when `swap` takes a new version.
         """
-        return self._drawn(self.epoch if epoch is None else epoch).positions
+        return self._epochs.samples(self.epoch if epoch is None else epoch).positions
 
     def weights(self) -> Float32:
         """Weight [dataset rows] of a use of each row in the draw in force, mean about 1.
@@ -225,17 +222,9 @@ class CoresetSampler:
         1 for rows that the version does not have, without a version, and with `mode="weighted"`,
         where samples are repeated by weight instead.
         """
-        if not self._turns(self.epoch):
+        if not self._epochs.turns(self.epoch):
             return np.ones(self._num_rows, np.float32)
-        begins = self._drawn(self.epoch).begins
-        number = int(np.searchsorted(begins, max(self.num_drawn, 1), side="left")) - 1
-        key = (self.epoch, len(self._log), number)
-        if self._weights is None or self._weights[0] != key:
-            course, _ = self._through(self._start_of(self.epoch), self.epoch, begins[number] + 1)
-            assert course.drawing is not None
-            stream = self._streams[course.drawing.version]
-            self._weights = (key, stream.weights_of(course.drawing))
-        return self._weights[1]
+        return self._epochs.weights_at(self.epoch, max(self.num_drawn - 1, 0))
 
     def weight_of(self, position: int) -> float:
         """Weight of a row of the trainer's dataset in the draw in force; see `weights`."""
@@ -253,17 +242,17 @@ class CoresetSampler:
             num_trained: Samples of the present epoch that were trained on, by all ranks together;
                 default: those that were drawn. A data loader may have drawn more ahead.
         """
-        where = self._store_rows()
+        where = self._epochs.store_rows()
         if step < 0:
             raise RecipeError(f"log_uses: step should be >= 0, found {step}")
-        if not self._log or self._run is None or where is None:
+        if not self._epochs.log or self._run is None or where is None:
             return
         self._uses_step = step
+        num_trained = self.num_drawn if num_trained is None else num_trained
+        start, count = self._epochs.start_of(self.epoch), min(num_trained, self.num_samples)
+        now, _ = self._epochs.through(start, self.epoch, count, num_trained)
         if not is_rank_zero():
             return
-        num_trained = self.num_drawn if num_trained is None else num_trained
-        start = self._start_of(self.epoch)
-        now, _ = self._through(start, self.epoch, min(num_trained, self.num_samples), num_trained)
         try:
             self._uses_log(self._run).write(
                 step,
@@ -271,11 +260,11 @@ class CoresetSampler:
                 start=start,
                 now=now,
                 num_trained=num_trained,
-                versions=tuple(turn.version for turn in self._turns(self.epoch)),
+                versions=tuple(turn.version for turn in self._epochs.turns(self.epoch)),
                 where=where,
             )
         except StoreError as error:
-            self._warn_once(
+            self._versions.warn_once(
                 f"what is trained on is not logged ({error}), so coresets to come go by what was "
                 "handed out",
                 key="uses",
@@ -291,7 +280,7 @@ class CoresetSampler:
             "redraw": self.redraw,
             "run": self._run,
             "uses_step": self._uses_step,
-            "version_log": [list(turn) for turn in self._log],
+            "version_log": [list(turn) for turn in self._epochs.log],
         }
 
     def load_state_dict(self, state: Json) -> None:
@@ -306,44 +295,36 @@ class CoresetSampler:
                     f"the saved sampler state has {name} {saved!r} and this sampler "
                     f"{getattr(self, name)!r}: it would not draw the same batches"
                 )
-        self._log = [Turn(*entry) for entry in state["version_log"]]
-        self._streams = {0: self._everything}
-        self._starts, self._whole, self._weights = {}, None, None
+        log = [Turn(*entry) for entry in state["version_log"]]
+        self._epochs.take_up(list(log))
         self.epoch = state["epoch"]
         self.num_drawn = 0
-        log = list(self._log)
-        for turn in [*self._log[-1:], *self._turns(self.epoch)]:
-            if turn.version not in self._streams:
-                self._replay(turn)
+        for turn in [*log[-1:], *self._epochs.turns(self.epoch)]:
+            self._replay(turn)
         self._run, self._uses_step = state.get("run"), state.get("uses_step")
         if self._run is not None:
             self._take_up_uses(self._run, log)
 
     # --- inside ---
 
-    def _turns(self, epoch: int) -> list[Turn]:
-        return [turn for turn in self._log if turn.epoch == epoch]
-
-    def _begin_turn(self, start: int, stream: Stream) -> None:
-        self._streams[stream.version] = stream
-        self._log.append(Turn(self.epoch, start, stream.version))
-
     def _replay(self, turn: Turn) -> None:
         """Load the version of a logged turn again; the whole dataset where it cannot be."""
-        stream: Stream | None = decide_on_rank_zero(lambda: self._read(turn.version))
-        if stream is None:
-            logger.warning(
-                "epoch %d was drawn from version %d, which cannot be read any more: it is "
-                "replayed from all samples, with other batches than before",
-                turn.epoch + 1,
-                turn.version,
-            )
-            stream = self._everything
-            self._log = [
-                logged._replace(version=0) if logged.version == turn.version else logged
-                for logged in self._log
-            ]
-        self._streams[stream.version] = stream
+        if turn.version in self._epochs.streams:
+            return
+        stream = self._versions.read_together(turn.version)
+        if stream is not None:
+            self._epochs.streams[turn.version] = stream
+            return
+        logger.warning(
+            "epoch %d was drawn from version %d, which cannot be read any more: it is replayed "
+            "from all samples, with other batches than before",
+            turn.epoch + 1,
+            turn.version,
+        )
+        self._epochs.log = [
+            logged._replace(version=0) if logged.version == turn.version else logged
+            for logged in self._epochs.log
+        ]
 
     def _find_at_epoch_start(self) -> Stream | None:
         if self.follow == "never" and self.version > 0:
@@ -365,7 +346,7 @@ class CoresetSampler:
 
     def _is_behind(self, found: Stream | None) -> bool:
         """Whether a version of a later checkpoint is to come; a rollback is meant to be old."""
-        newest = found or self._streams[self.version]
+        newest = found or self._epochs.streams[self.version]
         return newest.step < self.expected_step and not newest.is_rollback
 
     def _find_within_epoch(self) -> tuple[int, Stream] | None:
@@ -380,147 +361,43 @@ class CoresetSampler:
         try:
             versions = list_versions(self.store)
         except StoreError as error:
-            self._warn_once(f"no new coreset is looked for: {error}")
+            self._versions.warn_once(f"no new coreset is looked for: {error}")
             return None
         if not versions:
-            self._warn_once(
+            self._versions.warn_once(
                 f"there is no coreset in {self.store} yet: drawing from the whole dataset"
             )
         for version in reversed(versions):
             if version <= self.version:
                 break
-            if (stream := self._read(version)) is not None:
+            if (stream := self._versions.read(version)) is not None:
                 return stream
         return None
 
-    def _read(self, version: int) -> Stream | None:
-        self._lease.add(version)  # before reading: gc looks for it after it marked a version
-        try:
-            return read_stream(
-                self.store,
-                version,
-                self.dataset_ids or self._num_rows,
-                seed=self.seed,
-                mode=self.mode,
-                redraw=self.redraw,
-                warn=self._warn_once,
-            )
-        except GracekitError as error:
-            self._warn_once(f"coreset version {version} is not used: {error}")
-            return None
-
-    # --- the course of the draws ---
-
-    def _drawn(self, epoch: int) -> Taken:
-        """All samples of an epoch, as far as it is known which versions they are from."""
-        key = (epoch, len(self._log))
-        if self._whole is None or self._whole[0] != key:
-            start = self._start_of(epoch)
-            self._whole = (key, self._through(start, epoch, self.num_samples)[1])
-        return self._whole[1]
-
-    def _start_of(self, epoch: int) -> Course:
-        """Where the draws stood when an epoch of the log began."""
-        epochs = list(dict.fromkeys(turn.epoch for turn in self._log))
-        index = epochs.index(epoch)
-        known = max((i for i in range(index + 1) if epochs[i] in self._starts), default=None)
-        if known is None:
-            known, self._starts[epochs[0]] = 0, Course.none(self._num_rows)
-        course = self._starts[epochs[known]]
-        for number, following in pairwise(epochs[known : index + 1]):
-            course, _ = self._through(course, number, self.num_samples, self.trained_per_epoch)
-            stream = self._stream(self._turns(following)[0].version)
-            course = course if stream is None else course.at_epoch_start(stream)
-        self._starts[epoch] = course
-        return course
-
-    def _through(
-        self, course: Course, epoch: int, count: int, num_trained: int | None = None
-    ) -> tuple[Course, Taken]:
-        """The first samples of an epoch, and the course after them.
-
-        Args:
-            course: When the epoch begins.
-            epoch: An epoch of the log.
-            count: Samples to draw, up to `num_samples`.
-            num_trained: Of these, the first ones that are trained on; where they are more, the
-                epoch's first are trained on again. Default: all.
-        """
-        num_trained = count if num_trained is None else num_trained
-        turns, taken = self._turns(epoch), Taken.none()
-        stops = [*(turn.start for turn in turns[1:]), self.num_samples]
-        for turn, stop in zip(turns, stops, strict=True):
-            wanted = min(stop, count) - turn.start
-            stream = self._stream(turn.version)
-            if stream is None:
-                self._warn_once(
-                    f"what was trained on of coreset version {turn.version} is not known any more, "
-                    "since it cannot be read: later draws do not make up for it"
-                )
-                continue
-            if wanted > 0:
-                course, part = course.taken(stream, wanted, num_trained - turn.start)
-                taken = taken.then(part)
-                self._tell_if_short(stream, course)
-        if num_trained > count and len(taken.positions):
-            course = course.used_again(np.resize(taken.positions, num_trained - count))
-        return course, taken
-
-    def _stream(self, version: int) -> Stream | None:
-        """What is drawn from a version of the log; read again where it is not in use any more."""
-        if version in self._streams:
-            return self._streams[version]
-        return decide_on_rank_zero(lambda: self._read(version))
-
-    def _tell_if_short(self, stream: Stream, course: Course) -> None:
-        """Say so once where `selection.max_uses` leaves too few rows for a draw."""
-        if stream.chances is None or course.drawing is None:
-            return
-        found, wanted = len(course.drawing.positions), stream.chances.size
-        limit = stream.chances.max_uses
-        if limit is not None and stream.chances.is_used_up(course.state.uses):
-            self._warn_once(
-                f"every row that coreset version {stream.version} may draw was used {limit} times "
-                "(selection.max_uses): training goes on with all of them. End it, or raise the "
-                "limit",
-                key="used up",
-            )
-        elif limit is not None and found < wanted - 1:
-            self._warn_once(
-                f"only {found} rows that coreset version {stream.version} may draw were used fewer "
-                f"than {limit} times (selection.max_uses), and its coreset has {wanted}: each "
-                "draw has only these from now on",
-                key="max_uses",
-            )
-
     # --- the log of uses ---
-
-    def _store_rows(self) -> StoreRows | None:
-        """The newest that is known of which row of the store each row of the dataset is."""
-        known = [s.store_rows for s in self._streams.values() if s.store_rows is not None]
-        return max(known, key=lambda where: where.version, default=None)
 
     def _uses_log(self, run: str) -> UsesLog:
         return UsesLog(StorePaths(self.store), run)
 
     def _take_up_uses(self, run: str, log: list[Turn]) -> None:
         """Go on from what the run had logged, as far as it can be read."""
-        where, step = self._store_rows(), self._uses_step
+        where, step = self._epochs.store_rows(), self._uses_step
         if is_rank_zero():
             try:
                 self._uses_log(run).remove_ahead(-1 if step is None else step)
             except StoreError as error:
-                self._warn_once(f"uses that were logged later than the checkpoint stay: {error}")
+                self._versions.warn_once(
+                    f"uses that were logged later than the checkpoint stay: {error}"
+                )
         if step is None or where is None:
             return
         logged = decide_on_rank_zero(lambda: self._read_uses(run, step, log, where))
         if logged is None:
             return
-        first = next(turn for turn in self._log if turn.epoch == logged.facts.epoch)
-        stream = self._stream(first.version)
+        epoch = logged.facts.epoch
+        stream = self._epochs.stream(self._epochs.turns(epoch)[0].version)
         if stream is not None:
-            course = course_of(logged, where, stream, self._num_rows)
-            self._starts[logged.facts.epoch] = course
+            self._epochs.begin_at(epoch, course_of(logged, where, stream, self._num_rows))
 
     def _read_uses(
         self, run: str, step: int, log: list[Turn], where: StoreRows
@@ -528,30 +405,14 @@ class CoresetSampler:
         try:
             logged = self._uses_log(run).read(step, where)
             drawn = tuple(turn.version for turn in log if turn.epoch == logged.facts.epoch)
-            if (
-                logged.facts.epoch > self.epoch
-                or not logged.facts.versions
-                or (drawn[: len(logged.facts.versions)] != logged.facts.versions)
-            ):
-                raise StoreFormatError(
-                    f"the log of uses of run {run} at step {step} is of epoch "
-                    f"{logged.facts.epoch + 1}, drawn from versions {logged.facts.versions}; the "
-                    f"checkpoint is of epoch {self.epoch + 1}, drawn from {drawn}: it is ahead of "
-                    "the checkpoint, or of another run"
-                )
+            require_before(logged.facts, self.epoch, drawn)
         except StoreError as error:
-            self._warn_once(
+            self._versions.warn_once(
                 "what was trained on before the checkpoint is made anew from the version log, as "
                 f"far as that can be read: {error}"
             )
             return None
         return logged
-
-    def _warn_once(self, message: str, key: str | None = None) -> None:
-        """Warn, unless the same (or something of the same key) was told before."""
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
-            logger.warning("%s", message)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

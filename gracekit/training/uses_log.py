@@ -120,6 +120,24 @@ class UsesLog:
         return remove_uses_ahead(self.paths, self.run, step)
 
 
+def require_before(facts: UsesFacts, epoch: int, drawn: tuple[int, ...]) -> None:
+    """Raise `StoreFormatError` when a log is not of the run up to a checkpoint.
+
+    Args:
+        facts: What the log says about itself.
+        epoch: Of the checkpoint, from 0.
+        drawn: Versions that the log's epoch has drawn from, as the checkpoint knows it.
+    """
+    is_same = bool(facts.versions) and drawn[: len(facts.versions)] == facts.versions
+    if facts.epoch > epoch or not is_same:
+        raise StoreFormatError(
+            f"the log of uses of run {facts.run} at step {facts.step} is of epoch "
+            f"{facts.epoch + 1}, drawn from versions {facts.versions}; the checkpoint is of epoch "
+            f"{epoch + 1}, and that epoch was drawn from {drawn}: the log is ahead of the "
+            "checkpoint, or of another run"
+        )
+
+
 def course_of(logged: LoggedUses, where: StoreRows, stream: Stream, n: int) -> Course:
     """The course at the start of the epoch that a file is of.
 
