@@ -1,0 +1,23 @@
+"""`Drawn`: a position of the trainer's dataset that also knows its weight in the draw."""
+
+from __future__ import annotations
+
+
+class Drawn(int):
+    """A position in the trainer's dataset, equal to the plain int, with the weight of this use.
+
+    Samplers yield it, so that the weight reaches the process that loads the sample, in whatever
+    order and on whatever rank: a data loader hands the object on as it is.
+    """
+
+    weight: float
+    """How many samples this use stands for; the weights of a draw have the mean 1 on average."""
+
+    def __new__(cls, position: int, weight: float = 1.0) -> Drawn:
+        """`position` counts from 0; `weight` is zero or more."""
+        drawn = super().__new__(cls, position)
+        drawn.weight = weight
+        return drawn
+
+    def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
+        return int(self), self.weight
