@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from gracekit.selection.balanced import Balanced
 from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
-from gracekit.types import Draw, Json, Rows, Selection
+from gracekit.types import Draw, Json, Rows, SampleTable, Selection
 
 
 def select(
@@ -31,6 +32,7 @@ def select(
       [0, 1];
     - `num_uncovered`: such rows without a selected neighbour;
     - `num_kept`: rows that the parent's coreset had too;
+    - `tokens_per_row`, of a selector that draws: target tokens of a row of the pool on average;
     - what the selector adds.
 
     Args:
@@ -88,11 +90,23 @@ def select(
         details=details | selection.details,
     )
     if selection.draw is not None:
-        selection = dataclasses.replace(selection, draw=_with_initial(selection.draw, pool.initial))
+        draw = _with_initial(selection.draw, pool.initial)
+        tokens = {"tokens_per_row": _tokens_per_row(draw, samples)}
+        selection = dataclasses.replace(selection, draw=draw, details=selection.details | tokens)
     kind = settings.weights or ("selector" if isinstance(selector, Balanced) else "coverage")
     weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
+
+
+def _tokens_per_row(draw: Draw, samples: SampleTable) -> float:
+    """Target tokens of a row of the pool on average: Σ t_i n_i, with t ∝ weight · probability.
+
+    A trainer divides by it in place of the tokens of its batch, which depend on the draw.
+    """
+    masses = draw.weights.astype(np.float64) * draw.probabilities
+    tokens = samples.num_response_tokens.astype(np.float64)
+    return math.fsum(masses * tokens) / math.fsum(masses)
 
 
 def _with_initial(draw: Draw, initial: Rows) -> Draw:

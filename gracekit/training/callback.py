@@ -18,7 +18,11 @@ from transformers import TrainerCallback
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
 from gracekit.training.coreset import Coreset
+from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.sampler import CoresetSampler, Follow, Mode, check_choice
+from gracekit.training.weighing import WAY_OUT, LossUnit, WeighedTrainer
+from gracekit.training.weighted_data import WeighedDataset
+from gracekit.training.weighted_loss import Average
 
 logger = logging.getLogger("gracekit.training")
 
@@ -50,6 +54,10 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             nor a version has told them). A data loader draws ahead, so an epoch broken off lists
             a few samples more than were trained on.
         check_steps: with `follow="step"`, look for a new version every so many steps.
+        weigh_loss: whether a row's weight is a factor of its loss, as docs/training.md says; takes
+            `CoresetTrainerMixin`, and without it is a warning where the weights are not all alike.
+        loss: what the trainer's loss is an average over, `tokens` or `samples`; default: what the
+            recipe of the version said (`scoring.loss`).
 
     Raises:
         RecipeError: an argument is not one of the above or out of range.
@@ -67,9 +75,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         mode: Mode = "cycle",
         record: str | Path | None = None,
         check_steps: int = 10,
+        weigh_loss: bool = True,
+        loss: Average | None = None,
     ) -> None:
         check_choice("follow", follow, get_args(Follow))
         check_choice("mode", mode, get_args(Mode))
+        if loss is not None:
+            check_choice("loss", loss, get_args(Average))
         for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
             if value is not None and value < 1:
                 raise RecipeError(f"CoresetCallback: {name} should be >= 1, found {value}")
@@ -82,9 +94,15 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.mode = mode
         self.record = None if record is None else Path(record)
         self.check_steps = check_steps
+        self.weigh_loss = weigh_loss
+        self.loss = loss
+        self.units: dict[int, LossUnit] = {}
+        """How the loss of each version's rows is averaged, of the versions in use."""
         self.sampler: CoresetSampler | None = None
         """The sampler in use; None while nothing is trained or when it could not be installed."""
         self._num_noted = 0
+        self._reaches_loss = False
+        self._said_unweighted = False
 
     def make_sampler(self, num_rows: int, num_samples: int | None = None) -> CoresetSampler | None:
         """A sampler for so many rows; None, with a warning, when the ids do not fit them."""
@@ -113,6 +131,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler = self._install(train_dataloader)
         if self.sampler is None:
             return
+        self.units = {}
+        self._reaches_loss = isinstance(train_dataloader.dataset, WeighedDataset)
         log = [
             (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
             for entry in state.log_history
@@ -208,6 +228,37 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
                 }
             )
 
+        self._learn_units(state)
+
+    def _learn_units(self, state: Any) -> None:
+        """Ask what the loss of the epoch's versions is divided by; all ranks at the same time."""
+        assert self.sampler is not None
+        turns = self.sampler.version_log
+        new = {t.version for t in turns if t.epoch == self.sampler.epoch} - self.units.keys()
+        if not new or not self.weigh_loss:
+            return
+        self.units |= decide_on_rank_zero(lambda: {v: self._unit(v) for v in sorted(new)})
+        told = self._said_unweighted or self._reaches_loss or self.mode == "weighted"
+        if not told and any(self.units[v].has_weights for v in new):
+            self._said_unweighted = True
+            if state.is_world_process_zero:
+                logger.warning(
+                    "the coreset's weights do not reach the loss: it takes `class MyTrainer("
+                    "CoresetTrainerMixin, Trainer)`. %s",
+                    WAY_OUT,
+                )
+
+    def _unit(self, version: int) -> LossUnit:
+        unit = LossUnit("tokens", None, False)
+        if version > 0:
+            try:
+                coreset = Coreset.load(self.store, version)
+            except GracekitError as error:
+                logger.warning("how to weigh version %d cannot be read: %s", version, error)
+            else:
+                unit = LossUnit.of_version(coreset.metadata, coreset.weights)
+        return unit if self.loss is None else unit._replace(average=self.loss)
+
     def _described(self) -> str:
         assert self.sampler is not None
         if self.sampler.version == 0:
@@ -215,11 +266,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         return f"coreset version {self.sampler.version} (step {self.sampler.step})"
 
 
-class CoresetTrainerMixin:
-    """Lets `CoresetCallback(num_samples=...)` set the length of an epoch.
+class CoresetTrainerMixin(WeighedTrainer):
+    """Brings a version's weights into the loss, and `num_samples` into the length of an epoch.
 
-    A trainer computes its steps from its sampler before any callback runs, so the sampler has to
-    be there earlier: `class MyTrainer(CoresetTrainerMixin, Trainer): pass`.
+    `class MyTrainer(CoresetTrainerMixin, Trainer): pass`, or `SFTTrainer`. The weights of the rows
+    that `CoresetCallback` draws become factors of their loss (docs/training.md); evaluation stays
+    as it is. And a trainer computes its steps from its sampler before any callback runs, so for
+    `CoresetCallback(num_samples=...)` the sampler has to be there earlier.
     """
 
     callback_handler: Any

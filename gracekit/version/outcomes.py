@@ -165,6 +165,9 @@ class SelectionDetails(Part):
     num_uncovered: int | None = None
     num_kept: int | None = None
     """Rows that the parent's coreset had too."""
+    tokens_per_row: Number | None = None
+    """Target tokens of a row of the pool on average, where the selector draws: what a trainer that
+    averages over tokens divides by."""
     importance_unit: Number | None = None
     """What an importance of 1 is worth in the objective; None for a selector without one."""
     coverage_unit: Number | None = None
