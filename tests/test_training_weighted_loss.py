@@ -27,7 +27,13 @@ from transformers import (
 )
 
 from gracekit.errors import RecipeError
-from gracekit.training import CoresetCallback, Drawn, WeighedDataset, WeighingCollator
+from gracekit.training import (
+    CoresetCallback,
+    CoresetTrainerMixin,
+    Drawn,
+    WeighedDataset,
+    WeighingCollator,
+)
 from gracekit.training.weighted_data import BATCH_KEY
 from gracekit.training.weighted_loss import weighted_loss
 from tests.weighted_training import (
@@ -105,9 +111,11 @@ def test_the_loss_is_what_torch_makes_of_each_row(
     for row, length in enumerate(lengths):
         kept = labels[row, 1:length] != -100
         part = torch.nn.functional.cross_entropy(
-            plain[row, : length - 1], labels[row, 1:length], reduction="sum",
+            plain[row, : length - 1],
+            labels[row, 1:length],
+            reduction="sum",
             label_smoothing=smoothing,
-        )  # fmt: skip
+        )
         total = total + weights[row] * (part / max(1, kept.sum()) if average == "samples" else part)
     (total / 5).backward()
 
@@ -117,9 +125,13 @@ def test_the_loss_is_what_torch_makes_of_each_row(
         flat = [(given_logits[i, :n], labels[i, :n]) for i, n in enumerate(lengths)]
         inputs = tuple(torch.cat(parts)[None] for parts in zip(*flat, strict=True))
     loss = weighted_loss(
-        *inputs, weights, average=average, denominator=5.0, label_smoothing=smoothing,
+        *inputs,
+        weights,
+        average=average,
+        denominator=5.0,
+        label_smoothing=smoothing,
         lengths=lengths if joined else None,
-    )  # fmt: skip
+    )
     loss.backward()
     torch.testing.assert_close(loss.detach(), total.detach() / 5, **EXACT)
     torch.testing.assert_close(given_logits.grad, plain.grad, **EXACT)
@@ -167,9 +179,13 @@ def test_the_expected_gradient_of_a_plain_loop_is_the_pools(
         )
         rows, labels = batch.pop(BATCH_KEY), batch.pop("labels")
         loss = weighted_loss(
-            model(**batch, use_cache=False).logits, labels, rows.weights, average=average, lengths=rows.lengths,
+            model(**batch, use_cache=False).logits,
+            labels,
+            rows.weights,
+            average=average,
+            lengths=rows.lengths,
             denominator=len(rows) * (TOKENS_PER_ROW if average == "tokens" else 1),
-        )  # fmt: skip
+        )
         loss.backward()
         gradients.append(gradient_of(model))
         model.zero_grad()
@@ -177,12 +193,13 @@ def test_the_expected_gradient_of_a_plain_loop_is_the_pools(
     torch.testing.assert_close(
         gradients[1],
         sum(
-            WEIGHTS[i] * part_of(model, pool()[i])
+            WEIGHTS[i]
+            * part_of(model, pool()[i])
             / (4 * (TOKENS_PER_ROW if average == "tokens" else NUM_TARGETS[i]))
             for i in DRAWS[1]
         ),
         **EXACT,
-    )  # fmt: skip
+    )
 
 
 # --- the data ---
@@ -280,12 +297,23 @@ def two_ranks(root: Path, out: Path) -> list[Any]:
     if not _RANKS:
         done = subprocess.run(
             [
-                sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node=2", "-m", "tests.weighted_training", str(root), str(out),
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node=2",
+                "-m",
+                "tests.weighted_training",
+                str(root),
+                str(out),
             ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parent.parent,
-            capture_output=True, text=True, timeout=240, check=False,
-        )  # fmt: skip
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         _RANKS.extend(json.loads((out / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     return _RANKS
@@ -309,10 +337,17 @@ def test_the_load_balancing_loss_of_experts_is_added_as_the_model_does(
     def experts() -> Any:
         torch.manual_seed(0)
         config = MixtralConfig(
-            vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=2, num_local_experts=2, pad_token_id=0,
-            output_router_logits=True, router_aux_loss_coef=0.5,
-        )  # fmt: skip
+            vocab_size=32,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=2,
+            pad_token_id=0,
+            output_router_logits=True,
+            router_aux_loss_coef=0.5,
+        )
         return MixtralForCausalLM(config)
 
     # Weights of one and a denominator that is the tokens of the step: the trainer's own loss
@@ -357,9 +392,13 @@ def test_evaluation_is_not_weighed(stores: dict[str, Path], tmp_path: Path) -> N
     losses = []
     for kind in (Trainer, WeighedTrainer):
         trainer = kind(
-            model=make_model(), args=arguments(tmp_path, eval_strategy="epoch"), eval_dataset=pool(),
-            data_collator=pad, train_dataset=pool(), callbacks=[CoresetCallback(stores["tokens"])],
-        )  # fmt: skip
+            model=make_model(),
+            args=arguments(tmp_path, eval_strategy="epoch"),
+            eval_dataset=pool(),
+            data_collator=pad,
+            train_dataset=pool(),
+            callbacks=[CoresetCallback(stores["tokens"])],
+        )
         trainer.train()
         losses += [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
         losses.append(trainer.evaluate()["eval_loss"])
@@ -374,9 +413,20 @@ def own_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch
     return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten())
 
 
+class OwnTrainer(Trainer):  # type: ignore[misc]
+    """A user's trainer."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        return own_loss(model(**inputs), inputs["labels"])
+
+
 class OwnLossTrainer(WeighedTrainer):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments, compute_loss_func=own_loss)
+
+
+class OwnComputeLossTrainer(CoresetTrainerMixin, OwnTrainer):
+    """Whose loss is made of the logits, whatever loss the model gives."""
 
 
 def hiding(model: Any) -> Any:
@@ -407,11 +457,12 @@ def packs(examples: list[Any]) -> Any:
     ("options", "message"),
     [
         ({"kind": OwnLossTrainer}, "the loss is the trainer's `compute_loss_func`"),
+        ({"kind": OwnComputeLossTrainer}, "`compute_loss` makes a loss of its own"),
         ({"model": hiding(make_model())}, "the model's output has no logits"),
         ({"model": of_its_own(make_model())}, "the model's loss is its own"),
         ({"collator": packs}, "which are whose cannot be told"),
     ],
-    ids=["own loss", "no logits", "own model loss", "cut"],
+    ids=["own loss", "own compute_loss", "no logits", "own model loss", "cut"],
 )
 def test_what_cannot_be_weighed_goes_on_and_says_so_once(
     stores: dict[str, Path],
@@ -434,9 +485,12 @@ def test_without_the_mixin_one_line_says_what_is_lost(
 ) -> None:
     callback = CoresetCallback(stores["tokens"], weigh_loss=weigh)
     trainer = Trainer(
-        model=make_model(), args=arguments(tmp_path, num_train_epochs=2), data_collator=pad,
-        train_dataset=pool() * 2, callbacks=[callback],
-    )  # fmt: skip
+        model=make_model(),
+        args=arguments(tmp_path, num_train_epochs=2),
+        data_collator=pad,
+        train_dataset=pool() * 2,
+        callbacks=[callback],
+    )
     trainer.train()
     said = [r.message for r in caplog.records if "CoresetTrainerMixin" in r.message]
     assert len(said) == (1 if weigh else 0)

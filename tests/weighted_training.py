@@ -66,9 +66,18 @@ def make_model() -> Any:
     """All of it computes in float64, which a Llama does not do."""
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=32, n_positions=64, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, pad_token_id=0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=32,
+        n_positions=64,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).double()
 
 
@@ -164,16 +173,24 @@ def all_draws(weights: Any = WEIGHTS) -> list[Drawn]:
     return [Drawn(row, float(weights[row]), 1) for rows in DRAWS for row in rows]
 
 
-def arguments(output: Path, **settings: Any) -> Any:
+def arguments(output: Path, kind: Any = TrainingArguments, **settings: Any) -> Any:
     """Of a trainer that changes nothing, with two micro-batches of two rows for each draw."""
-    kind = settings.pop("kind", TrainingArguments)
     given: dict[str, Any] = {
-        "output_dir": str(output), "num_train_epochs": 1, "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2, "learning_rate": 0.0, "optim": "sgd",
-        "max_grad_norm": 0.0, "save_strategy": "no", "logging_strategy": "no",
-        "report_to": "none", "use_cpu": True, "disable_tqdm": True,
-        "dataloader_pin_memory": False, **settings,
-    }  # fmt: skip
+        "output_dir": str(output),
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 0.0,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        **settings,
+    }
     return kind(**given)
 
 
@@ -186,6 +203,7 @@ def steps(
     collator: Any = pad,
     dataset: Any = None,
     loss: Any = None,
+    arguments_kind: Any = TrainingArguments,
     **settings: Any,
 ) -> list[torch.Tensor]:
     """The gradient of each step of a training on the script, by default on each draw in turn."""
@@ -193,7 +211,7 @@ def steps(
     drawn = all_draws() if script is None else script
     trainer = kind(
         model=make_model() if model is None else model,
-        args=arguments(root.parent / "run", **settings),
+        args=arguments(root.parent / "run", kind=arguments_kind, **settings),
         data_collator=collator,
         train_dataset=pool() if dataset is None else dataset,
         callbacks=[ScriptedCallback(root, drawn, loss=loss), recorded],

@@ -36,6 +36,9 @@ from gracekit.types import Float32, Json
 
 logger = logging.getLogger("gracekit.training")
 
+_OPERATIONS = 200
+"""That a trainer may put between the model's loss and its own."""
+
 WAY_OUT = (
     "The rows count alike, which does not undo their unequal probabilities; with `selection: "
     "{weights: none}` in the recipe they are drawn alike (docs/training.md)"
@@ -79,6 +82,7 @@ class WeighedTrainer:
     model: Any
     _coreset_step: StepTotals | None = None
     _coreset_problem: str | None = None
+    _coreset_checked: bool = False
 
     def _weighing_callback(self) -> Any:
         """The `CoresetCallback` whose weights are to reach the loss, if any."""
@@ -187,8 +191,13 @@ class WeighedTrainer:
                 trainer.label_smoother = smoother
         weighed = _WeighedModel(model, batch, self._base_model())
         result = compute(weighed, inputs, **given)
+        if not self._coreset_checked and weighed.problem is None:
+            self._coreset_checked = True
+            loss = result[0] if return_outputs else result
+            if not _comes_from(loss, weighed.made):
+                weighed.problem = "the trainer's `compute_loss` makes a loss of its own"
         if weighed.problem is not None:
-            self._coreset_problem = weighed.problem
+            self._coreset_problem, self._coreset_step = weighed.problem, None
             self._say_once(weighed.problem)
         return result
 
@@ -312,7 +321,9 @@ class _WeighedModel:
         self._model = model
         self._batch = batch
         self._base = base
-        self.problem: str | None = "the trainer's `compute_loss` does not use the model's loss"
+        self.problem: str | None = "the trainer's `compute_loss` makes a loss of its own"
+        self.made: torch.Tensor | None = None
+        """What the trainer is to make its loss of."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -321,7 +332,7 @@ class _WeighedModel:
         if inputs.get("fused_lm_head"):
             outputs = self._model(**inputs)
             outputs.log_probs = self._batch.of_log_probs(outputs.log_probs, outputs.label_mask)
-            self.problem = None
+            self.made, self.problem = outputs.log_probs, None
             return outputs
         if inputs.get("labels") is None:
             return self._model(**inputs)
@@ -332,7 +343,7 @@ class _WeighedModel:
             self.problem = "the model's output has no logits"
             return self._model(**inputs)
         loss = self._batch.of_logits(logits)
-        self.problem = None
+        self.made, self.problem = loss, None
         auxiliary = outputs.get("aux_loss") if isinstance(outputs, dict) else None
         if auxiliary is not None:
             loss = loss + _coefficient(self._base) * auxiliary.to(loss.device)
@@ -340,6 +351,21 @@ class _WeighedModel:
             return (loss, *outputs)
         outputs["loss"] = loss
         return outputs
+
+
+def _comes_from(loss: torch.Tensor, source: torch.Tensor | None) -> bool:
+    """Whether a loss was made of a value within a few operations, by autograd's record of them."""
+    wanted = None if source is None else source.grad_fn
+    found, ahead = set(), [loss.grad_fn]
+    while ahead and len(found) < _OPERATIONS:
+        node = ahead.pop(0)
+        if node is None or node in found:
+            continue
+        if node is wanted:
+            return True
+        found.add(node)
+        ahead += [following for following, _ in node.next_functions]
+    return False
 
 
 def _coefficient(model: Any) -> float:
