@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -270,6 +271,44 @@ def test_however_the_step_is_cut_its_gradient_is_the_same(
         model.accepts_loss_kwargs = False
     gradients = steps(stores["samples"], model=model, loss="tokens", **options)
     torch.testing.assert_close(expected(gradients), truth["tokens"], **EXACT)
+
+
+@pytest.mark.parametrize("accepts", [True, False], ids=["loss kwargs", "no loss kwargs"])
+def test_a_last_step_with_fewer_micro_batches(stores: dict[str, Path], accepts: bool) -> None:
+    model = make_model()
+    model.accepts_loss_kwargs = accepts
+    parts = torch.stack([part_of(model, row) for row in pool()])
+    gradients = steps(stores["tokens"], model=model, gradient_accumulation_steps=3)
+    drawn = all_draws()
+    assert len(gradients) == 4  # of 6, 6, 6 and 2 rows
+    for index, found in enumerate(gradients):
+        rows = drawn[6 * index : 6 * index + 6]
+        wanted = sum(row.weight * parts[row] for row in rows) / (len(rows) * TOKENS_PER_ROW)
+        torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def test_the_loop_of_the_docs() -> None:
+    text = (Path(__file__).parent.parent / "docs/training.md").read_text(encoding="utf-8")
+    loop = text.split("```python\n")[-1].split("```")[0]
+    model, recorded = make_model(), []
+
+    class Optimizer:
+        def step(self) -> None:
+            recorded.append(gradient_of(model))
+
+        def zero_grad(self) -> None:
+            model.zero_grad()
+
+    loader: Any = torch.utils.data.DataLoader(
+        WeighedDataset(pool()),  # type: ignore[arg-type]
+        batch_size=4,
+        sampler=all_draws(),
+        collate_fn=WeighingCollator(pad),
+    )
+    coreset = SimpleNamespace(tokens_per_row=TOKENS_PER_ROW)
+    names = {"loader": loader, "model": model, "optimizer": Optimizer(), "coreset": coreset}
+    exec(loop, names)
+    torch.testing.assert_close(expected(recorded), pool_gradient(model, "tokens"), **EXACT)
 
 
 def test_label_smoothing_is_weighed(stores: dict[str, Path]) -> None:

@@ -40,8 +40,8 @@ _OPERATIONS = 200
 """That a trainer may put between the model's loss and its own."""
 
 WAY_OUT = (
-    "The rows count alike, which does not undo their unequal probabilities; with `selection: "
-    "{weights: none}` in the recipe they are drawn alike (docs/training.md)"
+    "The rows count alike; with `selection: {weights: none}` in the recipe they are also chosen so "
+    "(docs/training.md)"
 )
 
 
