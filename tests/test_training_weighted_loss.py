@@ -35,8 +35,8 @@ from gracekit.training import (
     WeighedDataset,
     WeighingCollator,
 )
+from gracekit.training.loss import weighted_loss
 from gracekit.training.weighted_data import BATCH_KEY
-from gracekit.training.weighted_loss import weighted_loss
 from tests.weighted_training import (
     DRAWS,
     NUM_TARGETS,
@@ -147,7 +147,7 @@ def test_in_chunks_and_in_half_precision_the_loss_is_the_same(
     weights = [0.5, 1.0, 2.0]
     whole = weighted_loss(logits, labels, weights)
     (gradient,) = torch.autograd.grad(whole, logits)
-    monkeypatch.setattr("gracekit.training.weighted_loss._CHUNK", 50)
+    monkeypatch.setattr("gracekit.training.loss._CHUNK", 50)
     again = weighted_loss(logits, labels, weights)
     (gradient_again,) = torch.autograd.grad(again, logits)
     assert whole.dtype == torch.float32 and gradient.dtype == torch.bfloat16

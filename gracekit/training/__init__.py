@@ -14,7 +14,7 @@ from gracekit.training.weighted_data import BatchRows, WeighedDataset, WeighingC
 
 if TYPE_CHECKING:
     from gracekit.training.callback import CoresetCallback, CoresetTrainerMixin
-    from gracekit.training.weighted_loss import weighted_loss
+    from gracekit.training.loss import weighted_loss
 
 __all__ = [
     "BatchRows",
@@ -33,5 +33,5 @@ def __getattr__(name: str) -> Any:
     if name in ("CoresetCallback", "CoresetTrainerMixin"):
         return getattr(importlib.import_module("gracekit.training.callback"), name)
     if name == "weighted_loss":
-        return importlib.import_module("gracekit.training.weighted_loss").weighted_loss
+        return importlib.import_module("gracekit.training.loss").weighted_loss
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

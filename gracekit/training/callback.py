@@ -18,11 +18,11 @@ from transformers import TrainerCallback
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
 from gracekit.training.coreset import Coreset
+from gracekit.training.loss import Average
 from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.sampler import CoresetSampler, Follow, Mode, check_choice
 from gracekit.training.weighing import WAY_OUT, LossUnit, WeighedTrainer
 from gracekit.training.weighted_data import WeighedDataset
-from gracekit.training.weighted_loss import Average
 
 logger = logging.getLogger("gracekit.training")
 

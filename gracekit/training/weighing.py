@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gracekit.training.weighted_data import BATCH_KEY, BatchRows, WeighedDataset, WeighingCollator
-from gracekit.training.weighted_loss import (
+from gracekit.training.loss import (
     Average,
     row_of_tokens,
     shifted,
     tokens_of_rows,
     weighted_loss,
 )
+from gracekit.training.weighted_data import BATCH_KEY, BatchRows, WeighedDataset, WeighingCollator
 from gracekit.types import Float32, Json
 
 logger = logging.getLogger("gracekit.training")
@@ -356,7 +356,8 @@ class _WeighedModel:
 def _comes_from(loss: torch.Tensor, source: torch.Tensor | None) -> bool:
     """Whether a loss was made of a value within a few operations, by autograd's record of them."""
     wanted = None if source is None else source.grad_fn
-    found, ahead = set(), [loss.grad_fn]
+    found: set[Any] = set()
+    ahead: list[Any] = [loss.grad_fn]
     while ahead and len(found) < _OPERATIONS:
         node = ahead.pop(0)
         if node is None or node in found:
