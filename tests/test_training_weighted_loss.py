@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -287,10 +286,16 @@ def test_a_last_step_with_fewer_micro_batches(stores: dict[str, Path], accepts: 
         torch.testing.assert_close(found, wanted, **EXACT)
 
 
-def test_the_loop_of_the_docs() -> None:
+def test_the_loop_of_the_docs(
+    stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the sampler's own draws, and with all draws in turn."""
     text = (Path(__file__).parent.parent / "docs/training.md").read_text(encoding="utf-8")
-    loop = text.split("```python\n")[-1].split("```")[0]
-    model, recorded = make_model(), []
+    setup, loop = (part.split("```")[0] for part in text.split("```python\n")[-2:])
+    (tmp_path / "gracekit-store").symlink_to(stores["tokens"])
+    monkeypatch.chdir(tmp_path)
+    model = make_model()
+    recorded: list[torch.Tensor] = []
 
     class Optimizer:
         def step(self) -> None:
@@ -305,9 +310,23 @@ def test_the_loop_of_the_docs() -> None:
         sampler=all_draws(),
         collate_fn=WeighingCollator(pad),
     )
-    coreset = SimpleNamespace(tokens_per_row=TOKENS_PER_ROW)
-    names = {"loader": loader, "model": model, "optimizer": Optimizer(), "coreset": coreset}
+    dataset = [{"input_ids": [1, 1], "labels": [1, 1]} for _ in range(10)]
+    for index, row in enumerate(pool()):
+        dataset[2 * index] = row  # where the store's samples are in the data
+    names: dict[str, Any] = {
+        "dataset": dataset,
+        "collate": pad,
+        "model": model,
+        "optimizer": Optimizer(),
+    }
+    exec(setup, names)
     exec(loop, names)
+    assert len(recorded) == 2  # of 8 and of 2 rows, from the first draw
+    parts = torch.stack([part_of(model, row) for row in pool()])
+    weights = torch.tensor(dict.fromkeys(DRAWS[0]) and [float(w) for w in WEIGHTS])
+    del weights
+    recorded.clear()
+    exec(loop, names | {"loader": loader})
     torch.testing.assert_close(expected(recorded), pool_gradient(model, "tokens"), **EXACT)
 
 

@@ -18,10 +18,10 @@ from transformers import TrainerCallback
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
 from gracekit.training.coreset import Coreset
-from gracekit.training.loss import Average
-from gracekit.training.ranks import decide_on_rank_zero
-from gracekit.training.sampler import CoresetSampler, Follow, Mode, check_choice
-from gracekit.training.weighing import WAY_OUT, LossUnit, WeighedTrainer
+from gracekit.training.loss_units import Average, LossUnits
+from gracekit.training.reading import Mode, Redraw
+from gracekit.training.sampler import CoresetSampler, Follow, check_choice
+from gracekit.training.weighing import WeighedTrainer
 from gracekit.training.weighted_data import WeighedDataset
 
 logger = logging.getLogger("gracekit.training")
@@ -33,8 +33,9 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     It puts a `CoresetSampler` into the trainer's data loader when training begins. Each epoch says
     in the log which version it trains on, and notes it in `state.log_history` (`coreset_version`
     and so on), so `trainer_state.json` holds the version log and a resumed run draws the same
-    batches. A missing store, a damaged manifest or one that does not fit the dataset is a warning:
-    training goes on with what it has.
+    batches. What was trained on is logged in the store with each checkpoint, and at the end, for
+    the draws to come. A missing store, a damaged manifest or one that does not fit the dataset is a
+    warning: training goes on with what it has.
 
     Args:
         store: directory of the store; it may come into being later.
@@ -48,6 +49,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             checkpoint saved; 0 (default) never makes the trainer wait.
         seed: of the order.
         mode: `cycle` draws each sample equally often, `weighted` by its weight.
+        redraw: draw anew from a version with probabilities whenever a draw was gone over once
+            (`pass`), at each `epoch`, or `never`: the version's own coreset.
         record: JSON-lines file that gets, at the end of each epoch, what was drawn in it:
             `epoch` (counted from 1), `version` (null: the whole dataset), and in drawn order
             `positions` in the trainer's dataset and `sample_ids` (null while neither the caller
@@ -73,6 +76,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         wait_s: float = 0.0,
         seed: int = 0,
         mode: Mode = "cycle",
+        redraw: Redraw = "pass",
         record: str | Path | None = None,
         check_steps: int = 10,
         weigh_loss: bool = True,
@@ -82,6 +86,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         check_choice("mode", mode, get_args(Mode))
         if loss is not None:
             check_choice("loss", loss, get_args(Average))
+        check_choice("redraw", redraw, get_args(Redraw))
         for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
             if value is not None and value < 1:
                 raise RecipeError(f"CoresetCallback: {name} should be >= 1, found {value}")
@@ -92,17 +97,20 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.wait_s = wait_s
         self.seed = seed
         self.mode = mode
+        self.redraw = redraw
         self.record = None if record is None else Path(record)
         self.check_steps = check_steps
         self.weigh_loss = weigh_loss
         self.loss = loss
-        self.units: dict[int, LossUnit] = {}
+        self.units = LossUnits(self.store, loss)
         """How the loss of each version's rows is averaged, of the versions in use."""
         self.sampler: CoresetSampler | None = None
         """The sampler in use; None while nothing is trained or when it could not be installed."""
         self._num_noted = 0
         self._reaches_loss = False
-        self._said_unweighted = False
+        self._batches = 0  # of an epoch, on this rank
+        self._batch_size = 0  # of all ranks together
+        self._logged_step = -1
 
     def make_sampler(self, num_rows: int, num_samples: int | None = None) -> CoresetSampler | None:
         """A sampler for so many rows; None, with a warning, when the ids do not fit them."""
@@ -122,6 +130,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             mode=self.mode,
             follow=self.follow,
             wait_s=self.wait_s,
+            redraw=self.redraw,
         )
 
     def on_train_begin(
@@ -131,17 +140,28 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler = self._install(train_dataloader)
         if self.sampler is None:
             return
-        self.units = {}
+        self.units = LossUnits(self.store, self.loss)
         self._reaches_loss = isinstance(train_dataloader.dataset, WeighedDataset)
+        self._measure(self.sampler, train_dataloader)
         log = [
             (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
             for entry in state.log_history
             if "coreset_version" in entry
         ]
+        runs = [entry["coreset_run"] for entry in state.log_history if "coreset_run" in entry]
+        # Before the first version there is nothing to log.
+        has_logged = bool(runs) and any(version > 0 for _, _, version in log)
         self._num_noted = len(log)
+        self._logged_step = -1
         self.sampler.expected_step = state.global_step or -1
         self.sampler.load_state_dict(
-            {**self.sampler.state_dict(), "version_log": log, "epoch": _epoch(state)}
+            {
+                **self.sampler.state_dict(),
+                "version_log": log,
+                "epoch": _epoch(state),
+                "run": runs[-1] if runs else None,
+                "uses_step": state.global_step if has_logged else None,
+            }
         )
         if self.record is not None and state.is_world_process_zero:
             _keep_epochs_before(self.record, _epoch(state) + 1)
@@ -152,26 +172,37 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             return
         self.sampler.set_epoch(_epoch(state))
         self._note(state)
+        self._note_run(state)
         if state.is_world_process_zero:
             logger.info("epoch %d trains on %s", self.sampler.epoch + 1, self._described())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """With `follow="step"`: take a version that came out within the epoch."""
-        if self.sampler is None or state.global_step % self.check_steps:
+        """Log uses before a checkpoint is saved, so that it never lacks them.
+
+        With `follow="step"`: take a version that came out within the epoch.
+        """
+        if self.sampler is None:
             return
-        if self.sampler.swap():
+        if state.global_step % self.check_steps == 0 and self.sampler.swap():
             self._note(state)
             if state.is_world_process_zero:
                 logger.info("from step %d on: %s", state.global_step, self._described())
+        if control.should_save:
+            self._log_uses(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the checkpoint, whose coreset is the next to wait for."""
         if self.sampler is not None:
             self.sampler.expected_step = state.global_step
+            self._log_uses(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the record of the epoch."""
-        if self.sampler is None or self.record is None or not state.is_world_process_zero:
+        if self.sampler is None:
+            return
+        if control.should_save:
+            self._log_uses(state)
+        if self.record is None or not state.is_world_process_zero:
             return
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
@@ -182,9 +213,37 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             logger.warning("cannot record the drawn samples in %s: %s", self.record, error)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the versions that were trained on to `gracekit gc`."""
+        """Log the last uses, and leave the versions that were trained on to `gracekit gc`."""
         if self.sampler is not None:
+            self._log_uses(state)
             self.sampler.release()
+
+    def _measure(self, sampler: CoresetSampler, loader: Any) -> None:
+        """Learn how many samples an epoch and a batch have, over all ranks."""
+        batches = loader.batch_sampler
+        inner = getattr(batches, "batch_sampler", batches)
+        num_ranks = getattr(batches, "num_processes", 1)
+        is_split = getattr(batches, "split_batches", False)
+        self._batches = len(loader)
+        self._batch_size = inner.batch_size * (1 if is_split else num_ranks)
+        is_filled_up = num_ranks > 1 and getattr(batches, "even_batches", False)
+        if inner.drop_last or is_filled_up:
+            sampler.trained_per_epoch = self._batches * self._batch_size
+        else:
+            sampler.trained_per_epoch = sampler.num_samples
+
+    def _log_uses(self, state: Any) -> None:
+        """Log what was trained on up to this step, once."""
+        assert self.sampler is not None
+        if self._logged_step == state.global_step or state.epoch is None:
+            return
+        self._logged_step = state.global_step
+        # The trainer keeps the epoch as a fraction: batches done of all batches.
+        done = round((state.epoch - self.sampler.epoch) * self._batches)
+        num_trained = self.sampler.trained_per_epoch
+        if done < self._batches:
+            num_trained = done * self._batch_size
+        self.sampler.log_uses(state.global_step, num_trained=num_trained)
 
     def _install(self, loader: Any) -> CoresetSampler | None:
         """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
@@ -227,37 +286,26 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
                     "step": state.global_step,
                 }
             )
+        if self.weigh_loss:
+            turns = self.sampler.version_log
+            self.units.learn(
+                {turn.version for turn in turns if turn.epoch == self.sampler.epoch},
+                reach_loss=self._reaches_loss or self.mode == "weighted",
+                speaks=state.is_world_process_zero,
+            )
 
-        self._learn_units(state)
-
-    def _learn_units(self, state: Any) -> None:
-        """Ask what the loss of the epoch's versions is divided by; all ranks at the same time."""
+    def _note_run(self, state: Any) -> None:
+        """Name the run in `state.log_history`, once: a resumed run takes up its log of uses."""
         assert self.sampler is not None
-        turns = self.sampler.version_log
-        new = {t.version for t in turns if t.epoch == self.sampler.epoch} - self.units.keys()
-        if not new or not self.weigh_loss:
+        if any(entry.get("coreset_run") == self.sampler.run for entry in state.log_history):
             return
-        self.units |= decide_on_rank_zero(lambda: {v: self._unit(v) for v in sorted(new)})
-        told = self._said_unweighted or self._reaches_loss or self.mode == "weighted"
-        if not told and any(self.units[v].has_weights for v in new):
-            self._said_unweighted = True
-            if state.is_world_process_zero:
-                logger.warning(
-                    "the coreset's weights do not reach the loss: it takes `class MyTrainer("
-                    "CoresetTrainerMixin, Trainer)`. %s",
-                    WAY_OUT,
-                )
-
-    def _unit(self, version: int) -> LossUnit:
-        unit = LossUnit("tokens", None, False)
-        if version > 0:
-            try:
-                coreset = Coreset.load(self.store, version)
-            except GracekitError as error:
-                logger.warning("how to weigh version %d cannot be read: %s", version, error)
-            else:
-                unit = LossUnit.of_version(coreset.metadata, coreset.weights)
-        return unit if self.loss is None else unit._replace(average=self.loss)
+        state.log_history.append(
+            {
+                "coreset_run": self.sampler.run,
+                "epoch": state.epoch,
+                "step": state.global_step,
+            }
+        )
 
     def _described(self) -> str:
         assert self.sampler is not None

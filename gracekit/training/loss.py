@@ -14,12 +14,11 @@ trainers do, it would be so for large batches only: it is a ratio of two random 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-Average = Literal["tokens", "samples"]
-"""What a trainer's loss is an average over: the target tokens of a batch, or its rows."""
+from gracekit.training.loss_units import Average
 
 IGNORED = -100
 """Label of a token without loss."""

@@ -1,16 +1,8 @@
 """How the weights of a version's rows reach the loss of a Hugging Face `Trainer`, or do not.
 
 `compute_loss` of the trainer (transformers' `Trainer`, TRL's `SFTTrainer`) is given a model whose
-loss is weighted; the rest of it, its metrics included, stays as it is, and no loss is computed
-twice:
-
-- `Trainer` reads `outputs.loss`. The model is called without labels, so that it makes no loss of
-  its own, and the weighted one is put there.
-- `Trainer` with label smoothing calls `label_smoother(outputs, labels)`: it gets ours.
-- `SFTTrainer` (TRL 1.x) sums `outputs.log_probs`, which a fused head makes without logits: they are
-  multiplied by what their row weighs.
-
-What a trainer multiplies its loss by afterwards (`_after_scale`) is made up for, so that the
+loss is weighted (`weighed_model.py`); the rest of it, its metrics included, stays as it is. What a
+trainer multiplies its loss by afterwards (`_after_scale`) is made up for, so that the
 gradient of a step, which ranks average and micro-batches add up to, is that of `weighted_loss`.
 Read in transformers 5.23 and TRL 1.16.
 """
@@ -20,46 +12,19 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from gracekit.training.loss import (
-    Average,
-    row_of_tokens,
-    shifted,
-    tokens_of_rows,
-    weighted_loss,
-)
+from gracekit.training.loss import shifted, tokens_of_rows
+from gracekit.training.loss_units import WAY_OUT, Average, LossUnit
+from gracekit.training.weighed_model import WeighedBatch, WeighedModel
 from gracekit.training.weighted_data import BATCH_KEY, BatchRows, WeighedDataset, WeighingCollator
-from gracekit.types import Float32, Json
 
 logger = logging.getLogger("gracekit.training")
 
 _OPERATIONS = 200
 """That a trainer may put between the model's loss and its own."""
-
-WAY_OUT = (
-    "The rows count alike; with `selection: {weights: none}` in the recipe they are also chosen so "
-    "(docs/training.md)"
-)
-
-
-class LossUnit(NamedTuple):
-    """How the loss of a version's rows is averaged."""
-
-    average: Average
-    tokens_per_row: float | None
-    """Target tokens of a row of the pool on average; None where that is not known."""
-    has_weights: bool
-    """Whether the rows' weights are not all alike."""
-
-    @classmethod
-    def of_version(cls, content: Json, weights: Float32) -> LossUnit:
-        """From the JSON of a version's header, of any format, and the weights [b] of its rows."""
-        scoring = (content.get("settings") or {}).get("scoring") or {}
-        tokens = (content.get("selection") or {}).get("tokens_per_row")
-        return cls(scoring.get("loss", "tokens"), tokens, bool((weights != weights[:1]).any()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +154,7 @@ class WeighedTrainer:
                 return compute(model, inputs, **given)
             finally:
                 trainer.label_smoother = smoother
-        weighed = _WeighedModel(model, batch, self._base_model())
+        weighed = WeighedModel(model, batch, self._base_model())
         result = compute(weighed, inputs, **given)
         if not self._coreset_checked and weighed.problem is None:
             self._coreset_checked = True
@@ -259,100 +224,6 @@ class WeighedTrainer:
         self._coreset_said = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeighedBatch:
-    """A micro-batch and how its loss is to be computed."""
-
-    rows: BatchRows
-    factors: torch.Tensor
-    """[rows] of each row's sum (or mean), by the denominator of the step."""
-    average: Average
-    labels: torch.Tensor
-    shift_labels: torch.Tensor | None
-    scale: float
-    """For what the trainer and the average over ranks do to the loss later."""
-    num_items: Any
-
-    def of_logits(self, logits: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-        """The loss; logits of virtual tokens in front (prompt tuning) have no labels."""
-        labels = self.labels if self.shift_labels is None else self.shift_labels
-        return weighted_loss(
-            logits[:, -labels.shape[-1] :],
-            labels,
-            self.factors,
-            average=self.average,
-            denominator=1 / self.scale,
-            lengths=self.rows.lengths,
-            shift=self.shift_labels is None,
-            label_smoothing=smoothing,
-        )
-
-    def of_log_probs(self, log_probs: torch.Tensor, label_mask: torch.Tensor) -> torch.Tensor:
-        """[rows, tokens] what a trainer that divides their sum by its tokens gets our loss from."""
-        targets = shifted(self.labels) if self.shift_labels is None else self.shift_labels
-        factors = self.factors
-        if self.average == "samples":
-            counts = tokens_of_rows(targets, self.rows.lengths)
-            factors = factors / counts.clamp(min=1).to(factors)
-        factors = factors.to(log_probs)
-        per_token = factors[row_of_tokens(targets, self.rows.lengths).to(log_probs.device)]
-        if self.shift_labels is None:
-            per_token = per_token[:, :-1]
-        padding = log_probs.shape[-1] - per_token.shape[-1]
-        per_token = torch.nn.functional.pad(per_token, (padding, 0))
-        num_items = label_mask.sum() if self.num_items is None else self.num_items
-        divided_by = torch.as_tensor(num_items, device=log_probs.device).clamp(min=1)
-        return log_probs * per_token * (self.scale * divided_by)
-
-    def smoother(self, epsilon: float) -> Any:
-        """A `LabelSmoother` that weighs."""
-
-        def smooth(outputs: Any, labels: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-            logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
-            return self.of_logits(logits, epsilon)
-
-        return smooth
-
-
-class _WeighedModel:
-    """The model as a trainer's `compute_loss` calls it, with a weighted loss."""
-
-    def __init__(self, model: Any, batch: WeighedBatch, base: Any) -> None:
-        self._model = model
-        self._batch = batch
-        self._base = base
-        self.problem: str | None = "the trainer's `compute_loss` makes a loss of its own"
-        self.made: torch.Tensor | None = None
-        """What the trainer is to make its loss of."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, **inputs: Any) -> Any:
-        if inputs.get("fused_lm_head"):
-            outputs = self._model(**inputs)
-            outputs.log_probs = self._batch.of_log_probs(outputs.log_probs, outputs.label_mask)
-            self.made, self.problem = outputs.log_probs, None
-            return outputs
-        if inputs.get("labels") is None:
-            return self._model(**inputs)
-        own = ("labels", "shift_labels", "num_items_in_batch")
-        outputs = self._model(**{key: inputs[key] for key in inputs if key not in own})
-        logits = outputs.get("logits") if isinstance(outputs, dict) else outputs[0]
-        if logits is None:
-            self.problem = "the model's output has no logits"
-            return self._model(**inputs)
-        loss = self._batch.of_logits(logits)
-        self.made, self.problem = loss, None
-        auxiliary = outputs.get("aux_loss") if isinstance(outputs, dict) else None
-        if auxiliary is not None:
-            loss = loss + _coefficient(self._base) * auxiliary.to(loss.device)
-        if not isinstance(outputs, dict):
-            return (loss, *outputs)
-        outputs["loss"] = loss
-        return outputs
-
-
 def _comes_from(loss: torch.Tensor, source: torch.Tensor | None) -> bool:
     """Whether a loss was made of a value within a few operations, by autograd's record of them."""
     wanted = None if source is None else source.grad_fn
@@ -369,17 +240,10 @@ def _comes_from(loss: torch.Tensor, source: torch.Tensor | None) -> bool:
     return False
 
 
-def _coefficient(model: Any) -> float:
-    """Of the load-balancing loss, as the model's own forward would add it."""
-    config = model.config.get_text_config()
-    found = getattr(model, "router_aux_loss_coef", getattr(config, "router_aux_loss_coef", 0.0))
-    return float(found)
-
-
 def _units(rows: BatchRows, callback: Any) -> list[LossUnit | None]:
     """[rows] how the loss of each is averaged; None where that could not be read."""
     present = callback.sampler.version
-    return [callback.units.get(present if v is None else v) for v in rows.versions]
+    return [callback.units[present if v is None else v] for v in rows.versions]
 
 
 def _factors(rows: BatchRows, step: StepTotals, units: list[LossUnit | None]) -> torch.Tensor:
