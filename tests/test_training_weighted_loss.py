@@ -28,6 +28,7 @@ from transformers import (
 
 from gracekit.errors import RecipeError
 from gracekit.training import (
+    Coreset,
     CoresetCallback,
     CoresetTrainerMixin,
     Drawn,
@@ -41,6 +42,7 @@ from tests.weighted_training import (
     NUM_TARGETS,
     TOKENS_PER_ROW,
     WEIGHTS,
+    Gradients,
     WeighedTrainer,
     all_draws,
     arguments,
@@ -116,23 +118,26 @@ def test_the_loss_is_what_torch_makes_of_each_row(
             reduction="sum",
             label_smoothing=smoothing,
         )
-        total = total + weights[row] * (part / max(1, kept.sum()) if average == "samples" else part)
-    (total / 5).backward()
+        total = total + weights[row] * (
+            part / kept.sum().clamp(min=1) if average == "samples" else part
+        )
+    (total / 5).backward()  # type: ignore[no-untyped-call]
 
     given_logits = logits.clone().requires_grad_()
-    inputs: tuple[Any, ...] = (given_logits, labels)
+    inputs: list[Any] = [given_logits, labels]
     if joined:
         flat = [(given_logits[i, :n], labels[i, :n]) for i, n in enumerate(lengths)]
-        inputs = tuple(torch.cat(parts)[None] for parts in zip(*flat, strict=True))
+        inputs = [torch.cat(parts)[None] for parts in zip(*flat, strict=True)]
     loss = weighted_loss(
-        *inputs,
+        inputs[0],
+        inputs[1],
         weights,
         average=average,
         denominator=5.0,
         label_smoothing=smoothing,
         lengths=lengths if joined else None,
     )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.testing.assert_close(loss.detach(), total.detach() / 5, **EXACT)
     torch.testing.assert_close(given_logits.grad, plain.grad, **EXACT)
 
@@ -186,7 +191,7 @@ def test_the_expected_gradient_of_a_plain_loop_is_the_pools(
             lengths=rows.lengths,
             denominator=len(rows) * (TOKENS_PER_ROW if average == "tokens" else 1),
         )
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         gradients.append(gradient_of(model))
         model.zero_grad()
     torch.testing.assert_close(expected(gradients), truth[average], **EXACT)
@@ -286,6 +291,34 @@ def test_a_last_step_with_fewer_micro_batches(stores: dict[str, Path], accepts: 
         torch.testing.assert_close(found, wanted, **EXACT)
 
 
+def of_the_coreset(root: Path) -> torch.Tensor:
+    """The gradient of a step that has each row of the version once."""
+    model, coreset = make_model(), Coreset.load(root)
+    rows = [pool()[row] for row in coreset.rows]
+    parts = torch.stack([part_of(model, row) for row in rows])
+    weights = torch.tensor(coreset.weights.astype(float))
+    return weights @ parts / (len(rows) * TOKENS_PER_ROW)
+
+
+def test_what_the_sampler_draws_reaches_the_loss(stores: dict[str, Path], tmp_path: Path) -> None:
+    recorded = Gradients()
+    ids = [f"id-{row:03d}" for row in range(5)]
+    modes: tuple[Any, ...] = ("cycle", "weighted")
+    for mode in modes:
+        callback = CoresetCallback(stores["tokens"], sample_ids=ids, num_samples=4, mode=mode)
+        WeighedTrainer(
+            model=make_model(),
+            args=arguments(tmp_path / mode, num_train_epochs=2),
+            data_collator=pad,
+            train_dataset=pool(),
+            callbacks=[callback, recorded],
+        ).train()
+    (first, second, copies, _), truth = recorded.of_steps, of_the_coreset(stores["tokens"])
+    torch.testing.assert_close(first, truth, **EXACT)
+    torch.testing.assert_close(second, truth, **EXACT)
+    assert not torch.allclose(copies, truth, rtol=1e-3)  # whole copies, which weigh 1 each
+
+
 def test_the_loop_of_the_docs(
     stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,10 +354,8 @@ def test_the_loop_of_the_docs(
     }
     exec(setup, names)
     exec(loop, names)
-    assert len(recorded) == 2  # of 8 and of 2 rows, from the first draw
-    parts = torch.stack([part_of(model, row) for row in pool()])
-    weights = torch.tensor(dict.fromkeys(DRAWS[0]) and [float(w) for w in WEIGHTS])
-    del weights
+    assert len(recorded) == 2  # of two passes over the coreset, and of two rows
+    torch.testing.assert_close(recorded[0], of_the_coreset(stores["tokens"]), **EXACT)
     recorded.clear()
     exec(loop, names | {"loader": loader})
     torch.testing.assert_close(expected(recorded), pool_gradient(model, "tokens"), **EXACT)

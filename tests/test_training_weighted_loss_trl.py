@@ -36,11 +36,10 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-7}
 
 
 def sft(root: Path, **options: Any) -> list[torch.Tensor]:
-    from trl import SFTConfig, SFTTrainer
-
+    trl = pytest.importorskip("trl", reason="`make test-templates` fetches it")
     from gracekit.training import CoresetTrainerMixin
 
-    class WeighedSFTTrainer(CoresetTrainerMixin, SFTTrainer):  # type: ignore[misc]
+    class WeighedSFTTrainer(CoresetTrainerMixin, trl.SFTTrainer):  # type: ignore[misc]
         """What users write."""
 
     words = WordLevel({"<pad>": 0, **{str(i): i for i in range(1, 32)}}, unk_token="<pad>")
@@ -56,7 +55,7 @@ def sft(root: Path, **options: Any) -> list[torch.Tensor]:
         kind=make,
         collator=None,
         dataset=datasets.Dataset.from_list(pool()),
-        arguments_kind=SFTConfig,
+        arguments_kind=trl.SFTConfig,
         bf16=False,
         gradient_checkpointing=False,
         **{"max_length": None, **options},

@@ -93,7 +93,7 @@ def part_of(model: Any, row: dict[str, list[int]], smoothing: float = 0.0) -> to
     logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
     torch.nn.functional.cross_entropy(
         logits, torch.tensor(row["labels"][1:]), reduction="sum", label_smoothing=smoothing
-    ).backward()
+    ).backward()  # type: ignore[no-untyped-call]
     gradient = gradient_of(model)
     model.zero_grad()
     return gradient
