@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+from gracekit.training import CoresetTrainerMixin
 from tests.weighted_training import (
     DRAWS,
     NUM_TARGETS,
@@ -37,9 +38,8 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-7}
 
 def sft(root: Path, **options: Any) -> list[torch.Tensor]:
     trl = pytest.importorskip("trl", reason="`make test-templates` fetches it")
-    from gracekit.training import CoresetTrainerMixin
 
-    class WeighedSFTTrainer(CoresetTrainerMixin, trl.SFTTrainer):  # type: ignore[misc]
+    class WeighedSFTTrainer(CoresetTrainerMixin, trl.SFTTrainer):  # type: ignore[misc, name-defined]
         """What users write."""
 
     words = WordLevel({"<pad>": 0, **{str(i): i for i in range(1, 32)}}, unk_token="<pad>")

@@ -94,8 +94,7 @@ class Coreset(Tabular):
 
         The mean over tokens divides by it; None for a version without a draw.
         """
-        found = (self.view.content.get("selection") or {}).get("tokens_per_row")
-        return None if found is None else float(found)
+        return self.view.tokens_per_row
 
     @property
     def num_source_rows(self) -> int:

@@ -33,10 +33,9 @@ class LossUnit(NamedTuple):
     @classmethod
     def of_version(cls, coreset: Coreset) -> LossUnit:
         """From its header, of any format."""
-        scoring = (coreset.metadata.get("settings") or {}).get("scoring") or {}
         weights = coreset.weights
         return cls(
-            average=scoring.get("loss", "tokens"),
+            average="samples" if coreset.view.loss == "samples" else "tokens",
             tokens_per_row=coreset.tokens_per_row,
             has_weights=bool((weights != weights[:1]).any()),
         )

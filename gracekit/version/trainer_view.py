@@ -21,6 +21,10 @@ class TrainerView:
     sources: dict[str, int]
     """`positions` of all data that the store had followed -> its `num_source_rows`."""
     rollback_of: int | None
+    loss: str
+    """What the trainer's loss is an average over, as the recipe had it: `tokens` or `samples`."""
+    tokens_per_row: float | None
+    """Target tokens of a row of the pool on average; None for a version without a draw."""
     content: Json
     """The whole header as its JSON has it."""
 
@@ -28,11 +32,15 @@ class TrainerView:
     def from_json(cls, content: Json) -> TrainerView:
         """Of a header of any format; raises KeyError or TypeError for what is none."""
         dataset = content["dataset"]
+        scoring = (content.get("settings") or {}).get("scoring") or {}
+        selection = content.get("selection") or {}
         return cls(
             step=content["checkpoint"]["step"],
             num_source_rows=dataset["num_source_rows"],
             positions=dataset.get("positions", FIRST_POSITIONS),
             sources=dataset.get("sources", {}),
             rollback_of=content.get("rollback_of"),
+            loss=scoring.get("loss", "tokens"),
+            tokens_per_row=selection.get("tokens_per_row"),
             content=content,
         )
