@@ -294,6 +294,9 @@ class DrawState(ShortRepr, Tabular):
     """[n] in [0, 1)"""
     start_high: Float64
     """[n] in (0, 1]"""
+    source: Json | None = None
+    """Where the uses come from: the run and step of a trainer's log of uses; None: coresets that
+    were handed out count as trained on once."""
 
     @classmethod
     def none(cls, n: int) -> DrawState:

@@ -202,7 +202,7 @@ class Refresher:
                 )
             )
             parent = last_coreset(store)
-            state = state_now(store, growth.samples, parent)
+            state = state_now(store, growth.samples, parent, pinned.step)
             refreshed = step(
                 load_last(store, recipe, growth),
                 measure,

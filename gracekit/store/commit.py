@@ -262,7 +262,7 @@ def _header(
         settings=draft.settings,
         refresh=_outcome(draft),
         audit=draft.audit,
-        selection=SelectionDetails.model_validate(plain_json(draft.selection.details)),
+        selection=_selection_details(draft),
         stats=_stats(store, parent, draft, samples),
         timings=draft.timings,
         files={
@@ -270,6 +270,12 @@ def _header(
             for path in named
         },
     )
+
+
+def _selection_details(draft: VersionDraft) -> SelectionDetails:
+    source = None if draft.state is None else draft.state.source
+    details = {**draft.selection.details, "uses_from": source}
+    return SelectionDetails.model_validate(plain_json(details))
 
 
 def _outcome(draft: VersionDraft) -> RefreshOutcome | None:

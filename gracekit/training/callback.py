@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
+from gracekit.store import StorePaths, read_sample_rows
 from gracekit.training.coreset import Coreset
 from gracekit.training.loss_units import Average, LossUnits
 from gracekit.training.reading import Mode, Redraw
@@ -379,11 +380,15 @@ def _drawn(sampler: CoresetSampler) -> list[dict[str, Any]]:
 
 
 def _ids(sampler: CoresetSampler, version: int, positions: list[int]) -> list[str] | None:
-    """Ids as the user gave them, else as the manifest has them; None where neither has."""
+    """Ids as the user gave them, else as the store has them; None where neither has."""
     if sampler.dataset_ids is not None:
         return [sampler.dataset_ids[position] for position in positions]
     if version == 0:
         return None
     coreset = Coreset.load(sampler.store, version)
     id_at = dict(zip(coreset.source_rows.tolist(), coreset.sample_ids, strict=True))
+    if not id_at.keys() >= set(positions):  # drawn anew
+        samples = read_sample_rows(StorePaths(sampler.store), coreset.view, with_ids=True)
+        assert samples.sample_ids is not None
+        id_at = dict(zip(samples.source_rows.tolist(), samples.sample_ids, strict=True))
     return [id_at[position] for position in positions]

@@ -66,15 +66,17 @@ class Course:
     def due(self) -> Float64:
         """[n] what the draw in progress gives every row, as far as it was trained on.
 
-        The sum is that of the uses. Where rows are repeated by weight, that they were drawn is due
-        by their probabilities and the repetition is due as it is.
+        The sum is that of the uses. Where rows are repeated by weight, their repetition is due as
+        it is, and only that they were drawn is to be made up for.
         """
-        drawn = None if self.drawing is None else self.drawing.probabilities
-        if drawn is None:
+        if self.drawing is None or self.drawing.probabilities is None:
             return self.uses.astype(np.float64)
-        once = np.minimum(self.uses, 1) if self.is_repeated else self.uses
-        total = float(drawn.sum())
-        return drawn * (int(once.sum()) / total if total else 0.0) + (self.uses - once)
+        total = int(self.uses.sum())
+        due = self.drawing.probabilities * (total / float(self.drawing.probabilities.sum()))
+        if self.is_repeated:
+            due += self.uses
+            due[self.drawing.positions] -= total / len(self.drawing.positions)
+        return due
 
     def now(self) -> DrawState:
         """The state with what was trained on of the draw in progress."""

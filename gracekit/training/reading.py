@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def read_stream(
             "`gracekit verify`"
         )
         return stream
-    chances = Chances.of(draw, where.rows, _max_uses(coreset))
+    chances = Chances.of(draw, where.rows, coreset.view.max_uses)
     num_absent = int((draw.probabilities > 0).sum() - (chances.probabilities > 0).sum())
     if num_absent:
         warn(
@@ -128,10 +128,3 @@ def _store_rows(paths: StorePaths, coreset: Coreset, dataset: int | Sequence[str
         sources=frozenset(coreset.view.sources),
         version=coreset.version,
     )
-
-
-def _max_uses(coreset: Coreset) -> int | None:
-    """The setting of the version; None where it has none."""
-    settings = coreset.metadata.get("settings") or {}
-    found: Any = (settings.get("selection") or {}).get("max_uses")
-    return found if isinstance(found, int) else None

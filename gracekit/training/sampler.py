@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -429,12 +430,12 @@ class CoresetSampler:
         if known is None:
             known, self._starts[epochs[0]] = 0, Course.none(self._num_rows)
         course = self._starts[epochs[known]]
-        for number in epochs[known:index]:
+        for number, following in pairwise(epochs[known : index + 1]):
             course, _ = self._through(course, number, self.num_samples, self.trained_per_epoch)
-        if known < index:
-            stream = self._stream(self._turns(epoch)[0].version)
-            self._starts[epoch] = course if stream is None else course.at_epoch_start(stream)
-        return self._starts[epoch]
+            stream = self._stream(self._turns(following)[0].version)
+            course = course if stream is None else course.at_epoch_start(stream)
+        self._starts[epoch] = course
+        return course
 
     def _through(
         self, course: Course, epoch: int, count: int, num_trained: int | None = None

@@ -146,6 +146,13 @@ class RefreshOutcome(Part):
     graph: GraphOutcome | None = None
 
 
+class UsesFrom(Part):
+    """Which log of a trainer said how often rows were trained on."""
+
+    run: str
+    step: int
+
+
 class SelectionDetails(Part):
     """What the selection reports; a selector adds its own numbers, which are kept as they are."""
 
@@ -176,3 +183,5 @@ class SelectionDetails(Part):
     """What keeping a row of the parent's coreset is worth."""
     num_left_out: int | None = None
     """After a rollback: rows of the old coreset that have left the data."""
+    uses_from: UsesFrom | None = None
+    """The log of uses that the draw made up for; None: coresets that were handed out."""

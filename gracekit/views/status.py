@@ -70,6 +70,7 @@ class Status:
             }
         return found | {
             "daemon": self.daemon,
+            "uses": contents.uses,
             "num_unfinished_shards": contents.num_unfinished_shards,
             "size_bytes": contents.size_bytes,
             "problems": list(contents.problems),

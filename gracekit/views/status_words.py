@@ -94,6 +94,11 @@ def _kept(contents: StoreContents) -> list[str]:
         f"{version_ranges([version]).capitalize()} is kept from gc ({why})."
         for version, why in contents.held_versions.items()
     ]
+    if contents.uses is not None:
+        found.append(
+            f"A trainer logs what it trains on, last at step {contents.uses['step']:,} "
+            f"(run {contents.uses['run']}); draws make up for that."
+        )
     if contents.num_unfinished_shards:
         found.append(
             "A refresh was stopped; the next one goes on from "

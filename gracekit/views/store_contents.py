@@ -9,7 +9,8 @@ import numpy as np
 
 from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
-from gracekit.store import StoreReader
+from gracekit.store import StoreReader, newest_run
+from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
 from gracekit.views.audit_words import audit_in_words, misses_target
@@ -58,6 +59,8 @@ class StoreContents:
     num_unfinished_shards: int
     """Files of measurements that a stopped refresh left; the next one goes on from them."""
     size_bytes: int
+    uses: Json | None
+    """The run, and its training step, that a trainer logged uses at last; None: none ever did."""
     problems: tuple[str, ...]
 
 
@@ -82,8 +85,17 @@ def contents_of(store: StoreReader, now: float) -> StoreContents:
         latest=_latest(store, store.header(versions[-1]), now) if versions else None,
         num_unfinished_shards=store.num_unfinished_shards(),
         size_bytes=num_bytes_below(store.paths.root),
+        uses=_uses(store),
         problems=tuple(_problems(store, versions)),
     )
+
+
+def _uses(store: StoreReader) -> Json | None:
+    logged = newest_run(store.paths)
+    if not logged:
+        return None
+    step, path = list(logged.items())[-1]
+    return {"run": path.parent.name, "step": step}
 
 
 def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:

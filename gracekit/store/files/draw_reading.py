@@ -64,7 +64,7 @@ def read_trainer_draw(paths: StorePaths, version: int, view: TrainerView) -> Dra
     Raises `StoreFormatError` when the version has a file of them that is missing or damaged.
     """
     path = paths.draw(version)
-    if paths.relative(path) not in view.content.get("files", {}):
+    if paths.relative(path) not in view.files:
         return None
     return read_draw_columns(path)[0]
 
@@ -74,8 +74,8 @@ def read_sample_rows(paths: StorePaths, view: TrainerView, *, with_ids: bool) ->
 
     Raises `StoreFormatError` when it is missing or damaged.
     """
-    name = view.content["dataset"].get("samples_file", paths.samples.name)
-    if not _SAMPLES_FILE.fullmatch(str(name)):
+    name = view.samples_file
+    if not _SAMPLES_FILE.fullmatch(name):
         raise StoreFormatError(
             f"the header of a version in {paths.root} names {name!r} as its sample table, expected "
             "samples.parquet or samples/v000012.parquet; run `gracekit verify`"
