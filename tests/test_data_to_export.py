@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import gracekit
 from gracekit.cli import main
 from gracekit.recipe import Recipe
+from gracekit.training import Coreset
 from gracekit.types import Json
 from tests.tiny import write_checkpoint
 
@@ -96,6 +97,32 @@ def test_from_init_to_an_export(tmp_path: Path, name: str) -> None:
     ids = [json.loads(x)["sample_id"] for x in (tmp_path / "out/coreset.jsonl").open()]
     if name == "faq":
         assert all(len(i) == 3 and i.isdigit() for i in ids)
+
+
+def test_the_weights_of_a_draw_are_exported(tmp_path: Path) -> None:
+    lines = [json.dumps(alpaca(i)) for i in range(NUM_ROWS)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = tmp_path / "gracekit.yaml"
+    assert run("init", str(tmp_path / "train.jsonl"), "-o", str(recipe)).exit_code == 0
+    asked = {
+        "scoring.device": "cpu",
+        "selection.selector": "balanced",
+        "selection.fraction": 0.5,
+        "scoring.importance": "gradient-norm",
+    }
+    loaded = Recipe.load(recipe).override(asked)
+    gracekit.refresh(loaded, write_checkpoint(tmp_path / "run", 10))
+    coreset = Coreset.load(loaded.store)
+    assert len(set(coreset.weights.tolist())) > 3
+    gracekit.export(loaded.store, tmp_path / "out")
+    rows = [json.loads(x) for x in (tmp_path / "out/coreset.jsonl").open()]
+    weights = dict(zip(coreset.sample_ids, coreset.weights.tolist(), strict=True))
+    assert {r["sample_id"]: r["weight"] for r in rows} == pytest.approx(weights)
+    # Whole copies: the total is kept, and each is its weight rounded down or up.
+    gracekit.export(loaded.store, tmp_path / "copies", weights="repeat")
+    ids = [json.loads(x)["sample_id"] for x in (tmp_path / "copies/coreset.jsonl").open()]
+    assert len(ids) == len(coreset)
+    assert all(abs(ids.count(name) - weight) < 1 for name, weight in weights.items())
 
 
 def test_trainers_are_told_what_was_named(tmp_path: Path) -> None:

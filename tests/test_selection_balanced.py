@@ -79,6 +79,24 @@ def test_weights_are_inverse_probabilities_bounded_by_alpha() -> None:
     assert draw(world, alpha=1.0, fraction=0.2).weights == pytest.approx(1)
 
 
+def test_tokens_per_row_are_those_of_what_is_trained_on() -> None:
+    world = with_norms()
+    tokens = world.samples.num_response_tokens.astype(np.float64)
+    usable = world.scores.usable & (tokens > 0)
+    assert draw(world, fraction=0.3).details["tokens_per_row"] == pytest.approx(
+        tokens[usable].mean(), rel=1e-6
+    )
+    drawn = draw(world, count=30, group_quota="equal")
+    groups = world.samples.groups
+    means = [tokens[usable & (groups == g)].mean() for g in range(len(world.samples.group_names))]
+    shares = np.array(list(drawn.details["quotas"].values()))
+    assert drawn.details["tokens_per_row"] == pytest.approx(
+        np.average(means, weights=shares), rel=1e-6
+    )
+    others = SelectionSection(selector="top", fraction=0.3)
+    assert "tokens_per_row" not in select(others, world.inputs(), seed=0, version=1).details
+
+
 def test_with_other_weights_all_are_drawn_alike() -> None:
     """They cannot make up for unequal probabilities."""
     world = with_norms(1)
@@ -88,6 +106,9 @@ def test_with_other_weights_all_are_drawn_alike() -> None:
         assert selection.rows.tolist() == even.rows.tolist()
         assert selection.details["alpha"] == 1
     assert draw(world, count=30, weights="uniform").weights.tolist() == [1.0] * 30
+    without, uniform = (draw(world, count=30, weights=kind) for kind in ("none", "uniform"))
+    assert without.rows.tolist() == uniform.rows.tolist()
+    assert without.weights.tolist() == [1.0] * 30
     own = draw(world, count=30)
     assert draw(world, count=30, weights="selector").weights.tolist() == own.weights.tolist()
     assert len(set(own.weights.tolist())) > 10

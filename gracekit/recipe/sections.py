@@ -338,10 +338,10 @@ class SelectionSection(Section):
     """Share of the most important samples left out as probable label noise."""
     max_similarity: float | None = Field(default=None, gt=0, le=1)
     """Of samples with a cosine above this in the graph, only the most important may be selected."""
-    weights: Literal["coverage", "uniform", "inverse-probability", "selector"] | None = None
-    """Weight of a selected sample: how many samples it stands for, 1, how many of its group (or
-    stratum) there are for each that is selected, or what the selector says. null: what the
-    selector says with `balanced`, else `coverage`."""
+    weights: Literal["coverage", "uniform", "none", "inverse-probability", "selector"] | None = None
+    """Weight of a selected sample: how many samples it stands for, 1 (also `none`, for a trainer
+    that cannot weigh), how many of its group (or stratum) there are for each that is selected, or
+    what the selector says. null: what the selector says with `balanced`, else `coverage`."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> SelectionSection:

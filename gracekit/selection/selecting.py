@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.repetition import repetition
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
-from gracekit.types import Draw, Json, Rows, Selection
+from gracekit.types import Draw, Json, Rows, SampleTable, Selection
 
 
 def select(
@@ -36,6 +37,7 @@ def select(
     - `num_distinct`: samples that were used at least once up to and including this version, and
       `num_distinct_random`: as many as random re-drawing would have used by now
       (`repetition`);
+    - `tokens_per_row`, of a selector that draws: target tokens of a row of the pool on average;
     - what the selector adds.
 
     Args:
@@ -103,11 +105,23 @@ def select(
         details=details | selection.details,
     )
     if selection.draw is not None:
-        selection = dataclasses.replace(selection, draw=_with_initial(selection.draw, pool.initial))
+        draw = _with_initial(selection.draw, pool.initial)
+        tokens = {"tokens_per_row": _tokens_per_row(draw, samples)}
+        selection = dataclasses.replace(selection, draw=draw, details=selection.details | tokens)
     kind = settings.weights or ("selector" if isinstance(selector, Balanced) else "coverage")
     weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
+
+
+def _tokens_per_row(draw: Draw, samples: SampleTable) -> float:
+    """Target tokens of a row of the pool on average: Σ t_i n_i, with t ∝ weight · probability.
+
+    A trainer divides by it in place of the tokens of its batch, which depend on the draw.
+    """
+    masses = draw.weights.astype(np.float64) * draw.probabilities
+    tokens = samples.num_response_tokens.astype(np.float64)
+    return math.fsum(masses * tokens) / math.fsum(masses)
 
 
 def _with_initial(draw: Draw, initial: Rows) -> Draw:

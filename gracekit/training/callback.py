@@ -19,8 +19,11 @@ from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
 from gracekit.store import StorePaths, read_sample_rows
 from gracekit.training.coreset import Coreset
+from gracekit.training.loss_units import Average, LossUnits
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.sampler import CoresetSampler, Follow, check_choice
+from gracekit.training.weighing import WeighedTrainer
+from gracekit.training.weighted_data import WeighedDataset
 
 logger = logging.getLogger("gracekit.training")
 
@@ -55,6 +58,10 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             nor a version has told them). A data loader draws ahead, so an epoch broken off lists
             a few samples more than were trained on.
         check_steps: with `follow="step"`, look for a new version every so many steps.
+        weigh_loss: whether a row's weight is a factor of its loss, as docs/training.md says; takes
+            `CoresetTrainerMixin`, and without it is a warning where the weights are not all alike.
+        loss: what the trainer's loss is an average over, `tokens` or `samples`; default: what the
+            recipe of the version said (`scoring.loss`).
 
     Raises:
         RecipeError: an argument is not one of the above or out of range.
@@ -73,9 +80,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         redraw: Redraw = "pass",
         record: str | Path | None = None,
         check_steps: int = 10,
+        weigh_loss: bool = True,
+        loss: Average | None = None,
     ) -> None:
         check_choice("follow", follow, get_args(Follow))
         check_choice("mode", mode, get_args(Mode))
+        if loss is not None:
+            check_choice("loss", loss, get_args(Average))
         check_choice("redraw", redraw, get_args(Redraw))
         for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
             if value is not None and value < 1:
@@ -90,9 +101,14 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.redraw = redraw
         self.record = None if record is None else Path(record)
         self.check_steps = check_steps
+        self.weigh_loss = weigh_loss
+        self.loss = loss
+        self.units = LossUnits(self.store, loss)
+        """How the loss of each version's rows is averaged, of the versions in use."""
         self.sampler: CoresetSampler | None = None
         """The sampler in use; None while nothing is trained or when it could not be installed."""
         self._num_noted = 0
+        self._reaches_loss = False
         self._batches = 0  # of an epoch, on this rank
         self._batch_size = 0  # of all ranks together
         self._logged_step = -1
@@ -125,6 +141,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler = self._install(train_dataloader)
         if self.sampler is None:
             return
+        self.units = LossUnits(self.store, self.loss)
+        self._reaches_loss = isinstance(train_dataloader.dataset, WeighedDataset)
         self._measure(self.sampler, train_dataloader)
         log = [
             (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
@@ -269,6 +287,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
                     "step": state.global_step,
                 }
             )
+        if self.weigh_loss:
+            turns = self.sampler.version_log
+            self.units.learn(
+                {turn.version for turn in turns if turn.epoch == self.sampler.epoch},
+                reach_loss=self._reaches_loss or self.mode == "weighted",
+                speaks=state.is_world_process_zero,
+            )
 
     def _note_run(self, state: Any) -> None:
         """Name the run in `state.log_history`, once: a resumed run takes up its log of uses."""
@@ -290,11 +315,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         return f"coreset version {self.sampler.version} (step {self.sampler.step})"
 
 
-class CoresetTrainerMixin:
-    """Lets `CoresetCallback(num_samples=...)` set the length of an epoch.
+class CoresetTrainerMixin(WeighedTrainer):
+    """Brings a version's weights into the loss, and `num_samples` into the length of an epoch.
 
-    A trainer computes its steps from its sampler before any callback runs, so the sampler has to
-    be there earlier: `class MyTrainer(CoresetTrainerMixin, Trainer): pass`.
+    `class MyTrainer(CoresetTrainerMixin, Trainer): pass`, or `SFTTrainer`. The weights of the rows
+    that `CoresetCallback` draws become factors of their loss (docs/training.md); evaluation stays
+    as it is. And a trainer computes its steps from its sampler before any callback runs, so for
+    `CoresetCallback(num_samples=...)` the sampler has to be there earlier.
     """
 
     callback_handler: Any

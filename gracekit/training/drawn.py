@@ -13,11 +13,15 @@ class Drawn(int):
     weight: float
     """How many samples this use stands for; the weights of a draw have the mean 1 on average."""
 
-    def __new__(cls, position: int, weight: float = 1.0) -> Drawn:
+    version: int | None
+    """Version that was drawn from, 0 for the whole dataset; None: the sampler's present one."""
+
+    def __new__(cls, position: int, weight: float = 1.0, version: int | None = None) -> Drawn:
         """`position` counts from 0; `weight` is zero or more."""
         drawn = super().__new__(cls, position)
         drawn.weight = weight
+        drawn.version = version
         return drawn
 
-    def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
-        return int(self), self.weight
+    def __getnewargs__(self) -> tuple[int, float, int | None]:  # type: ignore[override]
+        return int(self), self.weight, self.version

@@ -128,13 +128,16 @@ class CoresetSampler:
         self.set_epoch(self.epoch)
         epoch, epochs = self.epoch, self._epochs
         num_turns, drawn = len(epochs.log), epochs.samples(epoch)
+        turns = epochs.turns(epoch)[::-1]
         self.num_drawn = 0
         for index in range(self.num_samples):
             if len(epochs.log) != num_turns and self.epoch == epoch:  # a swap: only what is ahead
                 num_turns, drawn = len(epochs.log), epochs.samples(epoch)
+                turns = epochs.turns(epoch)[::-1]
             self.num_drawn = index + 1
             self._lease.keep()
-            yield Drawn(int(drawn.positions[index]), float(drawn.weights[index]))
+            version = next(turn.version for turn in turns if turn.start <= index)
+            yield Drawn(int(drawn.positions[index]), float(drawn.weights[index]), version)
 
     @property
     def version(self) -> int:

@@ -190,6 +190,9 @@ class SelectionDetails(Part):
     num_distinct_random: Number | None = None
     """As many as random draws of the same sizes would have used, on average: with B rows of n
     usable ones it grows by B · (1 - itself / n)."""
+    tokens_per_row: Number | None = None
+    """Target tokens of a row of the pool on average, where the selector draws: what a trainer that
+    averages over tokens divides by."""
     importance_unit: Number | None = None
     """What an importance of 1 is worth in the objective; None for a selector without one."""
     coverage_unit: Number | None = None
