@@ -83,7 +83,7 @@ class Exact:
         """The same, with the norms of the rows' parts in that average as the score."""
         norms = np.linalg.norm(self.gradients[average], axis=1).astype(np.float32)
         table = replace(self.inputs.scores, scores={**self.inputs.scores.scores, NORM: norms})
-        scoring = ScoringSection(length_correction="none")
+        scoring = ScoringSection(loss="samples")  # they are parts already
         return replace(self.inputs, scores=table, scoring=scoring)
 
     def errors(
@@ -91,7 +91,9 @@ class Exact:
     ) -> Float64:
         """[draws] relative errors of the mean gradient; one without chance."""
         selector, _, kind = name.partition(", ")
-        inputs = self.with_norms_of(average) if kind == "own norm" else self.inputs
+        inputs = replace(self.inputs, scoring=ScoringSection(loss=average))
+        if kind == "own norm":
+            inputs = self.with_norms_of(average)
         if weights is None and selector in OWN:
             weights = "selector"
         alpha = 1.0 if kind == "α 1" else SelectionSection().alpha

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gracekit.errors import RecipeError, SelectionError
 from gracekit.recipe import Recipe, ScoringSection, SelectionSection
-from gracekit.scores.norms import expected_norms
+from gracekit.scores.norms import expected_norms, has_norms, part_norms
 from gracekit.selection import select
 from gracekit.types import Float64, Origin, Selection
 from tests.worlds import World
@@ -163,19 +163,47 @@ def test_what_is_always_in_weighs_like_the_mean_of_the_others() -> None:
     assert np.mean(found) == pytest.approx(1, abs=0.1)
 
 
+def test_the_norm_is_that_of_the_rows_part_in_the_trainers_average() -> None:
+    """Against gradients of tokens: their sum over the row, or their mean."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 30, 50)
+    tokens = [rng.normal(size=(n, 8)) for n in lengths]
+    norms = np.array([np.linalg.norm(each.mean(axis=0)) for each in tokens])
+    parts = {
+        "tokens": [np.linalg.norm(each.sum(axis=0)) for each in tokens],
+        "samples": [np.linalg.norm(each.mean(axis=0)) for each in tokens],
+    }
+    for loss, expected in parts.items():
+        for correction in ("sqrt", "bins", "none"):  # it is for ranks only
+            scoring = SCORING.model_copy(update={"loss": loss, "length_correction": correction})
+            assert part_norms(norms, lengths.astype(np.int32), scoring) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["tokens", "samples"])
+@pytest.mark.parametrize("score", ["loss", "adam-norm"])
+def test_what_does_not_shrink_with_length_adds_up_like_a_random_walk(score: str, loss: str) -> None:
+    scoring = ScoringSection(importance=score, scores=("loss", "adam-norm"), loss=loss)
+    lengths = np.array([1, 4, 9, 0], np.int32)
+    factor = [1, 2, 3, 1] if loss == "tokens" else [1, 1 / 2, 1 / 3, 1]
+    found = part_norms(np.full(4, 5.0), lengths, scoring)
+    assert found == pytest.approx(5 * np.array(factor))
+    assert has_norms(scoring) and not has_norms(None)
+
+
 def test_uncertain_rows_are_drawn_more_often_than_their_estimate_says() -> None:
     world = with_norms()
     table, tokens = world.scores, world.samples.num_response_tokens
-    norms = (table.scores["gradient-norm"] * np.sqrt(tokens)).astype(np.float64)
+    norms = (table.scores["gradient-norm"] * tokens).astype(np.float64)
     found = expected_norms(table, tokens, SCORING)
     measured = table.origin == Origin.MEASURED
     assert found[measured] == pytest.approx(norms[measured], rel=1e-6)
     variation = norms[measured].std() / norms[measured].mean()
     doubt = 1 - table.confidence.astype(np.float64)
     assert found == pytest.approx(np.hypot(norms, doubt * norms * variation), rel=1e-6)
-    plain = SCORING.model_copy(update={"length_correction": "none"})
+    over_samples = SCORING.model_copy(update={"loss": "samples"})
     table.confidence[:] = 1
-    assert expected_norms(table, tokens, plain) == pytest.approx(table.scores["gradient-norm"])
+    found = expected_norms(table, tokens, over_samples)
+    assert found == pytest.approx(table.scores["gradient-norm"])
 
 
 def test_scores_of_any_sign_or_unknown_ones_fall_back_on_importance() -> None:
