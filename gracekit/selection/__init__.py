@@ -3,7 +3,7 @@
 `select` is the way in. Selectors are classes in `selectors.SELECTORS`.
 """
 
-from gracekit.selection.selecting import select
+from gracekit.selection.selecting import balanced_probabilities, select
 from gracekit.selection.selectors import SELECTORS, selector_for
 
-__all__ = ["SELECTORS", "select", "selector_for"]
+__all__ = ["SELECTORS", "balanced_probabilities", "select", "selector_for"]

@@ -9,7 +9,7 @@ import numpy as np
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
-from gracekit.selection.balanced import Balanced
+from gracekit.selection.balanced import Balanced, Probabilities, probabilities_of
 from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
@@ -93,6 +93,18 @@ def select(
     weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
+
+
+def balanced_probabilities(settings: SelectionSection, inputs: SelectionInputs) -> Probabilities:
+    """How likely `balanced` would draw each row with these settings, whatever their selector is.
+
+    Of what is left to draw: rows that are always in are none of it.
+
+    Raises:
+        SelectionError: Nothing can be selected, or what is asked for cannot be met.
+    """
+    pool = make_pool(settings, inputs)
+    return probabilities_of(make_task(pool, settings, inputs, seed=0, version=0))
 
 
 def _with_initial(draw: Draw, initial: Rows) -> Draw:
