@@ -41,9 +41,6 @@ class Propagated:
     """score name -> root mean square error of held-out rows, relative to the error that their
     confidence promised when it was learned from other held-out rows: 1 honest, above 1 too
     confident; NaN where nothing was promised."""
-    held_out_confidence: dict[str, Float32]
-    """score name -> [m] the confidence of such a row, had it not been measured; 0 where `held_out`
-    is NaN."""
     outcome: ScoresOutcome
     """What was used for every score, and the held-out errors that decided it."""
 
@@ -96,7 +93,7 @@ def propagate_scores(
     applied = rule if len(evidence.rows) >= settings.min_measured else "none"
     estimates = RULES[applied](evidence)
 
-    values, confidence, held_out, calibration, held_trust = {}, {}, {}, {}, {}
+    values, confidence, held_out, calibration = {}, {}, {}, {}
     for name, estimate in estimates.items():
         measured = evidence.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
@@ -109,14 +106,11 @@ def propagate_scores(
         held_out[name] = np.full(len(measured_rows), np.nan, np.float32)
         held_out[name][comparable] = measured - estimate.held_out_errors
         calibration[name] = _calibration(estimate)
-        held_trust[name] = np.zeros(len(measured_rows), np.float32)
-        held_trust[name][comparable] = _confidence(expected(estimate.held_out_mass), measured)
     return Propagated(
         values=values,
         confidence=confidence,
         held_out=held_out,
         calibration=calibration,
-        held_out_confidence=held_trust,
         outcome=ScoresOutcome(
             rule=applied,
             num_compared=len(evidence.rows),

@@ -6,7 +6,6 @@ miss leads to in `budget.next_round`. `gracekit.draw.worth` has the formulas.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gracekit.draw.mean_gradient import gradient_errors
-from gracekit.draw.worth import Stratum, Worth, worth
+from gracekit.draw.worth import Drawn, Worth, worth
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection
@@ -22,8 +21,8 @@ from gracekit.refresher.auditing import drawn_uniformly
 from gracekit.refresher.budget import LEAST_TOLD_BY
 from gracekit.refresher.rounds import Measured
 from gracekit.scores.meaning import score_meaning
-from gracekit.scores.norms import expected_norms, has_norms, part_norms
-from gracekit.scores.working_values import from_working
+from gracekit.scores.norms import has_norms, part_norms
+from gracekit.scores.working_values import SMALLEST, from_working
 from gracekit.selection import balanced_probabilities
 from gracekit.selection.balanced import Probabilities
 from gracekit.types import (
@@ -33,17 +32,11 @@ from gracekit.types import (
     Int32,
     Origin,
     Rows,
-    ScoreTable,
     Selection,
 )
 from gracekit.version.outcomes import Meter
 
 logger = logging.getLogger(__name__)
-
-_LEAST_OF_GROUP = 20
-"""Rows below which a group with a total of its own is taken together with other such groups."""
-_PARTS = 5
-"""Parts in which the norms of measured rows are expected from the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +45,19 @@ class HeldOut:
 
     rows: Rows
     """[p]"""
-    values: Float32
-    """[p] working values of the importance score; NaN where the others say nothing."""
-    confidence: Float32
-    """[p] in [0, 1]: what a row that is not measured and as well known would have."""
+    values: dict[str, Float32]
+    """score name -> [p] working values; NaN where the others say nothing."""
 
 
 def held_out_rows(recipe: Recipe, measured: Measured) -> HeldOut | None:
     """The rows of a refresh that tell its value; None where everything was measured by plan."""
-    scores, name = measured.scores, recipe.scoring.importance
+    scores = measured.scores
     if scores is None:
         return None
     drawn = drawn_uniformly(recipe, measured.plan)
     return HeldOut(
         rows=measured.measurement.rows[drawn],
-        values=scores.held_out[name][drawn],
-        confidence=scores.held_out_confidence[name][drawn],
+        values={name: values[drawn] for name, values in scores.held_out.items()},
     )
 
 
@@ -156,85 +146,50 @@ def _meter(
 ) -> Meter:
     truth = _true_norm(scoring)
     table, lengths = inputs.scores, inputs.samples.num_response_tokens
-    drawable = probabilities.drawable & (probabilities.chances.probabilities > 0)
-    measured = drawable & (table.origin == Origin.MEASURED)
-    if truth is None or not drawable.any():
+    own = probabilities.chances.probabilities
+    drawn = np.flatnonzero(probabilities.drawable & (own > 0))
+    if truth is None or not len(drawn):
         return Meter()
-    share = float(measured.sum() / drawable.sum())
-    rows = np.flatnonzero(measured)
-    by_others = probabilities.chances.probabilities[rows]
-    if share < 1:
-        if held_out is None:
-            return Meter(share_measured=share)
-        told = measured[held_out.rows] & np.isfinite(held_out.values)
-        rows = held_out.rows[told]
-        by_others = probabilities.of_norms(rows, _norms_by_others(inputs, scoring, held_out, told))
-    norms = part_norms(table.scores[truth][rows], lengths[rows], _with(scoring, truth))
-    finite = np.isfinite(norms)
-    rows, by_others, norms = rows[finite], by_others[finite], np.maximum(norms[finite], 0)
-    if len(rows) < LEAST_TOLD_BY:
-        return Meter(share_measured=share, num_told_by=len(rows))
-    strata = _strata(probabilities, measured, rows, norms, by_others)
-    return _as_meter(worth(strata, seed=seed), len(rows), share)
-
-
-def _strata(
-    law: Probabilities, measured: Bool, rows: Rows, norms: Float64, by_others: Float64
-) -> list[Stratum]:
-    """The rows that tell the value, in strata of their own where totals of groups are fixed."""
-    own = law.chances.probabilities
-    costs = np.ones(len(own)) if law.costs is None else law.costs.astype(np.float64)
-    num_groups = len(law.means)
-    drawable = own > 0
-    counts = np.bincount(law.groups[drawable], minlength=num_groups)
-    totals = np.bincount(law.groups[drawable], own[drawable], minlength=num_groups)
-    targets = (totals / np.maximum(counts, 1))[law.groups]  # as the weights of the draw have it
-    told = np.bincount(law.groups[rows], minlength=num_groups)
-    stratum = np.where(told >= _LEAST_OF_GROUP, np.arange(num_groups), -1)[law.groups]
-    found = []
-    for number in np.unique(stratum[rows]).tolist():
-        members = drawable & (stratum == number)
-        some = stratum[rows] == number
-        found.append(
-            Stratum(
-                num_rows=int(members.sum()),
-                share_measured=float(measured[members].mean()),
-                mean_cost=float((own * costs)[members].mean()),
-                norms=norms[some],
-                targets=targets[rows[some]],
-                costs=costs[rows[some]],
-                own=own[rows[some]],
-                held_out=by_others[some],
-            )
-        )
-    return found
-
-
-def _norms_by_others(
-    inputs: SelectionInputs, scoring: ScoringSection, held_out: HeldOut, told: Bool
-) -> Float64:
-    """[p] norms that the told rows would be expected to have, had they not been measured."""
-    name, table, lengths = scoring.importance, inputs.scores, inputs.samples.num_response_tokens
-    rows = held_out.rows[told]
-    scores = from_working({name: held_out.values[told]}, lengths[rows])[name]
-    confidence = held_out.confidence[told]
-    norms = np.empty(len(rows))
-    # A few at a time: the others stay measured, and tell how much measured norms differ.
-    for first in range(_PARTS):
-        part = slice(first, None, _PARTS)
-        without = _replaced(table, name, rows[part], scores[part], confidence[part])
-        norms[part] = expected_norms(without, lengths, scoring)[rows[part]]
-    return norms
-
-
-def _replaced(
-    table: ScoreTable, name: str, rows: Rows, scores: Float32, confidence: Float32
-) -> ScoreTable:
-    changed, origin, trust = table.scores[name].copy(), table.origin.copy(), table.confidence.copy()
-    changed[rows], origin[rows], trust[rows] = scores, Origin.PROPAGATED, confidence
-    return dataclasses.replace(
-        table, scores={**table.scores, name: changed}, origin=origin, confidence=trust
+    by_truth = scoring.model_copy(update={"importance": truth})
+    norms = part_norms(table.scores[truth], lengths, by_truth)
+    is_known = (table.origin == Origin.MEASURED) & np.isfinite(norms)
+    share = float(is_known[drawn].mean())
+    told, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    if held_out is not None:
+        useful = np.isfinite(held_out.values[truth]) & is_known[held_out.rows]
+        useful &= np.isin(held_out.rows, drawn)
+        told, values = held_out.rows[useful], held_out.values[truth][useful]
+    if min(len(told) if share < 1 else len(drawn), len(drawn)) < LEAST_TOLD_BY:
+        return Meter(share_measured=share, num_told_by=len(told))
+    scores = from_working({truth: values}, lengths[told])[truth]
+    by_others = part_norms(scores, lengths[told], by_truth)
+    place = np.zeros(len(own), np.int64)
+    place[drawn] = np.arange(len(drawn))
+    groups = probabilities.groups[drawn]
+    costs = np.ones(len(own)) if probabilities.costs is None else probabilities.costs
+    totals = np.bincount(groups, own[drawn])
+    found = worth(
+        Drawn(
+            probabilities=own[drawn],
+            targets=(totals / np.maximum(np.bincount(groups), 1))[groups],
+            costs=costs[drawn].astype(np.float64),
+            groups=groups,
+            alpha=probabilities.alpha,
+            is_known=is_known[drawn],
+            norms=np.maximum(np.nan_to_num(norms[drawn]), 0),
+            clues=_clues(norms[drawn], lengths[drawn]),
+            told=place[told],
+            told_clues=_clues(by_others, lengths[told]),
+        ),
+        seed=seed,
     )
+    return _as_meter(found, len(told) if share < 1 else len(drawn), share)
+
+
+def _clues(norms: Float64, lengths: Int32) -> Float64:
+    """[n, 3] what tells a norm: one that is expected, the length, and what all have in common."""
+    logs = np.log(np.maximum(np.nan_to_num(norms), SMALLEST))
+    return np.stack([np.ones(len(norms)), logs, np.log(np.maximum(lengths, 1))], axis=1)
 
 
 def _is_norm(name: str) -> bool:
@@ -251,10 +206,6 @@ def _true_norm(scoring: ScoringSection) -> str | None:
     if _is_norm(scoring.importance):
         return scoring.importance
     return "gradient-norm" if "gradient-norm" in scoring.scores else None
-
-
-def _with(scoring: ScoringSection, name: str) -> ScoringSection:
-    return scoring.model_copy(update={"importance": name})
 
 
 def _as_meter(found: Worth, num_told_by: int, share: float) -> Meter:

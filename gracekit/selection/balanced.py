@@ -95,30 +95,14 @@ class Probabilities:
     """[n] rows with a probability above 0."""
     groups: Int32
     """[n] rows of a group have a total of their own; all 0 without quotas."""
-    sizes: Float64
-    """[n] what the probabilities of a group are in proportion to, up to the cap."""
     alpha: float
     costs: Int64 | None
     """[n] tokens; None where the budget is in rows."""
-    means: Float64
-    """[g] mean of the norms of a group's drawable rows, by which α weighs them."""
 
     def is_of(self, probabilities: Float64) -> bool:
         """Whether a draw had these probabilities [n], but for rows that were in anyway."""
         own = self.chances.probabilities
         return bool(np.array_equal(probabilities[own > 0], own[own > 0]))
-
-    def of_norms(self, rows: Rows, norms: Float64) -> Float64:
-        """[m] probabilities that drawable rows would have had with other expected norms [m]."""
-        probabilities, groups = self.chances.probabilities, self.groups[rows]
-        of_size = np.full(len(self.means), np.inf)
-        below_cap = np.flatnonzero((probabilities < 1) & self.drawable)
-        below_cap = below_cap[np.argsort(self.sizes[below_cap])]  # of a group the largest counts
-        of_size[self.groups[below_cap]] = probabilities[below_cap] / self.sizes[below_cap]
-        costs = None if self.costs is None else self.costs[rows]
-        sizes = _mixed(_for_costs(norms, costs), self.means[groups], self.alpha)
-        found: Float64 = np.minimum(sizes * of_size[groups], 1)
-        return found
 
 
 def probabilities_of(task: SelectionTask) -> Probabilities:
@@ -144,10 +128,8 @@ def probabilities_of(task: SelectionTask) -> Probabilities:
         ),
         drawable=drawable,
         groups=groups,
-        sizes=sizes,
         alpha=alpha,
         costs=task.costs,
-        means=means,
     )
 
 
