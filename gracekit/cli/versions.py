@@ -22,7 +22,7 @@ COLUMNS = (
     TableColumn(key="best", title="best", show=cells.two_digits, is_number=True, priority=10),
     TableColumn(key="value_kept", title="kept", show=cells.two_digits, is_number=True, priority=7),
     TableColumn(key="rank_correlation", title="audit corr", show=cells.two_digits, is_number=True,
-                priority=5),
+                priority=7),
     TableColumn(key="rank_correlation_stale", title="stale corr", show=cells.two_digits,
                 is_number=True, priority=10),
     TableColumn(key="rank_correlation_all", title="over all", show=cells.two_digits,

@@ -28,10 +28,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from gracekit.types import Bool, Float64, Int32, Rows
+from gracekit.version.outcomes import LEAST_GAIN
 
 NUM_RESAMPLES = 300
-LEAST_GAIN = 1.05
-"""Where the interval of `best` reaches below, there is nothing to gain, and no share of it."""
 _MOST_TOLD, _MOST_OTHERS, _NUM_PAIRS = 2000, 2000, 20_000
 """Rows that a resample looks at, and pairs of a row and an e that tell what caps do."""
 _SMALLEST = 1e-4
@@ -87,10 +86,8 @@ class Worth:
     kept_if_measured: float
     """What the same draw would keep if every row's norm were known, but for caps."""
 
-    @property
-    def can_gain(self) -> bool:
-        """Whether norms can gain anything worth the name over a random draw."""
-        return self.best.low >= LEAST_GAIN
+    can_gain: bool
+    """Whether the interval of `best` stays above what is worth the name; if not, none is kept."""
 
 
 def worth(rows: Drawn, *, seed: int) -> Worth:
@@ -107,7 +104,7 @@ def worth(rows: Drawn, *, seed: int) -> Worth:
     known = np.where(rows.is_known, rows.norms, 0.0)
     if not known.any():
         nothing, one = (Estimate(found=x, low=x, high=x) for x in (math.nan, 1.0))
-        return Worth(value=one, best=one, kept=nothing, kept_if_measured=math.nan)
+        return Worth(value=one, best=one, kept=nothing, kept_if_measured=math.nan, can_gain=False)
     others = np.flatnonzero(~rows.is_known)
     if not len(others):
         v = _moments(rows, known, known**2, known)
@@ -187,7 +184,9 @@ def _moments(
     best = _sums(weighed, groups) ** 2 / np.maximum(totals, 1e-300)
     v = [rows.targets**2 * square / p for p in (of_random, rows.probabilities)]
     factors = _of_norms(pairs or rows, norms if pairs is None else pairs.norms)
-    return np.array([v[0].sum(), v[1].sum(), best.sum() * factors[0], v[0].sum() * factors[1]])
+    least = (rows.targets**2 * square).sum()  # of probabilities that are all 1
+    of_best = max(best.sum() * factors[0], least)
+    return np.array([v[0].sum(), v[1].sum(), of_best, v[0].sum() * factors[1]])
 
 
 def _random(rows: Drawn, totals: Float64) -> Float64:
@@ -294,11 +293,19 @@ def _as_worth(moments: Float64, if_measured: float) -> Worth:
     found = _estimate(best)
     nothing = Estimate(found=math.nan, low=math.nan, high=math.nan)
     if found.low < LEAST_GAIN:
-        return Worth(value=_estimate(value), best=found, kept=nothing, kept_if_measured=math.nan)
+        return Worth(
+            value=_estimate(value),
+            best=found,
+            kept=nothing,
+            kept_if_measured=math.nan,
+            can_gain=False,
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         kept = _estimate((value - 1) / (best - 1))
     exact = float((random[0] / if_measured - 1) / (best[0] - 1))
-    return Worth(value=_estimate(value), best=found, kept=kept, kept_if_measured=exact)
+    return Worth(
+        value=_estimate(value), best=found, kept=kept, kept_if_measured=exact, can_gain=True
+    )
 
 
 def _estimate(values: Float64) -> Estimate:

@@ -170,11 +170,14 @@ def _log_audit(audit: Audit, num_measured: int) -> None:
 
 
 def _log_meter(meter: Meter) -> None:
-    if meter.can_gain is False:
+    if meter.no_gain:
         logger.info(
-            "a draw by norms: selection by norm cannot pay on this data (perfect norms would make "
-            "1,000 samples worth %.0f random ones)",
+            "a draw by norms: with perfect norms 1,000 samples would be worth %.0f random ones "
+            "(%.0f to %.0f); %s",
             1000 * meter.best,
+            1000 * meter.best_low,
+            1000 * meter.best_high,
+            meter.no_gain,
         )
     elif meter.can_gain:
         logger.info(

@@ -65,6 +65,10 @@ class Audit(Part):
         return (self.rank_correlation_all if is_known else self.rank_correlation) >= self.target
 
 
+LEAST_GAIN = 1.05
+"""Best value of a draw below which norms gain nothing to speak of."""
+
+
 class Meter(Part):
     """What the coreset is worth beside a random draw of the same size (docs/refresh.md).
 
@@ -111,6 +115,15 @@ class Meter(Part):
     target_met: bool | None = None
     """Whether a draw by norms reaches it, whatever the recipe's selector is; None: nothing was
     asked for, because everything was measured or the importance score is no gradient norm."""
+
+    @property
+    def no_gain(self) -> str | None:
+        """In words: that norms cannot gain anything, or are not shown to; None where they can."""
+        if self.can_gain is not False:
+            return None
+        if self.best < LEAST_GAIN:
+            return "selection by norm cannot pay on this data"
+        return "that selection by norm pays on this data is not shown"
 
 
 class ScoreGate(Part):

@@ -41,21 +41,14 @@ def _value(meter: Meter) -> str:
             f"1,000 of these are worth {_of_1000(meter.value)} random ones "
             f"({_between(meter.value_low, meter.value_high)})"
         )
-    if not meter.can_gain:
-        return f"{told}; {cannot_pay(meter)}"
+    if meter.no_gain:
+        return f"{told}; {meter.no_gain}"
     if math.isnan(meter.value):
         return told
     return (
         f"{told}; perfect norms would make it {_of_1000(meter.best)}: "
         f"{meter.value_kept:.0%} of the gain is kept"
     )
-
-
-def cannot_pay(meter: Meter) -> str:
-    """Why there is nothing to gain, or nothing that is shown."""
-    if meter.best < 1.05:
-        return "selection by norm cannot pay on this data"
-    return "that selection by norm pays on this data is not shown"
 
 
 def _repetition(header: Header) -> str | None:
