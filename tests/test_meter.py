@@ -139,7 +139,7 @@ def partly_known(
     """
     rng = np.random.default_rng(seed)
     norms = np.exp(0.6 * rng.normal(size=n))
-    by_others = norms * np.exp(noise * rng.normal(size=n) - shift)
+    by_others = norms * np.exp(noise * rng.normal(size=n) - 0.3)
     told = rng.choice(n, p, replace=False)
     expected = by_others.copy()
     expected[told] = norms[told]

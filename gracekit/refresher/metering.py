@@ -159,8 +159,9 @@ def _meter(
         useful = np.isfinite(held_out.values[truth]) & is_known[held_out.rows]
         useful &= np.isin(held_out.rows, drawn)
         told, values = held_out.rows[useful], held_out.values[truth][useful]
-    if min(len(told) if share < 1 else len(drawn), len(drawn)) < LEAST_TOLD_BY:
-        return Meter(share_measured=share, num_told_by=len(told))
+    num_told_by = len(told) if share < 1 else len(drawn)
+    if num_told_by < LEAST_TOLD_BY:
+        return Meter(share_measured=share, num_told_by=num_told_by)
     scores = from_working({truth: values}, lengths[told])[truth]
     by_others = part_norms(scores, lengths[told], by_truth)
     place = np.zeros(len(own), np.int64)
@@ -183,7 +184,7 @@ def _meter(
         ),
         seed=seed,
     )
-    return _as_meter(found, len(told) if share < 1 else len(drawn), share)
+    return _as_meter(found, num_told_by, share)
 
 
 def _clues(norms: Float64, lengths: Int32) -> Float64:

@@ -27,7 +27,10 @@ def worth_in_words(header: Header) -> list[str]:
 def _value(meter: Meter) -> str:
     if meter.can_gain is None:
         if math.isnan(meter.share_measured):
-            return "not known: the importance score does not tell how large gradients are"
+            return (
+                "not known: the importance score does not tell how large gradients are, or all "
+                "that is selected is always in"
+            )
         return (
             f"not known: {meter.num_told_by} samples that were measured at random are too few to "
             "tell (raise refresh.min_fraction)"
