@@ -40,6 +40,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.replay import SCORES, Link, Run, chain
 
 SELECTED = 0.15
+AUDITED = {"max_fraction": 1.0, "target_value": 0.0, "target_rank_correlation": 0.9}
+"""Measures until the audit says that importance is known so well."""
 
 
 # One refresh
@@ -256,7 +258,7 @@ def draw(run: Run, path: Path) -> None:
     width, height, margin = 640, 330, 48
     lines: dict[str, list[float]] = {}
     for name in COLOURS:
-        refresh = {"max_fraction": 1.0} if name == "audit decides" else fixed(0.1)
+        refresh = AUDITED if name == "audit decides" else fixed(0.1)
         changes = CHAINS.get(name, {})
         links = chain(run, recipe(**{**changes, "refresh": refresh}))
         lines[name] = [1.0, *(link.rank_correlation["gradient-norm"] for link in links)]
@@ -327,7 +329,7 @@ def print_adaptive(run: Run) -> None:
     """The third: the budget as the audit asks, up to everything."""
     print("\n| step | measured | audit | true | stale | over all, audit | over all, true "
           "| objective kept |\n|--:|" + "--:|" * 7)  # fmt: skip
-    links = chain(run, recipe(refresh={"max_fraction": 1.0}))
+    links = chain(run, recipe(refresh=AUDITED))
     for link in links:
         print(
             f"| {link.step} | {link.cost:.0%} | {link.audit:.3f} | {link.unmeasured:.3f} "

@@ -22,7 +22,7 @@ import argparse
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,6 +39,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.replay import SCORES, Run, refreshed
 
 SELECTORS = ("balanced", "coverage", "top")
+
+Average = Literal["tokens", "samples"]
+AVERAGES: tuple[Average, ...] = ("tokens", "samples")
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def recipe(fraction: float, selected: float, seed: int, min_measured: int) -> Re
     )
 
 
-def inputs_of(after: Refreshed, average: str = "tokens") -> SelectionInputs:
+def inputs_of(after: Refreshed, average: Average = "tokens") -> SelectionInputs:
     """What a selector sees of a refresh."""
     return SelectionInputs(
         scores=after.scores,
@@ -103,11 +106,12 @@ def value(norms: Float64, probabilities: Float64) -> float:
     return float((norms**2).sum() * len(norms) / total / moment)
 
 
-def of_norms(run: Run, c: int, after: Refreshed, average: str, selected: float) -> Any:
+def of_norms(run: Run, c: int, after: Refreshed, average: Average, selected: float) -> Any:
     """[2] ratio of expected to true second moments of the rows not measured; value kept."""
     inputs = inputs_of(after, average)
     tokens = run.samples.num_response_tokens
-    true = part_norms(run.exact[SCORES[0]][c], tokens, inputs.scoring)
+    scoring = ScoringSection(loss=average)
+    true = part_norms(run.exact[SCORES[0]][c], tokens, scoring)
     rest = np.setdiff1d(np.arange(len(true)), after.plan.rows)
     expected = expected_norms(after.scores, tokens, inputs.scoring)
     ratio = float((expected[rest] ** 2).sum() / (true[rest] ** 2).sum())
@@ -176,7 +180,7 @@ def report(run: Run, recipes: list[Recipe], selected: float, *, narrow: bool) ->
         ways = sorted({s.scores[SCORES[0]].used for s in of_scores if s is not None})
         moments = {
             average: np.mean([of_norms(run, c, a, average, selected) for a in afters], axis=0)
-            for average in ("tokens", "samples")
+            for average in AVERAGES
         }
         by = [", ".join(f"{m[k]:.2f}" for m in moments.values()) for k in range(3)]
         print(

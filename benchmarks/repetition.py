@@ -242,7 +242,6 @@ class Selected:
                     last, measure, recipe, samples=samples, step=turn,
                     version=1 if last is None else last.version + 1,
                     parent=None if refreshed is None else refreshed.selection.rows,
-                    parent_draw=None if refreshed is None else refreshed.selection.draw,
                     state=state,
                 )  # fmt: skip
                 last = refreshed.as_last(last)

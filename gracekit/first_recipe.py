@@ -50,7 +50,7 @@ refresh:
   plan: random              # random | cover | grace | oldest: which rows a refresh measures
   min_fraction: 0.10        # share of the samples measured at each checkpoint
   max_fraction: 0.30        # ... and at most, while the audit misses the target
-  target_rank_correlation: 0.9
+  target_value: 0.75        # share of what perfect norms would gain that is enough
   full_every: 0             # measure everything at every so many versions; 0: never by count
   new_samples: budget       # budget | all: samples that joined the data, within max_fraction or not
   max_lost: 0.3             # more of the samples gone or changed from one version to the next is

@@ -141,7 +141,10 @@ def test_full_below_measures_everything_when_the_audit_is_too_bad(
 def test_a_refresh_starts_with_a_little_less_than_the_last_one_needed(
     folder: Path, run_dir: Path
 ) -> None:
-    easy = {"min_fraction": 0.2, "max_fraction": 0.8, "target_rank_correlation": -1.0}
+    easy = {
+        "min_fraction": 0.2, "max_fraction": 0.8, "target_rank_correlation": -1.0,
+        "target_value": 0.0,
+    }  # fmt: skip
     recipe = tiny_recipe(folder, refresh=easy)
     refresh(recipe, run_dir / "checkpoint-10")
     facts = outcome(refresh(recipe, run_dir / "checkpoint-20").header)

@@ -18,8 +18,11 @@ COLUMNS = (
     TableColumn(key="operation", title="made by", priority=3),
     TableColumn(key="measured_percent", title="measured %", show=cells.percent, is_number=True,
                 priority=4),
+    TableColumn(key="value", title="value", show=cells.two_digits, is_number=True, priority=5),
+    TableColumn(key="best", title="best", show=cells.two_digits, is_number=True, priority=10),
+    TableColumn(key="value_kept", title="kept", show=cells.two_digits, is_number=True, priority=7),
     TableColumn(key="rank_correlation", title="audit corr", show=cells.two_digits, is_number=True,
-                priority=5),
+                priority=7),
     TableColumn(key="rank_correlation_stale", title="stale corr", show=cells.two_digits,
                 is_number=True, priority=10),
     TableColumn(key="rank_correlation_all", title="over all", show=cells.two_digits,
@@ -43,7 +46,7 @@ COLUMNS = (
 @takes_store
 @answers_with_tables
 def versions(store: Path, out: Output) -> None:
-    """List the versions: step, measured share, audit, coreset, churn, seconds."""
+    """List the versions: step, measured share, value, audit, coreset, churn, seconds."""
     found = gracekit.versions(store)
 
     def print_text() -> None:

@@ -4,7 +4,7 @@
 """
 
 from gracekit.selection.repetition import repetition
-from gracekit.selection.selecting import select
+from gracekit.selection.selecting import balanced_probabilities, select
 from gracekit.selection.selectors import SELECTORS, selector_for
 
-__all__ = ["SELECTORS", "repetition", "select", "selector_for"]
+__all__ = ["SELECTORS", "balanced_probabilities", "repetition", "select", "selector_for"]

@@ -18,6 +18,7 @@ A version is a new draw, the same for the same seed and version.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from gracekit.greedy import fit
 from gracekit.protocols import SelectionTask
 from gracekit.scores.norms import expected_norms
 from gracekit.selection.ranking import ranked, seed_of
-from gracekit.types import Bool, Draw, Float64, Int32, Rows, Selection
+from gracekit.types import Bool, Draw, Float64, Int32, Int64, Rows, Selection
 
 OWN_WEIGHTS = (None, "selector")
 """Values of `selection.weights` with which the draw's own weights are used."""
@@ -48,20 +49,8 @@ class Balanced:
         A budget in rows, and quotas, are met exactly. Tokens are never exceeded: a row that would
         is replaced by those of largest probability that fit.
         """
-        groups = np.zeros(len(task.order), np.int32)
-        if task.quotas is not None:
-            groups = task.samples.groups
-        drawable = _drawable(task)
-        alpha = task.settings.alpha if task.settings.weights in OWN_WEIGHTS else 1.0
-        chances = inclusion(
-            _sizes(task, drawable, groups, alpha),
-            budget=task.budget,
-            order=task.order,
-            costs=task.costs,
-            groups=None if task.quotas is None else groups,
-            quotas=task.quotas,
-            free=task.free,
-        )
+        law = probabilities_of(task)
+        drawable, groups, chances = law.drawable, law.groups, law.chances
         probabilities = chances.probabilities
         graph = RankedGraph.of(task.graph, task.order)
         given = _given_before(task, chances, groups)
@@ -91,12 +80,59 @@ class Balanced:
             ),
             objective=0.0,
             details={
-                "alpha": alpha,
+                "alpha": law.alpha,
                 "num_certain": int((chances.masses == chances.wholes).sum()),
                 "smallest_probability": float(np.min(probabilities[drawable], initial=1.0)),
                 "largest_weight": float(np.max(weights, initial=0.0)),
             },
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probabilities:
+    """How likely each of n rows is to be drawn, whatever was drawn before, and by what rule."""
+
+    chances: Inclusion
+    drawable: Bool
+    """[n] rows with a probability above 0."""
+    groups: Int32
+    """[n] rows of a group have a total of their own; all 0 without quotas."""
+    alpha: float
+    costs: Int64 | None
+    """[n] tokens; None where the budget is in rows."""
+
+    def is_of(self, probabilities: Float64) -> bool:
+        """Whether a draw had these probabilities [n], but for rows that were in anyway."""
+        own = self.chances.probabilities
+        return bool(np.array_equal(probabilities[own > 0], own[own > 0]))
+
+
+def probabilities_of(task: SelectionTask) -> Probabilities:
+    """The rule by which `Balanced` draws; without weights of its own all are drawn alike."""
+    groups = np.zeros(len(task.order), np.int32)
+    if task.quotas is not None:
+        groups = task.samples.groups
+    drawable = _drawable(task)
+    alpha = task.settings.alpha if task.settings.weights in OWN_WEIGHTS else 1.0
+    norms = expected_norms(task.scores, task.samples.num_response_tokens, task.scoring)
+    norms = _for_costs(norms, task.costs)
+    means = _group_means(norms, drawable, groups)
+    sizes = np.where(drawable, _mixed(norms, means[groups], alpha), 0)
+    return Probabilities(
+        chances=inclusion(
+            sizes,
+            budget=task.budget,
+            order=task.order,
+            costs=task.costs,
+            groups=None if task.quotas is None else groups,
+            quotas=task.quotas,
+            free=task.free,
+        ),
+        drawable=drawable,
+        groups=groups,
+        alpha=alpha,
+        costs=task.costs,
+    )
 
 
 def _given_before(task: SelectionTask, chances: Inclusion, groups: Int32) -> Inclusion:
@@ -133,14 +169,15 @@ def _drawable(task: SelectionTask) -> Bool:
     return task.candidates & fits
 
 
-def _sizes(task: SelectionTask, drawable: Bool, groups: Int32, alpha: float) -> Float64:
-    """[n] what the probabilities of a group are in proportion to; 0 where a row is not drawn."""
-    norms = expected_norms(task.scores, task.samples.num_response_tokens, task.scoring)
-    if task.costs is not None:
-        norms = norms / np.sqrt(task.costs.astype(np.float64))
-    mean = _group_means(norms, drawable, groups)[groups]
-    relative = np.divide(norms, mean, out=np.ones(len(norms)), where=mean > 0)
-    return np.where(drawable, alpha + (1 - alpha) * relative, 0)
+def _for_costs(norms: Float64, costs: Int64 | None) -> Float64:
+    """Norms by the root of what a row costs."""
+    return norms if costs is None else norms / np.sqrt(costs.astype(np.float64))
+
+
+def _mixed(norms: Float64, means: Float64, alpha: float) -> Float64:
+    """α + (1 - α) · norm / mean; 1 where the mean is 0."""
+    relative = np.divide(norms, means, out=np.ones(len(norms)), where=means > 0)
+    return alpha + (1 - alpha) * relative
 
 
 def _group_means(values: Float64, rows: Bool, groups: Int32) -> Float64:

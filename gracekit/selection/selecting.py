@@ -10,7 +10,7 @@ import numpy as np
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
-from gracekit.selection.balanced import Balanced
+from gracekit.selection.balanced import Balanced, Probabilities, probabilities_of
 from gracekit.selection.pool import make_pool, make_task, row_tokens
 from gracekit.selection.repetition import repetition
 from gracekit.selection.selectors import selector_for
@@ -122,6 +122,18 @@ def _tokens_per_row(draw: Draw, samples: SampleTable) -> float:
     masses = draw.weights.astype(np.float64) * draw.probabilities
     tokens = samples.num_response_tokens.astype(np.float64)
     return math.fsum(masses * tokens) / math.fsum(masses)
+
+
+def balanced_probabilities(settings: SelectionSection, inputs: SelectionInputs) -> Probabilities:
+    """How likely `balanced` would draw each row with these settings, whatever their selector is.
+
+    Of what is left to draw: rows that are always in are none of it.
+
+    Raises:
+        SelectionError: Nothing can be selected, or what is asked for cannot be met.
+    """
+    pool = make_pool(settings, inputs)
+    return probabilities_of(make_task(pool, settings, inputs, seed=0, version=0))
 
 
 def _with_initial(draw: Draw, initial: Rows) -> Draw:

@@ -48,19 +48,82 @@ class Audit(Part):
     calibration: Number = audit_number(
         "root mean square error relative to what the confidences promised; above 1: too confident"
     )
-    target: Number
-    """The rank correlation over all rows that the recipe asks for."""
+    target: Number = math.nan
+    """The rank correlation over all rows that the recipe asks for; NaN where it asks for none."""
     rounds: int = 1
     """Times that rows were measured and audited."""
 
     @property
     def target_met(self) -> bool:
-        """Whether the recipe's target rank correlation was reached.
+        """Whether the recipe's target rank correlation was reached, if it has one.
 
         In the first release the target was for the rows that were not measured.
         """
+        if math.isnan(self.target):
+            return True
         is_known = not math.isnan(self.rank_correlation_all)
         return (self.rank_correlation_all if is_known else self.rank_correlation) >= self.target
+
+
+LEAST_GAIN = 1.05
+"""Best value of a draw below which norms gain nothing to speak of."""
+
+
+class Meter(Part):
+    """What the coreset is worth beside a random draw of the same size (docs/refresh.md).
+
+    Told by the norms of rows that were measured now and drawn uniformly. NaN where a number is not
+    known: too few such rows, no gradient norm, a selector without known probabilities. Each
+    `audit_number` is a column of the table `versions`, as those of the audit are.
+    """
+
+    value: Number = audit_number(
+        "how many random samples estimate the mean gradient as well as one that was drawn like "
+        "the coreset; NULL for selectors without known probabilities",
+        default=math.nan,
+    )
+    value_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
+    value_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    best: Number = audit_number("the value of a draw by perfect norms", default=math.nan)
+    best_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
+    best_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    value_kept: Number = audit_number(
+        "share of the gain of perfect norms, (value - 1) / (best - 1); NULL where they gain "
+        "nothing",
+        default=math.nan,
+    )
+    value_kept_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
+    value_kept_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    gradient_error: Number = audit_number(
+        "distance of the coreset's mean gradient from that of all samples, relative to its size, "
+        "by the sketches as they are known; NULL without gradient sketches",
+        default=math.nan,
+    )
+    gradient_error_random: Number = audit_number(
+        "the same of a random draw of as many, root of the mean square", default=math.nan
+    )
+    num_told_by: int = 0
+    """Measured rows, drawn uniformly, that tell the value."""
+    share_measured: Number = math.nan
+    """Of the rows that may be drawn."""
+    kept_if_measured: Number = math.nan
+    """The share of the gain that the same draw would keep if every norm were known."""
+    can_gain: bool | None = None
+    """Whether perfect norms gain anything to speak of; None where it is not known."""
+    target: Number = math.nan
+    """The share of the gain that the recipe asks for."""
+    target_met: bool | None = None
+    """Whether a draw by norms reaches it, whatever the recipe's selector is; None: nothing was
+    asked for, because everything was measured or the importance score is no gradient norm."""
+
+    @property
+    def no_gain(self) -> str | None:
+        """In words: that norms cannot gain anything, or are not shown to; None where they can."""
+        if self.can_gain is not False:
+            return None
+        if self.best < LEAST_GAIN:
+            return "selection by norm cannot pay on this data"
+        return "that selection by norm pays on this data is not shown"
 
 
 class ScoreGate(Part):

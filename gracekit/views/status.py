@@ -67,6 +67,7 @@ class Status:
                 "data_changes": latest.data_changes,
                 "scores": latest.origins,
                 "audit": latest.audit,
+                "worth": list(latest.worth),
             }
         return found | {
             "daemon": self.daemon,

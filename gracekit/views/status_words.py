@@ -71,6 +71,8 @@ def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:
             if name in _ORIGINS
         ]
         found.append("; ".join([measured, ", ".join(others)] if others else [measured]) + ".")
+    if latest.worth:
+        found.append(f"What the coreset is worth: {'; '.join(latest.worth)}.")
     return [*found, f"How far to trust the scores: {latest.audit}."]
 
 
@@ -137,7 +139,7 @@ def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
     if contents.problems:
         return "see to the problem above."
     if contents.latest.misses_target:
-        return "raise refresh.max_fraction in the recipe: the audit misses its target."
+        return "raise refresh.max_fraction in the recipe: what was measured misses its target."
     if is_running:
         return f"nothing; the trainer takes version {contents.latest.version} at its next epoch."
     return (

@@ -14,6 +14,7 @@ from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
 from gracekit.views.audit_words import audit_in_words, misses_target
+from gracekit.views.meter_words import worth_in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +38,10 @@ class LatestVersion:
     """Where the scores come from -> samples."""
     audit: str
     """How far the scores of samples that were not measured can be trusted."""
+    worth: tuple[str, ...]
+    """What its coreset is worth, a sentence an entry; empty where nothing is known."""
     misses_target: bool
-    """Whether the audit found less than the recipe's target."""
+    """Whether less was found than the recipe's target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,7 @@ def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
         },
         origins={name: count for name, count in origins.items() if count},
         audit=audit_in_words(scored),
+        worth=tuple(worth_in_words(header)),
         misses_target=misses_target(scored),
     )
 
