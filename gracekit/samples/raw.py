@@ -18,15 +18,11 @@ import xxhash
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples.formats import (
-    Conversation,
-    Format,
-    choose_format,
-    missing_column,
-    named_format,
-    refuse_labels,
-)
+from gracekit.samples.conversation import Conversation
+from gracekit.samples.formats import choose_format, named_format
+from gracekit.samples.layouts import Format
 from gracekit.samples.messages import MalformedRowError
+from gracekit.samples.refusals import missing_column, refuse_labels
 from gracekit.samples.row_source import BATCH_ROWS, Source
 from gracekit.samples.sources import open_source
 from gracekit.types import Int32, Int64, Json, Strings
