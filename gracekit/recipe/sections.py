@@ -13,7 +13,8 @@ from gracekit.recipe.score_columns import shared_column
 
 DataFormat = Literal[
     "auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text", "conversation",
-    "instruction-response", "question-answer", "query-response", "input-output",
+    "instruction-response", "question-answer", "query-response", "input-output", "preference",
+    "tokens",
 ]  # fmt: skip
 LengthCorrection = Literal["sqrt", "bins", "none"]
 
@@ -41,6 +42,10 @@ class ColumnNames(Section):
     """Earlier turns: a list of (question, answer)."""
     tools: str | None = None
     """Definitions of tools for the chat template: a list, also as JSON text."""
+    chosen: str | None = None
+    """The better answer of a preference pair: text, a message, or a list of messages."""
+    rejected: str | None = None
+    """The other answer of the pair."""
 
     @property
     def named(self) -> dict[str, str]:
@@ -69,6 +74,9 @@ class DataSection(Section):
     here are the same as `id_column`, `group_column` and `text_column`."""
     roles: dict[str, tuple[str, ...]] = {}
     """Names of roles in your chats, by the role that they stand for: `{assistant: [bot]}`."""
+    pair: Literal["chosen"] = "chosen"
+    """What of a preference pair is measured: the chosen side. The margin between the two sides is
+    not measured."""
     max_length: int = Field(default=1024, ge=8)
     """Longest token sequence; the rest is cut off, as trainers do."""
     loss_on: Literal["auto", "response", "all"] = "auto"

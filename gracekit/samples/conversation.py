@@ -9,6 +9,23 @@ from gracekit.samples.messages import ASSISTANT
 from gracekit.types import Json
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
+SHOWN_IDS = 16
+"""Ids of a tokenised row that its preview names."""
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTokens:
+    """The tokens of a row that the user has tokenised, without padding."""
+
+    ids: tuple[int, ...]
+    """[T], each in [0, 2³¹)."""
+    has_loss: tuple[bool, ...]
+    """[T] whether the trainer puts loss on the token, at the token's own place (not shifted)."""
+
+    def __str__(self) -> str:
+        shown = " ".join(map(str, self.ids[:SHOWN_IDS]))
+        more = " …" if len(self.ids) > SHOWN_IDS else ""
+        return f"{len(self.ids)} tokens, {sum(self.has_loss)} with loss: {shown}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +39,19 @@ class Conversation:
     """Plain text: one message without a role, to be used as it is."""
     tools: list[Json] | None = None
     """What the assistant may call, as JSON schemas for the chat template; None: nothing."""
+    rejected: tuple[Json, ...] | None = None
+    """Of a preference pair: the messages that stand instead of the chosen ones, which are the last
+    of `messages`. They are content, but nothing is measured on them."""
+    tokens: GivenTokens | None = None
+    """Of a tokenised row, which has no messages: its tokens, to be used as they are."""
 
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""
         content = [self.is_text, self.messages, *([self.tools] if self.tools else [])]
+        if self.rejected is not None:
+            content.append({"rejected": self.rejected})
+        if self.tokens is not None:
+            content.append({"ids": self.tokens.ids, "has_loss": self.tokens.has_loss})
         return _CANONICAL.encode(content)
 
     @property

@@ -1,7 +1,8 @@
 """Which layout a dataset has: the one that the recipe names, or the first that fits.
 
 With `format: auto` the first layout whose columns are all there is taken, in the order of
-`FORMATS`; those that came later stand last, so that a file is read as it always was.
+`FORMATS`: what a trainer takes before any text (tokens) or for another task (pairs) first, then the
+others, in the order in which they came, so that a file is read as it always was.
 """
 
 from __future__ import annotations

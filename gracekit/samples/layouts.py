@@ -7,9 +7,8 @@ from a row to messages. `data.columns` says other columns for it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from gracekit.samples.conversation import Conversation, says_something
 from gracekit.samples.messages import (
@@ -18,46 +17,11 @@ from gracekit.samples.messages import (
     MalformedRowError,
     as_text,
     from_json_text,
-    read_messages,
 )
+from gracekit.samples.pair_rows import read_pair_row
+from gracekit.samples.row import Row
+from gracekit.samples.token_rows import LOSS_MASKS, read_token_row
 from gracekit.types import Json
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row, asked by what is in a column instead of by the column's name."""
-
-    values: Json
-    names: Mapping[str, tuple[str, ...]]
-    """What -> columns that may hold it, of which the first that is not null does."""
-    roles: Mapping[str, str]
-
-    def get(self, what: str) -> Any:
-        """The value; None where there is none."""
-        for name in self.names[what]:
-            value = self.values.get(name)
-            if value is not None:
-                return value
-        return None
-
-    def text(self, what: str) -> str:
-        """The value as text; `MalformedRowError` where it is missing or cannot be one."""
-        value = self.get(what)
-        if value is None:
-            raise MalformedRowError(f"{self.shown(what)} is missing")
-        return as_text(value, repr(self.names[what][0]))
-
-    def shown(self, what: str) -> str:
-        """The columns for messages: `'completion' or 'response'`."""
-        return " or ".join(map(repr, self.names[what]))
-
-    def messages(self, what: str) -> list[Json]:
-        """The value as messages."""
-        return read_messages(self.get(what), self.shown(what), self.roles)
-
-    def system(self) -> list[Json]:
-        """The system message, if there is one."""
-        return [{"role": "system", "content": self.text("system")}] if self.get("system") else []
 
 
 @dataclass(frozen=True)
@@ -69,8 +33,8 @@ class Format:
     """What must be there."""
     names: Mapping[str, tuple[str, ...]]
     """What -> columns that may hold it."""
-    read: Callable[[Row], list[Json]]
-    """From a row to its messages; raises `MalformedRowError`."""
+    read: Callable[[Row], Conversation]
+    """From a row to its conversation, but for the tools; raises `MalformedRowError`."""
     beside: tuple[str, ...] = ()
     """Columns that would change the prompt: with one of them the layout is not detected."""
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -88,22 +52,16 @@ class Format:
     def conversation(self, row: Json) -> Conversation:
         """Read a row; raises `MalformedRowError` where there is nothing to learn from."""
         asked = Row(row, self.names, self.roles)
-        messages = self.read(asked)
-        is_text = self.name == "text"
+        found = self.read(asked)
         _require_text_only(row)
-        if is_text and not messages[0]["content"].strip():
+        if found.tokens is not None:
+            return found
+        if not found.is_text:
+            _require_answer(found.messages)
+        elif not found.messages[0]["content"].strip():
             raise MalformedRowError("the text is empty")
-        if not is_text and all(m["role"] != ASSISTANT for m in messages):
-            raise MalformedRowError("there is no message of the assistant")
-        if not is_text and not any(map(says_something, messages)):
-            has_loss = any(m["role"] == ASSISTANT and m.get("has_loss", True) for m in messages)
-            raise MalformedRowError(
-                "the response is empty"
-                if has_loss
-                else "no message of the assistant carries loss (weight 0)"
-            )
         tools = _tools(asked, is_chat="messages" in self.required)
-        return Conversation(messages=tuple(messages), is_text=is_text, tools=tools)
+        return dataclasses.replace(found, tools=tools) if tools else found
 
     def with_names(self, named: Mapping[str, str]) -> Format:
         """The same, with the given columns for what they are said to hold."""
@@ -118,6 +76,18 @@ def _require_text_only(row: Json) -> None:
     for name in MEDIA_COLUMNS:
         if row.get(name):
             raise MalformedRowError(f"the row has {name}; only text is read")
+
+
+def _require_answer(messages: Sequence[Json]) -> None:
+    if all(m["role"] != ASSISTANT for m in messages):
+        raise MalformedRowError("there is no message of the assistant")
+    if not any(map(says_something, messages)):
+        has_loss = any(m["role"] == ASSISTANT and m.get("has_loss", True) for m in messages)
+        raise MalformedRowError(
+            "the response is empty"
+            if has_loss
+            else "no message of the assistant carries loss (weight 0)"
+        )
 
 
 def _tools(row: Row, *, is_chat: bool) -> list[Json] | None:
@@ -135,14 +105,14 @@ def _tools(row: Row, *, is_chat: bool) -> list[Json] | None:
     return tools or None
 
 
-def _read_messages(row: Row) -> list[Json]:
-    return (row.system() if "system" in row.names else []) + row.messages("messages")
+def _read_messages(row: Row) -> Conversation:
+    return Conversation((*row.system(), *row.messages("messages")))
 
 
-def _read_pair(row: Row) -> list[Json]:
+def _read_turns(row: Row) -> Conversation:
     prompt, response = row.get("prompt"), row.get("response")
     if isinstance(prompt, list) and isinstance(response, list) and not row.get("input"):
-        return row.system() + row.messages("prompt") + row.messages("response")
+        return Conversation((*row.system(), *row.messages("prompt"), *row.messages("response")))
     question = row.text("prompt")
     if row.get("input"):
         question += "\n\n" + row.text("input")
@@ -153,15 +123,13 @@ def _read_pair(row: Row) -> list[Json]:
             raise MalformedRowError(f"{row.shown('history')} is not a list of (question, answer)")
         messages.append({"role": "user", "content": as_text(turn[0], row.shown("history"))})
         messages.append({"role": ASSISTANT, "content": as_text(turn[1], row.shown("history"))})
-    return [
-        *messages,
-        {"role": "user", "content": question},
-        {"role": ASSISTANT, "content": row.text("response")},
-    ]
+    messages.append({"role": "user", "content": question})
+    messages.append({"role": ASSISTANT, "content": row.text("response")})
+    return Conversation(tuple(messages))
 
 
-def _read_text(row: Row) -> list[Json]:
-    return [{"role": "text", "content": row.text("text")}]
+def _read_text(row: Row) -> Conversation:
+    return Conversation(({"role": "text", "content": row.text("text")},), is_text=True)
 
 
 def text_format(column: str) -> Format:
@@ -185,15 +153,32 @@ def _pair(
     """What is not given, such as `history`, is read only where `data.columns` names it."""
     nowhere: dict[str, tuple[str, ...]] = {"input": (), "history": (), "system": ("system",)}
     names = {"prompt": prompt, "response": response, **nowhere, **more}
-    return Format(name, ("prompt", "response"), names, _read_pair, beside)
+    return Format(name, ("prompt", "response"), names, _read_turns, beside)
 
 
 _SYSTEM = ("system", "system_prompt")
 _CONTEXT = ("input", "context", "passage", "choices", "options")
 
+_PREFERENCE = Format(
+    "preference",
+    ("chosen", "rejected"),
+    {
+        "chosen": ("chosen",),
+        "rejected": ("rejected",),
+        "prompt": ("prompt", "conversations", "question", "instruction", "query", "messages"),
+        "input": ("input",),
+        "system": _SYSTEM,
+        "tools": ("tools",),
+    },
+    read_pair_row,
+)
+_TOKENS = ("input_ids", "labels", "attention_mask", *LOSS_MASKS, "position_ids", "seq_lengths")
+
 FORMATS = {
     layout.name: layout
     for layout in (
+        Format("tokens", ("input_ids",), {name: (name,) for name in _TOKENS}, read_token_row),
+        _PREFERENCE,
         _chat("messages", "messages"),
         _chat("sharegpt", "conversations", system=("system",)),
         _pair("prompt-completion", ("prompt",), ("completion", "response"), tools=("tools",)),

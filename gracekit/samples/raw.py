@@ -278,6 +278,8 @@ def content_hash(conversation: Conversation) -> str:
 
 def preview(conversation: Conversation) -> str:
     """`prompt → response` on one line, cut short, without characters that disturb a terminal."""
+    if conversation.tokens is not None:
+        return _one_line(str(conversation.tokens), PREVIEW)
     prompt = _one_line(conversation.prompt, PREVIEW_PROMPT)
     if conversation.is_text:
         return _one_line(conversation.prompt, PREVIEW)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples.layouts import FORMATS, Format
+from gracekit.samples.layouts import Format
 from gracekit.types import Json
 
 
@@ -34,19 +34,8 @@ def require_one_meaning(data: DataSection, layout: Format, columns: Collection[s
 
 def refuse_by_columns(data: DataSection, columns: Collection[str]) -> None:
     """`DataError` for data of another task, which would be taken for chats."""
-    if "chosen" in columns and "rejected" in columns:
-        raise DataError(
-            f"{data.path} holds preference pairs (columns chosen and rejected), which are not "
-            "read as such. To work with the chosen side alone, name it: data.columns: {messages: "
-            "chosen} where it holds whole conversations, else {prompt: prompt, response: chosen}"
-        )
     if "kto_tag" in columns:
         raise _kto(data, "kto_tag")
-    if "input_ids" in columns and not any(layout.matches(columns) for layout in FORMATS.values()):
-        raise DataError(
-            f"{data.path} is tokenised already (column input_ids), which is not read; name the "
-            "data with its texts"
-        )
 
 
 def refuse_labels(data: DataSection, first_rows: Iterable[Json]) -> None:
