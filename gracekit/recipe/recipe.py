@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gracekit.errors import RecipeError
+from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
     CheckpointSection,
     DataSection,
@@ -23,7 +24,6 @@ from gracekit.recipe.sections import (
     RefreshSection,
     RetentionSection,
     ScoringSection,
-    Section,
     SelectionSection,
 )
 from gracekit.tabular import short_repr

@@ -114,7 +114,7 @@ class Refresher:
         require_same_data(
             growth,
             max_lost=self.recipe.refresh.max_lost,
-            source=self.recipe.data.path,
+            source=self.recipe.data.name,
             store=self.root,
         )
         return growth
@@ -318,9 +318,8 @@ class Refresher:
     def _describe_data(self, known: DataDescription | None = None) -> DataDescription:
         """What to remember of the data besides its samples; the rest as it is `known`."""
         settings, raw = self.recipe.data, self.samples
-        if Path(settings.path).exists():
-            path = str(Path(settings.path).resolve())
-            settings = settings.model_copy(update={"path": path})
+        if settings.is_there:
+            settings = settings.moved(lambda place: str(Path(place).resolve()))
         return DataDescription(
             settings=settings,
             detected_format=raw.format,

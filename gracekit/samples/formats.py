@@ -62,7 +62,7 @@ def choose_format(data: DataSection, columns: Collection[str]) -> Format:
     expected = "; ".join(f"{layout.name}: {needs(layout)}" for layout in layouts)
     said = f" with data.columns {named}" if named else ""
     raise DataError(
-        f"{data.path}: no layout fits the columns {column_names(columns)}{said}. "
+        f"{data.name}: no layout fits the columns {column_names(columns)}{said}. "
         f"Expected {expected}. "
         "Say which column is what in data.columns, such as {prompt: title, response: body}, or "
         "--column prompt=title with init; name the text's column in data.text_column"
@@ -82,7 +82,7 @@ def _as_named(data: DataSection, columns: Collection[str]) -> Format:
             refuse_by_columns(data, columns)
         return chosen
     raise DataError(
-        f"{data.path}: format {data.format!r} needs {needs(chosen)}; "
+        f"{data.name}: format {data.format!r} needs {needs(chosen)}; "
         f"found the columns {column_names(columns)}. Set data.format, or leave it to be detected"
     )
 

@@ -26,7 +26,7 @@ def require_one_meaning(data: DataSection, layout: Format, columns: Collection[s
         several = prompt if len(prompt) > 1 else response
         what, more = f"{' and '.join(map(repr, several))} may both be meant", ""
     raise DataError(
-        f"{data.path}: {what}. Say which column is what: "
+        f"{data.name}: {what}. Say which column is what: "
         f"data.columns: {{prompt: {prompt[0]}, response: {response[0]}{more}}} "
         f"(--column prompt={prompt[0]} with init)"
     )
@@ -51,7 +51,7 @@ def refuse_labels(data: DataSection, first_rows: Iterable[Json]) -> None:
 
 def _kto(data: DataSection, column: str) -> DataError:
     return DataError(
-        f"{data.path} holds KTO data (column {column}), where bad answers stand among good ones; "
+        f"{data.name} holds KTO data (column {column}), where bad answers stand among good ones; "
         f"it is not read as such. Take the good rows into a file of their own; where {column} "
         "means something else, name the columns in data.columns"
     )
@@ -62,7 +62,7 @@ def missing_column(data: DataSection, name: str, columns: Collection[str]) -> Da
     near = difflib.get_close_matches(name, columns, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "correct the recipe"
     return DataError(
-        f"{data.path} has no column {name!r}; found the columns {column_names(columns)}; {hint}"
+        f"{data.name} has no column {name!r}; found the columns {column_names(columns)}; {hint}"
     )
 
 

@@ -144,10 +144,10 @@ def tokenize(
         key=_key(raw.fingerprint, tokenizer, encoder, data, KEY_FORMAT),
     ).arranged(places)
     if len(table) and len(table.unrendered) == len(table):
-        raise DataError(_listed(data.path, "no row can be rendered", table.unrendered))
+        raise DataError(_listed(data.name, "no row can be rendered", table.unrendered))
     if not table.num_targets.any():
         raise DataError(
-            f"no token of {data.path} carries loss: all responses lie beyond the first "
+            f"no token of {data.name} carries loss: all responses lie beyond the first "
             f"{data.max_length} tokens. Raise data.max_length"
         )
     return table
@@ -247,20 +247,20 @@ class _Making:
                         yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
                 bar.update(len(new))
         if places and len(self.problems) == len(places):
-            raise DataError(_listed(self._data.path, "no row can be rendered", self._refused))
+            raise DataError(_listed(self._data.name, "no row can be rendered", self._refused))
 
     def warn(self) -> None:
         """Log what was met in new contents."""
         if self._refused:
             what = f"{len(self._refused)} rows cannot be rendered and are left out"
-            logger.warning("%s", _listed(self._data.path, what, self._refused))
+            logger.warning("%s", _listed(self._data.name, what, self._refused))
         if self._rendered_before:
             logger.warning(
                 "%s: %d texts (the first is row %d) hold the token that begins or ends a sequence "
                 "already, as if a chat template had been applied to them; it is not put there a "
                 "second time. If the trainer applies a template to these texts, give gracekit the "
                 "conversations instead",
-                self._data.path,
+                self._data.name,
                 len(self._rendered_before),
                 self._rendered_before[0],
             )

@@ -73,7 +73,7 @@ def contents_of(store: StoreReader, now: float) -> StoreContents:
     """
     versions, dataset = store.versions(), store.dataset()
     return StoreContents(
-        data=dataset.settings.path or None,
+        data=dataset.settings.name or None,
         num_samples=dataset.num_samples,
         num_removed_samples=dataset.num_rows - dataset.num_samples,
         num_versions=len(versions),
