@@ -180,6 +180,27 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
                 f"checkpoints.tokenizer: expected a directory with one of "
                 f"{', '.join(_VOCABULARY_FILES)}; found none in {directory}"
             )
+    try:
+        return read_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
+    except CheckpointError:
+        if directory == pinned.directory:
+            _require_whole(pinned)
+        raise
+
+
+def read_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a directory, or of the newest checkpoint in it.
+
+    Raises `CheckpointError` when there is none or it cannot be read.
+    """
+    if not _has_vocabulary(directory):
+        inner = [path.parent for name in _VOCABULARY_FILES for path in directory.glob(f"*/{name}")]
+        if not inner:
+            raise CheckpointError(
+                f"there is no tokenizer in {directory}; expected one of "
+                f"{', '.join(_VOCABULARY_FILES)}, in it or in a checkpoint in it"
+            )
+        directory = max(inner, key=lambda path: path.stat().st_mtime)
     for file in directory.iterdir():
         if file.suffix in _TOKENIZER_SUFFIXES and file.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(
@@ -189,11 +210,9 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
     try:
         with _quiet():
             return transformers.AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
+                directory, trust_remote_code=trust_remote_code, local_files_only=True
             )
     except Exception as error:  # as above
-        if directory == pinned.directory:
-            _require_whole(pinned)
         raise CheckpointError(
             f"cannot load the tokenizer of {directory}: {_first_line(error)}"
         ) from error

@@ -234,7 +234,7 @@ class Refresher:
                 }
             ),
             samples=growth.samples if growth.is_change else None,
-            dataset=self._describe_data(store.dataset()),
+            dataset=self._describe_data(tokens, store.dataset()),
             timings=timings,
         )
         version = store.commit(draft, keep=recipe.retention.keep)
@@ -294,7 +294,7 @@ class Refresher:
         return Store.create(
             self.root,
             samples=sample_table(self.samples, tokens),
-            dataset=self._describe_data().model_copy(update=made_with),
+            dataset=self._describe_data(tokens).model_copy(update=made_with),
         )
 
     def _has_these_tokens(self, store: Store, model: CheckpointModel, tokens: TokenTable) -> bool:
@@ -315,7 +315,9 @@ class Refresher:
         pairs = zip(self.samples.content_hashes, found, strict=True)
         return all(expected.get(digest, count) == count for digest, count in pairs)
 
-    def _describe_data(self, known: DataDescription | None = None) -> DataDescription:
+    def _describe_data(
+        self, tokens: TokenTable, known: DataDescription | None = None
+    ) -> DataDescription:
         """What to remember of the data besides its samples; the rest as it is `known`."""
         settings, raw = self.recipe.data, self.samples
         if settings.is_there:
@@ -324,6 +326,7 @@ class Refresher:
             settings=settings,
             detected_format=raw.format,
             num_skipped=len(raw.skipped),
+            num_unrendered=len(tokens.unrendered),
             tokens_key=None if known is None else known.tokens_key,
             architecture=None if known is None else known.architecture,
         )
