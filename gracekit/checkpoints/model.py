@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from gracekit.checkpoints.adapters import model_directory
+from gracekit.checkpoints.adapters import model_directory, num_saved_rows
 from gracekit.checkpoints.layouts import CONFIG, layout_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
 from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
@@ -220,7 +220,7 @@ def read_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 def check_compatible(model: torch.nn.Module, tokenizer: Any) -> None:
     """Raise `CheckpointMismatchError` when the tokenizer has ids that the model cannot embed."""
-    num_embeddings = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    num_embeddings = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= num_embeddings:
         raise CheckpointMismatchError(
@@ -278,6 +278,12 @@ def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
             f"{pinned.checkpoint.path} is an adapter, and peft is not installed: "
             "pip install 'gracekit[lora]'"
         ) from None
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    num_rows = num_saved_rows(pinned.directory, name)
+    if num_rows not in (None, embeddings.weight.shape[0]):
+        # Tokens were added in training: the adapter's file holds the embeddings as they are now.
+        model.resize_token_embeddings(num_rows, mean_resizing=False)
     adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
     return adapted.get_base_model()
 
