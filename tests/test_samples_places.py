@@ -135,9 +135,7 @@ def test_an_object_that_is_no_list_of_rows(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     data = DataSection(path=str(path))
     path.write_text('{\n"title": "t",\n"data": {"a": 1}\n}')
-    with pytest.raises(
-        DataError, match=r"one JSON object over.*under the key 'data'"
-    ):
+    with pytest.raises(DataError, match=r"one JSON object over.*under the key 'data'"):
         load_samples(data)
     path.write_text('{"data": [{"prompt": "Q", "response": "A"}], }')
     with pytest.raises(DataError, match="line 1, column 44: not valid JSON"):
