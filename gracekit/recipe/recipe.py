@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gracekit.errors import RecipeError
+from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
     CheckpointSection,
     DataSection,
@@ -23,7 +24,6 @@ from gracekit.recipe.sections import (
     RefreshSection,
     RetentionSection,
     ScoringSection,
-    Section,
     SelectionSection,
 )
 from gracekit.tabular import short_repr
@@ -150,8 +150,13 @@ class Recipe(Section):
             section, _, leaf = key.rpartition(".")
             ((content.get(section) or {}) if section else content).pop(leaf, None)
         for section in ("data", "target"):  # keys that came later: unset, they change no hash
+            data = content.get(section) or {}
+            for name in ("chosen", "rejected"):
+                if data and data["columns"][name] is None:
+                    data["columns"].pop(name)
+            if data.get("pair") == "chosen":
+                data.pop("pair")
             for key in ("columns", "roles"):
-                data = content.get(section) or {}
                 if not any((data.get(key) or {}).values()):
                     data.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

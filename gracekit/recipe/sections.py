@@ -3,57 +3,32 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from gracekit.recipe.column_names import ColumnNames
+from gracekit.recipe.places import files_named, from_folder
 from gracekit.recipe.score_columns import shared_column
+from gracekit.recipe.section import Section
 
 DataFormat = Literal[
     "auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text", "conversation",
-    "instruction-response", "question-answer", "query-response", "input-output",
+    "instruction-response", "question-answer", "query-response", "input-output", "preference",
+    "tokens",
 ]  # fmt: skip
 LengthCorrection = Literal["sqrt", "bins", "none"]
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ColumnNames(Section):
-    """Which column holds what, where the columns have names of your own."""
-
-    prompt: str | None = None
-    """What the user asks: text, or a list of messages."""
-    input: str | None = None
-    """More of the prompt, put below it after an empty line."""
-    response: str | None = None
-    """What the assistant answers: text, or a list of messages."""
-    messages: str | None = None
-    """Whole conversations: lists of messages, also as JSON text."""
-    system: str | None = None
-    """The system message."""
-    history: str | None = None
-    """Earlier turns: a list of (question, answer)."""
-    tools: str | None = None
-    """Definitions of tools for the chat template: a list, also as JSON text."""
-
-    @property
-    def named(self) -> dict[str, str]:
-        """What is named -> its column."""
-        return self.model_dump(exclude_none=True)
 
 
 class DataSection(Section):
     """Where the samples come from and which of their tokens carry loss."""
 
-    path: str
+    path: str | tuple[str, ...]
     """JSONL, JSON, Parquet or CSV file, compressed or not, a directory of them, a `save_to_disk`
-    folder, or a hub dataset name."""
+    folder, or a hub dataset name; `data/*.jsonl` is all files of such names. Several of them are
+    given as a list, and read in its order."""
     split: str = "train"
     """Split, where the source has several."""
     format: DataFormat = "auto"
@@ -67,14 +42,39 @@ class DataSection(Section):
     columns: ColumnNames = ColumnNames()
     """Which column holds what: `{prompt: question, response: answer}`. `id`, `group` and `text`
     here are the same as `id_column`, `group_column` and `text_column`."""
-    roles: dict[str, tuple[str, ...]] = {}
+    roles: dict[str, tuple[str, ...]] = Field(default={})
     """Names of roles in your chats, by the role that they stand for: `{assistant: [bot]}`."""
+    pair: Literal["chosen"] = "chosen"
+    """What of a preference pair is measured: the chosen side. The margin between the two sides is
+    not measured."""
     max_length: int = Field(default=1024, ge=8)
     """Longest token sequence; the rest is cut off, as trainers do."""
     loss_on: Literal["auto", "response", "all"] = "auto"
     """Tokens that carry loss: `auto` is the response where there is one, else all."""
     chat_template: bool | Literal["auto"] = "auto"
     """Render prompts with the tokenizer's chat template; `auto`: where it has one."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The path, or all of the list."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def name(self) -> str:
+        """The path for people: of a list the first ones."""
+        more = f" and {len(self.places) - 2} more" if len(self.places) > 2 else ""
+        return ", ".join(self.places[:2]) + more
+
+    @property
+    def is_there(self) -> bool:
+        """Whether all of it is on this machine now."""
+        return all(Path(place).exists() or files_named(place) for place in self.places)
+
+    @model_validator(mode="after")
+    def _path_names_something(self) -> DataSection:
+        if not self.places:
+            raise ValueError("path is an empty list; name a file")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -103,12 +103,13 @@ class DataSection(Section):
 
     def relative_to(self, folder: Path) -> DataSection:
         """A copy whose path starts at the folder, unless it is absolute or a hub name."""
-        inside = folder / self.path
-        if Path(self.path).is_absolute() or (
-            not inside.exists() and _looks_like_hub_name(self.path)
-        ):
-            return self
-        return self.model_copy(update={"path": os.path.normpath(inside)})
+        return self.moved(lambda place: from_folder(folder, place))
+
+    def moved(self, move: Callable[[str], str]) -> DataSection:
+        """A copy with another path for each place."""
+        path = self.path
+        moved = move(path) if isinstance(path, str) else tuple(map(move, path))
+        return self.model_copy(update={"path": moved})
 
 
 class CheckpointSection(Section):
@@ -373,8 +374,3 @@ class RetentionSection(Section):
     """Versions kept: after each new one, older ones lose their coreset and the scores of all
     samples, as by `gracekit gc`, unless they are pinned or in use. What was measured at them
     stays. null: all versions are kept."""
-
-
-def _looks_like_hub_name(path: str) -> bool:
-    is_file = Path(path).suffix in {".json", ".jsonl", ".parquet", ".csv", ".tsv"}
-    return path.count("/") <= 1 and not is_file and not path.startswith(".")

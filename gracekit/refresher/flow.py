@@ -114,7 +114,7 @@ class Refresher:
         require_same_data(
             growth,
             max_lost=self.recipe.refresh.max_lost,
-            source=self.recipe.data.path,
+            source=self.recipe.data.name,
             store=self.root,
         )
         return growth
@@ -235,7 +235,7 @@ class Refresher:
                 }
             ),
             samples=growth.samples if growth.is_change else None,
-            dataset=self._describe_data(store.dataset()),
+            dataset=self._describe_data(tokens, store.dataset()),
             timings=timings,
         )
         version = store.commit(draft, keep=recipe.retention.keep)
@@ -295,7 +295,7 @@ class Refresher:
         return Store.create(
             self.root,
             samples=sample_table(self.samples, tokens),
-            dataset=self._describe_data().model_copy(update=made_with),
+            dataset=self._describe_data(tokens).model_copy(update=made_with),
         )
 
     def _has_these_tokens(self, store: Store, model: CheckpointModel, tokens: TokenTable) -> bool:
@@ -316,16 +316,18 @@ class Refresher:
         pairs = zip(self.samples.content_hashes, found, strict=True)
         return all(expected.get(digest, count) == count for digest, count in pairs)
 
-    def _describe_data(self, known: DataDescription | None = None) -> DataDescription:
+    def _describe_data(
+        self, tokens: TokenTable, known: DataDescription | None = None
+    ) -> DataDescription:
         """What to remember of the data besides its samples; the rest as it is `known`."""
         settings, raw = self.recipe.data, self.samples
-        if Path(settings.path).exists():
-            path = str(Path(settings.path).resolve())
-            settings = settings.model_copy(update={"path": path})
+        if settings.is_there:
+            settings = settings.moved(lambda place: str(Path(place).resolve()))
         return DataDescription(
             settings=settings,
             detected_format=raw.format,
             num_skipped=len(raw.skipped),
+            num_unrendered=len(tokens.unrendered),
             tokens_key=None if known is None else known.tokens_key,
             architecture=None if known is None else known.architecture,
         )

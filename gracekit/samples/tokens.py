@@ -6,7 +6,8 @@ checksum of the first, and is written last. The name of both is a hash of the to
 recipe's settings. When the data changes only contents that are not there yet are tokenised.
 Damaged or missing files are made again.
 
-A row that the chat template refuses has no tokens: it is told, listed, and stops nothing.
+A row that the chat template refuses has no tokens: it is told, listed, and stops nothing. Above 400
+lines, because what writes the two files and what reads them stand together.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from tqdm import tqdm
 from gracekit.errors import DataError
 from gracekit.files import write_atomic
 from gracekit.recipe import DataSection
+from gracekit.samples.conversation import GivenTokens
 from gracekit.samples.encode import Encoder
 from gracekit.samples.formats import Conversation
+from gracekit.samples.messages import MalformedRowError
 from gracekit.samples.raw import SHOWN, RawSamples, Skipped
 from gracekit.samples.render import Rendered, Renderer, UnrenderableError
+from gracekit.samples.token_rows import as_trained
 from gracekit.types import Bool, Int32, Int64, Rows, SampleTable
 
 if TYPE_CHECKING:
@@ -119,7 +123,7 @@ def tokenize(
     wanted = raw.content_hashes.tolist()
     if cached is None or not cached.index.keys() >= set(wanted):
         renderer = Renderer(tokenizer, data)
-        making = _Making(raw, cached, renderer, encoder, data)
+        making = _Making(raw, cached, renderer, encoder, data, len(tokenizer))
         _write(making.contents(), making.problems, cache_dir, name)
         making.warn()
         _remove_others(cache_dir, name)
@@ -140,10 +144,10 @@ def tokenize(
         key=_key(raw.fingerprint, tokenizer, encoder, data, KEY_FORMAT),
     ).arranged(places)
     if len(table) and len(table.unrendered) == len(table):
-        raise DataError(_listed(data.path, "no row can be rendered", table.unrendered))
+        raise DataError(_listed(data.name, "no row can be rendered", table.unrendered))
     if not table.num_targets.any():
         raise DataError(
-            f"no token of {data.path} carries loss: all responses lie beyond the first "
+            f"no token of {data.name} carries loss: all responses lie beyond the first "
             f"{data.max_length} tokens. Raise data.max_length"
         )
     return table
@@ -205,9 +209,10 @@ class _Making:
         renderer: Renderer,
         encoder: Encoder,
         data: DataSection,
+        num_ids: int,
     ) -> None:
         self._raw, self._cached, self._data = raw, cached, data
-        self._renderer, self._encoder = renderer, encoder
+        self._renderer, self._encoder, self._num_ids = renderer, encoder, num_ids
         self.problems: dict[str, str] = {}
         """Content hash -> why it cannot be rendered; whole when `contents` has ended."""
         self._refused: list[Skipped] = []
@@ -242,40 +247,54 @@ class _Making:
                         yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
                 bar.update(len(new))
         if places and len(self.problems) == len(places):
-            raise DataError(_listed(self._data.path, "no row can be rendered", self._refused))
+            raise DataError(_listed(self._data.name, "no row can be rendered", self._refused))
 
     def warn(self) -> None:
         """Log what was met in new contents."""
         if self._refused:
             what = f"{len(self._refused)} rows cannot be rendered and are left out"
-            logger.warning("%s", _listed(self._data.path, what, self._refused))
+            logger.warning("%s", _listed(self._data.name, what, self._refused))
         if self._rendered_before:
             logger.warning(
                 "%s: %d texts (the first is row %d) hold the token that begins or ends a sequence "
                 "already, as if a chat template had been applied to them; it is not put there a "
                 "second time. If the trainer applies a template to these texts, give gracekit the "
                 "conversations instead",
-                self._data.path,
+                self._data.name,
                 len(self._rendered_before),
                 self._rendered_before[0],
             )
 
     def _encode(self, places: list[int]) -> dict[int, tuple[Int32, Bool]]:
         """Tokens and masks of new contents; none of those that cannot be rendered."""
-        rendered = [
-            self._render(place, conversation)
-            for place, conversation in zip(places, self._raw.records.take(places), strict=True)
-        ]
-        encoded = self._encoder.encode(rendered, self._data.max_length)
-        return dict(zip(places, encoded, strict=True))
+        rendered: dict[int, Rendered] = {}
+        given: dict[int, tuple[Int32, Bool]] = {}
+        for place, conversation in zip(places, self._raw.records.take(places), strict=True):
+            if conversation.tokens is None:
+                rendered[place] = self._render(place, conversation)
+            else:
+                given[place] = self._given(place, conversation.tokens)
+        encoded = self._encoder.encode([*rendered.values()], self._data.max_length)
+        return given | dict(zip(rendered, encoded, strict=True))
+
+    def _given(self, place: int, tokens: GivenTokens) -> tuple[Int32, Bool]:
+        """Tokens that the user has made; none where the tokenizer does not know them."""
+        try:
+            return as_trained(tokens, self._data, num_ids=self._num_ids)
+        except MalformedRowError as problem:
+            self._refuse(place, str(problem))
+            return np.empty(0, np.int32), np.empty(0, bool)
+
+    def _refuse(self, place: int, reason: str) -> None:
+        self._refused.append(Skipped(int(self._raw.source_rows[place]), reason))
+        self.problems[self._raw.content_hashes[place]] = reason
 
     def _render(self, place: int, conversation: Conversation) -> Rendered:
         source_row = int(self._raw.source_rows[place])
         try:
             rendered = self._renderer.render(conversation)
         except UnrenderableError as problem:
-            self._refused.append(Skipped(source_row, str(problem)))
-            self.problems[self._raw.content_hashes[place]] = str(problem)
+            self._refuse(place, str(problem))
             return Rendered("", [])
         except DataError as error:
             raise DataError(f"row {source_row}: {error}") from error

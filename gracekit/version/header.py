@@ -42,6 +42,8 @@ class DataDescription(Part):
     detected_format: str | None = None
     num_skipped: int = 0
     """Rows that cannot be used."""
+    num_unrendered: int = 0
+    """Usable rows that have no tokens: the chat template refuses them."""
     tokens_key: str | None = None
     """Hash of tokenizer, chat template and token settings; None in stores of the first release."""
     architecture: dict[str, Any] | None = None

@@ -51,6 +51,8 @@ class Status:
             "data": contents.data,
             "num_samples": contents.num_samples,
             "num_removed_samples": contents.num_removed_samples,
+            "num_skipped_rows": contents.num_skipped_rows,
+            "num_unrendered": contents.num_unrendered,
             "num_versions": contents.num_versions,
             "num_removed_versions": contents.num_removed_versions,
             "held_versions": {str(v): why for v, why in contents.held_versions.items()},

@@ -39,10 +39,23 @@ def contents_in_words(store: str, contents: StoreContents | None) -> list[str]:
     about = f"The store at {store} follows {count_of(contents.num_samples, 'sample')}{data}"
     if contents.num_removed_samples:
         about += f"; {contents.num_removed_samples:,} more have left the data"
+    about = ". ".join([about, *_left_out(contents)])
     latest = contents.latest
     if latest is None:
         return [f"{about}.", "There is no version yet."]
     return [f"{about}.", *_latest_in_words(latest, contents.num_samples), *_kept(contents)]
+
+
+def _left_out(contents: StoreContents) -> list[str]:
+    """Sentences on rows that take no part."""
+    found = []
+    if contents.num_skipped_rows:
+        rows = count_of(contents.num_skipped_rows, "row of the data is", "rows of the data are")
+        found.append(f"{rows} left out as unusable (`gracekit init` says why)")
+    if contents.num_unrendered:
+        samples = count_of(contents.num_unrendered, "sample has", "samples have")
+        found.append(f"{samples} no tokens: the chat template or the tokenizer refuses them")
+    return found
 
 
 def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:

@@ -53,6 +53,10 @@ class StoreContents:
     num_samples: int
     num_removed_samples: int
     """Samples that have left the data."""
+    num_skipped_rows: int
+    """Rows of the data that cannot be used."""
+    num_unrendered: int
+    """Samples without tokens, because the chat template refuses them."""
     num_versions: int
     num_removed_versions: int
     held_versions: dict[int, str]
@@ -79,9 +83,11 @@ def contents_of(store: StoreReader, now: float) -> StoreContents:
     """
     versions, dataset = store.versions(), store.dataset()
     return StoreContents(
-        data=dataset.settings.path or None,
+        data=dataset.settings.name or None,
         num_samples=dataset.num_samples,
         num_removed_samples=dataset.num_rows - dataset.num_samples,
+        num_skipped_rows=dataset.num_skipped,
+        num_unrendered=dataset.num_unrendered,
         num_versions=len(versions),
         num_removed_versions=len(store.removed()),
         held_versions=dict(sorted(store.held_versions().items())),
