@@ -2,7 +2,7 @@
 
     python benchmarks/exact_run.py --model llama-tiny --samples 600 --steps 75,150,300 \
         -o runs/drift/tiny-600.npz                                                    # minutes
-    python benchmarks/meter.py runs/drift/tiny-600.npz
+    python -m benchmarks.meter runs/drift/tiny-600.npz --seeds 8
 
 A chain of refreshes, the first of which measures everything and each later one a fixed share at
 random, for each share, seed and average of the trainer's loss. The meter tells value, best and

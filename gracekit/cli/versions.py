@@ -38,6 +38,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_IF_ANY = ("state", "value", "value_kept")
+"""Columns that are left out where no version has a value."""
+
+
 @click.command(
     short_help="List the versions, and how good each is.",
     epilog="\b\nExamples:\n  gracekit versions\n  gracekit versions --all-columns",
@@ -51,7 +55,7 @@ def versions(store: Path, out: Output) -> None:
 
     def print_text() -> None:
         records = found.to_json()
-        has_state = any(record["state"] for record in records)
-        out.table([c for c in COLUMNS if has_state or c.key != "state"], records)
+        empty = {key for key in _IF_ANY if all(record[key] is None for record in records)}
+        out.table([c for c in COLUMNS if c.key not in empty], records)
 
     out.show(found, print_text)
