@@ -64,10 +64,10 @@ propagation:
   rule: gated               # gated | grace | none
 
 selection:
-  selector: coverage        # or a baseline: random, top, ...: see docs/selection.md
+  selector: balanced        # or coverage, random, top, ...: see docs/selection.md
   fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
-  importance_weight: 0.5    # 0 only coverage, 1 only importance
-  churn_penalty: 0.0        # above 0 (try 0.1) a version changes only what is worth changing
+  alpha: 0.25               # share of the probability that all get alike; the rest by norms
+  redraw: fresh             # fresh | keep: rows take turns, or change as little as they can
   group_quota: none         # none | proportional | sqrt | equal | shares (with group_shares)
   group_minimum: 0          # samples of each group at least
   keep_groups_below: 0      # groups with fewer samples than this are taken whole

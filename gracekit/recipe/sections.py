@@ -293,9 +293,9 @@ class PropagationSection(Section):
 class SelectionSection(Section):
     """Which samples make the coreset. docs/selection.md says more."""
 
-    selector: str = "coverage"
-    """`coverage`, a baseline (`gracekit.selection.SELECTORS` lists them), `top-` and a score's
-    name, or a class of your own as `package.module:Class`."""
+    selector: str = "balanced"
+    """`balanced`, `coverage`, a baseline (`gracekit.selection.SELECTORS` lists them), `top-` and a
+    score's name, or a class of your own as `package.module:Class`."""
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of the usable samples; default 0.3 when neither `count` nor `tokens` is given."""
     count: int | None = Field(default=None, ge=1)
