@@ -18,7 +18,7 @@ def chosen_of(
     world: World, selection: Selection, settings: dict[str, Any], parent: Rows | None = None
 ) -> Chosen:
     return Chosen(
-        settings=SelectionSection(**settings),
+        settings=SelectionSection(**{"selector": "coverage", **settings}),
         details=SelectionDetails.model_validate(selection.details),
         rows=selection.rows,
         gains=selection.gains,

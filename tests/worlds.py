@@ -95,6 +95,7 @@ class World:
         self, seed: int = 0, version: int = 1, parent: Rows | None = None, **settings: Any
     ) -> Selection:
         inputs = self.inputs(parent)
+        settings = {"selector": "coverage", **settings}
         return select(SelectionSection(**settings), inputs, seed=seed, version=version)
 
     def inputs(self, parent: Rows | None = None) -> SelectionInputs:

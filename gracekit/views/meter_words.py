@@ -55,9 +55,8 @@ def _value(meter: Meter) -> str:
 
 
 def _repetition(header: Header) -> str | None:
-    extra = header.selection.model_extra or {}
-    distinct, of_random = extra.get("num_distinct"), extra.get("num_distinct_random")
-    if not isinstance(distinct, int | float) or not isinstance(of_random, int | float):
+    distinct, of_random = header.selection.num_distinct, header.selection.num_distinct_random
+    if distinct is None or of_random is None:
         return None
     return (
         f"{distinct:,.0f} distinct samples have been drawn so far, where random draws would have "
