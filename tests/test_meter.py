@@ -346,7 +346,8 @@ def test_what_is_missing_of_the_value_goes_with_what_is_not_measured(
         assert 0.8 * (needed - num_measured) - 1e-6 <= wanted - num_measured
         assert wanted < needed + 1
     start = next_start(audit, num_measured, 1000, meter)
-    assert start == min(max(0, math.ceil(0.8 * max(needed, 0))), 500)
+    least = 0.8 * max(needed, 0)  # which may be a whole number, but for rounding
+    assert min(math.ceil(least - 1e-9), 500) <= start <= min(math.ceil(least + 1e-9), 500)
 
 
 def test_where_nothing_can_be_gained_nothing_more_is_needed() -> None:
