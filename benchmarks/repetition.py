@@ -29,7 +29,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import LlamaForCausalLM
 
 from gracekit.draw.along import draw_along
-from gracekit.draw.over_time import conditional, settled, to_totals
+from gracekit.draw.over_time import next_shares, settled
 from gracekit.recipe import DataSection, Recipe
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.step import Refreshed, step
@@ -260,8 +260,7 @@ class Selected:
         return drawn
 
     def _anew(self, draw: Draw, state: DrawState, rng: np.random.Generator) -> Rows:
-        shares = conditional(state, draw.probabilities)
-        shares = to_totals(shares, draw.probabilities, draw.parts)
+        shares = next_shares(state, draw.probabilities, draw.parts)
         return draw_along(shares, draw.places, draw.parts, rng)
 
 

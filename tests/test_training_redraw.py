@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gracekit.draw.along import draw_along
-from gracekit.draw.over_time import conditional, settled, to_totals
+from gracekit.draw.over_time import next_shares, settled
 from gracekit.errors import RecipeError
 from gracekit.store import Store
 from gracekit.training import Coreset, CoresetSampler
@@ -117,7 +117,7 @@ def test_a_plain_twin_draws_the_same() -> None:
     draw, stream = make_draw(30, seed=5), stream_of(make_draw(30, seed=5), seed=9)
     state, expected = DrawState.none(30), []
     for number in range(6):
-        shares = to_totals(conditional(state, draw.probabilities), draw.probabilities, draw.parts)
+        shares = next_shares(state, draw.probabilities, draw.parts)
         rows = draw_along(
             shares, draw.places, draw.parts, np.random.default_rng([9, stream.version, number])
         )
@@ -389,3 +389,40 @@ def test_a_leased_versions_draw_stays(tmp_path: Path) -> None:
     resumed = CoresetSampler(store.paths.root, NUM_ROWS)
     resumed.load_state_dict(sampler.state_dict())
     assert list(resumed) == first
+
+
+def test_where_weights_do_not_reach_the_loss_rows_are_drawn_alike(tmp_path: Path) -> None:
+    draw = make_draw(N, sizes=(4, 6), seed=0)
+    probabilities, weights = draw.probabilities.copy(), draw.weights.copy()
+    always = int(np.flatnonzero(draw.parts == 0)[0])
+    others = np.flatnonzero((draw.parts == 0) & (np.arange(N) != always))
+    probabilities[others] *= 3 / probabilities[others].sum()
+    weights[others] = 3 / len(others) / probabilities[others]
+    probabilities[always], weights[always] = 1, 1
+    chances = Chances.of(
+        Draw(probabilities=probabilities, weights=weights, places=draw.places, parts=draw.parts),
+        np.arange(N),
+        None,
+        weighs=False,
+    )
+    assert chances.probabilities[always] == 1
+    np.testing.assert_allclose(chances.probabilities[others], 3 / len(others), rtol=1e-6)
+    second = draw.parts == 1
+    np.testing.assert_allclose(chances.probabilities[second], 6 / second.sum(), rtol=1e-6)
+    assert (chances.weights == 1).all()
+    np.testing.assert_allclose(chances.totals, [4, 6])
+
+    store = make_store(tmp_path, N)
+    draw = publish_draw(store)
+    seen = {}
+    for weighs in (True, False):
+        sampler = CoresetSampler(store.paths.root, NUM_ROWS, num_samples=B, weighs=weighs)
+        drawn: list[Drawn] = []
+        for epoch in range(40):
+            sampler.set_epoch(epoch)
+            drawn += list(sampler)
+        seen[weighs] = counts(drawn)[::2] / 40
+        assert weighs or {position.weight for position in drawn} == {1.0}
+    assert np.abs(seen[True] - draw.probabilities).max() < 0.05
+    wanted = draw.weights * draw.probabilities
+    assert np.abs(seen[False] - wanted).max() < 0.05

@@ -125,7 +125,9 @@ class ScriptedCallback(CoresetCallback):
         super().__init__(store, **arguments)
         self.script = script
 
-    def make_sampler(self, num_rows: int, num_samples: int | None = None) -> Any:
+    def make_sampler(
+        self, num_rows: int, num_samples: int | None = None, *, weighs: bool = False
+    ) -> Any:
         ids = [f"id-{row:03d}" for row in range(num_rows)]
         sampler = ScriptedSampler(self.store, ids, num_samples=len(self.script))
         sampler.script = self.script

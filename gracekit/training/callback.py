@@ -59,7 +59,9 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             a few samples more than were trained on.
         check_steps: with `follow="step"`, look for a new version every so many steps.
         weigh_loss: whether a row's weight is a factor of its loss, as docs/training.md says; takes
-            `CoresetTrainerMixin`, and without it is a warning where the weights are not all alike.
+            `CoresetTrainerMixin`. Without it, or with False, what is drawn anew is drawn whatever
+            the norms are, so that rows may count alike; the version's own coreset
+            (`redraw="never"`) is a warning where its weights are not all alike.
         loss: what the trainer's loss is an average over, `tokens` or `samples`; default: what the
             recipe of the version said (`scoring.loss`).
 
@@ -113,8 +115,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._batch_size = 0  # of all ranks together
         self._logged_step = -1
 
-    def make_sampler(self, num_rows: int, num_samples: int | None = None) -> CoresetSampler | None:
-        """A sampler for so many rows; None, with a warning, when the ids do not fit them."""
+    def make_sampler(
+        self, num_rows: int, num_samples: int | None = None, *, weighs: bool = False
+    ) -> CoresetSampler | None:
+        """A sampler for so many rows; None, with a warning, when the ids do not fit them.
+
+        Args:
+            num_rows: of the trainer's dataset.
+            num_samples: draws an epoch.
+            weighs: whether weights reach the loss.
+        """
         if self.sample_ids is not None and len(self.sample_ids) != num_rows:
             logger.warning(
                 "the trainer's dataset has %d rows but %d sample_ids were given (rows were "
@@ -132,6 +142,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             follow=self.follow,
             wait_s=self.wait_s,
             redraw=self.redraw,
+            weighs=weighs,
         )
 
     def on_train_begin(
@@ -292,6 +303,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             self.units.learn(
                 {turn.version for turn in turns if turn.epoch == self.sampler.epoch},
                 reach_loss=self._reaches_loss or self.mode == "weighted",
+                drawn_alike=self.sampler.is_drawn_anew,
                 speaks=state.is_world_process_zero,
             )
 
@@ -332,7 +344,9 @@ class CoresetTrainerMixin(WeighedTrainer):
         for callback in self.callback_handler.callbacks:
             num_rows = _num_rows(dataset)
             if isinstance(callback, CoresetCallback) and num_rows is not None:
-                sampler = callback.make_sampler(num_rows, callback.num_samples)
+                sampler = callback.make_sampler(
+                    num_rows, callback.num_samples, weighs=callback.weigh_loss
+                )
                 if sampler is not None:
                     return sampler
         return super()._get_train_sampler(train_dataset)  # type: ignore[misc]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gracekit.draw.along import draw_along
-from gracekit.draw.over_time import conditional, to_totals
+from gracekit.draw.over_time import next_shares
 from gracekit.types import Bool, Draw, DrawState, Float32, Float64, Int32, Int64, Rows
 
 _SAME = 1e-9
@@ -32,15 +32,20 @@ class Chances:
     """Rows that were used so often are not drawn again."""
 
     @classmethod
-    def of(cls, draw: Draw, rows: Int64, max_uses: int | None) -> Chances:
+    def of(cls, draw: Draw, rows: Int64, max_uses: int | None, *, weighs: bool = True) -> Chances:
         """Of a version's draw.
 
         Args:
             draw: Of all rows of the store.
             rows: [n] the store's row of each row of the trainer's dataset; -1: it has none.
             max_uses: Most uses of a row.
+            weighs: Whether the trainer multiplies a row's loss by its weight. Where it does not,
+                rows are drawn in proportion to what is to be trained on, which is weight times
+                probability, and count alike.
         """
         known = rows >= 0
+        if not weighs:
+            draw = _alike(draw)
         return cls(
             probabilities=np.where(known, draw.probabilities[rows], 0),
             weights=np.where(known, draw.weights[rows], 0).astype(np.float32),
@@ -99,11 +104,22 @@ class Chances:
             int64 [b] drawn, ascending; [n] how likely each was, whatever came before; [n] weights.
         """
         probabilities, weights = self.among(self.allowed(state.uses))
-        shares = to_totals(conditional(state, probabilities), probabilities, self.parts)
+        shares = next_shares(state, probabilities, self.parts)
         rows = draw_along(shares, self.places, self.parts, rng)
         if not len(rows):  # less than a row was to be drawn
             rows = np.array([np.argmax(shares)])
         return rows, probabilities, weights
+
+
+def _alike(draw: Draw) -> Draw:
+    """The draw with the same totals whose rows all have the weight 1."""
+    wanted = draw.weights.astype(np.float64) * draw.probabilities
+    probabilities = np.zeros(len(wanted))
+    for part in np.unique(draw.parts[wanted > 0]):
+        rows = np.flatnonzero((draw.parts == part) & (wanted > 0))
+        probabilities[rows] = _scaled(wanted[rows], float(draw.probabilities[rows].sum()))
+    weights = (probabilities > 0).astype(np.float32)
+    return replace(draw, probabilities=probabilities, weights=weights)
 
 
 def _scaled(sizes: Float64, total: float) -> Float64:

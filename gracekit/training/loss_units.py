@@ -59,13 +59,16 @@ class LossUnits:
         """None for a version that was not learned."""
         return self._known.get(version)
 
-    def learn(self, versions: set[int], *, reach_loss: bool, speaks: bool) -> None:
+    def learn(
+        self, versions: set[int], *, reach_loss: bool, drawn_alike: bool, speaks: bool
+    ) -> None:
         """Read what is not known yet; all ranks must call it at the same time.
 
         Args:
             versions: that are trained on; 0 is the whole dataset.
             reach_loss: whether weights get into the loss; where they do not, the first version that
                 has some is a warning.
+            drawn_alike: whether rows are drawn so that they may count alike.
             speaks: whether it is this rank that warns.
         """
         new = versions - self._known.keys()
@@ -75,7 +78,13 @@ class LossUnits:
         if reach_loss or self._said or not any(self._known[v].has_weights for v in new):
             return
         self._said = True
-        if speaks:
+        if speaks and drawn_alike:
+            logger.info(
+                "weights do not reach the loss, so rows are drawn whatever their norms are and "
+                "count alike; with `class MyTrainer(CoresetTrainerMixin, Trainer)` the draw and "
+                "the loss go by the norms (docs/training.md)"
+            )
+        elif speaks:
             logger.warning(
                 "the coreset's weights do not reach the loss: it takes `class MyTrainer("
                 "CoresetTrainerMixin, Trainer)`. %s",

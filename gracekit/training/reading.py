@@ -37,11 +37,13 @@ class VersionReader:
         seed: int,
         mode: Mode,
         redraw: Redraw,
+        weighs: bool = True,
     ) -> None:
         self._store, self._dataset, self._lease = store, dataset, lease
         self._seed: int = seed
         self._mode: Mode = mode
         self._redraw: Redraw = redraw
+        self._weighs = weighs
         self._warned: set[str] = set()
 
     def read(self, version: int) -> Stream | None:
@@ -55,6 +57,7 @@ class VersionReader:
                 seed=self._seed,
                 mode=self._mode,
                 redraw=self._redraw,
+                weighs=self._weighs,
                 warn=self.warn_once,
             )
         except GracekitError as error:
@@ -91,6 +94,7 @@ def read_stream(
     seed: int,
     mode: Mode,
     redraw: Redraw,
+    weighs: bool,
     warn: Callable[[str], None],
 ) -> Stream:
     """The stream of a version.
@@ -102,6 +106,7 @@ def read_stream(
         seed: Of the order.
         mode: Whether samples are repeated by weight.
         redraw: When the coreset is drawn anew, where probabilities are known.
+        weighs: Whether weights reach the trainer's loss (`Chances.of`).
         warn: Told of what does not keep the version from being used.
 
     Raises:
@@ -149,7 +154,9 @@ def read_stream(
             "`gracekit verify`"
         )
         return stream
-    chances = Chances.of(draw, where.rows, coreset.view.max_uses)
+    chances = Chances.of(
+        draw, where.rows, coreset.view.max_uses, weighs=weighs or mode == "weighted"
+    )
     num_absent = int((draw.probabilities > 0).sum() - (chances.probabilities > 0).sum())
     if num_absent:
         warn(

@@ -68,6 +68,10 @@ class CoresetSampler:
         redraw: draw anew whenever a draw was gone over once (`pass`), at each `epoch`, where a draw
             is gone over again when the epoch is longer, or `never`: the version's own coreset.
             Versions without probabilities are always their own coreset.
+        weighs: whether the loss of each position is multiplied by its weight (`.weight`). With
+            False what is drawn anew is drawn in proportion to what is to be trained on, whatever
+            the norms are, and all weights are 1: without weights in the loss, rows drawn by norm
+            would teach what they were drawn for.
 
     Raises:
         RecipeError: an argument is not one of the above or out of range.
@@ -84,6 +88,7 @@ class CoresetSampler:
         follow: Follow = "epoch",
         wait_s: float = 0.0,
         redraw: Redraw = "pass",
+        weighs: bool = True,
     ) -> None:
         num_rows = dataset if isinstance(dataset, int) else len(dataset)
         if num_rows < 1:
@@ -116,6 +121,7 @@ class CoresetSampler:
             seed=seed,
             mode=mode,
             redraw=redraw,
+            weighs=weighs,
         )
         self._epochs = Epochs(whole_dataset(num_rows, seed), self.num_samples, self._versions)
         self._run: str | None = None
@@ -143,6 +149,11 @@ class CoresetSampler:
     def version(self) -> int:
         """Version that is drawn from now; 0 is the whole dataset."""
         return self._epochs.log[-1].version if self._epochs.log else 0
+
+    @property
+    def is_drawn_anew(self) -> bool:
+        """Whether draws are made here from the present version's probabilities."""
+        return self._epochs.streams[self.version].chances is not None
 
     @property
     def step(self) -> int:
