@@ -20,9 +20,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
-from gracekit import Coreset, Recipe
+from gracekit import Coreset, Recipe, sql
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -150,9 +151,11 @@ def gracekit(*arguments: str) -> None:
 
 
 def check_drawn_samples(drawn: Path, store: Path, num_epochs: int) -> None:
-    """Compare the sample ids that the trainer drew in each epoch with the manifests.
+    """Compare the sample ids that the trainer drew in each epoch with the versions.
 
-    The first epoch has no coreset yet; epoch 2 must have trained on version 1, and so on.
+    The first epoch has no coreset yet; epoch 2 must have trained on version 1, and so on. A trainer
+    draws anew from a version's probabilities; no sample may come twice in an epoch, nor before its
+    turn: over all versions it was drawn as often as its probabilities add up to, to less than two.
     """
     epochs = [json.loads(line) for line in drawn.read_text(encoding="utf-8").splitlines()]
     versions = [epoch["version"] for epoch in epochs]
@@ -160,14 +163,38 @@ def check_drawn_samples(drawn: Path, store: Path, num_epochs: int) -> None:
         sys.exit(f"expected the epochs to train on no coreset and then on versions 1 to "
                  f"{num_epochs - 1}; found {versions}")  # fmt: skip
     show(f"Epoch 1 drew {len(set(epochs[0]['positions'])):,} distinct samples of the whole data.")
+    drawn_before: set[str] = set()
+    balance: Counter[str] = Counter()
     for epoch in epochs[1:]:
-        ids = set(epoch["sample_ids"])
-        outside = ids - set(Coreset.load(store, version=epoch["version"]).sample_ids)
+        ids, probabilities = epoch["sample_ids"], inclusion_probabilities(store, epoch["version"])
+        outside = {name for name in ids if not probabilities.get(name)}
         if outside or not ids:
-            sys.exit(f"epoch {epoch['epoch']} drew {len(ids)} samples, {len(outside)} of them not "
-                     f"in version {epoch['version']}")  # fmt: skip
-        show(f"Epoch {epoch['epoch']} drew {len(ids):,} distinct samples, all of them in version "
-             f"{epoch['version']}.")  # fmt: skip
+            sys.exit(
+                f"epoch {epoch['epoch']} drew {len(ids)} samples, {len(outside)} of them not to "
+                f"be drawn from version {epoch['version']}"
+            )
+        share = len(ids) / sum(probabilities.values())
+        balance.update({name: share * p for name, p in probabilities.items()})
+        balance.subtract(ids)
+        show(
+            f"Epoch {epoch['epoch']} drew {len(set(ids)):,} distinct samples by the probabilities "
+            f"of version {epoch['version']}, {len(set(ids) - drawn_before):,} of them for the "
+            "first time."
+        )
+        drawn_before |= set(ids)
+    name, most = max(balance.items(), key=lambda item: abs(item[1]))
+    if abs(most) >= 2:
+        sys.exit(f"{name!r} was not drawn as often as its probabilities say: {most:+.2f} are owed")
+
+
+def inclusion_probabilities(store: Path, version: int) -> dict[str, float]:
+    """How likely each sample was; 1 for those of the coreset where a selector draws none."""
+    query = f"SELECT sample_id, inclusion_probability FROM draws WHERE version = {version}"
+    table = sql(store, query).to_arrow()
+    found = dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    if any(value is not None for value in found.values()):
+        return found
+    return dict.fromkeys(Coreset.load(store, version=version).sample_ids.tolist(), 1.0)
 
 
 def clear(run_dir: Path, store: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -50,9 +51,14 @@ def test_every_epoch_trained_on_its_version(run_dir: Path) -> None:
     for epoch in epochs:
         assert len(epoch["positions"]) == 24
         if epoch["version"] is not None:
-            coreset = Coreset.load(run_dir / "store", version=epoch["version"])
-            assert set(epoch["sample_ids"]) <= set(coreset.sample_ids)
-            assert set(epoch["positions"]) <= set(coreset.source_rows.tolist())
+            drawn = Store.open(run_dir / "store").drawn(epoch["version"])
+            assert drawn is not None and drawn.draw is not None
+            samples = Store.open(run_dir / "store").samples(epoch["version"])
+            row_of = {name: row for row, name in enumerate(samples.sample_ids.tolist())}
+            rows = np.array([row_of[name] for name in epoch["sample_ids"]])
+            assert (drawn.draw.probabilities[rows] > 0).all()
+            assert samples.source_rows[rows].tolist() == epoch["positions"]
+            assert len(set(rows.tolist())) == len(rows)
 
 
 def test_the_first_version_measures_all_and_later_ones_a_part(run_dir: Path) -> None:
@@ -72,7 +78,7 @@ def test_it_says_what_a_newcomer_wants_to_know(run_dir: Path) -> None:
         "epoch 2 trains on coreset version 1",
         "version 1 · step",
         "audit corr",
-        "all of them in version 1",
+        "distinct samples by the probabilities of version 1",
         "rows (jsonl)",
         "mean_loss",
         "Where to look next",
