@@ -18,6 +18,7 @@ from gracekit.samples.raw import (
 from gracekit.samples.sources import data_stamp
 from gracekit.samples.tokens import (
     TokenTable,
+    can_be_trl,
     earlier_tokens_key,
     sample_table,
     tokenize,
@@ -31,6 +32,7 @@ __all__ = [
     "RawSamples",
     "Skipped",
     "TokenTable",
+    "can_be_trl",
     "data_stamp",
     "earlier_tokens_key",
     "load_samples",

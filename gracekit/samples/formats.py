@@ -14,7 +14,7 @@ import difflib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
@@ -43,6 +43,10 @@ __all__ = [
 ]
 
 
+GivenAs = Literal["chat", "text", "strings", "lists", "several columns"]
+"""Of a row: one conversation; a plain text; a prompt and a completion, as strings or as lists of
+messages; or a prompt that is put together from several columns."""
+
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 
 
@@ -57,6 +61,10 @@ class Conversation:
     """Plain text: one message without a role, to be used as it is."""
     tools: list[Json] | None = None
     """What the assistant may call, as JSON schemas for the chat template; None: nothing."""
+    given_as: GivenAs = "chat"
+    """What the row held; trainers treat a prompt and its completion in ways of their own."""
+    num_prompt_messages: int = 0
+    """Of a prompt and a completion that are lists of messages: those of the prompt."""
 
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""
@@ -162,7 +170,8 @@ class Format:
                 else "no message of the assistant carries loss (weight 0)"
             )
         tools = _tools(asked, is_chat="messages" in self.required)
-        return Conversation(messages=tuple(messages), is_text=is_text, tools=tools)
+        given_as, num_prompt = _given_as(asked, self.required)
+        return Conversation(tuple(messages), is_text, tools, given_as, num_prompt)
 
     def with_names(self, named: Mapping[str, str]) -> Format:
         """The same, with the given columns for what they are said to hold."""
@@ -177,6 +186,18 @@ def _require_text_only(row: Json) -> None:
     for name in MEDIA_COLUMNS:
         if row.get(name):
             raise MalformedRowError(f"the row has {name}; only text is read")
+
+
+def _given_as(row: Row, required: tuple[str, ...]) -> tuple[GivenAs, int]:
+    """`Conversation.given_as` and `num_prompt_messages`."""
+    if "prompt" not in required:
+        return ("text" if "text" in required else "chat"), 0
+    prompt, response = row.get("prompt"), row.get("response")
+    if any(row.get(more) for more in ("system", "history", "input") if more in row.names):
+        return "several columns", 0
+    if isinstance(prompt, list) and isinstance(response, list):
+        return "lists", len(row.messages("prompt"))
+    return "strings", 0
 
 
 def _tools(row: Row, *, is_chat: bool) -> list[Json] | None:
