@@ -159,6 +159,15 @@ def tokenize(
     return table
 
 
+def rendered_tokens(
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, data: DataSection
+) -> list[tuple[Int32, Bool]]:
+    """(ids, loss mask) of each, as `tokenize` makes them; raises `DataError` where it cannot."""
+    renderer = Renderer(tokenizer, data)
+    rendered = [renderer.render(conversation) for conversation in conversations]
+    return Encoder(tokenizer).encode(rendered, data.max_length)
+
+
 def can_be_trl(raw: RawSamples, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether TRL's `SFTTrainer` could read rows of this kind with this tokenizer."""
     given_as = raw.records[0].given_as
