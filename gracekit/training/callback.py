@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
 from gracekit.training.coreset import Coreset
+from gracekit.training.first_rows import FirstRows
 from gracekit.training.sampler import CoresetSampler, Follow, Mode, check_choice
 
 logger = logging.getLogger("gracekit.training")
@@ -85,6 +86,19 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler: CoresetSampler | None = None
         """The sampler in use; None while nothing is trained or when it could not be installed."""
         self._num_noted = 0
+        self._first_rows = FirstRows(self.store)
+
+    def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
+        """Compare the first rows with what was measured; a difference is a warning.
+
+        Rows that do not stand where the data has them are told by their tokens.
+        """
+        found = self._first_rows.check(dataset, collate, tokenizer, self.sample_ids)
+        if found is None or (self.sample_ids is not None and len(self.sample_ids) == len(found)):
+            return
+        self.sample_ids = found
+        if self.sampler is not None:
+            self.sampler.dataset_ids = found
 
     def make_sampler(self, num_rows: int, num_samples: int | None = None) -> CoresetSampler | None:
         """A sampler for so many rows; None, with a warning, when the ids do not fit them."""
@@ -110,6 +124,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
     ) -> None:
         """Put the sampler into the data loader; a resumed run gets its version log back."""
+        self._tell_rows(train_dataloader, kwargs)
         self.sampler = self._install(train_dataloader)
         if self.sampler is None:
             return
@@ -130,6 +145,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Take the newest version and say so."""
         if self.sampler is None:
             return
+        self._tell_rows(kwargs.get("train_dataloader"), kwargs)
         self.sampler.set_epoch(_epoch(state))
         self._note(state)
         if state.is_world_process_zero:
@@ -165,6 +181,11 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Leave the versions that were trained on to `gracekit gc`."""
         if self.sampler is not None:
             self.sampler.release()
+
+    def _tell_rows(self, loader: Any, given: dict[str, Any]) -> None:
+        if loader is not None:
+            tokenizer = given.get("processing_class")
+            self.tell_rows(getattr(loader, "dataset", None), loader.collate_fn, tokenizer)
 
     def _install(self, loader: Any) -> CoresetSampler | None:
         """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
@@ -230,6 +251,8 @@ class CoresetTrainerMixin:
         for callback in self.callback_handler.callbacks:
             num_rows = _num_rows(dataset)
             if isinstance(callback, CoresetCallback) and num_rows is not None:
+                collate = getattr(self, "data_collator", None)
+                callback.tell_rows(dataset, collate, getattr(self, "processing_class", None))
                 sampler = callback.make_sampler(num_rows, callback.num_samples)
                 if sampler is not None:
                     return sampler
