@@ -30,7 +30,12 @@ class Mend(NamedTuple):
 
 
 def find_mend(
-    measured: Measured, rows: Sequence[int], fed: Sequence[FedRow], tokenizer: Any
+    measured: Measured,
+    rows: Sequence[int],
+    fed: Sequence[FedRow],
+    tokenizer: Any,
+    *,
+    longest: int,
 ) -> Mend | None:
     """Settings under which most of the samples have the tokens that the trainer feeds.
 
@@ -39,6 +44,7 @@ def find_mend(
         rows: Rows of the store that differ.
         fed: What the trainer has for each.
         tokenizer: The trainer's.
+        longest: Tokens of the longest row of the trainer's that differs, tried or not.
 
     Returns:
         None where no settings help, or the data cannot be read.
@@ -62,9 +68,10 @@ def find_mend(
             if (length := _max_length(ours, theirs, settings.max_length)) is not None
         ]
         if mended and (best is None or len(mended) > best.num_mended):
-            longest = max(mended)
-            if longest != settings.max_length:
-                changes = [*changes, f"data.max_length: {longest}"]
+            length = max(mended)
+            if length != settings.max_length:
+                length = max(length, longest) if length > settings.max_length else length
+                changes = [*changes, f"data.max_length: {length}"]
             best = Mend(", ".join(changes), len(mended), len(read))
     return best if best is not None and best.settings else None
 

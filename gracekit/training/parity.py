@@ -55,6 +55,9 @@ def check_rows(
         matched = match(rows, measured)
         by_content = int((matched.rows >= 0).sum())
         by_place = 0 if store_rows is None else _num_same(matched, measured, store_rows)
+        if store_rows is not None:  # rows that one side cuts, but where they should be
+            is_in_place = (matched.rows < 0) | (matched.rows == store_rows)
+            by_place = by_content if is_in_place.all() else by_place
         if by_content > by_place:
             store_rows, matched_by = matched.rows, "content"
             ids = _ids_by_content(matched, measured)
@@ -252,7 +255,13 @@ def _advice(differences: list[_Different], measured: Measured, tokenizer: Any) -
     first = differences[:MOST_SHOWN]
     doubled = _begins_twice(first[0])
     if tokenizer is not None:
-        mend = find_mend(measured, [d.row for d in first], [d.fed for d in first], tokenizer)
+        mend = find_mend(
+            measured,
+            [d.row for d in first],
+            [d.fed for d in first],
+            tokenizer,
+            longest=max(len(d.fed.ids) for d in differences),
+        )
         if mend is not None:
             how_many = "all rows" if mend.num_mended == mend.num_tried else "rows"
             return (
