@@ -12,7 +12,7 @@ import yaml
 from gracekit.errors import RecipeError
 from gracekit.files import write_text_atomic
 from gracekit.recipe import Recipe
-from gracekit.samples import load_samples
+from gracekit.samples import RawSamples, load_samples, rendered_beginning
 from gracekit.tabular import ShortRepr
 from gracekit.types import Json
 
@@ -29,6 +29,7 @@ data:
   id_column: {id_column}         # unique ids; null: a hash of the content
   group_column: {group_column}      # source, task or category of a sample
   max_length: 1024          # longest token sequence, as in your trainer
+  rendering: auto           # auto | chat | plain | trl: whose tokens and loss are meant
   loss_on: auto             # auto | response | all: the tokens that your trainer puts loss on
 
 store: {store}       # everything gracekit knows lives here
@@ -78,6 +79,10 @@ retention:
 """
 
 
+LOOKED_AT = 256
+"""Rows of which it is told whether they are rendered already."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FirstRecipe(ShortRepr):
     """The recipe that was written, and what was found in the data."""
@@ -91,6 +96,9 @@ class FirstRecipe(ShortRepr):
     """The first of them and why; None: every row can be used."""
     format: str
     groups: tuple[str, ...]
+    rendered_already: str | None = None
+    """A warning about texts that a chat template was applied to before; None: the first rows are
+    none."""
 
     def to_json(self) -> Json:
         """As a JSON object."""
@@ -100,6 +108,7 @@ class FirstRecipe(ShortRepr):
             "num_skipped": self.num_skipped,
             "format": self.format,
             "groups": list(self.groups),
+            "rendered_already": self.rendered_already,
         }
 
 
@@ -162,6 +171,19 @@ def write_first_recipe(
         first_skipped=None if first is None else f"row {first.source_row}: {first.reason}",
         format=raw.format,
         groups=tuple(raw.group_names),
+        rendered_already=_rendered_already(raw),
+    )
+
+
+def _rendered_already(raw: RawSamples) -> str | None:
+    looked_at = raw.records.take(range(min(len(raw), LOOKED_AT)))
+    found = [token for c in looked_at if (token := rendered_beginning(c)) is not None]
+    if not found:
+        return None
+    return (
+        f"{len(found)} of the first {len(looked_at)} texts begin with {found[0]}, as if a chat "
+        "template had been applied to them: the trainer may put the beginning of a sequence there "
+        "a second time, or a template around it. Compare its tokens with `gracekit check`"
     )
 
 

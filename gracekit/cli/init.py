@@ -70,6 +70,8 @@ def init(
                 f"{count_of(found.num_skipped, 'row')} cannot be used, the first is "
                 f"{found.first_skipped} (--strict lists them)"
             )
+        if found.rendered_already is not None:
+            out.line(found.rendered_already)
         out.line(f"wrote {output}; next: gracekit watch CHECKPOINT_DIR")
 
     out.show(found, print_text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,15 @@ from gracekit.types import Int64, Rows
 
 MOST_SHOWN = 5
 """Differences that are told in full."""
+PACKED = (
+    "the trainer's dataset is packed: a row holds several samples, so none can be drawn by itself. "
+    "Train without packing, or on an export"
+)
+NOT_TOLD = (
+    "the trainer's dataset has {:,} rows and the data {:,}, so rows are not told by position; nor "
+    "by their tokens, since none of them is that of a sample. Give the sample id of each row, or "
+    "make the tokens equal"
+)
 NOT_IN_STORE = "(trainer row {}: not in the store)"
 
 
@@ -44,43 +53,58 @@ def check_rows(
     positions = np.arange(len(rows))
     if most is not None and len(rows) > most:
         positions = np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))
-    problems: list[str] = []
-    given = _given_rows(rows, measured, sample_ids)
-    store_rows = given
-    if given is None and len(rows) == measured.samples.num_source_rows:
-        store_rows = np.array([measured.row_at.get(p, -1) for p in range(len(rows))], np.int64)
-    if store_rows is not None and _same_ids(rows, measured, positions, store_rows):
-        matched_by, ids = "sample_ids" if given is not None else "position", None
-    else:
-        matched = match(rows, measured)
-        by_content = int((matched.rows >= 0).sum())
-        by_place = 0 if store_rows is None else _num_same(matched, measured, store_rows)
-        if store_rows is not None:  # rows that one side cuts, but where they should be
-            is_in_place = (matched.rows < 0) | (matched.rows == store_rows)
-            by_place = by_content if is_in_place.all() else by_place
-        if by_content > by_place:
-            store_rows, matched_by = matched.rows, "content"
-            ids = _ids_by_content(matched, measured)
-            problems += _told(matched, measured, len(rows), is_wrong_place=given is None)
-        else:
-            matched_by, ids = "position" if given is None else "sample_ids", None
-            problems += _why_not(rows, measured, matched, store_rows)
-            matched_by = matched_by if store_rows is not None else "nothing"
-    if store_rows is None:
-        store_rows = np.full(len(rows), -1, np.int64)
-    compared, differences = _compare(rows, measured, positions, store_rows)
+    told = _tell(rows, measured, positions, sample_ids)
+    compared, differences = _compare(rows, measured, positions, told.rows)
     return TokenCheck(
         num_rows=len(rows),
         num_samples=len(measured.rows),
         num_compared=compared,
         num_different=len(differences),
-        matched_by=matched_by,
-        num_matched=int((store_rows >= 0).sum()),
+        matched_by=told.by,
+        num_matched=int((told.rows >= 0).sum()),
         differences=tuple(_shown(differences, measured, tokenizer)),
         advice=_advice(differences, measured, tokenizer),
-        problems=tuple(problems),
-        sample_ids=ids,
+        problems=tuple(told.problems),
+        sample_ids=told.ids,
     )
+
+
+class _Told(NamedTuple):
+    """Which sample each row of the trainer's dataset is."""
+
+    rows: Rows
+    """[m] row of the store; -1: none, or not to be told."""
+    by: str
+    ids: list[str] | None
+    problems: list[str]
+
+
+def _tell(
+    rows: TrainerRows, measured: Measured, positions: Int64, sample_ids: Sequence[Any] | None
+) -> _Told:
+    placed, by = _given_rows(rows, measured, sample_ids), "sample_ids"
+    is_given = placed is not None
+    if placed is None and len(rows) == measured.samples.num_source_rows:
+        placed = np.array([measured.row_at.get(p, -1) for p in range(len(rows))], np.int64)
+        by = "position"
+    if placed is not None and _same_ids(rows, measured, positions, placed):
+        return _Told(placed, by, None, [])
+    matched = match(rows, measured)
+    is_found = matched.rows >= 0
+    odd = np.flatnonzero(~is_found | (matched.lengths > measured.lengths[matched.rows]))
+    if len(odd) * 2 > len(rows) and is_packed(rows, measured, odd[:MOST_SHOWN].tolist()):
+        nothing = np.full(len(rows), -1, np.int64)
+        return _Told(nothing, "nothing", None, [PACKED])
+    if placed is None:
+        if not is_found.any():
+            why = NOT_TOLD.format(len(rows), measured.samples.num_source_rows)
+            return _Told(matched.rows, "nothing", None, [why])
+    elif not is_found.any() or (matched.rows == placed)[is_found].all():
+        return _Told(placed, by, None, [])  # where they should be, with other tokens
+    elif is_found.sum() <= _num_same(matched, measured, placed):
+        return _Told(placed, by, None, [])
+    problems = _described(matched, measured, len(rows), is_wrong_place=not is_given)
+    return _Told(matched.rows, "content", _ids_by_content(matched, measured), problems)
 
 
 def _given_rows(
@@ -114,7 +138,7 @@ def _ids_by_content(matched: Matched, measured: Measured) -> list[str]:
     ]
 
 
-def _told(
+def _described(
     matched: Matched, measured: Measured, num_rows: int, *, is_wrong_place: bool
 ) -> list[str]:
     """What became of rows that were brought together by their tokens."""
@@ -151,26 +175,6 @@ def _told(
                 f"{int(np.argmax(places))}); they are never drawn"
             )
     return told
-
-
-def _why_not(
-    rows: TrainerRows, measured: Measured, matched: Matched, store_rows: Rows | None
-) -> list[str]:
-    """Why rows are not matched by their tokens."""
-    odd = np.flatnonzero(matched.rows < 0)[:MOST_SHOWN]
-    if len(odd) and is_packed(rows, measured, odd.tolist()):
-        return [
-            "the trainer's dataset is packed: a row holds several samples, so none can be drawn "
-            "by itself. Train without packing, or on an export"
-        ]
-    if store_rows is None:
-        return [
-            f"the trainer's dataset has {len(rows):,} rows and the data "
-            f"{measured.samples.num_source_rows:,}, so rows are not told by position; nor by their "
-            f"tokens, since {int((matched.rows >= 0).sum()):,} of them are those of a sample. Give "
-            "the sample id of each row, or make the tokens equal"
-        ]
-    return []
 
 
 class _Different:
