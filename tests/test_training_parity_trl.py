@@ -113,8 +113,6 @@ def trainer(
     import trl
 
     if isinstance(rows, list):
-        file = folder / "for-trl.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         rows = datasets.Dataset.from_list(rows)
     if lora:
         import peft
@@ -191,9 +189,11 @@ def test_a_difference_is_told_with_the_setting_that_mends_it(
 def test_assistant_only_loss_follows_the_marks_of_the_template(kind: str, tmp_path: Path) -> None:
     rows = [KINDS[kind](i) for i in range(NUM_ROWS)]
     tokens = tokenizer()
-    made = trainer(tmp_path, rows, tokens, assistant_only_loss=True)
+    made = trainer(tmp_path, rows, tokens, assistant_only_loss=True, max_length=400)
     found = check_tokens(
-        made.train_dataset, recipe(tmp_path, rows, loss_on="response"), tokenizer=tokens
+        made.train_dataset,
+        recipe(tmp_path, rows, loss_on="response", max_length=400),
+        tokenizer=tokens,
     )
     assert found.ok, found.lines()
 
