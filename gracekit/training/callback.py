@@ -185,7 +185,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     def _tell_rows(self, loader: Any, given: dict[str, Any]) -> None:
         if loader is not None:
             tokenizer = given.get("processing_class")
-            self.tell_rows(getattr(loader, "dataset", None), loader.collate_fn, tokenizer)
+            collate = getattr(loader, "collate_fn", None)
+            self.tell_rows(getattr(loader, "dataset", None), collate, tokenizer)
 
     def _install(self, loader: Any) -> CoresetSampler | None:
         """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
