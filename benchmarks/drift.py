@@ -34,12 +34,14 @@ from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.gates import folds, share_that_helps
 from gracekit.propagation.kernel import Kernel
 from gracekit.recipe import Recipe
-from gracekit.types import Float32, Float64, Rows, SparseGraph
+from gracekit.types import Float32, Float64, Int32, Rows, SparseGraph
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.replay import SCORES, Link, Run, chain
 
 SELECTED = 0.15
+AUDITED = {"max_fraction": 1.0, "target_value": 0.0, "target_rank_correlation": 0.9}
+"""Measures until the audit says that importance is known so well."""
 
 
 # One refresh
@@ -65,6 +67,7 @@ class Before:
     unit: Float32
     graph: SparseGraph
     settings: Any
+    groups: Int32
 
     @classmethod
     def at(cls, run: Run, c: int, recipe: Recipe) -> Before:
@@ -81,6 +84,7 @@ class Before:
             unit=unit,
             graph=symmetric(index.graph),
             settings=recipe.propagation,
+            groups=run.samples.groups,
         )
 
 
@@ -99,6 +103,7 @@ def by_rule(rule: str) -> Callable[[Before, Rows, dict[str, Float32]], dict[str,
             usable=np.ones(len(before.unit), bool),
             settings=before.settings,
             seed=0,
+            groups=before.groups,
         ).values
 
     return carry
@@ -253,7 +258,7 @@ def draw(run: Run, path: Path) -> None:
     width, height, margin = 640, 330, 48
     lines: dict[str, list[float]] = {}
     for name in COLOURS:
-        refresh = {"max_fraction": 1.0} if name == "audit decides" else fixed(0.1)
+        refresh = AUDITED if name == "audit decides" else fixed(0.1)
         changes = CHAINS.get(name, {})
         links = chain(run, recipe(**{**changes, "refresh": refresh}))
         lines[name] = [1.0, *(link.rank_correlation["gradient-norm"] for link in links)]
@@ -324,7 +329,7 @@ def print_adaptive(run: Run) -> None:
     """The third: the budget as the audit asks, up to everything."""
     print("\n| step | measured | audit | true | stale | over all, audit | over all, true "
           "| objective kept |\n|--:|" + "--:|" * 7)  # fmt: skip
-    links = chain(run, recipe(refresh={"max_fraction": 1.0}))
+    links = chain(run, recipe(refresh=AUDITED))
     for link in links:
         print(
             f"| {link.step} | {link.cost:.0%} | {link.audit:.3f} | {link.unmeasured:.3f} "

@@ -10,8 +10,11 @@ mean over checkpoints, printed as a ratio to that of random draws of the same si
 exact ones, the graph is over hidden states, all else as the selectors have it by default, with the
 weights that each is given by default (`w`) or with equal ones (`u`). `tokens`: the trainer averages
 over the tokens of a batch, so that a row's part is its number of tokens times the gradient of its
-mean loss; `samples`: that gradient alone. `balanced, own norm` is given the norm of the row's part
-in that average.
+mean loss; `samples`: that gradient alone. The recipe's `scoring.loss` says which, so `balanced` has
+the norm of the row's part in that average. `balanced, redrawn`: drawn by a trainer from the
+version's probabilities, along the walk through the graph. `balanced, 10 % measured`: at each
+checkpoint but the first a refresh measures a tenth of the rows and carries the rest over, as a
+chain from the first checkpoint, where all are measured; the table leaves the first out.
 """
 
 from __future__ import annotations
@@ -23,24 +26,34 @@ from typing import Any, Literal
 
 import numpy as np
 
-from benchmarks.replay import Run
+from benchmarks.replay import Run, refreshed
+from gracekit.draw.along import draw_along
 from gracekit.graph import build_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
-from gracekit.recipe import GraphSection, ScoringSection, SelectionSection
+from gracekit.recipe import GraphSection, Recipe, ScoringSection, SelectionSection
 from gracekit.scores.importance import sample_importance
 from gracekit.selection import select
 from gracekit.types import Float64, Origin, ScoreTable
 
 Weights = Literal["uniform", "selector"] | None
 
-AVERAGES = ("tokens", "samples")
-NORM = "gradient-norm"
+Average = Literal["tokens", "samples"]
+AVERAGES: tuple[Average, ...] = ("tokens", "samples")
 WEIGHTS: dict[str, Weights] = {"w": None, "u": "uniform"}
 ONCE = ("coverage", "top", "bottom", "d2", "stratified", "craig", "k-center", "gradient-matching")
 """Selectors without chance: one coreset a checkpoint."""
 OWN = ("craig", "gradient-matching")
 """Selectors with weights of their own that are not the default."""
-ROWS = (*ONCE, "balanced, α 1", "balanced", "balanced, own norm")
+ROWS = (
+    *ONCE,
+    "balanced, α 1",
+    "balanced",
+    "balanced, redrawn",
+    "balanced, 20 % measured",
+    "balanced, 10 % measured",
+    "balanced, 5 % measured",
+)
+MEASURED = (0.2, 0.1, 0.05)
 
 
 @dataclass(frozen=True)
@@ -50,9 +63,11 @@ class Exact:
     inputs: SelectionInputs
     gradients: dict[str, Float64]
     """average -> [n, k²] each row's part in it, by its sketch"""
+    chained: dict[str, SelectionInputs]
+    """share measured in words -> what is known in a chain of refreshes; none at the first"""
 
     @classmethod
-    def of(cls, run: Run, c: int, sketches: Any) -> Exact:
+    def of(cls, run: Run, c: int, sketches: Any, chained: dict[str, SelectionInputs]) -> Exact:
         """Checkpoint c."""
         n, scoring = len(run.samples), ScoringSection()
         valid = np.ones(n, bool)
@@ -77,21 +92,16 @@ class Exact:
                 "samples": of_samples,
                 "tokens": of_samples * run.samples.num_response_tokens[:, None],
             },
+            chained=chained,
         )  # fmt: skip
 
-    def with_norms_of(self, average: str) -> SelectionInputs:
-        """The same, with the norms of the rows' parts in that average as the score."""
-        norms = np.linalg.norm(self.gradients[average], axis=1).astype(np.float32)
-        table = replace(self.inputs.scores, scores={**self.inputs.scores.scores, NORM: norms})
-        scoring = ScoringSection(length_correction="none")
-        return replace(self.inputs, scores=table, scoring=scoring)
-
     def errors(
-        self, name: str, weights: Weights, average: str, fraction: float, draws: int
+        self, name: str, weights: Weights, average: Average, fraction: float, draws: int
     ) -> Float64:
         """[draws] relative errors of the mean gradient; one without chance."""
         selector, _, kind = name.partition(", ")
-        inputs = self.with_norms_of(average) if kind == "own norm" else self.inputs
+        inputs = self.chained.get(kind, self.inputs)
+        inputs = replace(inputs, scoring=ScoringSection(loss=average))
         if weights is None and selector in OWN:
             weights = "selector"
         alpha = 1.0 if kind == "α 1" else SelectionSection().alpha
@@ -102,14 +112,44 @@ class Exact:
         mean = gradients.mean(axis=0)
         found = []
         for version in range(1, 2 if selector in ONCE else draws + 1):
-            chosen = select(settings, inputs, seed=0, version=version)
-            estimate = np.average(gradients[chosen.rows], axis=0, weights=chosen.weights)
+            if version == 1 or kind != "redrawn":
+                chosen = select(settings, inputs, seed=0, version=version)
+            rows, of_rows = chosen.rows, chosen.weights
+            if kind == "redrawn":
+                draw, rng = chosen.draw, np.random.default_rng(version)
+                assert draw is not None
+                rows = draw_along(draw.probabilities, draw.places, draw.parts, rng)
+                of_rows = draw.weights[rows] if weights is None else np.ones(len(rows), np.float32)
+            estimate = np.average(gradients[rows], axis=0, weights=of_rows)
             found.append(float(np.linalg.norm(estimate - mean) / np.linalg.norm(mean)))
         return np.array(found)
 
 
+def chained(run: Run, share: float) -> list[SelectionInputs | None]:
+    """What a chain of refreshes knows at each checkpoint; None at the first."""
+    recipe = Recipe.from_dict({
+        "data": {"path": "data/train.jsonl"},
+        "refresh": {"min_fraction": share, "max_fraction": share, "min_probe": 0},
+        "selection": {"selector": "random"},
+    })  # fmt: skip
+    last = refreshed(run, recipe, 0, None).as_last(None)
+    found: list[SelectionInputs | None] = [None]
+    for c in range(1, len(run.steps)):
+        after = refreshed(run, recipe, c, last)
+        last = after.as_last(last)
+        found.append(
+            SelectionInputs(
+                scores=after.scores,
+                samples=run.samples,
+                graph=after.graph,
+                features=after.features,
+            )
+        )
+    return found
+
+
 def ratios(
-    points: list[Exact], name: str, weights: Weights, average: str, fraction: float, draws: int,
+    points: list[Exact], name: str, weights: Weights, average: Average, fraction: float, draws: int,
     random: list[float],
 ) -> float:  # fmt: skip
     """Mean over checkpoints of the error relative to that of random draws."""
@@ -130,10 +170,16 @@ def main() -> None:
     run = Run.load(options.run, "hidden")
     with np.load(options.run) as file:
         sketches = file["sketch"]
-    points = [Exact.of(run, c, sketches) for c in range(len(run.steps))]
+    chains = {f"{share:.0%}".replace("%", " % measured"): chained(run, share) for share in MEASURED}
+    points = []
+    for c in range(len(run.steps)):
+        known = {name: chain[c] for name, chain in chains.items()}
+        there = {name: inputs for name, inputs in known.items() if inputs is not None}
+        points.append(Exact.of(run, c, sketches, there))
     fractions = [float(part) for part in options.fractions.split(",")]
     print(f"{len(run.samples)} samples, checkpoints at steps {run.steps.tolist()}, "
           f"{options.draws} draws")  # fmt: skip
+    draws = options.draws
     for average in AVERAGES:
         random = {
             fraction: [
@@ -149,12 +195,22 @@ def main() -> None:
         bases = " | ".join(f"| {np.mean(random[f]):.3f}" for f in fractions)
         print(f"| error of random draws {bases} | |")
         for name in ROWS:
+            first = 1 if name.endswith("measured") else 0
             cells = [
-                f"{ratios(points, name, w, average, f, options.draws, random[f]):.2f}"
+                f"{ratios(points[first:], name, w, average, f, draws, random[f][first:]):.2f}"
                 for f in fractions
                 for w in WEIGHTS.values()
             ]
             print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+        for name in points[-1].chained:
+            kept = []
+            for f in fractions:
+                of = [
+                    1 - ratios(points[1:], row, None, average, f, draws, random[f][1:])
+                    for row in (f"balanced, {name}", "balanced")
+                ]
+                kept.append(f"{of[0] / of[1]:.0%} | ")
+            print(f"| gain kept, {name} | " + " | ".join(kept) + " |", flush=True)
 
 
 if __name__ == "__main__":

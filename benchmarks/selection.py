@@ -27,14 +27,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
+from gracekit.draw.over_time import next_shares, settled
 from gracekit.draw.pivotal import draw_spread
-from gracekit.draw.probabilities import inclusion
+from gracekit.draw.probabilities import inclusion, with_shares
+from gracekit.draw.walk import RankedGraph, places_along
 from gracekit.graph import symmetric
 from gracekit.greedy import lazy_greedy
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import SelectionSection
 from gracekit.selection import SELECTORS, select
-from gracekit.types import KnnGraph, Origin, Rows, SampleTable, ScoreTable, SparseGraph
+from gracekit.types import DrawState, KnnGraph, Origin, Rows, SampleTable, ScoreTable, SparseGraph
 
 PEER_SIZES = (2_000, 5_000, 20_000)
 GROWTH = (10_000, 100_000, 1_000_000, 5_000_000)
@@ -192,15 +194,21 @@ def make_ring(n: int, seed: int = 0) -> SparseGraph:
 
 
 def time_draw(n: int) -> dict[str, float]:
-    """Probabilities and draw of `balanced`, in CPU seconds, and the memory that they took."""
+    """A draw of `balanced` that makes up for one before, in CPU seconds, and the memory it took."""
     graph, rng = make_ring(n), np.random.default_rng(1)
     order, sizes = rng.permutation(n), 0.25 + 0.75 * rng.lognormal(size=n)
     budget = int(BUDGETS["draw"] * n)
+    groups, used = np.zeros(n, np.int32), (rng.random(n) < BUDGETS["draw"]).astype(np.int32)
     before = reset_peak()
     started = time.process_time()
     chances = inclusion(sizes, budget=budget, order=order)
+    state = settled(DrawState.none(n), chances.probabilities, used)
+    shares = next_shares(state, chances.probabilities, groups)
+    now = with_shares(chances, shares, order=order, groups=groups)
     middle = time.process_time()
-    rows = draw_spread(graph, chances, order=order, seed=0)
+    ranked = RankedGraph.of(graph, order)
+    rows = draw_spread(ranked, now, seed=0)
+    places_along(ranked, groups)
     ended = time.process_time()
     assert len(rows) == budget
     return {

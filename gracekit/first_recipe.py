@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ import yaml
 
 from gracekit.errors import RecipeError
 from gracekit.files import write_text_atomic
-from gracekit.recipe import Recipe
-from gracekit.samples import RawSamples, load_samples, rendered_beginning
+from gracekit.recipe import DataSection, Recipe
+from gracekit.recipe.places import has_pattern
+from gracekit.samples import RawSamples, Skipped, load_samples
+from gracekit.samples.data_warnings import data_warnings
+from gracekit.samples.token_preview import TokenPreview, preview_tokens
 from gracekit.tabular import ShortRepr
 from gracekit.types import Json
 
@@ -28,10 +32,10 @@ data:
   roles: {roles}                 # what your chats call the roles: {{assistant: [bot]}}
   id_column: {id_column}         # unique ids; null: a hash of the content
   group_column: {group_column}      # source, task or category of a sample
-  max_length: 1024          # longest token sequence, as in your trainer
-  rendering: auto           # auto | chat | plain | trl: whose tokens and loss are meant
-  loss_on: auto             # auto | response | all: the tokens that your trainer puts loss on
-
+  max_length: {max_length}          # longest token sequence, as in your trainer
+  rendering: {rendering}           # auto | chat | plain | trl: whose tokens and loss are meant
+  loss_on: {loss_on}             # auto | response | all: the tokens that your trainer puts loss on
+{more}
 store: {store}       # everything gracekit knows lives here
 seed: 0
 
@@ -51,7 +55,7 @@ refresh:
   plan: random              # random | cover | grace | oldest: which rows a refresh measures
   min_fraction: 0.10        # share of the samples measured at each checkpoint
   max_fraction: 0.30        # ... and at most, while the audit misses the target
-  target_rank_correlation: 0.9
+  target_value: 0.75        # share of what perfect norms would gain that is enough
   full_every: 0             # measure everything at every so many versions; 0: never by count
   new_samples: budget       # budget | all: samples that joined the data, within max_fraction or not
   max_lost: 0.3             # more of the samples gone or changed from one version to the next is
@@ -61,10 +65,10 @@ propagation:
   rule: gated               # gated | grace | none
 
 selection:
-  selector: coverage        # or a baseline: random, top, ...: see docs/selection.md
+  selector: balanced        # or coverage, random, top, ...: see docs/selection.md
   fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
-  importance_weight: 0.5    # 0 only coverage, 1 only importance
-  churn_penalty: 0.0        # above 0 (try 0.1) a version changes only what is worth changing
+  alpha: 0.25               # share of the probability that all get alike; the rest by norms
+  redraw: fresh             # fresh | keep: rows take turns, or change as little as they can
   group_quota: none         # none | proportional | sqrt | equal | shares (with group_shares)
   group_minimum: 0          # samples of each group at least
   keep_groups_below: 0      # groups with fewer samples than this are taken whole
@@ -79,10 +83,6 @@ retention:
 """
 
 
-LOOKED_AT = 256
-"""Rows of which it is told whether they are rendered already."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FirstRecipe(ShortRepr):
     """The recipe that was written, and what was found in the data."""
@@ -94,34 +94,41 @@ class FirstRecipe(ShortRepr):
     """Rows of the data that cannot be used."""
     first_skipped: str | None
     """The first of them and why; None: every row can be used."""
+    skipped: tuple[tuple[str, int, int], ...]
+    """(reason, rows, the first of them) of rows that cannot be used, the commonest first."""
     format: str
     groups: tuple[str, ...]
-    rendered_already: str | None = None
-    """A warning about texts that a chat template was applied to before; None: the first rows are
-    none."""
+    warnings: tuple[str, ...]
+    """What is probably not meant: a sentence each."""
+    tokens: TokenPreview | None
+    """The first rows in tokens; None where no tokenizer was named."""
 
     def to_json(self) -> Json:
         """As a JSON object."""
-        return {
+        found: Json = {
             "recipe": self.recipe,
             "num_samples": self.num_samples,
             "num_skipped": self.num_skipped,
+            "skipped": [
+                {"reason": reason, "num_rows": count, "first_row": first}
+                for reason, count, first in self.skipped
+            ],
             "format": self.format,
             "groups": list(self.groups),
-            "rendered_already": self.rendered_already,
+            "warnings": list(self.warnings),
         }
+        if self.tokens is not None:
+            found["tokens"] = [row.to_json() for row in self.tokens.rows]
+        return found
 
 
 def write_first_recipe(
-    data: str,
+    data: str | Sequence[str],
     *,
     output: Path,
     store: str,
-    id_column: str | None,
-    group_column: str | None,
-    columns: Mapping[str, str],
-    roles: Mapping[str, Sequence[str]],
-    split: str,
+    tokenizer: Path | None,
+    keys: Mapping[str, Any],
     force: bool,
     strict: bool,
 ) -> FirstRecipe:
@@ -130,37 +137,17 @@ def write_first_recipe(
     Raises:
         RecipeError: The recipe exists, and `force` is not given, or a value is none for a recipe.
         DataError: The data cannot be read or used.
+        CheckpointError: There is no tokenizer in the directory.
     """
     if output.exists() and not force:
         raise RecipeError(f"{output} exists; choose another --output, or --force to replace it")
-    settings = Recipe.from_dict(
-        {
-            "data": {
-                "path": data,
-                "split": split,
-                "id_column": id_column,
-                "group_column": group_column,
-                "columns": dict(columns),
-                "roles": {role: list(names) for role, names in roles.items()},
-            }
-        },
-        name="the options given",
-    ).data
+    given = {name: value for name, value in keys.items() if value is not None}
+    paths = data if isinstance(data, str) else list(data)
+    content = {"data": {**given, "path": paths}}
+    settings = Recipe.from_dict(content, name="the options given").data
     raw = load_samples(settings, strict=strict)
-    num_groups = len(raw.group_names)
-    text = TEMPLATE.format(
-        name=_one_line(Path(data).name),
-        num_samples=f"{len(raw.sample_ids):,}",
-        groups_note=f" in {num_groups} groups" if settings.group_column else "",
-        path=_yaml(_from_recipe(data, output)),
-        split=_yaml(split),
-        format=_yaml(raw.format),
-        columns=_yaml(settings.columns.named),
-        roles=_yaml({role: list(names) for role, names in settings.roles.items()}),
-        id_column=_yaml(settings.id_column),
-        group_column=_yaml(settings.group_column),
-        store=_yaml(store),
-    )
+    tokens = _preview(raw, settings, tokenizer) if tokenizer is not None else None
+    text = _recipe_text(settings, raw, output, store)
     write_text_atomic(output, text)
     Recipe.load(output)
     first = raw.skipped[0] if raw.skipped else None
@@ -169,28 +156,56 @@ def write_first_recipe(
         num_samples=len(raw.sample_ids),
         num_skipped=len(raw.skipped),
         first_skipped=None if first is None else f"row {first.source_row}: {first.reason}",
+        skipped=_by_reason([*raw.skipped, *(tokens.unrendered if tokens else ())]),
         format=raw.format,
         groups=tuple(raw.group_names),
-        rendered_already=_rendered_already(raw),
+        warnings=tuple(data_warnings(raw, settings, tokens)),
+        tokens=tokens,
     )
 
 
-def _rendered_already(raw: RawSamples) -> str | None:
-    looked_at = raw.records.take(range(min(len(raw), LOOKED_AT)))
-    found = [token for c in looked_at if (token := rendered_beginning(c)) is not None]
-    if not found:
-        return None
-    return (
-        f"{len(found)} of the first {len(looked_at)} texts begin with {found[0]}, as if a chat "
-        "template had been applied to them: the trainer may put the beginning of a sequence there "
-        "a second time, or a template around it. Compare its tokens with `gracekit check`"
+def _preview(raw: RawSamples, data: DataSection, directory: Path) -> TokenPreview:
+    from gracekit.checkpoints.model import read_tokenizer
+
+    return preview_tokens(raw, read_tokenizer(directory), data)
+
+
+def _by_reason(skipped: Sequence[Skipped]) -> tuple[tuple[str, int, int], ...]:
+    counts = Counter(row.reason for row in skipped)
+    firsts = {row.reason: row.source_row for row in reversed(skipped)}
+    return tuple((reason, count, firsts[reason]) for reason, count in counts.most_common())
+
+
+def _recipe_text(settings: DataSection, raw: RawSamples, output: Path, store: str) -> str:
+    num_groups = len(raw.group_names)
+    places = [_from_recipe(place, output) for place in settings.places]
+    return TEMPLATE.format(
+        name=_one_line(Path(settings.places[0]).name + ", …" * (len(places) > 1)),
+        num_samples=f"{len(raw.sample_ids):,}",
+        groups_note=f" in {num_groups} groups" if settings.group_column else "",
+        path=_yaml(places[0] if len(places) == 1 else places),
+        split=_yaml(settings.split),
+        format=_yaml(raw.format),
+        columns=_yaml(settings.columns.named),
+        roles=_yaml({role: list(names) for role, names in settings.roles.items()}),
+        id_column=_yaml(settings.id_column),
+        group_column=_yaml(settings.group_column),
+        max_length=settings.max_length,
+        rendering=settings.rendering,
+        loss_on=settings.loss_on,
+        more="".join(
+            f"  {name}: {_yaml(value)}\n"
+            for name, value in settings.model_dump(mode="json", exclude_defaults=True).items()
+            if f"\n  {name}: " not in TEMPLATE
+        ),
+        store=_yaml(store),
     )
 
 
 def _from_recipe(data: str, output: Path) -> str:
     """The data's path as the recipe will read it: relative to the recipe's folder."""
     path = Path(data)
-    if not path.exists() or path.is_absolute():
+    if path.is_absolute() or not (path.exists() or has_pattern(data)):
         return data
     folder = output.absolute().parent
     absolute = path.absolute()

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from gracekit.progress import Progress
 from gracekit.types import (
     Bool,
-    Draw,
     DrawState,
     Float32,
+    Float64,
     Int64,
     Json,
     Measurement,
@@ -361,10 +361,12 @@ class SelectionInputs:
     """[t, d] of the target set, under the same model; None without one."""
     parent: Rows | None = None
     """The coreset of the version before; None for the first."""
-    parent_draw: Draw | None = None
-    """How likely the rows of that version were; None where that is not known."""
+    parent_probabilities: Float64 | None = None
+    """[n] how likely the rows of that version were; None where that is not known."""
     state: DrawState | None = None
     """What the draws so far gave each row, and what they owe it; None: nothing was drawn."""
+    num_distinct_random: float = 0.0
+    """How many of the samples as many random draws of the same sizes would have used by now."""
     store: Any = None
     """The store, open or its path, whose tables the recipe's SQL conditions may ask; None: only
     what is here."""

@@ -304,6 +304,9 @@ class DrawState(ShortRepr, Tabular):
     """[n] in [0, 1)"""
     start_high: Float64
     """[n] in (0, 1]"""
+    source: Json | None = None
+    """Where the uses come from: the run and step of a trainer's log of uses; None: coresets that
+    were handed out count as trained on once."""
 
     @classmethod
     def none(cls, n: int) -> DrawState:
@@ -317,6 +320,15 @@ class DrawState(ShortRepr, Tabular):
 
     def __len__(self) -> int:
         return len(self.uses)
+
+    def take(self, rows: Rows) -> DrawState:
+        """That of the given rows."""
+        return DrawState(
+            uses=self.uses[rows],
+            owed=self.owed[rows],
+            start_low=self.start_low[rows],
+            start_high=self.start_high[rows],
+        )
 
     def _columns(self) -> dict[str, NDArray[Any]]:
         return {

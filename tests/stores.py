@@ -31,7 +31,7 @@ from gracekit.version.header import (
     Stats,
     Timings,
 )
-from gracekit.version.outcomes import Audit, RefreshOutcome
+from gracekit.version.outcomes import Audit, Meter, RefreshOutcome
 
 N = 24
 GROUPS = ("chat", "code", "maths")
@@ -161,6 +161,21 @@ def make_audit() -> Audit:
     )
 
 
+def make_meter() -> Meter:
+    return Meter(
+        value=1.2,
+        value_low=1.1,
+        value_high=1.3,
+        best=1.4,
+        best_low=1.3,
+        best_high=1.5,
+        value_kept=0.5,
+        num_told_by=40,
+        share_measured=0.5,
+        can_gain=True,
+    )
+
+
 def make_selection(n: int, size: int, seed: int) -> Selection:
     rng = np.random.default_rng(seed)
     weights = rng.random(size, dtype=np.float32) + 0.5
@@ -209,6 +224,7 @@ def make_draft(
         ),
         plan=RefreshPlan(rows=rows, reasons=reasons),
         audit=None if version == 1 else make_audit(),
+        meter=None if version == 1 else make_meter(),
         cache=CachePayload(
             features=np.full((n, 4), version, np.float16),
             valid=np.ones(n, bool),

@@ -219,6 +219,45 @@ def test_half_written_adapter_is_waited_for(tmp_path: Path, base: Path) -> None:
     assert find_checkpoints(tmp_path / "run", SETTINGS) == []
 
 
+VOCABULARIES: dict[str, tuple[int, Any]] = {
+    "tokens added": (70, {}),
+    "tokens added, saved whole": (70, {"modules_to_save": ["embed_tokens", "lm_head"]}),
+    "low rank of the embeddings": (64, {"target_modules": ["q_proj", "embed_tokens"]}),
+    "low rank of the head": (64, {"target_modules": ["q_proj", "lm_head"]}),
+    "some tokens trained": (64, {"trainable_token_indices": {"embed_tokens": [3, 4]}}),
+}
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_an_adapter_that_changes_the_vocabulary_is_the_trainers_model(
+    tmp_path: Path, base: Path, name: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    num_tokens, settings = VOCABULARIES[name]
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    peft = get_peft_model(model, LoraConfig(**{"r": 3, "target_modules": ["q_proj"]} | settings))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for key, parameter in peft.named_parameters():
+            is_resized = num_tokens > 64 and ("embed_tokens" in key or "lm_head" in key)
+            if parameter.requires_grad or is_resized:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+    directory = tmp_path / "run/checkpoint-10"
+    peft.save_pretrained(directory)
+    make_tokenizer().save_pretrained(directory)
+    (directory / "trainer_state.json").write_text('{"global_step": 10}')
+    write_data(tmp_path / "train.jsonl", num_samples=24)
+    recipe = tiny_recipe(tmp_path, refresh={"min_fraction": 0.4, "min_probe": 4})
+    refresh(recipe, directory)
+    (checkpoint,) = find_checkpoints(tmp_path / "run", SETTINGS)
+    with pin(checkpoint, tmp_path / "pins") as pinned:
+        loaded: Any = load_model(pinned, SETTINGS, device="cpu", dtype="float32")
+    ids = torch.tensor([[3, 4, 5, 29, num_tokens - 1]])
+    torch.testing.assert_close(loaded(ids).logits, peft.eval()(ids).logits)
+
+
 @pytest.mark.parametrize("saved", [None, ["embed_tokens", "lm_head"]])
 def test_refreshes_of_an_adapters_run(tmp_path: Path, base: Path, saved: Any) -> None:
     write_data(tmp_path / "train.jsonl")

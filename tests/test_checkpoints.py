@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save, save_file
 
 from gracekit.checkpoints import check_checkpoint, describe_architecture, find_checkpoints, pin
+from gracekit.checkpoints.layouts import QUIET_S
 from gracekit.checkpoints.pins import require_unchanged
 from gracekit.checkpoints.weights import read_header
 from gracekit.errors import (
@@ -177,6 +178,19 @@ def test_a_complete_checkpoint_is_found(tmp_path: Path, sharded: bool) -> None:
     assert (found.step, found.path, found.layout) == (20, directory, "hf-trainer")
     assert found == check_checkpoint(directory, SETTINGS)
     assert found.completed_at == (directory / "trainer_state.json").stat().st_mtime
+
+
+def test_a_copy_without_its_times_is_used_once_it_is_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_checkpoint(tmp_path / "checkpoint-20")
+    age_state(directory)
+    written = (directory / "model.safetensors").stat().st_mtime
+    monkeypatch.setattr("gracekit.checkpoints.layouts.time.time", lambda: written + QUIET_S - 1)
+    with pytest.raises(CheckpointIncompleteError, match=r"is a copy whose times were not kept"):
+        check_checkpoint(directory, SETTINGS)
+    monkeypatch.setattr("gracekit.checkpoints.layouts.time.time", lambda: written + QUIET_S)
+    assert check_checkpoint(directory, SETTINGS).step == 20
 
 
 @pytest.mark.parametrize(("harm", "reason"), INCOMPLETE.values(), ids=INCOMPLETE.keys())

@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gracekit.checkpoints import watch_checkpoints
+from gracekit.checkpoints.layouts import QUIET_S
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
@@ -191,6 +192,21 @@ def test_it_waits_for_what_is_being_written(world: World, caplog: pytest.LogCapt
         "waiting for checkpoint-20: trainer_state.json is not there yet",
         "waiting for checkpoint-20: trainer_state.json does not parse: it is cut off or damaged",
     ]
+
+
+def test_a_copy_without_its_times_is_looked_at_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = world.save("checkpoint-20")
+    os.utime(directory / "trainer_state.json", (900, 900))
+    written = (directory / "model.safetensors").stat().st_mtime
+    monkeypatch.setattr("gracekit.checkpoints.layouts.time.time", lambda: written + world.now)
+    world.script = [nothing] * (int(QUIET_S / LATEST.poll_interval_s) - 1)
+    with caplog.at_level(logging.INFO, "gracekit.checkpoints"):
+        assert world.steps(LATEST) == []
+        world.script, world.stop = [nothing], threading.Event()
+        assert world.steps(LATEST) == [20]
+    assert ["times were not kept" in text for text in caplog.messages] == [True]
 
 
 def test_a_marker_beside_the_checkpoint_is_seen_to_go(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import socket
@@ -258,6 +259,10 @@ def test_metrics_say_what_the_versions_say(folder: Path) -> None:
     num_measured = sum(h.stats.num_measured or 0 for h in headers)
     assert found["gracekit_rows_measured_total", ""] == num_measured
     assert found["gracekit_audit_rank_correlation", ""] == latest.audit.rank_correlation
+    assert latest.meter is not None and latest.meter.num_told_by > 0
+    for number in ("value", "best", "value_kept", "gradient_error"):
+        told, said = found[f"gracekit_coreset_{number}", ""], getattr(latest.meter, number)
+        assert told == said or (math.isnan(told) and math.isnan(said)), number
     assert found["gracekit_checkpoints_skipped_total", ""] == 1
     assert sum(n for (name, _), n in found.items() if name == "gracekit_errors_total") == 1
     assert found["gracekit_state", "stopped"] == 1 and found["gracekit_state", "waiting"] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from click.testing import CliRunner
 
 import gracekit
 from gracekit.cli import main
+from gracekit.errors import ExportError
 from gracekit.recipe import Recipe
+from gracekit.training import Coreset
 from gracekit.types import Json
 from tests.tiny import write_checkpoint
 
@@ -59,6 +62,21 @@ def bots(i: int) -> Json:
                        {"role": "Hilfe", "content": f"dog {i}"}]}  # fmt: skip
 
 
+def pairs(i: int) -> Json:
+    return {"prompt": f"sum of {i}", "chosen": f"the sum is {i}", "rejected": f"{i:02}"}
+
+
+def chat_pairs(i: int) -> Json:
+    return {"conversations": [{"from": "human", "value": f"is {i} red"}],
+            "chosen": {"from": "gpt", "value": f"the {i} is red"},
+            "rejected": {"from": "gpt", "value": "1.10"}}  # fmt: skip
+
+
+def tokens(i: int) -> Json:
+    ids = [3 + (i + k) % 28 for k in range(4 + i % 3)]
+    return {"input_ids": ids, "labels": [-100, *ids[1:]], "attention_mask": [1] * len(ids)}
+
+
 SETS: dict[str, tuple[Callable[[int], Json], list[str], str]] = {
     "gsm8k": (gsm8k, [], "question-answer"),
     "dolly": (dolly, ["--group-column", "category"], "instruction-response"),
@@ -69,6 +87,9 @@ SETS: dict[str, tuple[Callable[[int], Json], list[str], str]] = {
             "prompt-completion"),
     "bots": (bots, ["--column", "messages=dialog", "--role", "user=Kunde", "--role",
                     "assistant=Hilfe", "--role", "assistant=Auskunft"], "messages"),
+    "pairs": (pairs, [], "preference"),
+    "chat-pairs": (chat_pairs, [], "preference"),
+    "tokens": (tokens, [], "tokens"),
 }  # fmt: skip
 
 
@@ -98,8 +119,42 @@ def test_from_init_to_an_export(tmp_path: Path, name: str) -> None:
         assert all(len(i) == 3 and i.isdigit() for i in ids)
 
 
+def test_the_weights_of_a_draw_are_exported(tmp_path: Path) -> None:
+    lines = [json.dumps(alpaca(i)) for i in range(NUM_ROWS)]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    recipe = tmp_path / "gracekit.yaml"
+    assert run("init", str(tmp_path / "train.jsonl"), "-o", str(recipe)).exit_code == 0
+    asked = {
+        "scoring.device": "cpu",
+        "selection.selector": "balanced",
+        "selection.fraction": 0.5,
+        "scoring.importance": "gradient-norm",
+    }
+    loaded = Recipe.load(recipe).override(asked)
+    gracekit.refresh(loaded, write_checkpoint(tmp_path / "run", 10))
+    coreset = Coreset.load(loaded.store)
+    assert len(set(coreset.weights.tolist())) > 3
+    gracekit.export(loaded.store, tmp_path / "out")
+    rows = [json.loads(x) for x in (tmp_path / "out/coreset.jsonl").open()]
+    weights = dict(zip(coreset.sample_ids, coreset.weights.tolist(), strict=True))
+    assert {r["sample_id"]: r["weight"] for r in rows} == pytest.approx(weights)
+    # Whole copies: the total is kept, and each is its weight rounded down or up.
+    gracekit.export(loaded.store, tmp_path / "copies", weights="repeat")
+    ids = [json.loads(x)["sample_id"] for x in (tmp_path / "copies/coreset.jsonl").open()]
+    assert len(ids) == len(coreset)
+    assert all(abs(ids.count(name) - weight) < 1 for name, weight in weights.items())
+
+
+REFUSED = {
+    ("pairs", "axolotl"): "preference pairs need more.*Export as jsonl",
+    ("chat-pairs", "axolotl"): "preference pairs need more.*Export as jsonl",
+    ("tokens", "axolotl"): "found the columns input_ids.*Export as jsonl",
+    ("tokens", "llamafactory"): "found the columns input_ids.*Export as jsonl",
+}
+
+
 def test_trainers_are_told_what_was_named(tmp_path: Path) -> None:
-    for name in ("dolly", "faq", "bots"):
+    for name in ("dolly", "faq", "bots", "pairs", "chat-pairs", "tokens"):
         make, options, _ = SETS[name]
         folder = tmp_path / name
         folder.mkdir()
@@ -108,8 +163,10 @@ def test_trainers_are_told_what_was_named(tmp_path: Path) -> None:
         assert run("init", str(data), "-o", str(folder / "r.yaml"), *options).exit_code == 0
         recipe = Recipe.load(folder / "r.yaml").override({"scoring.device": "cpu"})
         gracekit.refresh(recipe, write_checkpoint(folder / "run", 10))
-        gracekit.export(recipe.store, folder / "lf", format="llamafactory")
-        gracekit.export(recipe.store, folder / "ax", format="axolotl")
+        for short, trainer in {"lf": "llamafactory", "ax": "axolotl"}.items():
+            refusal = REFUSED.get((name, trainer))
+            with pytest.raises(ExportError, match=refusal) if refusal else nullcontext():
+                gracekit.export(recipe.store, folder / short, format=trainer)
     info = json.loads((tmp_path / "dolly/lf/dataset_info.json").read_text())["lf"]
     assert info["columns"] == {"prompt": "instruction", "query": "context", "response": "response"}
     info = json.loads((tmp_path / "faq/lf/dataset_info.json").read_text())["lf"]
@@ -117,6 +174,15 @@ def test_trainers_are_told_what_was_named(tmp_path: Path) -> None:
     info = json.loads((tmp_path / "bots/lf/dataset_info.json").read_text())["lf"]
     assert (info["columns"]["messages"], info["tags"]["user_tag"], info["tags"]["assistant_tag"]) \
         == ("dialog", "Kunde", "Hilfe")  # fmt: skip
+    info = json.loads((tmp_path / "pairs/lf/dataset_info.json").read_text())["lf"]
+    assert info["ranking"] is True
+    assert info["columns"] == {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+    info = json.loads((tmp_path / "chat-pairs/lf/dataset_info.json").read_text())["lf"]
+    assert (info["ranking"], info["formatting"]) == (True, "sharegpt")
+    assert info["columns"] == {
+        "messages": "conversations", "chosen": "chosen", "rejected": "rejected",
+    }  # fmt: skip
+    assert info["tags"]["assistant_tag"] == "gpt"
     options = yaml.safe_load((tmp_path / "dolly/ax/axolotl.yaml").read_text())["datasets"][0]
     assert options["type"] == {
         "field_instruction": "instruction", "field_input": "context", "field_output": "response",

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from gracekit.draw.pivotal import draw_spread
+from gracekit.draw import pivotal
 from gracekit.draw.probabilities import Inclusion, inclusion
+from gracekit.draw.walk import RankedGraph, places_along
 from gracekit.errors import SelectionError
 from gracekit.graph import symmetric
-from gracekit.types import Float64, Int64, KnnGraph, SparseGraph
+from gracekit.types import Float64, Int64, KnnGraph, Rows, SparseGraph
 from tests.test_greedy import graph_of, random_weights
 
 MASK = (1 << 64) - 1
@@ -27,6 +28,10 @@ def uniform(seed: int, number: int) -> float:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return float((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+def draw_spread(graph: SparseGraph, chances: Inclusion, *, order: Int64, **more: Any) -> Rows:
+    return pivotal.draw_spread(RankedGraph.of(graph, order), chances, **more)
 
 
 class PlainDraw:
@@ -154,6 +159,17 @@ class PlainDraw:
             if across and held not in self.undecided:
                 held = passed[group] if passed[group] in self.undecided else None
         return self.drawn
+
+
+@given(st.integers(0, 100_000))
+def test_places_follow_a_walk_through_the_graph_part_by_part(seed: int) -> None:
+    graph, _, order, parts = random_case(seed)
+    plain = PlainDraw(graph, even(len(order), 1), order, seed, parts)
+    for part_of in (parts, np.zeros_like(parts)):
+        walk = sorted(plain.walk(), key=lambda row: int(part_of[row]))
+        places = places_along(RankedGraph.of(graph, order), part_of)
+        assert np.argsort(places).tolist() == walk
+        assert sorted(places.tolist()) == list(range(len(order)))
 
 
 def even(n: int, budget: int, **more: Any) -> Inclusion:

@@ -317,7 +317,7 @@ def test_new_samples_share_the_budget_or_not(
 ) -> None:
     caplog.set_level("INFO")
     limits = {"min_fraction": 0.2, "max_fraction": 0.3, "min_probe": 12, "max_lost": 0.5,
-              "target_rank_correlation": -1.0}  # fmt: skip
+              "target_value": 0.0}  # fmt: skip
     write(tmp_path, rows[:100])
     recipe = with_ids(tmp_path, refresh=limits)
     refresh(recipe, run_dir / "checkpoint-10")

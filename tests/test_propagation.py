@@ -22,8 +22,9 @@ from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.features import restore_spread, row_cosines
 from gracekit.propagation.gates import folds, share_that_helps, simplest_good
 from gracekit.propagation.kernel import PENALTIES, Kernel
+from gracekit.propagation.levels import fit_level
 from gracekit.recipe import GraphSection, PropagationSection
-from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int32, Rows, SparseGraph
 
 SETTINGS = PropagationSection()
 N = 2000
@@ -80,6 +81,7 @@ def propagate(
     old: Float32 | None = None,
     covariates: Float32 | None = None,
     usable: Bool | None = None,
+    groups: Int32 | None = None,
     seed: int = 0,
 ) -> Propagated:
     """One score named `s` over the world's graph; `new` [n] holds the truth."""
@@ -95,6 +97,7 @@ def propagate(
         usable=np.ones(n, bool) if usable is None else usable,
         settings=SETTINGS,
         seed=seed,
+        groups=groups,
     )
 
 
@@ -279,13 +282,82 @@ def test_none_leaves_rows_as_they_are() -> None:
     assert (result.confidence["s"][rows] == 1).all() and (result.confidence["s"][rest] < 1).all()
 
 
-def test_below_min_measured_nothing_is_fitted() -> None:
+def test_below_min_measured_only_a_common_shift_is_fitted() -> None:
     rng = np.random.default_rng(0)
     new = world().old + 3
-    result = propagate("gated", new, sample(rng, SETTINGS.min_measured - 1))
-    assert result.outcome.rule == "none"
-    result = propagate("gated", new, sample(rng, SETTINGS.min_measured))
-    assert result.outcome.rule == "gated" and error(result.values["s"], new, sample(rng, 0)) < 1e-6
+    for m, rule in ((SETTINGS.min_measured - 1, "shift"), (SETTINGS.min_measured, "gated")):
+        result = propagate("gated", new, sample(rng, m))
+        assert result.outcome.rule == rule and result.outcome.scores["s"].used[:5] == "shift"
+        assert result.outcome.scores["s"].shift == pytest.approx(3, abs=1e-6)
+        assert error(result.values["s"], new, sample(rng, 0)) < 1e-6
+    by_itself = world().old + rng.normal(size=N).astype(np.float32)
+    gates = []
+    for m in (5, 8, 50):
+        rows = sample(rng, m)
+        for truth in (new, by_itself):
+            result = propagate("gated", truth, rows)
+            gates.append(result.outcome.scores["s"].used.partition("+")[0])
+            if gates[-1] == "stale":
+                rest = np.setdiff1d(np.arange(N), rows)
+                np.testing.assert_array_equal(result.values["s"][rest], world().old[rest])
+    assert gates[0::2] == ["stale", "shift", "shift"] and gates[1] == "stale"
+    assert set(gates[3::2]) <= {"stale", "shift"}
+
+
+@pytest.mark.parametrize("m", [60, 200])
+def test_groups_move_by_shifts_of_their_own(m: int) -> None:
+    """The error that is left is that of each row's own noise, and of the means of few rows."""
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 4, N).astype(np.int32)
+    noise = 0.3 * rng.normal(size=N)
+    new = (world().old + np.array([1, -1, 0.4, 0])[groups] + noise).astype(np.float32)
+    result = propagate("gated", new, sample(rng, 400), groups=groups)
+    assert result.outcome.scores["s"].num_group_shifts == 4
+    rest = np.abs(result.values["s"] - new) > 0
+    assert ((result.values["s"] - new)[rest] ** 2).mean() < 1.1 * 0.3**2
+    same = fit_level(noise[:m], world().old[:m].astype(np.float64), groups[:m], 4)
+    assert np.abs(same(world().old.astype(np.float64), groups)).max() < 0.1
+
+
+@given(st.integers(0, 9999), st.sampled_from([(40, 3), (200, 8), (6, 2), (12, 12)]))
+def test_levels_against_a_plain_twin(seed: int, size: tuple[int, int]) -> None:
+    m, num_groups = size
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, num_groups, m).astype(np.int32)
+    change = rng.normal(size=num_groups)[groups] * rng.choice([0, 1]) + rng.normal(size=m)
+    old = rng.normal(size=m) * rng.choice([0, 1, 3])
+    change -= 0.5 * old * rng.choice([0, 1])
+    found = fit_level(change, old, groups, num_groups)
+    alone = fit_level(change, old, groups, num_groups, by_group=False)
+    assert alone.common == found.common and not alone.of_group.any()
+    if m < 8:
+        assert found.is_zero
+        return
+    square_t = change.mean() ** 2 / (change.var(ddof=1) / m)
+    assert found.common == pytest.approx(change.mean() * max(0, 1 - 1 / square_t))
+    members = {g: change[groups == g] for g in range(num_groups) if (groups == g).sum() >= 5}
+    expected = dict.fromkeys(range(num_groups), 0.0)
+    if len(members) >= 2:
+        every = np.concatenate(list(members.values()))
+        n, k = len(every), len(members)
+        within = sum(((x - x.mean()) ** 2).sum() for x in members.values()) / (n - k)
+        around = sum(len(x) * (x.mean() - every.mean()) ** 2 for x in members.values())
+        between = around - (k - 1) * within
+        between /= n - sum(len(x) ** 2 for x in members.values()) / n
+        for g, x in members.items():
+            share = between / (between + within / len(x)) if between > 0 else 0
+            expected[g] = share * (x.mean() - every.mean())
+    assert found.of_group == pytest.approx([expected[g] for g in range(num_groups)])
+    left = change - found.common - found.of_group[groups]
+    if m < 30 or old.std() == 0:
+        assert found.slope == 0
+        return
+    z = (old - old.mean()) / old.std()
+    slope = (z * left).sum() / ((z**2).sum() + 1)
+    variance = ((left - left.mean() - slope * z) ** 2).sum() / (m - 2) / (z**2).sum()
+    assert found.slope == pytest.approx(slope * max(0, 1 - variance / slope**2))
+    by_hand = found.common + found.of_group[groups] + found.slope * z
+    assert found(old, groups) == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize("m", [100, 400])
@@ -300,8 +372,14 @@ def test_gated_is_harmless_when_drift_is_noise(m: int) -> None:
         result = propagate("gated", new, rows, covariates=covariates, seed=seed)
         ratio = error(result.values["s"], new, rows) / error(world().old, new, rows)
         worst, total = max(worst, ratio), total + ratio
-        num_changed += result.outcome.scores["s"].used != "stale"
-    assert total / 25 < 1.01 and worst < 1.1 and num_changed <= 6
+        gate = result.outcome.scores["s"]
+        num_changed += gate.used not in ("stale", "shift", "shift+scale")
+        assert abs(gate.shift) < 3 * (new - world().old).std() / np.sqrt(m)
+        if gate.used == "stale":
+            np.testing.assert_array_equal(
+                np.delete(result.values["s"], rows), np.delete(world().old, rows)
+            )
+    assert total / 25 < 1.007 and worst < 1.08 and num_changed <= 3
 
 
 @pytest.mark.parametrize(
@@ -527,16 +605,34 @@ def test_noise_leaves_features_alone() -> None:
     np.testing.assert_array_equal(features[rest], world().features[rest])
 
 
-@pytest.mark.parametrize(
-    "changes", [{"settings": PropagationSection(features="none")}, {"measured_rows": np.arange(50)}]
-)
-def test_features_stay_when_told_or_too_few(changes: dict[str, object]) -> None:
+def test_features_stay_when_told() -> None:
     new = world().features + np.float32(3)
-    rows = np.arange(50) if "measured_rows" in changes else np.arange(300)
-    features, way = carry(new, rows, **changes)
+    rows = np.arange(300)
+    features, way = carry(new, rows, settings=PropagationSection(features="none"))
     assert way == "stale"
     np.testing.assert_array_equal(features[400:], world().features[400:])
     np.testing.assert_array_equal(features[rows], new[rows])
+
+
+def test_few_rows_give_features_the_common_shift_where_it_is_more_than_noise() -> None:
+    rng = np.random.default_rng(0)
+    moved = world().features + np.float32(3)
+    noise = rng.normal(size=moved.shape).astype(np.float32)
+    for m, new, is_moved in ((50, moved, True), (7, moved, False), (50, moved + noise, True)):
+        rows = np.arange(m)
+        features, way = carry(new, rows)
+        assert way == ("shift" if is_moved else "stale")
+        np.testing.assert_array_equal(features[rows], new[rows])
+        if is_moved:
+            rest = slice(50, None)
+            moved_by = features[rest].mean(axis=0) - world().features[rest].mean(axis=0)
+            np.testing.assert_allclose(moved_by, 3, atol=0.6)
+            assert likeness(features, new, rows) > likeness(world().features, new, rows)
+        else:
+            np.testing.assert_array_equal(features[400:], world().features[400:])
+    by_chance = [carry(world().features + noise, sample(rng, 50))[0] for _ in range(10)]
+    shifts = [np.linalg.norm(np.median(each - world().features, axis=0)) for each in by_chance]
+    assert np.mean(shifts) < 0.4 * np.sqrt(24 / 50)  # a mean of noise is of this length
 
 
 @given(

@@ -93,6 +93,13 @@ def test_the_digest_changes_with_results_only() -> None:
     )
 
 
+def test_the_trainers_average_changes_what_is_selected_and_nothing_that_is_measured() -> None:
+    over_tokens, over_samples = recipe(), recipe(scoring={"loss": "samples"})
+    assert over_tokens.digest() != over_samples.digest()
+    measured = ("data", "target", "scoring")
+    assert over_tokens.digest(*measured) == over_samples.digest(*measured)
+
+
 def test_override_is_checked_and_replaces_the_other_budget() -> None:
     base = recipe(selection={"fraction": 0.3})
     assert base.override({"selection.count": 7}).selection.fraction is None

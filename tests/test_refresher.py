@@ -141,7 +141,10 @@ def test_full_below_measures_everything_when_the_audit_is_too_bad(
 def test_a_refresh_starts_with_a_little_less_than_the_last_one_needed(
     folder: Path, run_dir: Path
 ) -> None:
-    easy = {"min_fraction": 0.2, "max_fraction": 0.8, "target_rank_correlation": -1.0}
+    easy = {
+        "min_fraction": 0.2, "max_fraction": 0.8, "target_rank_correlation": -1.0,
+        "target_value": 0.0,
+    }  # fmt: skip
     recipe = tiny_recipe(folder, refresh=easy)
     refresh(recipe, run_dir / "checkpoint-10")
     facts = outcome(refresh(recipe, run_dir / "checkpoint-20").header)
@@ -372,6 +375,23 @@ def test_select_refuses_another_importance(folder: Path, run_dir: Path) -> None:
     refresh(recipe, run_dir / "checkpoint-10")
     with pytest.raises(RecipeError, match=r"scoring\.importance"):
         reselect(recipe.override({"scoring.importance": "loss"}))
+
+
+def test_select_takes_another_average_of_the_trainer(folder: Path, run_dir: Path) -> None:
+    recipe = tiny_recipe(folder, selection={"selector": "balanced", "count": 12})
+    refresh(recipe, run_dir / "checkpoint-10")
+    other = recipe.override({"scoring.loss": "samples"})
+    result = reselect(other)
+    scoring = result.header.settings.scoring
+    assert result.is_new and scoring is not None and scoring.loss == "samples"
+    assert not reselect(other).is_new
+    store = Store.open(folder / "store")
+    chances = [store.drawn(version).draw.probabilities for version in (1, 2)]  # type: ignore[union-attr]
+    lengths = store.samples().num_response_tokens
+    weight = [float(np.average(lengths, weights=each)) for each in chances]
+    assert weight[0] > weight[1]  # long samples are drawn more often where tokens count
+    assert reselect(recipe).is_new
+    assert verify(store) == []
 
 
 def test_a_model_of_nothing_but_nan_is_a_clear_error(folder: Path, tmp_path: Path) -> None:

@@ -191,7 +191,8 @@ def refresh_settings(draw: st.DrawFn) -> dict[str, Any]:
         "max_fraction": most,
         "probe_fraction": draw(st.floats(0, 1)),
         "min_probe": draw(st.integers(0, 80)),
-        "target_rank_correlation": draw(st.sampled_from([-1.0, 0.5, 0.9, 1.0])),
+        "target_rank_correlation": draw(st.sampled_from([None, -1.0, 0.5, 0.9, 1.0])),
+        "target_value": draw(st.sampled_from([0.0, 0.75, 1.0])),
         "full_below": draw(st.sampled_from([-1.0, 0.0, 0.5, 1.0])),
         "full_every": draw(st.integers(0, 3)),
         "new_samples": draw(st.sampled_from(["budget", "all"])),
@@ -240,7 +241,9 @@ def test_the_plan_never_understates_what_is_measured(
 
 def test_full_below_measures_everything_as_the_plan_had_said() -> None:
     samples, drift = make_samples(120), Drift(120, 1, noise=3.0)
-    recipe = recipe_of(min_fraction=0.2, max_fraction=0.4, full_below=0.99)
+    recipe = recipe_of(
+        min_fraction=0.2, max_fraction=0.4, full_below=0.99, target_rank_correlation=0.9
+    )
     last = run(None, drift, recipe, samples, at=10).as_last(None)
     drift.train()
     shown = first_plan(last, recipe, samples=samples, step=20)

@@ -167,23 +167,43 @@ def random_value(rng: random.Random, depth: int = 0) -> Any:
     return {rng.choice(["a", "b", "ключ", ""]): random_value(rng, depth + 1) for _ in range(count)}
 
 
-@pytest.mark.parametrize("is_list", [False, True], ids=["lines", "list"])
-def test_ten_thousand_random_rows_come_through(tmp_path: Path, is_list: bool) -> None:
-    rng = random.Random(7)
+def random_rows(rng: random.Random, number: int) -> list[Json]:
     rows: list[Json] = []
-    for i in range(10_000):
+    for i in range(number):
         row = {"prompt": f"{i} {random_value(rng)}", "response": rng.choice(TEXTS)}
         names = [name for name in ("id", "x", "y", "ζ", "date") if rng.random() < 0.6]
         row |= {name: random_value(rng) for name in names}
         items = list(row.items())
         rng.shuffle(items)
         rows.append(dict(items))
-    path = tmp_path / ("t.json" if is_list else "t.jsonl")
-    if is_list:
-        path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
-    else:
-        dumped = [json.dumps(r, ensure_ascii=rng.random() < 0.5) + "\n" for r in rows]
-        path.write_bytes("".join(dumped).encode())
+    return rows
+
+
+def as_lines(rng: random.Random, rows: list[Json]) -> bytes:
+    return "".join(json.dumps(r, ensure_ascii=rng.random() < 0.5) + "\n" for r in rows).encode()
+
+
+def pack_zstd(content: bytes) -> bytes:
+    packed: bytes = pa.Codec("zstd").compress(content, asbytes=True)
+    return packed
+
+
+FUZZED: dict[str, tuple[int, Callable[[random.Random, list[Json]], bytes]]] = {
+    "t.jsonl": (10_000, as_lines),
+    "t.json": (2_000, lambda _, rows: json.dumps(rows, indent=1, ensure_ascii=False).encode()),
+    "held.json": (300, lambda _, rows: json.dumps({"n": [1], "data": rows}, indent=1).encode()),
+    "t.jsonl.gz": (1_000, lambda rng, rows: gzip.compress(as_lines(rng, rows), 1)),
+    "t.json.zst": (1_000, lambda _, rows: pack_zstd(json.dumps(rows).encode())),
+}
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_more_than_ten_thousand_random_rows_come_through(tmp_path: Path, name: str) -> None:
+    number, dump = FUZZED[name]
+    rng = random.Random(7)
+    rows = random_rows(rng, number)
+    path = tmp_path / name
+    path.write_bytes(dump(rng, rows))
     data = DataSection(path=str(path))
     raw = load_samples(data, strict=True)
     assert [c.messages[1]["content"] for c in raw.records] == [row["response"] for row in rows]
@@ -192,6 +212,61 @@ def test_ten_thousand_random_rows_come_through(tmp_path: Path, is_list: bool) ->
         found = json.loads(line)
         del found["sample_id"]
         assert json.dumps(found) == json.dumps(row), "values, their types and the keys' order"
+
+
+def random_type(rng: random.Random, depth: int = 0) -> pa.DataType:
+    kind = rng.randrange(7 if depth < 3 else 5)
+    if kind < 5:
+        return [pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.int32()][kind]
+    if kind == 5:
+        return pa.list_(random_type(rng, depth + 1))
+    return pa.struct({name: random_type(rng, depth + 1) for name in ("a", "ключ")})
+
+
+def value_of(rng: random.Random, kind: pa.DataType) -> Any:
+    if rng.random() < 0.2:
+        return None
+    if pa.types.is_list(kind):
+        return [value_of(rng, kind.value_type) for _ in range(rng.randrange(3))]
+    if pa.types.is_struct(kind):
+        return {field.name: value_of(rng, field.type) for field in kind}
+    if pa.types.is_string(kind):
+        return rng.choice(TEXTS)
+    if pa.types.is_boolean(kind):
+        return rng.random() < 0.5
+    if pa.types.is_floating(kind):
+        return rng.choice([0.1, -0.0, 1e-320, 1.7e308, rng.uniform(-1e9, 1e9)])
+    return rng.choice([0, -1, 2 ** (kind.bit_width - 1) - 1, rng.randrange(10**6)])
+
+
+def as_read(value: Any) -> Any:
+    """A nested value of Parquet as it is read: keys that are null are absent."""
+    if isinstance(value, list):
+        return [as_read(item) for item in value]
+    if isinstance(value, dict):
+        return {key: as_read(item) for key, item in value.items() if item is not None}
+    return value
+
+
+@pytest.mark.parametrize("name", ["t.parquet", "t.parquet.zst"])
+def test_random_rows_of_parquet_come_through(tmp_path: Path, name: str) -> None:
+    rng = random.Random(11)
+    texts = {"prompt": pa.string(), "response": pa.string()}
+    schema = pa.schema(texts | {f"c{k}": random_type(rng) for k in range(12)})
+    rows = [
+        {field.name: value_of(rng, field.type) for field in schema}
+        | {"prompt": f"{i}?", "response": rng.choice(TEXTS)}
+        for i in range(1_000)
+    ]
+    table, plain = pa.Table.from_pylist(rows, schema=schema), tmp_path / "plain"
+    pq.write_table(table, plain, row_group_size=300)
+    path = tmp_path / name
+    path.write_bytes(plain.read_bytes() if name == "t.parquet" else pack_zstd(plain.read_bytes()))
+    data = DataSection(path=str(path))
+    assert [c.response for c in load_samples(data).records] == [r["response"] for r in rows]
+    expected = [{key: as_read(value) for key, value in row.items()} for row in rows]
+    assert without_ids(exported(data, tmp_path / "out")) == expected
+    assert json.dumps(expected[0]) in json.dumps(without_ids(exported(data, tmp_path / "o", [0])))
 
 
 @settings(max_examples=60, deadline=None)
@@ -300,11 +375,6 @@ def test_columns_that_first_appear_late(tmp_path: Path) -> None:
 
 
 # --- packed files and several files ---
-
-
-def pack_zstd(content: bytes) -> bytes:
-    packed: bytes = pa.Codec("zstd").compress(content, asbytes=True)
-    return packed
 
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {

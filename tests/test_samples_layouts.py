@@ -200,11 +200,8 @@ def test_rows_that_cannot_be_used_say_why(row: Json, reason: str) -> None:
 
 
 REFUSED: list[tuple[Json, str]] = [
-    ({"prompt": "Q", "chosen": "A", "rejected": "B"}, r"preference pairs.*\{messages: chosen\}"),
-    ({"conversations": [USER], "chosen": ASSISTANT, "rejected": ASSISTANT}, "preference pairs"),
     ({"messages": [USER, ASSISTANT], "kto_tag": True}, "KTO data.*kto_tag"),
     ({"prompt": "Q", "completion": "A", "label": False}, "KTO data.*label"),
-    ({"input_ids": [1], "labels": [1]}, "tokenised already"),
     ({"question": "Q", "answer": "A", "context": "C"},
      r"'context' beside 'question'.*input: context"),
     ({"question": "Q", "choices": ["a"], "answer": 0}, "'choices' beside 'question'"),

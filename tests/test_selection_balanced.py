@@ -79,6 +79,24 @@ def test_weights_are_inverse_probabilities_bounded_by_alpha() -> None:
     assert draw(world, alpha=1.0, fraction=0.2).weights == pytest.approx(1)
 
 
+def test_tokens_per_row_are_those_of_what_is_trained_on() -> None:
+    world = with_norms()
+    tokens = world.samples.num_response_tokens.astype(np.float64)
+    usable = world.scores.usable & (tokens > 0)
+    assert draw(world, fraction=0.3).details["tokens_per_row"] == pytest.approx(
+        tokens[usable].mean(), rel=1e-6
+    )
+    drawn = draw(world, count=30, group_quota="equal")
+    groups = world.samples.groups
+    means = [tokens[usable & (groups == g)].mean() for g in range(len(world.samples.group_names))]
+    shares = np.array(list(drawn.details["quotas"].values()))
+    assert drawn.details["tokens_per_row"] == pytest.approx(
+        np.average(means, weights=shares), rel=1e-6
+    )
+    others = SelectionSection(selector="top", fraction=0.3)
+    assert "tokens_per_row" not in select(others, world.inputs(), seed=0, version=1).details
+
+
 def test_with_other_weights_all_are_drawn_alike() -> None:
     """They cannot make up for unequal probabilities."""
     world = with_norms(1)
@@ -88,6 +106,9 @@ def test_with_other_weights_all_are_drawn_alike() -> None:
         assert selection.rows.tolist() == even.rows.tolist()
         assert selection.details["alpha"] == 1
     assert draw(world, count=30, weights="uniform").weights.tolist() == [1.0] * 30
+    without, uniform = (draw(world, count=30, weights=kind) for kind in ("none", "uniform"))
+    assert without.rows.tolist() == uniform.rows.tolist()
+    assert without.weights.tolist() == [1.0] * 30
     own = draw(world, count=30)
     assert draw(world, count=30, weights="selector").weights.tolist() == own.weights.tolist()
     assert len(set(own.weights.tolist())) > 10
@@ -166,16 +187,17 @@ def test_what_is_always_in_weighs_like_the_mean_of_the_others() -> None:
 def test_uncertain_rows_are_drawn_more_often_than_their_estimate_says() -> None:
     world = with_norms()
     table, tokens = world.scores, world.samples.num_response_tokens
-    norms = (table.scores["gradient-norm"] * np.sqrt(tokens)).astype(np.float64)
+    norms = (table.scores["gradient-norm"] * tokens).astype(np.float64)
     found = expected_norms(table, tokens, SCORING)
     measured = table.origin == Origin.MEASURED
     assert found[measured] == pytest.approx(norms[measured], rel=1e-6)
-    variation = norms[measured].std() / norms[measured].mean()
+    logs = np.log(norms / np.sqrt(tokens))[measured]
     doubt = 1 - table.confidence.astype(np.float64)
-    assert found == pytest.approx(np.hypot(norms, doubt * norms * variation), rel=1e-6)
-    plain = SCORING.model_copy(update={"length_correction": "none"})
+    assert found == pytest.approx(norms * np.exp((doubt * logs.std()) ** 2), rel=1e-6)
+    over_samples = SCORING.model_copy(update={"loss": "samples"})
     table.confidence[:] = 1
-    assert expected_norms(table, tokens, plain) == pytest.approx(table.scores["gradient-norm"])
+    found = expected_norms(table, tokens, over_samples)
+    assert found == pytest.approx(table.scores["gradient-norm"])
 
 
 def test_scores_of_any_sign_or_unknown_ones_fall_back_on_importance() -> None:

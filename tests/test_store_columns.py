@@ -27,7 +27,8 @@ from gracekit.version.columns import (
     VIEWS,
     version_record,
 )
-from gracekit.version.outcomes import Audit
+from gracekit.version.outcomes import Audit, Meter
+from gracekit.version.parts import Part
 from gracekit.version.sources import ListedVersion
 from gracekit.version.table import Table
 from tests.stores import make_draft, make_reselect, make_store
@@ -94,18 +95,21 @@ def test_every_row_says_which_sample_it_is(store: Store, table: Table) -> None:
     ]
 
 
-def test_an_audit_number_is_a_column_wherever_versions_are_told(store: Store) -> None:
+@pytest.mark.parametrize("part", ["audit", "meter"])
+def test_an_audit_number_is_a_column_wherever_versions_are_told(store: Store, part: str) -> None:
+    kind: type[Part] = {"audit": Audit, "meter": Meter}[part]
     numbers = [
         name
-        for name, field in Audit.model_fields.items()
+        for name, field in kind.model_fields.items()
         if isinstance(field.json_schema_extra, dict)
     ]
     assert len(numbers) >= 9
-    header = store.header(2)
-    assert header.audit is not None
+    of_header = getattr(store.header(2), part)
+    assert of_header is not None
     ((*found,),) = rows(store, f"SELECT {', '.join(numbers)} FROM versions WHERE version = 2")
-    expected = [getattr(header.audit, name) for name in numbers]
-    record = version_record(ListedVersion(header))
+    expected = [getattr(of_header, name) for name in numbers]
+    assert any(map(math.isfinite, expected))
+    record = version_record(ListedVersion(store.header(2)))
     for name, value, told in zip(numbers, expected, found, strict=True):
         known = value if math.isfinite(value) else None
         assert told == record[name] == known, name

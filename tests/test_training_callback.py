@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from gracekit.errors import RecipeError
-from gracekit.store import Store
+from gracekit.store import LoggedUses, Store, newest_run, read_uses
 from gracekit.training import Coreset, CoresetCallback, CoresetSampler, CoresetTrainerMixin
 from gracekit.version.header import CheckpointInfo
+from tests.drawable import publish_draw
 from tests.stores import N, make_draft, make_store
 
 NUM_ROWS = 2 * N
@@ -225,6 +228,60 @@ def test_a_resumed_run_is_fed_the_same_batches(
     assert lines[2]["positions"] == last_epoch
 
 
+def test_a_killed_run_goes_on_with_the_same_batches_and_uses(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Drawn anew, two batches a step; killed two steps after the checkpoint of step 17."""
+    publish_draw(store, step=0)
+    settings: dict[str, Any] = {
+        "save_strategy": "steps", "save_steps": 17, "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 3, "num_train_epochs": 3,
+    }  # fmt: skip
+    stores = [store, Store.open(shutil.copytree(store.paths.root, tmp_path / "copy"))]
+
+    def last_uses(of: Store, steps: list[int]) -> LoggedUses:
+        logged = newest_run(of.paths)
+        assert list(logged) == steps
+        return read_uses(logged[steps[-1]])
+
+    def counted(fed: list[list[int]]) -> list[int]:
+        found = np.bincount([p for batch in fed for p in batch], minlength=NUM_ROWS)
+        return [int(uses) for uses in found[::2]]
+
+    whole, expected = train(
+        tmp_path / "whole", CoresetCallback(stores[0].paths.root, seed=5), **settings
+    )
+    cut = tmp_path / "cut"
+    callback = CoresetCallback(stores[1].paths.root, seed=5)
+    _, fed = train(cut, callback, StopAt(19), **settings)
+    ahead = last_uses(stores[1], [17, 19])
+    assert (ahead.state.uses + ahead.epoch_uses).tolist() == counted(fed)
+    callback = CoresetCallback(stores[1].paths.root, seed=5)
+    trainer, rest = train(cut, callback, resume=True, **settings)
+
+    assert whole.state.global_step == trainer.state.global_step == 24
+    assert fed[: 2 * 17] + rest == expected
+    assert set(expected[0]) != set(expected[16 * 2]) and not caplog.records
+    found = [last_uses(of, [17, 24]) for of in stores]
+    for logged in found:
+        assert (logged.state.uses + logged.epoch_uses).tolist() == counted(expected)
+    for name in ("uses", "owed", "start_low", "start_high"):
+        one, other = (getattr(logged.state, name) for logged in found)
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(found[0].epoch_due, found[1].epoch_due)
+    runs = [entry["coreset_run"] for entry in trainer.state.log_history if "coreset_run" in entry]
+    assert runs == [found[1].facts.run]
+
+
+def test_the_record_of_what_was_drawn_anew_has_the_ids(store: Store, tmp_path: Path) -> None:
+    publish_draw(store, step=0)
+    record = tmp_path / "drawn.jsonl"
+    _, fed = train(tmp_path / "run", CoresetCallback(store.paths.root, record=record), **ONE_EPOCH)
+    (line,) = (json.loads(text) for text in record.read_text().splitlines())
+    assert line["positions"] == by_epoch(fed, steps=12)[0]
+    assert line["sample_ids"] == [f"id-{p // 2:03d}" for p in line["positions"]]
+
+
 def test_within_an_epoch_a_new_version_is_taken_one_batch_late(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -324,6 +381,7 @@ def test_a_streamed_dataset_trains_without_coresets(
     [
         ({"follow": "batch"}, "follow should be one of epoch, step, never; found 'batch'"),
         ({"mode": "weight"}, "mode should be one of cycle, weighted; found 'weight'"),
+        ({"redraw": "sometimes"}, "redraw should be one of pass, epoch, never; found 'sometimes'"),
         ({"check_steps": 0}, "check_steps should be >= 1, found 0"),
         ({"num_samples": 0}, "num_samples should be >= 1, found 0"),
     ],

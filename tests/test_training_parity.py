@@ -270,10 +270,11 @@ def test_init_warns_of_texts_that_are_rendered_already(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
     found = gracekit.init(file, output=tmp_path / "a.yaml")
-    assert found.rendered_already is not None
-    assert "2 of the first 3 texts begin with <s>" in found.rendered_already
+    (warning,) = found.warnings
+    assert warning.startswith("2 of the first 3 samples (row 0 is one) hold what a chat template")
+    assert "gracekit check" in warning
     file.write_text(json.dumps({"text": "plain <s>"}) + "\n")
-    assert gracekit.init(file, output=tmp_path / "b.yaml").rendered_already is None
+    assert gracekit.init(file, output=tmp_path / "b.yaml").warnings == ()
 
 
 def test_a_store_takes_up_what_comes_late(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from gracekit.store import newest_run, read_uses
 from gracekit.training import Coreset, CoresetSampler
 from gracekit.training.ranks import decide_on_rank_zero
 from tests.stores import N, make_store
@@ -56,3 +59,16 @@ def test_two_ranks_draw_one_order_from_one_version(tmp_path: Path) -> None:
     assert {p for batch in last for p in batch} <= set(
         Coreset.load(store.paths.root, 2).source_rows.tolist()
     )
+
+    # What rank 0 logged at the end is what both were trained on.
+    (logged,) = (read_uses(path) for path in newest_run(store.paths).values())
+    uses = np.zeros(NUM_ROWS, int)
+    for rank in ranks:
+        np.add.at(uses, np.concatenate(rank["fed"]), 1)
+    np.testing.assert_array_equal(logged.state.uses + logged.epoch_uses, uses[::2])
+    assert logged.facts.step == 3 * STEPS_PER_EPOCH and logged.facts.versions == (1, 2)
+    second = [
+        p for pair in zip(*(r["fed"][6:12] for r in ranks), strict=True) for b in pair for p in b
+    ]
+    passes = [set(second[i : i + 10]) for i in (0, 10, 20, 30)]
+    assert [len(drawn) for drawn in passes] == [10] * 4 and len(set(map(frozenset, passes))) > 1

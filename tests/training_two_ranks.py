@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from gracekit.store import Store
 from gracekit.training import CoresetCallback
+from tests.drawable import publish_draw
 from tests.stores import N, make_draft
 
 NUM_ROWS = 2 * N
@@ -30,7 +31,10 @@ class PublishAfter(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero and state.global_step in self.steps:
-            self.store.commit(make_draft(self.store, f"refresh-{state.global_step}"))
+            if state.global_step == self.steps[0]:
+                publish_draw(self.store)  # which the ranks draw from anew
+            else:
+                self.store.commit(make_draft(self.store, f"refresh-{state.global_step}"))
 
 
 def main() -> None:

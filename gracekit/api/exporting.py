@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gracekit.api.stores import StoreLike, VersionLike, open_store, path, resolve, text
@@ -16,7 +17,7 @@ def export(
     version: VersionLike = "latest",
     format: str = "jsonl",
     weights: Weighting = "column",
-    data: str | Path | None = None,
+    data: str | Path | Sequence[str | Path] | None = None,
     force: bool = False,
 ) -> Exported:
     """Write the coreset of a version as training data for any framework.
@@ -28,7 +29,7 @@ def export(
         format: jsonl, parquet, hf-dataset, ids, indices-npy, llamafactory or axolotl.
         weights: `column` adds a weight column; `repeat` writes whole copies by weight, as many rows
             in all; `none` writes each row once.
-        data: Where the data is now, when it moved.
+        data: Where the data is now, when it moved; a list where it is several files.
         force: Replace an earlier export at `out`; nothing else is ever replaced.
 
     Raises:
@@ -42,7 +43,13 @@ def export(
         3600
     """
     opened = open_store(store)
-    rows = rows_of(opened, resolve(opened, version), data_path=None if data is None else str(data))
+    rows = rows_of(opened, resolve(opened, version), data_path=_places(data))
     return write_export(
         rows, text(format, "format"), path(out, "out"), weights=weights, overwrite=force
     )
+
+
+def _places(data: str | Path | Sequence[str | Path] | None) -> str | tuple[str, ...] | None:
+    if data is None or isinstance(data, str | Path):
+        return None if data is None else str(data)
+    return tuple(map(str, data))

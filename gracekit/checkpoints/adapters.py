@@ -6,6 +6,7 @@ runs: it is read in place, and its bytes are part of the checkpoint's identity.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def read_adapter(directory: Path) -> Json:
         "alpha": config.get("lora_alpha"),
         "targets": sorted(targets) if isinstance(targets, list) else targets,
     }
+
+
+def num_saved_rows(directory: Path, module: str) -> int | None:
+    """Rows of the whole weight of a module that an adapter's file holds; None where it has none.
+
+    Args:
+        directory: The adapter.
+        module: Its name in the base model, such as `model.embed_tokens`.
+    """
+    name = re.compile(rf"base_model\.model\.{re.escape(module)}(\.[a-z_]+)?\.weight")
+    header = read_header(directory / ADAPTER_WEIGHTS)
+    shapes = [entry["shape"] for key, entry in header.items() if name.fullmatch(key)]
+    return int(shapes[0][0]) if shapes else None
 
 
 def model_directory(directory: Path, settings: CheckpointSection) -> Path:

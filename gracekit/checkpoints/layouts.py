@@ -8,6 +8,7 @@ user, in `UNSUPPORTED`: a new layout takes its line away from there.
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from gracekit.checkpoints.adapters import incomplete_adapter
@@ -63,11 +64,17 @@ UNSUPPORTED = (
 """(file pattern, what it is, the way out) of weights that cannot be read yet."""
 
 
+QUIET_S = 60
+"""Seconds after the last write to weights that are newer than `trainer_state.json`."""
+
+
 class TrainerLayout:
     """The Trainer of transformers and all that build on it (TRL, Axolotl, LLaMA-Factory).
 
     It writes in place and `trainer_state.json` last. A run that is repeated rewrites
-    `checkpoint-N` under the old `trainer_state.json`, hence the look at the times.
+    `checkpoint-N` under the old `trainer_state.json`, hence the look at the times. In a copy that
+    kept none the order says nothing: such a checkpoint is used when no file of it has been written
+    for `QUIET_S`.
     """
 
     name = "hf-trainer"
@@ -108,13 +115,13 @@ class TrainerLayout:
         if reason:
             return reason
         written_at = (directory / TRAINER_STATE).stat().st_mtime_ns
-        for file in weight_files(directory):
-            if file.stat().st_mtime_ns > written_at:
-                return (
-                    f"{file.name} is newer than {TRAINER_STATE}: it is being written again "
-                    f"(if the checkpoint is a copy whose times are not kept: "
-                    f"touch {directory / TRAINER_STATE})"
-                )
+        newest = max(weight_files(directory), key=lambda file: file.stat().st_mtime_ns)
+        written = newest.stat().st_mtime_ns
+        if written > written_at and time.time() - written / 1e9 < QUIET_S:
+            return (
+                f"{newest.name} is newer than {TRAINER_STATE}: it is being written again, or is a "
+                f"copy whose times were not kept, which is used when it is {QUIET_S} s old"
+            )
         return None
 
     def files(self, directory: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from gracekit.checkpoints.adapters import model_directory
+from gracekit.checkpoints.adapters import model_directory, num_saved_rows
 from gracekit.checkpoints.layouts import CONFIG, layout_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
 from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
@@ -180,6 +180,27 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
                 f"checkpoints.tokenizer: expected a directory with one of "
                 f"{', '.join(_VOCABULARY_FILES)}; found none in {directory}"
             )
+    try:
+        return read_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
+    except CheckpointError:
+        if directory == pinned.directory:
+            _require_whole(pinned)
+        raise
+
+
+def read_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a directory, or of the newest checkpoint in it.
+
+    Raises `CheckpointError` when there is none or it cannot be read.
+    """
+    if not _has_vocabulary(directory):
+        inner = [path.parent for name in _VOCABULARY_FILES for path in directory.glob(f"*/{name}")]
+        if not inner:
+            raise CheckpointError(
+                f"there is no tokenizer in {directory}; expected one of "
+                f"{', '.join(_VOCABULARY_FILES)}, in it or in a checkpoint in it"
+            )
+        directory = max(inner, key=lambda path: path.stat().st_mtime)
     for file in directory.iterdir():
         if file.suffix in _TOKENIZER_SUFFIXES and file.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(
@@ -189,11 +210,9 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
     try:
         with _quiet():
             return transformers.AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
+                directory, trust_remote_code=trust_remote_code, local_files_only=True
             )
     except Exception as error:  # as above
-        if directory == pinned.directory:
-            _require_whole(pinned)
         raise CheckpointError(
             f"cannot load the tokenizer of {directory}: {_first_line(error)}"
         ) from error
@@ -201,7 +220,7 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
 
 def check_compatible(model: torch.nn.Module, tokenizer: Any) -> None:
     """Raise `CheckpointMismatchError` when the tokenizer has ids that the model cannot embed."""
-    num_embeddings = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    num_embeddings = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= num_embeddings:
         raise CheckpointMismatchError(
@@ -259,6 +278,12 @@ def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
             f"{pinned.checkpoint.path} is an adapter, and peft is not installed: "
             "pip install 'gracekit[lora]'"
         ) from None
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    num_rows = num_saved_rows(pinned.directory, name)
+    if num_rows not in (None, embeddings.weight.shape[0]):
+        # Tokens were added in training: the adapter's file holds the embeddings as they are now.
+        model.resize_token_embeddings(num_rows, mean_resizing=False)
     adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
     return adapted.get_base_model()
 

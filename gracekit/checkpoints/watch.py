@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit.checkpoints.discover import Obstacle, candidates, in_order, look, unfinished
-from gracekit.checkpoints.layouts import LAYOUTS
+from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
@@ -163,6 +163,9 @@ class _Watcher:
             outcome = look(directory, self._settings, self._layouts)
             sighting = _Sighting(signature=signature, since=now, outcome=outcome)
             self._sightings[directory] = sighting
+        elif isinstance(sighting.outcome, Obstacle) and now - sighting.since >= QUIET_S:
+            # What is written under an old marker counts as complete when it has been quiet.
+            sighting.since, sighting.outcome = now, look(directory, self._settings, self._layouts)
         outcome = sighting.outcome
         settle_s = self._settings.settle_s
         if (

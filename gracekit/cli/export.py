@@ -72,10 +72,10 @@ def export(
     )
 
 
-def _data_of(recipe_path: Path, store: Path) -> str | None:
+def _data_of(recipe_path: Path, store: Path) -> str | tuple[str, ...] | None:
     """Where the recipe of this store says that the data is; the two may have moved together."""
     if not recipe_path.exists():
         return None
     recipe = gracekit.Recipe.load(recipe_path)
     is_its_store = Path(recipe.store).resolve() == store.resolve()
-    return recipe.data.path if is_its_store and Path(recipe.data.path).exists() else None
+    return recipe.data.path if is_its_store and recipe.data.is_there else None

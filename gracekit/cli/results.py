@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from gracekit.cli.output import Output
@@ -34,6 +35,9 @@ def _in_one_line(result: RefreshResult) -> str:
             f"(stale {header.audit.rank_correlation_stale:.2f}, "
             f"over all {header.audit.rank_correlation_all:.2f})"
         )
+    meter = header.meter
+    if meter is not None and not math.isnan(meter.value):
+        parts.append(f"1,000 are worth {1000 * meter.value:,.0f} random ones")
     parts.append(f"coreset {stats.num_selected:,}")
     parts.append(
         f"{timings.model_pass_s or 0:.1f} s in the model pass, "
@@ -59,7 +63,7 @@ def print_plan(out: Output, plan: PlanPreview) -> None:
     for reason, count in plan.reasons.items():
         out.line(f"  {reason:<16} {count:,}")
     if plan.max_rows > plan.num_rows:
-        out.line(f"at most      {plan.max_rows:,} rows while the audit misses the target")
+        out.line(f"at most      {plan.max_rows:,} rows while what is found misses the target")
     out.line(f"model        {size(plan.weight_bytes)} of weights")
 
 

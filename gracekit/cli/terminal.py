@@ -42,6 +42,14 @@ def is_ascii() -> bool:
     return codecs.lookup(sys.stdout.encoding or "utf-8").name == "ascii"
 
 
+def emphasised(text: str) -> str:
+    """Text that stands out: in colour on a terminal that has colours, else between marks."""
+    has_colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    if has_colours and os.environ.get("TERM") != "dumb":
+        return click.style(printable(text), fg="green", bold=True)
+    return f"<<{printable(text)}>>" if is_ascii() else f"«{printable(text)}»"
+
+
 class LogLines(logging.Formatter):
     """`12:00:00 message`, safe for a terminal; what follows in further lines is indented, so that
     no name can pretend to be a line of its own.

@@ -18,8 +18,11 @@ COLUMNS = (
     TableColumn(key="operation", title="made by", priority=3),
     TableColumn(key="measured_percent", title="measured %", show=cells.percent, is_number=True,
                 priority=4),
+    TableColumn(key="value", title="value", show=cells.two_digits, is_number=True, priority=5),
+    TableColumn(key="best", title="best", show=cells.two_digits, is_number=True, priority=10),
+    TableColumn(key="value_kept", title="kept", show=cells.two_digits, is_number=True, priority=7),
     TableColumn(key="rank_correlation", title="audit corr", show=cells.two_digits, is_number=True,
-                priority=5),
+                priority=7),
     TableColumn(key="rank_correlation_stale", title="stale corr", show=cells.two_digits,
                 is_number=True, priority=10),
     TableColumn(key="rank_correlation_all", title="over all", show=cells.two_digits,
@@ -35,6 +38,10 @@ COLUMNS = (
 )  # fmt: skip
 
 
+_IF_ANY = ("state", "value", "value_kept")
+"""Columns that are left out where no version has a value."""
+
+
 @click.command(
     short_help="List the versions, and how good each is.",
     epilog="\b\nExamples:\n  gracekit versions\n  gracekit versions --all-columns",
@@ -43,12 +50,12 @@ COLUMNS = (
 @takes_store
 @answers_with_tables
 def versions(store: Path, out: Output) -> None:
-    """List the versions: step, measured share, audit, coreset, churn, seconds."""
+    """List the versions: step, measured share, value, audit, coreset, churn, seconds."""
     found = gracekit.versions(store)
 
     def print_text() -> None:
         records = found.to_json()
-        has_state = any(record["state"] for record in records)
-        out.table([c for c in COLUMNS if has_state or c.key != "state"], records)
+        empty = {key for key in _IF_ANY if all(record[key] is None for record in records)}
+        out.table([c for c in COLUMNS if c.key not in empty], records)
 
     out.show(found, print_text)

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 SECONDS = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 """Bounds of the histogram of refreshes."""
+_OF_METER = {
+    "value": "Random samples that one of the coreset is worth; NaN when not known.",
+    "best": "The same with perfect norms; NaN when not known.",
+    "value_kept": "Share of that gain which is kept; NaN when there is none.",
+    "gradient_error": "Relative error of its mean gradient by sketches; NaN without these.",
+    "gradient_error_random": "The same of a random draw of as many.",
+}
 STATES = ("starting", "waiting", "refreshing", "blocked", "failing", "stuck", "stopped")
 STORE_BYTES_S = 60.0
 """Seconds for which the size of the store is taken as known: it costs a look at every file."""
@@ -68,6 +75,10 @@ class Metrics:
             "Of what was carried over with the truth; NaN when all was measured.",
             registry=to,
         )
+        self._meter = {
+            number: client.Gauge(f"gracekit_coreset_{number}", about, registry=to)
+            for number, about in _OF_METER.items()
+        }
         self._heartbeat = client.Gauge(
             "gracekit_heartbeat_timestamp_seconds", "Last sign of the daemon.", registry=to
         )
@@ -95,6 +106,8 @@ class Metrics:
         self._success.set_to_current_time()
         found = None if header.audit is None else header.audit.rank_correlation
         self._audit.set(float("nan") if found is None else found)
+        for number, gauge in self._meter.items():
+            gauge.set(float("nan") if header.meter is None else getattr(header.meter, number))
 
     def failed(self, kind: str) -> None:
         """Count an error, by the name of its class."""

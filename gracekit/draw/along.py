@@ -35,21 +35,27 @@ def draw_along(
     is_open = is_open[np.argsort(places[is_open])]
     start = int(rng.integers(1 << _BITS))
     drawn = [np.flatnonzero(probabilities >= 1)]
-    begins = 0
-    for rows in np.split(is_open, np.flatnonzero(np.diff(parts[is_open])) + 1):
-        if not len(rows):
-            continue
-        ends = np.cumsum(probabilities[rows])
-        length = _units(float(ends[-1]))
-        # The last end is the total exactly, so that rounding loses no row.
-        places_of_ends = np.minimum(np.rint(ends * float(1 << _BITS)).astype(np.int64), length)
-        places_of_ends[-1] = length
-        met = (places_of_ends + begins + start) >> _BITS
-        before = np.concatenate([[(begins + start) >> _BITS], met[:-1]])
-        drawn.append(rows[met > before])
+    pieces = np.split(is_open, np.flatnonzero(np.diff(parts[is_open])) + 1)
+    lengths = [_units(_sum(probabilities[rows])) for rows in pieces]
+    # The parts together have their total exactly, so that rounding of single ones loses no row.
+    broken = [number for number, length in enumerate(lengths) if length % (1 << _BITS)]
+    if broken:
+        lengths[broken[-1]] += _units(_sum(probabilities[is_open])) - sum(lengths)
+    begins = start
+    for rows, length in zip(pieces, lengths, strict=True):
+        ends = np.rint(np.cumsum(probabilities[rows]) * float(1 << _BITS)).astype(np.int64)
+        ends = np.minimum(ends, length)
+        ends[-1:] = length
+        met = (begins + ends) >> _BITS
+        drawn.append(rows[np.diff(met, prepend=begins >> _BITS) > 0])
         begins += length
     found: Rows = np.sort(np.concatenate(drawn))
     return found
+
+
+def _sum(values: Float64) -> float:
+    """Added up one after another, so that it is the same on every machine."""
+    return float(np.cumsum(values)[-1]) if len(values) else 0.0
 
 
 def _units(total: float) -> int:

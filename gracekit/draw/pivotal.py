@@ -26,16 +26,10 @@ import numpy as np
 from numba import boolean, int32, int64, uint64
 
 from gracekit.draw.probabilities import Inclusion
+from gracekit.draw.walk import RANK_BITS, RANK_MASK, RankedGraph, walk_through
 from gracekit.greedy.compiled import compiled, inlined, read_only
-from gracekit.types import Int32, Int64, Rows, SparseGraph, UInt8
+from gracekit.types import Int32, Int64, Rows, UInt8
 
-WEIGHT_OF_INFINITY = 0x7F800000
-"""Bits of the float32 above all others: a key that starts with these less those of the weight sorts
-the largest weight first."""
-RANK_BITS = 32
-RANK_MASK = (1 << RANK_BITS) - 1
-FEW = 64
-"""Up to so many edges are sorted one by one."""
 MASS, WHOLE, AT, STOP = 0, 1, 2, 3
 """Columns of `state`, side by side because they are read together: the row's units, those it needs
 to be in, the edge that is looked at next, and the end of its edges."""
@@ -44,10 +38,9 @@ FIRST, LAST, AFTER = 0, 1, 2
 
 
 def draw_spread(
-    graph: SparseGraph,
+    graph: RankedGraph,
     chances: Inclusion,
     *,
-    order: Int64,
     seed: int,
     groups: Int32 | None = None,
     across: bool = True,
@@ -58,9 +51,8 @@ def draw_spread(
     numbered.
 
     Args:
-        graph: Symmetric, weights in [0, 1], no self loops.
+        graph: Symmetric, no self loops; of equal neighbours the smaller rank meets first.
         chances: Of n rows.
-        order: [n] distinct, zero or more; of equal neighbours the smaller meets first.
         seed: 0 to 2⁶⁴ - 1.
         groups: [n] zero or more; rows meet within their group. The number drawn of a group (or
             their cost) is its total probability: exactly where that is a whole number, else within
@@ -73,21 +65,17 @@ def draw_spread(
     Returns:
         int64 [b] distinct, in the order in which they were decided.
     """
-    n = graph.num_nodes
-    assert len(order) == len(chances.masses) == n <= RANK_MASK
-    by_rank = np.argsort(order)
-    rank = np.empty(n, np.int32)
-    rank[by_rank] = np.arange(n, dtype=np.int32)
+    by_rank, n = graph.by_rank, len(graph)
+    assert len(chances.masses) == n
     of_row = np.zeros(n, np.int32) if groups is None else groups.astype(np.int32)[by_rank]
+    state = np.empty((n, 4), np.int64)
+    state[:, MASS], state[:, WHOLE] = chances.masses[by_rank], chances.wholes[by_rank]
+    state[:, AT], state[:, STOP] = graph.indptr[:-1][by_rank], graph.indptr[1:][by_rank]
     drawn = _draw(
-        np.ascontiguousarray(graph.indptr, np.int64),
-        np.ascontiguousarray(graph.indices, np.int32),
-        np.ascontiguousarray(graph.weights, np.float32).view(np.int32),
+        graph.indptr,
         by_rank,
-        rank,
-        np.stack([chances.masses, chances.wholes, graph.indptr[:-1], graph.indptr[1:]], axis=1)[
-            by_rank
-        ],
+        graph.keys,
+        state,
         of_row,
         int(np.max(of_row, initial=0)) + 1,
         across,
@@ -95,24 +83,6 @@ def draw_spread(
     )
     rows: Rows = by_rank[drawn]
     return rows
-
-
-@inlined
-def _sort_edges(
-    first: int, last: int, indices: Int32, weight_bits: Int32, rank: Int32, keys: Int64
-) -> None:
-    """The edges of a row as keys, nearest first: by weight, of equals the smaller rank."""
-    for edge in range(first, last):
-        far = np.int64(WEIGHT_OF_INFINITY - weight_bits[edge])
-        key = (far << RANK_BITS) | np.int64(rank[indices[edge]])
-        place = edge
-        if last - first <= FEW:
-            while place > first and keys[place - 1] > key:
-                keys[place] = keys[place - 1]
-                place -= 1
-        keys[place] = key
-    if last - first > FEW:
-        keys[first:last].sort()
 
 
 @inlined
@@ -216,10 +186,8 @@ def _reach(
 @compiled(
     int32[::1](
         read_only(int64),
-        read_only(int32),
-        read_only(int32),
         read_only(int64),
-        read_only(int32),
+        read_only(int64),
         int64[:, ::1],
         read_only(int32),
         int64,
@@ -229,10 +197,8 @@ def _reach(
 )
 def _draw(
     indptr: Int64,
-    indices: Int32,
-    weight_bits: Int32,
     by_rank: Int64,
-    rank: Int32,
+    keys: Int64,
     state: Int64,
     groups: Int32,
     num_groups: int,
@@ -241,10 +207,6 @@ def _draw(
 ) -> Int32:
     """The loop; rows are ranks here, but for those of `indptr`. Uses up `state`."""
     n = len(state)
-    keys = np.empty(len(indices), np.int64)
-    for original in range(n):
-        _sort_edges(indptr[original], indptr[original + 1], indices, weight_bits, rank, keys)
-
     undecided = np.ones(n, np.uint8)
     parent = np.arange(n).astype(np.int32)
     lists = np.empty((n, 3), np.int32)
@@ -306,39 +268,21 @@ def _draw(
         return drawn[:num_drawn].copy()
 
     passed = np.full(num_groups, -1, np.int64)
-    visited = np.zeros(n, np.uint8)
-    path = looking
-    for row in range(n):
-        state[row, AT] = indptr[by_rank[row]]
-    for start in range(n):
-        if visited[start]:
+    walk = walk_through(indptr, by_rank, keys)
+    for place in range(n):
+        row = int(np.int64(walk[place]))
+        if not undecided[row]:
             continue
-        row, depth = start, 0
-        while True:
-            if not visited[row]:
-                visited[row] = 1
-                path[depth] = row
-                depth += 1
-                if undecided[row]:
-                    group = groups[row]
-                    left = row
-                    if passed[group] >= 0:
-                        last = passed[group]
-                        _meet(last, row, state, _uniform(seed, number))
-                        number += 1
-                        num_drawn = _settle(last, state, undecided, drawn, num_drawn)
-                        num_drawn = _settle(row, state, undecided, drawn, num_drawn)
-                        left = last if undecided[last] else row
-                    passed[group] = left if undecided[left] else -1
-            top = int(np.int64(path[depth - 1]))
-            while state[top, AT] < state[top, STOP] and visited[keys[state[top, AT]] & RANK_MASK]:
-                state[top, AT] += 1
-            if state[top, AT] < state[top, STOP]:
-                row = keys[state[top, AT]] & RANK_MASK
-            else:
-                depth -= 1
-                if depth == 0:
-                    break
+        group = groups[row]
+        left = row
+        if passed[group] >= 0:
+            last = passed[group]
+            _meet(last, row, state, _uniform(seed, number))
+            number += 1
+            num_drawn = _settle(last, state, undecided, drawn, num_drawn)
+            num_drawn = _settle(row, state, undecided, drawn, num_drawn)
+            left = last if undecided[last] else row
+        passed[group] = left if undecided[left] else -1
 
     held = -1
     for group in range(num_groups):

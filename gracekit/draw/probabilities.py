@@ -95,22 +95,47 @@ def inclusion(
     return Inclusion(masses=masses, wholes=wholes)
 
 
-def with_shares(chances: Inclusion, shares: Float64, *, order: Int64, groups: Int32) -> Inclusion:
-    """Other probabilities with the same totals of the groups, to the unit.
+def with_shares(
+    chances: Inclusion,
+    shares: Float64,
+    *,
+    order: Int64,
+    groups: Int32,
+    costs: Int64 | None = None,
+) -> Inclusion:
+    """Other probabilities, with exact totals.
+
+    In rows, totals of groups that are whole numbers stay the same to the unit, and so does the
+    total over all; in cost, the total of no group rises.
 
     Args:
         chances: Whose totals are kept.
-        shares: [n] in [0, 1]; their totals differ from those by rounding only.
+        shares: [n] in [0, 1]; their totals differ from those by rounding only, or are less in cost.
         order: [n] distinct; says who gets what rounding leaves.
         groups: [n] zero or more.
+        costs: [n] that the chances were made with; None: rows.
     """
     wholes = chances.wholes
     masses = np.clip(np.rint(shares * wholes).astype(np.int64), 0, wholes)
-    by_group = np.argsort(groups, kind="stable")
-    for rows in np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1):
-        left = int(chances.masses[rows].sum() - masses[rows].sum())
+
+    def settle(rows: Int64, left: int) -> None:
         index = rows[(masses[rows] > 0) & (masses[rows] < wholes[rows])]
         _settle(masses, wholes, index[np.argsort(order[index])], left, least=0)
+
+    by_group = np.argsort(groups, kind="stable")
+    others = []
+    for rows in np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1):
+        total = int(chances.masses[rows].sum())
+        left = total - int(masses[rows].sum())
+        if costs is not None:
+            settle(rows, min(0, left))
+        elif len(rows) and total % int(wholes[rows[0]]):
+            others.append(rows)
+        else:
+            settle(rows, left)
+    if others:
+        rows = np.concatenate(others)
+        settle(rows, int(chances.masses[rows].sum() - masses[rows].sum()))
     return Inclusion(masses=masses, wholes=wholes)
 
 

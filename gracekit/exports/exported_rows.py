@@ -95,7 +95,9 @@ class ExportedRows:
             yield with_columns(record, extra)
 
 
-def rows_of(store: Store, version: int, *, data_path: str | None = None) -> ExportedRows:
+def rows_of(
+    store: Store, version: int, *, data_path: str | tuple[str, ...] | None = None
+) -> ExportedRows:
     """The coreset of a version, with the data that the version was made from.
 
     Every row is checked against the store's hash when it is read.
@@ -137,7 +139,7 @@ def _checked_records(
     for source_row, (record, content_hash) in zip(source_rows.tolist(), records, strict=True):
         if content_hash != hashes[source_row]:
             raise ExportError(
-                f"row {source_row} of {data.path} is not what it was when this version was made: "
+                f"row {source_row} of {data.name} is not what it was when this version was made: "
                 "the data has changed since, or is other data. Export a newer version (the next "
                 "refresh makes one), or name the data as it was with --data"
             )

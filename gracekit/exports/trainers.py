@@ -81,6 +81,8 @@ class Layout:
     system: str = ""
     tools: str = ""
     text: str = ""
+    chosen: str = ""
+    rejected: str = ""
 
     @classmethod
     def of(cls, content: ExportContent) -> Layout:
@@ -97,6 +99,13 @@ class Layout:
             return next((name for name in names if name in content.columns), "")
 
         messages, prompt, response = column("messages"), column("prompt"), column("response")
+        if layout.name == "preference":  # one prompt or chat, and one answer on each side
+            is_chat = isinstance(record.get(prompt), list)
+            messages, prompt = (prompt, "") if is_chat else ("", prompt)
+            sides = [record[column(what)] for what in ("chosen", "rejected")]
+            response = column("chosen") if all(isinstance(side, str) for side in sides) else ""
+            if is_chat and not all(isinstance(side, dict) for side in sides):
+                messages = ""
         if messages and isinstance(record[messages], list) and record[messages]:
             user, assistant = _role_names(record[messages], layout.roles)
             turn = record[messages][0]
@@ -108,6 +117,8 @@ class Layout:
                 assistant=assistant,
                 system=column("system"),
                 tools=column("tools"),
+                chosen=column("chosen"),
+                rejected=column("rejected"),
             )
         if prompt and response and isinstance(record.get(prompt), str):
             return cls(
@@ -116,6 +127,8 @@ class Layout:
                 response=response,
                 history=column("history"),
                 system=column("system"),
+                chosen=column("chosen"),
+                rejected=column("rejected"),
             )
         if column("text"):
             return cls(text=column("text"))
@@ -140,10 +153,14 @@ def _role_names(turns: list[Json], roles: Mapping[str, str]) -> tuple[str, str]:
 
 def _llamafactory_entry(layout: Layout) -> Json:
     """An entry of `dataset_info.json`, but for `file_name`."""
+    sides = _given(chosen=layout.chosen, rejected=layout.rejected)
+    ranking = {"ranking": True} if sides else {}
     if layout.messages:
         return {
+            **ranking,
             "formatting": "sharegpt",
-            "columns": _given(messages=layout.messages, system=layout.system, tools=layout.tools),
+            "columns": _given(messages=layout.messages, system=layout.system, tools=layout.tools)
+            | sides,
             "tags": {
                 "role_tag": layout.role_key,
                 "content_tag": layout.content_key,
@@ -153,19 +170,26 @@ def _llamafactory_entry(layout: Layout) -> Json:
             },
         }
     return {
+        **ranking,
         "formatting": "alpaca",
         "columns": _given(
             prompt=layout.text or layout.prompt,
             query=layout.query,
-            response=layout.response,
+            response="" if sides else layout.response,
             system=layout.system,
             history=layout.history,
-        ),
+        )
+        | sides,
     }
 
 
 def _axolotl_options(layout: Layout) -> Json:
-    """An entry of `datasets`, but for the file."""
+    """An entry of `datasets`, but for the file; `ExportError` for preference pairs."""
+    if layout.chosen:
+        raise ExportError(
+            "preference pairs need more of an axolotl configuration than an entry of its datasets "
+            "(rl: dpo and a type of that). Export as jsonl, and name the file there"
+        )
     if layout.messages:
         return {
             "type": "chat_template",

@@ -15,9 +15,9 @@ from gracekit.types import Bool, Int32
 def require_length(model: Any, longest: int) -> None:
     """Refuse samples longer than a table of learned positions; on a GPU that kills the process."""
     limit = getattr(model.config, "max_position_embeddings", None)
-    tokens = model.get_input_embeddings()
+    tokens = {*model.get_input_embeddings().modules()}  # an adapter may be around it
     has_table = any(
-        isinstance(module, torch.nn.Embedding) and module is not tokens
+        isinstance(module, torch.nn.Embedding) and module not in tokens
         for module in decoder_body(model).modules()
     )
     if has_table and limit is not None and longest > limit:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gracekit.propagation.diffusion import Smoothed, spread, transition
 from gracekit.propagation.gates import share_that_helps, simplest_good
+from gracekit.propagation.levels import LEAST_SCALED_ROWS, common_shift
 from gracekit.recipe import PropagationSection
 from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import FeaturesOutcome
@@ -85,7 +86,9 @@ def propagate_features(
         new: [m, d] measured features; NaN where the measurement was not finite.
         graph: the graph over the old features.
         usable: [n] rows with known old features. The others keep what they have unless measured.
-        settings: whether to propagate features, damping, and the least number of measured rows.
+        settings: whether to propagate features, damping, and the least number of measured rows:
+            below it they have the common shift alone, as far as it is more than noise, and the
+            spread of the measured ones.
         seed: of the split.
 
     Works in blocks, so that little memory is needed besides `old` and the result.
@@ -96,24 +99,13 @@ def propagate_features(
     rows, target = measured_rows[comparable], new[comparable].astype(np.float32)
     outcome = FeaturesOutcome(rule=settings.features, num_compared=len(rows))
     held_out_rows, held_out = rows, features[rows]
+    held: Int64 = np.arange(len(rows))
+    is_changed = False
     if settings.features != "none" and len(rows) >= settings.min_measured:
         walk, rng = transition(graph, usable), np.random.default_rng(seed)
         choice, held, held_out = _choose(features[rows], target, rows, walk, settings.damping, rng)
-        held_out_rows = rows[held]
+        held_out_rows, is_changed = rows[held], choice.plain != "stale"
         _carry_over(features, rows, target, walk, usable, settings.damping, choice)
-        stretch = None
-        if choice.plain != "stale":
-            propagated = usable.copy()
-            propagated[measured_rows] = False
-            stretch = restore_spread(
-                features,
-                np.flatnonzero(propagated),
-                target,
-                held,
-                held_out,
-                old,
-                rows,
-            )
         outcome = FeaturesOutcome(
             rule=settings.features,
             num_compared=len(rows),
@@ -121,9 +113,20 @@ def propagate_features(
             penalty=choice.penalty if choice.plain == "ridge" else 0.0,
             hops=choice.hops,
             share=choice.share,
-            stretch=stretch,
             held_out_cosine=choice.cosines,
         )
+    elif settings.features != "none":
+        shift = common_shift(target - features[rows]).astype(np.float32)
+        if shift.any():
+            held_out, is_changed = _held_out_by_shift(features[rows], target), True
+            features[usable] += shift
+            outcome = outcome.model_copy(update={"used": "shift"})
+    if is_changed and len(rows) >= LEAST_SCALED_ROWS:
+        propagated = usable.copy()
+        propagated[measured_rows] = False
+        others = np.flatnonzero(propagated)
+        stretch = restore_spread(features, others, target, held, held_out, old, rows)
+        outcome = outcome.model_copy(update={"stretch": stretch})
     features[measured_rows] = new
     return CarriedFeatures(
         features=features, held_out_rows=held_out_rows, held_out=held_out, outcome=outcome
@@ -183,6 +186,14 @@ def _choose(
         cosines={name: float(1 - each.mean()) for name, each in losses.items()},
     )
     return choice, held, predicted + np.float32(choice.share) * arrived[best]
+
+
+def _held_out_by_shift(source: Float32, target: Float32) -> Float32:
+    """[m, d] each measured row as the common shift of the other half of them says."""
+    held_out, is_odd = source.copy(), np.arange(len(target)) % 2 == 1
+    for half in (is_odd, ~is_odd):
+        held_out[half] += common_shift(target[~half] - source[~half]).astype(np.float32)
+    return held_out
 
 
 def _carry_over(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gracekit.types import Bool, Float32, Float64, Int64, Rows
+from gracekit.propagation.levels import Line, OwnScore, fit_line
+from gracekit.types import Float32, Float64, Int64, Rows
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Variance of what a row keeps for itself, relative to that of each part of the kernel."""
@@ -34,9 +35,8 @@ class KernelFit:
 
     own: int
     """Column of the inputs with the score's old values."""
-    mean: float
-    slope: float
-    """Change by standard deviation of the old score."""
+    line: Line
+    """Over the own old values."""
     weights: Float64
     """[r] of the landmarks."""
 
@@ -92,7 +92,8 @@ class Kernel:
             change: [m] of one score.
             own: column of the inputs with that score's old values.
         """
-        left = self._fit_line(change, own, np.ones(len(change), bool))[2][self._landmarks]
+        at_own = self._own_old_values(self._rows, own)
+        left = (change - fit_line(change, at_own)(at_own))[self._landmarks]
         among = self._measured[self._landmarks]
 
         def error(penalty: float) -> float:
@@ -110,18 +111,20 @@ class Kernel:
         all rows are landmarks it is kernel ridge regression.
         """
         kept = self._fold != without if without is not None else np.ones(len(change), bool)
-        mean, slope, left = self._fit_line(change, own, kept)
+        at_own = self._own_old_values(self._rows, own)
+        line = fit_line(change[kept], at_own[kept])
+        left = change - line(at_own)
         spanning = kept[self._landmarks]
         at = self._measured[np.ix_(kept, spanning)]
         among = self._measured[np.ix_(self._landmarks[spanning], spanning)]
         system = at.T @ at + penalty * (among + _JITTER * np.eye(len(among)))
         weights = np.zeros(len(spanning))
         weights[spanning] = np.linalg.solve(system, at.T @ left[kept])
-        return KernelFit(own=own, mean=mean, slope=slope, weights=weights)
+        return KernelFit(own=own, line=line, weights=weights)
 
     def at_measured(self, fit: KernelFit) -> Float64:
         """[m] predictions at the measured rows."""
-        line = fit.mean + fit.slope * self._own_old_values(self._rows, fit.own)
+        line = fit.line(self._own_old_values(self._rows, fit.own))
         return line + self._measured @ fit.weights
 
     def everywhere(self, fit: KernelFit) -> tuple[Float64, Float32]:
@@ -134,28 +137,12 @@ class Kernel:
             alike, line = self._kernel_to_landmarks(block)
             near[block] = alike.max(axis=1) / 2
             predicted[block] = np.add(alike, line, out=line) @ weights
-            predicted[block] += fit.mean + fit.slope * self._own_old_values(block, fit.own)
+            predicted[block] += fit.line(self._own_old_values(block, fit.own))
         return predicted, near
 
-    def _fit_line(self, change: Float64, own: int, kept: Bool) -> tuple[float, float, Float64]:
-        """Intercept and slope of a line over the old score, and what it leaves of the change [m].
-
-        The slope is shrunk as if one more row had said that there is none.
-        """
-        old = self._own_old_values(self._rows, own)
-        centred, mean = old[kept] - old[kept].mean(), float(change[kept].mean())
-        slope = float(centred @ change[kept] / (centred @ centred + 1))
-        intercept = mean - slope * float(old[kept].mean())
-        return intercept, slope, change - intercept - slope * old
-
     def _own_old_values(self, rows: Rows, own: int) -> Float64:
-        """[rows] old values of a score in standard deviations, kept inside what was seen."""
-        if not self._varies[own]:
-            return np.zeros(len(rows))
-        at = int(self._varies[:own].sum())
-        seen = np.clip(self._inputs[rows, own], self._lowest[at], self._highest[at])
-        standard: Float64 = (seen - self._mean[at]) / self._spread[at]
-        return standard
+        """[rows] old values of a score as a line sees them."""
+        return OwnScore.of(self._inputs[self._rows, own])(self._inputs[rows, own])
 
     def _standardised(self, rows: Rows) -> tuple[Float32, Float32]:
         """Covariates with mean square distance 2, kept inside what was seen; and directions."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gracekit.propagation.gates import folds
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int32, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import ScoreGate
 
 NUM_FOLDS = 5
@@ -30,6 +30,8 @@ class Evidence:
     """[n, d] of the features; 0 where a row has none."""
     graph: SparseGraph
     usable: Bool
+    """[n]"""
+    groups: Int32
     """[n]"""
     settings: PropagationSection
     rng: np.random.Generator

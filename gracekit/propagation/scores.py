@@ -10,18 +10,22 @@ import numpy as np
 from gracekit.propagation.gated import gated
 from gracekit.propagation.gates import mean_square
 from gracekit.propagation.rules import Estimate, Evidence, grace, stale
+from gracekit.propagation.shift import shift
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int32, Rows, SparseGraph
 from gracekit.version.outcomes import ScoresOutcome
 
 RULES: dict[str, Callable[[Evidence], dict[str, Estimate]]] = {
     "gated": gated,
     "grace": grace,
     "none": stale,
+    "shift": shift,
 }
+"""A recipe may ask for the first three; `shift` is what is left of `gated` with few rows."""
 
 _NUM_CLASSES = 4
 """Classes of mass that get an expected error of their own."""
+_LEAST_STRETCHED, _MOST_STRETCH = 30, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,9 @@ class Propagated:
     """score name -> root mean square error of held-out rows, relative to the error that their
     confidence promised when it was learned from other held-out rows: 1 honest, above 1 too
     confident; NaN where nothing was promised."""
+    stretch: dict[str, float]
+    """score name -> by how much values that were carried over have to be spread out so that they
+    differ among each other as measured ones do, at least 1; see `_stretch`."""
     outcome: ScoresOutcome
     """What was used for every score, and the held-out errors that decided it."""
 
@@ -57,6 +64,7 @@ def propagate_scores(
     usable: Bool,
     settings: PropagationSection,
     seed: int,
+    groups: Int32 | None = None,
 ) -> Propagated:
     """Estimate the new scores of all rows from those of the measured ones.
 
@@ -71,9 +79,10 @@ def propagate_scores(
         directions: [n, d] features of length 1 as they were known before; 0 where there are none.
         graph: the graph over the features as they were known before.
         usable: [n] rows with known old scores. The others keep what they have unless measured.
-        settings: damping, μ, and the least number of measured rows: below it rows stay as they
-            are, as under rule `none`.
+        settings: damping, μ, and the least number of measured rows: below it `gated` applies the
+            level alone (`propagation.shift`), and `grace` nothing.
         seed: of the folds.
+        groups: [n] of each row, that may move each by a shift of its own; None: all are one.
     """
     assert old.keys() == new.keys()
     comparable = usable[measured_rows].copy()
@@ -87,18 +96,21 @@ def propagate_scores(
         directions=directions,
         graph=graph,
         usable=usable,
+        groups=np.zeros(len(usable), np.int32) if groups is None else groups,
         settings=settings,
         rng=np.random.default_rng(seed),
     )
-    applied = rule if len(evidence.rows) >= settings.min_measured else "none"
+    applied = rule
+    if len(evidence.rows) < settings.min_measured:
+        applied = "shift" if rule == "gated" else "none"
     estimates = RULES[applied](evidence)
 
-    values, confidence, held_out, calibration = {}, {}, {}, {}
+    values, confidence, held_out, calibration, stretch = {}, {}, {}, {}, {}
     for name, estimate in estimates.items():
         measured = evidence.new[name]
         value = np.where(usable, estimate.values, old[name]).astype(np.float32)
         expected = _expected_error(estimate.held_out_mass, estimate.held_out_errors)
-        trust = _confidence(expected(estimate.mass), measured)
+        trust = _confidence(expected(estimate.mass), new[name])
         trust[~(usable & np.isfinite(value))] = 0
         value[measured_rows] = new[name]
         trust[measured_rows] = np.isfinite(new[name])
@@ -106,17 +118,44 @@ def propagate_scores(
         held_out[name] = np.full(len(measured_rows), np.nan, np.float32)
         held_out[name][comparable] = measured - estimate.held_out_errors
         calibration[name] = _calibration(estimate)
+        stretch[name] = 1.0
+        if estimate.gate.used != "stale":
+            foretold = measured - estimate.held_out_errors
+            stretch[name] = _stretch(foretold, measured, evidence.groups[evidence.rows])
     return Propagated(
         values=values,
         confidence=confidence,
         held_out=held_out,
         calibration=calibration,
+        stretch=stretch,
         outcome=ScoresOutcome(
             rule=applied,
             num_compared=len(evidence.rows),
-            scores={name: estimate.gate for name, estimate in estimates.items()},
+            scores={
+                name: estimate.gate.model_copy(update={"stretch": stretch[name]})
+                for name, estimate in estimates.items()
+            },
         ),
     )
+
+
+def _stretch(foretold: Float64, measured: Float64, groups: Int32) -> float:
+    """Spread of measured values within groups, relative to what was foretold of the same rows.
+
+    An estimate leaves out what is a row's own, so estimates lie closer together than the values
+    that they stand for. At least 1, at most `_MOST_STRETCH`; 1 with too few rows to tell.
+    """
+    if len(measured) < _LEAST_STRETCHED:
+        return 1.0
+    wide, narrow = _within(measured, groups), _within(foretold, groups)
+    return float(np.clip(wide / narrow, 1, _MOST_STRETCH)) if narrow > 0 else 1.0
+
+
+def _within(values: Float64, groups: Int32) -> float:
+    """Standard deviation around the means of the groups."""
+    counts = np.bincount(groups)
+    means = np.bincount(groups, values) / np.maximum(counts, 1)
+    return float(np.sqrt(mean_square(values - means[groups])))
 
 
 def _expected_error(mass: Float32, errors: Float64) -> Callable[[Float32], Float64]:
@@ -135,9 +174,14 @@ def _expected_error(mass: Float32, errors: Float64) -> Callable[[Float32], Float
     return lambda asked: sizes[np.searchsorted(edges, asked)]
 
 
-def _confidence(expected: Float64, measured: Float64) -> Float64:
-    """[n] 1 - expected error / standard deviation of the measured scores, at least 0."""
-    spread = float(measured.std()) if len(measured) else 0.0
+def _confidence(expected: Float64, measured: Float32) -> Float64:
+    """[n] 1 - expected error / standard deviation of the measured scores, at least 0.
+
+    All of them, those that had no score before too: so the score table tells the error again
+    (`scores.norms`).
+    """
+    finite = measured[np.isfinite(measured)].astype(np.float64)
+    spread = float(finite.std()) if len(finite) else 0.0
     return np.clip(1 - expected / spread, 0, 1) if spread > 0 else 1.0 * (expected == 0)
 
 

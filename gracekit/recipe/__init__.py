@@ -5,10 +5,11 @@ Every key has its meaning below it (`sections`); unknown keys and values out of 
 folder. The stages receive their section as it is; nothing changes a recipe after loading.
 """
 
+from gracekit.recipe.column_names import ColumnNames
 from gracekit.recipe.recipe import Recipe, read_yaml
+from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
     CheckpointSection,
-    ColumnNames,
     DataFormat,
     DataSection,
     GraphSection,
@@ -17,7 +18,6 @@ from gracekit.recipe.sections import (
     RefreshSection,
     RetentionSection,
     ScoringSection,
-    Section,
     SelectionSection,
 )
 

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gracekit.errors import RecipeError
+from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
     CheckpointSection,
     DataSection,
@@ -23,7 +24,6 @@ from gracekit.recipe.sections import (
     RefreshSection,
     RetentionSection,
     ScoringSection,
-    Section,
     SelectionSection,
 )
 from gracekit.tabular import short_repr
@@ -138,14 +138,25 @@ class Recipe(Section):
     __str__ = __repr__
 
     def digest(self, *sections: str) -> str:
-        """Short hash of the given sections (all by default) without what cannot change a result."""
+        """Short hash of the given sections (all by default) without what cannot change a result.
+
+        With the selection left out it is that of what is measured, for which `scoring.loss` does
+        not matter.
+        """
         content = self.model_dump(mode="json", include=set(sections) or None)
+        if sections and "selection" not in sections:
+            content.get("scoring", {}).pop("loss", None)
         for key in _NEUTRAL:
             section, _, leaf = key.rpartition(".")
             ((content.get(section) or {}) if section else content).pop(leaf, None)
         for section in ("data", "target"):  # keys that came later: unset, they change no hash
+            data = content.get(section) or {}
+            for name in ("chosen", "rejected"):
+                if data and data["columns"][name] is None:
+                    data["columns"].pop(name)
+            if data.get("pair") == "chosen":
+                data.pop("pair")
             for key in ("columns", "roles"):
-                data = content.get(section) or {}
                 if not any((data.get(key) or {}).values()):
                     data.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

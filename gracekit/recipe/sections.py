@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import math
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from gracekit.recipe.column_names import ColumnNames
+from gracekit.recipe.places import files_named, from_folder
 from gracekit.recipe.score_columns import shared_column
+from gracekit.recipe.section import Section
 
 DataFormat = Literal[
     "auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text", "conversation",
-    "instruction-response", "question-answer", "query-response", "input-output",
+    "instruction-response", "question-answer", "query-response", "input-output", "preference",
+    "tokens",
 ]  # fmt: skip
 LengthCorrection = Literal["sqrt", "bins", "none"]
 Rendering = Literal["auto", "chat", "plain", "trl"]
 
 
-class Section(BaseModel):
-    """A part of the recipe: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ColumnNames(Section):
-    """Which column holds what, where the columns have names of your own."""
-
-    prompt: str | None = None
-    """What the user asks: text, or a list of messages."""
-    input: str | None = None
-    """More of the prompt, put below it after an empty line."""
-    response: str | None = None
-    """What the assistant answers: text, or a list of messages."""
-    messages: str | None = None
-    """Whole conversations: lists of messages, also as JSON text."""
-    system: str | None = None
-    """The system message."""
-    history: str | None = None
-    """Earlier turns: a list of (question, answer)."""
-    tools: str | None = None
-    """Definitions of tools for the chat template: a list, also as JSON text."""
-
-    @property
-    def named(self) -> dict[str, str]:
-        """What is named -> its column."""
-        return self.model_dump(exclude_none=True)
-
-
 class DataSection(Section):
     """Where the samples come from and which of their tokens carry loss."""
 
-    path: str
+    path: str | tuple[str, ...]
     """JSONL, JSON, Parquet or CSV file, compressed or not, a directory of them, a `save_to_disk`
-    folder, or a hub dataset name."""
+    folder, or a hub dataset name; `data/*.jsonl` is all files of such names. Several of them are
+    given as a list, and read in its order."""
     split: str = "train"
     """Split, where the source has several."""
     format: DataFormat = "auto"
@@ -68,8 +43,11 @@ class DataSection(Section):
     columns: ColumnNames = ColumnNames()
     """Which column holds what: `{prompt: question, response: answer}`. `id`, `group` and `text`
     here are the same as `id_column`, `group_column` and `text_column`."""
-    roles: dict[str, tuple[str, ...]] = {}
+    roles: dict[str, tuple[str, ...]] = Field(default={})
     """Names of roles in your chats, by the role that they stand for: `{assistant: [bot]}`."""
+    pair: Literal["chosen"] = "chosen"
+    """What of a preference pair is measured: the chosen side. The margin between the two sides is
+    not measured."""
     max_length: int = Field(default=1024, ge=8)
     """Longest token sequence; the rest is cut off, as trainers do."""
     loss_on: Literal["auto", "response", "all"] = "auto"
@@ -80,6 +58,28 @@ class DataSection(Section):
     """Whose tokens and whose loss are meant: `chat` the tokenizer's chat template, `plain` no
     template, `trl` those of TRL's SFTTrainer; `auto`: as `chat_template` says, or as `trl` where
     the model card beside the first checkpoint says that TRL's SFTTrainer trains."""
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The path, or all of the list."""
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def name(self) -> str:
+        """The path for people: of a list the first ones."""
+        more = f" and {len(self.places) - 2} more" if len(self.places) > 2 else ""
+        return ", ".join(self.places[:2]) + more
+
+    @property
+    def is_there(self) -> bool:
+        """Whether all of it is on this machine now."""
+        return all(Path(place).exists() or files_named(place) for place in self.places)
+
+    @model_validator(mode="after")
+    def _path_names_something(self) -> DataSection:
+        if not self.places:
+            raise ValueError("path is an empty list; name a file")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -118,12 +118,13 @@ class DataSection(Section):
 
     def relative_to(self, folder: Path) -> DataSection:
         """A copy whose path starts at the folder, unless it is absolute or a hub name."""
-        inside = folder / self.path
-        if Path(self.path).is_absolute() or (
-            not inside.exists() and _looks_like_hub_name(self.path)
-        ):
-            return self
-        return self.model_copy(update={"path": os.path.normpath(inside)})
+        return self.moved(lambda place: from_folder(folder, place))
+
+    def moved(self, move: Callable[[str], str]) -> DataSection:
+        """A copy with another path for each place."""
+        path = self.path
+        moved = move(path) if isinstance(path, str) else tuple(map(move, path))
+        return self.model_copy(update={"path": moved})
 
 
 class CheckpointSection(Section):
@@ -301,15 +302,15 @@ class PropagationSection(Section):
     mu: float = Field(default=1.0, ge=0)
     """Weight of the neighbours in rule `grace`."""
     min_measured: int = Field(default=100, ge=10)
-    """Measured rows below which nothing is fitted and rows stay as they are."""
+    """Measured rows below which nothing is fitted but a shift that all rows have in common."""
 
 
 class SelectionSection(Section):
     """Which samples make the coreset. docs/selection.md says more."""
 
-    selector: str = "coverage"
-    """`coverage`, a baseline (`gracekit.selection.SELECTORS` lists them), `top-` and a score's
-    name, or a class of your own as `package.module:Class`."""
+    selector: str = "balanced"
+    """`balanced`, `coverage`, a baseline (`gracekit.selection.SELECTORS` lists them), `top-` and a
+    score's name, or a class of your own as `package.module:Class`."""
     fraction: float | None = Field(default=None, gt=0, le=1)
     """Share of the usable samples; default 0.3 when neither `count` nor `tokens` is given."""
     count: int | None = Field(default=None, ge=1)
@@ -323,11 +324,12 @@ class SelectionSection(Section):
     their gradients' norms. No weight is above 1/α of the mean. 1: all are drawn alike."""
     redraw: Literal["fresh", "keep"] = "fresh"
     """What a new draw of balanced makes of the draws before: `fresh` gives every row its turn
-    before others come again, so that uses follow probabilities; `keep` changes only the rows that
-    changed probabilities make change."""
+    before others come again, so that uses follow probabilities; `keep`, for files that have to be
+    stable, changes only the rows that changed probabilities make change. (Of coverage that is
+    `churn_penalty`.)"""
     max_uses: int | None = Field(default=None, ge=1)
     """A row that was trained on so often (or handed out, where no trainer logs its uses) is not
-    selected again; its place goes to others. null: no limit."""
+    selected again, unless it is always in; its place goes to others. null: no limit."""
     churn_penalty: float = Field(default=0.0, ge=0)
     """What keeping the whole parent coreset is worth, as a share of all that `coverage` can gain
     over a random draw: a new version changes only what is worth it. 0: nothing."""
@@ -352,10 +354,10 @@ class SelectionSection(Section):
     """Share of the most important samples left out as probable label noise."""
     max_similarity: float | None = Field(default=None, gt=0, le=1)
     """Of samples with a cosine above this in the graph, only the most important may be selected."""
-    weights: Literal["coverage", "uniform", "inverse-probability", "selector"] | None = None
-    """Weight of a selected sample: how many samples it stands for, 1, how many of its group (or
-    stratum) there are for each that is selected, or what the selector says. null: what the
-    selector says with `balanced`, else `coverage`."""
+    weights: Literal["coverage", "uniform", "none", "inverse-probability", "selector"] | None = None
+    """Weight of a selected sample: how many samples it stands for, 1 (also `none`, for a trainer
+    that cannot weigh), how many of its group (or stratum) there are for each that is selected, or
+    what the selector says. null: what the selector says with `balanced`, else `coverage`."""
 
     @model_validator(mode="after")
     def _one_budget(self) -> SelectionSection:
@@ -387,8 +389,3 @@ class RetentionSection(Section):
     """Versions kept: after each new one, older ones lose their coreset and the scores of all
     samples, as by `gracekit gc`, unless they are pinned or in use. What was measured at them
     stays. null: all versions are kept."""
-
-
-def _looks_like_hub_name(path: str) -> bool:
-    is_file = Path(path).suffix in {".json", ".jsonl", ".parquet", ".csv", ".tsv"}
-    return path.count("/") <= 1 and not is_file and not path.startswith(".")

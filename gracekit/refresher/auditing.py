@@ -1,10 +1,13 @@
 """The audit of a refresh: rows that were drawn uniformly, as measured and as the others say.
 
-What the audit is held to, `refresh.target_rank_correlation`, is in `Audit.target` and
-`Audit.target_met`, and what a miss leads to in `budget.next_round`.
+What the audit is held to where the recipe says so, `refresh.target_rank_correlation`, is in
+`Audit.target` and `Audit.target_met`, and what a miss leads to in `budget.next_round`. The first
+thing that a refresh is held to is the value of its draw (`metering`).
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from gracekit.propagation import CarriedFeatures, Propagated
 from gracekit.recipe import Recipe
 from gracekit.refresher.last import LastRefresh
 from gracekit.scores.importance import working_importance
-from gracekit.types import Measurement, Reason, RefreshPlan
+from gracekit.types import Bool, Measurement, Reason, RefreshPlan
 from gracekit.version.outcomes import Audit
 
 LEAST_PROBE = 10
@@ -40,25 +43,30 @@ def audit_refresh(
     """
     name = recipe.scoring.importance
     held_out = scores.held_out[name]
-    drawn = plan.reasons == Reason.PROBE
-    if recipe.refresh.plan == "random":
-        drawn |= plan.reasons == Reason.PRIORITY
-    probe = drawn & measurement.valid & np.isfinite(held_out)
+    probe = drawn_uniformly(recipe, plan) & measurement.valid & np.isfinite(held_out)
     rows = measurement.rows[probe]
     if len(rows) < LEAST_PROBE:
         return None
+    target = recipe.refresh.target_rank_correlation
     # What selection uses is importance, a rank among all rows: so that is what is compared.
     values, samples = scores.values[name], last.samples
     has_score = last.scores.usable.copy()
     has_score[plan.rows] = True
-    measured = working_importance(values, samples, recipe.scoring)
+    # As it is published: what was carried over is spread out, a held-out row like the others.
+    carried, stretch = has_score.copy(), scores.stretch[name]
+    carried[plan.rows] = False
+    measured = working_importance(values, samples, recipe.scoring, carried=carried, stretch=stretch)
     predicted = np.empty(len(rows), np.float32)
     # A few at a time: a predicted value ranks among measured rows as well, as it will in use.
     for first in range(_PROBE_PARTS):
         part = slice(first, None, _PROBE_PARTS)
         without = values.copy()
         without[rows[part]] = held_out[probe][part]
-        predicted[part] = working_importance(without, samples, recipe.scoring)[rows[part]]
+        is_carried = carried.copy()
+        is_carried[rows[part]] = True
+        predicted[part] = working_importance(
+            without, samples, recipe.scoring, carried=is_carried, stretch=stretch
+        )[rows[part]]
     is_audited = np.isin(features.held_out_rows, rows)
     audited = features.held_out_rows[is_audited]
     # Where each of them stands in the measurement, whose rows are in the plan's order.
@@ -76,6 +84,14 @@ def audit_refresh(
         calibration=scores.calibration[name],
         num_measured=len(plan.rows),
         num_rows=int(has_score.sum()),
-        target=recipe.refresh.target_rank_correlation or 0.9,
+        target=math.nan if target is None else target,
         rounds=rounds,
     )
+
+
+def drawn_uniformly(recipe: Recipe, plan: RefreshPlan) -> Bool:
+    """[m] rows of the plan that chance alone chose: the probe, and all that `random` picked."""
+    drawn: Bool = plan.reasons == Reason.PROBE
+    if recipe.refresh.plan == "random":
+        drawn = drawn | (plan.reasons == Reason.PRIORITY)
+    return drawn

@@ -15,7 +15,7 @@ from gracekit.recipe import Recipe, RefreshSection
 from gracekit.refresher.last import LastRefresh
 from gracekit.staleness import full_plan, plan_rows
 from gracekit.types import Int64, RefreshPlan, SampleTable
-from gracekit.version.outcomes import Audit
+from gracekit.version.outcomes import Audit, Meter
 
 _START = 0.8
 """Share of the rows that the last refresh needed with which the next one starts."""
@@ -24,6 +24,9 @@ _MOST_OF_THE_WAY, _NEAR = 0.8, 0.02
 second share of all rows."""
 _LEAST_STEP = 0.005
 """Least share of all rows that a round adds: every round costs a propagation."""
+LEAST_TOLD_BY = 30
+"""Measured rows that tell the value of a draw below which nothing is claimed: the interval of so
+few is too narrow."""
 NEVER_FULL = -1.0
 """`refresh.full_below` that no rank correlation is below."""
 
@@ -125,20 +128,22 @@ def budgets(settings: RefreshSection, num_rows: int, num_never: int) -> tuple[in
     return least, most, probe
 
 
-def next_round(audit: Audit, num_rows: int) -> int:
+def next_round(audit: Audit, num_rows: int, meter: Meter | None = None) -> int:
     """Rows to measure in all in the next round.
 
     With more measured the others will be better predicted. So it goes most of the way to what is
     needed now, all of it when that is near, and never to more than twice as many as so far.
     """
-    missing = _needed_share(audit, num_rows) * num_rows - audit.num_measured
+    missing = _needed_share(audit, num_rows, meter) * num_rows - audit.num_measured
     if missing > _NEAR * num_rows:
         missing *= _MOST_OF_THE_WAY
     wanted = audit.num_measured + math.ceil(max(missing, _LEAST_STEP * num_rows))
     return min(wanted, 2 * audit.num_measured, num_rows)
 
 
-def next_start(audit: Audit | None, num_measured: int, num_rows: int) -> int:
+def next_start(
+    audit: Audit | None, num_measured: int, num_rows: int, meter: Meter | None = None
+) -> int:
     """Rows with which the next refresh should start, given what this one needed.
 
     Somewhat less: training mostly slows down, and a further round costs no model pass. Never more
@@ -149,13 +154,31 @@ def next_start(audit: Audit | None, num_measured: int, num_rows: int) -> int:
     elif audit.num_measured >= num_rows:  # it says nothing of fewer
         needed = float(num_rows)
     else:
-        needed = _needed_share(audit, num_rows) * num_rows
+        needed = _needed_share(audit, num_rows, meter) * num_rows
     return min(math.ceil(_START * needed), num_rows // 2)
 
 
-def _needed_share(audit: Audit, num_rows: int) -> float:
-    """Share of all rows that reaches the target if the others are then predicted no better."""
-    missing = 1 - audit.rank_correlation_all
-    unmeasured = 1 - audit.num_measured / num_rows
-    allowed = 1 - audit.target
-    return max(0.0, 1 - allowed * unmeasured / missing) if missing > 0 else 0.0
+def _needed_share(audit: Audit, num_rows: int, meter: Meter | None) -> float:
+    """Share of all rows that reaches each target if the others are then predicted no better."""
+    share = audit.num_measured / num_rows
+    needed = 0.0
+    if not math.isnan(audit.target):
+        needed = _share_for(audit.target, audit.rank_correlation_all, 1.0, share)
+    if meter is None or math.isnan(meter.target):
+        return needed
+    if meter.can_gain is None:  # too few rows tell
+        few = meter.target_met is False
+        told_by = max(meter.num_told_by, 1)
+        return max(needed, min(1.0, share * LEAST_TOLD_BY / told_by)) if few else needed
+    if not meter.can_gain or meter.target == 0:
+        return needed
+    at_most = max(meter.kept_if_measured, meter.value_kept)
+    return max(needed, _share_for(meter.target, meter.value_kept, at_most, share))
+
+
+def _share_for(target: float, found: float, at_most: float, share: float) -> float:
+    """Share to measure, where what is missing of `at_most` goes with the share that is not."""
+    missing, allowed = at_most - found, at_most - target
+    if allowed < 0:
+        return 1.0  # out of reach even then: as near as may be
+    return max(0.0, 1 - allowed * (1 - share) / missing) if missing > 0 else 0.0

@@ -52,7 +52,7 @@ class CurrentData:
         samples = load_samples(self._settings, strict=self._strict)
         if data_stamp(self._settings) != stamp:
             raise DataError(
-                f"{self._settings.path} changed while it was read; wait until it is written. "
+                f"{self._settings.name} changed while it was read; wait until it is written. "
                 "Replacing the file by a rename avoids this"
             )
         if samples.skipped:

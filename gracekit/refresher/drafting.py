@@ -48,6 +48,7 @@ def draft_version(
         plan=refreshed.plan,
         measurement=refreshed.measurement,
         audit=refreshed.audit,
+        meter=refreshed.meter,
         scores=refreshed.scores,
         selection=refreshed.selection,
         state=state,

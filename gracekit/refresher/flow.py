@@ -32,7 +32,7 @@ from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.step import step
-from gracekit.refresher.uses import last_draw, state_now
+from gracekit.refresher.uses import last_probabilities, num_distinct_random, state_now
 from gracekit.samples import (
     Growth,
     RawSamples,
@@ -119,7 +119,7 @@ class Refresher:
         require_same_data(
             growth,
             max_lost=self.recipe.refresh.max_lost,
-            source=self.recipe.data.path,
+            source=self.recipe.data.name,
             store=self.root,
         )
         return growth
@@ -220,7 +220,7 @@ class Refresher:
                 )
             )
             parent = last_coreset(store)
-            state = state_now(store, growth.samples, parent)
+            state = state_now(store, growth.samples, parent, pinned.step)
             refreshed = step(
                 load_last(store, recipe, growth),
                 measure,
@@ -229,8 +229,9 @@ class Refresher:
                 step=pinned.step,
                 version=store.next_version(),
                 parent=parent,
-                parent_draw=last_draw(store, growth.samples),
+                parent_probabilities=last_probabilities(store, growth.samples),
                 state=state,
+                num_distinct_random=num_distinct_random(store, growth.samples),
                 store=store,
                 enter=enter,
             )
@@ -252,7 +253,7 @@ class Refresher:
                 }
             ),
             samples=growth.samples if growth.is_change else None,
-            dataset=self._describe_data(model, store, is_new=other_tokens),
+            dataset=self._describe_data(model, tokens, store, is_new=other_tokens),
             timings=timings,
         )
         version = store.commit(draft, keep=recipe.retention.keep)
@@ -326,8 +327,12 @@ class Refresher:
                 len(tokens.num_targets),
                 self.recipe.data.max_length,
             )
-        samples = sample_table(self.samples, tokens)
-        return Store.create(self.root, samples=samples, dataset=self._describe_data(model)), False
+        created = Store.create(
+            self.root,
+            samples=sample_table(self.samples, tokens),
+            dataset=self._describe_data(model, tokens),
+        )
+        return created, False
 
     def _has_these_tokens(self, store: Store, model: CheckpointModel, tokens: TokenTable) -> bool:
         """Whether the samples that it knows have the tokens that it was made with.
@@ -351,7 +356,12 @@ class Refresher:
         return all(expected.get(digest, found) == found for digest, found in pairs)
 
     def _describe_data(
-        self, model: CheckpointModel, store: Store | None = None, *, is_new: bool = False
+        self,
+        model: CheckpointModel,
+        tokens: TokenTable,
+        store: Store | None = None,
+        *,
+        is_new: bool = False,
     ) -> DataDescription:
         """What to remember of the data besides its samples.
 
@@ -360,13 +370,13 @@ class Refresher:
         settings, raw = model.data(self.samples), self.samples
         known = None if store is None else store.dataset()
         first = raw.fingerprint if store is None else store.info.fingerprint
-        if Path(settings.path).exists():
-            path = str(Path(settings.path).resolve())
-            settings = settings.model_copy(update={"path": path})
+        if settings.is_there:
+            settings = settings.moved(lambda place: str(Path(place).resolve()))
         return DataDescription(
             settings=settings,
             detected_format=raw.format,
             num_skipped=len(raw.skipped),
+            num_unrendered=len(tokens.unrendered),
             tokens_key=(
                 known.tokens_key
                 if known is not None and not is_new

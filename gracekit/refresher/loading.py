@@ -12,7 +12,7 @@ from gracekit.graph import build_index, load_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.last import LastRefresh
-from gracekit.refresher.uses import last_draw, state_now
+from gracekit.refresher.uses import last_probabilities, num_distinct_random, state_now
 from gracekit.samples import Growth
 from gracekit.scores.changes import COMPARED
 from gracekit.scores.meaning import score_meaning
@@ -164,8 +164,9 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
         features=cache.features,
         target_features=cache.target_features,
         parent=parent,
-        parent_draw=last_draw(store, samples),
+        parent_probabilities=last_probabilities(store, samples),
         state=state_now(store, samples, parent),
+        num_distinct_random=num_distinct_random(store, samples),
         store=store,
         scoring=recipe.scoring,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +23,7 @@ from gracekit.refresher.auditing import audit_refresh
 from gracekit.refresher.budget import first_plan, next_round, plan_round
 from gracekit.refresher.last import LastRefresh
 from gracekit.types import Measurement, RefreshPlan, Rows, SampleTable
-from gracekit.version.outcomes import Audit
+from gracekit.version.outcomes import Audit, Meter
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,8 @@ class Measured:
     """The features of all rows; None with `scores`."""
     audit: Audit | None = None
     """None when everything was measured by plan, or too few rows were drawn uniformly."""
+    meter: Meter | None = None
+    """What a draw by these scores is worth; None when everything was measured by plan."""
     rounds: int = 1
 
 
@@ -65,12 +70,22 @@ def measure_in_rounds(
     *,
     samples: SampleTable,
     step: int,
+    meter_of: Callable[[Measured], Meter],
 ) -> Measured:
-    """Measure what the plan says, audit, and measure more while the audit misses the target.
+    """Measure what the plan says, audit, and measure more while what is found misses the target.
 
     Each round measures at most twice as many rows as the one before it, up to `max_fraction`; all
     rows, when the audit is then still below `full_below`. The probe is drawn once; what the plan
-    has not picked of it since is probe in every round.
+    has not picked of it since is probe in every round. The target is the share of what perfect
+    norms would gain (`refresh.target_value`), and a rank correlation where the recipe asks for one.
+
+    Args:
+        last: The last refresh; None measures everything.
+        measure: Measures rows.
+        recipe: All settings.
+        samples: The sample table as it is now.
+        step: Training step of the checkpoint.
+        meter_of: What a draw would be worth by what was measured so far.
     """
     first = first_plan(last, recipe, samples=samples, step=step)
     if last is None or first.is_full:
@@ -92,18 +107,22 @@ def measure_in_rounds(
                     settings.full_below,
                 )
                 most = n
-        is_enough = audit is None or audit.target_met or num_planned == num_before
-        if is_enough or audit is None or num_planned >= most:
-            return Measured(
-                plan=plan,
-                measurement=measurement,
-                scores=scores,
-                features=features,
-                audit=audit,
-                rounds=rounds,
-            )
+        measured = Measured(
+            plan=plan,
+            measurement=measurement,
+            scores=scores,
+            features=features,
+            audit=audit,
+            rounds=rounds,
+        )
+        meter = meter_of(measured)
+        measured = dataclasses.replace(measured, meter=meter)
+        _log_meter(meter)
+        is_met = meter.target_met is not False and (audit is None or audit.target_met)
+        if is_met or audit is None or num_planned in (num_before, n) or num_planned >= most:
+            return measured
         num_before = num_planned
-        budget = n if num_planned >= first.limit else min(next_round(audit, n), first.limit)
+        budget = n if num_planned >= first.limit else min(next_round(audit, n, meter), first.limit)
         plan = plan_round(last, recipe, plan, budget=budget, step=step)
 
 
@@ -123,6 +142,7 @@ def _propagate(
         usable=last.scores.usable,
         settings=settings,
         seed=recipe.seed,
+        groups=last.samples.groups,
     )
     features = propagate_features(
         old=last.features,
@@ -137,13 +157,37 @@ def _propagate(
 
 
 def _log_audit(audit: Audit, num_measured: int) -> None:
+    asked = "" if math.isnan(audit.target) else f", target {audit.target:.2f}"
     logger.info(
         "audit of %d rows after measuring %d: rank correlation %.2f on the others, "
-        "%.2f over all (stale %.2f, target %.2f)",
+        "%.2f over all (stale %.2f%s)",
         audit.num_probe,
         num_measured,
         audit.rank_correlation,
         audit.rank_correlation_all,
         audit.rank_correlation_stale,
-        audit.target,
+        asked,
     )
+
+
+def _log_meter(meter: Meter) -> None:
+    if meter.no_gain:
+        logger.info(
+            "a draw by norms: with perfect norms 1,000 samples would be worth %.0f random ones "
+            "(%.0f to %.0f); %s",
+            1000 * meter.best,
+            1000 * meter.best_low,
+            1000 * meter.best_high,
+            meter.no_gain,
+        )
+    elif meter.can_gain:
+        logger.info(
+            "a draw by norms: 1,000 samples are worth %.0f random ones (%.0f to %.0f), with "
+            "perfect norms %.0f: %.0f %% of the gain is kept (target %.0f %%)",
+            1000 * meter.value,
+            1000 * meter.value_low,
+            1000 * meter.value_high,
+            1000 * meter.best,
+            100 * meter.value_kept,
+            100 * meter.target,
+        )

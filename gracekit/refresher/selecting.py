@@ -15,8 +15,8 @@ from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFound
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.loading import last_coreset, selection_inputs
 from gracekit.refresher.result import RefreshResult
-from gracekit.refresher.uses import state_now
-from gracekit.selection import select
+from gracekit.refresher.uses import num_distinct_random, state_now
+from gracekit.selection import repetition, select
 from gracekit.store import Store, VersionDraft
 from gracekit.types import Draw, Selection
 from gracekit.version.header import Header, Settings, Timings
@@ -51,7 +51,9 @@ def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshR
             )
         header = store.header(base)
         _require_same_importance(recipe, header.settings.scoring)
-        refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')}")
+        scoring = _with_loss_of(recipe, header.settings.scoring)
+        loss = "" if scoring is None else scoring.loss
+        refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')} {loss}")
         if store.header(latest).refresh_id == refresh_id:
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
         inputs = selection_inputs(store, recipe)
@@ -71,7 +73,7 @@ def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshR
                 selection=selection,
                 state=inputs.state,
                 checkpoint=header.checkpoint,
-                settings=Settings(scoring=header.settings.scoring, selection=recipe.selection),
+                settings=Settings(scoring=scoring, selection=recipe.selection),
                 timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),
             ),
             keep=recipe.retention.keep,
@@ -98,7 +100,18 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
         old, latest = store.header(version), store.latest()
         if latest is not None and version in (latest, store.header(latest).rollback_of):
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
+        samples = store.samples()
+        state = state_now(store, samples, last_coreset(store))
         selection = _selection_again(store, coreset, old)
+        selection.details.update(
+            repetition(
+                selection.rows,
+                samples=samples,
+                state=state,
+                num_distinct_random=num_distinct_random(store, samples),
+                num_usable=max(old.selection.num_usable or 0, len(selection.rows)),
+            )
+        )
         seconds = round(time.perf_counter() - started, 3)
         made = store.commit(
             VersionDraft(
@@ -108,7 +121,7 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
                 scores=None,
                 rollback_of=version,
                 selection=selection,
-                state=state_now(store, store.samples(), last_coreset(store)),
+                state=state,
                 checkpoint=old.checkpoint,
                 settings=Settings(scoring=old.settings.scoring, selection=old.settings.selection),
                 timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),
@@ -160,8 +173,16 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def _with_loss_of(recipe: Recipe, stored: ScoringSection | None) -> ScoringSection | None:
+    """How the stored scores were made, with the recipe's `loss`, by which they are selected."""
+    return stored and stored.model_copy(update={"loss": recipe.scoring.loss})
+
+
 def _require_same_importance(recipe: Recipe, stored: ScoringSection | None) -> None:
-    """Raise `RecipeError` when the recipe asks for another importance than the stored one."""
+    """Raise `RecipeError` when the recipe asks for another importance than the stored one.
+
+    `scoring.loss` may differ: nothing that is stored depends on it.
+    """
     for key in ("importance", "length_correction", "normalise"):
         was, wanted = getattr(stored, key, None), getattr(recipe.scoring, key)
         if was != wanted:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe
 from gracekit.refresher.budget import next_start
 from gracekit.refresher.last import LastRefresh
+from gracekit.refresher.metering import held_out_rows, meter_of_norms, meter_of_selection
 from gracekit.refresher.rounds import Measure, Measured, measure_in_rounds
 from gracekit.rounding import to_float16
 from gracekit.scores.importance import sample_importance
@@ -38,9 +40,9 @@ from gracekit.selection import select
 from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
-    Draw,
     DrawState,
     Float32,
+    Float64,
     Measurement,
     Origin,
     Reason,
@@ -51,7 +53,13 @@ from gracekit.types import (
     Selection,
     SparseGraph,
 )
-from gracekit.version.outcomes import Audit, GraphOutcome, PropagationOutcome, RefreshOutcome
+from gracekit.version.outcomes import (
+    Audit,
+    GraphOutcome,
+    Meter,
+    PropagationOutcome,
+    RefreshOutcome,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +75,8 @@ class Refreshed:
     """Of the plan's rows, in their order."""
     audit: Audit | None
     """None when everything was measured by plan, or the probe is too small."""
+    meter: Meter
+    """What the coreset is worth."""
     scores: ScoreTable
     features: Float32
     """[n, d]"""
@@ -117,8 +127,9 @@ def step(
     step: int,
     version: int,
     parent: Rows | None = None,
-    parent_draw: Draw | None = None,
+    parent_probabilities: Float64 | None = None,
     state: DrawState | None = None,
+    num_distinct_random: float = 0.0,
     store: StoreReader | Path | None = None,
     enter: Callable[[str], None] = lambda stage: None,
 ) -> Refreshed:
@@ -133,8 +144,9 @@ def step(
         step: Training step of the checkpoint.
         version: The version that the result becomes.
         parent: The coreset of the version before.
-        parent_draw: How likely its rows were.
+        parent_probabilities: [n] how likely its rows were.
         state: What the draws so far gave each row; None: nothing was drawn.
+        num_distinct_random: How many samples random draws would have used by now.
         store: Open or its path, whose tables the recipe's SQL conditions may ask.
         enter: Told the stages: measure, propagate, graph, select.
 
@@ -142,32 +154,58 @@ def step(
         GracekitError: What `measure` raises, and `SelectionError`.
     """
     enter("measure")
-    measured = measure_in_rounds(last, measure, recipe, samples=samples, step=step)
+
+    def inputs_of(scores: ScoreTable, graph: SparseGraph, **more: Any) -> SelectionInputs:
+        return SelectionInputs(
+            scores=scores,
+            samples=samples,
+            graph=graph,
+            parent=parent,
+            parent_probabilities=parent_probabilities,
+            state=state,
+            num_distinct_random=num_distinct_random,
+            store=store,
+            scoring=recipe.scoring,
+            **more,
+        )
+
+    def meter_of(so_far: Measured) -> Meter:
+        assert last is not None
+        scores = _all_scores(recipe, samples, last, so_far, step=step, version=version)
+        return meter_of_norms(
+            recipe,
+            inputs_of(scores, last.graph),
+            held_out_rows(recipe, so_far),
+            can_tell_more=recipe.refresh.plan == "random",
+        )
+
+    measured = measure_in_rounds(
+        last, measure, recipe, samples=samples, step=step, meter_of=meter_of
+    )
     target_features = measure.finish()
     enter("propagate")
-    scores, features, valid = _all_rows(recipe, samples, last, measured, step=step, version=version)
+    scores = _all_scores(recipe, samples, last, measured, step=step, version=version)
+    features, valid = _all_features(samples, last, measured)
     enter("graph")
     index, graph, of_graph = _update_graph(recipe, last, features, valid)
     enter("select")
-    inputs = SelectionInputs(
-        scores=scores,
-        samples=samples,
-        graph=graph,
-        features=features,
-        target_features=target_features,
-        parent=parent,
-        parent_draw=parent_draw,
-        state=state,
-        store=store,
-        scoring=recipe.scoring,
-    )
+    inputs = inputs_of(scores, graph, features=features, target_features=target_features)
     selection = select(recipe.selection, inputs, seed=recipe.seed, version=version)
+    meter = meter_of_selection(
+        recipe,
+        inputs,
+        held_out_rows(recipe, measured),
+        selection,
+        of_rounds=measured.meter,
+        valid=valid,
+    )
     return Refreshed(
         version=version,
         samples=samples,
         plan=measured.plan,
         measurement=measured.measurement,
         audit=measured.audit,
+        meter=meter,
         scores=scores,
         features=features,
         valid=valid,
@@ -179,7 +217,7 @@ def step(
     )
 
 
-def _all_rows(
+def _all_scores(
     recipe: Recipe,
     samples: SampleTable,
     last: LastRefresh | None,
@@ -187,53 +225,74 @@ def _all_rows(
     *,
     step: int,
     version: int,
-) -> tuple[ScoreTable, Float32, Bool]:
-    """Scores [n], features [n, d] and which rows have features, after the model pass.
+) -> ScoreTable:
+    """Scores of all rows [n] after the model pass.
 
-    A row whose measurement is not finite becomes invalid: it has no scores and no features until a
-    later measurement succeeds. The propagated features become the result: they are not copied.
+    A row whose measurement is not finite becomes invalid: it has no scores until a later
+    measurement succeeds.
     """
     n, name = len(samples), recipe.scoring.importance
     measurement = measured.measurement
     rows, good = measurement.rows, measurement.valid
-    if last is None or measured.scores is None or measured.features is None:
-        features = np.zeros((n, measurement.features.shape[1]), np.float32)
+    if last is None or measured.scores is None:
         scores = {score: np.full(n, np.nan, np.float32) for score in measurement.scores}
-        valid, origin = np.zeros(n, bool), np.full(n, Origin.NEVER, np.uint8)
-        confidence = np.zeros(n, np.float32)
+        origin, confidence = np.full(n, Origin.NEVER, np.uint8), np.zeros(n, np.float32)
         measured_step, measured_version = np.full(n, -1, np.int64), np.zeros(n, np.int64)
+        stretch = 1.0
     else:
-        propagated, features = measured.scores, measured.features.features
+        propagated = measured.scores
         gates = propagated.outcome.scores
         scores = from_working(propagated.values, samples.num_response_tokens)
         for score, gate in gates.items():
             if gate.used == "stale":  # kept to the bit, not by way of the working values
                 scores[score] = last.scores.scores[score].copy()
-        valid, origin = last.valid.copy(), last.scores.origin.copy()
+        origin = last.scores.origin.copy()
         is_stale = gates[name].used == "stale"
         origin[last.scores.usable] = Origin.STALE if is_stale else Origin.PROPAGATED
-        confidence = propagated.confidence[name].copy()
+        confidence, stretch = propagated.confidence[name].copy(), propagated.stretch[name]
         measured_step = last.scores.measured_step.copy()
         measured_version = last.scores.measured_version.copy()
 
-    features[rows[good]] = measurement.features[good]
-    valid[rows] = good
-    features[~valid] = 0
     for score, values in measurement.scores.items():
         scores[score][rows] = np.where(good, values, np.nan)
     origin[~samples.present] = Origin.REMOVED
     origin[rows] = np.where(good, Origin.MEASURED, Origin.INVALID)
     confidence[rows] = good
     measured_step[rows], measured_version[rows] = step, version
-    table = ScoreTable(
+    return ScoreTable(
         scores=scores,
-        importance=sample_importance(scores, samples, recipe.scoring),
+        importance=sample_importance(
+            scores,
+            samples,
+            recipe.scoring,
+            carried=origin == Origin.PROPAGATED,
+            stretch=stretch,
+        ),
         origin=origin,
         measured_step=measured_step,
         measured_version=measured_version,
         confidence=confidence,
     )
-    return table, features, valid
+
+
+def _all_features(
+    samples: SampleTable, last: LastRefresh | None, measured: Measured
+) -> tuple[Float32, Bool]:
+    """Features [n, d] and which rows have some, after the model pass; invalid rows do not.
+
+    The propagated features become the result: they are not copied.
+    """
+    measurement = measured.measurement
+    rows, good = measurement.rows, measurement.valid
+    if last is None or measured.features is None:
+        features = np.zeros((len(samples), measurement.features.shape[1]), np.float32)
+        valid = np.zeros(len(samples), bool)
+    else:
+        features, valid = measured.features.features, last.valid.copy()
+    features[rows[good]] = measurement.features[good]
+    valid[rows] = good
+    features[~valid] = 0
+    return features, valid
 
 
 def _update_graph(
@@ -266,7 +325,7 @@ def _outcome(
     if last is not None and measured.scores is not None:
         is_known = plan.reasons != Reason.NEVER_MEASURED
         _log_unmeasured(last.num_never - int((~is_known).sum()))
-        next_budget = next_start(measured.audit, int(is_known.sum()), n)
+        next_budget = next_start(measured.audit, int(is_known.sum()), n, measured.meter)
         if len(plan.rows) < n:
             num_since_full = last.num_since_full + 1
     return RefreshOutcome(

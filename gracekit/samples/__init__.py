@@ -16,7 +16,6 @@ from gracekit.samples.raw import (
     open_hashed_records,
     open_records,
 )
-from gracekit.samples.rendered_already import rendered_beginning
 from gracekit.samples.sources import data_stamp, open_source
 from gracekit.samples.token_cache import CachedTokens, hashes_of, open_tokens, unpacked
 from gracekit.samples.tokens import (
@@ -48,7 +47,6 @@ __all__ = [
     "open_records",
     "open_source",
     "open_tokens",
-    "rendered_beginning",
     "rendered_tokens",
     "sample_table",
     "tokenize",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -53,6 +53,13 @@ class ParquetRows(Source):
     def select(self, columns: Sequence[str]) -> Source:
         """Only the given columns."""
         return ParquetRows(self._paths, columns)
+
+    def files(self) -> list[tuple[str, int, int]]:
+        """See `Source.files`."""
+        bounds = np.cumsum([0] + [file.metadata.num_rows for file in self._files]).tolist()
+        return [
+            (str(path), *bound) for path, bound in zip(self._paths, pairwise(bounds), strict=True)
+        ]
 
     def take(self, rows: Sequence[int]) -> list[Json]:
         """See `Source.take`."""

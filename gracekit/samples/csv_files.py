@@ -54,15 +54,17 @@ class CsvRows(PlacedRows):
                 start = consumed
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{self.files.paths[number]}, line {line_number}: not UTF-8 ({error.reason}). "
+                f"{self.byte_files.paths[number]}, line {line_number}: not UTF-8 ({error.reason}). "
                 "Save the file as UTF-8"
             ) from error
         except csv.Error as error:
             raise self._broken(number, line_number, str(error)) from error
         if len(self._headers) <= number:
-            raise DataError(f"{self.files.paths[number]} holds no rows; expected a header and rows")
-        if starts and self.files.read(number, starts[-1], ends[-1]).count(b'"') % 2:
-            at = self.files.line_of(number, starts[-1])
+            raise DataError(
+                f"{self.byte_files.paths[number]} holds no rows; expected a header and rows"
+            )
+        if starts and self.byte_files.read(number, starts[-1], ends[-1]).count(b'"') % 2:
+            at = self.byte_files.line_of(number, starts[-1])
             raise self._broken(number, at, "a quotation mark is never closed")
         return np.array(starts, np.int64), np.array(ends, np.int64)
 
@@ -72,13 +74,13 @@ class CsvRows(PlacedRows):
         return dict(zip(self._headers[number], fields, strict=False))
 
     def _reader(self, number: int, lines: Iterator[str]) -> Iterator[list[str]]:
-        is_tsv = ".tsv" in (suffix.lower() for suffix in self.files.paths[number].suffixes)
+        is_tsv = ".tsv" in (suffix.lower() for suffix in self.byte_files.paths[number].suffixes)
         return csv.reader(lines, delimiter="\t" if is_tsv else ",")
 
     def _lines(self, number: int) -> Iterator[bytes]:
-        end_of_line = b"\n" if b"\n" in self.files.read(number, 0, 1 << 20) else b"\r"
+        end_of_line = b"\n" if b"\n" in self.byte_files.read(number, 0, 1 << 20) else b"\r"
         rest = b""
-        for block in self.files.blocks(number):
+        for block in self.byte_files.blocks(number):
             *lines, rest = (rest + block).split(end_of_line)
             for line in lines:
                 yield line + end_of_line
@@ -87,7 +89,7 @@ class CsvRows(PlacedRows):
 
     def _broken(self, number: int, line_number: int, what: str) -> DataError:
         return DataError(
-            f"cannot read {self.files.paths[number]} as csv: line {line_number}: {what}. "
+            f"cannot read {self.byte_files.paths[number]} as csv: line {line_number}: {what}. "
             "Correct the line"
         )
 

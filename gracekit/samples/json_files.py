@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from gracekit.types import Int64, Json
 
 MAX_DEPTH = 200
 """Of lists and objects in one another; more can only be meant to do harm."""
+ROW_KEYS = ("data", "rows", "examples")
+"""Under one of these keys a file that is one object holds its rows."""
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
@@ -56,14 +59,17 @@ class JsonRows(PlacedRows):
 
     def places(self, number: int) -> tuple[Int64, Int64]:
         """Where the objects of a file start and end; `DataError` where it holds none."""
-        head = self.files.read(number, 0, 4096)
+        head = self.byte_files.read(number, 0, 4096)
         begin = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
-        is_list = head[begin:].lstrip().startswith(b"[")
+        first = head[begin:].lstrip()[:1]
+        at = begin + head[begin:].index(b"[") if first == b"[" else None
+        if first == b"{" and self._may_be_one_object(number, begin):
+            at = self._list_in_object(number, begin)
         starts, ends = (
-            self._list_places(number, begin) if is_list else self._line_places(number, begin)
+            self._line_places(number, begin) if at is None else self._list_places(number, at)
         )
         if not len(starts):
-            path = self.files.paths[number]
+            path = self.byte_files.paths[number]
             raise DataError(f"{path} holds no rows; expected one JSON object per line")
         return starts, ends
 
@@ -108,7 +114,7 @@ class JsonRows(PlacedRows):
     def _line_places(self, number: int, begin: int) -> tuple[Int64, Int64]:
         starts, ends, firsts = [], [], []
         base, is_new_line = 0, True
-        for block in self.files.blocks(number):
+        for block in self.byte_files.blocks(number):
             values = np.frombuffer(block, np.uint8)
             line_ends = np.flatnonzero(values == ord("\n"))
             inside = line_ends[line_ends < len(values) - 1] + 1
@@ -126,22 +132,60 @@ class JsonRows(PlacedRows):
         may_be_blank[0] = True
         keep = np.ones(len(first), bool)
         for k in np.flatnonzero(may_be_blank).tolist():
-            keep[k] = bool(self.files.read(number, int(first[k]), int(end[k])).strip())
+            keep[k] = bool(self.byte_files.read(number, int(first[k]), int(end[k])).strip())
         return first[keep], end[keep]
 
+    def _may_be_one_object(self, number: int, begin: int) -> bool:
+        """Whether the file is perhaps one object in which the rows are, instead of one a line."""
+        name = self.byte_files.paths[number].name.lower()
+        if ".json" not in (Path(name).suffix, Path(Path(name).stem).suffix):
+            return False
+        line, end, rest = self.byte_files.read(number, begin, begin + BLOCK_BYTES).partition(b"\n")
+        if not end:
+            return True
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return True
+        return not rest.strip()
+
+    def _list_in_object(self, number: int, begin: int) -> int | None:
+        """Where the list of rows begins in `{"data": [{ … }, … ]}`; None for one object a line."""
+        size, window = self.byte_files.sizes[number], BLOCK_BYTES
+        while True:
+            text = self.byte_files.read(number, begin, begin + window).decode("latin-1")
+            try:
+                at, is_list = _list_of_rows(text)
+            except (ValueError, IndexError, RecursionError):
+                if begin + len(text) >= size:
+                    return None  # no JSON: the lines say where
+                window *= 2
+                continue
+            if is_list:
+                return begin + at
+            if "\n" in text[:at] and not text[at:].strip() and begin + len(text) >= size:
+                raise DataError(
+                    f"{self.byte_files.paths[number]} is one JSON object over several lines; "
+                    "expected rows: an object per line, a list of objects, or a list under the key "
+                    f"{' or '.join(map(repr, ROW_KEYS))}"
+                )
+            return None
+
     def _list_places(self, number: int, begin: int) -> tuple[Int64, Int64]:
-        """Every element of the list is decoded once to see where it ends.
+        """The objects of the list whose bracket stands at byte `begin`, to the end of the file.
+
+        Every element of the list is decoded once to see where it ends.
 
         The bytes are decoded as Latin-1 here, so that one character is one byte; what JSON is made
         of is ASCII, and the texts in it are not looked at.
         """
-        size, window = self.files.sizes[number], BLOCK_BYTES
+        size, window = self.byte_files.sizes[number], BLOCK_BYTES
         starts: list[int] = []
         ends: list[int] = []
-        at = begin + self.files.read(number, begin, begin + 4096).index(b"[") + 1
+        at = begin + 1
         wants_comma = False
         while True:
-            text = self.files.read(number, at, at + window).decode("latin-1")
+            text = self.byte_files.read(number, at, at + window).decode("latin-1")
             is_last = at + len(text) >= size
             i = 0
             while True:
@@ -150,8 +194,8 @@ class JsonRows(PlacedRows):
                 k = skipped.end()
                 sign = text[k : k + 1]
                 if sign == "]" and (wants_comma or not starts):
-                    rest = self.files.read(number, at + k + 1, size)
-                    if rest.strip():
+                    rest = self.byte_files.read(number, at + k + 1, size)
+                    if rest.strip() and not _ends_object(rest):
                         raise self._not_json(number, at + k + 1, None, "Extra data")
                     return np.array(starts, np.int64), np.array(ends, np.int64)
                 if not sign:
@@ -164,8 +208,8 @@ class JsonRows(PlacedRows):
                 if sign != "{":
                     entry = len(starts) + 1
                     raise DataError(
-                        f"{self.files.paths[number]}, entry {entry}: expected a JSON object with "
-                        f"named fields, found {text[k : k + 20]!r}"
+                        f"{self.byte_files.paths[number]}, entry {entry}: expected a JSON object "
+                        f"with named fields, found {text[k : k + 20]!r}"
                     )
                 try:
                     _, end = _DECODER.raw_decode(text, k)
@@ -187,11 +231,11 @@ class JsonRows(PlacedRows):
             at += i
 
     def _where(self, number: int, place: int) -> str:
-        return f"{self.files.paths[number]}, line {self.files.line_of(number, place)}"
+        return f"{self.byte_files.paths[number]}, line {self.byte_files.line_of(number, place)}"
 
     def _not_json(self, number: int, place: int, column: int | None, message: str) -> DataError:
         if column is None:
-            before = self.files.read(number, max(place - BLOCK_BYTES, 0), place)
+            before = self.byte_files.read(number, max(place - BLOCK_BYTES, 0), place)
             column = len(before[before.rfind(b"\n") + 1 :].decode(errors="replace")) + 1
         return DataError(
             f"{self._where(number, place)}, column {column}: not valid JSON ({message}). Correct "
@@ -200,6 +244,45 @@ class JsonRows(PlacedRows):
 
 
 _TOO_DEEP = f"lists and objects are nested more than {MAX_DEPTH} deep"
+
+
+def _list_of_rows(text: str) -> tuple[int, bool]:
+    """Where the list of rows begins in the JSON object that a text starts with, and True; where the
+    object ends, and False, when it has none.
+
+    Raises ValueError or IndexError where the text is no JSON or ends before that is known.
+    """
+
+    def after_spaces(place: int) -> int:
+        found = _SPACES.match(text, place)
+        assert found is not None
+        return found.end()
+
+    at = after_spaces(0) + 1
+    while text[at := after_spaces(at)] != "}":
+        key, at = _DECODER.raw_decode(text, at)
+        at = after_spaces(at)
+        if text[at] != ":":
+            raise ValueError("no key")
+        at = after_spaces(at + 1)
+        if key in ROW_KEYS and text[at] == "[" and text[after_spaces(at + 1)] == "{":
+            return at, True
+        _, at = _DECODER.raw_decode(text, at)
+        at = after_spaces(at)
+        if text[at] == ",":
+            at += 1
+        elif text[at] != "}":
+            raise ValueError("no end")
+    return at + 1, False
+
+
+def _ends_object(rest: bytes) -> bool:
+    """Whether this follows a list in one JSON object, up to its end."""
+    try:
+        json.loads('{"_": 0' + rest.decode())
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _require_shallow(content: bytes) -> None:

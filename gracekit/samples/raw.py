@@ -18,15 +18,11 @@ import xxhash
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples.formats import (
-    Conversation,
-    Format,
-    choose_format,
-    missing_column,
-    named_format,
-    refuse_labels,
-)
+from gracekit.samples.conversation import Conversation
+from gracekit.samples.formats import choose_format, named_format
+from gracekit.samples.layouts import Format
 from gracekit.samples.messages import MalformedRowError
+from gracekit.samples.refusals import missing_column, refuse_labels
 from gracekit.samples.row_source import BATCH_ROWS, Source
 from gracekit.samples.sources import open_source
 from gracekit.types import Int32, Int64, Json, Strings
@@ -144,6 +140,8 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
         if best == layout:
             break
         layout = best
+    if data.format == "auto" and not data.columns.named:
+        _require_one_layout(data, layout, source)
     skipped, hashes = read.skipped, read.hashes
     if skipped and (strict or not hashes):
         limit = None if strict else SHOWN
@@ -229,6 +227,21 @@ def _layout(
     return layout
 
 
+def _require_one_layout(data: DataSection, layout: Format, source: Source) -> None:
+    """`DataError` where one of several files has another layout: its rows would all be skipped."""
+    files = source.files()
+    for name, start, stop in files if len(files) > 1 else ():
+        rows = source.take(range(start, min(stop, start + BATCH_ROWS)))
+        alone = data.model_copy(update={"path": name})
+        found = choose_format(alone, [*dict.fromkeys(key for row in rows for key in row)])
+        if found.name != layout.name:
+            raise DataError(
+                f"{data.name}: {name} is laid out as {found.name!r}, other files as "
+                f"{layout.name!r}. Set data.format to the one to be read (rows of the other are "
+                "then skipped), or bring all files into one layout"
+            )
+
+
 def _refuse_labels(data: DataSection, source: Source, columns: Sequence[str]) -> None:
     if "label" in columns:
         refuse_labels(data, source.select(["label"]).take(range(min(BATCH_ROWS, len(source)))))
@@ -279,7 +292,7 @@ def open_conversations(
 def _rows_at(data: DataSection, source: Source, source_rows: Int64) -> Iterator[Json]:
     if len(source_rows) and int(np.max(source_rows)) >= len(source):
         raise DataError(
-            f"{data.path} has {len(source)} rows, but row {int(np.max(source_rows))} is needed: "
+            f"{data.name} has {len(source)} rows, but row {int(np.max(source_rows))} is needed: "
             "the data has changed since that version was made. Take a newer one, or restore it"
         )
     for start in range(0, len(source_rows), BATCH_ROWS):
@@ -296,6 +309,8 @@ def content_hash(conversation: Conversation) -> str:
 
 def preview(conversation: Conversation) -> str:
     """`prompt → response` on one line, cut short, without characters that disturb a terminal."""
+    if conversation.tokens is not None:
+        return _one_line(str(conversation.tokens), PREVIEW)
     prompt = _one_line(conversation.prompt, PREVIEW_PROMPT)
     if conversation.is_text:
         return _one_line(conversation.prompt, PREVIEW)
@@ -330,12 +345,12 @@ def _checked_ids(data: DataSection, values: list[Any], source_rows: list[int]) -
     for source_row, value in zip(source_rows, values, strict=True):
         if value is None or value == "":
             raise DataError(
-                f"{data.path}: row {source_row} has no id in column {data.id_column!r}; every "
+                f"{data.name}: row {source_row} has no id in column {data.id_column!r}; every "
                 "sample needs one. Fill it in, or leave data.id_column out: the id is then a hash"
             )
         if str(value) in first:
             raise DataError(
-                f"{data.path}: rows {first[str(value)]} and {source_row} have the same id "
+                f"{data.name}: rows {first[str(value)]} and {source_row} have the same id "
                 f"{str(value)!r} in column {data.id_column!r}; ids must be unique. Correct them, "
                 "or leave data.id_column out: the id is then a hash of the content"
             )
@@ -365,6 +380,6 @@ def _unusable(
     num_more = 0 if limit is None else max(len(skipped) - limit, 0)
     more = f"\n  and {num_more} more" if num_more else ""
     return DataError(
-        f"{data.path}: {len(skipped)} of {total} rows cannot be used as {layout.name!r} "
+        f"{data.name}: {len(skipped)} of {total} rows cannot be used as {layout.name!r} "
         f"(rows count from 0):\n{rows}{more}\nCorrect the rows or set data.format"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -51,6 +51,48 @@ class Source(ABC):
         for start in range(0, len(self), BATCH_ROWS):
             yield self.take(range(start, min(start + BATCH_ROWS, len(self))))
 
+    def files(self) -> list[tuple[str, int, int]]:
+        """(name, start, stop) of each file: rows [start, stop) are its own."""
+        return [("", 0, len(self))]
+
+
+class Chain(Source):
+    """The rows of several sources, one after the other."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = tuple(sources)
+        self._first_rows: Int64 = np.cumsum([0] + [len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """See `Source.columns`: those of the first rows of each."""
+        return tuple(dict.fromkeys(name for source in self._sources for name in source.columns))
+
+    def select(self, columns: Sequence[str]) -> Source:
+        """See `Source.select`."""
+        return Chain([source.select(columns) for source in self._sources])
+
+    def take(self, rows: Sequence[int]) -> list[Json]:
+        """See `Source.take`."""
+        wanted = np.asarray(rows, np.int64)
+        numbers = np.searchsorted(self._first_rows, wanted, side="right") - 1
+        found: list[Json] = []
+        for number, group in groupby(range(len(wanted)), key=lambda k: int(numbers[k])):
+            local = wanted[list(group)] - self._first_rows[number]
+            found += self._sources[number].take(local.tolist())
+        return found
+
+    def files(self) -> list[tuple[str, int, int]]:
+        """See `Source.files`."""
+        return [
+            (name, int(first) + start, int(first) + stop)
+            for source, first in zip(self._sources, self._first_rows[:-1], strict=True)
+            for name, start, stop in source.files()
+        ]
+
 
 class Part(Source):
     """Rows [start, stop) of another source."""
@@ -69,12 +111,20 @@ class Part(Source):
         """See `Source.select`."""
         return Part(self._whole.select(columns), self._start, self._stop)
 
+    def files(self) -> list[tuple[str, int, int]]:
+        """See `Source.files`: those of which rows are in the part."""
+        return [
+            (name, max(start, self._start) - self._start, min(stop, self._stop) - self._start)
+            for name, start, stop in self._whole.files()
+            if start < self._stop and stop > self._start
+        ]
+
 
 class PlacedRows(Source):
     """Rows of which it is known where they stand in text files: an index, not the rows."""
 
     def __init__(self, files: ByteFiles) -> None:
-        self.files = files
+        self.byte_files = files
         places = [self.places(number) for number in range(len(files.paths))]
         self._starts: Int64 = np.concatenate([starts for starts, _ in places])
         self._ends: Int64 = np.concatenate([ends for _, ends in places])
@@ -82,6 +132,12 @@ class PlacedRows(Source):
 
     def __len__(self) -> int:
         return len(self._starts)
+
+    def files(self) -> list[tuple[str, int, int]]:
+        """See `Source.files`."""
+        bounds = pairwise(self._first_rows.tolist())
+        paths = self.byte_files.paths
+        return [(str(path), *bound) for path, bound in zip(paths, bounds, strict=True)]
 
     @abstractmethod
     def places(self, number: int) -> tuple[Int64, Int64]:
@@ -104,7 +160,7 @@ class PlacedRows(Source):
         found: list[Json] = []
         for first, after in pairwise(bounds):
             number, base = int(numbers[first]), starts[first]
-            content = self.files.read(number, base, ends[after - 1])
+            content = self.byte_files.read(number, base, ends[after - 1])
             for start, end in zip(starts[first:after], ends[first:after], strict=True):
                 found.append(self.parse(content[start - base : end - base], number, start))
         return found

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -19,10 +20,11 @@ import xxhash
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
+from gracekit.recipe.places import files_named, has_pattern
 from gracekit.samples.byte_files import BLOCK_BYTES, ByteFiles, is_compressed
 from gracekit.samples.csv_files import CsvRows
 from gracekit.samples.json_files import JsonRows
-from gracekit.samples.row_source import Part, Source
+from gracekit.samples.row_source import Chain, Part, Source
 
 if TYPE_CHECKING:
     import datasets
@@ -52,23 +54,80 @@ SPLIT_WORDS = {
 
 
 def open_source(data: DataSection) -> Source:
-    """The rows that the recipe names; `DataError` if there are none."""
-    path = Path(data.path).expanduser()
-    if path.is_dir() and ((path / "state.json").exists() or _is_saved_dict(path)):
-        source = _of_datasets(data, path)
-    elif path.is_dir():
-        source = _of_files(data, _files_of_split(path, data.split))
-    elif path.is_file():
-        if _split_name(data.split) != "train":
-            raise DataError(
-                f"{path} is one file and has no split {data.split!r}; leave data.split out"
-            )
-        source = _of_files(data, [path])
+    """The rows that the recipe names, of all its places; `DataError` if there are none."""
+    places = data.places
+    if (
+        len(places) == 1
+        and not Path(places[0]).expanduser().exists()
+        and not has_pattern(places[0])
+    ):
+        source: Source = _of_datasets(places[0], data.split)  # which knows parts of splits itself
     else:
-        source = _of_datasets(data, path)
+        source = _sliced(_joined(data), data)
     if len(source) == 0:
-        raise DataError(f"{data.path} holds no rows (split {data.split!r}); expected samples")
+        raise DataError(f"{data.name} holds no rows (split {data.split!r}); expected samples")
     return source
+
+
+def _joined(data: DataSection) -> Source:
+    """The rows of all places; files of one kind that follow one another are opened together."""
+    split = _split_name(data.split)
+    sources: list[Source] = []
+    for is_files, group in groupby(_opened(data, split), key=lambda found: isinstance(found, Path)):
+        if not is_files:
+            sources += [source for source in group if isinstance(source, Source)]
+            continue
+        for _, paths in groupby((p for p in group if isinstance(p, Path)), key=kind_of):
+            sources.append(_of_files(data.name, list(paths)))
+    return sources[0] if len(sources) == 1 else Chain(sources)
+
+
+def _opened(data: DataSection, split: str) -> Iterator[Path | Source]:
+    """Each file, and what is no file as a source."""
+    seen: set[Path] = set()
+    for place in data.places:
+        path = Path(place).expanduser()
+        found: list[Path] = []
+        if path.is_dir() and not _is_saved(path):
+            found = _of_one_kind(place, _files_of_split(path, split))
+        elif path.is_file() or has_pattern(place):
+            if split != "train":
+                what = "one file" if path.is_file() else "files"
+                raise DataError(
+                    f"{place} is {what} and has no split {data.split!r}; leave data.split out"
+                )
+            found = [path] if path.is_file() else _of_one_kind(place, _matching(place))
+        else:
+            yield _of_datasets(place, split)
+        for file in found:
+            if file.resolve() in seen:
+                raise DataError(f"data.path names {file} twice; leave one out")
+            seen.add(file.resolve())
+            yield file
+
+
+def _matching(pattern: str) -> list[Path]:
+    """The data files that a pattern names, in the order of their names; never none."""
+    found = files_named(pattern)
+    files = [path for path in found if path.is_file() and kind_of(path)]
+    if not files:
+        others = f"; it names {', '.join(p.name for p in found[:3])}" if found else ""
+        raise DataError(
+            f"{pattern} names no data file{others}. Expected one of {', '.join(KINDS)}, perhaps "
+            "compressed; data.path is taken from the recipe's own folder"
+        )
+    return files
+
+
+def _of_one_kind(place: str, paths: list[Path]) -> list[Path]:
+    """The paths; `DataError` where they are of several kinds, so perhaps the same rows twice."""
+    if len({kind_of(path) for path in paths}) > 1:
+        raise DataError(
+            f"{place}: expected files of one kind ({', '.join(KINDS)}), found "
+            f"{', '.join(path.name for path in paths[:3])}. Where they hold different rows, name "
+            "each in a list: data.path: [a.jsonl, b.parquet]"
+        )
+    return paths
 
 
 def data_stamp(data: DataSection) -> object:
@@ -78,16 +137,25 @@ def data_stamp(data: DataSection) -> object:
     be written within its resolution, or be given an old one. Compares equal as long as nothing
     changed; always for a hub dataset.
     """
-    path = Path(data.path).expanduser()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     stamp = []
-    for file in files:
+    for file in _all_files(data):
         try:
             status = file.stat()
             stamp.append((str(file), status.st_ino, status.st_size, _content_digest(file)))
         except OSError:
             continue
     return stamp
+
+
+def _all_files(data: DataSection) -> Iterator[Path]:
+    for place in data.places:
+        path = Path(place).expanduser()
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.is_file())
+        elif has_pattern(place):
+            yield from files_named(place)
+        else:
+            yield path
 
 
 def _content_digest(path: Path) -> str:
@@ -104,23 +172,19 @@ def kind_of(path: Path) -> str | None:
     return KINDS.get(stem.suffix.lower())
 
 
-def _of_files(data: DataSection, paths: list[Path]) -> Source:
-    kinds = {kind_of(path) for path in paths}
-    kind = kinds.pop()
-    if kind is None or kinds:
-        found = ", ".join(path.name for path in paths[:3])
+def _of_files(name: str, paths: list[Path]) -> Source:
+    """Files of one kind."""
+    kind = kind_of(paths[0])
+    if kind is None:
         raise DataError(
-            f"{data.path}: expected files of one kind ({', '.join(KINDS)}), found {found}"
+            f"{name}: expected files of one kind ({', '.join(KINDS)}), found {paths[0].name}"
         )
-    source: Source
     if kind == "parquet":
         from gracekit.samples.arrow_files import ParquetRows
 
-        source = ParquetRows(paths)
-    else:
-        files = ByteFiles(paths)
-        source = JsonRows(files) if kind == "json" else CsvRows(files)
-    return _sliced(source, data)
+        return ParquetRows(paths)
+    files = ByteFiles(paths)
+    return JsonRows(files) if kind == "json" else CsvRows(files)
 
 
 def _sliced(source: Source, data: DataSection) -> Source:
@@ -158,9 +222,9 @@ def _files_of_split(directory: Path, wanted: str) -> list[Path]:
     return _pick(splits, _split_name(wanted), directory)
 
 
-def _of_datasets(data: DataSection, path: Path) -> Source:
+def _of_datasets(name: str, split: str) -> Source:
     """A folder of `save_to_disk`, or a dataset of the hub."""
-    name = data.path
+    path = Path(name).expanduser()
     is_place = kind_of(path) or path.is_absolute() or name.count("/") > 1
     if not path.is_dir() and (is_place or name.startswith((".", "~"))):
         raise DataError(
@@ -172,13 +236,13 @@ def _of_datasets(data: DataSection, path: Path) -> Source:
 
     with _quiet(datasets):
         if path.is_dir():
-            return _sliced(DatasetRows(_saved(datasets, path, data.split), name), data)
+            return DatasetRows(_saved(datasets, path, split), name)
         try:
-            return DatasetRows(datasets.load_dataset(name, split=data.split), name)
+            return DatasetRows(datasets.load_dataset(name, split=split), name)
         except Exception as error:  # datasets raises whatever its readers do
             raise DataError(
                 f"there is no file or directory {name!r} here, and as a hub dataset it cannot be "
-                f"read (split {data.split!r}): {_root_cause(error)}. Correct data.path, or "
+                f"read (split {split!r}): {_root_cause(error)}. Correct data.path, or "
                 "download it once with save_to_disk and name that folder"
             ) from error
 
@@ -216,8 +280,9 @@ def _split_name(split: str) -> str:
     return split.partition("[")[0]
 
 
-def _is_saved_dict(path: Path) -> bool:
-    return (path / "dataset_dict.json").exists()
+def _is_saved(path: Path) -> bool:
+    """Whether a directory is one of `save_to_disk`."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
 def _root_cause(error: BaseException) -> str:

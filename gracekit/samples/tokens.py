@@ -23,8 +23,10 @@ from tqdm import tqdm
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
+from gracekit.samples.conversation import GivenTokens
 from gracekit.samples.encode import Encoder
 from gracekit.samples.formats import Conversation
+from gracekit.samples.messages import MalformedRowError
 from gracekit.samples.raw import SHOWN, RawSamples, Skipped
 from gracekit.samples.render import Rendered, Renderer, UnrenderableError
 from gracekit.samples.token_cache import (
@@ -34,6 +36,7 @@ from gracekit.samples.token_cache import (
     unpacked,
     write_tokens,
 )
+from gracekit.samples.token_rows import as_trained
 from gracekit.types import Bool, Int32, Int64, Rows, SampleTable
 
 if TYPE_CHECKING:
@@ -127,7 +130,7 @@ def tokenize(
     wanted = raw.content_hashes.tolist()
     if cached is None or not cached.index.keys() >= set(wanted):
         renderer = Renderer(tokenizer, data)
-        making = _Making(raw, cached, renderer, encoder, data)
+        making = _Making(raw, cached, renderer, encoder, data, len(tokenizer))
         write_tokens(making.contents(), making.problems, cache_dir, name)
         making.warn()
         remove_others(cache_dir, name)
@@ -150,10 +153,10 @@ def tokenize(
         key=_key(raw.fingerprint, tokenizer, encoder, data, KEY_FORMAT),
     ).arranged(places)
     if len(table) and len(table.unrendered) == len(table):
-        raise DataError(_listed(data.path, "no row can be rendered", table.unrendered))
+        raise DataError(_listed(data.name, "no row can be rendered", table.unrendered))
     if not table.num_targets.any():
         raise DataError(
-            f"no token of {data.path} carries loss: all responses lie beyond the first "
+            f"no token of {data.name} carries loss: all responses lie beyond the first "
             f"{data.max_length} tokens. Raise data.max_length"
         )
     return table
@@ -163,14 +166,24 @@ def rendered_tokens(
     conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, data: DataSection
 ) -> list[tuple[Int32, Bool]]:
     """(ids, loss mask) of each, as `tokenize` makes them; raises `DataError` where it cannot."""
-    renderer = Renderer(tokenizer, data)
-    rendered = [renderer.render(conversation) for conversation in conversations]
-    return Encoder(tokenizer).encode(rendered, data.max_length)
+    renderer, encoder = Renderer(tokenizer, data), Encoder(tokenizer)
+    encoded = []
+    for conversation in conversations:
+        if conversation.tokens is None:
+            encoded += encoder.encode([renderer.render(conversation)], data.max_length)
+            continue
+        try:
+            encoded.append(as_trained(conversation.tokens, data, num_ids=len(tokenizer)))
+        except MalformedRowError as error:
+            raise DataError(str(error)) from error
+    return encoded
 
 
 def can_be_trl(raw: RawSamples, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether TRL's `SFTTrainer` could read rows of this kind with this tokenizer."""
+    """Whether TRL's `SFTTrainer` would make tokens of rows of this kind, with this tokenizer."""
     given_as = raw.records[0].given_as
+    if given_as == "tokens":
+        return False  # they are what they are
     needs_template = given_as in ("chat", "lists")
     return given_as != "several columns" and (bool(tokenizer.chat_template) or not needs_template)
 
@@ -222,9 +235,10 @@ class _Making:
         renderer: Renderer,
         encoder: Encoder,
         data: DataSection,
+        num_ids: int,
     ) -> None:
         self._raw, self._cached, self._data = raw, cached, data
-        self._renderer, self._encoder = renderer, encoder
+        self._renderer, self._encoder, self._num_ids = renderer, encoder, num_ids
         self.problems: dict[str, str] = {}
         """Content hash -> why it cannot be rendered; whole when `contents` has ended."""
         self._refused: list[Skipped] = []
@@ -259,19 +273,19 @@ class _Making:
                         yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
                 bar.update(len(new))
         if places and len(self.problems) == len(places):
-            raise DataError(_listed(self._data.path, "no row can be rendered", self._refused))
+            raise DataError(_listed(self._data.name, "no row can be rendered", self._refused))
 
     def warn(self) -> None:
         """Log what was met in new contents."""
         if self._refused:
             what = f"{len(self._refused)} rows cannot be rendered and are left out"
-            logger.warning("%s", _listed(self._data.path, what, self._refused))
+            logger.warning("%s", _listed(self._data.name, what, self._refused))
         if self._rendered_before:
             logger.warning(
                 "%s: %d texts (the first is row %d) hold the token that begins or ends a sequence "
                 "already, as if a chat template had been applied to them; %s. If the trainer "
                 "applies a template to these texts, give gracekit the conversations instead",
-                self._data.path,
+                self._data.name,
                 len(self._rendered_before),
                 self._rendered_before[0],
                 "TRL's tokenizer puts it there a second time, and so do we; take it out of the data"
@@ -281,20 +295,34 @@ class _Making:
 
     def _encode(self, places: list[int]) -> dict[int, tuple[Int32, Bool]]:
         """Tokens and masks of new contents; none of those that cannot be rendered."""
-        rendered = [
-            self._render(place, conversation)
-            for place, conversation in zip(places, self._raw.records.take(places), strict=True)
-        ]
-        encoded = self._encoder.encode(rendered, self._data.max_length)
-        return dict(zip(places, encoded, strict=True))
+        rendered: dict[int, Rendered] = {}
+        given: dict[int, tuple[Int32, Bool]] = {}
+        for place, conversation in zip(places, self._raw.records.take(places), strict=True):
+            if conversation.tokens is None:
+                rendered[place] = self._render(place, conversation)
+            else:
+                given[place] = self._given(place, conversation.tokens)
+        encoded = self._encoder.encode([*rendered.values()], self._data.max_length)
+        return given | dict(zip(rendered, encoded, strict=True))
+
+    def _given(self, place: int, tokens: GivenTokens) -> tuple[Int32, Bool]:
+        """Tokens that the user has made; none where the tokenizer does not know them."""
+        try:
+            return as_trained(tokens, self._data, num_ids=self._num_ids)
+        except MalformedRowError as problem:
+            self._refuse(place, str(problem))
+            return np.empty(0, np.int32), np.empty(0, bool)
+
+    def _refuse(self, place: int, reason: str) -> None:
+        self._refused.append(Skipped(int(self._raw.source_rows[place]), reason))
+        self.problems[self._raw.content_hashes[place]] = reason
 
     def _render(self, place: int, conversation: Conversation) -> Rendered:
         source_row = int(self._raw.source_rows[place])
         try:
             rendered = self._renderer.render(conversation)
         except UnrenderableError as problem:
-            self._refused.append(Skipped(source_row, str(problem)))
-            self.problems[self._raw.content_hashes[place]] = str(problem)
+            self._refuse(place, str(problem))
             return Rendered("", [])
         except DataError as error:
             raise DataError(f"row {source_row}: {error}") from error

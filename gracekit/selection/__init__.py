@@ -3,7 +3,8 @@
 `select` is the way in. Selectors are classes in `selectors.SELECTORS`.
 """
 
-from gracekit.selection.selecting import select
+from gracekit.selection.repetition import repetition
+from gracekit.selection.selecting import balanced_probabilities, select
 from gracekit.selection.selectors import SELECTORS, selector_for
 
-__all__ = ["SELECTORS", "select", "selector_for"]
+__all__ = ["SELECTORS", "balanced_probabilities", "repetition", "select", "selector_for"]

@@ -18,17 +18,19 @@ A version is a new draw, the same for the same seed and version.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from gracekit.draw.over_time import conditional, coordinated, to_totals
+from gracekit.draw.over_time import kept_shares, next_shares
 from gracekit.draw.pivotal import draw_spread
 from gracekit.draw.probabilities import Inclusion, inclusion, with_shares
+from gracekit.draw.walk import RankedGraph, places_along
 from gracekit.greedy import fit
 from gracekit.protocols import SelectionTask
 from gracekit.scores.norms import expected_norms
 from gracekit.selection.ranking import ranked, seed_of
-from gracekit.types import Bool, Draw, Float64, Int32, Rows, Selection
+from gracekit.types import Bool, Draw, Float64, Int32, Int64, Rows, Selection
 
 OWN_WEIGHTS = (None, "selector")
 """Values of `selection.weights` with which the draw's own weights are used."""
@@ -47,31 +49,20 @@ class Balanced:
         A budget in rows, and quotas, are met exactly. Tokens are never exceeded: a row that would
         is replaced by those of largest probability that fit.
         """
-        groups = np.zeros(len(task.order), np.int32)
-        if task.quotas is not None:
-            groups = task.samples.groups
-        drawable = _drawable(task)
-        alpha = task.settings.alpha if task.settings.weights in OWN_WEIGHTS else 1.0
-        chances = inclusion(
-            _sizes(task, drawable, groups, alpha),
-            budget=task.budget,
-            order=task.order,
-            costs=task.costs,
-            groups=None if task.quotas is None else groups,
-            quotas=task.quotas,
-            free=task.free,
-        )
+        law = probabilities_of(task)
+        drawable, groups, chances = law.drawable, law.groups, law.chances
         probabilities = chances.probabilities
+        graph = RankedGraph.of(task.graph, task.order)
+        given = _given_before(task, chances, groups)
         rows = draw_spread(
-            task.graph,
-            _given_before(task, chances, groups),
-            order=task.order,
+            graph,
+            given,
             seed=seed_of(task.seed, task.version),
             groups=groups,
             across=task.costs is None,
         )
         if task.costs is not None:
-            rows = np.concatenate([rows, _that_fit(task, chances, rows, groups)])
+            rows = np.concatenate([rows, _that_fit(task, given, rows, groups)])
         # The mean weight is 1 on average over draws, so that samples which are always in, with a
         # weight of 1, count like the mean of the others.
         mean = _group_means(probabilities, drawable, groups)[groups]
@@ -84,12 +75,12 @@ class Balanced:
             draw=Draw(
                 probabilities=probabilities,
                 weights=of_all.astype(np.float32),
-                places=np.argsort(np.lexsort((task.order, groups))).astype(np.int32),
+                places=places_along(graph, groups),
                 parts=groups,
             ),
             objective=0.0,
             details={
-                "alpha": alpha,
+                "alpha": law.alpha,
                 "num_certain": int((chances.masses == chances.wholes).sum()),
                 "smallest_probability": float(np.min(probabilities[drawable], initial=1.0)),
                 "largest_weight": float(np.max(weights, initial=0.0)),
@@ -97,21 +88,75 @@ class Balanced:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probabilities:
+    """How likely each of n rows is to be drawn, whatever was drawn before, and by what rule."""
+
+    chances: Inclusion
+    drawable: Bool
+    """[n] rows with a probability above 0."""
+    groups: Int32
+    """[n] rows of a group have a total of their own; all 0 without quotas."""
+    alpha: float
+    costs: Int64 | None
+    """[n] tokens; None where the budget is in rows."""
+
+    def is_of(self, probabilities: Float64) -> bool:
+        """Whether a draw had these probabilities [n], but for rows that were in anyway."""
+        own = self.chances.probabilities
+        return bool(np.array_equal(probabilities[own > 0], own[own > 0]))
+
+
+def probabilities_of(task: SelectionTask) -> Probabilities:
+    """The rule by which `Balanced` draws; without weights of its own all are drawn alike."""
+    groups = np.zeros(len(task.order), np.int32)
+    if task.quotas is not None:
+        groups = task.samples.groups
+    drawable = _drawable(task)
+    alpha = task.settings.alpha if task.settings.weights in OWN_WEIGHTS else 1.0
+    norms = expected_norms(task.scores, task.samples.num_response_tokens, task.scoring)
+    norms = _for_costs(norms, task.costs)
+    means = _group_means(norms, drawable, groups)
+    sizes = np.where(drawable, _mixed(norms, means[groups], alpha), 0)
+    return Probabilities(
+        chances=inclusion(
+            sizes,
+            budget=task.budget,
+            order=task.order,
+            costs=task.costs,
+            groups=None if task.quotas is None else groups,
+            quotas=task.quotas,
+            free=task.free,
+        ),
+        drawable=drawable,
+        groups=groups,
+        alpha=alpha,
+        costs=task.costs,
+    )
+
+
 def _given_before(task: SelectionTask, chances: Inclusion, groups: Int32) -> Inclusion:
-    """The probabilities of this draw given the draws before, with the same totals."""
-    probabilities = chances.probabilities
-    if task.settings.redraw == "keep":
-        if task.parent is None or task.parent_draw is None:
-            return chances
-        was_drawn = np.zeros(len(probabilities))
-        was_drawn[task.parent] = 1
-        shares = coordinated(task.parent_draw.probabilities, was_drawn, probabilities)
-    elif task.state is None:
-        return chances
+    """The probabilities of this draw given the draws before, with the same totals.
+
+    Rows are added up in the order of their ids, so that their numbers do not matter.
+    """
+    n = len(task.order)
+    by_id = np.argsort(task.order)
+    now, parts = chances.probabilities[by_id], groups[by_id]
+    costs = None if task.costs is None else task.costs[by_id]
+    is_kept = task.settings.redraw == "keep"
+    if is_kept and task.parent is not None and task.parent_probabilities is not None:
+        was_drawn = np.zeros(n, np.bool_)
+        was_drawn[task.parent] = True
+        before = task.parent_probabilities[by_id]
+        of_id = kept_shares(before, was_drawn[by_id], now, parts, costs)
+    elif task.state is not None:
+        of_id = next_shares(task.state.take(by_id), now, parts, costs)
     else:
-        shares = conditional(task.state, probabilities)
-    shares = to_totals(shares, probabilities, groups, task.costs)
-    return with_shares(chances, shares, order=task.order, groups=groups)
+        return chances
+    shares = np.empty(n)
+    shares[by_id] = of_id
+    return with_shares(chances, shares, order=task.order, groups=groups, costs=task.costs)
 
 
 def _drawable(task: SelectionTask) -> Bool:
@@ -124,14 +169,15 @@ def _drawable(task: SelectionTask) -> Bool:
     return task.candidates & fits
 
 
-def _sizes(task: SelectionTask, drawable: Bool, groups: Int32, alpha: float) -> Float64:
-    """[n] what the probabilities of a group are in proportion to; 0 where a row is not drawn."""
-    norms = expected_norms(task.scores, task.samples.num_response_tokens, task.scoring)
-    if task.costs is not None:
-        norms = norms / np.sqrt(task.costs.astype(np.float64))
-    mean = _group_means(norms, drawable, groups)[groups]
-    relative = np.divide(norms, mean, out=np.ones(len(norms)), where=mean > 0)
-    return np.where(drawable, alpha + (1 - alpha) * relative, 0)
+def _for_costs(norms: Float64, costs: Int64 | None) -> Float64:
+    """Norms by the root of what a row costs."""
+    return norms if costs is None else norms / np.sqrt(costs.astype(np.float64))
+
+
+def _mixed(norms: Float64, means: Float64, alpha: float) -> Float64:
+    """α + (1 - α) · norm / mean; 1 where the mean is 0."""
+    relative = np.divide(norms, means, out=np.ones(len(norms)), where=means > 0)
+    return alpha + (1 - alpha) * relative
 
 
 def _group_means(values: Float64, rows: Bool, groups: Int32) -> Float64:
@@ -143,10 +189,14 @@ def _group_means(values: Float64, rows: Bool, groups: Int32) -> Float64:
     return np.array([math.fsum(part.tolist()) / max(1, len(part)) for part in parts])
 
 
-def _that_fit(task: SelectionTask, chances: Inclusion, drawn: Rows, groups: Int32) -> Rows:
-    """Candidates that fit into the tokens that the draw has left, largest probability first."""
+def _that_fit(task: SelectionTask, given: Inclusion, drawn: Rows, groups: Int32) -> Rows:
+    """Candidates that fit into the tokens that the draw has left, largest probability first.
+
+    Those are the probabilities given the draws before, so that what is filled up with is what has
+    waited longest.
+    """
     assert task.costs is not None
-    ranking = ranked(chances.probabilities, task)
+    ranking = ranked(given.probabilities, task)
     taken = np.zeros(len(task.order), bool)
     taken[drawn] = True
     quotas = task.quotas

@@ -90,6 +90,8 @@ def _why_out(row: int, chosen: Chosen, pool: Pool, gain: float | None) -> str:
     lists = listed(settings, scores=scores, samples=samples, store=chosen.inputs.store)
     if lists.never[row]:
         return "never in: listed"
+    if pool.used_up[row]:
+        return f"used {settings.max_uses} times before, as often as selection.max_uses allows"
     if not pool.represented[row]:
         return f"among the hardest {settings.drop_hardest:.0%}, which are left out (drop_hardest)"
     if not pool.candidates[row]:

@@ -41,6 +41,8 @@ class Pool:
     """[n] rows that the selector may pick."""
     represented: Bool
     """[n] rows that the coreset stands for."""
+    used_up: Bool
+    """[n] rows that were used as often as `max_uses` allows, but for those always in."""
     initial: Rows
     """Rows that are in anyway, by id."""
     budget: int
@@ -63,24 +65,35 @@ def make_pool(settings: SelectionSection, inputs: SelectionInputs) -> Pool:
     represented = lists.always | without_hardest(
         settings.drop_hardest, allowed, scores.importance, order
     )
+    used_up = represented & ~lists.always & _at_max_uses(settings, inputs)
     candidates = without_near_duplicates(
         settings.max_similarity,
         inputs.graph,
-        kept=represented,
+        kept=represented & ~used_up,
         always=lists.always,
         importance=scores.importance,
         order=order,
     )
     if not candidates.any():
-        raise SelectionError(
-            f"all {usable.sum()} usable samples are never in (selection.never_in, never_in_where)"
-        )
-    sizes = np.bincount(samples.groups[candidates], minlength=len(samples.group_names))
+        raise SelectionError(_why_nothing_is_left(settings, usable, used_up))
+    sizes = np.bincount(samples.groups[candidates | used_up], minlength=len(samples.group_names))
     forced = lists.always | (candidates & (sizes < settings.keep_groups_below)[samples.groups])
     costs = None if settings.tokens is None else row_tokens(samples)
     budget = settings.tokens or row_budget(
-        settings, num_usable=int(usable.sum()), num_candidates=int(candidates.sum())
+        settings,
+        num_usable=int(usable.sum()),
+        num_candidates=int(candidates.sum()),
+        num_used_up=int(used_up.sum()),
     )
+    if costs is not None and used_up.any() and int(costs[candidates].sum()) < budget:
+        logger.warning(
+            "%d tokens are to be selected, but the samples that can be have %d, for %d were used "
+            "%d times, as often as selection.max_uses allows: all that are left are selected",
+            budget,
+            costs[candidates].sum(),
+            used_up.sum(),
+            settings.max_uses,
+        )
     needed = int(forced.sum() if costs is None else costs[forced].sum())
     if needed > budget:
         raise SelectionError(
@@ -102,6 +115,7 @@ def make_pool(settings: SelectionSection, inputs: SelectionInputs) -> Pool:
         usable=usable,
         candidates=candidates & ~forced,
         represented=represented,
+        used_up=used_up,
         initial=initial[np.argsort(order[initial])],
         budget=budget,
         places=places,
@@ -199,18 +213,46 @@ def without_near_duplicates(
     return stay
 
 
-def row_budget(settings: SelectionSection, *, num_usable: int, num_candidates: int) -> int:
+def _at_max_uses(settings: SelectionSection, inputs: SelectionInputs) -> Bool:
+    """[n] rows that were used as often as `max_uses` allows."""
+    if settings.max_uses is None or inputs.state is None:
+        return np.zeros(len(inputs.samples), np.bool_)
+    found: Bool = inputs.state.uses >= settings.max_uses
+    return found
+
+
+def _why_nothing_is_left(settings: SelectionSection, usable: Bool, used_up: Bool) -> str:
+    """The message where there is no candidate."""
+    if used_up.any():
+        return (
+            f"no sample is left to select: {used_up.sum()} of {usable.sum()} usable ones were used "
+            f"{settings.max_uses} times, as often as selection.max_uses allows. Raise max_uses (or "
+            "set it to null), end the training, or add samples to the data"
+        )
+    return f"all {usable.sum()} usable samples are never in (selection.never_in, never_in_where)"
+
+
+def row_budget(
+    settings: SelectionSection, *, num_usable: int, num_candidates: int, num_used_up: int = 0
+) -> int:
     """The budget in rows: `count`, or `fraction` of the usable rows rounded, at least 1.
 
-    Never more than there are candidates; then a warning says so.
+    Never more than there are candidates; then a warning says so, and how many were used too often.
     """
     fraction = DEFAULT_FRACTION if settings.fraction is None else settings.fraction
     asked = settings.count or max(1, math.floor(fraction * num_usable + 0.5))
     if asked > num_candidates:
+        why = (
+            f", for {num_used_up} were used {settings.max_uses} times, as often as "
+            "selection.max_uses allows"
+            if num_used_up
+            else ""
+        )
         logger.warning(
-            "%d samples are to be selected, but only %d can be: all of them are",
+            "%d samples are to be selected, but only %d can be%s: all of them are",
             asked,
             num_candidates,
+            why,
         )
     return min(asked, num_candidates)
 

@@ -186,8 +186,16 @@ def _least_by_group(
             f"selection.group_minimum is {settings.group_minimum}, but group {names[group]!r} has "
             f"{capacity[group]} samples that can be selected ({len(short)} of {len(names)} groups "
             "have too few). Lower it; selection.keep_groups_below takes small groups whole"
+            f"{_or_more_uses(settings)}"
         )
     return np.minimum(capacity, settings.group_minimum)
+
+
+def _or_more_uses(settings: SelectionSection) -> str:
+    """A way out besides, where rows can have been used too often."""
+    if settings.max_uses is None:
+        return ""
+    return f"; or raise selection.max_uses, so that rows used {settings.max_uses} times come again"
 
 
 def _quotas_of_shares(
@@ -231,5 +239,6 @@ def _quotas_of_shares(
             f"selection.group_shares cannot be met: group {names[group]!r} is to have "
             f"{quotas[group]} of {budget}, and {found}. Change its share or the budget, or use "
             "group_quota: proportional, which lets other groups fill in"
+            f"{_or_more_uses(settings)}"
         )
     return quotas

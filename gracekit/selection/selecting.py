@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
-from gracekit.selection.balanced import Balanced
+from gracekit.selection.balanced import Balanced, Probabilities, probabilities_of
 from gracekit.selection.pool import make_pool, make_task, row_tokens
+from gracekit.selection.repetition import repetition
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
-from gracekit.types import Draw, Json, Rows, Selection
+from gracekit.types import Draw, Json, Rows, SampleTable, Selection
 
 
 def select(
@@ -31,6 +33,11 @@ def select(
       [0, 1];
     - `num_uncovered`: such rows without a selected neighbour;
     - `num_kept`: rows that the parent's coreset had too;
+    - `num_at_max_uses`: rows that were used as often as `max_uses` allows, where that is set;
+    - `num_distinct`: samples that were used at least once up to and including this version, and
+      `num_distinct_random`: as many as random re-drawing would have used by now
+      (`repetition`);
+    - `tokens_per_row`, of a selector that draws: target tokens of a row of the pool on average;
     - what the selector adds.
 
     Args:
@@ -78,6 +85,16 @@ def select(
     }
     if parent is not None:
         details["num_kept"] = len(np.intersect1d(rows, parent))
+    if settings.max_uses is not None:
+        details["num_at_max_uses"] = int(pool.used_up.sum())
+    if inputs.state is not None:
+        details |= repetition(
+            rows,
+            samples=samples,
+            state=inputs.state,
+            num_distinct_random=inputs.num_distinct_random,
+            num_usable=details["num_usable"],
+        )
     if pool.places.quotas is not None:
         details["quotas"] = dict(zip(samples.group_names, pool.places.quotas.tolist(), strict=True))
     selection = dataclasses.replace(
@@ -88,11 +105,35 @@ def select(
         details=details | selection.details,
     )
     if selection.draw is not None:
-        selection = dataclasses.replace(selection, draw=_with_initial(selection.draw, pool.initial))
+        draw = _with_initial(selection.draw, pool.initial)
+        tokens = {"tokens_per_row": _tokens_per_row(draw, samples)}
+        selection = dataclasses.replace(selection, draw=draw, details=selection.details | tokens)
     kind = settings.weights or ("selector" if isinstance(selector, Balanced) else "coverage")
     weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}
     return dataclasses.replace(selection, weights=weights, details=published)
+
+
+def _tokens_per_row(draw: Draw, samples: SampleTable) -> float:
+    """Target tokens of a row of the pool on average: Σ t_i n_i, with t ∝ weight · probability.
+
+    A trainer divides by it in place of the tokens of its batch, which depend on the draw.
+    """
+    masses = draw.weights.astype(np.float64) * draw.probabilities
+    tokens = samples.num_response_tokens.astype(np.float64)
+    return math.fsum(masses * tokens) / math.fsum(masses)
+
+
+def balanced_probabilities(settings: SelectionSection, inputs: SelectionInputs) -> Probabilities:
+    """How likely `balanced` would draw each row with these settings, whatever their selector is.
+
+    Of what is left to draw: rows that are always in are none of it.
+
+    Raises:
+        SelectionError: Nothing can be selected, or what is asked for cannot be met.
+    """
+    pool = make_pool(settings, inputs)
+    return probabilities_of(make_task(pool, settings, inputs, seed=0, version=0))
 
 
 def _with_initial(draw: Draw, initial: Rows) -> Draw:

@@ -61,7 +61,7 @@ def represent(graph: SparseGraph, rows: Rows, represented: Bool) -> Representati
 
 
 def weigh(
-    kind: Literal["coverage", "uniform", "inverse-probability", "selector"],
+    kind: Literal["coverage", "uniform", "none", "inverse-probability", "selector"],
     selection: Selection,
     represented: Representation,
     samples: SampleTable,
@@ -77,7 +77,7 @@ def weigh(
         return represented.weights
     if kind == "selector":
         return mean_one(selection.weights.astype(np.float64))
-    if kind == "uniform":
+    if kind in ("uniform", "none"):
         return np.ones(len(selection.rows), np.float32)
     strata = np.asarray(selection.details.get(STRATA, samples.groups))
     sizes = np.bincount(strata[population], minlength=int(strata.max()) + 1)

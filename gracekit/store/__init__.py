@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gracekit.store.checks import Problem, verify
     from gracekit.store.commit import VersionDraft
     from gracekit.store.files.cache import CachePayload, StoreCache
+    from gracekit.store.files.draw_reading import read_sample_rows, read_trainer_draw
     from gracekit.store.files.formats import NewerFormatError
     from gracekit.store.files.heartbeat import ailment, read_heartbeat
     from gracekit.store.files.leases import Lease
@@ -29,6 +30,18 @@ if TYPE_CHECKING:
     from gracekit.store.files.paths import StorePaths
     from gracekit.store.files.pinned import Pinned
     from gracekit.store.files.shards import ShardFiles
+    from gracekit.store.files.uses import (
+        LoggedUses,
+        UsesFacts,
+        logged_steps,
+        newest_run,
+        read_uses,
+        read_uses_facts,
+        remove_uses_ahead,
+        require_uses_fit,
+        uses_path,
+        write_uses,
+    )
     from gracekit.store.reader import StoreReader
     from gracekit.store.retention import GcReport
     from gracekit.store.snapshot import Snapshot
@@ -48,6 +61,7 @@ _HOMES = {
     "gracekit.store.checks": ("Problem", "verify"),
     "gracekit.store.commit": ("VersionDraft",),
     "gracekit.store.files.cache": ("CachePayload", "StoreCache"),
+    "gracekit.store.files.draw_reading": ("read_sample_rows", "read_trainer_draw"),
     "gracekit.store.files.formats": ("NewerFormatError",),
     "gracekit.store.files.heartbeat": ("ailment", "read_heartbeat"),
     "gracekit.store.files.leases": ("Lease",),
@@ -62,6 +76,18 @@ _HOMES = {
     "gracekit.store.files.paths": ("StorePaths",),
     "gracekit.store.files.pinned": ("Pinned",),
     "gracekit.store.files.shards": ("ShardFiles",),
+    "gracekit.store.files.uses": (
+        "LoggedUses",
+        "UsesFacts",
+        "logged_steps",
+        "newest_run",
+        "read_uses",
+        "read_uses_facts",
+        "remove_uses_ahead",
+        "require_uses_fit",
+        "uses_path",
+        "write_uses",
+    ),
     "gracekit.store.reader": ("StoreReader",),
     "gracekit.store.retention": ("GcReport",),
     "gracekit.store.snapshot": ("Snapshot",),
@@ -86,6 +112,7 @@ __all__ = [
     "GcReport",
     "KnownFacts",
     "Lease",
+    "LoggedUses",
     "NamedQuery",
     "NewerFormatError",
     "Pinned",
@@ -96,6 +123,7 @@ __all__ = [
     "StoreCache",
     "StorePaths",
     "StoreReader",
+    "UsesFacts",
     "VersionArgument",
     "VersionDraft",
     "VersionFacts",
@@ -106,17 +134,27 @@ __all__ = [
     "list_versions",
     "lock_daemon",
     "lock_store",
+    "logged_steps",
     "named_query",
+    "newest_run",
     "read_heartbeat",
     "read_manifest",
+    "read_sample_rows",
+    "read_trainer_draw",
+    "read_uses",
+    "read_uses_facts",
+    "remove_uses_ahead",
     "require_manifest",
+    "require_uses_fit",
     "rows_where",
     "run_sql",
     "schema",
     "trainer_view",
+    "uses_path",
     "verify",
     "version_number",
     "versions_in_words",
+    "write_uses",
 ]
 
 if not TYPE_CHECKING:

@@ -70,7 +70,7 @@ from gracekit.version.header import (
     Timings,
 )
 from gracekit.version.json_text import clean_text, plain_json
-from gracekit.version.outcomes import Audit, RefreshOutcome, SelectionDetails
+from gracekit.version.outcomes import Audit, Meter, RefreshOutcome, SelectionDetails
 from gracekit.version.sources import DrawnRows
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class VersionDraft:
     plan: RefreshPlan | None = None
     """Why rows were measured; None where all were."""
     audit: Audit | None = None
+    meter: Meter | None = None
     samples: SampleTable | None = None
     """Where the data changed since the version before: the sample table, its known rows first."""
     dataset: DataDescription | None = None
@@ -262,7 +263,8 @@ def _header(
         settings=draft.settings,
         refresh=_outcome(draft),
         audit=draft.audit,
-        selection=SelectionDetails.model_validate(plain_json(draft.selection.details)),
+        meter=draft.meter,
+        selection=_selection_details(draft),
         stats=_stats(store, parent, draft, samples),
         timings=draft.timings,
         files={
@@ -270,6 +272,12 @@ def _header(
             for path in named
         },
     )
+
+
+def _selection_details(draft: VersionDraft) -> SelectionDetails:
+    source = None if draft.state is None else draft.state.source
+    details = {**draft.selection.details, "uses_from": source}
+    return SelectionDetails.model_validate(plain_json(details))
 
 
 def _outcome(draft: VersionDraft) -> RefreshOutcome | None:

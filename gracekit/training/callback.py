@@ -17,9 +17,14 @@ from transformers import TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
+from gracekit.store import StorePaths, read_sample_rows
 from gracekit.training.coreset import Coreset
 from gracekit.training.first_rows import FirstRows
-from gracekit.training.sampler import CoresetSampler, Follow, Mode, check_choice
+from gracekit.training.loss_units import Average, LossUnits
+from gracekit.training.reading import Mode, Redraw
+from gracekit.training.sampler import CoresetSampler, Follow, check_choice
+from gracekit.training.weighing import WeighedTrainer
+from gracekit.training.weighted_data import WeighedDataset, WeighingCollator
 
 logger = logging.getLogger("gracekit.training")
 
@@ -30,8 +35,9 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     It puts a `CoresetSampler` into the trainer's data loader when training begins. Each epoch says
     in the log which version it trains on, and notes it in `state.log_history` (`coreset_version`
     and so on), so `trainer_state.json` holds the version log and a resumed run draws the same
-    batches. A missing store, a damaged manifest or one that does not fit the dataset is a warning:
-    training goes on with what it has.
+    batches. What was trained on is logged in the store with each checkpoint, and at the end, for
+    the draws to come. A missing store, a damaged manifest or one that does not fit the dataset is a
+    warning: training goes on with what it has.
 
     Args:
         store: directory of the store; it may come into being later.
@@ -45,12 +51,18 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             checkpoint saved; 0 (default) never makes the trainer wait.
         seed: of the order.
         mode: `cycle` draws each sample equally often, `weighted` by its weight.
+        redraw: draw anew from a version with probabilities whenever a draw was gone over once
+            (`pass`), at each `epoch`, or `never`: the version's own coreset.
         record: JSON-lines file that gets, at the end of each epoch, what was drawn in it:
             `epoch` (counted from 1), `version` (null: the whole dataset), and in drawn order
             `positions` in the trainer's dataset and `sample_ids` (null while neither the caller
             nor a version has told them). A data loader draws ahead, so an epoch broken off lists
             a few samples more than were trained on.
         check_steps: with `follow="step"`, look for a new version every so many steps.
+        weigh_loss: whether a row's weight is a factor of its loss, as docs/training.md says; takes
+            `CoresetTrainerMixin`, and without it is a warning where the weights are not all alike.
+        loss: what the trainer's loss is an average over, `tokens` or `samples`; default: what the
+            recipe of the version said (`scoring.loss`).
 
     Raises:
         RecipeError: an argument is not one of the above or out of range.
@@ -66,11 +78,17 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         wait_s: float = 0.0,
         seed: int = 0,
         mode: Mode = "cycle",
+        redraw: Redraw = "pass",
         record: str | Path | None = None,
         check_steps: int = 10,
+        weigh_loss: bool = True,
+        loss: Average | None = None,
     ) -> None:
         check_choice("follow", follow, get_args(Follow))
         check_choice("mode", mode, get_args(Mode))
+        if loss is not None:
+            check_choice("loss", loss, get_args(Average))
+        check_choice("redraw", redraw, get_args(Redraw))
         for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
             if value is not None and value < 1:
                 raise RecipeError(f"CoresetCallback: {name} should be >= 1, found {value}")
@@ -81,24 +99,38 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.wait_s = wait_s
         self.seed = seed
         self.mode = mode
+        self.redraw = redraw
         self.record = None if record is None else Path(record)
         self.check_steps = check_steps
+        self.weigh_loss = weigh_loss
+        self.loss = loss
+        self.units = LossUnits(self.store, loss)
+        """How the loss of each version's rows is averaged, of the versions in use."""
         self.sampler: CoresetSampler | None = None
         """The sampler in use; None while nothing is trained or when it could not be installed."""
         self._num_noted = 0
         self._first_rows = FirstRows(self.store)
+        self._reaches_loss = False
+        self._batches = 0  # of an epoch, on this rank
+        self._batch_size = 0  # of all ranks together
+        self._logged_step = -1
 
     def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
         """Compare the first rows with what was measured; a difference is a warning.
 
-        Rows that do not stand where the data has them are told by their tokens.
+        Rows that do not stand where the data has them are told by their tokens. In a distributed
+        job all ranks must call it.
         """
+        if isinstance(dataset, WeighedDataset):
+            dataset = dataset.dataset
+        if isinstance(collate, WeighingCollator):
+            collate = collate.collator
         found = self._first_rows.check(dataset, collate, tokenizer, self.sample_ids)
         if found is None or (self.sample_ids is not None and len(self.sample_ids) == len(found)):
             return
         self.sample_ids = found
         if self.sampler is not None:
-            self.sampler.dataset_ids = found
+            self.sampler.name_rows(found)
 
     def make_sampler(self, num_rows: int, num_samples: int | None = None) -> CoresetSampler | None:
         """A sampler for so many rows; None, with a warning, when the ids do not fit them."""
@@ -118,6 +150,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             mode=self.mode,
             follow=self.follow,
             wait_s=self.wait_s,
+            redraw=self.redraw,
         )
 
     def on_train_begin(
@@ -128,15 +161,28 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler = self._install(train_dataloader)
         if self.sampler is None:
             return
+        self.units = LossUnits(self.store, self.loss)
+        self._reaches_loss = isinstance(train_dataloader.dataset, WeighedDataset)
+        self._measure(self.sampler, train_dataloader)
         log = [
             (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
             for entry in state.log_history
             if "coreset_version" in entry
         ]
+        runs = [entry["coreset_run"] for entry in state.log_history if "coreset_run" in entry]
+        # Before the first version there is nothing to log.
+        has_logged = bool(runs) and any(version > 0 for _, _, version in log)
         self._num_noted = len(log)
+        self._logged_step = -1
         self.sampler.expected_step = state.global_step or -1
         self.sampler.load_state_dict(
-            {**self.sampler.state_dict(), "version_log": log, "epoch": _epoch(state)}
+            {
+                **self.sampler.state_dict(),
+                "version_log": log,
+                "epoch": _epoch(state),
+                "run": runs[-1] if runs else None,
+                "uses_step": state.global_step if has_logged else None,
+            }
         )
         if self.record is not None and state.is_world_process_zero:
             _keep_epochs_before(self.record, _epoch(state) + 1)
@@ -148,26 +194,36 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._tell_rows(kwargs.get("train_dataloader"), kwargs)
         self.sampler.set_epoch(_epoch(state))
         self._note(state)
+        self._note_run(state)
         if state.is_world_process_zero:
             logger.info("epoch %d trains on %s", self.sampler.epoch + 1, self._described())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """With `follow="step"`: take a version that came out within the epoch."""
-        if self.sampler is None or state.global_step % self.check_steps:
+        """Log uses before a checkpoint is saved, so that it never lacks them.
+
+        With `follow="step"`: take a version that came out within the epoch.
+        """
+        if self.sampler is None:
             return
-        if self.sampler.swap():
-            self._note(state)
-            if state.is_world_process_zero:
-                logger.info("from step %d on: %s", state.global_step, self._described())
+        if self.follow == "step" and state.global_step % self.check_steps == 0:
+            self._tell_rows(kwargs.get("train_dataloader"), kwargs)
+            self._swap(state)
+        if control.should_save:
+            self._log_uses(state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the checkpoint, whose coreset is the next to wait for."""
         if self.sampler is not None:
             self.sampler.expected_step = state.global_step
+            self._log_uses(state)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the record of the epoch."""
-        if self.sampler is None or self.record is None or not state.is_world_process_zero:
+        if self.sampler is None:
+            return
+        if control.should_save:
+            self._log_uses(state)
+        if self.record is None or not state.is_world_process_zero:
             return
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
@@ -178,15 +234,50 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             logger.warning("cannot record the drawn samples in %s: %s", self.record, error)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the versions that were trained on to `gracekit gc`."""
+        """Log the last uses, and leave the versions that were trained on to `gracekit gc`."""
         if self.sampler is not None:
+            self._log_uses(state)
             self.sampler.release()
+
+    def _swap(self, state: Any) -> None:
+        assert self.sampler is not None
+        if self.sampler.swap():
+            self._note(state)
+            if state.is_world_process_zero:
+                logger.info("from step %d on: %s", state.global_step, self._described())
 
     def _tell_rows(self, loader: Any, given: dict[str, Any]) -> None:
         if loader is not None:
             tokenizer = given.get("processing_class")
             collate = getattr(loader, "collate_fn", None)
             self.tell_rows(getattr(loader, "dataset", None), collate, tokenizer)
+
+    def _measure(self, sampler: CoresetSampler, loader: Any) -> None:
+        """Learn how many samples an epoch and a batch have, over all ranks."""
+        batches = loader.batch_sampler
+        inner = getattr(batches, "batch_sampler", batches)
+        num_ranks = getattr(batches, "num_processes", 1)
+        is_split = getattr(batches, "split_batches", False)
+        self._batches = len(loader)
+        self._batch_size = inner.batch_size * (1 if is_split else num_ranks)
+        is_filled_up = num_ranks > 1 and getattr(batches, "even_batches", False)
+        if inner.drop_last or is_filled_up:
+            sampler.trained_per_epoch = self._batches * self._batch_size
+        else:
+            sampler.trained_per_epoch = sampler.num_samples
+
+    def _log_uses(self, state: Any) -> None:
+        """Log what was trained on up to this step, once."""
+        assert self.sampler is not None
+        if self._logged_step == state.global_step or state.epoch is None:
+            return
+        self._logged_step = state.global_step
+        # The trainer keeps the epoch as a fraction: batches done of all batches.
+        done = round((state.epoch - self.sampler.epoch) * self._batches)
+        num_trained = self.sampler.trained_per_epoch
+        if done < self._batches:
+            num_trained = done * self._batch_size
+        self.sampler.log_uses(state.global_step, num_trained=num_trained)
 
     def _install(self, loader: Any) -> CoresetSampler | None:
         """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
@@ -229,6 +320,26 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
                     "step": state.global_step,
                 }
             )
+        if self.weigh_loss:
+            turns = self.sampler.version_log
+            self.units.learn(
+                {turn.version for turn in turns if turn.epoch == self.sampler.epoch},
+                reach_loss=self._reaches_loss or self.mode == "weighted",
+                speaks=state.is_world_process_zero,
+            )
+
+    def _note_run(self, state: Any) -> None:
+        """Name the run in `state.log_history`, once: a resumed run takes up its log of uses."""
+        assert self.sampler is not None
+        if any(entry.get("coreset_run") == self.sampler.run for entry in state.log_history):
+            return
+        state.log_history.append(
+            {
+                "coreset_run": self.sampler.run,
+                "epoch": state.epoch,
+                "step": state.global_step,
+            }
+        )
 
     def _described(self) -> str:
         assert self.sampler is not None
@@ -237,11 +348,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         return f"coreset version {self.sampler.version} (step {self.sampler.step})"
 
 
-class CoresetTrainerMixin:
-    """Lets `CoresetCallback(num_samples=...)` set the length of an epoch.
+class CoresetTrainerMixin(WeighedTrainer):
+    """Brings a version's weights into the loss, and `num_samples` into the length of an epoch.
 
-    A trainer computes its steps from its sampler before any callback runs, so the sampler has to
-    be there earlier: `class MyTrainer(CoresetTrainerMixin, Trainer): pass`.
+    `class MyTrainer(CoresetTrainerMixin, Trainer): pass`, or `SFTTrainer`. The weights of the rows
+    that `CoresetCallback` draws become factors of their loss (docs/training.md); evaluation stays
+    as it is. And a trainer computes its steps from its sampler before any callback runs, so for
+    `CoresetCallback(num_samples=...)` the sampler has to be there earlier.
     """
 
     callback_handler: Any
@@ -302,11 +415,15 @@ def _drawn(sampler: CoresetSampler) -> list[dict[str, Any]]:
 
 
 def _ids(sampler: CoresetSampler, version: int, positions: list[int]) -> list[str] | None:
-    """Ids as the user gave them, else as the manifest has them; None where neither has."""
+    """Ids as the user gave them, else as the store has them; None where neither has."""
     if sampler.dataset_ids is not None:
         return [sampler.dataset_ids[position] for position in positions]
     if version == 0:
         return None
     coreset = Coreset.load(sampler.store, version)
     id_at = dict(zip(coreset.source_rows.tolist(), coreset.sample_ids, strict=True))
+    if not id_at.keys() >= set(positions):  # drawn anew
+        samples = read_sample_rows(StorePaths(sampler.store), coreset.view, with_ids=True)
+        assert samples.sample_ids is not None
+        id_at = dict(zip(samples.source_rows.tolist(), samples.sample_ids, strict=True))
     return [id_at[position] for position in positions]

@@ -89,6 +89,14 @@ class Coreset(Tabular):
         return self.view.content
 
     @property
+    def tokens_per_row(self) -> float | None:
+        """Target tokens of a row of the pool on average, as what to train on has it.
+
+        The mean over tokens divides by it; None for a version without a draw.
+        """
+        return self.view.tokens_per_row
+
+    @property
     def num_source_rows(self) -> int:
         """Rows of the data file that this version was made from, skipped ones included."""
         return self.view.num_source_rows

@@ -16,12 +16,24 @@ def decide_on_rank_zero(decide: Callable[[], Value]) -> Value:
     up late on a network mount), and their batches would overlap. Every rank must call this at
     the same point of its loop. torch is used only where the trainer has already loaded it.
     """
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.distributed.is_available():
+    torch = _torch_in_job()
+    if torch is None:
         return decide()
-    if not torch.distributed.is_initialized():
-        return decide()
-    box: list[Any] = [decide() if torch.distributed.get_rank() == 0 else None]
+    box: list[Any] = [decide() if is_rank_zero() else None]
     torch.distributed.broadcast_object_list(box, src=0)
     value: Value = box[0]
     return value
+
+
+def is_rank_zero() -> bool:
+    """Whether this process decides and writes; also outside a job."""
+    torch = _torch_in_job()
+    return torch is None or torch.distributed.get_rank() == 0
+
+
+def _torch_in_job() -> Any:
+    """torch, where the trainer has loaded it and runs as one of several processes; else None."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available():
+        return None
+    return torch if torch.distributed.is_initialized() else None

@@ -2,7 +2,11 @@
 
 It is duck-typed, so that torch is not needed to import it. Its length never changes: trainers
 compute the number of steps and the learning-rate schedule from it once. What is drawn depends on
-the seed and the version log alone, so a resumed run that gets the log back draws the same batches.
+the seed, the version log and what was trained on before, so a resumed run that gets these back
+draws the same batches.
+
+(Longer than other modules, because the interface of the one object that a training loop holds is
+here; what it draws is in `epochs`, `course`, `stream` and `chances`.)
 """
 
 from __future__ import annotations
@@ -11,34 +15,25 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from gracekit.errors import DataError, GracekitError, RecipeError, StoreError
-from gracekit.store import Lease, list_versions
-from gracekit.training.coreset import Coreset
-from gracekit.training.ranks import decide_on_rank_zero
-from gracekit.training.stream import Stream
-from gracekit.types import Int64, Json
+from gracekit.errors import RecipeError, StoreError
+from gracekit.store import Lease, LoggedUses, StorePaths, list_versions
+from gracekit.training.drawn import Drawn
+from gracekit.training.epochs import Epochs, Turn
+from gracekit.training.ranks import decide_on_rank_zero, is_rank_zero
+from gracekit.training.reading import Mode, Redraw, VersionReader, whole_dataset
+from gracekit.training.stream import StoreRows, Stream
+from gracekit.training.uses_log import UsesLog, course_of, new_run, require_before
+from gracekit.types import Float32, Int64, Json
 
-Mode = Literal["cycle", "weighted"]
 Follow = Literal["epoch", "step", "never"]
 
 WAIT_INTERVAL_S = 0.2
 
 logger = logging.getLogger("gracekit.training")
-
-
-class Turn(NamedTuple):
-    """An entry of the version log: from here on, samples are drawn from this version."""
-
-    epoch: int
-    """Counted from 0, as `set_epoch` does."""
-    start: int
-    """Draws of the epoch before this turn."""
-    version: int
-    """0: the whole dataset, because there is no version yet."""
 
 
 class CoresetSampler:
@@ -48,6 +43,11 @@ class CoresetSampler:
     manifest that is damaged or does not fit the dataset, never stops the training: it is logged as
     a warning and the present version stays in use. In a distributed job every rank gets the same
     order (rank 0 reads the store); let accelerate or the trainer share it out as usual.
+
+    A version whose selector draws with known probabilities (`balanced`) is drawn from anew, by the
+    sampler itself: each row's turns follow its probabilities, given what this run has trained on,
+    so that rows do not come again before those that are owed a turn. The positions that it yields
+    are of the type `Drawn`, which carries the weight of the sample in the draw.
 
     A lease in the store, where it can be written, keeps `gracekit gc` from the versions in use,
     until `release` or the end of the process.
@@ -65,6 +65,9 @@ class CoresetSampler:
             (`step`); or keep the first version found (`never`).
         wait_s: longest time in seconds that an epoch's start waits for a version whose checkpoint
             is at least `expected_step`; 0 never waits, and after a rollback none does.
+        redraw: draw anew whenever a draw was gone over once (`pass`), at each `epoch`, where a draw
+            is gone over again when the epoch is longer, or `never`: the version's own coreset.
+            Versions without probabilities are always their own coreset.
 
     Raises:
         RecipeError: an argument is not one of the above or out of range.
@@ -80,6 +83,7 @@ class CoresetSampler:
         mode: Mode = "cycle",
         follow: Follow = "epoch",
         wait_s: float = 0.0,
+        redraw: Redraw = "pass",
     ) -> None:
         num_rows = dataset if isinstance(dataset, int) else len(dataset)
         if num_rows < 1:
@@ -88,12 +92,14 @@ class CoresetSampler:
             raise RecipeError(f"CoresetSampler: num_samples should be >= 1, found {num_samples}")
         check_choice("mode", mode, get_args(Mode))
         check_choice("follow", follow, get_args(Follow))
+        check_choice("redraw", redraw, get_args(Redraw))
         self.store = Path(store)
         self.num_samples = num_samples or num_rows
         self.seed = seed
         self.mode = mode
         self.follow = follow
         self.wait_s = wait_s
+        self.redraw = redraw
         self.expected_step = -1
         """Step of the last checkpoint that the trainer saved; a loop that waits keeps it."""
         self.num_drawn = 0
@@ -102,42 +108,87 @@ class CoresetSampler:
         self.dataset_ids = None if isinstance(dataset, int) else [str(i) for i in dataset]
         """Sample id of each row of the trainer's dataset, where they were given."""
         self._num_rows = num_rows
-        self._everything = Stream(
-            version=0, step=-1, positions=np.arange(num_rows), weights=None, seed=seed
-        )
-        self._log: list[Turn] = []
-        self._streams: dict[int, Stream] = {0: self._everything}
-        self._warned: set[str] = set()
         self._lease = Lease(self.store)
+        self._versions = VersionReader(
+            self.store,
+            self.dataset_ids or num_rows,
+            self._lease,
+            seed=seed,
+            mode=mode,
+            redraw=redraw,
+        )
+        self._epochs = Epochs(whole_dataset(num_rows, seed), self.num_samples, self._versions)
+        self._run: str | None = None
+        self._uses_step: int | None = None
 
     def __len__(self) -> int:
         return self.num_samples
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Drawn]:
         self.set_epoch(self.epoch)
-        epoch, num_turns, order = self.epoch, len(self._log), self.order()
+        epoch, epochs = self.epoch, self._epochs
+        num_turns, drawn = len(epochs.log), epochs.samples(epoch)
+        turns = epochs.turns(epoch)[::-1]
         self.num_drawn = 0
         for index in range(self.num_samples):
-            if len(self._log) != num_turns and self.epoch == epoch:  # a swap: only what is ahead
-                num_turns, order = len(self._log), self.order()
+            if len(epochs.log) != num_turns and self.epoch == epoch:  # a swap: only what is ahead
+                num_turns, drawn = len(epochs.log), epochs.samples(epoch)
+                turns = epochs.turns(epoch)[::-1]
             self.num_drawn = index + 1
             self._lease.keep()
-            yield int(order[index])
+            version = next(turn.version for turn in turns if turn.start <= index)
+            yield Drawn(int(drawn.positions[index]), float(drawn.weights[index]), version)
 
     @property
     def version(self) -> int:
         """Version that is drawn from now; 0 is the whole dataset."""
-        return self._log[-1].version if self._log else 0
+        return self._epochs.log[-1].version if self._epochs.log else 0
 
     @property
     def step(self) -> int:
         """Training step of that version's checkpoint; -1 for the whole dataset."""
-        return self._streams[self.version].step
+        return self._epochs.streams[self.version].step
 
     @property
     def version_log(self) -> list[Turn]:
         """Which version was drawn from since when, oldest first."""
-        return list(self._log)
+        return list(self._epochs.log)
+
+    @property
+    def trained_per_epoch(self) -> int:
+        """Samples that a whole epoch trains on; `num_samples`, unless set before training begins.
+
+        To be set, on all ranks, where the data loader drops the last, incomplete batch (fewer), or
+        fills it up from the epoch's start (more).
+        """
+        return self._epochs.trained_per_epoch
+
+    @trained_per_epoch.setter
+    def trained_per_epoch(self, num_samples: int) -> None:
+        self._epochs.trained_per_epoch = num_samples
+
+    @property
+    def run(self) -> str | None:
+        """Name of this run in the log of uses; None before training begins."""
+        return self._run
+
+    @property
+    def uses_step(self) -> int | None:
+        """Training step at which uses were last logged, or taken up from; None: never."""
+        return self._uses_step
+
+    def name_rows(self, sample_ids: Sequence[Any]) -> None:
+        """Say which sample each row of the dataset is, for versions that are read from now on.
+
+        Raises:
+            RecipeError: there are not as many ids as rows.
+        """
+        if len(sample_ids) != self._num_rows:
+            raise RecipeError(
+                f"CoresetSampler: {len(sample_ids)} sample ids for {self._num_rows} rows"
+            )
+        self.dataset_ids = [str(sample_id) for sample_id in sample_ids]
+        self._versions.dataset = self.dataset_ids
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: take the newest version, or the logged one if it was begun before.
@@ -146,15 +197,14 @@ class CoresetSampler:
         """
         if epoch != self.epoch:
             self.epoch, self.num_drawn = epoch, 0
-        if all(turn.epoch != epoch for turn in self._log):
+        if not self._epochs.turns(epoch):
             stream = decide_on_rank_zero(self._find_at_epoch_start)
-            self._begin_turn(0, stream or self._streams[self.version])
-        for turn in self._turns(epoch):
-            if turn.version not in self._streams:
-                self._replay(turn)
-        kept = {turn.version for turn in self._turns(epoch)} | {0, self.version}
-        self._streams = {v: s for v, s in self._streams.items() if v in kept}
-        self._lease.limit(kept)
+            self._epochs.begin_turn(epoch, 0, stream or self._epochs.streams[self.version])
+        if self._run is None:
+            self._run = decide_on_rank_zero(new_run)
+        for turn in self._epochs.turns(epoch):
+            self._replay(turn)
+        self._lease.limit(self._epochs.limit(epoch))
 
     def swap(self) -> bool:
         """Draw from the newest version from the next sample on; whether it is a new one.
@@ -163,12 +213,12 @@ class CoresetSampler:
         it at the same step, from the process that iterates. Batches that the data loader has
         prefetched are still the old version's.
         """
-        if self.follow != "step" or not self._log:
+        if self.follow != "step" or not self._epochs.log:
             return False
         found = decide_on_rank_zero(self._find_within_epoch)
         if found is None:
             return False
-        self._begin_turn(*found)
+        self._epochs.begin_turn(self.epoch, *found)
         return True
 
     def release(self) -> None:
@@ -180,18 +230,61 @@ class CoresetSampler:
 
         It may change from `num_drawn` on when `swap` takes a new version.
         """
-        epoch = self.epoch if epoch is None else epoch
-        used: dict[int, int] = {}  # draws taken from each version's stream so far
-        parts = []
-        for index, turn in enumerate(self._log):
-            following = self._log[index + 1] if index + 1 < len(self._log) else None
-            same_epoch = following is not None and following.epoch == turn.epoch
-            stop = following.start if following and same_epoch else self.num_samples
-            start = used.get(turn.version, 0)
-            used[turn.version] = start + stop - turn.start
-            if turn.epoch == epoch:
-                parts.append(self._streams[turn.version].take(start, used[turn.version]))
-        return np.concatenate(parts)
+        return self._epochs.samples(self.epoch if epoch is None else epoch).positions
+
+    def weights(self) -> Float32:
+        """Weight [dataset rows] of a use of each row in the draw in force, mean about 1.
+
+        1 for rows that the version does not have, without a version, and with `mode="weighted"`,
+        where samples are repeated by weight instead.
+        """
+        if not self._epochs.turns(self.epoch):
+            return np.ones(self._num_rows, np.float32)
+        return self._epochs.weights_at(self.epoch, max(self.num_drawn - 1, 0))
+
+    def weight_of(self, position: int) -> float:
+        """Weight of a row of the trainer's dataset in the draw in force; see `weights`."""
+        return float(self.weights()[position])
+
+    def log_uses(self, step: int, *, num_trained: int | None = None) -> None:
+        """Log in the store what this run has trained on, for the daemon and a resumed run.
+
+        To be called before a checkpoint is saved, and at the end of training. Only rank 0 writes.
+        Nothing is logged before a first version is known. A store that cannot be written is one
+        warning.
+
+        Args:
+            step: Training step that was done last, 0 or more.
+            num_trained: Samples of the present epoch that were trained on, by all ranks together;
+                default: those that were drawn. A data loader may have drawn more ahead.
+        """
+        where = self._epochs.store_rows()
+        if step < 0:
+            raise RecipeError(f"log_uses: step should be >= 0, found {step}")
+        if not self._epochs.log or self._run is None or where is None:
+            return
+        self._uses_step = step
+        num_trained = self.num_drawn if num_trained is None else num_trained
+        start, count = self._epochs.start_of(self.epoch), min(num_trained, self.num_samples)
+        now, _ = self._epochs.through(start, self.epoch, count, num_trained)
+        if not is_rank_zero():
+            return
+        try:
+            self._uses_log(self._run).write(
+                step,
+                self.epoch,
+                start=start,
+                now=now,
+                num_trained=num_trained,
+                versions=tuple(turn.version for turn in self._epochs.turns(self.epoch)),
+                where=where,
+            )
+        except StoreError as error:
+            self._versions.warn_once(
+                f"what is trained on is not logged ({error}), so coresets to come go by what was "
+                "handed out",
+                key="uses",
+            )
 
     def state_dict(self) -> Json:
         """What a resumed run needs to draw the same samples, as JSON."""
@@ -200,7 +293,10 @@ class CoresetSampler:
             "num_samples": self.num_samples,
             "seed": self.seed,
             "mode": self.mode,
-            "version_log": [list(turn) for turn in self._log],
+            "redraw": self.redraw,
+            "run": self._run,
+            "uses_step": self._uses_step,
+            "version_log": [list(turn) for turn in self._epochs.log],
         }
 
     def load_state_dict(self, state: Json) -> None:
@@ -208,43 +304,43 @@ class CoresetSampler:
 
         In a distributed job all ranks must call it with the same state.
         """
-        for name in ("num_samples", "seed", "mode"):
-            if state[name] != getattr(self, name):
+        for name in ("num_samples", "seed", "mode", "redraw"):
+            saved = state.get(name, getattr(self, name))  # earlier releases had no redraw
+            if saved != getattr(self, name):
                 raise RecipeError(
-                    f"the saved sampler state has {name} {state[name]!r} and this sampler "
+                    f"the saved sampler state has {name} {saved!r} and this sampler "
                     f"{getattr(self, name)!r}: it would not draw the same batches"
                 )
-        self._log = [Turn(*entry) for entry in state["version_log"]]
-        self._streams = {0: self._everything}
+        log = [Turn(*entry) for entry in state["version_log"]]
+        self._epochs.take_up(list(log))
         self.epoch = state["epoch"]
         self.num_drawn = 0
-        for turn in [*self._log[-1:], *self._turns(self.epoch)]:
-            if turn.version not in self._streams:
-                self._replay(turn)
+        for turn in [*log[-1:], *self._epochs.turns(self.epoch)]:
+            self._replay(turn)
+        self._run, self._uses_step = state.get("run"), state.get("uses_step")
+        if self._run is not None:
+            self._take_up_uses(self._run, log)
 
-    def _turns(self, epoch: int) -> list[Turn]:
-        return [turn for turn in self._log if turn.epoch == epoch]
-
-    def _begin_turn(self, start: int, stream: Stream) -> None:
-        self._streams[stream.version] = stream
-        self._log.append(Turn(self.epoch, start, stream.version))
+    # --- inside ---
 
     def _replay(self, turn: Turn) -> None:
         """Load the version of a logged turn again; the whole dataset where it cannot be."""
-        stream: Stream | None = decide_on_rank_zero(lambda: self._read(turn.version))
-        if stream is None:
-            logger.warning(
-                "epoch %d was drawn from version %d, which cannot be read any more: it is "
-                "replayed from all samples, with other batches than before",
-                turn.epoch + 1,
-                turn.version,
-            )
-            stream = self._everything
-            self._log = [
-                logged._replace(version=0) if logged.version == turn.version else logged
-                for logged in self._log
-            ]
-        self._streams[stream.version] = stream
+        if turn.version in self._epochs.streams:
+            return
+        stream = self._versions.read_together(turn.version)
+        if stream is not None:
+            self._epochs.streams[turn.version] = stream
+            return
+        logger.warning(
+            "epoch %d was drawn from version %d, which cannot be read any more: it is replayed "
+            "from all samples, with other batches than before",
+            turn.epoch + 1,
+            turn.version,
+        )
+        self._epochs.log = [
+            logged._replace(version=0) if logged.version == turn.version else logged
+            for logged in self._epochs.log
+        ]
 
     def _find_at_epoch_start(self) -> Stream | None:
         if self.follow == "never" and self.version > 0:
@@ -266,7 +362,7 @@ class CoresetSampler:
 
     def _is_behind(self, found: Stream | None) -> bool:
         """Whether a version of a later checkpoint is to come; a rollback is meant to be old."""
-        newest = found or self._streams[self.version]
+        newest = found or self._epochs.streams[self.version]
         return newest.step < self.expected_step and not newest.is_rollback
 
     def _find_within_epoch(self) -> tuple[int, Stream] | None:
@@ -281,52 +377,58 @@ class CoresetSampler:
         try:
             versions = list_versions(self.store)
         except StoreError as error:
-            self._warn_once(f"no new coreset is looked for: {error}")
+            self._versions.warn_once(f"no new coreset is looked for: {error}")
             return None
         if not versions:
-            self._warn_once(
+            self._versions.warn_once(
                 f"there is no coreset in {self.store} yet: drawing from the whole dataset"
             )
         for version in reversed(versions):
             if version <= self.version:
                 break
-            if (stream := self._read(version)) is not None:
+            if (stream := self._versions.read(version)) is not None:
                 return stream
         return None
 
-    def _read(self, version: int) -> Stream | None:
-        self._lease.add(version)  # before reading: gc looks for it after it marked a version
-        try:
-            coreset = Coreset.load(self.store, version)
-            positions = coreset.locate(self.dataset_ids or self._num_rows)
-            there = positions >= 0
-            if not there.any():
-                raise DataError(f"coreset version {version} is empty")
-        except GracekitError as error:
-            self._warn_once(f"coreset version {version} is not used: {error}")
-            return None
-        if not there.all():
-            self._warn_once(
-                f"coreset version {version}: {int((~there).sum())} of its {len(there)} samples are "
-                "not in the trainer's dataset and are left out"
-            )
-        weights = None
-        if self.mode == "weighted":
-            weights = coreset.weights[there].astype(np.float64)
-            weights *= len(weights) / weights.sum()
-        return Stream(
-            version=version,
-            step=coreset.step,
-            positions=positions[there],
-            weights=weights,
-            seed=self.seed,
-            is_rollback=coreset.view.rollback_of is not None,
-        )
+    # --- the log of uses ---
 
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            logger.warning("%s", message)
+    def _uses_log(self, run: str) -> UsesLog:
+        return UsesLog(StorePaths(self.store), run)
+
+    def _take_up_uses(self, run: str, log: list[Turn]) -> None:
+        """Go on from what the run had logged, as far as it can be read."""
+        where, step = self._epochs.store_rows(), self._uses_step
+        if is_rank_zero():
+            try:
+                self._uses_log(run).remove_ahead(-1 if step is None else step)
+            except StoreError as error:
+                self._versions.warn_once(
+                    f"uses that were logged later than the checkpoint stay: {error}"
+                )
+        if step is None or where is None:
+            return
+        logged = decide_on_rank_zero(lambda: self._read_uses(run, step, log, where))
+        if logged is None:
+            return
+        epoch = logged.facts.epoch
+        stream = self._epochs.stream(self._epochs.turns(epoch)[0].version)
+        if stream is not None:
+            self._epochs.begin_at(epoch, course_of(logged, where, stream, self._num_rows))
+
+    def _read_uses(
+        self, run: str, step: int, log: list[Turn], where: StoreRows
+    ) -> LoggedUses | None:
+        try:
+            logged = self._uses_log(run).read(step, where)
+            drawn = tuple(turn.version for turn in log if turn.epoch == logged.facts.epoch)
+            require_before(logged.facts, self.epoch, drawn)
+        except StoreError as error:
+            self._versions.warn_once(
+                "what was trained on before the checkpoint is made anew from the version log, as "
+                f"far as that can be read: {error}"
+            )
+            return None
+        return logged
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

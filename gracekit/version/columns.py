@@ -18,7 +18,8 @@ import numpy as np
 
 from gracekit.types import Json, Origin, Reason, SampleTable, ScoreTable
 from gracekit.version import __version__
-from gracekit.version.outcomes import Audit
+from gracekit.version.header import Header
+from gracekit.version.outcomes import Audit, Meter
 from gracekit.version.sources import (
     DrawnRows,
     ListedVersion,
@@ -354,23 +355,24 @@ DRAWS = Table(
 # --- versions ---
 
 
-def _audit_columns() -> tuple[Column[ListedVersion], ...]:
-    """Each field of the audit that is declared with `audit_number`."""
+def _columns_of(
+    part: type[Audit] | type[Meter], of_header: Callable[[Header], Audit | Meter | None]
+) -> tuple[Column[ListedVersion], ...]:
+    """Each field of a part of the header that is declared with `audit_number`."""
     return tuple(
         Column(
             name,
             "int64" if field.annotation is int else "float64",
             field.description or "",
-            lambda v, name=name: _of_audit(v, name),  # type: ignore[misc]
+            lambda v, name=name: _finite(of_header(v.header), name),  # type: ignore[misc]
         )
-        for name, field in Audit.model_fields.items()
+        for name, field in part.model_fields.items()
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("is_column")
     )
 
 
-def _of_audit(version: ListedVersion, name: str) -> float | None:
-    audit = version.header.audit
-    value = None if audit is None else getattr(audit, name)
+def _finite(part: Audit | Meter | None, name: str) -> float | None:
+    value = None if part is None else getattr(part, name)
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -443,10 +445,23 @@ _SUMMARY: tuple[Column[ListedVersion], ...] = (
         lambda v: v.header.stats.num_measured,
     ),
     Column("measured_fraction", "float64", "share of the samples measured", _measured_fraction),
-    *_audit_columns(),
+    *_columns_of(Audit, lambda header: header.audit),
+    *_columns_of(Meter, lambda header: header.meter),
     Column("num_samples", "int64", "samples in the data", lambda v: v.header.stats.num_samples),
     *_DATA_CHANGES,
     Column("num_selected", "int64", "size of the coreset", lambda v: v.header.stats.num_selected),
+    Column(
+        "num_distinct",
+        "int64",
+        "samples used at least once up to and including this version; NULL in older releases",
+        lambda v: v.header.selection.num_distinct,
+    ),
+    Column(
+        "num_distinct_random",
+        "float64",
+        "as many as random draws of the same sizes would have used by now, on average",
+        lambda v: v.header.selection.num_distinct_random,
+    ),
     Column("churn", "float64", "share of the parent's coreset that was replaced", _churn),
     Column(
         "jaccard",

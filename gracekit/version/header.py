@@ -23,7 +23,7 @@ from gracekit.types import Json
 from gracekit.version import FIRST_POSITIONS
 from gracekit.version.formats import dataset_of_format_2, header_of_format_2
 from gracekit.version.json_text import json_text, plain_json
-from gracekit.version.outcomes import Audit, RefreshOutcome, SelectionDetails
+from gracekit.version.outcomes import Audit, Meter, RefreshOutcome, SelectionDetails
 from gracekit.version.parts import Number, Part, read_section
 
 Operation = Literal["init", "refresh", "reselect", "rollback"]
@@ -42,6 +42,8 @@ class DataDescription(Part):
     detected_format: str | None = None
     num_skipped: int = 0
     """Rows that cannot be used."""
+    num_unrendered: int = 0
+    """Usable rows that have no tokens: the chat template refuses them."""
     tokens_key: str | None = None
     """Hash of tokenizer, chat template and token settings; None in stores of the first release."""
     has_chat_template: bool | None = None
@@ -176,6 +178,8 @@ class Header(Part):
     """None after a reselect or rollback."""
     audit: Audit | None = None
     """None when everything was measured, or too little was drawn at random to tell."""
+    meter: Meter | None = None
+    """None after a reselect or rollback, and in versions of earlier releases."""
     selection: SelectionDetails = SelectionDetails()
     stats: Stats
     timings: Timings = Timings()

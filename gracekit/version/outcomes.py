@@ -48,26 +48,98 @@ class Audit(Part):
     calibration: Number = audit_number(
         "root mean square error relative to what the confidences promised; above 1: too confident"
     )
-    target: Number
-    """The rank correlation over all rows that the recipe asks for."""
+    target: Number = math.nan
+    """The rank correlation over all rows that the recipe asks for; NaN where it asks for none."""
     rounds: int = 1
     """Times that rows were measured and audited."""
 
     @property
     def target_met(self) -> bool:
-        """Whether the recipe's target rank correlation was reached.
+        """Whether the recipe's target rank correlation was reached, if it has one.
 
         In the first release the target was for the rows that were not measured.
         """
+        if math.isnan(self.target):
+            return True
         is_known = not math.isnan(self.rank_correlation_all)
         return (self.rank_correlation_all if is_known else self.rank_correlation) >= self.target
+
+
+LEAST_GAIN = 1.05
+"""Best value of a draw below which norms gain nothing to speak of."""
+
+
+class Meter(Part):
+    """What the coreset is worth beside a random draw of the same size (docs/refresh.md).
+
+    Told by the norms of rows that were measured now and drawn uniformly. NaN where a number is not
+    known: too few such rows, no gradient norm, a selector without known probabilities. Each
+    `audit_number` is a column of the table `versions`, as those of the audit are.
+    """
+
+    value: Number = audit_number(
+        "how many random samples estimate the mean gradient as well as one that was drawn like "
+        "the coreset; NULL for selectors without known probabilities",
+        default=math.nan,
+    )
+    value_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
+    value_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    best: Number = audit_number("the value of a draw by perfect norms", default=math.nan)
+    best_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
+    best_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    value_kept: Number = audit_number(
+        "share of the gain of perfect norms, (value - 1) / (best - 1); NULL where they gain "
+        "nothing",
+        default=math.nan,
+    )
+    value_kept_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
+    value_kept_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    gradient_error: Number = audit_number(
+        "distance of the coreset's mean gradient from that of all samples, relative to its size, "
+        "by the sketches as they are known; NULL without gradient sketches",
+        default=math.nan,
+    )
+    gradient_error_random: Number = audit_number(
+        "the same of a random draw of as many, root of the mean square", default=math.nan
+    )
+    num_told_by: int = 0
+    """Measured rows, drawn uniformly, that tell the value."""
+    share_measured: Number = math.nan
+    """Of the rows that may be drawn."""
+    kept_if_measured: Number = math.nan
+    """The share of the gain that the same draw would keep if every norm were known."""
+    can_gain: bool | None = None
+    """Whether perfect norms gain anything to speak of; None where it is not known."""
+    target: Number = math.nan
+    """The share of the gain that the recipe asks for."""
+    target_met: bool | None = None
+    """Whether a draw by norms reaches it, whatever the recipe's selector is; None: nothing was
+    asked for, because everything was measured or the importance score is no gradient norm."""
+
+    @property
+    def no_gain(self) -> str | None:
+        """In words: that norms cannot gain anything, or are not shown to; None where they can."""
+        if self.can_gain is not False:
+            return None
+        if self.best < LEAST_GAIN:
+            return "selection by norm cannot pay on this data"
+        return "that selection by norm pays on this data is not shown"
 
 
 class ScoreGate(Part):
     """How one score was propagated, and the held-out errors that decided it."""
 
     used: str
-    """`stale`, `kernel`, either with `+diffusion`, or `grace`."""
+    """`stale` (kept as it was), `shift`, `shift+scale`, `shift+diffusion`, `kernel`,
+    `kernel+diffusion` or `grace`."""
+    shift: Number = 0.0
+    """By which all rows were moved together, in working values."""
+    num_group_shifts: int = 0
+    """Groups that were moved by a shift of their own besides."""
+    slope: Number = 0.0
+    """Of the scale: change by standard deviation of the old scores."""
+    stretch: Number = 1.0
+    """By how much the values that were carried over are spread out before they are ranked."""
     penalty: Number = 0.0
     hops: int = 0
     share: Number = 0.0
@@ -82,7 +154,8 @@ class ScoresOutcome(Part):
     """How the scores of the rows that were not measured were estimated."""
 
     rule: str
-    """The rule that was applied: `none` where too few rows were measured for another."""
+    """The rule that was applied: where too few rows were measured, `shift` (the common shift alone)
+    in place of `gated` and `none` in place of `grace`."""
     num_compared: int
     scores: dict[str, ScoreGate] = Field(default_factory=dict)
 
@@ -146,6 +219,13 @@ class RefreshOutcome(Part):
     graph: GraphOutcome | None = None
 
 
+class UsesFrom(Part):
+    """Which log of a trainer said how often rows were trained on."""
+
+    run: str
+    step: int
+
+
 class SelectionDetails(Part):
     """What the selection reports; a selector adds its own numbers, which are kept as they are."""
 
@@ -165,6 +245,17 @@ class SelectionDetails(Part):
     num_uncovered: int | None = None
     num_kept: int | None = None
     """Rows that the parent's coreset had too."""
+    num_at_max_uses: int | None = None
+    """Rows that were used as often as `max_uses` allows and are no candidates; None: no limit."""
+    num_distinct: int | None = None
+    """Samples of the data used at least once, up to and including this version; used is trained
+    on, or handed out where no trainer logs what it trains on."""
+    num_distinct_random: Number | None = None
+    """As many as random draws of the same sizes would have used, on average: with B rows of n
+    usable ones it grows by B · (1 - itself / n)."""
+    tokens_per_row: Number | None = None
+    """Target tokens of a row of the pool on average, where the selector draws: what a trainer that
+    averages over tokens divides by."""
     importance_unit: Number | None = None
     """What an importance of 1 is worth in the objective; None for a selector without one."""
     coverage_unit: Number | None = None
@@ -173,3 +264,5 @@ class SelectionDetails(Part):
     """What keeping a row of the parent's coreset is worth."""
     num_left_out: int | None = None
     """After a rollback: rows of the old coreset that have left the data."""
+    uses_from: UsesFrom | None = None
+    """The log of uses that the draw made up for; None: coresets that were handed out."""

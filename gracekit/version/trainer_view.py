@@ -21,6 +21,16 @@ class TrainerView:
     sources: dict[str, int]
     """`positions` of all data that the store had followed -> its `num_source_rows`."""
     rollback_of: int | None
+    loss: str
+    """What the trainer's loss is an average over, as the recipe had it: `tokens` or `samples`."""
+    tokens_per_row: float | None
+    """Target tokens of a row of the pool on average; None for a version without a draw."""
+    samples_file: str
+    """The sample table, relative to the store."""
+    files: frozenset[str]
+    """What the version needs, relative to the store."""
+    max_uses: int | None
+    """`selection.max_uses` of its settings."""
     content: Json
     """The whole header as its JSON has it."""
 
@@ -28,11 +38,19 @@ class TrainerView:
     def from_json(cls, content: Json) -> TrainerView:
         """Of a header of any format; raises KeyError or TypeError for what is none."""
         dataset = content["dataset"]
+        settings = content.get("settings") or {}
+        scoring, selection = settings.get("scoring") or {}, settings.get("selection") or {}
+        results = content.get("selection") or {}
         return cls(
             step=content["checkpoint"]["step"],
             num_source_rows=dataset["num_source_rows"],
             positions=dataset.get("positions", FIRST_POSITIONS),
             sources=dataset.get("sources", {}),
             rollback_of=content.get("rollback_of"),
+            loss=scoring.get("loss", "tokens"),
+            tokens_per_row=results.get("tokens_per_row"),
+            samples_file=dataset.get("samples_file", "samples.parquet"),
+            files=frozenset(content.get("files", ())),
+            max_uses=selection.get("max_uses"),
             content=content,
         )

@@ -37,6 +37,8 @@ def audit_in_words(header: Header) -> str:
     over_all = audit.rank_correlation_all
     if not math.isnan(over_all):  # headers of the first release do not have it
         text += f"; {over_all:.2f} over all samples"
+    if math.isnan(audit.target):
+        return text
     return text + (
         f"; the target of {audit.target:.2f} is met"
         if audit.target_met
@@ -45,8 +47,10 @@ def audit_in_words(header: Header) -> str:
 
 
 def misses_target(header: Header) -> bool:
-    """Whether something was checked, and found less than the recipe's target."""
-    audit = header.audit
+    """Whether something was checked, and found less than one of the recipe's targets."""
+    audit, meter = header.audit, header.meter
+    if meter is not None and meter.target_met is False:
+        return True
     return audit is not None and audit.num_probe > 0 and not audit.target_met
 
 

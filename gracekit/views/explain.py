@@ -105,6 +105,13 @@ class SampleExplanation(ShortRepr):
     newest, for older ones are not kept."""
     rank: int | None
     """Position in the order in which the coreset was picked, 0 the first; None: not selected."""
+    inclusion_probability: float | None
+    """How likely it was to be selected; None where the selector does not draw with known ones."""
+    uses: int | None
+    """Times it was trained on before this version, or handed out where no trainer logs its uses;
+    None: not known, as for versions of older releases."""
+    owed: float | None
+    """Sum of its inclusion probabilities over the draws before, less its uses."""
     gain: float | None
     """What it added to the objective when it was picked."""
     weight: float | None
@@ -132,6 +139,8 @@ class SampleExplanation(ShortRepr):
             f"{self.sample_id} is {place} the coreset of version {self.version}{at}: {self.reason}."
         ]
         found.append(self._importance_in_words())
+        if self.uses is not None:
+            found.append(self._draws_in_words())
         if self.is_selected:
             covered = (self.num_covered or 1) - 1
             stands = (
@@ -149,6 +158,24 @@ class SampleExplanation(ShortRepr):
         else:
             found.append("No selected sample is among its neighbours in the graph.")
         return found
+
+    def _draws_in_words(self) -> str:
+        times = {0: "had not been used", 1: "had been used once"}
+        used = times.get(self.uses or 0, f"had been used {self.uses} times")
+        if self.inclusion_probability is None or self.owed is None:
+            return f"It {used} before."
+        if self.owed > 0:
+            balance = f"it was owed {self.owed:.2f} uses more, which made it more likely"
+        elif self.owed < 0:
+            balance = (
+                f"that was {-self.owed:.2f} uses more than it was due, and made it less likely"
+            )
+        else:
+            balance = "it was owed nothing"
+        return (
+            f"Its probability was {self.inclusion_probability:.1%}; it {used} before, and by the "
+            f"draws so far {balance}."
+        )
 
     def _importance_in_words(self) -> str:
         if self.percentile is None:
@@ -184,6 +211,8 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
         raise _lost(store, version)
     coreset = store.coreset(version).sort_by("rank")
     parent = None
+    drawn = store.drawn(version)
+    probabilities = None if drawn is None or drawn.draw is None else drawn.draw.probabilities
     if header.parent_version in store.versions():
         parent = store.coreset(header.parent_version)["row"].to_numpy()
     chosen = Chosen(
@@ -196,6 +225,7 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
             samples=samples,
             graph=symmetric(index.graph),
             parent=parent,
+            state=None if drawn is None else drawn.state,
             store=store,
         ),
     )
@@ -222,6 +252,9 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
         scores={name: float(values[row]) for name, values in scores.scores.items()},
         tokens=int(samples.num_prompt_tokens[row] + samples.num_response_tokens[row]),
         rank=rank,
+        inclusion_probability=None if probabilities is None else float(probabilities[row]),
+        uses=None if drawn is None else int(drawn.state.uses[row]),
+        owed=None if drawn is None else float(drawn.state.owed[row]),
         gain=None if rank is None else float(chosen.gains[rank]),
         weight=None if rank is None else float(coreset["weight"][rank].as_py()),
         num_covered=found.num_covered if is_selected else None,

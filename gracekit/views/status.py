@@ -51,6 +51,8 @@ class Status:
             "data": contents.data,
             "num_samples": contents.num_samples,
             "num_removed_samples": contents.num_removed_samples,
+            "num_skipped_rows": contents.num_skipped_rows,
+            "num_unrendered": contents.num_unrendered,
             "num_versions": contents.num_versions,
             "num_removed_versions": contents.num_removed_versions,
             "held_versions": {str(v): why for v, why in contents.held_versions.items()},
@@ -67,9 +69,11 @@ class Status:
                 "data_changes": latest.data_changes,
                 "scores": latest.origins,
                 "audit": latest.audit,
+                "worth": list(latest.worth),
             }
         return found | {
             "daemon": self.daemon,
+            "uses": contents.uses,
             "num_unfinished_shards": contents.num_unfinished_shards,
             "size_bytes": contents.size_bytes,
             "problems": list(contents.problems),

@@ -39,10 +39,23 @@ def contents_in_words(store: str, contents: StoreContents | None) -> list[str]:
     about = f"The store at {store} follows {count_of(contents.num_samples, 'sample')}{data}"
     if contents.num_removed_samples:
         about += f"; {contents.num_removed_samples:,} more have left the data"
+    about = ". ".join([about, *_left_out(contents)])
     latest = contents.latest
     if latest is None:
         return [f"{about}.", "There is no version yet."]
     return [f"{about}.", *_latest_in_words(latest, contents.num_samples), *_kept(contents)]
+
+
+def _left_out(contents: StoreContents) -> list[str]:
+    """Sentences on rows that take no part."""
+    found = []
+    if contents.num_skipped_rows:
+        rows = count_of(contents.num_skipped_rows, "row of the data is", "rows of the data are")
+        found.append(f"{rows} left out as unusable (`gracekit init` says why)")
+    if contents.num_unrendered:
+        samples = count_of(contents.num_unrendered, "sample has", "samples have")
+        found.append(f"{samples} no tokens: the chat template or the tokenizer refuses them")
+    return found
 
 
 def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:
@@ -71,6 +84,8 @@ def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:
             if name in _ORIGINS
         ]
         found.append("; ".join([measured, ", ".join(others)] if others else [measured]) + ".")
+    if latest.worth:
+        found.append(f"What the coreset is worth: {'; '.join(latest.worth)}.")
     return [*found, f"How far to trust the scores: {latest.audit}."]
 
 
@@ -94,6 +109,11 @@ def _kept(contents: StoreContents) -> list[str]:
         f"{version_ranges([version]).capitalize()} is kept from gc ({why})."
         for version, why in contents.held_versions.items()
     ]
+    if contents.uses is not None:
+        found.append(
+            f"A trainer logs what it trains on, last at step {contents.uses['step']:,} "
+            f"(run {contents.uses['run']}); draws make up for that."
+        )
     if contents.num_unfinished_shards:
         found.append(
             "A refresh was stopped; the next one goes on from "
@@ -132,7 +152,7 @@ def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
     if contents.problems:
         return "see to the problem above."
     if contents.latest.misses_target:
-        return "raise refresh.max_fraction in the recipe: the audit misses its target."
+        return "raise refresh.max_fraction in the recipe: what was measured misses its target."
     if is_running:
         return f"nothing; the trainer takes version {contents.latest.version} at its next epoch."
     return (

@@ -9,10 +9,12 @@ import numpy as np
 
 from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
-from gracekit.store import StoreReader
+from gracekit.store import StoreReader, newest_run
+from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
 from gracekit.views.audit_words import audit_in_words, misses_target
+from gracekit.views.meter_words import worth_in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,10 @@ class LatestVersion:
     """Where the scores come from -> samples."""
     audit: str
     """How far the scores of samples that were not measured can be trusted."""
+    worth: tuple[str, ...]
+    """What its coreset is worth, a sentence an entry; empty where nothing is known."""
     misses_target: bool
-    """Whether the audit found less than the recipe's target."""
+    """Whether less was found than the recipe's target."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,10 @@ class StoreContents:
     num_samples: int
     num_removed_samples: int
     """Samples that have left the data."""
+    num_skipped_rows: int
+    """Rows of the data that cannot be used."""
+    num_unrendered: int
+    """Samples without tokens, because the chat template refuses them."""
     num_versions: int
     num_removed_versions: int
     held_versions: dict[int, str]
@@ -58,6 +66,8 @@ class StoreContents:
     num_unfinished_shards: int
     """Files of measurements that a stopped refresh left; the next one goes on from them."""
     size_bytes: int
+    uses: Json | None
+    """The run, and its training step, that a trainer logged uses at last; None: none ever did."""
     problems: tuple[str, ...]
 
 
@@ -73,17 +83,28 @@ def contents_of(store: StoreReader, now: float) -> StoreContents:
     """
     versions, dataset = store.versions(), store.dataset()
     return StoreContents(
-        data=dataset.settings.path or None,
+        data=dataset.settings.name or None,
         num_samples=dataset.num_samples,
         num_removed_samples=dataset.num_rows - dataset.num_samples,
+        num_skipped_rows=dataset.num_skipped,
+        num_unrendered=dataset.num_unrendered,
         num_versions=len(versions),
         num_removed_versions=len(store.removed()),
         held_versions=dict(sorted(store.held_versions().items())),
         latest=_latest(store, store.header(versions[-1]), now) if versions else None,
         num_unfinished_shards=store.num_unfinished_shards(),
         size_bytes=num_bytes_below(store.paths.root),
+        uses=_uses(store),
         problems=tuple(_problems(store, versions)),
     )
+
+
+def _uses(store: StoreReader) -> Json | None:
+    logged = newest_run(store.paths)
+    if not logged:
+        return None
+    step, path = list(logged.items())[-1]
+    return {"run": path.parent.name, "step": step}
 
 
 def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
@@ -105,6 +126,7 @@ def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
         },
         origins={name: count for name, count in origins.items() if count},
         audit=audit_in_words(scored),
+        worth=tuple(worth_in_words(header)),
         misses_target=misses_target(scored),
     )
 

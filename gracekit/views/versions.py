@@ -73,8 +73,8 @@ class Versions(Records[VersionRecord]):
 _MOST_SHOWN = 50
 """Versions that a notebook shows, the newest ones."""
 _SHOWN = (
-    "version", "operation", "step", "num_selected", "measured_percent", "rank_correlation",
-    "rank_correlation_all", "churn_percent", "total_s", "state",
+    "version", "operation", "step", "num_selected", "measured_percent", "value",
+    "value_kept", "rank_correlation", "churn_percent", "total_s", "state",
 )  # fmt: skip
 
 

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from gracekit.errors import StoreFormatError
 from gracekit.types import Strings
@@ -50,6 +53,29 @@ def read_table(path: Path) -> pa.Table:
             return file.read()
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from error
+
+
+def numbers(column: pa.ChunkedArray, missing: int | None = None) -> NDArray[Any]:
+    """The values [n] of a column of numbers, read-only, without loading pandas as `to_numpy` does.
+
+    Args:
+        column: Of whole numbers or floats.
+        missing: What stands for NULL; None: there must be none (`ValueError`).
+    """
+    array = column.combine_chunks()
+    kind = array.type.to_pandas_dtype()
+    if array.type not in _NUMBERS or (missing is None and array.null_count):
+        raise ValueError(
+            f"expected a column of numbers, found {array.null_count} NULL in {array.type}"
+        )
+    values = np.frombuffer(array.buffers()[1] or b"", kind)[array.offset :][: len(array)]
+    if missing is not None and array.null_count:
+        is_null = np.frombuffer(pc.is_null(array).cast(pa.uint8()).buffers()[1], np.uint8)
+        values = np.where(is_null[: len(array)] > 0, missing, values)
+    return values
+
+
+_NUMBERS = (pa.int32(), pa.int64(), pa.float32(), pa.float64())
 
 
 def read_schema(path: Path) -> pa.Schema:
