@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-templates test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-templates test-trl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,16 @@ test-templates: $(VENV)/trl/ok ## Loss masks beside the templates that TRL train
 
 $(VENV)/trl/ok: $(VENV)/ok
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(@D) trl==1.16.0
+	@touch $@
+
+test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer, in an environment of its own
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl
+
+runs/trl/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 peft jinja2 \
+		pytest pytest-timeout hypothesis
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

@@ -20,6 +20,7 @@ from gracekit.version import __version__
 
 if TYPE_CHECKING:
     from gracekit.api.asking import connect, find_query, named_queries, schema, sql, sql_batches
+    from gracekit.api.checking import check_tokens
     from gracekit.api.deprecated import reselect
     from gracekit.api.exporting import export
     from gracekit.api.keeping import gc, pin, rollback, unpin
@@ -42,6 +43,7 @@ __all__ = [
     "RefreshResult",
     "Store",
     "__version__",
+    "check_tokens",
     "connect",
     "diff",
     "explain",
@@ -77,6 +79,7 @@ _NAMES_OF = {
         "sql",
         "sql_batches",
     ),
+    "gracekit.api.checking": ("check_tokens",),
     "gracekit.api.deprecated": ("reselect",),
     "gracekit.api.exporting": ("export",),
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),

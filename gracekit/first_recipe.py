@@ -33,6 +33,7 @@ data:
   id_column: {id_column}         # unique ids; null: a hash of the content
   group_column: {group_column}      # source, task or category of a sample
   max_length: {max_length}          # longest token sequence, as in your trainer
+  rendering: {rendering}           # auto | chat | plain | trl: whose tokens and loss are meant
   loss_on: {loss_on}             # auto | response | all: the tokens that your trainer puts loss on
 {more}
 store: {store}       # everything gracekit knows lives here
@@ -190,6 +191,7 @@ def _recipe_text(settings: DataSection, raw: RawSamples, output: Path, store: st
         id_column=_yaml(settings.id_column),
         group_column=_yaml(settings.group_column),
         max_length=settings.max_length,
+        rendering=settings.rendering,
         loss_on=settings.loss_on,
         more="".join(
             f"  {name}: {_yaml(value)}\n"

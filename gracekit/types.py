@@ -118,12 +118,22 @@ class SampleTable(ShortRepr, Tabular):
     """[n] version since which the sample is no longer in the data; 0 (the default): it is."""
     content_versions: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     """[n] version since which the content is what it is now; by default the first."""
+    token_hashes: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[n] hash of the token ids; 0 (the default): unknown, as in stores of earlier releases."""
+    loss_hashes: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[n] hash of which tokens carry loss; 0: unknown."""
 
     def __post_init__(self) -> None:
-        for name, value in (("added", 1), ("removed", 0), ("content", 1)):
-            if not len(getattr(self, f"{name}_versions")):
+        for name, value in (
+            ("added_versions", 1),
+            ("removed_versions", 0),
+            ("content_versions", 1),
+            ("token_hashes", 0),
+            ("loss_hashes", 0),
+        ):
+            if not len(getattr(self, name)):
                 everywhere = np.full(len(self.sample_ids), value, np.int64)
-                object.__setattr__(self, f"{name}_versions", everywhere)
+                object.__setattr__(self, name, everywhere)
 
     def __len__(self) -> int:
         return len(self.sample_ids)

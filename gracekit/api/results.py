@@ -6,6 +6,7 @@ from gracekit.exports import Exported
 from gracekit.first_recipe import FirstRecipe
 from gracekit.refresher import CostEstimate, PlanPreview, RefreshResult
 from gracekit.store import GcReport, NamedQuery, Pinned, Problem
+from gracekit.training.parity_report import TokenCheck, TokenDifference
 from gracekit.views.compare import Comparison, SelectorOutcome
 from gracekit.views.diff import Diff, DiffSide, GroupChanges, Mover, Movers
 from gracekit.views.explain import SampleExplanation, SelectedNeighbors, SimilarSamples
@@ -40,6 +41,8 @@ __all__ = [
     "SqlAnswer",
     "Status",
     "StoreContents",
+    "TokenCheck",
+    "TokenDifference",
     "Verification",
     "VersionRecord",
     "Versions",

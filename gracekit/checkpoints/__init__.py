@@ -12,6 +12,7 @@ from gracekit.checkpoints.config import describe_architecture, model_identity
 from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES
 from gracekit.checkpoints.pins import pin
+from gracekit.checkpoints.trainer import is_of_trl_sft
 from gracekit.checkpoints.watch import watch_checkpoints
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "check_checkpoint",
     "describe_architecture",
     "find_checkpoints",
+    "is_of_trl_sft",
     "model_identity",
     "pin",
     "watch_checkpoints",

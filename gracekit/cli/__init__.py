@@ -13,6 +13,7 @@ import sys
 import click
 
 from gracekit.cli import (
+    check,
     diff,
     export,
     gc,
@@ -65,6 +66,7 @@ COMMANDS = (
     watch.watch,
     refresh.refresh,
     plan.plan,
+    check.check,
     select.select,
     export.export,
     samples.explain,

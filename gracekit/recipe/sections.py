@@ -20,6 +20,7 @@ DataFormat = Literal[
     "tokens",
 ]  # fmt: skip
 LengthCorrection = Literal["sqrt", "bins", "none"]
+Rendering = Literal["auto", "chat", "plain", "trl"]
 
 
 class DataSection(Section):
@@ -53,6 +54,10 @@ class DataSection(Section):
     """Tokens that carry loss: `auto` is the response where there is one, else all."""
     chat_template: bool | Literal["auto"] = "auto"
     """Render prompts with the tokenizer's chat template; `auto`: where it has one."""
+    rendering: Rendering = "auto"
+    """Whose tokens and whose loss are meant: `chat` the tokenizer's chat template, `plain` no
+    template, `trl` those of TRL's SFTTrainer; `auto`: as `chat_template` says, or as `trl` where
+    the model card beside the first checkpoint says that TRL's SFTTrainer trains."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -92,6 +97,16 @@ class DataSection(Section):
                 raise ValueError(f"columns.{name} and {key} name two columns; leave one out")
             content[key] = column
         return {**content, "columns": columns}
+
+    @model_validator(mode="after")
+    def _one_way_to_render(self) -> DataSection:
+        meant = {"chat": True, "plain": False}.get(self.rendering, "auto")
+        if self.rendering != "auto" and self.chat_template not in ("auto", meant):
+            raise ValueError(
+                f"rendering {self.rendering!r} and chat_template {self.chat_template!r} contradict "
+                "each other; leave chat_template at auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _each_role_has_one_meaning(self) -> DataSection:

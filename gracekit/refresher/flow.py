@@ -14,10 +14,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gracekit.checkpoints import OPTIMIZER_FILES, check_checkpoint, pin
-from gracekit.errors import CheckpointMismatchError, RecipeError, StoreDataMismatchError
+from gracekit.errors import (
+    CheckpointIncompleteError,
+    CheckpointMismatchError,
+    RecipeError,
+    StoreDataMismatchError,
+)
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
@@ -158,7 +163,15 @@ class Refresher:
         """The checkpoint's model under this recipe, not loaded yet; tokens are kept in `cache`."""
         from gracekit.refresher.model import CheckpointModel  # torch and transformers
 
-        return CheckpointModel(pinned, self.recipe, cache)
+        store = self._store()
+        rendering = None
+        if store is not None:
+            made_with = store.dataset()
+            # Without a chat template it could not be told; it may be there now.
+            is_open = made_with.has_chat_template is False
+            is_open &= made_with.settings.rendering == "auto"
+            rendering = None if is_open else made_with.settings.rendering
+        return CheckpointModel(pinned, self.recipe, cache, rendering)
 
     def refresh(self, checkpoint: Checkpoint, *, progress: Progress | None = None) -> RefreshResult:
         """Refresh the store from one complete checkpoint and publish the new version.
@@ -189,8 +202,13 @@ class Refresher:
             done = self._made_before(refresh_id)
             if done is not None:
                 return done
-            store = self._open_store(model, tokens)
+            store, other_tokens = self._open_store(model, tokens)
             growth = self.merge(store, self.samples, tokens)
+            if other_tokens:
+                data = sample_table(self.samples, tokens)
+                growth = merge(
+                    store.samples(), data, version=store.next_version(), other_tokens=True
+                )
             measure = held.enter_context(
                 MeasuredRows(
                     model.executor(tokens.arranged(growth.places), target),
@@ -235,7 +253,7 @@ class Refresher:
                 }
             ),
             samples=growth.samples if growth.is_change else None,
-            dataset=self._describe_data(tokens, store.dataset()),
+            dataset=self._describe_data(model, tokens, store, is_new=other_tokens),
             timings=timings,
         )
         version = store.commit(draft, keep=recipe.retention.keep)
@@ -258,16 +276,34 @@ class Refresher:
 
         self._data.renew(check)
 
-    def _open_store(self, model: CheckpointModel, tokens: TokenTable) -> Store:
+    def _open_store(self, model: CheckpointModel, tokens: TokenTable) -> tuple[Store, bool]:
         """The store, made at the first checkpoint; later ones must fit what it was made with.
 
+        And whether the samples have other tokens than before because the tokenizer has got its
+        chat template since.
+
         Raises:
-            StoreDataMismatchError: The samples have other tokens now.
+            StoreDataMismatchError: The samples have other tokens for another reason.
+            CheckpointIncompleteError: The tokenizer has lost its chat template.
             CheckpointMismatchError: The checkpoint is of another architecture.
         """
         store = self._store()
         if store is not None:
-            if not self._has_these_tokens(store, model, tokens):
+            other_tokens = not self._has_these_tokens(store, model, tokens)
+            had, has = store.dataset().has_chat_template, bool(model.tokenizer.chat_template)
+            if other_tokens and had and not has:
+                raise CheckpointIncompleteError(
+                    f"the tokenizer of {model.pinned.checkpoint.path} has no chat template, and "
+                    "those of earlier checkpoints had one: it may not be copied yet. Copy "
+                    "chat_template.jinja, or name the tokenizer in checkpoints.tokenizer"
+                )
+            if other_tokens and had is False and has:
+                logger.warning(
+                    "the tokenizer has a chat template now, which it had not when the store %s was "
+                    "made: all samples are rendered with it and measured anew",
+                    self.root,
+                )
+            elif other_tokens:
                 raise StoreDataMismatchError(
                     f"the samples have other tokens than when the store {self.root} was made: the "
                     "tokenizer, its chat template, data.max_length, data.loss_on or "
@@ -281,7 +317,7 @@ class Refresher:
                     f"checkpoints that the store {self.root} follows: expected {expected}, found "
                     f"{model.architecture}. Name a new store for this run"
                 )
-            return store
+            return store, other_tokens
         num_cut = int((tokens.num_targets == 0).sum()) - len(tokens.unrendered)
         if num_cut:
             logger.warning(
@@ -291,36 +327,49 @@ class Refresher:
                 len(tokens.num_targets),
                 self.recipe.data.max_length,
             )
-        made_with = {"tokens_key": tokens.key, "architecture": model.architecture}
-        return Store.create(
+        created = Store.create(
             self.root,
             samples=sample_table(self.samples, tokens),
-            dataset=self._describe_data(tokens).model_copy(update=made_with),
+            dataset=self._describe_data(model, tokens),
         )
+        return created, False
 
     def _has_these_tokens(self, store: Store, model: CheckpointModel, tokens: TokenTable) -> bool:
-        """Whether its first data would have the tokens that it was made with.
+        """Whether the samples that it knows have the tokens that it was made with.
 
-        By their key. Where the store does not hold one, or one of before turns were marked, by
-        the numbers of tokens, with and without loss, of the samples that it knows.
+        By the hashes of their tokens; so a tokenizer with more tokens than before, which no sample
+        holds, is the same. Where an earlier release made the store, by the key of all that tokens
+        depend on; where it does not hold that either, or one of before turns were marked, by the
+        numbers of tokens, with and without loss.
         """
-        key = store.info.dataset.tokens_key
-        if key is not None:
-            made_of = model.tokenizer, self.recipe.data, store.info.fingerprint
-            if key != earlier_tokens_key(*made_of):
+        known, key = store.samples(), store.dataset().tokens_key
+        known_tokens: tuple[Any, ...] = known.token_hashes, known.loss_hashes
+        now: tuple[Any, ...] = tokens.token_hashes, tokens.loss_hashes
+        if not known.token_hashes.all():
+            made_of = model.tokenizer, model.data(self.samples), store.info.fingerprint
+            if key is not None and key != earlier_tokens_key(*made_of):
                 return bool(key == tokens_key(*made_of))
-        known = store.samples()
-        counts = zip(known.num_prompt_tokens, known.num_response_tokens, strict=True)
-        expected = dict(zip(known.content_hashes, counts, strict=True))
-        found = zip(tokens.num_prompt_tokens, tokens.num_targets, strict=True)
-        pairs = zip(self.samples.content_hashes, found, strict=True)
-        return all(expected.get(digest, count) == count for digest, count in pairs)
+            known_tokens = known.num_prompt_tokens, known.num_response_tokens
+            now = tokens.num_prompt_tokens, tokens.num_targets
+        expected = dict(zip(known.content_hashes, zip(*known_tokens, strict=True), strict=True))
+        pairs = zip(self.samples.content_hashes, zip(*now, strict=True), strict=True)
+        return all(expected.get(digest, found) == found for digest, found in pairs)
 
     def _describe_data(
-        self, tokens: TokenTable, known: DataDescription | None = None
+        self,
+        model: CheckpointModel,
+        tokens: TokenTable,
+        store: Store | None = None,
+        *,
+        is_new: bool = False,
     ) -> DataDescription:
-        """What to remember of the data besides its samples; the rest as it is `known`."""
-        settings, raw = self.recipe.data, self.samples
+        """What to remember of the data besides its samples.
+
+        With `is_new` the tokens are others than those that the `store` was made with.
+        """
+        settings, raw = model.data(self.samples), self.samples
+        known = None if store is None else store.dataset()
+        first = raw.fingerprint if store is None else store.info.fingerprint
         if settings.is_there:
             settings = settings.moved(lambda place: str(Path(place).resolve()))
         return DataDescription(
@@ -328,8 +377,17 @@ class Refresher:
             detected_format=raw.format,
             num_skipped=len(raw.skipped),
             num_unrendered=len(tokens.unrendered),
-            tokens_key=None if known is None else known.tokens_key,
-            architecture=None if known is None else known.architecture,
+            tokens_key=(
+                known.tokens_key
+                if known is not None and not is_new
+                else tokens_key(model.tokenizer, settings, first)
+            ),
+            has_chat_template=(
+                known.has_chat_template
+                if known is not None and not is_new
+                else bool(model.tokenizer.chat_template)
+            ),
+            architecture=model.architecture if known is None else known.architecture,
         )
 
 

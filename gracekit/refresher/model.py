@@ -6,20 +6,23 @@ checkpoint and the estimate of its cost do.
 
 from __future__ import annotations
 
+import logging
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gracekit.checkpoints import describe_architecture, model_identity
+from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.processes import ProcessExecutor
 from gracekit.protocols import Executor
-from gracekit.recipe import Recipe
-from gracekit.samples import RawSamples, TokenTable, load_samples, tokenize
+from gracekit.recipe import DataSection, Recipe
+from gracekit.samples import RawSamples, TokenTable, can_be_trl, load_samples, tokenize
 from gracekit.scores.meaning import needs
 from gracekit.types import Json, PinnedCheckpoint
+
+logger = logging.getLogger(__name__)
 
 
 class CheckpointModel:
@@ -29,12 +32,17 @@ class CheckpointModel:
         pinned: The checkpoint.
         recipe: How it is read, and what is measured.
         cache: Directory in which tokens are kept.
+        rendering: What the store was made with where the recipe's `data.rendering` is `auto`; None:
+            there is no store yet.
     """
 
-    def __init__(self, pinned: PinnedCheckpoint, recipe: Recipe, cache: Path) -> None:
+    def __init__(
+        self, pinned: PinnedCheckpoint, recipe: Recipe, cache: Path, rendering: str | None = None
+    ) -> None:
         self.pinned = pinned
         self._recipe = recipe
         self._cache = cache
+        self._rendering = rendering
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -51,9 +59,28 @@ class CheckpointModel:
         """What makes the model besides the checkpoint's own weights."""
         return model_identity(self.pinned.directory, self._recipe.checkpoints)
 
+    def data(self, samples: RawSamples) -> DataSection:
+        """The recipe's section, with what `rendering: auto` stands for."""
+        data = self._recipe.data
+        if data.rendering != "auto" or data.chat_template != "auto":
+            return data
+        if self._rendering is None:
+            is_trl = is_of_trl_sft(self.pinned.checkpoint.path)
+            is_trl = is_trl and can_be_trl(samples, self.tokenizer)
+            self._rendering = "trl" if is_trl else "auto"
+            if is_trl:
+                logger.warning(
+                    "the model card beside %s says that TRL's SFTTrainer trains, so tokens and "
+                    "loss are taken to be its own (data.rendering: trl): loss on all tokens of "
+                    "messages, and on the completion of a prompt. With assistant_only_loss set "
+                    "data.loss_on to response; data.rendering chat or plain is without TRL",
+                    self.pinned.checkpoint.path,
+                )
+        return data.model_copy(update={"rendering": self._rendering})
+
     def tokens(self, samples: RawSamples) -> TokenTable:
         """Every sample of the data in the checkpoint's tokens."""
-        return tokenize(samples, self.tokenizer, self._recipe.data, self._cache / "tokens")
+        return tokenize(samples, self.tokenizer, self.data(samples), self._cache / "tokens")
 
     def target_samples(self) -> TargetSamples | None:
         """The target set in the checkpoint's tokens, if the recipe names one."""

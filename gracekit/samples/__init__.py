@@ -12,13 +12,17 @@ from gracekit.samples.raw import (
     RawSamples,
     Skipped,
     load_samples,
+    open_conversations,
     open_hashed_records,
     open_records,
 )
-from gracekit.samples.sources import data_stamp
+from gracekit.samples.sources import data_stamp, open_source
+from gracekit.samples.token_cache import CachedTokens, hashes_of, open_tokens, unpacked
 from gracekit.samples.tokens import (
     TokenTable,
+    can_be_trl,
     earlier_tokens_key,
+    rendered_tokens,
     sample_table,
     tokenize,
     tokens_key,
@@ -26,19 +30,27 @@ from gracekit.samples.tokens import (
 
 __all__ = [
     "FORMATS",
+    "CachedTokens",
     "Conversation",
     "Growth",
     "RawSamples",
     "Skipped",
     "TokenTable",
+    "can_be_trl",
     "data_stamp",
     "earlier_tokens_key",
+    "hashes_of",
     "load_samples",
     "merge",
+    "open_conversations",
     "open_hashed_records",
     "open_records",
+    "open_source",
+    "open_tokens",
+    "rendered_tokens",
     "sample_table",
     "tokenize",
     "tokens_key",
+    "unpacked",
     "with_columns",
 ]

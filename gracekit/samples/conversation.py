@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Literal
 
 from gracekit.samples.messages import ASSISTANT
 from gracekit.types import Json
+
+GivenAs = Literal["chat", "text", "tokens", "strings", "lists", "several columns"]
+"""Of a row: one conversation; a plain text; tokens; a prompt and its answer, as strings or as lists
+of messages; or a prompt that is put together from several columns."""
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=str)
 SHOWN_IDS = 16
@@ -44,6 +49,10 @@ class Conversation:
     of `messages`. They are content, but nothing is measured on them."""
     tokens: GivenTokens | None = None
     """Of a tokenised row, which has no messages: its tokens, to be used as they are."""
+    given_as: GivenAs = "chat"
+    """What the row held; trainers treat a prompt and its answer in ways of their own."""
+    num_prompt_messages: int = 0
+    """Of a prompt and an answer that are given by themselves: how many messages the prompt is."""
 
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""

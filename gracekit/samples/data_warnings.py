@@ -8,7 +8,8 @@ import numpy as np
 
 from gracekit.recipe import DataSection
 from gracekit.samples.raw import RawSamples
-from gracekit.samples.token_preview import NUM_SEARCHED, TokenPreview, rendered_rows
+from gracekit.samples.rendered_already import NUM_SEARCHED, rendered_rows
+from gracekit.samples.token_preview import TokenPreview
 from gracekit.words import count_of
 
 FEW_SAMPLES = 10
@@ -33,7 +34,8 @@ def data_warnings(raw: RawSamples, data: DataSection, tokens: TokenPreview | Non
             f"(row {rendered[0]} is one) hold what a chat template writes, such as <s> or "
             "<|im_start|>, as if it had been applied already. Applied again, by gracekit or by "
             "the trainer, it is doubled (two tokens that begin the sequence): name the "
-            "conversations themselves, or the rendered text as a text column"
+            "conversations themselves, or the rendered text as a text column, and compare the "
+            "trainer's tokens with `gracekit check`"
         )
     if raw.format == "preference":
         yield (

@@ -39,15 +39,42 @@ class Encoder:
         return Tokenizer.from_str(self.content)
 
     def encode(self, rendered: list[Rendered], max_length: int) -> list[tuple[Int32, Bool]]:
-        """(ids, loss mask) of each text; special tokens are those written in the texts."""
-        encodings = self._backend.encode_batch([r.text for r in rendered], add_special_tokens=False)
-        return [
-            (
-                np.array(encoding.ids[:max_length], np.int32),
-                target_mask(encoding.offsets[:max_length], r.spans),
+        """(ids, loss mask) of each text.
+
+        Special tokens are those written in the texts, and for a text with `adds_special` those
+        that the tokenizer puts beside it.
+        """
+        encoded: list[tuple[Int32, Bool]] = [(np.empty(0, np.int32), np.empty(0, bool))] * len(
+            rendered
+        )
+        for adds_special in {r.adds_special for r in rendered}:
+            places = [k for k, r in enumerate(rendered) if r.adds_special == adds_special]
+            encodings = self._encode([rendered[k].text for k in places], adds_special)
+            prompts = iter(
+                self._encode([p for k in places if (p := rendered[k].prompt)], adds_special)
             )
-            for encoding, r in zip(encodings, rendered, strict=True)
-        ]
+            for k, encoding in zip(places, encodings, strict=True):
+                prompt = rendered[k].prompt
+                if prompt is None:
+                    mask = target_mask(encoding.offsets[:max_length], rendered[k].spans)
+                else:
+                    given = np.array(next(prompts).ids if prompt else [], np.int32)
+                    mask = mask_behind(given, np.array(encoding.ids, np.int32))[:max_length]
+                encoded[k] = np.array(encoding.ids[:max_length], np.int32), mask
+        return encoded
+
+    def _encode(self, texts: list[str], adds_special: bool) -> list[Any]:
+        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=adds_special)
+        return encodings
+
+
+def mask_behind(prompt: Int32, ids: Int32) -> Bool:
+    """[T] tokens behind those that the ids [T] share with a prompt's; the first never has loss."""
+    length = min(len(prompt), len(ids))
+    differs = np.flatnonzero(prompt[:length] != ids[:length])
+    mask = np.arange(len(ids)) >= (differs[0] if len(differs) else length)
+    mask[:1] = False
+    return mask
 
 
 def target_mask(offsets: list[Span], spans: list[Span]) -> Bool:

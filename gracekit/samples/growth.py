@@ -55,13 +55,16 @@ class Growth:
         }
 
 
-def merge(known: SampleTable, data: SampleTable, *, version: int) -> Growth:
+def merge(
+    known: SampleTable, data: SampleTable, *, version: int, other_tokens: bool = False
+) -> Growth:
     """The known samples brought in line with the data.
 
     Args:
         known: The table of the version before.
         data: What the data holds now, in its own order.
         version: That will be published.
+        other_tokens: All samples have other tokens than before, whatever their content.
     """
     num_known = len(known)
     row_of = {sample_id: row for row, sample_id in enumerate(known.sample_ids.tolist())}
@@ -80,6 +83,7 @@ def merge(known: SampleTable, data: SampleTable, *, version: int) -> Growth:
     differs = np.zeros(n, bool)
     both = np.flatnonzero(is_known & is_present)
     differs[both] = known.content_hashes[both] != data.content_hashes[places[both]]
+    differs[both] |= other_tokens
 
     def merged(name: str, new: int | str) -> np.ndarray:
         """A column: of the data where it has the sample, else as it was."""
@@ -94,6 +98,13 @@ def merge(known: SampleTable, data: SampleTable, *, version: int) -> Growth:
         column = merged(name, 0)
         same = both[~differs[both]]
         column[same] = getattr(known, name)[same]
+        return column
+
+    def hashed(name: str) -> Int64:
+        """As `counted`; what an earlier release did not know is known from now on."""
+        column, before = merged(name, 0), getattr(known, name)
+        same = both[~differs[both] & (before[both] != 0)]
+        column[same] = before[same]
         return column
 
     source_rows = merged("source_rows", -1)
@@ -115,6 +126,8 @@ def merge(known: SampleTable, data: SampleTable, *, version: int) -> Growth:
             is_present, 0, np.where(was_present, version, _grown(known.removed_versions, n, 0))
         ),
         content_versions=np.where(differs, version, _grown(known.content_versions, n, version)),
+        token_hashes=hashed("token_hashes"),
+        loss_hashes=hashed("loss_hashes"),
     )
     return Growth(
         samples=samples,

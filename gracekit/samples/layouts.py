@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gracekit.samples.conversation import Conversation, says_something
+from gracekit.samples.conversation import Conversation, GivenAs, says_something
 from gracekit.samples.messages import (
     ASSISTANT,
     MEDIA,
@@ -55,13 +55,16 @@ class Format:
         found = self.read(asked)
         _require_text_only(row)
         if found.tokens is not None:
-            return found
+            return dataclasses.replace(found, given_as="tokens")
         if not found.is_text:
             _require_answer(found.messages)
         elif not found.messages[0]["content"].strip():
             raise MalformedRowError("the text is empty")
-        tools = _tools(asked, is_chat="messages" in self.required)
-        return dataclasses.replace(found, tools=tools) if tools else found
+        return dataclasses.replace(
+            found,
+            tools=_tools(asked, is_chat="messages" in self.required),
+            given_as=_given_as(asked, self.required),
+        )
 
     def with_names(self, named: Mapping[str, str]) -> Format:
         """The same, with the given columns for what they are said to hold."""
@@ -90,6 +93,19 @@ def _require_answer(messages: Sequence[Json]) -> None:
         )
 
 
+def _given_as(row: Row, required: tuple[str, ...]) -> GivenAs:
+    """`Conversation.given_as` of a row that is not given as tokens."""
+    is_pair = "rejected" in required
+    if not is_pair and "prompt" not in required:
+        return "text" if "text" in required else "chat"
+    if any(row.get(more) for more in ("system", "history", "input")):
+        return "several columns"
+    prompt, answer = row.get("prompt"), row.get("chosen" if is_pair else "response")
+    if is_pair:
+        return "lists" if any(isinstance(v, list | dict) for v in (prompt, answer)) else "strings"
+    return "lists" if isinstance(prompt, list) and isinstance(answer, list) else "strings"
+
+
 def _tools(row: Row, *, is_chat: bool) -> list[Json] | None:
     value = row.get("tools") if "tools" in row.names else None
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -112,7 +128,8 @@ def _read_messages(row: Row) -> Conversation:
 def _read_turns(row: Row) -> Conversation:
     prompt, response = row.get("prompt"), row.get("response")
     if isinstance(prompt, list) and isinstance(response, list) and not row.get("input"):
-        return Conversation((*row.system(), *row.messages("prompt"), *row.messages("response")))
+        asked = [*row.system(), *row.messages("prompt")]
+        return Conversation((*asked, *row.messages("response")), num_prompt_messages=len(asked))
     question = row.text("prompt")
     if row.get("input"):
         question += "\n\n" + row.text("input")

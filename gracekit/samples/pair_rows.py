@@ -35,7 +35,9 @@ def read_pair_row(row: Row) -> Conversation:
     if prompt and prompt[-1]["role"] == ASSISTANT:
         raise MalformedRowError("the prompt of the pair ends with a message of the assistant")
     quiet = [m | {"has_loss": False} if m["role"] == ASSISTANT else m for m in prompt]
-    return Conversation(messages=(*quiet, *good), rejected=tuple(bad))
+    return Conversation(
+        messages=(*quiet, *good), rejected=tuple(bad), num_prompt_messages=len(quiet)
+    )
 
 
 def _is_chat(side: Any) -> bool:

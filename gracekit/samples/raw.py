@@ -275,6 +275,20 @@ def open_hashed_records(
             yield row, None
 
 
+def open_conversations(
+    data: DataSection, source_rows: Int64, *, format_name: str | None = None
+) -> Iterator[Conversation | None]:
+    """As `open_records`, each row as it is read; None for one that cannot be."""
+    source = open_source(data)
+    layout = named_format(data, format_name) if format_name else None
+    for row in _rows_at(data, source, source_rows):
+        try:
+            layout = layout or choose_format(data, source.all_columns)
+            yield layout.conversation(row)
+        except (MalformedRowError, DataError):
+            yield None
+
+
 def _rows_at(data: DataSection, source: Source, source_rows: Int64) -> Iterator[Json]:
     if len(source_rows) and int(np.max(source_rows)) >= len(source):
         raise DataError(

@@ -1,8 +1,9 @@
 """Conversations as text, with the spans of characters that carry loss.
 
-With a chat template its turns are told by marks (`spans.py`). Without one the turns follow one
-another. A newline ends each turn of the others that does not end in whitespace; the
-end-of-sequence token ends each turn of the assistant.
+With a chat template its turns are told by marks (`spans.py`). With `data.rendering: trl` texts and
+loss are those of TRL's `SFTTrainer`. Without a template the turns follow one another. A newline
+ends each turn of the others that does not end in whitespace; the end-of-sequence token ends each
+turn of the assistant.
 
 Texts that are rendered already hold the tokens that begin and end a sequence: these are taken as
 they are, and no second one is put beside them.
@@ -34,7 +35,12 @@ class Rendered:
     spans: list[Span]
     """Characters that carry loss: [start, end), ascending."""
     was_rendered: bool = False
-    """Whether it came with a token that begins or ends a sequence, which was not doubled."""
+    """Whether it came with a token that begins or ends a sequence."""
+    prompt: str | None = None
+    """With it the spans say nothing: no loss is on the tokens that the text shares with this one,
+    each tokenised as a whole; on all others there is."""
+    adds_special: bool = False
+    """Whether the tokenizer puts its tokens of begin and end of sequence beside the text."""
 
 
 class Renderer:
@@ -42,13 +48,16 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> None:
         self._loss_on = data.loss_on
+        self._as_trl = data.rendering == "trl"
         has_template = bool(tokenizer.chat_template)
-        if data.chat_template is True and not has_template:
+        if (data.chat_template is True or data.rendering == "chat") and not has_template:
+            asked = "chat_template is true" if data.chat_template is True else "rendering is chat"
             raise DataError(
-                "data.chat_template is true, but the tokenizer has no chat template; set it to "
-                "auto or false, or add the template to the tokenizer"
+                f"data.{asked}, but the tokenizer has no chat template; set it to auto, or add "
+                "the template to the tokenizer"
             )
         use_template = has_template and data.chat_template is not False
+        use_template &= data.rendering != "plain"
         self._template = ChatTemplate(tokenizer) if use_template else None
         # Written into the text, so that the text alone says what is tokenised.
         begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -79,7 +88,10 @@ class Renderer:
                 raise DataError(
                     "data.loss_on is 'response', but plain text has none; set it to auto or all"
                 )
-            return self._text(messages[0]["content"])
+            text = messages[0]["content"]
+            return self._trl_text(text) if self._as_trl else self._text(text)
+        if self._as_trl:
+            return self._trl(conversation)
         if self._template is None:
             rendered = self._plain(messages)
             return self._all(rendered) if self._loss_on == "all" else rendered
@@ -90,6 +102,47 @@ class Renderer:
     @staticmethod
     def _all(rendered: Rendered) -> Rendered:
         return Rendered(rendered.text, [(0, len(rendered.text))], rendered.was_rendered)
+
+    def _trl(self, conversation: Conversation) -> Rendered:
+        """As TRL's `SFTTrainer` prepares chats, and prompts with completions."""
+        messages, tools = list(conversation.messages), conversation.tools
+        if conversation.given_as == "several columns":
+            raise UnrenderableError(
+                "data.rendering is trl, and TRL reads only the columns prompt and completion of "
+                "such a row: its prompt also has a system message, earlier turns or an input. Put "
+                "all of it into the prompt, as you do for TRL, or set data.rendering to chat or "
+                "plain"
+            )
+        if conversation.given_as == "strings":
+            return self._trl_text(messages[1]["content"], prompt=messages[0]["content"])
+        if self._template is None:
+            raise DataError(
+                "data.rendering is trl, and TRL needs a chat template for messages; the tokenizer "
+                "has none. Add the template to the tokenizer, or set data.rendering to plain"
+            )
+        if conversation.given_as == "lists" and self._loss_on != "all":
+            prompt = messages[: conversation.num_prompt_messages]
+            return Rendered(
+                self._template.text(messages, tools),
+                [],
+                prompt=self._template.text(prompt, tools, is_prompt=True),
+            )
+        if self._loss_on == "response":
+            return Rendered(*self._template.spans(messages, tools))
+        return self._all(Rendered(self._template.text(messages, tools), []))
+
+    def _trl_text(self, content: str, prompt: str | None = None) -> Rendered:
+        """A text, or a completion behind its prompt: nothing between, end-of-sequence behind."""
+        text = (prompt or "") + content
+        if not content.endswith(self._eos):
+            text += self._eos
+        return Rendered(
+            text,
+            [],
+            was_rendered=bool(self._bos) and text.startswith(self._bos),
+            prompt="" if prompt is None or self._loss_on == "all" else prompt,
+            adds_special=True,
+        )
 
     def _text(self, content: str) -> Rendered:
         text = self._begin(content) + content + self._end(content)

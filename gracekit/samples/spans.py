@@ -66,9 +66,15 @@ class ChatTemplate:
         self._templates: dict[str, MarkedTemplate] = {}
         self._closes: dict[str, bool] = {}
 
-    def text(self, messages: list[Json], tools: list[Json] | None) -> str:
-        """The conversation as the template renders it; raises `UnrenderableError`."""
-        return self._apply(_shown(messages), tools, self._template(tools).source)
+    def text(
+        self, messages: list[Json], tools: list[Json] | None, *, is_prompt: bool = False
+    ) -> str:
+        """The conversation as the template renders it; raises `UnrenderableError`.
+
+        With `is_prompt` it is followed by what asks the model for its answer.
+        """
+        source = self._template(tools).source
+        return self._apply(_shown(messages), tools, source, add_generation_prompt=is_prompt)
 
     def spans(self, messages: list[Json], tools: list[Json] | None) -> tuple[str, list[Span]]:
         """The same, and the characters that carry loss: [start, end), ascending, disjoint.

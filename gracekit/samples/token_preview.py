@@ -21,15 +21,6 @@ if TYPE_CHECKING:
 
 NUM_SHOWN = 3
 """Rows whose tokens are shown."""
-NUM_SEARCHED = 1000
-"""Rows that are searched for texts that are rendered already."""
-MARKERS = (
-    "<s>", "</s>", "[INST]", "<bos>", "<start_of_turn>", "<|im_start|>", "<|im_end|>",
-    "<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>", "<|endoftext|>", "<|user|>",
-    "<|assistant|>", "<|end|>",
-)  # fmt: skip
-"""What chat templates write around turns; in a text of the data it is a sign that one was applied.
-"""
 LONGEST = 2**30
 BLOCK_ROWS = 1000
 
@@ -96,16 +87,6 @@ def preview_tokens(
         num_answers_cut=sum(kept < full for kept, full in losses),
         num_without_answer=sum(kept == 0 < full for kept, full in losses),
         unrendered=unrendered,
-    )
-
-
-def rendered_rows(raw: RawSamples) -> tuple[int, ...]:
-    """Of the first rows, those in whose texts a chat template seems to have been applied."""
-    num_searched = min(len(raw), NUM_SEARCHED)
-    return tuple(
-        int(raw.source_rows[row])
-        for row, conversation in enumerate(raw.records[:num_searched])
-        if any(marker in m["content"] for m in conversation.messages for marker in MARKERS)
     )
 
 

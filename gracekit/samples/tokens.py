@@ -1,13 +1,9 @@
 """Token ids and loss masks of every sample, cached on disk and memory-mapped.
 
-One file holds the tokens of all contents one after another as int32, a token that carries loss as
-its bitwise complement (so negative); a second one holds the contents' hashes and lengths and the
-checksum of the first, and is written last. The name of both is a hash of the tokenizer and the
-recipe's settings. When the data changes only contents that are not there yet are tokenised.
-Damaged or missing files are made again.
+`token_cache.py` has the files; their name is a hash of the tokenizer and the recipe's settings.
+When the data changes only contents that are not there yet are tokenised.
 
-A row that the chat template refuses has no tokens: it is told, listed, and stops nothing. Above 400
-lines, because what writes the two files and what reads them stand together.
+A row that the chat template refuses has no tokens: it is told, listed, and stops nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -26,7 +22,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import DataError
-from gracekit.files import write_atomic
 from gracekit.recipe import DataSection
 from gracekit.samples.conversation import GivenTokens
 from gracekit.samples.encode import Encoder
@@ -34,6 +29,13 @@ from gracekit.samples.formats import Conversation
 from gracekit.samples.messages import MalformedRowError
 from gracekit.samples.raw import SHOWN, RawSamples, Skipped
 from gracekit.samples.render import Rendered, Renderer, UnrenderableError
+from gracekit.samples.token_cache import (
+    CachedTokens,
+    open_tokens,
+    remove_others,
+    unpacked,
+    write_tokens,
+)
 from gracekit.samples.token_rows import as_trained
 from gracekit.types import Bool, Int32, Int64, Rows, SampleTable
 
@@ -45,7 +47,6 @@ logger = logging.getLogger(__name__)
 EARLIER_KEY_FORMAT, KEY_FORMAT = 1, 2
 """Of tokens whose loss was found by searching the text, and of those whose turns are marked."""
 BATCH_ROWS = 512
-READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,10 @@ class TokenTable:
     """[n] where a row's tokens start in `flat`."""
     flat: Int32
     """Memory-mapped; the complement of the id where the token carries loss."""
+    token_hashes: Int64
+    """[n] `hashes_of` the ids."""
+    loss_hashes: Int64
+    """[n] `hashes_of` which tokens carry loss."""
     unrendered: tuple[Skipped, ...] = ()
     """Rows that have no tokens, because they cannot be rendered: their places in the user's
     dataset, ascending, and why."""
@@ -77,9 +82,7 @@ class TokenTable:
         taken = []
         for row in rows:
             start = self.starts[row]
-            stored = np.asarray(self.flat[start : start + self.lengths[row]])
-            mask = stored < 0
-            taken.append((np.where(mask, ~stored, stored), mask))
+            taken.append(unpacked(np.asarray(self.flat[start : start + self.lengths[row]])))
         return taken
 
     def arranged(self, places: Int64) -> TokenTable:
@@ -95,6 +98,8 @@ class TokenTable:
             num_prompt_tokens=at(self.num_prompt_tokens),
             num_targets=at(self.num_targets),
             starts=at(self.starts),
+            token_hashes=at(self.token_hashes),
+            loss_hashes=at(self.loss_hashes),
         )
 
 
@@ -118,16 +123,18 @@ def tokenize(
             "tokenizer with its tokenizer.json"
         )
     encoder = Encoder(tokenizer)
-    name = _key("", tokenizer, encoder, data, KEY_FORMAT)
-    cached = _open(cache_dir, name)
+    # Content alone does not say what TRL makes of it: a chat, or a prompt and its completion.
+    layout = f"{raw.format} {raw.records[0].given_as}" if data.rendering == "trl" else ""
+    name = _key(layout, tokenizer, encoder, data, KEY_FORMAT)
+    cached = open_tokens(cache_dir, name)
     wanted = raw.content_hashes.tolist()
     if cached is None or not cached.index.keys() >= set(wanted):
         renderer = Renderer(tokenizer, data)
         making = _Making(raw, cached, renderer, encoder, data, len(tokenizer))
-        _write(making.contents(), making.problems, cache_dir, name)
+        write_tokens(making.contents(), making.problems, cache_dir, name)
         making.warn()
-        _remove_others(cache_dir, name)
-        cached = _open(cache_dir, name)
+        remove_others(cache_dir, name)
+        cached = open_tokens(cache_dir, name)
         assert cached is not None
     places = np.array([cached.index[digest] for digest in wanted], np.int64)
     table = TokenTable(
@@ -136,6 +143,8 @@ def tokenize(
         num_targets=cached.num_targets,
         starts=cached.starts,
         flat=cached.flat,
+        token_hashes=cached.token_hashes,
+        loss_hashes=cached.loss_hashes,
         unrendered=tuple(
             Skipped(int(raw.source_rows[row]), cached.problems[digest])
             for row, digest in enumerate(wanted)
@@ -151,6 +160,32 @@ def tokenize(
             f"{data.max_length} tokens. Raise data.max_length"
         )
     return table
+
+
+def rendered_tokens(
+    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, data: DataSection
+) -> list[tuple[Int32, Bool]]:
+    """(ids, loss mask) of each, as `tokenize` makes them; raises `DataError` where it cannot."""
+    renderer, encoder = Renderer(tokenizer, data), Encoder(tokenizer)
+    encoded = []
+    for conversation in conversations:
+        if conversation.tokens is None:
+            encoded += encoder.encode([renderer.render(conversation)], data.max_length)
+            continue
+        try:
+            encoded.append(as_trained(conversation.tokens, data, num_ids=len(tokenizer)))
+        except MalformedRowError as error:
+            raise DataError(str(error)) from error
+    return encoded
+
+
+def can_be_trl(raw: RawSamples, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether TRL's `SFTTrainer` would make tokens of rows of this kind, with this tokenizer."""
+    given_as = raw.records[0].given_as
+    if given_as == "tokens":
+        return False  # they are what they are
+    needs_template = given_as in ("chat", "lists")
+    return given_as != "several columns" and (bool(tokenizer.chat_template) or not needs_template)
 
 
 def tokens_key(tokenizer: PreTrainedTokenizerBase, data: DataSection, fingerprint: str) -> str:
@@ -177,6 +212,11 @@ def sample_table(raw: RawSamples, tokens: TokenTable | None) -> SampleTable:
         group_names=raw.group_names,
         num_prompt_tokens=zeros if tokens is None else tokens.num_prompt_tokens,
         num_response_tokens=zeros if tokens is None else tokens.num_targets,
+        **(
+            {}
+            if tokens is None
+            else {"token_hashes": tokens.token_hashes, "loss_hashes": tokens.loss_hashes}
+        ),
         content_hashes=raw.content_hashes,
         source_rows=raw.source_rows,
         previews=raw.previews,
@@ -185,27 +225,13 @@ def sample_table(raw: RawSamples, tokens: TokenTable | None) -> SampleTable:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cached:
-    """The cache's files, [c] contents."""
-
-    index: dict[str, int]
-    """Content hash -> position."""
-    lengths: Int64
-    num_targets: Int32
-    starts: Int64
-    flat: Int32
-    problems: dict[str, str]
-    """Content hash -> why it cannot be rendered."""
-
-
 class _Making:
     """Makes the tokens of contents that are not cached yet; says afterwards what was met."""
 
     def __init__(
         self,
         raw: RawSamples,
-        cached: _Cached | None,
+        cached: CachedTokens | None,
         renderer: Renderer,
         encoder: Encoder,
         data: DataSection,
@@ -257,12 +283,14 @@ class _Making:
         if self._rendered_before:
             logger.warning(
                 "%s: %d texts (the first is row %d) hold the token that begins or ends a sequence "
-                "already, as if a chat template had been applied to them; it is not put there a "
-                "second time. If the trainer applies a template to these texts, give gracekit the "
-                "conversations instead",
+                "already, as if a chat template had been applied to them; %s. If the trainer "
+                "applies a template to these texts, give gracekit the conversations instead",
                 self._data.name,
                 len(self._rendered_before),
                 self._rendered_before[0],
+                "TRL's tokenizer puts it there a second time, and so do we; take it out of the data"
+                if self._data.rendering == "trl"
+                else "it is not put there a second time",
             )
 
     def _encode(self, places: list[int]) -> dict[int, tuple[Int32, Bool]]:
@@ -312,83 +340,6 @@ def _listed(path: str, what: str, refused: Sequence[Skipped]) -> str:
     return f"{path}: {what} (rows count from 0):\n  " + "\n  ".join(rows) + more
 
 
-def _files(cache_dir: Path, name: str) -> tuple[Path, Path]:
-    """The file of the tokens and that of their lengths."""
-    return cache_dir / f"tokens-{name}.bin", cache_dir / f"tokens-{name}.npz"
-
-
-def _write(
-    contents: Iterator[tuple[str, Int32]], problems: dict[str, str], cache_dir: Path, name: str
-) -> None:
-    hashes: list[str] = []
-    lengths: list[int] = []
-    num_targets: list[int] = []
-    digest = xxhash.xxh3_128()
-
-    def write_tokens(path: Path) -> None:
-        with path.open("wb") as file:
-            for content_hash, stored in contents:
-                content = stored.tobytes()
-                digest.update(content)
-                file.write(content)
-                hashes.append(content_hash)
-                lengths.append(len(stored))
-                num_targets.append(int((stored < 0).sum()))
-
-    def write_index(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(
-                file,
-                hashes=np.array(hashes, np.str_),
-                lengths=np.array(lengths, np.int64),
-                num_targets=np.array(num_targets, np.int32),
-                problems=np.array(json.dumps(problems)),
-                digest=np.array(digest.hexdigest()),
-            )
-
-    tokens_file, index_file = _files(cache_dir, name)
-    write_atomic(tokens_file, write_tokens)
-    write_atomic(index_file, write_index)
-
-
-def _open(cache_dir: Path, name: str) -> _Cached | None:
-    """The cached tokens; None when they are missing or their checksum is wrong."""
-    tokens_file, index_file = _files(cache_dir, name)
-    try:
-        with index_file.open("rb") as file, np.load(file, allow_pickle=False) as index:
-            hashes = index["hashes"].tolist()
-            lengths, num_targets = index["lengths"], index["num_targets"]
-            problems = json.loads(str(index["problems"]))
-            expected = str(index["digest"])
-        with tokens_file.open("rb") as file:
-            if _digest(file) != expected:
-                return None
-        ends = np.cumsum(lengths)
-        num_tokens = int(ends[-1]) if len(ends) else 0
-        flat = (
-            np.memmap(tokens_file, dtype=np.int32, mode="r", shape=(num_tokens,))
-            if num_tokens
-            else np.empty(0, np.int32)
-        )
-        return _Cached(
-            index={digest: place for place, digest in enumerate(hashes)},
-            lengths=lengths,
-            num_targets=num_targets,
-            starts=(ends - lengths).astype(np.int64),
-            flat=flat,
-            problems=problems,
-        )
-    except Exception:  # a damaged archive can fail in any way, and can always be made again
-        return None
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = xxhash.xxh3_128()
-    while chunk := file.read(READ_BYTES):
-        digest.update(chunk)
-    return str(digest.hexdigest())
-
-
 def _key(
     fingerprint: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -407,11 +358,6 @@ def _key(
         data.chat_template,
         fingerprint,
     ]
+    if data.rendering != "auto":  # a key that was made before renderings were named stays as it is
+        parts.append(data.rendering)
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts).encode()))[:16]
-
-
-def _remove_others(cache_dir: Path, name: str) -> None:
-    """Tokens of an earlier tokenizer or setting: nothing will ask for them again."""
-    for path in cache_dir.glob("tokens-*"):
-        if path not in _files(cache_dir, name):
-            path.unlink(missing_ok=True)

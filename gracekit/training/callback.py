@@ -19,11 +19,12 @@ from gracekit.errors import GracekitError, RecipeError
 from gracekit.files import write_text_atomic
 from gracekit.store import StorePaths, read_sample_rows
 from gracekit.training.coreset import Coreset
+from gracekit.training.first_rows import FirstRows
 from gracekit.training.loss_units import Average, LossUnits
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.sampler import CoresetSampler, Follow, check_choice
 from gracekit.training.weighing import WeighedTrainer
-from gracekit.training.weighted_data import WeighedDataset
+from gracekit.training.weighted_data import WeighedDataset, WeighingCollator
 
 logger = logging.getLogger("gracekit.training")
 
@@ -110,10 +111,28 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler: CoresetSampler | None = None
         """The sampler in use; None while nothing is trained or when it could not be installed."""
         self._num_noted = 0
+        self._first_rows = FirstRows(self.store)
         self._reaches_loss = False
         self._batches = 0  # of an epoch, on this rank
         self._batch_size = 0  # of all ranks together
         self._logged_step = -1
+
+    def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
+        """Compare the first rows with what was measured; a difference is a warning.
+
+        Rows that do not stand where the data has them are told by their tokens. In a distributed
+        job all ranks must call it.
+        """
+        if isinstance(dataset, WeighedDataset):
+            dataset = dataset.dataset
+        if isinstance(collate, WeighingCollator):
+            collate = collate.collator
+        found = self._first_rows.check(dataset, collate, tokenizer, self.sample_ids)
+        if found is None or (self.sample_ids is not None and len(self.sample_ids) == len(found)):
+            return
+        self.sample_ids = found
+        if self.sampler is not None:
+            self.sampler.name_rows(found)
 
     def make_sampler(
         self, num_rows: int, num_samples: int | None = None, *, weighs: bool = False
@@ -149,6 +168,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
     ) -> None:
         """Put the sampler into the data loader; a resumed run gets its version log back."""
+        self._tell_rows(train_dataloader, kwargs)
         self.sampler = self._install(train_dataloader)
         if self.sampler is None:
             return
@@ -182,6 +202,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Take the newest version and say so."""
         if self.sampler is None:
             return
+        self._tell_rows(kwargs.get("train_dataloader"), kwargs)
         self.sampler.set_epoch(_epoch(state))
         self._note(state)
         self._note_run(state)
@@ -195,10 +216,9 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """
         if self.sampler is None:
             return
-        if state.global_step % self.check_steps == 0 and self.sampler.swap():
-            self._note(state)
-            if state.is_world_process_zero:
-                logger.info("from step %d on: %s", state.global_step, self._described())
+        if self.follow == "step" and state.global_step % self.check_steps == 0:
+            self._tell_rows(kwargs.get("train_dataloader"), kwargs)
+            self._swap(state)
         if control.should_save:
             self._log_uses(state)
 
@@ -229,6 +249,19 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if self.sampler is not None:
             self._log_uses(state)
             self.sampler.release()
+
+    def _swap(self, state: Any) -> None:
+        assert self.sampler is not None
+        if self.sampler.swap():
+            self._note(state)
+            if state.is_world_process_zero:
+                logger.info("from step %d on: %s", state.global_step, self._described())
+
+    def _tell_rows(self, loader: Any, given: dict[str, Any]) -> None:
+        if loader is not None:
+            tokenizer = given.get("processing_class")
+            collate = getattr(loader, "collate_fn", None)
+            self.tell_rows(getattr(loader, "dataset", None), collate, tokenizer)
 
     def _measure(self, sampler: CoresetSampler, loader: Any) -> None:
         """Learn how many samples an epoch and a batch have, over all ranks."""
@@ -344,6 +377,8 @@ class CoresetTrainerMixin(WeighedTrainer):
         for callback in self.callback_handler.callbacks:
             num_rows = _num_rows(dataset)
             if isinstance(callback, CoresetCallback) and num_rows is not None:
+                collate = getattr(self, "data_collator", None)
+                callback.tell_rows(dataset, collate, getattr(self, "processing_class", None))
                 sampler = callback.make_sampler(
                     num_rows, callback.num_samples, weighs=callback.weigh_loss
                 )

@@ -39,7 +39,9 @@ class VersionReader:
         redraw: Redraw,
         weighs: bool = True,
     ) -> None:
-        self._store, self._dataset, self._lease = store, dataset, lease
+        self.dataset = dataset
+        """Sample id of each row of the trainer's dataset, or its number of rows."""
+        self._store, self._lease = store, lease
         self._seed: int = seed
         self._mode: Mode = mode
         self._redraw: Redraw = redraw
@@ -53,7 +55,7 @@ class VersionReader:
             return read_stream(
                 self._store,
                 version,
-                self._dataset,
+                self.dataset,
                 seed=self._seed,
                 mode=self._mode,
                 redraw=self._redraw,

@@ -188,6 +188,19 @@ class CoresetSampler:
         """Training step at which uses were last logged, or taken up from; None: never."""
         return self._uses_step
 
+    def name_rows(self, sample_ids: Sequence[Any]) -> None:
+        """Say which sample each row of the dataset is, for versions that are read from now on.
+
+        Raises:
+            RecipeError: there are not as many ids as rows.
+        """
+        if len(sample_ids) != self._num_rows:
+            raise RecipeError(
+                f"CoresetSampler: {len(sample_ids)} sample ids for {self._num_rows} rows"
+            )
+        self.dataset_ids = [str(sample_id) for sample_id in sample_ids]
+        self._versions.dataset = self.dataset_ids
+
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: take the newest version, or the logged one if it was begun before.
 

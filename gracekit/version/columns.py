@@ -107,6 +107,20 @@ _OF_SAMPLES: tuple[Column[SampleTable], ...] = (
         "first version with the sample's present content",
         lambda s: s.content_versions,
     ),
+    Column(
+        "token_hash",
+        "int64",
+        "hash of the token ids; NULL where an earlier release made the sample",
+        lambda s: np.ma.array(s.token_hashes, mask=s.token_hashes == 0),
+        packing="plain",
+    ),
+    Column(
+        "loss_hash",
+        "int64",
+        "hash of which tokens carry loss; NULL where an earlier release made the sample",
+        lambda s: np.ma.array(s.loss_hashes, mask=s.loss_hashes == 0),
+        packing="plain",
+    ),
 )
 SAMPLES = Table(
     name="samples",

@@ -46,6 +46,8 @@ class DataDescription(Part):
     """Usable rows that have no tokens: the chat template refuses them."""
     tokens_key: str | None = None
     """Hash of tokenizer, chat template and token settings; None in stores of the first release."""
+    has_chat_template: bool | None = None
+    """Whether the tokenizer had one; None in stores of earlier releases."""
     architecture: dict[str, Any] | None = None
     """Kind and sizes of the model; compared as a whole. None in stores of the first release."""
 

@@ -99,6 +99,11 @@ def read_samples(path: Path) -> SampleTable:
                 for name in ("added_version", "removed_version", "content_version")
                 if name in table.column_names  # not in stores of format version 1
             },
+            **{
+                f"{name}es": _integers(table, name, 0)
+                for name in ("token_hash", "loss_hash")
+                if name in table.column_names  # not in stores of earlier releases
+            },
         )
     except (KeyError, ValueError, TypeError) as error:
         raise damaged(path, error) from error

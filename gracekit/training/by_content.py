@@ -1,0 +1,131 @@
+"""Which sample of the store each row of a trainer's dataset is, told by its tokens."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gracekit.samples import hashes_of
+from gracekit.training.measured import Measured
+from gracekit.training.trainer_rows import TrainerRows, hashes_of_ids
+from gracekit.types import Bool, Int32, Int64, Rows
+
+MAX_PACKED_TOKENS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matched:
+    """Rows of the trainer's dataset [m] and of the store [n], brought together."""
+
+    rows: Rows
+    """[m] row of the store; -1: not found, or not to be told."""
+    ambiguous: Bool
+    """[m] rows of which several different samples have the tokens, as far as they are not cut."""
+    repeated: Bool
+    """[m] rows whose tokens stand there more often than in the store."""
+    lengths: Int64
+    """[m] tokens."""
+    hashes: Int64
+    """[m] hash of the ids."""
+
+
+def hash_ids(ids: Int32) -> int:
+    """As `SampleTable.token_hashes` has it."""
+    return hashes_of(ids, np.zeros(0, bool))[0]
+
+
+def match(rows: TrainerRows, measured: Measured) -> Matched:
+    """Find each row of the trainer's dataset among the samples.
+
+    Rows with equal tokens are given out in order: it is no matter which is which. Where one side
+    cuts its rows shorter than the other, those that are cut are compared as far as both have them.
+    """
+    hashes, lengths = hashes_of_ids(rows, hash_ids)
+    num_rows = len(hashes)
+    found = np.full(num_rows, -1, np.int64)
+    ambiguous, repeated = np.zeros(num_rows, bool), np.zeros(num_rows, bool)
+    free: dict[int, list[int]] = defaultdict(list)
+    for row in measured.rows[::-1].tolist():
+        free[int(measured.samples.token_hashes[row])].append(row)
+    is_known = set(free)
+    for position, value in enumerate(hashes.tolist()):
+        if free.get(value):
+            found[position] = free[value].pop()
+        elif value in is_known:
+            repeated[position] = True
+    open_positions = np.flatnonzero((found < 0) & ~repeated)
+    if len(open_positions):
+        taken = set(found.tolist())
+        left = np.array([row for row in measured.rows.tolist() if row not in taken], np.int64)
+        _match_cut(rows, measured, lengths, open_positions, left, found, ambiguous)
+    return Matched(
+        rows=found, ambiguous=ambiguous, repeated=repeated, lengths=lengths, hashes=hashes
+    )
+
+
+def _match_cut(
+    rows: TrainerRows,
+    measured: Measured,
+    lengths: Int64,
+    positions: Int64,
+    left: Rows,
+    found: Int64,
+    ambiguous: Bool,
+) -> None:
+    """Fill in rows that one side has cut; `found` and `ambiguous` are changed."""
+    here = measured.lengths
+    if not len(left) or not len(here):
+        return
+    longest, longest_here = int(lengths.max()), int(here.max())
+    cut = min(longest, longest_here)
+    if longest < longest_here:  # the trainer's are shorter
+        positions = positions[lengths[positions] == cut]
+        left = left[here[left] > cut]
+    else:
+        positions = positions[lengths[positions] > cut]
+        left = left[here[left] == cut]
+    if longest == longest_here or not len(positions) or not len(left):
+        return
+    of_prefix: dict[int, list[int]] = defaultdict(list)
+    for row in left.tolist():
+        tokens = measured.tokens(row)
+        if tokens is not None:
+            of_prefix[hash_ids(tokens.ids[:cut])].append(row)
+    num_of: dict[int, int] = defaultdict(int)
+    prefixes = {}
+    for position, row in zip(positions.tolist(), rows.take(positions.tolist()), strict=True):
+        prefixes[position] = hash_ids(row.ids[:cut])
+        num_of[prefixes[position]] += 1
+    for position, value in prefixes.items():
+        candidates = of_prefix.get(value, [])
+        if len(candidates) == num_of[value] == 1:
+            found[position] = candidates[0]
+        elif candidates:
+            ambiguous[position] = True
+
+
+def is_packed(rows: TrainerRows, measured: Measured, positions: Sequence[int]) -> bool:
+    """Whether rows hold the tokens of several samples, one behind another."""
+    if "seq_lengths" in rows.columns:
+        return True
+    known = set(measured.samples.token_hashes[measured.rows].tolist())
+    lengths = np.unique(measured.lengths[measured.rows])[::-1]
+    return any(
+        _num_samples_in(row.ids[:MAX_PACKED_TOKENS], known, lengths) >= 2
+        for row in rows.take(positions)
+    )
+
+
+def _num_samples_in(ids: Int32, known: set[int], lengths: Int64) -> int:
+    """How many whole samples the ids begin with."""
+    count = start = 0
+    while start < len(ids) and count < 2:
+        fitting = lengths[(lengths > 1) & (lengths <= len(ids) - start)].tolist()
+        length = next((n for n in fitting if hash_ids(ids[start : start + n]) in known), 0)
+        if not length:
+            break
+        count, start = count + 1, start + length
+    return count

@@ -1,0 +1,314 @@
+"""Whether the trainer's tokens are those that gracekit measured, and which rows are which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gracekit.samples import hashes_of
+from gracekit.training.by_content import Matched, hash_ids, is_packed, match
+from gracekit.training.measured import Measured, Tokens
+from gracekit.training.mending import find_mend
+from gracekit.training.parity_report import TokenCheck, TokenDifference, spans_of
+from gracekit.training.trainer_rows import FedRow, TrainerRows
+from gracekit.types import Int64, Rows
+
+MOST_SHOWN = 5
+"""Differences that are told in full."""
+PACKED = (
+    "the trainer's dataset is packed: a row holds several samples, so none can be drawn by itself. "
+    "Train without packing, or on an export"
+)
+NOT_TOLD = (
+    "the trainer's dataset has {:,} rows and the data {:,}, so rows are not told by position; nor "
+    "by their tokens, since none of them is that of a sample. Give the sample id of each row, or "
+    "make the tokens equal"
+)
+NOT_IN_STORE = "(trainer row {}: not in the store)"
+
+
+def check_rows(
+    rows: TrainerRows,
+    measured: Measured,
+    *,
+    sample_ids: Sequence[Any] | None = None,
+    tokenizer: Any = None,
+    most: int | None = None,
+) -> TokenCheck:
+    """Compare a trainer's rows with the samples of a store.
+
+    Args:
+        rows: The trainer's.
+        measured: The store's.
+        sample_ids: The sample id of each row, where the trainer knows them.
+        tokenizer: The trainer's, to show tokens as text and to look for settings that mend a
+            difference.
+        most: Compare no more rows than this, evenly spread; None: all.
+
+    Raises:
+        DataError: The rows cannot be read.
+    """
+    positions = np.arange(len(rows))
+    if most is not None and len(rows) > most:
+        positions = np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))
+    told = _tell(rows, measured, positions, sample_ids)
+    compared, differences = _compare(rows, measured, positions, told.rows)
+    return TokenCheck(
+        num_rows=len(rows),
+        num_samples=len(measured.rows),
+        num_compared=compared,
+        num_different=len(differences),
+        matched_by=told.by,
+        num_matched=int((told.rows >= 0).sum()),
+        differences=tuple(_shown(differences, measured, tokenizer)),
+        advice=_advice(differences, measured, tokenizer),
+        problems=tuple(told.problems),
+        sample_ids=told.ids,
+    )
+
+
+class _Told(NamedTuple):
+    """Which sample each row of the trainer's dataset is."""
+
+    rows: Rows
+    """[m] row of the store; -1: none, or not to be told."""
+    by: str
+    ids: list[str] | None
+    problems: list[str]
+
+
+def _tell(
+    rows: TrainerRows, measured: Measured, positions: Int64, sample_ids: Sequence[Any] | None
+) -> _Told:
+    placed, by = _given_rows(rows, measured, sample_ids), "sample_ids"
+    is_given = placed is not None
+    if placed is None and len(rows) == measured.samples.num_source_rows:
+        placed = np.array([measured.row_at.get(p, -1) for p in range(len(rows))], np.int64)
+        by = "position"
+    if placed is not None and _same_ids(rows, measured, positions, placed):
+        return _Told(placed, by, None, [])
+    matched = match(rows, measured)
+    is_found = matched.rows >= 0
+    odd = np.flatnonzero(~is_found | (matched.lengths > measured.lengths[matched.rows]))
+    if len(odd) * 2 > len(rows) and is_packed(rows, measured, odd[:MOST_SHOWN].tolist()):
+        nothing = np.full(len(rows), -1, np.int64)
+        return _Told(nothing, "nothing", None, [PACKED])
+    if placed is None:
+        if not is_found.any():
+            why = NOT_TOLD.format(len(rows), measured.samples.num_source_rows)
+            return _Told(matched.rows, "nothing", None, [why])
+    elif not is_found.any() or (matched.rows == placed)[is_found].all():
+        return _Told(placed, by, None, [])  # where they should be, with other tokens
+    elif is_found.sum() <= _num_same(matched, measured, placed):
+        return _Told(placed, by, None, [])
+    problems = _described(matched, measured, len(rows), is_wrong_place=not is_given)
+    return _Told(matched.rows, "content", _ids_by_content(matched, measured), problems)
+
+
+def _given_rows(
+    rows: TrainerRows, measured: Measured, sample_ids: Sequence[Any] | None
+) -> Rows | None:
+    if sample_ids is None or len(sample_ids) != len(rows):
+        return None
+    return np.array([measured.row_of.get(str(i), -1) for i in sample_ids], np.int64)
+
+
+def _same_ids(rows: TrainerRows, measured: Measured, positions: Int64, store_rows: Rows) -> bool:
+    """Whether all rows at these positions that the store has are those that it says."""
+    known = positions[store_rows[positions] >= 0]
+    if not len(known):
+        return False
+    hashes = measured.samples.token_hashes[store_rows[known]].tolist()
+    fed = rows.take(known.tolist())
+    return all(hash_ids(row.ids) == value for row, value in zip(fed, hashes, strict=True))
+
+
+def _num_same(matched: Matched, measured: Measured, store_rows: Rows) -> int:
+    known = store_rows >= 0
+    return int((matched.hashes[known] == measured.samples.token_hashes[store_rows[known]]).sum())
+
+
+def _ids_by_content(matched: Matched, measured: Measured) -> list[str]:
+    ids = measured.samples.sample_ids
+    return [
+        str(ids[row]) if row >= 0 else NOT_IN_STORE.format(position)
+        for position, row in enumerate(matched.rows.tolist())
+    ]
+
+
+def _described(
+    matched: Matched, measured: Measured, num_rows: int, *, is_wrong_place: bool
+) -> list[str]:
+    """What became of rows that were brought together by their tokens."""
+    found = matched.rows[matched.rows >= 0]
+    in_order = bool((np.diff(measured.samples.source_rows[found]) > 0).all())
+    where = "in another order than the data" if not in_order else "not at their places in the data"
+    told = []
+    if is_wrong_place or not in_order:
+        told.append(
+            f"the rows of the trainer's dataset stand {where} (shuffled, filtered or mapped "
+            f"before training): {len(found):,} of {num_rows:,} are matched by their tokens. "
+            "Without that, rows would be drawn by position, and others than meant"
+        )
+    absent = len(measured.rows) - len(found)
+    lost = measured.rows[~np.isin(measured.rows, found)]
+    no_loss = int((measured.samples.num_response_tokens[lost] == 0).sum())
+    if absent:
+        told.append(
+            f"{absent:,} of {len(measured.rows):,} samples are not in the trainer's dataset"
+            + (f", {no_loss:,} of them without a token that carries loss" if no_loss else "")
+            + "; the rest is drawn"
+        )
+    for places, why in (
+        (matched.ambiguous, "are cut off so that several samples have their tokens"),
+        (matched.repeated, "repeat tokens more often than the store's samples do"),
+        (
+            (matched.rows < 0) & ~matched.ambiguous & ~matched.repeated,
+            "have tokens that no sample of the store has",
+        ),
+    ):
+        if places.any():
+            told.append(
+                f"{int(places.sum()):,} rows of the trainer's dataset {why} (the first is row "
+                f"{int(np.argmax(places))}); they are never drawn"
+            )
+    return told
+
+
+class _Different:
+    """A row that differs, on both sides."""
+
+    def __init__(self, position: int, row: int, fed: FedRow, ours: Tokens | None) -> None:
+        self.position, self.row, self.fed, self.ours = position, row, fed, ours
+
+
+def _compare(
+    rows: TrainerRows, measured: Measured, positions: Int64, store_rows: Rows
+) -> tuple[int, list[_Different]]:
+    compared, different = 0, []
+    samples = measured.samples
+    for position in positions.tolist():
+        row = int(store_rows[position])
+        if row < 0:
+            continue
+        compared += 1
+        fed = rows.take([position])[0]
+        expected = (int(samples.token_hashes[row]), int(samples.loss_hashes[row]))
+        if hashes_of(fed.ids, fed.mask) != expected:
+            different.append(_Different(position, row, fed, measured.tokens(row)))
+    return compared, different
+
+
+def _shown(
+    differences: list[_Different], measured: Measured, tokenizer: Any
+) -> list[TokenDifference]:
+    """The first of each kind, and then others, at most `MOST_SHOWN`."""
+    told = [_describe(each, measured, tokenizer) for each in differences[: 10 * MOST_SHOWN]]
+    first = list({d.what: d for d in reversed(told)}.values())
+    others = [d for d in told if d not in first]
+    return sorted([*first, *others][:MOST_SHOWN], key=lambda d: d.position)
+
+
+def _describe(each: _Different, measured: Measured, tokenizer: Any) -> TokenDifference:
+    ours, fed = each.ours, each.fed
+    what, index = "ids", None
+    if ours is None:
+        same = hash_ids(fed.ids) == int(measured.samples.token_hashes[each.row])
+        what = "loss" if same else "ids"
+    else:
+        length = min(len(ours.ids), len(fed.ids))
+        unequal = np.flatnonzero(ours.ids[:length] != fed.ids[:length])
+        if len(unequal):
+            index = int(unequal[0])
+        elif len(ours.ids) != len(fed.ids):
+            what, index = "length", length
+        else:
+            what, index = "loss", int(np.flatnonzero(ours.mask != fed.mask)[0])
+    return TokenDifference(
+        position=each.position,
+        sample_id=str(measured.samples.sample_ids[each.row]),
+        source_row=int(measured.samples.source_rows[each.row]),
+        what=what,
+        index=index,
+        here=_token(None if ours is None else ours.ids, index),
+        there=_token(fed.ids, index),
+        here_text=_text(tokenizer, None if ours is None else ours.ids, index),
+        there_text=_text(tokenizer, fed.ids, index),
+        here_length=int(measured.lengths[each.row]),
+        there_length=len(fed.ids),
+        here_loss=None if ours is None else spans_of(ours.mask),
+        there_loss=spans_of(fed.mask),
+    )
+
+
+def _token(ids: Any, index: int | None) -> int | None:
+    return None if ids is None or index is None or index >= len(ids) else int(ids[index])
+
+
+def _text(tokenizer: Any, ids: Any, index: int | None) -> str | None:
+    token = _token(ids, index)
+    return None if tokenizer is None or token is None else str(tokenizer.decode([token]))
+
+
+def _advice(differences: list[_Different], measured: Measured, tokenizer: Any) -> str | None:
+    """What would mend the differences."""
+    if not differences:
+        return None
+    first = differences[:MOST_SHOWN]
+    doubled = _begins_twice(first[0])
+    if tokenizer is not None:
+        mend = find_mend(
+            measured,
+            [d.row for d in first],
+            [d.fed for d in first],
+            tokenizer,
+            longest=max(len(d.fed.ids) for d in differences),
+        )
+        if mend is not None:
+            how_many = "all rows" if mend.num_mended == mend.num_tried else "rows"
+            return (
+                f"set {mend.settings} in the recipe, and name a new store: with it "
+                f"{mend.num_mended} of {mend.num_tried} {how_many} tried have the trainer's tokens "
+                "and loss"
+            )
+        if not doubled and "strftime_now" in str(tokenizer.chat_template):
+            return (
+                "the chat template asks for today's date, which is 26 July 2024 here on every day "
+                "(docs/templates.md): put the trainer's date into the template"
+            )
+    if doubled:
+        return (
+            "the trainer's rows begin twice with the same token: the texts hold the beginning of "
+            "a sequence already (a chat template was applied to them). Take it out of the texts; "
+            "data.rendering: trl measures them as TRL has them"
+        )
+    ours, fed = first[0].ours, first[0].fed
+    if ours is not None and len(fed.ids) != len(ours.ids):
+        length = min(len(fed.ids), len(ours.ids))
+        if np.array_equal(fed.ids[:length], ours.ids[:length]):
+            return (
+                f"set data.max_length to what the trainer cuts its rows at (its row has "
+                f"{len(fed.ids)} tokens), or see whether one side puts an end-of-sequence token"
+            )
+    if ours is not None and np.array_equal(fed.ids, ours.ids):
+        if fed.mask[1:].all():
+            return "set data.loss_on: all (or data.rendering: trl), and name a new store"
+        return (
+            "set data.loss_on, or data.rendering, to what the trainer does; docs/templates.md says "
+            "where masks differ on purpose"
+        )
+    return (
+        "set data.rendering or data.chat_template to what the trainer does; name its tokenizer to "
+        "have settings tried (--tokenizer DIR)"
+        if tokenizer is None
+        else "none of the settings gives these tokens: compare the trainer's tokenizer, its chat "
+        "template and its special tokens with those of the checkpoint"
+    )
+
+
+def _begins_twice(each: _Different) -> bool:
+    ids, ours = each.fed.ids, each.ours
+    twice = len(ids) > 1 and ids[0] == ids[1]
+    return bool(twice and (ours is None or len(ours.ids) < 2 or ours.ids[1] != ids[1]))

@@ -1,0 +1,307 @@
+"""Whether a trainer's rows are what was measured: told by the tokens themselves."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Trainer
+
+import gracekit
+from gracekit import Recipe, check_tokens
+from gracekit.errors import CheckpointIncompleteError, DataError, RecipeError
+from gracekit.samples import hashes_of
+from gracekit.training import Coreset, CoresetCallback
+from gracekit.training.parity_report import spans_of
+from tests.test_training_callback import train
+from tests.tiny import make_tokenizer, recipe_content, tiny_recipe, write_checkpoint, write_data
+
+NUM_ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data, a checkpoint and a store with one version."""
+    folder = tmp_path_factory.mktemp("parity")
+    write_data(folder / "train.jsonl", num_samples=NUM_ROWS)
+    checkpoint = write_checkpoint(folder / "run", 10)
+    gracekit.refresh(tiny_recipe(folder), checkpoint)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fed(world: Path) -> list[dict[str, Any]]:
+    """The rows as a trainer feeds them that does the same as gracekit."""
+    return rows_of(world / "train.jsonl")
+
+
+def rows_of(path: Path, *, max_length: int = 64) -> list[dict[str, Any]]:
+    tokenizer = make_tokenizer()
+    rows = []
+    for line in path.read_text().splitlines():
+        row = json.loads(line)
+        prompt = tokenizer(row["prompt"] + "\n")["input_ids"]
+        answer = tokenizer(row["response"])["input_ids"] + [tokenizer.eos_token_id]
+        ids = (prompt + answer)[:max_length]
+        rows.append({"input_ids": ids, "labels": ([-100] * len(prompt) + answer)[:max_length]})
+    return rows
+
+
+def as_dataset(rows: list[dict[str, Any]]) -> Any:
+    return datasets.Dataset.from_list(rows)
+
+
+def test_equal_tokens_are_equal_in_every_form(world: Path, fed: list[dict[str, Any]]) -> None:
+    store = world / "store"
+    masks = [
+        {
+            "input_ids": row["input_ids"],
+            "completion_mask": [int(label != -100) for label in row["labels"]],
+            "assistant_masks": [1] * len(row["labels"]),
+        }
+        for row in fed
+    ]
+    padded = [
+        {
+            "input_ids": [0, 0, *row["input_ids"]],
+            "labels": [-100, -100, *row["labels"]],
+            "attention_mask": [0, 0] + [1] * len(row["labels"]),
+        }
+        for row in fed
+    ]
+    for rows in (fed, as_dataset(fed), as_dataset(fed).with_format("torch"), masks, padded):
+        found = check_tokens(rows, store)
+        assert found.ok and found.num_compared == NUM_ROWS, found.lines()
+        assert found.matched_by == "position" and found.sample_ids is None
+
+
+def test_the_first_token_that_differs_is_told_on_both_sides(
+    world: Path, fed: list[dict[str, Any]]
+) -> None:
+    rows = [dict(row) for row in fed]
+    rows[7] = {**rows[7], "input_ids": [*rows[7]["input_ids"][:3], 2, *rows[7]["input_ids"][4:]]}
+    rows[9] = {**rows[9], "labels": [-100, *rows[9]["input_ids"][1:]]}
+    rows[11] = {name: values[:-1] for name, values in rows[11].items()}
+    found = check_tokens(rows, world / "store", tokenizer=make_tokenizer())
+    assert not found.ok and found.num_different == 3
+    ids, loss, length = found.differences
+    assert (ids.position, ids.what, ids.index, ids.there, ids.there_text) == (
+        7, "ids", 3, 2, "<unk>",
+    )  # fmt: skip
+    assert ids.here == fed[7]["input_ids"][3] and ids.sample_id == ids_of(world)[7]
+    assert (loss.position, loss.what) == (9, "loss")
+    num_prompt = fed[9]["labels"].count(-100)
+    last = len(fed[9]["input_ids"]) - 1
+    assert (loss.here_loss, loss.there_loss) == (((num_prompt, last),), ((1, last),))
+    assert (length.position, length.what, length.index) == (11, "length", length.there_length)
+    assert (length.here_text, length.there_text) == ("<eos>", None)
+    text = "\n".join(found.lines())
+    assert f"gracekit puts loss on tokens {num_prompt}..{last}, the trainer on tokens 1.." in text
+    assert json.loads(json.dumps(found.to_json()))["differences"][0]["index"] == 3
+
+
+def ids_of(world: Path) -> list[str]:
+    store = gracekit.Store.open(world / "store")
+    samples = store.samples()
+    return [str(i) for i in samples.sample_ids[np.argsort(samples.source_rows)]]
+
+
+def test_settings_that_mend_are_tried(world: Path, fed: list[dict[str, Any]]) -> None:
+    everything = [{"input_ids": row["input_ids"]} for row in fed]
+    found = check_tokens(everything, world / "store", tokenizer=make_tokenizer())
+    assert found.advice is not None and "data.loss_on: all" in found.advice
+    assert "5 of 5 all rows" in found.advice
+    without = check_tokens(everything, world / "store")
+    assert without.advice is not None and "data.loss_on: all" in without.advice
+    cut = [{name: values[:6] for name, values in row.items()} for row in fed]
+    found = check_tokens(cut, world / "store", tokenizer=make_tokenizer())
+    assert found.advice is not None and "data.max_length: 6" in found.advice
+
+
+@settings(max_examples=6)
+@given(order=st.permutations(range(NUM_ROWS)), num_kept=st.integers(5, NUM_ROWS))
+def test_rows_are_told_by_their_tokens_wherever_they_stand(
+    world: Path, fed: list[dict[str, Any]], order: list[int], num_kept: int
+) -> None:
+    kept = order[:num_kept]
+    found = check_tokens([fed[i] for i in kept], world / "store")
+    assert not found.num_different
+    if kept == list(range(NUM_ROWS)):
+        assert found.ok
+        return
+    assert found.sample_ids == [ids_of(world)[i] for i in kept]
+    assert found.matched_by == "content" and not found.ok
+    assert ("the rest is drawn" in " ".join(found.problems)) == (num_kept < NUM_ROWS)
+
+
+def test_rows_that_are_cut_are_told_where_that_is_unique(
+    world: Path, fed: list[dict[str, Any]]
+) -> None:
+    shortest = min(len(row["input_ids"]) for row in fed)
+    cut = [{name: values[:8] for name, values in row.items()} for row in fed[::-1]]
+    found = check_tokens(cut, world / "store")
+    ids = ids_of(world)[::-1]
+    assert found.sample_ids is not None and shortest > 4
+    told = [(a, b) for a, b in zip(found.sample_ids, ids, strict=True) if "not in" not in a]
+    assert len(told) > NUM_ROWS // 2 and all(a == b for a, b in told)
+
+
+def test_packed_rows_and_other_data_are_refused_by_name(
+    world: Path, fed: list[dict[str, Any]]
+) -> None:
+    packed = [
+        {name: fed[i][name] + fed[i + 1][name] for name in fed[i]} for i in range(0, NUM_ROWS, 2)
+    ]
+    found = check_tokens(packed, world / "store")
+    assert found.matched_by == "nothing" and "packed" in found.problems[0]
+    other = [{"input_ids": [50, 51, i], "labels": [50, 51, i]} for i in range(7)]
+    found = check_tokens(other, world / "store")
+    assert found.matched_by == "nothing" and "7 rows and the data 40" in found.problems[0]
+    with pytest.raises(DataError, match="no column input_ids; found text"):
+        check_tokens([{"text": "a"}], world / "store")
+    with pytest.raises(DataError, match="no rows"):
+        check_tokens([], world / "store")
+
+
+def test_repeated_rows_are_told_once(world: Path, fed: list[dict[str, Any]]) -> None:
+    found = check_tokens([*fed, fed[3]], world / "store")
+    assert found.sample_ids is not None and len(set(found.sample_ids)) == NUM_ROWS + 1
+    assert found.sample_ids[:NUM_ROWS] == ids_of(world)
+    assert "1 rows of the trainer's dataset repeat tokens" in " ".join(found.problems)
+
+
+def test_hashes_do_without_the_cache_of_tokens(
+    world: Path, fed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    import shutil
+
+    shutil.copytree(world / "store", tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "cache")
+    assert check_tokens(fed, tmp_path / "store").ok
+    found = check_tokens(fed[::-1], tmp_path / "store")
+    assert found.sample_ids == ids_of(world)[::-1]
+    rows = [{"input_ids": row["input_ids"]} for row in fed]
+    found = check_tokens(rows, tmp_path / "store")
+    assert found.num_different and found.differences[0].here_loss is None
+    assert {d.what for d in found.differences} == {"loss"}
+
+
+def test_the_command(world: Path, fed: list[dict[str, Any]], tmp_path: Path) -> None:
+    file = tmp_path / "tokenised.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in fed))
+    recipe = tmp_path / "gracekit.yaml"
+    content = recipe_content(data={"path": str(world / "train.jsonl")})
+    recipe.write_text(json.dumps(content))
+    make_tokenizer().save_pretrained(tmp_path / "tokenizer")
+
+    def run(*arguments: Any) -> Any:
+        command = [sys.executable, "-m", "gracekit", "check", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(recipe, "--dataset", file, "--tokenizer", tmp_path / "tokenizer", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["ok"] is True, done.stderr
+    with pytest.raises(DataError, match="name the trainer's tokenizer"):
+        check_tokens(fed, recipe)
+    file.write_text("".join(json.dumps({"input_ids": r["input_ids"]}) + "\n" for r in fed))
+    done = run(world / "store", "--dataset", file)
+    assert done.returncode == 1 and "data.loss_on: all" in done.stdout
+
+
+def test_the_callback_draws_the_right_rows_of_a_shuffled_dataset(
+    world: Path, fed: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = np.random.default_rng(0).permutation(NUM_ROWS)[:35]
+    callback = CoresetCallback(world / "store", record=tmp_path / "drawn.jsonl")
+    rows = [{"input_ids": fed[i]["input_ids"][:12], "labels": fed[i]["labels"][:12]} for i in order]
+    lengths = {len(row["input_ids"]) for row in rows}
+    assert len(lengths) > 1
+    with caplog.at_level(logging.WARNING):
+        train(
+            tmp_path / "run", callback, dataset=rows, kind=OwnRows,
+            num_train_epochs=1, save_strategy="no",
+        )  # fmt: skip
+    assert "matched by their tokens" in caplog.text
+    assert "data.max_length" in caplog.text
+    drawn = json.loads((tmp_path / "drawn.jsonl").read_text().splitlines()[0])
+    assert drawn["version"] == 1
+    ids = ids_of(world)
+    assert [ids[order[p]] for p in drawn["positions"]] == drawn["sample_ids"]
+    assert set(drawn["sample_ids"]) <= set(Coreset.load(world / "store").sample_ids.tolist())
+
+
+class OwnRows(Trainer):  # type: ignore[misc]
+    """Pads its batches."""
+
+    def __init__(self, **arguments: Any) -> None:
+        from transformers import DataCollatorForSeq2Seq
+
+        collator = DataCollatorForSeq2Seq(make_tokenizer(), padding=True)
+        super().__init__(data_collator=collator, **arguments)
+
+
+def test_hashes_and_spans() -> None:
+    ids = np.array([3, 1, 2], np.int32)
+    mask = np.array([False, True, True])
+    assert hashes_of(ids, mask) != hashes_of(ids[::-1], mask)
+    assert hashes_of(ids, mask)[0] == hashes_of(ids, ~mask)[0]
+    assert spans_of(np.array([0, 1, 1, 0, 1], bool)) == ((1, 2), (4, 4))
+    assert spans_of(np.zeros(0, bool)) == ()
+
+
+def test_a_rendering_that_is_not_built_is_no_recipe() -> None:
+    for value in ("axolotl", "llamafactory:qwen", "nemo"):
+        with pytest.raises(RecipeError, match=r"data\.rendering"):
+            Recipe.from_dict({"data": {"path": "a", "rendering": value}})
+    with pytest.raises(RecipeError, match="contradict"):
+        Recipe.from_dict({"data": {"path": "a", "rendering": "trl", "chat_template": True}})
+
+
+def test_init_warns_of_texts_that_are_rendered_already(tmp_path: Path) -> None:
+    rows = ["<s>[INST] a [/INST] b</s>", "<|im_start|>user\na", "plain"]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    found = gracekit.init(file, output=tmp_path / "a.yaml")
+    (warning,) = found.warnings
+    assert warning.startswith("2 of the first 3 samples (row 0 is one) hold what a chat template")
+    assert "gracekit check" in warning
+    file.write_text(json.dumps({"text": "plain <s>"}) + "\n")
+    assert gracekit.init(file, output=tmp_path / "b.yaml").warnings == ()
+
+
+def test_a_store_takes_up_what_comes_late(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """More tokens, a chat template, and a checkpoint that has lost it again."""
+    write_data(tmp_path / "train.jsonl", num_samples=NUM_ROWS)
+    recipe = tiny_recipe(tmp_path)
+    checkpoints = [write_checkpoint(tmp_path / "run", step) for step in (1, 2, 3, 4)]
+    gracekit.refresh(recipe, checkpoints[0])
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<more>", "<and more>"])
+    tokenizer.save_pretrained(checkpoints[1])
+    before = gracekit.Store.open(recipe.store).samples()
+    assert gracekit.refresh(recipe, checkpoints[1]).version == 2
+    after = gracekit.Store.open(recipe.store).samples()
+    assert np.array_equal(before.token_hashes, after.token_hashes) and before.token_hashes.all()
+
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ' ' + m.content + eos_token }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(checkpoints[2])
+    result = gracekit.refresh(recipe, checkpoints[2])
+    assert "has a chat template now" in caplog.text
+    assert result.header.refresh is not None and result.header.refresh.num_measured == NUM_ROWS
+    late = gracekit.Store.open(recipe.store).samples()
+    assert (late.token_hashes != before.token_hashes).all()
+    assert (late.content_versions == 3).all()
+    with pytest.raises(CheckpointIncompleteError, match="no chat template, and those of earlier"):
+        gracekit.refresh(recipe, checkpoints[3])
+    tokenizer.save_pretrained(checkpoints[3])
+    assert gracekit.refresh(recipe, checkpoints[3]).version == 4

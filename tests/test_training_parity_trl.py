@@ -1,0 +1,263 @@
+"""TRL's SFTTrainer itself: its tokens and labels beside those that are measured.
+
+Run by `make test-trl`, with TRL in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import gracekit
+from gracekit import Recipe, check_tokens
+from gracekit.training import Coreset, CoresetCallback
+from tests.templates_of_families import CHATML
+from tests.test_samples_tokens import train_tokenizer
+from tests.tiny import recipe_content
+
+pytestmark = [
+    pytest.mark.trl,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is not installed"),
+]
+NUM_ROWS = 60
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+
+
+def chat(i: int) -> dict[str, Any]:
+    turns = [
+        {"role": "user", "content": f"What is {i} and {i + 1}?"},
+        {"role": "assistant", "content": f"It is {2 * i + 1}."},
+    ]
+    if i % 2:
+        turns += [
+            {"role": "user", "content": f"And {i} times two?"},
+            {"role": "assistant", "content": f"{2 * i}, naturally. " * (1 + i % 5)},
+        ]
+    return {"messages": turns}
+
+
+def pair(i: int) -> dict[str, Any]:
+    return {"prompt": f"{i} plus {i} is", "completion": f" {2 * i}, " + "so they say, " * (i % 7)}
+
+
+def pair_of_lists(i: int) -> dict[str, Any]:
+    messages = chat(i)["messages"]
+    return {"prompt": messages[:-1], "completion": messages[-1:]}
+
+
+def plain(i: int) -> dict[str, Any]:
+    return {"text": f"{i} bottles, " + "and one more, " * (i % 6)}
+
+
+def with_tools(i: int) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": f"C{i}"}}}
+    return {
+        "messages": [
+            {"role": "user", "content": f"The weather in C{i}?"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": f"{i} degrees"},
+            {"role": "assistant", "content": f"It has {i} degrees."},
+        ],
+        "tools": TOOLS,
+    }
+
+
+KINDS = {
+    "chat": chat,
+    "strings": pair,
+    "lists": pair_of_lists,
+    "text": plain,
+    "tools": with_tools,
+}
+
+
+def tokenizer(*, adds_bos: bool = False) -> Any:
+    from tests.conversations import tokenizer_for
+
+    made = tokenizer_for(train_tokenizer(trim_offsets=True, adds_bos=adds_bos), CHATML)
+    made.pad_token = "</s>"
+    return made
+
+
+def model(num_tokens: int) -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=num_tokens, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=512, eos_token_id=1, bos_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def trainer(
+    folder: Path, rows: Any, tokens: Any, *callbacks: Any, lora: bool = False, **settings: Any
+) -> Any:
+    import datasets
+    import trl
+
+    if isinstance(rows, list):
+        rows = datasets.Dataset.from_list(rows)
+    if lora:
+        import peft
+
+        settings["peft_config"] = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    arguments = {
+        "output_dir": str(folder / "run"), "num_train_epochs": 1, "report_to": "none",
+        "per_device_train_batch_size": 4, "save_strategy": "epoch", "logging_strategy": "no",
+        "use_cpu": True, "bf16": False, "disable_tqdm": True, "max_length": 120,
+        "dataloader_pin_memory": False, "gradient_checkpointing": False,
+    }  # fmt: skip
+    peft_config = settings.pop("peft_config", None)
+    return trl.SFTTrainer(
+        model=model(len(tokens)),
+        args=trl.SFTConfig(**{**arguments, **settings}),
+        train_dataset=rows,
+        processing_class=tokens,
+        callbacks=list(callbacks),
+        peft_config=peft_config,
+    )
+
+
+def recipe(folder: Path, rows: list[dict[str, Any]], **data: Any) -> Recipe:
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = {"max_length": 120, "group_column": None, "rendering": "trl", **data}
+    return Recipe.from_dict(recipe_content(data=settings), folder=folder)
+
+
+@pytest.mark.parametrize("adds_bos", [False, True], ids=["no-bos", "bos"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_and_labels_are_those_of_trl(kind: str, adds_bos: bool, tmp_path: Path) -> None:
+    rows = [KINDS[kind](i) for i in range(NUM_ROWS)]
+    made = trainer(tmp_path, rows, tokenizer(adds_bos=adds_bos))
+    tokens = tokenizer(adds_bos=adds_bos)
+    found = check_tokens(made.train_dataset, recipe(tmp_path, rows), tokenizer=tokens)
+    assert found.ok, found.lines()
+    assert found.num_compared == NUM_ROWS and found.matched_by == "position"
+    collated = check_tokens(
+        made.train_dataset, recipe(tmp_path, rows), tokenizer=tokens, collate=made.data_collator
+    )
+    assert collated.ok, collated.lines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "recipe_has", "advice"),
+    [
+        ("chat", {}, {"rendering": "auto"}, "data.loss_on: all"),
+        ("strings", {}, {"rendering": "auto"}, "data.rendering: trl"),
+        ("strings", {"completion_only_loss": False}, {}, "data.loss_on: all"),
+        ("chat", {"max_length": 24}, {}, "data.max_length: 24"),
+        ("chat", {}, {"max_length": 16}, "data.max_length: "),
+    ],
+)
+def test_a_difference_is_told_with_the_setting_that_mends_it(
+    kind: str, trained: Any, recipe_has: Any, advice: str, tmp_path: Path
+) -> None:
+    rows = [KINDS[kind](i) for i in range(NUM_ROWS)]
+    made = trainer(tmp_path, rows, tokenizer(), **trained)
+    found = check_tokens(
+        made.train_dataset, recipe(tmp_path, rows, **recipe_has), tokenizer=tokenizer()
+    )
+    assert not found.ok and found.num_different and found.differences
+    assert found.advice is not None and advice in found.advice, found.lines()
+    changes = dict(
+        part.removeprefix("data.").split(": ")
+        for part in found.advice.split(" in the recipe")[0].removeprefix("set ").split(", ")
+    )
+    mended = recipe(tmp_path, rows, **{**recipe_has, **changes})
+    again = check_tokens(made.train_dataset, mended, tokenizer=tokenizer())
+    assert not again.num_different, again.lines()
+
+
+@pytest.mark.parametrize("kind", ["chat", "tools"])
+def test_assistant_only_loss_follows_the_marks_of_the_template(kind: str, tmp_path: Path) -> None:
+    rows = [KINDS[kind](i) for i in range(NUM_ROWS)]
+    tokens = tokenizer()
+    made = trainer(tmp_path, rows, tokens, assistant_only_loss=True, max_length=400)
+    found = check_tokens(
+        made.train_dataset,
+        recipe(tmp_path, rows, loss_on="response", max_length=400),
+        tokenizer=tokens,
+    )
+    assert found.ok, found.lines()
+
+
+def first_version(folder: Path, rows: list[dict[str, Any]], checkpoint: Path) -> Recipe:
+    made = recipe(folder, rows, rendering="auto")
+    gracekit.refresh(made, checkpoint)
+    return made
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_auto_is_trl_where_its_model_card_says_so_and_shuffled_rows_are_drawn_right(
+    lora: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [pair(i) for i in range(NUM_ROWS)]
+    first = trainer(tmp_path, rows, tokenizer())
+    first.train()
+    checkpoint = next((tmp_path / "run").glob("checkpoint-*"))
+    made = first_version(tmp_path, rows, checkpoint)
+    assert "TRL's SFTTrainer trains" in caplog.text
+    assert check_tokens(first.train_dataset, made.store, tokenizer=tokenizer()).ok
+    coreset = Coreset.load(made.store)
+
+    import datasets
+
+    shuffled = datasets.Dataset.from_list(rows).shuffle(seed=7)
+    record = tmp_path / "drawn.jsonl"
+    caplog.clear()
+    callback = CoresetCallback(made.store, record=record)
+    with caplog.at_level(logging.WARNING):
+        again = trainer(tmp_path / "again", shuffled, tokenizer(), callback, lora=lora)
+        again.train()
+    assert "matched by their tokens" in caplog.text
+    drawn = [json.loads(line) for line in record.read_text().splitlines()]
+    ids = {sample_id for line in drawn for sample_id in line["sample_ids"]}
+    assert ids == set(coreset.sample_ids.tolist())
+    texts = {rows[row]["prompt"] for row in coreset.source_rows.tolist()}
+    assert {shuffled[p]["prompt"] for line in drawn for p in line["positions"]} == texts
+
+
+def test_rows_that_trl_drops_do_not_turn_a_coreset_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [pair(i) for i in range(NUM_ROWS)]
+    for i in range(0, NUM_ROWS, 10):
+        rows[i]["prompt"] = f"{i} and " * 100
+    first = trainer(tmp_path, rows, tokenizer())
+    first.train()
+    made = first_version(tmp_path, rows, next((tmp_path / "run").glob("checkpoint-*")))
+    record = tmp_path / "drawn.jsonl"
+    caplog.clear()
+    again = trainer(
+        tmp_path / "again", rows, tokenizer(), CoresetCallback(made.store, record=record)
+    )
+    assert len(again.train_dataset) < NUM_ROWS
+    again.train()
+    drawn = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["version"] for line in drawn] == [1]
+    ids = {sample_id for line in drawn for sample_id in line["sample_ids"]}
+    assert ids == set(Coreset.load(made.store).sample_ids.tolist())
+
+
+def test_packing_is_told(tmp_path: Path) -> None:
+    rows = [pair(i) for i in range(NUM_ROWS)]
+    made = trainer(tmp_path, rows, tokenizer(), packing=True, packing_strategy="wrapped")
+    found = check_tokens(made.train_dataset, recipe(tmp_path, rows), tokenizer=tokenizer())
+    assert not found.ok and "packed" in found.problems[0]
