@@ -16,12 +16,10 @@ from torch.utils.data import BatchSampler
 from transformers import TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
-from gracekit.files import write_text_atomic
-from gracekit.store import StorePaths, read_sample_rows
-from gracekit.training.coreset import Coreset
 from gracekit.training.first_rows import FirstRows
 from gracekit.training.loss_units import Average, LossUnits
 from gracekit.training.reading import Mode, Redraw
+from gracekit.training.record import drawn, keep_epochs_before
 from gracekit.training.sampler import CoresetSampler, Follow, check_choice
 from gracekit.training.weighing import WeighedTrainer
 from gracekit.training.weighted_data import WeighedDataset, WeighingCollator
@@ -196,7 +194,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             }
         )
         if self.record is not None and state.is_world_process_zero:
-            _keep_epochs_before(self.record, _epoch(state) + 1)
+            keep_epochs_before(self.record, _epoch(state) + 1)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the newest version and say so."""
@@ -239,7 +237,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         try:
             self.record.parent.mkdir(parents=True, exist_ok=True)
             with self.record.open("a", encoding="utf-8") as file:
-                for line in _drawn(self.sampler):
+                for line in drawn(self.sampler):
                     file.write(json.dumps(line) + "\n")
         except (OSError, GracekitError) as error:
             logger.warning("cannot record the drawn samples in %s: %s", self.record, error)
@@ -398,46 +396,3 @@ def _num_rows(dataset: Any) -> int | None:
 def _epoch(state: Any) -> int:
     """Number of whole epochs trained; the trainer keeps it as a fraction."""
     return int((state.epoch or 0.0) + 1e-6)
-
-
-def _keep_epochs_before(record: Path, epoch: int) -> None:
-    """Drop what an earlier run recorded of epochs that are trained (again) now."""
-    try:
-        lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-        write_text_atomic(record, "".join(kept))
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, GracekitError) as error:
-        logger.warning("cannot tidy the record of drawn samples %s: %s", record, error)
-
-
-def _drawn(sampler: CoresetSampler) -> list[dict[str, Any]]:
-    """What the present epoch has drawn so far, one entry for each turn."""
-    order = sampler.order()[: sampler.num_drawn].tolist()
-    turns = [turn for turn in sampler.version_log if turn.epoch == sampler.epoch]
-    stops = [turn.start for turn in turns[1:]] + [len(order)]
-    return [
-        {
-            "epoch": turn.epoch + 1,
-            "version": turn.version or None,
-            "positions": order[turn.start : stop],
-            "sample_ids": _ids(sampler, turn.version, order[turn.start : stop]),
-        }
-        for turn, stop in zip(turns, stops, strict=True)
-    ]
-
-
-def _ids(sampler: CoresetSampler, version: int, positions: list[int]) -> list[str] | None:
-    """Ids as the user gave them, else as the store has them; None where neither has."""
-    if sampler.dataset_ids is not None:
-        return [sampler.dataset_ids[position] for position in positions]
-    if version == 0:
-        return None
-    coreset = Coreset.load(sampler.store, version)
-    id_at = dict(zip(coreset.source_rows.tolist(), coreset.sample_ids, strict=True))
-    if not id_at.keys() >= set(positions):  # drawn anew
-        samples = read_sample_rows(StorePaths(sampler.store), coreset.view, with_ids=True)
-        assert samples.sample_ids is not None
-        id_at = dict(zip(samples.source_rows.tolist(), samples.sample_ids, strict=True))
-    return [id_at[position] for position in positions]
