@@ -24,7 +24,8 @@ from gracekit.draw.pivotal import draw_spread
 from gracekit.draw.probabilities import inclusion, with_shares
 from gracekit.draw.walk import RankedGraph, places_along
 from gracekit.types import Bool, DrawState, Float64, Int32, Rows
-from tests.test_draw import graph_of, neighbors_in_the_plane, random_case
+from tests.test_draw import neighbors_in_the_plane, random_case
+from tests.test_greedy import graph_of
 
 
 def a_state(rng: np.random.Generator, n: int) -> DrawState:
@@ -77,7 +78,7 @@ def test_shares_have_the_totals_of_the_probabilities_and_one_length_a_part(seed:
         else:
             assert np.floor(total) - 1e-6 <= got <= np.ceil(total) + 1e-6
         # There is a length that gives no less, one a little shorter that gives no more.
-        exact = [share_of(state, row, p[row], Fraction(1)) for row in rows]
+        exact = [share_of(state, row, p[row], Fraction(1)) for row in rows.tolist()]
         if got == pytest.approx(float(sum(exact)), abs=1e-9) and costs is None:
             continue
         longer = [a for row, a in zip(rows, exact, strict=True) if found[row] > a + Fraction(1e-9)]

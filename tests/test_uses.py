@@ -159,7 +159,7 @@ def drawn(world: World, state: DrawState | None, version: int = 1, **asked: Any)
 
 
 def used(world: World, uses: Any) -> DrawState:
-    return dataclasses.replace(DrawState.none(len(world.samples)), uses=np.int32(uses))
+    return dataclasses.replace(DrawState.none(len(world.samples)), uses=np.asarray(uses, np.int32))
 
 
 @pytest.mark.parametrize("selector", ["balanced", "coverage", "random", "top"])
