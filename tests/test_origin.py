@@ -49,7 +49,10 @@ def run_where(kind: str) -> Run:
     norms = rng.lognormal(0, 0.8, N)
     after = factor * norms ** (0.5 if kind == "all come together" else 1)
     both = np.array([norms, after * np.exp(0.15 * rng.normal(size=N))], np.float32)
-    exact = {"gradient-norm": both / np.sqrt(samples.num_response_tokens), "loss": both}
+    exact: dict[str, Any] = {
+        "gradient-norm": both / np.sqrt(samples.num_response_tokens),
+        "loss": both,
+    }
     working = [
         to_working({s: each[c] for s, each in exact.items()}, samples.num_response_tokens)
         for c in (0, 1)

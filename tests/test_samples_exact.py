@@ -465,18 +465,19 @@ def test_a_part_of_a_split(tmp_path: Path, split: str, expected: list[int]) -> N
 
 
 def test_a_changed_file_is_read_again_whatever_its_time_says(tmp_path: Path) -> None:
-    data = DataSection(path=str(write(tmp_path / "t.jsonl", [{"prompt": "a", "response": "1"}])))
-    before, stamp = os.stat(data.path), data_stamp(data)
+    file = write(tmp_path / "t.jsonl", [{"prompt": "a", "response": "1"}])
+    data = DataSection(path=str(file))
+    before, stamp = os.stat(file), data_stamp(data)
     assert load_samples(data).records[0].response == "1"
     write(tmp_path / "t.jsonl", [{"prompt": "a", "response": "2"}])
-    os.utime(data.path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    now = os.stat(data.path)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    now = os.stat(file)
     assert (now.st_size, now.st_mtime_ns, now.st_ino) == (
         before.st_size, before.st_mtime_ns, before.st_ino)  # fmt: skip
     assert data_stamp(data) != stamp
     assert load_samples(data).records[0].response == "2"
     stamp = data_stamp(data)
-    os.utime(data.path)
+    os.utime(file)
     assert data_stamp(data) == stamp, "another time alone is no change"
 
 

@@ -17,11 +17,14 @@ from gracekit.samples.messages import MalformedRowError
 from gracekit.types import Json
 from tests.tiny import make_tokenizer
 
+U: Json
+A: Json
+B: Json
 U, A, B = ({"role": r, "content": c} for r, c in [("user", "Q"), ("assistant", "A"),
                                                   ("assistant", "B")])  # fmt: skip
-S = {"role": "system", "content": "S"}
-EARLIER = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-QUIET = [EARLIER[0], EARLIER[1] | {"has_loss": False}]
+S: Json = {"role": "system", "content": "S"}
+EARLIER: list[Json] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+QUIET: list[Json] = [EARLIER[0], EARLIER[1] | {"has_loss": False}]
 
 
 def read(row: Json, **keys: Any) -> Conversation:

@@ -392,7 +392,7 @@ class TestCache:
         tokenizer.add_tokens(["QQQ"])
         keys.append(key(tokenizer))
         other = tmp_path / "other.jsonl"
-        other.write_text(Path(data.path).read_text().replace("Q1", "Q_"))
+        other.write_text(Path(data.name).read_text().replace("Q1", "Q_"))
         keys.append(key(tokenizer, path=str(other)))
         assert len(set(keys)) == len(keys)
         assert raw.fingerprint == load_samples(data).fingerprint
@@ -403,7 +403,7 @@ class TestCache:
         first = tokenize(load_samples(data), tokenizer, data, tmp_path / "a")
         moved = data.model_copy(update={"path": str(tmp_path / "moved" / "data.jsonl")})
         (tmp_path / "moved").mkdir()
-        Path(data.path).rename(moved.path)
+        Path(data.name).rename(moved.name)
         for place in ("checkpoint-10", "checkpoint-20"):
             tokenizer.save_pretrained(tmp_path / place)
             saved = AutoTokenizer.from_pretrained(tmp_path / place)
@@ -417,11 +417,11 @@ class TestCache:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         tokenize(load_samples(data), tokenizer, data, tmp_path / "c")
-        lines = Path(data.path).read_text().splitlines()
+        lines = Path(data.name).read_text().splitlines()
         new = [json.dumps({"prompt": f"N{k}", "response": "B" * k}) for k in (1, 2, 3)]
         changed = [*lines[20:], new[0], *lines[:10], new[1], new[0], new[2]]
         grown = data.model_copy(update={"path": str(tmp_path / "grown.jsonl")})
-        Path(grown.path).write_text("\n".join(changed))
+        Path(grown.name).write_text("\n".join(changed))
         raw, encoded = load_samples(grown), []
         encode = Encoder.encode
 

@@ -51,7 +51,9 @@ def test_the_norm_is_that_of_the_rows_part_in_the_trainers_average() -> None:
 @pytest.mark.parametrize("loss", ["tokens", "samples"])
 @pytest.mark.parametrize("score", ["loss", "adam-norm"])
 def test_what_does_not_shrink_with_length_adds_up_like_a_random_walk(score: str, loss: str) -> None:
-    scoring = ScoringSection(importance=score, scores=("loss", "adam-norm"), loss=loss)
+    scoring = ScoringSection(importance=score, scores=("loss", "adam-norm")).model_copy(
+        update={"loss": loss}
+    )
     lengths = np.array([1, 4, 9, 0], np.int32)
     factor = [1, 2, 3, 1] if loss == "tokens" else [1, 1 / 2, 1 / 3, 1]
     found = part_norms(np.full(4, 5.0), lengths, scoring)
@@ -65,7 +67,7 @@ def test_expected_second_moments_are_those_of_what_the_rows_turn_out_to_be(loss:
     rng = np.random.default_rng(0)
     n, sd = 40_000, 0.9
     lengths = rng.integers(1, 40, n).astype(np.int32)
-    error = np.where(rng.random(n) < 0.3, 0.0, rng.uniform(0.1, sd, n))
+    error: Float64 = np.where(rng.random(n) < 0.3, 0.0, rng.uniform(0.1, sd, n))
     foretold = np.sqrt(sd**2 - error**2) * rng.normal(size=n)
     truth = foretold + error * rng.normal(size=n)
     origin = np.where(error == 0, Origin.MEASURED, Origin.PROPAGATED)

@@ -37,13 +37,13 @@ def run_trainer(output: Path, store: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("name", ["quickstart", "smollm2"])
 def test_the_recipes_name_the_shipped_data(name: str) -> None:
     recipe = Recipe.load(PIPELINES / f"{name}.yaml")
-    assert Path(recipe.data.path).resolve() == PIPELINES.parent / "data" / "train.jsonl"
+    assert Path(recipe.data.name).resolve() == PIPELINES.parent / "data" / "train.jsonl"
     assert Path(recipe.store).resolve() == PIPELINES.parent / "runs" / name / "store"
 
 
 def test_masks_are_those_that_gracekit_measures(tmp_path: Path) -> None:
     data = Recipe.load(PIPELINES / "quickstart.yaml").data
-    rows = train_quickstart.read_rows(Path(data.path), None)
+    rows = train_quickstart.read_rows(Path(data.name), None)
     _, tokenizer = train_quickstart.tiny_llama(rows)
     raw = samples.load_samples(data)
     assert raw.num_source_rows == len(rows)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gracekit.api.stores import StoreLike, root_of
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection, Recipe
@@ -92,5 +94,5 @@ def _measured(store: StoreLike | Recipe, tokenizer: Any) -> Measured:
     raw = load_samples(recipe.data)
     with tempfile.TemporaryDirectory() as folder:
         table = tokenize(raw, tokenizer, recipe.data, Path(folder))
-        kept = [Tokens(*tokens) for tokens in table.take(range(len(table)))]
+        kept = [Tokens(*tokens) for tokens in table.take(np.arange(len(table)))]
     return Measured(sample_table(raw, table), recipe.data, raw.format, kept.__getitem__)

@@ -22,6 +22,7 @@ NO_LOSS = -100
 """A label that the loss of torch ignores."""
 MOST_ID = 2**31 - 1
 LOSS_MASKS = ("completion_mask", "assistant_masks")
+"""Columns of TRL: a token carries loss where all that are there say so."""
 
 
 def read_token_row(row: Row) -> Conversation:

@@ -8,12 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gracekit.errors import DataError
+from gracekit.samples.token_rows import LOSS_MASKS, NO_LOSS
 from gracekit.types import Bool, Int32, Int64, Json
 
-IGNORED = -100
-"""Label of a token without loss."""
-MASKS = ("completion_mask", "assistant_masks")
-"""Columns of TRL: a token carries loss where all that are there say so."""
 BLOCK_ROWS = 1024
 
 
@@ -118,9 +115,9 @@ def _fed(row: Any) -> FedRow:
         there = np.asarray(attention) != 0
     mask = np.ones(len(ids), bool)
     if row.get("labels") is not None:
-        mask = np.asarray(row["labels"]) != IGNORED
+        mask = np.asarray(row["labels"]) != NO_LOSS
     else:
-        for name in MASKS:
+        for name in LOSS_MASKS:
             if row.get(name) is not None:
                 mask &= np.asarray(row[name]) != 0
     if mask.shape != ids.shape:
