@@ -198,7 +198,7 @@ def recipe(**changes: dict[str, Any]) -> Recipe:
     """Defaults, but for the given sections' keys."""
     sections: dict[str, dict[str, Any]] = {
         "data": {"path": "-"},
-        "selection": {"fraction": SELECTED},
+        "selection": {"selector": "coverage", "fraction": SELECTED},
         "propagation": {"min_measured": 40},
     }
     for name, keys in changes.items():

@@ -168,7 +168,7 @@ def main() -> None:
             "data": {"path": "-"},
             "store": f"{folder}/store",
             "refresh": {"min_fraction": options.fraction, "max_fraction": options.fraction},
-            "selection": {"fraction": 0.05},
+            "selection": {"selector": "coverage", "fraction": 0.05},
         })  # fmt: skip
         store = Store.create(
             Path(recipe.store),

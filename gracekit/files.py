@@ -101,11 +101,16 @@ def clear_write_errors(target: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only: remount it or move the store",
             errno.EACCES: "no permission: check the owner of the store",
             errno.EPERM: "not permitted: check the owner and the mount of the store",
-        }.get(error.errno or 0, "check the disk and run again")
+        }.get(error.errno or _errno_of_numpy(error), "check the disk and run again")
         raise StoreWriteError(
             f"cannot write {target}: {error.strerror or error}; {advice}. "
             "The last published version is unchanged"
         ) from error
+
+
+def _errno_of_numpy(error: OSError) -> int:
+    """NumPy tells a write that ended early, as on a full disk, in words only."""
+    return errno.ENOSPC if "requested and" in str(error) else 0
 
 
 def temporary_path(final: Path) -> Path:

@@ -65,6 +65,7 @@ def test_a_replay_is_a_chain_of_steps_beside_the_truth(tmp_path: Path) -> None:
         "data": {"path": "none.jsonl"},
         "refresh": {"min_fraction": 0.3, "max_fraction": 0.5, "min_probe": 20},
         "propagation": {"min_measured": 20},
+        "selection": {"selector": "coverage"},
     }
     recipe = Recipe.from_dict(content)
     links = chain(Run.load(tmp_path / "run.npz", "hidden"), recipe)
