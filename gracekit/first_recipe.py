@@ -76,7 +76,8 @@ selection:
   never_in: []              # ids; or never_in_where: "num_response_tokens < 5"
   drop_hardest: 0.0         # share of the most important samples left out as probable label noise
   max_similarity: null      # of samples more similar than this cosine, only one may be selected
-  weights: coverage         # coverage | uniform | inverse-probability | selector
+  weights: null             # null: what the selector says; none: the trainer cannot weigh its loss;
+                            # or coverage | uniform | inverse-probability | selector
 
 retention:
   keep: null                # versions to keep; older ones leave what was measured. null: all

@@ -21,6 +21,7 @@ from gracekit.errors import RecipeError, StoreFormatError
 from gracekit.refresher import rollback
 from gracekit.refresher.uses import state_now
 from gracekit.store import (
+    KEPT_USES,
     LoggedUses,
     Store,
     logged_steps,
@@ -31,7 +32,6 @@ from gracekit.store import (
     verify,
     write_uses,
 )
-from gracekit.store.files.uses import KEPT
 from gracekit.training import CoresetSampler
 from gracekit.types import DrawState
 from tests.drawable import drawable_store, make_draw, publish_draw
@@ -124,10 +124,10 @@ def test_the_last_batch_of_an_epoch_counts_as_the_ranks_get_it(
 def test_the_newest_files_are_kept(store: Store) -> None:
     sampler = make_sampler(store)
     sampler.set_epoch(0)
-    for step in range(KEPT + 3):
+    for step in range(KEPT_USES + 3):
         sampler.log_uses(step, num_trained=step)
     assert sampler.run is not None
-    assert list(logged_steps(store.paths, sampler.run)) == list(range(3, KEPT + 3))
+    assert list(logged_steps(store.paths, sampler.run)) == list(range(3, KEPT_USES + 3))
     with pytest.raises(RecipeError, match="step should be >= 0"):
         sampler.log_uses(-1)
 

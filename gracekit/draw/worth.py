@@ -68,7 +68,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A number with its 90 % interval; NaN where it is not defined."""
+    """A number with its bootstrap interval, nominally 90 %; NaN where it is not defined."""
 
     found: float
     low: float

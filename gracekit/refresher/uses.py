@@ -10,7 +10,7 @@ import numpy as np
 from gracekit.draw.over_time import settled
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.scores.rows import filled
-from gracekit.store import StoreReader, newest_run, read_uses, require_uses_fit
+from gracekit.store import KEPT_USES, StoreReader, newest_run, read_uses, require_uses_fit
 from gracekit.types import Bool, DrawState, Float64, Rows, SampleTable
 from gracekit.version.sources import DrawnRows
 
@@ -53,7 +53,17 @@ def _logged_state(store: StoreReader, samples: SampleTable, step: int | None) ->
     """What the newest run had logged at a step, or last before it; None where nothing is of use."""
     dataset = store.dataset()
     known = {dataset.positions, *dataset.sources}
-    for logged_step, path in reversed(newest_run(store.paths).items()):
+    files = newest_run(store.paths)
+    oldest = min(files, default=0)
+    if step is not None and step < oldest and len(files) >= KEPT_USES:
+        logger.warning(
+            "what was trained on up to step %d is no longer logged: the oldest log that is kept, "
+            "of step %d, is taken",
+            step,
+            oldest,
+        )
+        step = oldest
+    for logged_step, path in reversed(files.items()):
         if step is not None and logged_step > step:
             continue
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 
 import numpy as np
@@ -16,6 +17,8 @@ from gracekit.selection.repetition import repetition
 from gracekit.selection.selectors import selector_for
 from gracekit.selection.weights import STRATA, represent, weigh
 from gracekit.types import Draw, Json, Rows, SampleTable, Selection
+
+logger = logging.getLogger(__name__)
 
 
 def select(
@@ -108,6 +111,12 @@ def select(
         draw = _with_initial(selection.draw, pool.initial)
         tokens = {"tokens_per_row": _tokens_per_row(draw, samples)}
         selection = dataclasses.replace(selection, draw=draw, details=selection.details | tokens)
+    if isinstance(selector, Balanced) and settings.weights in ("coverage", "inverse-probability"):
+        logger.warning(
+            "selection.weights %s does not make up for unequal chances, so balanced draws all rows "
+            "alike; leave weights out to draw by norms, or choose the selector coverage",
+            settings.weights,
+        )
     kind = settings.weights or ("selector" if isinstance(selector, Balanced) else "coverage")
     weights = weigh(kind, selection, represented, samples, pool.represented)
     published = {key: value for key, value in selection.details.items() if key != STRATA}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.pinned import Pinned
     from gracekit.store.files.shards import ShardFiles
     from gracekit.store.files.uses import (
+        KEPT_USES,
         LoggedUses,
         UsesFacts,
         logged_steps,
@@ -77,6 +78,7 @@ _HOMES = {
     "gracekit.store.files.pinned": ("Pinned",),
     "gracekit.store.files.shards": ("ShardFiles",),
     "gracekit.store.files.uses": (
+        "KEPT_USES",
         "LoggedUses",
         "UsesFacts",
         "logged_steps",
@@ -106,6 +108,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "KEPT_USES",
     "NAMED_QUERIES",
     "Answer",
     "CachePayload",

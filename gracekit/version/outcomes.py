@@ -82,18 +82,24 @@ class Meter(Part):
         "the coreset; NULL for selectors without known probabilities",
         default=math.nan,
     )
-    value_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
-    value_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    value_low: Number = audit_number(
+        "lower end of its interval by bootstrap, nominally 90 %", default=math.nan
+    )
+    value_high: Number = audit_number("upper end of it", default=math.nan)
     best: Number = audit_number("the value of a draw by perfect norms", default=math.nan)
-    best_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
-    best_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    best_low: Number = audit_number(
+        "lower end of its interval by bootstrap, nominally 90 %", default=math.nan
+    )
+    best_high: Number = audit_number("upper end of it", default=math.nan)
     value_kept: Number = audit_number(
         "share of the gain of perfect norms, (value - 1) / (best - 1); NULL where they gain "
         "nothing",
         default=math.nan,
     )
-    value_kept_low: Number = audit_number("lower end of its 90 % interval", default=math.nan)
-    value_kept_high: Number = audit_number("upper end of its 90 % interval", default=math.nan)
+    value_kept_low: Number = audit_number(
+        "lower end of its interval by bootstrap, nominally 90 %", default=math.nan
+    )
+    value_kept_high: Number = audit_number("upper end of it", default=math.nan)
     gradient_error: Number = audit_number(
         "distance of the coreset's mean gradient from that of all samples, relative to its size, "
         "by the sketches as they are known; NULL without gradient sketches",

@@ -50,7 +50,7 @@ def _value(meter: Meter) -> str:
         return told
     return (
         f"{told}; perfect norms would make it {_of_1000(meter.best)}: "
-        f"{meter.value_kept:.0%} of the gain is kept"
+        f"{max(0.0, meter.value_kept):.0%} of the gain is kept"
     )
 
 

@@ -24,7 +24,7 @@ from gracekit.store.files.tables import arrays, file_schema
 from gracekit.types import DrawState, Float64, Int32, Json
 from gracekit.version.table import Column
 
-KEPT = 20
+KEPT_USES = 20
 """Files of a run that are kept: as many checkpoints back can its uses be taken up."""
 
 _STEP_NAME = re.compile(r"s(\d{6,})\.parquet")
@@ -92,7 +92,7 @@ def uses_path(paths: StorePaths, run: str, step: int) -> Path:
 
 
 def write_uses(paths: StorePaths, logged: LoggedUses) -> Path:
-    """Write a file, and remove the run's files beyond the newest `KEPT`; returns its path.
+    """Write a file, and remove the run's files beyond the newest `KEPT_USES`; returns its path.
 
     Raises `StoreWriteError` where the store cannot be written.
     """
@@ -102,7 +102,7 @@ def write_uses(paths: StorePaths, logged: LoggedUses) -> Path:
     path = uses_path(paths, logged.facts.run, logged.facts.step)
     files.write_atomic(path, lambda p: write_table(p, table, _COLUMNS))
     by_step = sorted(logged_steps(paths, logged.facts.run).items())
-    for _, old in by_step[:-KEPT]:
+    for _, old in by_step[:-KEPT_USES]:
         with suppress(OSError):  # the next one removes it
             files.remove(old)
     return path
