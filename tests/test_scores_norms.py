@@ -88,7 +88,8 @@ def test_a_row_that_was_never_measured_is_expected_to_be_like_the_others_of_its_
     sizes = rng.lognormal(0, 0.7, n)
     origin = np.where(np.arange(n) < 20, Origin.NEVER, Origin.MEASURED)
     norms = np.where(np.arange(n) < 20, np.nan, sizes / np.sqrt(lengths))
-    found = expected_norms(table_of(norms, origin, 1.0 * (np.arange(n) >= 20)), lengths, SCORING)
+    confidence = (np.arange(n) >= 20).astype(np.float64)
+    found = expected_norms(table_of(norms, origin, confidence), lengths, SCORING)
     expected = math.sqrt(np.mean(sizes[20:] ** 2)) * np.sqrt(lengths)
     assert found[:20] == pytest.approx(expected[:20], rel=1e-5)
 
