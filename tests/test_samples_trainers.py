@@ -1,0 +1,190 @@
+"""Tokens and loss of LLaMA-Factory and Axolotl: ours beside what the libraries gave, and give.
+
+`make test-llamafactory` and `make test-axolotl` run those with a mark, each in an environment of
+its own; the others are held against the files that `trainer_oracles.py` wrote there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gracekit.errors import DataError
+from gracekit.recipe import DataSection
+from gracekit.samples import LLAMAFACTORY_RENDERINGS, rendered_tokens
+from gracekit.samples.formats import named_format
+from gracekit.samples.llamafactory import shares
+from gracekit.samples.llamafactory_templates import TEMPLATES
+from gracekit.samples.spans import UnrenderableError
+from gracekit.types import Json
+from tests.trainer_kinds import CHATS, CUTS, INSTRUCTIONS, digest, made_tokenizer, turns
+from tests.trainer_oracles import (
+    AXOLOTL_TEMPLATES,
+    DATA,
+    Tokens,
+    axolotl_tokens,
+    llamafactory_tokens,
+)
+
+ROWS = CHATS | INSTRUCTIONS
+KINDS = [(kind, cut) for kind in ROWS for cut in (CUTS if "long" in kind else CUTS[-1:])]
+
+
+def section(rendering: str, **more: Any) -> DataSection:
+    return DataSection(path="-", rendering=rendering, **more)
+
+
+def ours(row: Json, tokenizer: Any, data: DataSection) -> Tokens | None:
+    """Our tokens; None where the row cannot be rendered, or has no token with loss."""
+    layout = named_format(data, "messages" if "messages" in row else "alpaca")
+    try:
+        ((ids, mask),) = rendered_tokens([layout.conversation(row)], tokenizer, data)
+    except UnrenderableError:
+        return None
+    return (ids.tolist(), mask.tolist()) if mask.any() else None
+
+
+def saved_tokenizer(name: str) -> Any:
+    """As LLaMA-Factory saves it: with the template's tokens."""
+    made, template = made_tokenizer(), TEMPLATES[name]
+    words = list(template.stop_words)
+    if template.replaces_eos:
+        made.add_special_tokens({"eos_token": words.pop(0)})
+    made.add_tokens(words, special_tokens=True)
+    return made
+
+
+def same(found: Tokens | None, theirs: Tokens | None) -> bool:
+    """Equal ids and labels; the first token's label predicts nothing."""
+    if found is None or theirs is None or not any(theirs[1][1:]):
+        return found is None and (theirs is None or not any(theirs[1][1:]))
+    return found[0] == theirs[0] and found[1][1:] == theirs[1][1:]
+
+
+@pytest.fixture(scope="module")
+def of_llamafactory() -> Any:
+    return json.loads((DATA / "tokens_of_llamafactory.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def of_axolotl() -> Any:
+    return json.loads((DATA / "tokens_of_axolotl.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_tokens_are_those_that_llamafactory_gave(name: str, of_llamafactory: Any) -> None:
+    theirs, tokenizer = of_llamafactory[name], saved_tokenizer(name)
+    for kind, cut in KINDS:
+        data = section(f"llamafactory:{name}", max_length=cut)
+        found = ours(ROWS[kind], tokenizer, data)
+        assert (found and digest(*found)) == theirs[f"{kind} {cut}"], (kind, cut)
+    if "ids" in theirs:
+        found = ours(CHATS["system"], tokenizer, section(f"llamafactory:{name}"))
+        assert found is not None
+        assert found[0] == theirs["ids"]
+        assert [int(label) for label in found[1]][1:] == theirs["labels"][1:]
+
+
+@pytest.mark.parametrize("name", AXOLOTL_TEMPLATES)
+def test_tokens_are_those_that_axolotl_gave(name: str, of_axolotl: Any) -> None:
+    tokenizer = made_tokenizer(adds_bos=name == "llama", chat_template=AXOLOTL_TEMPLATES[name])
+    for kind, row in ROWS.items():
+        for cut in CUTS[-2:]:
+            found = ours(row, tokenizer, section("axolotl", max_length=cut))
+            assert (found and digest(*found)) == of_axolotl[name][f"{kind} {cut}"], (kind, cut)
+
+
+@pytest.mark.llamafactory
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("llamafactory") is None, reason="not installed")
+@pytest.mark.parametrize("on_prompt", [False, True], ids=["answers", "train_on_prompt"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_tokens_are_those_of_llamafactory(name: str, on_prompt: bool) -> None:
+    if on_prompt and TEMPLATES[name].ends_once:
+        with pytest.raises(ValueError, match="train_on_prompt"):
+            llamafactory_tokens(CHATS["one turn"], name, 64, on_prompt=True)
+        with pytest.raises(DataError, match="refuses train_on_prompt"):
+            ours(
+                CHATS["one turn"],
+                saved_tokenizer(name),
+                section(f"llamafactory:{name}", loss_on="all"),
+            )
+        return
+    history = {"history": [["1?", "1"], ["it?", "It."]], "system": "Kind."}
+    rows = [(kind, ROWS[kind], cut) for kind, cut in KINDS]
+    rows += [("history", INSTRUCTIONS["with input"] | history, 512)]
+    rows += [("starts with the assistant", {"messages": turns("a", "b", "c", "d")[1:]}, 512)]
+    for kind, row, cut in rows:
+        tokenizer, theirs = llamafactory_tokens(row, name, cut, on_prompt=on_prompt)
+        assert tokenizer.get_vocab() == saved_tokenizer(name).get_vocab()
+        loss_on = "all" if on_prompt else "auto"
+        data = section(f"llamafactory:{name}", max_length=cut, loss_on=loss_on)
+        found = ours(row, tokenizer, data)
+        assert same(found, theirs), (kind, cut, found, theirs)
+
+
+@pytest.mark.axolotl
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("axolotl") is None, reason="not installed")
+@pytest.mark.parametrize("adds_bos", [False, True], ids=["no-bos", "bos"])
+@pytest.mark.parametrize("on_inputs", [False, True], ids=["answers", "train_on_inputs"])
+@pytest.mark.parametrize("name", AXOLOTL_TEMPLATES)
+def test_tokens_are_those_of_axolotl(name: str, on_inputs: bool, adds_bos: bool) -> None:
+    tokenizer = made_tokenizer(adds_bos=adds_bos, chat_template=AXOLOTL_TEMPLATES[name])
+    for kind, row in ROWS.items():
+        for cut in CUTS[-2:]:
+            theirs = axolotl_tokens(row, tokenizer, cut, on_prompt=on_inputs)
+            loss_on = "all" if on_inputs else "auto"
+            found = ours(row, tokenizer, section("axolotl", max_length=cut, loss_on=loss_on))
+            assert same(found, theirs), (kind, cut, found, theirs)
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.integers(1, 99))
+def test_room_is_shared_by_prompt_and_answer(asked: int, answer: int, room: int) -> None:
+    kept_asked, kept_answer = shares(asked, answer, room)
+    assert 0 <= kept_asked <= asked and 0 <= kept_answer <= answer
+    assert kept_asked + kept_answer == min(asked + answer, room)
+    if 2 * answer < room:
+        assert kept_answer == answer
+    elif 2 * asked < room:
+        assert kept_asked == asked
+
+
+def test_what_is_not_built_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"found 'axolotls', expected one of auto, .*TEMPLATE"):
+        section("axolotls")
+    with pytest.raises(DataError, match="template 'baichuan' is not built; expected one of defa"):
+        ours(CHATS["one turn"], made_tokenizer(), section("llamafactory:baichuan"))
+    with pytest.raises(DataError, match=r"lacks <\|im_end\|>, which LLaMA-Factory adds"):
+        ours(CHATS["one turn"], made_tokenizer(), section("llamafactory:qwen"))
+    tools = {"messages": CHATS["one turn"]["messages"], "tools": [{"type": "function"}]}
+    data = section("llamafactory:default")
+    layout = named_format(data, "messages")
+    with pytest.raises(UnrenderableError, match="tools in LLaMA-Factory's templates are not built"):
+        rendered_tokens([layout.conversation(tools)], made_tokenizer(), data)
+    pair = named_format(data, "prompt-completion").conversation({"prompt": "a", "completion": "b"})
+    with pytest.raises(UnrenderableError, match=r"only chats .* and instruction, input and output"):
+        rendered_tokens([pair], made_tokenizer(chat_template="x"), section("axolotl"))
+    with pytest.raises(DataError, match="needs a chat template"):
+        ours(CHATS["one turn"], made_tokenizer(), section("axolotl"))
+
+
+def test_no_token_goes_over_the_border_of_prompt_and_answer() -> None:
+    """Beside a text that is tokenised as a whole."""
+    row, tokenizer = {"messages": turns("5", "\n1")}, made_tokenizer()
+    found = ours(row, tokenizer, section("llamafactory:empty"))
+    assert found is not None
+    assert found[0] == tokenizer("5")["input_ids"] + tokenizer("\n1")["input_ids"]
+    assert np.flatnonzero(found[1]).tolist() == [1]
+
+
+def test_renderings_are_values_of_the_recipe() -> None:
+    assert len(LLAMAFACTORY_RENDERINGS) == len(TEMPLATES)
+    for name in LLAMAFACTORY_RENDERINGS:
+        assert section(name).rendering == name
