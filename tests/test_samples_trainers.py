@@ -23,7 +23,15 @@ from gracekit.samples.llamafactory import shares
 from gracekit.samples.llamafactory_templates import TEMPLATES
 from gracekit.samples.spans import UnrenderableError
 from gracekit.types import Json
-from tests.trainer_kinds import CHATS, CUTS, INSTRUCTIONS, digest, made_tokenizer, turns
+from tests.trainer_kinds import (
+    CHATS,
+    INSTRUCTIONS,
+    KINDS,
+    ROWS,
+    digest,
+    made_tokenizer,
+    turns,
+)
 from tests.trainer_oracles import (
     AXOLOTL_TEMPLATES,
     DATA,
@@ -32,22 +40,19 @@ from tests.trainer_oracles import (
     llamafactory_tokens,
 )
 
-ROWS = CHATS | INSTRUCTIONS
-KINDS = [(kind, cut) for kind in ROWS for cut in (CUTS if "long" in kind else CUTS[-1:])]
-
 
 def section(rendering: str, **more: Any) -> DataSection:
     return DataSection(path="-", rendering=rendering, **more)
 
 
 def ours(row: Json, tokenizer: Any, data: DataSection) -> Tokens | None:
-    """Our tokens; None where the row cannot be rendered, or has no token with loss."""
+    """Our tokens; None where the row cannot be rendered."""
     layout = named_format(data, "messages" if "messages" in row else "alpaca")
     try:
         ((ids, mask),) = rendered_tokens([layout.conversation(row)], tokenizer, data)
     except UnrenderableError:
         return None
-    return (ids.tolist(), mask.tolist()) if mask.any() else None
+    return ids.tolist(), mask.tolist()
 
 
 def saved_tokenizer(name: str) -> Any:
@@ -62,8 +67,9 @@ def saved_tokenizer(name: str) -> Any:
 
 def same(found: Tokens | None, theirs: Tokens | None) -> bool:
     """Equal ids and labels; the first token's label predicts nothing."""
-    if found is None or theirs is None or not any(theirs[1][1:]):
-        return found is None and (theirs is None or not any(theirs[1][1:]))
+    loses = [tokens is None or not any(tokens[1][1:]) for tokens in (found, theirs)]
+    if any(loses) or found is None or theirs is None:
+        return all(loses)
     return found[0] == theirs[0] and found[1][1:] == theirs[1][1:]
 
 
@@ -80,24 +86,26 @@ def of_axolotl() -> Any:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_tokens_are_those_that_llamafactory_gave(name: str, of_llamafactory: Any) -> None:
     theirs, tokenizer = of_llamafactory[name], saved_tokenizer(name)
-    for kind, cut in KINDS:
+    for (kind, cut), hashed in zip(KINDS, theirs["hashes"], strict=True):
         data = section(f"llamafactory:{name}", max_length=cut)
-        found = ours(ROWS[kind], tokenizer, data)
-        assert (found and digest(*found)) == theirs[f"{kind} {cut}"], (kind, cut)
-    if "ids" in theirs:
-        found = ours(CHATS["system"], tokenizer, section(f"llamafactory:{name}"))
-        assert found is not None
-        assert found[0] == theirs["ids"]
-        assert [int(label) for label in found[1]][1:] == theirs["labels"][1:]
+        assert digest(ours(ROWS[kind], tokenizer, data)) == hashed, (kind, cut)
+    _are_shown(ours(CHATS["system"], tokenizer, section(f"llamafactory:{name}")), theirs)
 
 
 @pytest.mark.parametrize("name", AXOLOTL_TEMPLATES)
 def test_tokens_are_those_that_axolotl_gave(name: str, of_axolotl: Any) -> None:
     tokenizer = made_tokenizer(adds_bos=name == "llama", chat_template=AXOLOTL_TEMPLATES[name])
-    for kind, row in ROWS.items():
-        for cut in CUTS[-2:]:
-            found = ours(row, tokenizer, section("axolotl", max_length=cut))
-            assert (found and digest(*found)) == of_axolotl[name][f"{kind} {cut}"], (kind, cut)
+    for (kind, cut), hashed in zip(KINDS, of_axolotl[name]["hashes"], strict=True):
+        found = ours(ROWS[kind], tokenizer, section("axolotl", max_length=cut))
+        assert digest(found) == hashed, (kind, cut)
+    _are_shown(ours(CHATS["system"], tokenizer, section("axolotl")), of_axolotl[name])
+
+
+def _are_shown(found: Tokens | None, theirs: Json) -> None:
+    if "ids" in theirs:
+        assert found is not None
+        assert found[0] == theirs["ids"]
+        assert [int(label) for label in found[1]][1:] == theirs["labels"][1:]
 
 
 @pytest.mark.llamafactory
@@ -137,12 +145,12 @@ def test_tokens_are_those_of_llamafactory(name: str, on_prompt: bool) -> None:
 @pytest.mark.parametrize("name", AXOLOTL_TEMPLATES)
 def test_tokens_are_those_of_axolotl(name: str, on_inputs: bool, adds_bos: bool) -> None:
     tokenizer = made_tokenizer(adds_bos=adds_bos, chat_template=AXOLOTL_TEMPLATES[name])
-    for kind, row in ROWS.items():
-        for cut in CUTS[-2:]:
-            theirs = axolotl_tokens(row, tokenizer, cut, on_prompt=on_inputs)
-            loss_on = "all" if on_inputs else "auto"
-            found = ours(row, tokenizer, section("axolotl", max_length=cut, loss_on=loss_on))
-            assert same(found, theirs), (kind, cut, found, theirs)
+    for kind, cut in KINDS:
+        theirs = axolotl_tokens(ROWS[kind], tokenizer, cut, on_prompt=on_inputs)
+        loss_on = "all" if on_inputs else "auto"
+        data = section("axolotl", max_length=cut, loss_on=loss_on)
+        found = ours(ROWS[kind], tokenizer, data)
+        assert same(found, theirs), (kind, cut, found, theirs)
 
 
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(1, 99))

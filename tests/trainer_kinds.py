@@ -74,7 +74,15 @@ CUTS = (8, 21, 64, 512)
 """What rows are cut at; the last cuts none."""
 
 
-def digest(ids: list[int], labels: list[bool]) -> str:
-    """Of one row's ids, and of which carry loss; the first token's label predicts nothing."""
-    text = f"{ids} {[int(label) for label in labels[1:]]}"
-    return str(xxhash.xxh3_64_hexdigest(text.encode()))
+ROWS = CHATS | INSTRUCTIONS
+LONG = [(kind, cut) for kind in ROWS if "long" in kind for cut in CUTS[:-1]]
+KINDS = [*((kind, CUTS[-1]) for kind in ROWS), *LONG]
+"""What is compared: kind, and what its row is cut at."""
+
+
+def digest(tokens: tuple[list[int], list[bool]] | None) -> str | None:
+    """Of a row's ids, and of which carry loss; None where no token that is predicted does."""
+    if tokens is None or not any(tokens[1][1:]):
+        return None
+    text = f"{tokens[0]} {[int(label) for label in tokens[1][1:]]}"
+    return str(xxhash.xxh3_64_hexdigest(text.encode()))[:8]

@@ -16,11 +16,11 @@ from typing import Any
 from gracekit.samples.llamafactory_templates import TEMPLATES
 from gracekit.types import Json
 from tests.templates_of_families import CHATML
-from tests.trainer_kinds import CHATS, CUTS, INSTRUCTIONS, digest, made_tokenizer
+from tests.trainer_kinds import CUTS, KINDS, ROWS, digest, made_tokenizer
 
 DATA = Path(__file__).parent / "data"
-SHOWN = ("default", "qwen3", "llama3", "mistral")
-"""Templates of which the file has ids as they are, to look at."""
+SHOWN = ("default", "qwen3", "llama3", "mistral", "chatml")
+"""Templates of which the file has one row's ids as they are; of the others it has hashes."""
 IGNORED = -100
 Tokens = tuple[list[int], list[bool]]
 LLAMA = (
@@ -38,7 +38,7 @@ AXOLOTL_TEMPLATES = {
 def llamafactory_tokens(
     row: Json, name: str, cut: int, *, on_prompt: bool = False
 ) -> tuple[Any, Tokens | None]:
-    """The tokenizer as LLaMA-Factory leaves it, and the row's tokens; None: it drops the row."""
+    """The tokenizer as LLaMA-Factory leaves it, and the tokens; None: the row is dropped."""
     from llamafactory.data.converter import get_dataset_converter
     from llamafactory.data.parser import DatasetAttr
     from llamafactory.data.processor import SupervisedDatasetProcessor
@@ -64,10 +64,9 @@ def llamafactory_tokens(
     if not found:
         return tokenizer, None
     (ids,), (labels,) = found["input_ids"], found["labels"]
-    carried = [label != IGNORED for label in labels]
-    if any(c and label != i for c, label, i in zip(carried, labels, ids, strict=True)):
-        return tokenizer, None  # a label that is not the token: refused by us
-    return tokenizer, (ids, carried)
+    if template.efficient_eos and len(converted["_prompt"]) > 1:
+        return tokenizer, None  # labels that are not the tokens themselves: we refuse the row
+    return tokenizer, (ids, [label != IGNORED for label in labels])
 
 
 def axolotl_tokens(
@@ -91,35 +90,31 @@ def axolotl_tokens(
     return None if len(ids) > cut else (ids, [label != IGNORED for label in labels])
 
 
-def _written(rows: Iterator[tuple[str, str, Tokens | None]], path: Path) -> None:
-    content: dict[str, dict[str, Any]] = {}
-    for name, kind, tokens in rows:
-        of_name = content.setdefault(name, {})
-        of_name[kind] = None if tokens is None else digest(*tokens)
-        if tokens is not None and name in SHOWN and kind == "system 512":
-            of_name["ids"], of_name["labels"] = tokens[0], [int(label) for label in tokens[1]]
-    lines = [f"{json.dumps(name)}: {json.dumps(found)}" for name, found in content.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
-
-
-def of_llamafactory() -> Iterator[tuple[str, str, Tokens | None]]:
+def of_llamafactory() -> Iterator[tuple[str, list[Tokens | None]]]:
+    """Template -> what each of `KINDS` becomes."""
     for name in TEMPLATES:
-        for kind, row in (CHATS | INSTRUCTIONS).items():
-            for cut in CUTS if "long" in kind else CUTS[-1:]:
-                yield name, f"{kind} {cut}", llamafactory_tokens(row, name, cut)[1]
+        yield name, [llamafactory_tokens(ROWS[kind], name, cut)[1] for kind, cut in KINDS]
 
 
-def of_axolotl() -> Iterator[tuple[str, str, Tokens | None]]:
+def of_axolotl() -> Iterator[tuple[str, list[Tokens | None]]]:
+    """Chat template -> what each of `KINDS` becomes."""
     for name, template in AXOLOTL_TEMPLATES.items():
-        for kind, row in (CHATS | INSTRUCTIONS).items():
-            for cut in CUTS[-2:]:
-                tokenizer = made_tokenizer(adds_bos=name == "llama", chat_template=template)
-                yield name, f"{kind} {cut}", axolotl_tokens(row, tokenizer, cut)
+        tokenizer = made_tokenizer(adds_bos=name == "llama", chat_template=template)
+        yield name, [axolotl_tokens(ROWS[kind], tokenizer, cut) for kind, cut in KINDS]
+
+
+def main(which: str) -> None:
+    """Write the file of one of the two."""
+    lines = []
+    for name, tokens in {"llamafactory": of_llamafactory, "axolotl": of_axolotl}[which]():
+        content: dict[str, Any] = {"hashes": [digest(row) for row in tokens]}
+        shown = tokens[KINDS.index(("system", CUTS[-1]))]
+        if name in SHOWN and shown is not None:
+            content |= {"ids": shown[0], "labels": [int(label) for label in shown[1]]}
+        lines.append(f"{json.dumps(name)}: {json.dumps(content)}")
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    (DATA / f"tokens_of_{which}.json").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
-    which = sys.argv[1]
-    _written(
-        {"llamafactory": of_llamafactory, "axolotl": of_axolotl}[which](),
-        DATA / f"tokens_of_{which}.json",
-    )
+    main(sys.argv[1])

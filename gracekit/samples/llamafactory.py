@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 LLAMAFACTORY_RENDERINGS = tuple(LLAMAFACTORY + name for name in TEMPLATES)
 """Values of `data.rendering`, the most used first."""
-MEDIA = ("<image>", "<video>", "<audio>")
 DROPPED = "LLaMA-Factory drops such a row"
 
 
@@ -145,12 +144,6 @@ class LlamaFactory:
         texts = [message["content"] for message in messages]
         if conversation.prompt_columns:
             texts[-2] = "\n".join(filter(None, conversation.prompt_columns))
-        media = [word for word in MEDIA if any(word in text for text in texts)]
-        if media and self._template.media:
-            raise UnrenderableError(
-                f"the text holds {media[0]}, for which LLaMA-Factory's template {self._name!r} "
-                "expects a file"
-            )
         pairs = list(zip(texts[::2], texts[1::2], strict=True))
         return system or self._template.default_system, pairs
 

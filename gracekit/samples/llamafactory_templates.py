@@ -36,8 +36,6 @@ class Template:
     """What opens and closes a thought; an answer without one gets an empty one, with loss."""
     ends_once: bool = False
     """Whether one end-of-sequence token stands behind all turns, and none behind each."""
-    media: bool = False
-    """Whether `<image>` and the like in a text stand for files."""
 
 
 THINK = ("<think>\n", "\n</think>\n\n")
@@ -54,32 +52,6 @@ def _chatml(default_system: str = "", **more: object) -> Template:
         "default_system": default_system,
     }
     return Template(**{**fields, **more})  # type: ignore[arg-type]
-
-
-def _llama(start: str, stop: str, end: str, more: str, *, media: bool = False) -> Template:
-    head, ask = f"{start}{{}}{stop}\n\n{CONTENT}{end}", f"{start}assistant{stop}\n\n"
-    return Template(
-        user=(head.format("user") + ask,),
-        assistant=(CONTENT + end,),
-        system=(head.format("system"),),
-        prefix=(BOS,),
-        stop_words=(end, more),
-        replaces_eos=True,
-        media=media,
-    )
-
-
-def _gemma(*, media: bool = False) -> Template:
-    return Template(
-        user=(f"<start_of_turn>user\n{CONTENT}<end_of_turn>\n<start_of_turn>model\n",),
-        assistant=(f"{CONTENT}<end_of_turn>\n",),
-        system=(f"{CONTENT}\n\n",),
-        prefix=(BOS,),
-        stop_words=("<end_of_turn>",),
-        replaces_eos=True,
-        system_in_turn=True,
-        media=media,
-    )
 
 
 def _phi(space: str) -> Template:
@@ -129,6 +101,8 @@ _VICUNA = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 
+_LLAMA = "<|start_header_id|>{}<|end_header_id|>\n\n"
+
 TEMPLATES = {
     "default": Template(
         user=(f"Human: {CONTENT}", EOS, "\nAssistant:"),
@@ -138,10 +112,14 @@ TEMPLATES = {
     "qwen": _chatml(_QWEN),
     "qwen3": _chatml(thought=THINK),
     "qwen3_nothink": _chatml(),
-    "qwen3_5": _chatml(thought=THINK, media=True),
-    "qwen3_5_nothink": _chatml(media=True),
-    "llama3": _llama("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"),
-    "llama4": _llama("<|header_start|>", "<|header_end|>", "<|eot|>", "<|eom|>", media=True),
+    "llama3": Template(
+        user=(_LLAMA.format("user") + f"{CONTENT}<|eot_id|>" + _LLAMA.format("assistant"),),
+        assistant=(f"{CONTENT}<|eot_id|>",),
+        system=(_LLAMA.format("system") + f"{CONTENT}<|eot_id|>",),
+        prefix=(BOS,),
+        stop_words=("<|eot_id|>", "<|eom_id|>"),
+        replaces_eos=True,
+    ),
     "llama2": Template(
         user=(BOS, f"[INST] {CONTENT} [/INST]"),
         system=(f"<<SYS>>\n{CONTENT}\n<</SYS>>\n\n",),
@@ -160,14 +138,15 @@ TEMPLATES = {
         prefix=(BOS,),
         system_in_turn=True,
     ),
-    "mistral_small": Template(
-        user=(f"[INST]{CONTENT}[/INST]",),
-        system=(f"[SYSTEM_PROMPT]{CONTENT}[/SYSTEM_PROMPT]",),
+    "gemma": Template(
+        user=(f"<start_of_turn>user\n{CONTENT}<end_of_turn>\n<start_of_turn>model\n",),
+        assistant=(f"{CONTENT}<end_of_turn>\n",),
+        system=(f"{CONTENT}\n\n",),
         prefix=(BOS,),
-        media=True,
+        stop_words=("<end_of_turn>",),
+        replaces_eos=True,
+        system_in_turn=True,
     ),
-    "gemma": _gemma(),
-    "gemma3": _gemma(media=True),
     "phi": _phi("\n"),
     "phi4": Template(
         user=(f"<|im_start|>user<|im_sep|>{CONTENT}<|im_end|><|im_start|>assistant<|im_sep|>",),
