@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gracekit import Recipe, check_tokens
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
 from gracekit.samples import LLAMAFACTORY_RENDERINGS, rendered_tokens
@@ -23,6 +25,7 @@ from gracekit.samples.llamafactory import shares
 from gracekit.samples.llamafactory_templates import TEMPLATES
 from gracekit.samples.spans import UnrenderableError
 from gracekit.types import Json
+from tests.tiny import recipe_content
 from tests.trainer_kinds import (
     CHATS,
     INSTRUCTIONS,
@@ -34,6 +37,7 @@ from tests.trainer_kinds import (
 )
 from tests.trainer_oracles import (
     AXOLOTL_TEMPLATES,
+    CALLS,
     DATA,
     Tokens,
     axolotl_tokens,
@@ -179,6 +183,12 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     pair = named_format(data, "prompt-completion").conversation({"prompt": "a", "completion": "b"})
     with pytest.raises(UnrenderableError, match=r"only chats .* and instruction, input and output"):
         rendered_tokens([pair], made_tokenizer(chat_template="x"), section("axolotl"))
+    otherwise = made_tokenizer(
+        chat_template=CALLS.replace("message.", "m.").replace("message in", "m in")
+    )
+    calls = named_format(data, "messages").conversation(CHATS["tools"])
+    with pytest.raises(UnrenderableError, match="'tool_calls' of a turn by a name other than"):
+        rendered_tokens([calls], otherwise, section("axolotl"))
     with pytest.raises(DataError, match="needs a chat template"):
         ours(CHATS["one turn"], made_tokenizer(), section("axolotl"))
 
@@ -196,3 +206,30 @@ def test_renderings_are_values_of_the_recipe() -> None:
     assert len(LLAMAFACTORY_RENDERINGS) == len(TEMPLATES)
     for name in LLAMAFACTORY_RENDERINGS:
         assert section(name).rendering == name
+
+
+@pytest.mark.parametrize(
+    "rendering",
+    ["llamafactory:default", "llamafactory:mistral", "axolotl"],
+)
+def test_the_check_names_the_rendering(rendering: str, tmp_path: Path) -> None:
+    rows = [CHATS[kind] for kind in ("one turn", "several turns", "system", "both long")]
+    tokenizer = made_tokenizer(chat_template=AXOLOTL_TEMPLATES["no end"] + "{{ eos_token }}\n")
+    cut = 500 if rendering == "axolotl" else 90
+    found = [ours(row, tokenizer, section(rendering, max_length=cut)) for row in rows]
+    fed = [
+        {"input_ids": ids, "labels": [i if c else -100 for i, c in zip(ids, carried, strict=True)]}
+        for ids, carried in filter(None, found)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"path": "train.jsonl", "max_length": 500, "group_column": None, "rendering": "chat"}
+    recipe = Recipe.from_dict(recipe_content(data=data), folder=tmp_path)
+    report = check_tokens(fed, recipe, tokenizer=tokenizer)
+    assert not report.ok
+    advice = "\n".join(report.lines())
+    assert f"set data.rendering: {rendering}" in advice, advice
+    assert ("data.max_length: 90" in advice) == (cut == 90)
+    mended = Recipe.from_dict(
+        recipe_content(data=data | {"rendering": rendering, "max_length": cut}), folder=tmp_path
+    )
+    assert check_tokens(fed, mended, tokenizer=tokenizer).ok

@@ -44,6 +44,8 @@ def turns(*texts: str, system: str | None = None) -> list[Json]:
 
 MARKERS = "</s><|im_end|>\n<|im_start|>user\n[/INST] {{content}} {{idx}} <|eot_id|>"
 
+CALL: Json = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}
+
 CHATS: dict[str, Json] = {
     "one turn": {"messages": turns("11+4?", "15")},
     "several turns": {"messages": turns("11+4?", "15", "And it?", "It is 1.", "!", "1")},
@@ -58,6 +60,15 @@ CHATS: dict[str, Json] = {
     "long answer": {"messages": turns("Count.", "1 and it " * 20, "More.", "1, 1 " * 20)},
     "long prompt": {"messages": turns("Read it: " + "1 and it " * 20, "Fine.", "And?", "1")},
     "both long": {"messages": turns("it 1 " * 25, "1 it! " * 20, "it 1 " * 25, "1 it! " * 20)},
+    "tools": {
+        "messages": [
+            {"role": "user", "content": "Ulm?"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "content": "rain"},
+            {"role": "assistant", "content": "It rains."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": {}}}],
+    },
 }
 """Kind -> row with messages."""
 

@@ -28,7 +28,14 @@ LLAMA = (
     "{% else %} {{ m.content | trim }} {{ eos_token }}{% endif %}{% endfor %}"
 )
 ENDS_OTHERWISE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n\n{% endfor %}"
+CALLS = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% for c in message.tool_calls or [] %}[{{ c.function | tojson }}]{% endfor %}"
+    "{% if not message.tool_calls %}{{ message.content }}{% endif %}</s>\n{% endfor %}"
+)
 AXOLOTL_TEMPLATES = {
+    "calls": CALLS,
     "chatml": CHATML.replace("<|im_end|>", "</s>"),
     "llama": LLAMA,
     "no end": ENDS_OTHERWISE,

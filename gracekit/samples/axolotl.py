@@ -9,6 +9,7 @@ chat template, and the answer tokenised by itself. Rows that are too long are dr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from gracekit.samples.conversation import Conversation
 from gracekit.samples.marks import Span
 from gracekit.samples.messages import ASSISTANT
 from gracekit.samples.rendered import EncodedTurn, Pieces, Rendered
-from gracekit.samples.spans import ChatTemplate, UnrenderableError
+from gracekit.samples.spans import HAS_LOSS, ChatTemplate, UnrenderableError
 from gracekit.types import Bool, Int32, Json
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Axolotl:
         self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None, loss_on: str
     ) -> None:
         self._template = template
+        self._source = str(tokenizer.chat_template)
         self._all = loss_on == "all"
         self._bos: int | None = tokenizer.bos_token_id
         self._eos: int | None = tokenizer.eos_token_id
@@ -74,6 +76,13 @@ class Axolotl:
                 "data.rendering is axolotl, and results of tools without tool_calls before them "
                 "(ShareGPT's function_call) are not built"
             )
+        keys = {key for message in messages for key in message} - {"role", "content", HAS_LOSS}
+        unseen = sorted(key for key in keys if key in self._source and not self._is_seen(key))
+        if unseen:
+            raise UnrenderableError(
+                f"data.rendering is axolotl, and the chat template takes {unseen[0]!r} of a turn by "
+                "a name other than 'message', where Axolotl may leave it out; this is not built"
+            )
         text = self._template.text(messages, tools)
         spans = []
         for k, message in enumerate(messages):
@@ -94,6 +103,12 @@ class Axolotl:
                 if span[0] < span[1]:
                     spans.append(span)
         return Rendered(text, spans, end=self._eos, drops_long=True)
+
+    def _is_seen(self, key: str) -> bool:
+        """Whether Axolotl, which gives the template only keys that it finds in it, finds this."""
+        name = re.escape(key)
+        taken = rf"\bmessage(\.{name}\b|\[['\"]{name}['\"]\]|\.get\(['\"]{name}['\"])"
+        return re.search(taken, self._source) is not None
 
     def _alpaca(self, instruction: str, given: str, answer: str) -> Rendered:
         prompt = (

@@ -88,7 +88,8 @@ def find_mend(
             if length is not None:
                 mended.append(length)
         if mended and (best is None or len(mended) > best.num_mended):
-            length = max(mended)
+            cut = [length for length in mended if length < settings.max_length]
+            length = max(cut or mended)
             if length != settings.max_length:
                 length = max(length, longest) if length > settings.max_length else length
                 changes = [*changes, f"data.max_length: {length}"]
