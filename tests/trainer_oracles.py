@@ -87,7 +87,7 @@ def axolotl_tokens(
 
     row = copy.deepcopy(row)
     if "messages" in row:
-        settings = {"train_on_inputs": on_prompt, "sequence_len": cut}
+        settings: Json = {"train_on_inputs": on_prompt, "sequence_len": cut}
         settings |= {"chat_template": "tokenizer_default"}
         strategy = load(tokenizer, DictDefault(settings), {"type": "chat_template"})
     else:

@@ -62,7 +62,8 @@ class Axolotl:
                 "instruction, input and output (alpaca, without system message or history) are "
                 "built"
             )
-        return self._alpaca(*conversation.prompt_columns, conversation.messages[1]["content"])
+        instruction, given = conversation.prompt_columns
+        return self._alpaca(instruction, given, conversation.messages[1]["content"])
 
     def _chat(self, messages: list[Json], tools: list[Json] | None) -> Rendered:
         if self._template is None:
@@ -80,8 +81,8 @@ class Axolotl:
         unseen = sorted(key for key in keys if key in self._source and not self._is_seen(key))
         if unseen:
             raise UnrenderableError(
-                f"data.rendering is axolotl, and the chat template takes {unseen[0]!r} of a turn by "
-                "a name other than 'message', where Axolotl may leave it out; this is not built"
+                f"data.rendering is axolotl, and the chat template takes {unseen[0]!r} of a turn "
+                "by a name other than 'message', where Axolotl may leave it out; this is not built"
             )
         text = self._template.text(messages, tools)
         spans = []

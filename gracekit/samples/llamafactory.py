@@ -123,8 +123,12 @@ class LlamaFactory:
     def _read(self, conversation: Conversation) -> tuple[str, list[tuple[str, str]]]:
         """The system message, or the template's own, and each prompt with its answer."""
         messages = list(conversation.messages)
-        if conversation.is_text or conversation.given_as == "lists":
-            kind = "plain text" if conversation.is_text else "a prompt that is a list of messages"
+        kind = "plain text" if conversation.is_text else None
+        if conversation.rejected is not None:
+            kind = "a preference pair"
+        elif conversation.given_as == "lists":
+            kind = "a prompt that is a list of messages"
+        if kind is not None:
             raise UnrenderableError(
                 f"data.rendering is llamafactory:{self._name}, and {kind} is not in its layouts "
                 "for supervised training"
