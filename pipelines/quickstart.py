@@ -59,8 +59,9 @@ def main() -> int:
     )  # fmt: skip
     trainer = start(
         "trainer ",
-        [str(HERE / "train_quickstart.py"), "--data", recipe.data.places[0], "--model", options.model,
-         "--output", str(run_dir), "--store", recipe.store, "--epochs", str(options.epochs),
+        [str(HERE / "train_quickstart.py"), "--data", recipe.data.places[0],
+         "--model", options.model, "--output", str(run_dir),
+         "--store", recipe.store, "--epochs", str(options.epochs),
          *options.trainer_options],
     )  # fmt: skip
     try:

@@ -216,7 +216,8 @@ def test_exports_and_trainers_take_the_positions_of_the_version(
     assert sampler.version == 3
     coreset = gracekit.Coreset.load(tmp_path / "store")
     # By ids it draws what it has of the newest.
-    sampler = CoresetSampler(tmp_path / "store", [row["id"] for row in first])
+    by_id = [row["id"] for row in first]
+    sampler = CoresetSampler(tmp_path / "store", by_id, redraw="never")
     sampler.set_epoch(0)
     assert sampler.version == 3
     drawn = {first[position]["id"] for position in sampler.order()}
@@ -243,7 +244,8 @@ def test_a_store_that_grew_selects_like_one_of_the_final_data(
     """The oracle: grown in three steps and measured whole, or made of the final data at once."""
     whole = {"min_fraction": 1.0, "max_fraction": 1.0, "max_lost": 0.5}
     sections: Json = {"refresh": whole, "graph": {"moved_above": 0},
-                      "data": {"group_column": "source"}}  # fmt: skip
+                      "data": {"group_column": "source"},
+                      "selection": {"selector": "coverage"}}  # fmt: skip
     recipe = with_ids(tmp_path, **sections)
     final = [*rows[150:200], *rows[30:120], *rows[10:20]]
     chain = [rows[:100], [*rows[90:150], *rows[20:90]], [*rows[30:180], rows[3]], final]

@@ -523,6 +523,10 @@ def test_new_keys_change_no_hash_of_a_recipe_that_does_not_set_them() -> None:
     empty = {**plain, "data": {"path": "x", "columns": {}, "roles": {}}}
     digests = [recipe.digest("data", "target") for recipe in (one, Recipe.from_dict(empty))]
     assert digests == ["46e247667aae923e"] * 2, "as in the release before there were these keys"
-    for key, value in {"columns": {"prompt": "q"}, "roles": {"user": ["h"]}}.items():
+    for key, value in {
+        "columns": {"prompt": "q"},
+        "roles": {"user": ["h"]},
+        "rendering": "trl",
+    }.items():
         assert Recipe.from_dict({"data": {"path": "x", key: value}}).digest("data") != (
             Recipe.from_dict({"data": {"path": "x"}}).digest("data"))  # fmt: skip

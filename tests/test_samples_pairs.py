@@ -53,6 +53,22 @@ PAIRS: list[tuple[Json, list[Json], list[Json]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("row", "given_as", "num_prompt_messages"),
+    [
+        ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "strings", 1),
+        ({"chosen": "Q: yes", "rejected": "Q: no"}, "strings", 1),
+        ({"question": "Q", "chosen": "A", "rejected": "B", "system": "S"}, "several columns", 2),
+        ({"prompt": [*EARLIER, U], "chosen": [A], "rejected": [B]}, "lists", 3),
+        ({"prompt": [S, U], "chosen": "A", "rejected": "B"}, "lists", 2),
+        ({"chosen": [U, A], "rejected": [U, B]}, "lists", 1),
+    ],
+)
+def test_a_pair_says_how_it_was_given(row: Json, given_as: str, num_prompt_messages: int) -> None:
+    found = read(row)
+    assert (found.given_as, found.num_prompt_messages) == (given_as, num_prompt_messages)
+
+
 @pytest.mark.parametrize(("row", "messages", "rejected"), PAIRS)
 def test_the_chosen_side_is_read_with_loss_on_the_answer_alone(
     row: Json, messages: list[Json], rejected: list[Json]

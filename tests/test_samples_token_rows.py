@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
-from gracekit.samples import load_samples, open_records, tokenize
+from gracekit.samples import (
+    Conversation,
+    can_be_trl,
+    load_samples,
+    open_records,
+    rendered_tokens,
+    tokenize,
+)
+from gracekit.samples.conversation import GivenTokens
 from gracekit.samples.formats import choose_format
 from gracekit.samples.messages import MalformedRowError
 from gracekit.types import Json
@@ -145,6 +153,14 @@ def test_tokens_of_a_file_are_as_they_stand_cut_as_trainers_do(tmp_path: Path, k
         (list(range(3, 11)), [8, 9, 10]),
     ]
     assert list(open_records(data, raw.source_rows)) == rows
+    for rendering in ("auto", "trl"):  # they are what they are
+        settings = data.model_copy(update={"rendering": rendering})
+        found = rendered_tokens(raw.records[:3], make_tokenizer(), settings)
+        assert [(ids.tolist(), ids[mask].tolist()) for ids, mask in found] == taken
+    unknown = Conversation((), tokens=GivenTokens((5, 999), (False, True)))
+    with pytest.raises(DataError, match="the id 999"):
+        rendered_tokens([unknown], make_tokenizer(), data)
+    assert not can_be_trl(raw, make_tokenizer())
 
 
 def test_ids_that_the_tokenizer_lacks_are_listed(

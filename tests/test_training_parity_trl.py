@@ -222,7 +222,7 @@ def test_auto_is_trl_where_its_model_card_says_so_and_shuffled_rows_are_drawn_ri
     shuffled = datasets.Dataset.from_list(rows).shuffle(seed=7)
     record = tmp_path / "drawn.jsonl"
     caplog.clear()
-    callback = CoresetCallback(made.store, record=record)
+    callback = CoresetCallback(made.store, redraw="never", record=record)
     with caplog.at_level(logging.WARNING):
         again = trainer(tmp_path / "again", shuffled, tokenizer(), callback, lora=lora)
         again.train()
@@ -245,9 +245,8 @@ def test_rows_that_trl_drops_do_not_turn_a_coreset_off(
     made = first_version(tmp_path, rows, next((tmp_path / "run").glob("checkpoint-*")))
     record = tmp_path / "drawn.jsonl"
     caplog.clear()
-    again = trainer(
-        tmp_path / "again", rows, tokenizer(), CoresetCallback(made.store, record=record)
-    )
+    callback = CoresetCallback(made.store, redraw="never", record=record)
+    again = trainer(tmp_path / "again", rows, tokenizer(), callback)
     assert len(again.train_dataset) < NUM_ROWS
     again.train()
     drawn = [json.loads(line) for line in record.read_text().splitlines()]

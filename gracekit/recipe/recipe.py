@@ -154,8 +154,9 @@ class Recipe(Section):
             for name in ("chosen", "rejected"):
                 if data and data["columns"][name] is None:
                     data["columns"].pop(name)
-            if data.get("pair") == "chosen":
-                data.pop("pair")
+            for key, unset in (("pair", "chosen"), ("rendering", "auto")):
+                if data.get(key) == unset:
+                    data.pop(key)
             for key in ("columns", "roles"):
                 if not any((data.get(key) or {}).values()):
                     data.pop(key, None)
