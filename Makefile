@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-templates test-trl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,30 @@ runs/trl/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 peft jinja2 \
 		pytest pytest-timeout hypothesis
+	@touch $@
+
+# Their data code alone, with our versions of everything else: what it imports is added by name.
+test-llamafactory: runs/llamafactory/ok ## Tokens and labels beside those of LLaMA-Factory
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) DISABLE_VERSION_CHECK=1 runs/llamafactory/bin/python -m pytest -m llamafactory
+
+# It imports torchaudio for audio files; there is none for this torch, and no test has audio.
+runs/llamafactory/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps llamafactory==0.9.5 omegaconf \
+		antlr4-python3-runtime==4.9.3
+	touch $$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torchaudio.py
+	@touch $@
+
+test-axolotl: runs/axolotl/ok ## Tokens and labels beside those of Axolotl
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) AXOLOTL_DO_NOT_TRACK=1 runs/axolotl/bin/python -m pytest -m axolotl
+
+runs/axolotl/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps axolotl==0.19.0 colorama addict
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

@@ -33,7 +33,7 @@ data:
   id_column: {id_column}         # unique ids; null: a hash of the content
   group_column: {group_column}      # source, task or category of a sample
   max_length: {max_length}          # longest token sequence, as in your trainer
-  rendering: {rendering}           # auto | chat | plain | trl: whose tokens and loss are meant
+  rendering: {rendering}           # auto | chat | plain | trl | axolotl | llamafactory:TEMPLATE
   loss_on: {loss_on}             # auto | response | all: the tokens that your trainer puts loss on
 {more}
 store: {store}       # everything gracekit knows lives here

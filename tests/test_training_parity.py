@@ -258,7 +258,7 @@ def test_hashes_and_spans() -> None:
 
 
 def test_a_rendering_that_is_not_built_is_no_recipe() -> None:
-    for value in ("axolotl", "llamafactory:qwen", "nemo"):
+    for value in ("axolotl:qwen", "llamafactory", "llamafactory:", "nemo"):
         with pytest.raises(RecipeError, match=r"data\.rendering"):
             Recipe.from_dict({"data": {"path": "a", "rendering": value}})
     with pytest.raises(RecipeError, match="contradict"):

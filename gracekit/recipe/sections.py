@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gracekit.recipe.column_names import ColumnNames
 from gracekit.recipe.places import files_named, from_folder
@@ -20,7 +20,9 @@ DataFormat = Literal[
     "tokens",
 ]  # fmt: skip
 LengthCorrection = Literal["sqrt", "bins", "none"]
-Rendering = Literal["auto", "chat", "plain", "trl"]
+RENDERINGS = ("auto", "chat", "plain", "trl", "axolotl")
+LLAMAFACTORY = "llamafactory:"
+"""Begins a rendering that is one of LLaMA-Factory's templates; its name follows."""
 
 
 class DataSection(Section):
@@ -54,10 +56,11 @@ class DataSection(Section):
     """Tokens that carry loss: `auto` is the response where there is one, else all."""
     chat_template: bool | Literal["auto"] = "auto"
     """Render prompts with the tokenizer's chat template; `auto`: where it has one."""
-    rendering: Rendering = "auto"
+    rendering: str = "auto"
     """Whose tokens and whose loss are meant: `chat` the tokenizer's chat template, `plain` no
-    template, `trl` those of TRL's SFTTrainer; `auto`: as `chat_template` says, or as `trl` where
-    the model card beside the first checkpoint says that TRL's SFTTrainer trains."""
+    template, `trl` those of TRL's SFTTrainer, `llamafactory:TEMPLATE` those of LLaMA-Factory with
+    its template of that name, `axolotl` Axolotl's; `auto`: as `chat_template` says, or as `trl`
+    where the model card beside the first checkpoint says that TRL's SFTTrainer trains."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -97,6 +100,17 @@ class DataSection(Section):
                 raise ValueError(f"columns.{name} and {key} name two columns; leave one out")
             content[key] = column
         return {**content, "columns": columns}
+
+    @field_validator("rendering")
+    @classmethod
+    def _known_rendering(cls, name: str) -> str:
+        is_template = name.startswith(LLAMAFACTORY) and name != LLAMAFACTORY
+        if name not in RENDERINGS and not is_template:
+            raise ValueError(
+                f"found {name!r}, expected one of {', '.join(RENDERINGS)}, or "
+                f"{LLAMAFACTORY}TEMPLATE, such as {LLAMAFACTORY}qwen3"
+            )
+        return name
 
     @model_validator(mode="after")
     def _one_way_to_render(self) -> DataSection:

@@ -8,6 +8,7 @@ changed. Importing this package loads no heavy library.
 from gracekit.samples.formats import FORMATS, Conversation
 from gracekit.samples.growth import Growth, merge
 from gracekit.samples.json_files import with_columns
+from gracekit.samples.llamafactory import LLAMAFACTORY_RENDERINGS
 from gracekit.samples.raw import (
     RawSamples,
     Skipped,
@@ -30,6 +31,7 @@ from gracekit.samples.tokens import (
 
 __all__ = [
     "FORMATS",
+    "LLAMAFACTORY_RENDERINGS",
     "CachedTokens",
     "Conversation",
     "Growth",

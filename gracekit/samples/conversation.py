@@ -53,6 +53,11 @@ class Conversation:
     """What the row held; trainers treat a prompt and its answer in ways of their own."""
     num_prompt_messages: int = 0
     """Of a prompt and an answer that are given by themselves: how many messages the prompt is."""
+    layout: str = ""
+    """Name of the row's layout."""
+    prompt_columns: tuple[str, ...] = ()
+    """Of a prompt that is text: it, and what the row has as input or "". Trainers differ in what
+    they put between the two."""
 
     def canonical(self) -> str:
         """The same text for the same content, whatever the layout it came in; ASCII only."""

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gracekit.samples.render import Rendered, Span
+from gracekit.samples.marks import Span
+from gracekit.samples.rendered import Part, Rendered
 from gracekit.types import Bool, Int32
 
 if TYPE_CHECKING:
@@ -47,8 +51,10 @@ class Encoder:
         encoded: list[tuple[Int32, Bool]] = [(np.empty(0, np.int32), np.empty(0, bool))] * len(
             rendered
         )
-        for adds_special in {r.adds_special for r in rendered}:
-            places = [k for k, r in enumerate(rendered) if r.adds_special == adds_special]
+        self._encode_pieces(rendered, max_length, encoded)
+        whole = [k for k, r in enumerate(rendered) if r.pieces is None]
+        for adds_special in {rendered[k].adds_special for k in whole}:
+            places = [k for k in whole if rendered[k].adds_special == adds_special]
             encodings = self._encode([rendered[k].text for k in places], adds_special)
             prompts = iter(
                 self._encode([p for k in places if (p := rendered[k].prompt)], adds_special)
@@ -60,8 +66,39 @@ class Encoder:
                 else:
                     given = np.array(next(prompts).ids if prompt else [], np.int32)
                     mask = mask_behind(given, np.array(encoding.ids, np.int32))[:max_length]
+                end = rendered[k].end
+                if end is not None:
+                    ids = np.array(encoding.ids, np.int32)
+                    mask |= end_mask(encoding.offsets, rendered[k].spans, ids, end)[:max_length]
+                if rendered[k].drops_long and len(encoding.ids) > max_length:
+                    mask[:] = False
                 encoded[k] = np.array(encoding.ids[:max_length], np.int32), mask
         return encoded
+
+    def _encode_pieces(
+        self, rendered: list[Rendered], max_length: int, encoded: list[tuple[Int32, Bool]]
+    ) -> None:
+        """Put the tokens of those that come in pieces into `encoded`."""
+        in_pieces = [(k, r.pieces) for k, r in enumerate(rendered) if r.pieces is not None]
+        for adds_special in {pieces.adds_special for _, pieces in in_pieces}:
+            same = [(k, p) for k, p in in_pieces if p.adds_special == adds_special]
+            texts = [
+                part
+                for _, pieces in same
+                for turn in pieces.turns
+                for side in turn
+                for part in side
+                if isinstance(part, str)
+            ]
+            found = iter(self._encode(texts, adds_special))
+
+            def ids(side: Sequence[Part], found: Iterator[Any] = found) -> list[int]:
+                parts = ([part] if isinstance(part, int) else next(found).ids for part in side)
+                return [*chain.from_iterable(parts)]
+
+            for k, pieces in same:
+                turns = [(ids(asked), ids(answered)) for asked, answered in pieces.turns]
+                encoded[k] = pieces.join(turns, max_length)
 
     def _encode(self, texts: list[str], adds_special: bool) -> list[Any]:
         encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=adds_special)
@@ -74,6 +111,17 @@ def mask_behind(prompt: Int32, ids: Int32) -> Bool:
     differs = np.flatnonzero(prompt[:length] != ids[:length])
     mask = np.arange(len(ids)) >= (differs[0] if len(differs) else length)
     mask[:1] = False
+    return mask
+
+
+def end_mask(offsets: list[Span], spans: list[Span], ids: Int32, end: int) -> Bool:
+    """[T] the first token `end` behind each span, where at most 3 tokens lie between."""
+    starts = [start for start, _ in offsets]
+    mask = np.zeros(len(ids), dtype=bool)
+    for _, last in spans:
+        behind = bisect_left(starts, last)
+        found = np.flatnonzero(ids[behind : behind + 4] == end)
+        mask[behind + found[:1]] = True
     return mask
 
 

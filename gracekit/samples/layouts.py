@@ -64,6 +64,8 @@ class Format:
             found,
             tools=_tools(asked, is_chat="messages" in self.required),
             given_as=_given_as(asked, self.required),
+            layout=self.name,
+            prompt_columns=_prompt_columns(asked, self.required),
         )
 
     def with_names(self, named: Mapping[str, str]) -> Format:
@@ -104,6 +106,16 @@ def _given_as(row: Row, required: tuple[str, ...]) -> GivenAs:
     if is_pair:
         return "lists" if any(isinstance(v, list | dict) for v in (prompt, answer)) else "strings"
     return "lists" if isinstance(prompt, list) and isinstance(answer, list) else "strings"
+
+
+def _prompt_columns(row: Row, required: tuple[str, ...]) -> tuple[str, ...]:
+    """`Conversation.prompt_columns`."""
+    if "prompt" not in required or "response" not in required:
+        return ()
+    if isinstance(row.get("prompt"), list):
+        return ()
+    has_input = "input" in row.names and bool(row.get("input"))
+    return row.text("prompt"), row.text("input") if has_input else ""
 
 
 def _tools(row: Row, *, is_chat: bool) -> list[Json] | None:

@@ -1,9 +1,9 @@
 """Conversations as text, with the spans of characters that carry loss.
 
 With a chat template its turns are told by marks (`spans.py`). With `data.rendering: trl` texts and
-loss are those of TRL's `SFTTrainer`. Without a template the turns follow one another. A newline
-ends each turn of the others that does not end in whitespace; the end-of-sequence token ends each
-turn of the assistant.
+loss are those of TRL's `SFTTrainer`; those of LLaMA-Factory and Axolotl are in `llamafactory.py`
+and `axolotl.py`. Without a template the turns follow one another. A newline ends each turn of the
+others that does not end in whitespace; the end-of-sequence token ends each turn of the assistant.
 
 Texts that are rendered already hold the tokens that begin and end a sequence: these are taken as
 they are, and no second one is put beside them.
@@ -11,13 +11,16 @@ they are, and no second one is put beside them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
+from gracekit.recipe.sections import LLAMAFACTORY
+from gracekit.samples.axolotl import Axolotl
 from gracekit.samples.formats import ASSISTANT, Conversation
+from gracekit.samples.llamafactory import LlamaFactory
 from gracekit.samples.marks import Span
+from gracekit.samples.rendered import Rendered
 from gracekit.samples.spans import HAS_LOSS, ChatTemplate, UnrenderableError
 from gracekit.types import Json
 
@@ -27,28 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["Rendered", "Renderer", "Span", "UnrenderableError"]
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """The text of one sample, special tokens written out."""
-
-    text: str
-    spans: list[Span]
-    """Characters that carry loss: [start, end), ascending."""
-    was_rendered: bool = False
-    """Whether it came with a token that begins or ends a sequence."""
-    prompt: str | None = None
-    """With it the spans say nothing: no loss is on the tokens that the text shares with this one,
-    each tokenised as a whole; on all others there is."""
-    adds_special: bool = False
-    """Whether the tokenizer puts its tokens of begin and end of sequence beside the text."""
-
-
 class Renderer:
     """Renders conversations for one tokenizer, as the recipe's data section asks."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataSection) -> None:
         self._loss_on = data.loss_on
         self._as_trl = data.rendering == "trl"
+        self._trainer: LlamaFactory | Axolotl | None = None
+        if data.rendering.startswith(LLAMAFACTORY):
+            template = data.rendering.removeprefix(LLAMAFACTORY)
+            self._trainer = LlamaFactory(tokenizer, template, data.loss_on)
         has_template = bool(tokenizer.chat_template)
         if (data.chat_template is True or data.rendering == "chat") and not has_template:
             asked = "chat_template is true" if data.chat_template is True else "rendering is chat"
@@ -59,6 +50,8 @@ class Renderer:
         use_template = has_template and data.chat_template is not False
         use_template &= data.rendering != "plain"
         self._template = ChatTemplate(tokenizer) if use_template else None
+        if data.rendering == "axolotl":
+            self._trainer = Axolotl(tokenizer, self._template, data.loss_on)
         # Written into the text, so that the text alone says what is tokenised.
         begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
         self._bos = tokenizer.bos_token if begins else ""
@@ -82,6 +75,8 @@ class Renderer:
         return rendered
 
     def _render(self, conversation: Conversation) -> Rendered:
+        if self._trainer is not None:
+            return self._trainer.render(conversation)
         messages = list(conversation.messages)
         if conversation.is_text:
             if self._loss_on == "response":

@@ -123,8 +123,9 @@ def tokenize(
             "tokenizer with its tokenizer.json"
         )
     encoder = Encoder(tokenizer)
-    # Content alone does not say what TRL makes of it: a chat, or a prompt and its completion.
-    layout = f"{raw.format} {raw.records[0].given_as}" if data.rendering == "trl" else ""
+    # Content alone does not say what a trainer makes of it: a chat, or a prompt and its completion.
+    of_trainer = data.rendering not in ("auto", "chat", "plain")
+    layout = f"{raw.format} {raw.records[0].given_as}" if of_trainer else ""
     name = _key(layout, tokenizer, encoder, data, KEY_FORMAT)
     cached = open_tokens(cache_dir, name)
     wanted = raw.content_hashes.tolist()
@@ -163,10 +164,18 @@ def tokenize(
 
 
 def rendered_tokens(
-    conversations: Sequence[Conversation], tokenizer: PreTrainedTokenizerBase, data: DataSection
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataSection,
+    *,
+    encoder: Encoder | None = None,
 ) -> list[tuple[Int32, Bool]]:
-    """(ids, loss mask) of each, as `tokenize` makes them; raises `DataError` where it cannot."""
-    renderer, encoder = Renderer(tokenizer, data), Encoder(tokenizer)
+    """(ids, loss mask) of each, as `tokenize` makes them; raises `DataError` where it cannot.
+
+    A large tokenizer takes long to be copied: who calls often gives the `encoder` made of it.
+    """
+    renderer = Renderer(tokenizer, data)
+    encoder = encoder or Encoder(tokenizer)
     encoded = []
     for conversation in conversations:
         if conversation.tokens is None:

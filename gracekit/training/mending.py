@@ -9,11 +9,19 @@ import numpy as np
 
 from gracekit.errors import GracekitError
 from gracekit.recipe import DataSection
-from gracekit.samples import Conversation, open_conversations, rendered_tokens
+from gracekit.samples import (
+    LLAMAFACTORY_RENDERINGS,
+    Conversation,
+    open_conversations,
+    rendered_tokens,
+)
+from gracekit.samples.encode import Encoder
 from gracekit.training.measured import Measured
 from gracekit.training.trainer_rows import FedRow
 
-RENDERINGS = ("auto", "trl", "chat", "plain")
+RENDERINGS = ("auto", "trl", "chat", "plain", "axolotl", *LLAMAFACTORY_RENDERINGS)
+MEANS_BY_AUTO = ("auto", "trl", "chat", "plain")
+"""Where `loss_on: auto` may be something else than `response`."""
 LOSSES = ("auto", "response", "all")
 WHOLE = 1 << 24
 """A `max_length` that cuts nothing."""
@@ -57,18 +65,31 @@ def find_mend(
     read = [(c, theirs) for c, theirs in zip(found, fed, strict=True) if c is not None]
     if not read:
         return None
-    conversations = [conversation for conversation, _ in read]
     best: Mend | None = None
+    encoder = Encoder(tokenizer)
+
+    def render(conversation: Conversation, settings: DataSection, max_length: int) -> FedRow | None:
+        settings = settings.model_copy(update={"max_length": max_length})
+        try:
+            ((ids, mask),) = rendered_tokens([conversation], tokenizer, settings, encoder=encoder)
+        except GracekitError:
+            return None
+        return FedRow(ids, mask)
+
     for settings, changes in _candidates(measured.settings):
-        mended = [
-            length
-            for ours, (_, theirs) in zip(
-                _render(conversations, tokenizer, settings), read, strict=True
-            )
-            if (length := _max_length(ours, theirs, settings.max_length)) is not None
-        ]
+        mended = []
+        for conversation, theirs in read:
+            ours = render(conversation, settings, WHOLE)
+            length = _max_length(ours, theirs, settings.max_length)
+            if length is None and ours is not None and len(ours.ids) > len(theirs.ids):
+                # LLaMA-Factory cuts within a row.
+                ours = render(conversation, settings, max(8, len(theirs.ids)))
+                length = _max_length(ours, theirs, len(theirs.ids))
+            if length is not None:
+                mended.append(length)
         if mended and (best is None or len(mended) > best.num_mended):
-            length = max(mended)
+            cut = [length for length in mended if length < settings.max_length]
+            length = max(cut or mended)
             if length != settings.max_length:
                 length = max(length, longest) if length > settings.max_length else length
                 changes = [*changes, f"data.max_length: {length}"]
@@ -82,6 +103,8 @@ def _candidates(settings: DataSection) -> Iterator[tuple[DataSection, list[str]]
     for rendering in dict.fromkeys((settings.rendering, *RENDERINGS)):
         for loss_on in dict.fromkeys((settings.loss_on, *LOSSES)):
             values = {"rendering": rendering, "loss_on": loss_on}
+            if rendering not in MEANS_BY_AUTO and loss_on == "response" != settings.loss_on:
+                continue  # the same as auto
             if rendering != settings.rendering:
                 values["chat_template"] = "auto"
             changes = [
@@ -91,19 +114,6 @@ def _candidates(settings: DataSection) -> Iterator[tuple[DataSection, list[str]]
             ]
             tried.append((settings.model_copy(update=values), changes))
     yield from sorted(tried, key=lambda candidate: len(candidate[1]))
-
-
-def _render(
-    conversations: list[Conversation], tokenizer: Any, settings: DataSection
-) -> list[FedRow | None]:
-    whole = settings.model_copy(update={"max_length": WHOLE})
-    rendered: list[FedRow | None] = []
-    for conversation in conversations:
-        try:
-            rendered.append(FedRow(*rendered_tokens([conversation], tokenizer, whole)[0]))
-        except GracekitError:
-            rendered.append(None)
-    return rendered
 
 
 def _max_length(ours: FedRow | None, theirs: FedRow, max_length: int) -> int | None:
