@@ -124,13 +124,11 @@ def test_the_weights_of_a_draw_are_exported(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
     recipe = tmp_path / "gracekit.yaml"
     assert run("init", str(tmp_path / "train.jsonl"), "-o", str(recipe)).exit_code == 0
-    asked = {
-        "scoring.device": "cpu",
-        "selection.selector": "balanced",
-        "selection.fraction": 0.5,
-        "scoring.importance": "gradient-norm",
-    }
-    loaded = Recipe.load(recipe).override(asked)
+    written = Recipe.load(recipe)
+    assert written.selection == Recipe(data=written.data).selection.model_copy(
+        update={"fraction": 0.3}
+    ), "the written recipe selects as one without the section does"
+    loaded = written.override({"scoring.device": "cpu", "selection.fraction": 0.5})
     gracekit.refresh(loaded, write_checkpoint(tmp_path / "run", 10))
     coreset = Coreset.load(loaded.store)
     assert len(set(coreset.weights.tolist())) > 3
