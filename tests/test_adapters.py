@@ -228,6 +228,7 @@ VOCABULARIES: dict[str, tuple[int, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_an_adapter_that_changes_the_vocabulary_is_the_trainers_model(
     tmp_path: Path, base: Path, name: str

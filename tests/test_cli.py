@@ -223,7 +223,7 @@ def test_explain_and_similar(recipe: list[str]) -> None:
     assert found["num_covered"] >= 1
     found = json.loads(ok("explain", outside, "--version", "2", "--json", *recipe))
     assert not found["is_selected"]
-    assert "it would add" in found["reason"]
+    assert "not drawn: balanced draws by chance" in found["reason"]
     assert 0 <= found["percentile"] <= 100
     assert len(found["nearest_selected"]) == 5
     assert all(r["preview"] for r in found["nearest_selected"])
