@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.replay import SCORES, Run, refreshed
-from gracekit.draw.worth import best_probabilities
+from gracekit.draw.capped import capped_probabilities
 from gracekit.recipe import Recipe
 from gracekit.refresher.step import Refreshed
 from gracekit.scores.norms import part_norms
@@ -69,7 +69,7 @@ def truth(run: Run, c: int, made: Refreshed, recipe: Recipe) -> tuple[float, flo
     assert made.selection.draw is not None
     own = made.selection.draw.probabilities
     ones = np.ones(len(norms))
-    best = best_probabilities(norms, ones, float(own.sum()))
+    best = capped_probabilities(norms, ones, float(own.sum()))
     random = float((norms**2).mean() / own.mean())
     return tuple(random / float((norms**2 / p).mean()) for p in (own, best))  # type: ignore[return-value]
 

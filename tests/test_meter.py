@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gracekit.draw.capped import capped_probabilities
 from gracekit.draw.mean_gradient import gradient_errors
-from gracekit.draw.worth import Drawn, Worth, best_probabilities, worth
+from gracekit.draw.worth import Drawn, Worth, worth
 from gracekit.recipe import Recipe
 from gracekit.refresher.budget import next_round, next_start
 from gracekit.refresher.step import Refreshed, step
@@ -53,7 +54,7 @@ def all_known(
 def by_norms(norms: Float64, total: float, alpha: float = 0.25) -> Float64:
     """What `balanced` draws with, without groups."""
     sizes = alpha + (1 - alpha) * norms / norms.mean()
-    return best_probabilities(sizes, np.ones(len(norms)), total)
+    return capped_probabilities(sizes, np.ones(len(norms)), total)
 
 
 # --- all norms known ---
@@ -68,7 +69,7 @@ def test_random_is_worth_one_the_best_is_best_and_scale_does_not_matter(
     total = share * n
     random = worth(all_known(norms, np.full(n, share)), seed=0)
     assert random.value.found == pytest.approx(1)
-    best = best_probabilities(norms, np.ones(n), total)
+    best = capped_probabilities(norms, np.ones(n), total)
     assert best.sum() == pytest.approx(total) and best.max() <= 1
     found = worth(all_known(norms, best), seed=0)
     assert found.value.found == pytest.approx(found.best.found)

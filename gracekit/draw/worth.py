@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gracekit.draw.capped import capped_probabilities
 from gracekit.types import Bool, Float64, Int32, Rows
 from gracekit.version.outcomes import LEAST_GAIN
 
@@ -120,26 +121,6 @@ def worth(rows: Drawn, *, seed: int) -> Worth:
     return _as_worth(_resampled(rows, others, known, logs, found, mean, square, rng), found[3])
 
 
-def best_probabilities(sizes: Float64, costs: Float64, total: float) -> Float64:
-    """[n] probabilities in proportion to the sizes, none above 1, with Σ π · cost = total.
-
-    All are 1 where the rows cost no more than that, and alike where all sizes are 0.
-    """
-    if costs.sum() <= total:
-        return np.ones(len(sizes))
-    if not sizes.any():
-        return np.full(len(sizes), total / costs.sum())
-    by_size = np.argsort(sizes, kind="stable")
-    below = np.cumsum((sizes * costs)[by_size])
-    left = total - (costs.sum() - np.cumsum(costs[by_size]))  # for the rows up to each
-    is_certain = (left > 0) & (left * sizes[by_size] >= below)
-    last_open = int(np.argmax(is_certain)) - 1 if is_certain.any() else len(sizes) - 1
-    if last_open < 0 or below[last_open] == 0:
-        return np.where(sizes > 0, 1.0, 0.0)
-    scaled: Float64 = np.minimum(sizes * (left[last_open] / below[last_open]), 1)
-    return scaled
-
-
 @dataclass(frozen=True, slots=True)
 class _Line:
     """Straight lines, one a resample."""
@@ -204,7 +185,7 @@ def _of_norms(rows: Drawn, norms: Float64) -> tuple[float, float]:
     capped = open_ = 0.0
     for group in np.unique(groups).tolist():
         some = groups == group
-        best = best_probabilities(relative[some], rows.costs[some], float(totals[group]))
+        best = capped_probabilities(relative[some], rows.costs[some], float(totals[group]))
         capped += float(_quotient(sizes[some] ** 2, best).sum())
         open_ += float((sizes * np.sqrt(rows.costs))[some].sum() ** 2 / totals[group])
     means = (_sums(relative, groups) / np.maximum(_sums(np.ones(len(groups)), groups), 1))[groups]

@@ -4,6 +4,7 @@
 
 `Refresher.refresh` is this picture: it opens, calls `step`, and commits. The model is loaded by
 `model`, which is imported when a checkpoint is opened: a daemon that only waits needs no torch.
+Above 400 lines, with the refusals of data and stores that do not fit, which need what it holds.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from gracekit.draw.mean_gradient import gradient_errors
 from gracekit.draw.worth import Drawn, Worth, worth
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs
-from gracekit.recipe import Recipe, ScoringSection
+from gracekit.recipe import Recipe, ScoringSection, SelectionSection
 from gracekit.refresher.auditing import drawn_uniformly
 from gracekit.refresher.budget import LEAST_TOLD_BY
 from gracekit.refresher.rounds import Measured
@@ -25,13 +25,17 @@ from gracekit.scores.norms import has_norms, part_norms
 from gracekit.scores.working_values import SMALLEST, from_working
 from gracekit.selection import balanced_probabilities
 from gracekit.selection.balanced import Probabilities
+from gracekit.selection.pool import row_tokens
 from gracekit.types import (
     Bool,
+    Draw,
     Float32,
     Float64,
     Int32,
+    Int64,
     Origin,
     Rows,
+    SampleTable,
     Selection,
 )
 from gracekit.version.outcomes import Meter
@@ -77,11 +81,11 @@ def meter_of_norms(
     settings = recipe.selection.model_copy(update={"weights": None})
     asked, scoring = recipe.refresh.target_value, recipe.scoring
     try:
-        probabilities = balanced_probabilities(settings, inputs)
+        rule = _Rule.of_balanced(balanced_probabilities(settings, inputs))
     except SelectionError as error:  # what is wrong with the recipe is told when it selects
         logger.debug("no value of the draw: %s", error)
         return Meter()
-    found = _meter(probabilities, inputs, scoring, held_out, seed=recipe.seed)
+    found = _meter(rule, inputs, scoring, held_out, seed=recipe.seed)
     if not _is_norm(scoring.importance):
         return found
     if found.share_measured >= 1:
@@ -111,15 +115,14 @@ def meter_of_selection(
         of_rounds: What the rounds of measuring ended with; None where everything was measured.
         valid: [n] rows that have features.
     """
-    drawn = None if selection.draw is None else selection.draw.probabilities
-    probabilities = None if drawn is None else balanced_probabilities(recipe.selection, inputs)
-    if drawn is None or probabilities is None or not probabilities.is_of(drawn):
+    if selection.draw is None:
         # Without probabilities there is no value; what a draw could gain is told all the same.
         found = meter_of_norms(recipe, inputs, held_out, can_tell_more=False)
         unknown = dict.fromkeys(_OF_DRAW, math.nan)
         found = found.model_copy(update={**unknown, "target": math.nan, "target_met": None})
     else:
-        found = _meter(probabilities, inputs, recipe.scoring, held_out, seed=recipe.seed)
+        rule = _Rule.of_selection(selection, selection.draw, recipe.selection, inputs.samples)
+        found = _meter(rule, inputs, recipe.scoring, held_out, seed=recipe.seed)
     update: dict[str, float | bool | None] = {}
     if of_rounds is not None:
         update = {"target": of_rounds.target, "target_met": of_rounds.target_met}
@@ -136,8 +139,52 @@ _OF_DRAW = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """How n rows are drawn."""
+
+    probabilities: Float64
+    """[n]; 0 for rows that are never drawn, or always in."""
+    targets: Float64
+    """[n] what to train on, in any unit."""
+    groups: Int32
+    """[n] rows of a group have a total of their own."""
+    alpha: float
+    costs: Int64 | None
+    """[n] tokens; None where the budget is in rows."""
+
+    @classmethod
+    def of_balanced(cls, rule: Probabilities) -> _Rule:
+        """Of what `balanced` would draw: all rows of a group are to be trained on alike."""
+        own = np.where(rule.drawable, rule.chances.probabilities, 0)
+        counts = np.bincount(rule.groups, own > 0)
+        targets = np.bincount(rule.groups, own) / np.maximum(counts, 1)
+        return cls(
+            probabilities=own,
+            targets=targets[rule.groups],
+            groups=rule.groups,
+            alpha=rule.alpha,
+            costs=rule.costs,
+        )
+
+    @classmethod
+    def of_selection(
+        cls, selection: Selection, draw: Draw, settings: SelectionSection, samples: SampleTable
+    ) -> _Rule:
+        """Of what was drawn; what is always in comes first there and is no part of the draw."""
+        own = draw.probabilities.copy()
+        own[selection.rows[: selection.details["num_always"]]] = 0
+        return cls(
+            probabilities=own,
+            targets=draw.weights * draw.probabilities,
+            groups=draw.parts,
+            alpha=selection.details.get("alpha", settings.alpha),
+            costs=None if settings.tokens is None else row_tokens(samples),
+        )
+
+
 def _meter(
-    probabilities: Probabilities,
+    rule: _Rule,
     inputs: SelectionInputs,
     scoring: ScoringSection,
     held_out: HeldOut | None,
@@ -146,8 +193,8 @@ def _meter(
 ) -> Meter:
     truth = _true_norm(scoring)
     table, lengths = inputs.scores, inputs.samples.num_response_tokens
-    own = probabilities.chances.probabilities
-    drawn = np.flatnonzero(probabilities.drawable & (own > 0))
+    own = rule.probabilities
+    drawn = np.flatnonzero(own > 0)
     if truth is None or not len(drawn):
         return Meter()
     by_truth = scoring.model_copy(update={"importance": truth})
@@ -166,16 +213,14 @@ def _meter(
     by_others = part_norms(scores, lengths[told], by_truth)
     place = np.zeros(len(own), np.int64)
     place[drawn] = np.arange(len(drawn))
-    groups = probabilities.groups[drawn]
-    costs = np.ones(len(own)) if probabilities.costs is None else probabilities.costs
-    totals = np.bincount(groups, own[drawn])
+    costs = np.ones(len(own)) if rule.costs is None else rule.costs
     found = worth(
         Drawn(
             probabilities=own[drawn],
-            targets=(totals / np.maximum(np.bincount(groups), 1))[groups],
+            targets=rule.targets[drawn],
             costs=costs[drawn].astype(np.float64),
-            groups=groups,
-            alpha=probabilities.alpha,
+            groups=rule.groups[drawn],
+            alpha=rule.alpha,
             is_known=is_known[drawn],
             norms=np.maximum(np.nan_to_num(norms[drawn]), 0),
             clues=_clues(norms[drawn], lengths[drawn]),

@@ -101,11 +101,6 @@ class Probabilities:
     costs: Int64 | None
     """[n] tokens; None where the budget is in rows."""
 
-    def is_of(self, probabilities: Float64) -> bool:
-        """Whether a draw had these probabilities [n], but for rows that were in anyway."""
-        own = self.chances.probabilities
-        return bool(np.array_equal(probabilities[own > 0], own[own > 0]))
-
 
 def probabilities_of(task: SelectionTask) -> Probabilities:
     """The rule by which `Balanced` draws; without weights of its own all are drawn alike."""

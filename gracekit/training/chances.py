@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gracekit.draw.along import draw_along
+from gracekit.draw.capped import capped_probabilities
 from gracekit.draw.over_time import next_shares
 from gracekit.types import Bool, Draw, DrawState, Float32, Float64, Int32, Int64, Rows
 
@@ -73,7 +74,7 @@ class Chances:
         now = before.copy()
         for part in np.unique(self.parts[before > 0]):
             rows = np.flatnonzero((self.parts == part) & (before > 0))
-            now[rows] = _scaled(before[rows], float(self.totals[part]))
+            now[rows] = _in_proportion(before[rows], float(self.totals[part]))
         ratio = np.divide(before, now, out=np.zeros_like(before), where=now > 0)
         weights = self.weights * ratio
         was = np.bincount(self.parts, self.weights * self.probabilities, count)
@@ -117,24 +118,14 @@ def _alike(draw: Draw) -> Draw:
     probabilities = np.zeros(len(wanted))
     for part in np.unique(draw.parts[wanted > 0]):
         rows = np.flatnonzero((draw.parts == part) & (wanted > 0))
-        probabilities[rows] = _scaled(wanted[rows], float(draw.probabilities[rows].sum()))
+        total = float(draw.probabilities[rows].sum())
+        probabilities[rows] = _in_proportion(wanted[rows], total)
     weights = (probabilities > 0).astype(np.float32)
     return replace(draw, probabilities=probabilities, weights=weights)
 
 
-def _scaled(sizes: Float64, total: float) -> Float64:
-    """[m] min(1, c · size) with the given sum, or 1 where there are fewer."""
-    found = np.ones(len(sizes))
+def _in_proportion(sizes: Float64, total: float) -> Float64:
+    """[m] probabilities of rows with the given sum; all 1 where there are hardly more rows."""
     if total >= len(sizes) - _SAME:
-        return found
-    if abs(float(sizes.sum()) - total) < _SAME * len(sizes) and sizes.max() <= 1:
-        return sizes
-    order = np.argsort(sizes, kind="stable")
-    below = np.cumsum(sizes[order])
-    left = total - np.arange(len(sizes) - 1, -1, -1)  # for the first k, if all later ones have 1
-    is_certain = (left * sizes[order] >= below) & (left > 0)
-    num_open = int(np.argmax(is_certain)) if is_certain.any() else len(sizes)
-    is_open = order[:num_open]
-    if num_open:
-        found[is_open] = np.clip(sizes[is_open] * (left[num_open - 1] / below[num_open - 1]), 0, 1)
-    return found
+        return np.ones(len(sizes))
+    return capped_probabilities(sizes, np.ones(len(sizes)), total)
