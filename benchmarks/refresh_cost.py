@@ -74,6 +74,11 @@ class Synthetic:
                 features=to_float16(self.features[part]),
             )
 
+    def look(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
+        """The features alone."""
+        for part in self.measure(rows, progress):
+            yield Measurement(rows=part.rows, scores={}, features=part.features)
+
     def target_features(self) -> None:
         """None."""
 
@@ -108,7 +113,8 @@ def refresh(store: Store, recipe: Recipe, executor: Synthetic, at: int, meter: M
     meter.enter("load the last version")
     last = load_last(store, recipe)
     shards, present = store.shards(f"step-{at}"), store.samples().present
-    with MeasuredRows(executor, shards, present) as measure:
+    looks = store.shards(f"looks-{at}")
+    with MeasuredRows(executor, shards, looks, present) as measure:
         refreshed = step(
             last,
             measure,

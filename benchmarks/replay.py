@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.audit import rank_correlation
 from gracekit.graph import effective_rank, unit_features
@@ -141,6 +142,10 @@ class Replay:
     def __call__(self, rows: Rows) -> Measurement:
         """The rows in their order."""
         return self.run.measured(self.c, rows)
+
+    def look(self, rows: Rows) -> NDArray[np.float16]:
+        """The features alone."""
+        return np.asarray(self.run.features[self.c][rows], np.float16)
 
     def finish(self) -> None:
         """There is no target set."""

@@ -11,10 +11,11 @@ are compared with autograd on one batch.
 The floors: `forward` is what anyone needs for a loss, full logits included; `backward to
 activations` is the least that per-sample gradients of all layers need, without hooks, with frozen
 weights and logits at target positions only; the same `by oneDNN` multiplies as our pass does (see
-`gracekit/scoring/products.py`); `training step` is forward and backward of all weights, without the
-optimizer; `one by one` is the exact gradient of each sample alone.
+`gracekit/model_pass/products.py`); `training step` is forward and backward of all weights, without
+the optimizer; `one by one` is the exact gradient of each sample alone.
 
-With `--adapter` the model has a LoRA adapter (rank 8 on the queries and values).
+`--only sketch-norm,hooks` leaves out what has none of these in its name, but for two floors. With
+`--adapter` the model has a LoRA adapter (rank 8 on the queries and values).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from gracekit.model_pass.model_pass import ModelPass
 from gracekit.model_pass.products import wide_linears
 from gracekit.model_pass.scorers import build_scorers
 from gracekit.model_pass.sketch import KroneckerSketch
-from gracekit.protocols import Reader
+from gracekit.protocols import Batch, Layer, Reader
 from gracekit.recipe import DataSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
 
@@ -52,17 +53,34 @@ from pipelines.train_quickstart import smollm2
 
 DATA = Path(__file__).parent.parent / "data/train.jsonl"
 CPU = torch.device("cpu")
+
+
+class ReadsNothing(Reader):
+    """Has every layer hooked, and does nothing."""
+
+    def wants(self, layer: Layer) -> bool:
+        """All."""
+        return True
+
+    def finish(self, batch: Batch) -> torch.Tensor:
+        """[B] of zeros."""
+        return batch.zeros()
+
+
 OURS = {
+    "hooks that read nothing": ((), ReadsNothing),
     "loss + hidden states": (("loss",), HiddenMean),
     "lm-head + hidden states": (("lm-head",), HiddenMean),
     "gradient-norm-last + hidden states": (("gradient-norm-last", "loss"), HiddenMean),
     "gradient-norm + hidden states": (("gradient-norm", "loss"), HiddenMean),
     "gradient-norm + sketch + hidden states": (("gradient-norm", "loss"), "both"),
+    "sketch-norm + sketch + hidden states": (("sketch-norm", "loss"), "both"),
     "adam-norm + hidden states": (("adam-norm", "loss"), HiddenMean),
 }
 OF_ADAPTER = {
     "lora-gradient + hidden states": (("lora-gradient", "loss"), HiddenMean),
     "lora-gradient + its sketch": (("lora-gradient", "loss"), GradientSketch),
+    "sketch-norm + its sketch": (("sketch-norm", "loss"), GradientSketch),
 }
 FORWARD, UNHOOKED, TRAINING = "forward", "backward to activations", "training step"
 BY_ONEDNN = "backward to activations by oneDNN"
@@ -71,6 +89,7 @@ TARGETS = {
     "lm-head + hidden states": (FORWARD, 1.10),
     "gradient-norm + sketch + hidden states": (UNHOOKED, 1.05),
     "gradient-norm-last + hidden states": (UNHOOKED, 0.75),
+    "sketch-norm + sketch + hidden states": (UNHOOKED, 1.08),
 }
 
 
@@ -154,6 +173,8 @@ def our_pass(model: Any, name: str) -> ModelPass:
     optimizer = OneStep() if "adam-norm" in scores else None
     context = LocalContext(sketch=KroneckerSketch(32, 0), optimizer=optimizer)
     readers: list[Reader] = [*build_scorers(scores).values()]
+    if features is ReadsNothing:
+        readers.append(ReadsNothing())
     if features in (HiddenMean, "both"):
         readers.append(HiddenMean(ScoringSection()))
     if features in (GradientSketch, "both"):
@@ -261,6 +282,8 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--adapter", action="store_true")
+    parser.add_argument("--only", help="parts of names of methods, by comma")
+    parser.add_argument("--repeats", type=int, default=1, help="of every batch")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, batches, padding = make_batches(options.samples, options.batch_tokens)
@@ -270,6 +293,11 @@ def main() -> None:
     table = methods(model, list(OF_ADAPTER if options.adapter else OURS))
     if options.adapter:
         del table[TRAINING], table[ONE_BY_ONE]  # of weights that nobody trains
+    if options.only:
+        options.no_memory = True
+        parts = options.only.split(",")
+        kept = {n for n in table if n in (FORWARD, UNHOOKED) or any(p in n for p in parts)}
+        table = {name: method for name, method in table.items() if name in kept}
     num_samples = sum(len(b.input_ids) for b in batches)
     num_tokens = sum(int(b.attention_mask.sum()) for b in batches)
     num_targets = sum(len(b.target_ids) for b in batches)
@@ -282,7 +310,7 @@ def main() -> None:
         if name != ONE_BY_ONE:
             table[name](batches[-1])
     rng = np.random.default_rng(0)
-    for batch in batches:
+    for batch in batches * options.repeats:
         for name in rng.permutation(list(table)):
             started = time.process_time()
             table[name](batch)
@@ -301,15 +329,17 @@ def main() -> None:
             float(np.median(np.array(of_batch) / np.array(seconds[floor])))
             for floor in (FORWARD, UNHOOKED)
         ]
+        per_sample = sum(of_batch) / num_samples / options.repeats
         print(
-            f"| {name} | {sum(of_batch) / num_samples:.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | "
-            f"{peaks[name]} |"
+            f"| {name} | {per_sample:.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | {peaks[name]} |",
+            flush=True,
         )
     print()
-    for name, (floor, target) in TARGETS.items() if not options.adapter else ():
+    targets = {} if options.adapter else {n: t for n, t in TARGETS.items() if n in table}
+    for name, (floor, target) in targets.items():
         ratio = float(np.median(np.array(seconds[name]) / np.array(seconds[floor])))
         print(f"- {name}: {ratio:.2f} of `{floor}`, target {target}")
-    if options.adapter:
+    if options.adapter or options.only:
         return
     ratio = sum(seconds[ONE_BY_ONE]) / sum(seconds["gradient-norm + hidden states"])
     print(f"- `one by one` / gradient-norm: {ratio:.2f}, target 2")

@@ -39,12 +39,22 @@ HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "runs/peers"
 GROUPS = {
     "Norms and sketches": {
-        "gracekit: exact norms, 32 x 32 sketch": ("gracekit_pass", ("gradient-sketch",)),
+        "gracekit: norms from the sketch, 32 x 32": (
+            "gracekit_pass",
+            ("sketch-norm", "gradient-sketch"),
+        ),
+        "gracekit: exact norms, 32 x 32 sketch": (
+            "gracekit_pass",
+            ("gradient-norm", "gradient-sketch"),
+        ),
         "Bergson build, 32 x 32 a module": ("bergson_build", ("32",)),
         "dattri-llm LoGra, 32 x 32 a module": ("dattri_capture", ("32",)),
     },
     "Norms": {
-        "gracekit: exact norms, hidden states": ("gracekit_pass", ("hidden-mean",)),
+        "gracekit: exact norms, hidden states": (
+            "gracekit_pass",
+            ("gradient-norm", "hidden-mean"),
+        ),
         "dattri-llm: exact norms from factors": ("dattri_capture", ("norms",)),
     },
 }

@@ -2,7 +2,9 @@
 
 Every byte of a store goes through it. A file is complete or absent: it is written under a
 temporary name in the same directory, synced, and renamed; a directory likewise. Operating-system
-errors become `StoreWriteError` naming the file and the way out.
+errors become `StoreWriteError` naming the file and the way out. What a link or a rename reports is
+not believed: a server that lost its answer tells an error of what it has done, so whether the file
+has its name is looked up.
 
 The functions under "operations" are the only ones that change a disk. Everything else here calls
 them by their module name, so a fault put in their place is met at every point of a commit.
@@ -16,10 +18,11 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gracekit.errors import StoreWriteError
 
@@ -30,7 +33,16 @@ the memory of any machine."""
 TEMPORARY_MARK = ".partial-"
 """Part of every temporary name: what a start-up may delete."""
 
-_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+MAX_NAME_BYTES = 255
+"""Of a file's name, on every common file system."""
+
+_NO_HARD_LINKS = {
+    errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV,
+}  # fmt: skip
+_NO_DIRECTORY_SYNC = {
+    errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EISDIR,
+}  # fmt: skip
+"""Said by SMB and by some FUSE file systems, which order names in their own way."""
 
 # --- operations ---------------------------------------------------------------------------------
 
@@ -46,8 +58,12 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make creations, renames and removals in `directory` durable."""
-    _sync(directory)
+    """Make creations, renames and removals in `directory` durable.
+
+    Does nothing on a file system that has no such thing: then a power cut may undo what was done
+    last, as if it had not happened.
+    """
+    _sync_directory(directory)
 
 
 def replace(source: Path, final: Path) -> None:
@@ -64,16 +80,32 @@ def make_directory(directory: Path) -> None:
     """Create a directory and its parents, durably."""
     missing = [d for d in (directory, *directory.parents) if not d.exists()]
     for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _sync(path.parent)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError:
+            if not path.is_dir():
+                raise
+        _sync_directory(path.parent)
 
 
 def remove(path: Path) -> None:
     """Delete a file or a whole directory; what is already gone is fine. Never follows links."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError:
+        if os.path.lexists(path):
+            raise
+
+
+def _sync_directory(directory: Path) -> None:
+    try:
+        _sync(directory)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
 
 
 def _sync(path: Path) -> None:
@@ -101,6 +133,10 @@ def clear_write_errors(target: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only: remount it or move the store",
             errno.EACCES: "no permission: check the owner of the store",
             errno.EPERM: "not permitted: check the owner and the mount of the store",
+            errno.EXDEV: "it lies on another file system than the rest: keep a store on one",
+            errno.ENAMETOOLONG: "its name or path is too long: choose a shorter one",
+            errno.EISDIR: "there is a directory of that name: choose another",
+            errno.ENOTDIR: "a part of its path is a file: choose another place",
         }.get(error.errno or _errno_of_numpy(error), "check the disk and run again")
         raise StoreWriteError(
             f"cannot write {target}: {error.strerror or error}; {advice}. "
@@ -115,7 +151,9 @@ def _errno_of_numpy(error: OSError) -> int:
 
 def temporary_path(final: Path) -> Path:
     """A fresh name beside `final`, recognised by `TEMPORARY_MARK`."""
-    return final.with_name(f"{final.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+    ending = f"{TEMPORARY_MARK}{secrets.token_hex(4)}"
+    start = os.fsencode(final.name)[: MAX_NAME_BYTES - len(ending)]
+    return final.with_name(start.decode("utf-8", "ignore") + ending)
 
 
 def write_temporary(final: Path, write: Callable[[Path], None]) -> Path:
@@ -134,8 +172,32 @@ def write_atomic(final: Path, write: Callable[[Path], None]) -> None:
     temporary = write_temporary(final, write)
     with clear_write_errors(final):
         with _removed_on_error(temporary):
-            replace(temporary, final)
+            replace_surely(temporary, final)
         sync_directory(final.parent)
+
+
+def replace_surely(source: Path, final: Path) -> None:
+    """Rename, over what is there; OSError only where that has not happened."""
+    before = source.lstat()
+    try:
+        replace(source, final)
+    except OSError:
+        if not _has_moved(before, source, final):
+            raise
+    else:
+        if not _has_moved(before, source, final):
+            raise OSError(errno.EIO, "the rename was reported as done and was not", str(final))
+
+
+def _has_moved(before: os.stat_result, source: Path, final: Path) -> bool:
+    """Whether what was at `source` is at `final` now, by its inode, or by its size and time where a
+    file system gives no lasting inodes.
+    """
+    if os.path.lexists(source) or not os.path.lexists(final):
+        return False
+    now = final.lstat()
+    is_alike = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    return os.path.samestat(before, now) or is_alike
 
 
 def write_text_atomic(final: Path, text: str) -> None:
@@ -152,6 +214,18 @@ def write_directory_atomic(final: Path, write: Callable[[Path], None]) -> None:
 
     What was at `final` is removed first: a directory cannot be replaced in one step.
     """
+    with temporary_directory(final, write) as temporary:
+        remove(final)
+        replace_surely(temporary, final)
+        sync_directory(final.parent)
+
+
+@contextmanager
+def temporary_directory(final: Path, write: Callable[[Path], None]) -> Iterator[Path]:
+    """Let `write` fill a directory beside `final` and sync all of it; the block is to rename it.
+
+    Raises `StoreWriteError`, also for an OSError of the block.
+    """
     with clear_write_errors(final):
         make_directory(final.parent)
         temporary = temporary_path(final)
@@ -161,9 +235,7 @@ def write_directory_atomic(final: Path, write: Callable[[Path], None]) -> None:
             for path in sorted(temporary.rglob("*")):
                 sync_directory(path) if path.is_dir() else sync_file(path)
             sync_directory(temporary)
-            remove(final)
-            replace(temporary, final)
-        sync_directory(final.parent)
+            yield temporary
 
 
 @contextmanager
@@ -179,22 +251,51 @@ def _removed_on_error(temporary: Path) -> Iterator[None]:
 def link_new(source: Path, final: Path) -> bool:
     """Give the finished file the name `final`, which must not exist yet: put-if-absent.
 
-    Returns False, changing nothing, when `final` is already there. Nothing can fail after the
-    name exists, so an error means that it does not; call `sync_directory` for durability. On a
-    file system without hard links `source` is renamed, which needs the caller to hold a lock.
+    Returns False, changing nothing, when another file is already there. Whatever the link reports,
+    it counts as made when `final` is the same file or has the same content, so an error means that
+    it was not made, unless it says that this cannot be told. Call `sync_directory` for durability.
+    On a file system without hard links `source` is renamed, which needs the caller to hold a lock.
+
+    Raises `StoreWriteError`.
     """
     with clear_write_errors(final):
         try:
             link(source, final)
-        except FileExistsError:
-            return False
         except OSError as error:
+            if _is_same(source, final, error):
+                return True
+            if isinstance(error, FileExistsError):
+                return False
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            if final.exists():
+            if os.path.lexists(final):
                 return False
-            replace(source, final)
+            replace_surely(source, final)
+        else:
+            if not _is_same(source, final, None):
+                raise OSError(errno.EIO, "the link was reported as made and was not", str(final))
     return True
+
+
+def _is_same(source: Path, final: Path, error: OSError | None) -> bool:
+    """Whether `final` is the same file as `source`, or one of the same content; `error` is what
+    made that doubtful. `StoreWriteError` where nobody can tell.
+    """
+    try:
+        try:
+            there = final.lstat()
+        except FileNotFoundError:
+            return False
+        own = source.lstat()
+        if os.path.samestat(own, there):
+            return True
+        return own.st_size == there.st_size and source.read_bytes() == final.read_bytes()
+    except OSError as unclear:
+        raise StoreWriteError(
+            f"it is unclear whether {final} was made ({error or unclear}), and it cannot be looked "
+            f"up now ({unclear}): check the disk and the mount, and run again, which makes nothing "
+            "twice"
+        ) from unclear
 
 
 def sha256(path: Path) -> str:
@@ -203,15 +304,34 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open for reading what somebody else wrote; never waits for it, as for the end of a pipe.
+
+    Raises OSError, also for what is neither a file nor a link to one.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+            what = "it is a directory" if stat.S_ISDIR(mode) else "it is a pipe or a device"
+            raise OSError(number, f"{what}, expected a file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
 def read_json(path: Path) -> Any:
     """A JSON document that somebody else wrote.
 
     Raises ValueError, also for one nested so deep that it can only be meant to do harm, or larger
     than `MAX_JSON_BYTES`; OSError when it cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
+    with open_regular(path) as file:
+        is_large = os.fstat(file.fileno()).st_size > MAX_JSON_BYTES
+        content = b"" if is_large else file.read(MAX_JSON_BYTES + 1)
+    if is_large or len(content) > MAX_JSON_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
     try:
         return json.loads(content)

@@ -17,6 +17,7 @@ from gracekit.recipe.places import has_pattern
 from gracekit.samples import RawSamples, Skipped, load_samples
 from gracekit.samples.data_warnings import data_warnings
 from gracekit.samples.token_preview import TokenPreview, preview_tokens
+from gracekit.store import output_file
 from gracekit.tabular import ShortRepr
 from gracekit.types import Json
 
@@ -51,9 +52,14 @@ scoring:
   batch_tokens: 4096        # lower it when memory is short
   device: auto
 
+training:                   # what a budget is a share of, where trainer_state.json does not say it
+  steps: null               # optimizer steps in all
+  samples_a_step: null      # over all processes and accumulated batches
+
 refresh:
+  max_cost: 0.1             # all measuring, as a share of the training's compute; null: no limit
   plan: random              # random | cover | grace | oldest: which rows a refresh measures
-  min_fraction: 0.10        # share of the samples measured at each checkpoint
+  min_fraction: 0.10        # share of the samples measured at each checkpoint, if it is paid for
   max_fraction: 0.30        # ... and at most, while the audit misses the target
   target_value: 0.75        # share of what perfect norms would gain that is enough
   full_every: 0             # measure everything at every so many versions; 0: never by count
@@ -149,7 +155,7 @@ def write_first_recipe(
     raw = load_samples(settings, strict=strict)
     tokens = _preview(raw, settings, tokenizer) if tokenizer is not None else None
     text = _recipe_text(settings, raw, output, store)
-    write_text_atomic(output, text)
+    write_text_atomic(output_file(output), text)
     Recipe.load(output)
     first = raw.skipped[0] if raw.skipped else None
     return FirstRecipe(

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
     from gracekit.version.header import Header
 
 
+Reads = Literal["tokens", "blocks", "states", "all"]
+"""How far a forward pass has to go: nowhere, where the input embeddings do; what the wanted decoder
+blocks put out; the last hidden states, without logits; or all, and then a backward pass as deep as
+readers want layers."""
+
+
 @runtime_checkable
 class CheckpointLayout(Protocol):
     """How one family of trainers lays out a checkpoint directory. No torch."""
@@ -75,6 +81,14 @@ class Executor(Protocol):
 
         Raises `MeasureError` when no memory is left for a single sample, when nothing is finite,
         or when the model cannot be measured as the recipe asks.
+        """
+
+    def look(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
+        """As `measure`, but the features alone, with nothing run that they do not need.
+
+        `scores` is empty, and a row is valid when its features are finite. They are those that
+        `measure` gives, up to the rounding of kernels that torch chooses by whether a backward
+        pass follows. What it costs is decided by `scores.meaning.features_read`.
         """
 
     def target_features(self) -> NDArray[np.float16] | None:
@@ -229,6 +243,10 @@ class PassContext(Protocol):
         """The one gradient sketch of this pass, shared by all who read it."""
 
     @property
+    def embedding(self) -> torch.nn.Module | None:
+        """The model's input embeddings, token ids [B, T] -> [B, T, D]; None where it has none."""
+
+    @property
     def target_sketches(self) -> dict[str, Float32]:
         """Subtask -> [t, d] sketches of the target samples in it, under the same model."""
 
@@ -240,13 +258,18 @@ class PassContext(Protocol):
 class Reader(Protocol):
     """Something read off the shared model pass, one value or vector a sample.
 
-    For every batch, in this order: `start`; `on_block` for each block that it wants; `on_targets`
-    once or more; from the last layer to the
+    For every batch, in this order: `start`; `on_block` for each block that it wants; `on_states`;
+    `on_targets` once or more; from the last layer to the
     first, `on_layer` or `on_routed` once for each weight and `on_bias` once for each bias of the
     layers that it wants; `finish`. The loss that is differentiated is
     the mean over the target tokens of a sample. Values of one sample never depend on the others
     of its batch. The methods with a body here are the defaults of a class that derives from it.
     """
+
+    reads: Reads = "all"
+    """What of this it needs: the pass ends where no reader needs more. `tokens`: `start` and
+    `finish`; `blocks`: up to `on_block`;
+    `states`: up to `on_states`; `all`: every call."""
 
     def bind(self, context: PassContext) -> None:
         """Take what it needs of the context; called once, before anything else."""
@@ -269,7 +292,11 @@ class Reader(Protocol):
         return
 
     def on_block(self, batch: Batch, hidden: torch.Tensor) -> None:
-        """Take a block's output at all target positions, [M, D]; before the first `on_targets`."""
+        """Take a block's output at all target positions, [M, D]; before `on_states`."""
+        return
+
+    def on_states(self, batch: Batch, hidden: torch.Tensor) -> None:
+        """Take the last hidden states at all target positions, [M, D]; before `on_targets`."""
         return
 
     def on_targets(self, batch: Batch, targets: Targets) -> None:

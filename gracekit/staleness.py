@@ -37,6 +37,19 @@ def full_plan(present: Bool) -> RefreshPlan:
     return RefreshPlan(rows=rows, reasons=np.full(len(rows), Reason.FIRST, np.uint8))
 
 
+def first_rows(measurable: Bool, count: int, *, seed: int, step: int) -> RefreshPlan:
+    """What a first version measures where that is not everything: rows drawn uniformly.
+
+    Args:
+        measurable: [n] rows in the data with a token that carries loss.
+        count: how many rows; all that there are, if these are fewer.
+        seed: with the step, it fixes which.
+        step: training step of the checkpoint.
+    """
+    rows = _random_of_round(seed, step, 0).permutation(np.flatnonzero(measurable))[:count]
+    return RefreshPlan(rows=rows, reasons=np.full(len(rows), Reason.PROBE, np.uint8))
+
+
 def plan_rows(
     settings: RefreshSection,
     *,

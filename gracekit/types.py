@@ -2,7 +2,7 @@
 
 Axes: `n` samples of the store, `m` rows of one measurement or plan, `b` selected rows,
 `d` feature width, `k` neighbours, `e` edges, `g` groups. `row` is always the int64 position in the
-sample store.
+sample store. Above 400 lines, so that all that flows is seen together.
 """
 
 from __future__ import annotations
@@ -338,6 +338,54 @@ class DrawState(ShortRepr, Tabular):
             "start_low": self.start_low,
             "start_high": self.start_high,
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrainedLosses(ShortRepr):
+    """The loss that a trainer saw of each of n rows when it last trained on it."""
+
+    loss: Float32
+    """[n] mean over the row's own target tokens, not weighted; NaN where none was seen."""
+    step: Int64
+    """[n] training steps that were done then: it is a loss under the weights of the checkpoint of
+    that step; -1 where none was seen."""
+
+    @classmethod
+    def none(cls, n: int) -> TrainedLosses:
+        """None was seen."""
+        return cls(loss=np.full(n, np.nan, np.float32), step=np.full(n, -1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    @property
+    def known(self) -> Bool:
+        """[n] rows whose loss was seen."""
+        return self.step >= 0
+
+    def noted(self, rows: Rows, losses: Float32, steps: Int64) -> TrainedLosses:
+        """These with what was seen of some rows: the newest counts.
+
+        Args:
+            rows: [m] may repeat.
+            losses: [m] those that are not finite are passed over.
+            steps: [m] 0 or more.
+        """
+        counts = np.isfinite(losses) & (steps >= self.step[rows])
+        order = np.flatnonzero(counts)[np.argsort(steps[counts], kind="stable")]
+        loss, step = self.loss.copy(), self.step.copy()
+        loss[rows[order]] = losses[order]  # of one row, the last assignment stands
+        step[rows[order]] = steps[order]
+        return TrainedLosses(loss=loss, step=step)
+
+    def without(self, forgotten: Bool) -> TrainedLosses:
+        """These for [n] rows, of which some are forgotten, and those beyond the known have none."""
+        loss = np.full(len(forgotten), np.nan, np.float32)
+        step = np.full(len(forgotten), -1, np.int64)
+        m = min(len(self), len(forgotten))
+        kept = ~forgotten[:m]
+        loss[:m][kept], step[:m][kept] = self.loss[:m][kept], self.step[:m][kept]
+        return TrainedLosses(loss=loss, step=step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

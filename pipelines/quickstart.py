@@ -79,6 +79,7 @@ def main() -> int:
     for question, query in QUESTIONS.items():
         show(question)
         gracekit("sql", query, "--recipe", str(recipe_path))
+    show(what_it_brought(Path(recipe.store)))
     show(
         "Where to look next:\n"
         f"  gracekit status --recipe {tidy(recipe_path)}\n"
@@ -186,6 +187,27 @@ def check_drawn_samples(drawn: Path, store: Path, num_epochs: int) -> None:
     name, most = max(balance.items(), key=lambda item: abs(item[1]))
     if abs(most) >= 2:
         sys.exit(f"{name!r} was not drawn as often as its probabilities say: {most:+.2f} are owed")
+
+
+def what_it_brought(store: Path) -> str:
+    """What the newest coreset is worth, and what all selection cost, in one sentence each."""
+    query = """SELECT value, best, cost_in_all / training_tokens, cost_seconds / training_seconds
+               FROM versions ORDER BY version DESC LIMIT 1"""
+    value, best, share, of_time = (
+        column.to_pylist()[0] for column in sql(store, query).to_arrow().columns
+    )
+    found = "What came of it: "
+    if value is None:
+        found += "too few samples were measured to tell what the newest coreset is worth."
+    else:
+        found += (
+            f"by the norms that were measured, 1,000 samples drawn like the newest coreset are "
+            f"worth about {1000 * value:,.0f} random ones (perfect norms: {1000 * best:,.0f})."
+        )
+    if share is not None:
+        found += f" All measuring cost {share:.0%} of the training's compute"
+        found += "." if of_time is None else f", and all selection {of_time:.0%} of its time."
+    return found
 
 
 def inclusion_probabilities(store: Path, version: int) -> dict[str, float]:

@@ -6,8 +6,10 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 
 import hypothesis
+import pytest
 
 # Two spinning thread pools on a busy machine are ten times slower than one thread each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,3 +23,15 @@ hypothesis.settings.register_profile(
     "gracekit", derandomize=True, deadline=None, max_examples=50, print_blob=True
 )
 hypothesis.settings.load_profile("gracekit")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Captured text may hold what UTF-8 cannot, such as odd file names in a log; workers that run
+    tests side by side send their reports as UTF-8.
+    """
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report

@@ -69,6 +69,49 @@ def failing_at(k: int, number: int) -> Iterator[list[str]]:
         yield seen
 
 
+@contextmanager
+def lying_at(k: int, number: int) -> Iterator[list[str]]:
+    """Let the k-th operation do its work and then tell an OSError of that errno."""
+    with _in_place_of(k, lambda work: _fails_after(work, number)) as seen:
+        yield seen
+
+
+@contextmanager
+def idle_at(k: int) -> Iterator[list[str]]:
+    """Let the k-th operation do nothing and tell that it is done."""
+    with _in_place_of(k, lambda work: None) as seen:
+        yield seen
+
+
+def _fails_after(work: Callable[[], object], number: int) -> None:
+    work()
+    raise OSError(number, os.strerror(number))
+
+
+@contextmanager
+def _in_place_of(k: int, other: Callable[[Callable[[], object]], object]) -> Iterator[list[str]]:
+    """Do `other` with the k-th operation; yields the names seen."""
+    seen: list[str] = []
+    originals = {name: getattr(files, name) for name in OPERATIONS}
+
+    def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*arguments: Any) -> Any:
+            seen.append(name)
+            if len(seen) == k:
+                return other(lambda: original(*arguments))
+            return original(*arguments)
+
+        return operation
+
+    for name, original in originals.items():
+        setattr(files, name, wrap(name, original))
+    try:
+        yield seen
+    finally:
+        for name, original in originals.items():
+            setattr(files, name, original)
+
+
 def count_operations(work: Callable[[], object]) -> list[str]:
     """The operations of a piece of work, in order."""
     with on_operation(lambda count, name, path: None) as seen:

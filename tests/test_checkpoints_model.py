@@ -390,3 +390,21 @@ def test_devices_and_dtypes() -> None:
             resolve_device(name)
     with pytest.raises(RecipeError, match="use auto, float32"):
         resolve_dtype("int8", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("claim", "what"),
+    [({"num_hidden_layers": 2**31}, "layers"), ({"vocab_size": 10**8}, "parameters")],
+)
+def test_a_config_that_claims_more_than_the_weights_takes_no_memory(
+    tmp_path: Path, claim: dict[str, int], what: str
+) -> None:
+    """The layers are not made one by one, nor what is missing filled with random numbers."""
+    tiny_model().save_pretrained(tmp_path / "step-1")
+    content = json.loads((tmp_path / "step-1/config.json").read_text()) | claim
+    (tmp_path / "step-1/config.json").write_text(json.dumps(content))
+    with (
+        pinned_at(tmp_path / "step-1", tmp_path) as pinned,
+        pytest.raises(CheckpointMismatchError, match=rf"{what}, and its weights"),
+    ):
+        load_model(pinned, SETTINGS, device="cpu")

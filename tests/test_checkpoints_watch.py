@@ -20,6 +20,7 @@ from gracekit.checkpoints.layouts import QUIET_S
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
+from tests.patience import LAST_RESORT_S
 
 LATEST = CheckpointSection(on_backlog="latest", poll_interval_s=5, settle_s=12)
 ALL = LATEST.model_copy(update={"on_backlog": "all"})
@@ -286,7 +287,7 @@ def test_stop_ends_a_long_wait_at_once(tmp_path: Path) -> None:
     thread = threading.Thread(target=run)
     thread.start()
     stop.set()
-    thread.join(timeout=60)
+    thread.join(timeout=LAST_RESORT_S)
     assert not thread.is_alive() and found == []
 
 

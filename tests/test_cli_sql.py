@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+import gracekit
 from gracekit.cli import main
 from gracekit.cli.json_text import print_csv
 from gracekit.cli.sql import TABLE_ROWS
+from gracekit.store import StorePaths
 from gracekit.store.sql.queries import NAMED_QUERIES
 from gracekit.version.columns import TABLES, VIEWS
 from tests.stores import N, make_draft, make_reselect, make_store
@@ -192,6 +194,67 @@ def test_mistakes(
     result = invoke(root, *[a.format(tmp=tmp_path) for a in arguments])
     assert (result.exit_code, message in result.stderr) == (code, True), result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+MOST = str(2**128 - 1)
+BORDERS = {
+    f"SELECT {MOST}::UHUGEINT": MOST,
+    "SELECT (-170141183460469231731687303715884105728)::HUGEINT": -(2**127),
+    "SELECT 18446744073709551615::UBIGINT": 2**64 - 1,
+    "SELECT 'infinity'::DATE": "infinity",
+    "SELECT '5881580-07-10'::DATE": "5881580-07-10",
+    "SELECT '5877642-06-25 (BC)'::DATE": "5877642-06-25 (BC)",
+    "SELECT '9999-12-31'::DATE": "9999-12-31",
+    "SELECT '-infinity'::TIMESTAMP": "-infinity",
+    "SELECT '294247-01-10 04:00:54.775806'::TIMESTAMP": "294247-01-10 04:00:54.775806",
+    "SELECT '290000-01-01'::TIMESTAMP_S": "290000-01-01 00:00:00",
+    "SELECT '2262-04-11 23:47:16.854775806'::TIMESTAMP_NS": "2262-04-11 23:47:16.854775806",
+    "SELECT 'infinity'::TIMESTAMPTZ": "infinity",
+    "SELECT '24:00:00'::TIME": "24:00:00",
+    "SELECT '12:00:00+15:59:59'::TIMETZ": "12:00:00+15:59:59",
+    "SELECT '10101'::BIT": "10101",
+    "SELECT 'nan'::DOUBLE": None,
+    "SELECT 5e-324::DOUBLE": 5e-324,
+    f"SELECT [{MOST}::UHUGEINT]": [MOST],
+    "SELECT {'a': 'infinity'::DATE}": "{'a': infinity}",
+    "SELECT NULL::UHUGEINT": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("query", BORDERS)
+def test_values_at_the_borders_of_their_types(root: Path, tmp_path: Path, query: str) -> None:
+    """As JSON the value or its text; CSV, a table and Parquet do not fail."""
+    sql = f"{query} AS v, 1 AS v UNION ALL SELECT NULL, 2 ORDER BY 2"
+    rows = json.loads(ok(root, sql, "--json"))
+    assert rows == [{"v": BORDERS[query], "v_1": 1}, {"v": None, "v_1": 2}]
+    assert len(list(csv.reader(io.StringIO(ok(root, sql, "--csv"))))) == 3
+    ok(root, sql)
+    ok(root, sql, "--parquet", str(tmp_path / "x.parquet"))
+    assert pq.read_table(tmp_path / "x.parquet").num_rows == 2
+    assert "v_1" in repr(gracekit.sql(root, sql))
+
+
+def test_only_a_file_outside_of_every_store_is_written(root: Path, tmp_path: Path) -> None:
+    paths = StorePaths(root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    link, loop, earlier = tmp_path / "link", tmp_path / "loop", tmp_path / "x.parquet"
+    link.symlink_to(root / "samples.parquet")
+    loop.symlink_to(loop)
+    for place in (paths.samples, root / "new", root / "uses" / "run" / "s1", link):
+        refused = invoke(root, "SELECT 1 AS i", "--parquet", str(place))
+        assert (refused.exit_code, "it lies in the store" in refused.stderr) == (1, True)
+    odd = ("/dev/null", str(loop), str(tmp_path / ("x" * 300)), str(tmp_path / "f/g" / "\udcff"))
+    earlier.write_text("an earlier file")
+    (tmp_path / "f").write_text("a file")
+    for name in odd:
+        refused = invoke(root, "SELECT 1 AS i", "--parquet", name)
+        assert refused.exit_code == 1 and "cannot write" in refused.stderr, name
+    assert Path("/dev/null").is_char_device()
+    assert {path: path.read_bytes() for path in before} == before
+    link.unlink()
+    link.symlink_to(earlier)
+    ok(root, "SELECT 1 AS i", "--parquet", str(link))
+    assert link.is_symlink() and pq.read_table(earlier).to_pylist() == [{"i": 1}]
 
 
 def test_bytes_that_are_no_text(root: Path, tmp_path: Path) -> None:

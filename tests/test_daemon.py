@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,26 +29,18 @@ from gracekit.errors import StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
 from gracekit.store import Store, StorePaths, verify
 from gracekit.types import Checkpoint
+from tests.patience import LAST_RESORT_S, until
 from tests.stores import outcome
 from tests.test_store_lock import held_elsewhere
 from tests.tiny import recipe_content, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
-LONG_S = 120.0
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_data(tmp_path / "train.jsonl")
     return tmp_path
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for what must come, however long a busy machine takes."""
-    deadline = time.monotonic() + LONG_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.02)
 
 
 def told(heartbeat: Path) -> dict[str, Any]:
@@ -78,7 +69,7 @@ def watching(folder: Path, **sections: Any) -> Iterator[list[RefreshResult]]:
         yield results
     finally:
         stop.set()
-        thread.join(LONG_S)
+        thread.join(LAST_RESORT_S)
         assert not thread.is_alive()
 
 
@@ -368,7 +359,7 @@ def test_sql_answers_in_the_middle_of_a_refresh_and_beside_an_open_reader(folder
     finally:
         watch.send_signal(signal.SIGCONT)
         watch.send_signal(signal.SIGTERM)
-        out, err = watch.communicate(timeout=LONG_S)
+        out, err = watch.communicate(timeout=LAST_RESORT_S)
     assert watch.returncode == 0, err
     assert "version 1" in out
     assert "Traceback" not in err
@@ -381,13 +372,13 @@ def test_sigterm_in_the_middle_keeps_the_work(folder: Path) -> None:
         until(lambda: shards(folder) >= 3, "the middle of the refresh")
     finally:
         watch.send_signal(signal.SIGTERM)
-        _, err = watch.communicate(timeout=LONG_S)
+        _, err = watch.communicate(timeout=LAST_RESORT_S)
     assert watch.returncode == 0, err
     assert "Traceback" not in err
     kept = shards(folder)
     assert kept >= 3
     again = start_watch(folder, "--once", scoring={"shard_rows": 1})
-    _, err = again.communicate(timeout=LONG_S)
+    _, err = again.communicate(timeout=LAST_RESORT_S)
     assert again.returncode == 0, err
     header = Store.open(folder / "store").header(1)
     assert outcome(header).num_resumed == kept
@@ -415,7 +406,7 @@ def test_a_second_signal_ends_it_at_once() -> None:
     for expected in ("ready\n", "stopping\n"):
         assert process.stdout.readline() == expected
         process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=LONG_S)
+    process.communicate(timeout=LAST_RESORT_S)
     assert process.returncode == 128 + signal.SIGTERM
 
 

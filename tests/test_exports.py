@@ -6,22 +6,29 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from gracekit import files
 from gracekit.errors import DataError, ExportError, RecipeError
 from gracekit.exports import FORMATS, ExportedRows, export, rows_of
 from gracekit.recipe import DataSection
-from gracekit.samples import load_samples
+from gracekit.samples import load_samples, open_records, open_source
 from gracekit.store import Store
 from gracekit.types import Json, Rows
 from gracekit.version.header import DataDescription
+from tests.faults import count_operations, failing_at
 from tests.stores import make_draft, make_header, make_samples
 
 HOSTILE = [
@@ -99,7 +106,7 @@ def test_parquet_keeps_types_and_bridges_chunks(tmp_path: Path) -> None:
             "when": datetime.datetime(2024, 1, 1) + datetime.timedelta(days=i),
             "blob": b"\x00\xff",
             "messages": [{"role": "user", "content": "x"}, {"role": "tool", "call": [1.5]}],
-            "half": 0.5 if i % 2 else 1,
+            "half": 0.5 if i % 2 else 1.0,
         }
         for i in range(2500)
     ]
@@ -110,7 +117,7 @@ def test_parquet_keeps_types_and_bridges_chunks(tmp_path: Path) -> None:
         assert table[i]["n"] == records[i]["n"]
         assert table[i]["when"] == records[i]["when"]
         assert table[i]["blob"] == b"\x00\xff"
-        assert table[i]["half"] == records[i]["half"]
+        assert table[i]["half"] == records[i]["half"] and isinstance(table[i]["half"], float)
         assert table[i]["messages"][0] == {"role": "user", "content": "x", "call": None}
         assert table[i]["sample_id"] == f"id {i}"
     assert "weight" not in table[0]
@@ -226,6 +233,37 @@ def test_trainers_are_told_the_layout(
     assert json.loads(Path(path).read_text())["sample_id"] == "id 0"
 
 
+def test_what_belongs_to_a_prompt_is_told_to_trainers_or_refused(tmp_path: Path) -> None:
+    row = {"instruction": "i", "output": "o", "system_prompt": "s"}
+    (options,) = exported_datasets(content_of([row]), tmp_path / "system")
+    assert options["type"]["field_system"] == "system_prompt"
+    entry = tags(tmp_path, "lf", row, row | {"tools": "[{}]"})
+    assert entry["columns"]["system"] == "system_prompt" and entry["columns"]["tools"] == "tools"
+    assert "tools" not in tags(tmp_path, "none", row | {"tools": "[]"})["columns"]
+    for name, value in {"tools": [{}], "history": [["q", "a"]]}.items():
+        rows: list[Json] = [row | {name: None}, row | {name: value}]
+        with pytest.raises(ExportError, match=f"the selected rows have {name} beside the prompt"):
+            export(content_of(rows), "axolotl", tmp_path / "ax")
+        exported_datasets(content_of(rows[:1]), tmp_path / f"without {name}")
+    chat = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    (options,) = exported_datasets(content_of([chat | {"system": "s"}]), tmp_path / "chat")
+    assert "type" in options
+    for system in ("", "s"):  # Axolotl finds a system message of a chat in that column alone
+        content = content_of([chat | {"system_prompt": None}, chat | {"system_prompt": system}])
+        with (
+            pytest.raises(ExportError, match=r"system_prompt.*'system'")
+            if system
+            else nullcontext()
+        ):
+            export(content, "axolotl", tmp_path / f"prompt{system}")
+
+
+def exported_datasets(content: ExportedRows, out: Path) -> list[Json]:
+    export(content, "axolotl", out)
+    found: list[Json] = yaml.safe_load((out / "axolotl.yaml").read_text())["datasets"]
+    return found
+
+
 @pytest.mark.parametrize("name", ["llamafactory", "axolotl"])
 def test_trainers_that_do_not_know_a_layout(tmp_path: Path, name: str) -> None:
     content = content_of([{"prompt": CHAT, "completion": CHAT}])
@@ -315,11 +353,133 @@ def test_jsonl_of_values_that_json_lacks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["parquet", "hf-dataset"])
-@pytest.mark.parametrize("mixed", [[1, "one"], [1] * 1000 + [["list"]], ["half \ud800 pair"]])
-def test_columns_that_arrow_cannot_hold(tmp_path: Path, name: str, mixed: list[Any]) -> None:
-    with pytest.raises(ExportError, match="Export as jsonl"):
-        export(content_of([{"x": value} for value in mixed]), name, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("mixed", "named"),
+    [
+        ([1, "one"], "column x is an integer in one place and a text in another"),
+        ([1] * 1000 + [["list"]], "column x is an integer in one place and a list"),
+        (["half \ud800 pair"], "surrogates not allowed"),
+        ([0.5, 1], "column x is a number with a fraction in one place and an integer"),
+        ([[1], [2, 0.5]], r"column x\[\] is an integer in one place and a number with a fraction"),
+        ([{"f": {"n": 20}}] * 1001 + [{"f": {"n": 0.5}}], r"column x\.f\.n is an integer"),
+        ([[{"a": {"n": None, "k": 1}}]], r"column x\[\]\.a has the key 'n' with null"),
+        ([True, 1], "column x is true or false in one place and an integer in another"),
+        ([2**64], "column x holds integers that 64 bits do not"),
+        ([-1, 2**63], "column x holds integers that 64 bits do not"),
+        ([{"a": 1, "b": 2}, {"b": 2, "a": 1}], "column x has the keys '.' and '.' in one order"),
+        ([datetime.date(2024, 1, 1), "2024-01-01"], "column x is a date, a time .* a text"),
+    ],
+)
+def test_columns_that_arrow_cannot_hold(
+    tmp_path: Path, name: str, mixed: list[Any], named: str
+) -> None:
+    content = content_of([{"x": value} for value in mixed])
+    if name == "hf-dataset" and "{" in str(mixed):  # a column of objects is one of JSON there
+        export(content, name, tmp_path / "out")
+        assert typed([r["x"] for r in read_back(tmp_path / "out")]) == typed(mixed)
+        loaded = datasets.load_from_disk(str(tmp_path / "out"))
+        assert typed(loaded.to_list()) == typed(expected_rows([{"x": value} for value in mixed]))
+        return
+    with pytest.raises(ExportError, match=f"(?s){named}.*Export as jsonl"):
+        export(content, name, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def read_back(path: Path) -> list[Json]:
+    data = DataSection(path=str(path))
+    return list(open_records(data, np.arange(len(open_source(data)))))
+
+
+def typed(value: Any) -> Any:
+    """A value with its types and the order of nested keys, to be compared."""
+    if isinstance(value, dict):
+        return [(key, typed(item)) for key, item in value.items()]
+    return [typed(item) for item in value] if isinstance(value, list) else (type(value), value)
+
+
+leaves = st.integers(-(2**63), 2**64) | st.floats(allow_nan=False) | st.text(max_size=3) | st.none()
+nested = st.recursive(
+    leaves | st.booleans(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner),
+    max_leaves=5,
+)
+
+
+def test_keys_that_a_row_lacks_are_absent_in_a_dataset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [
+            {"type": "function", "function": {"name": "f", "arguments": {"n": 0.5}}}]}],
+        None,
+        [{"role": "user", "content": "007", "more": {"big": 2**63, "x": "2024-01-15"}}],
+    ]  # fmt: skip
+    records: list[Json] = [{"messages": value, "one": {"k": 1} if value else {}} for value in turns]
+    export(content_of(records), "hf-dataset", tmp_path / "out", weights="none")
+    expected = [{**r, "sample_id": f"id {i}"} for i, r in enumerate(records)]
+    loaded = datasets.load_from_disk(str(tmp_path / "out"))
+    assert typed(loaded.to_list()) == typed(expected) == typed(read_back(tmp_path / "out"))
+    huge = {"messages": [{"role": "user", "content": "a", "n": 2**64}]}
+    with pytest.raises(ExportError, match=r"column messages fits no one type.*Export as jsonl"):
+        export(content_of([huge]), "hf-dataset", tmp_path / "huge")
+    monkeypatch.delattr(datasets, "Json")  # as in an earlier one
+    with pytest.raises(ExportError, match=r"messages has objects that lack keys.*export as jsonl"):
+        export(content_of(records[::3]), "hf-dataset", tmp_path / "earlier")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.fixed_dictionaries({"x": nested}), min_size=1, max_size=3))
+@example([{"x": {"a": 1, "c": 2}}, {"x": {"b": 1, "c": 2}}, {"x": {"a": 2, "b": 3}}, {"x": {}}])
+@example([{"x": [{"role": "user"}, {"role": "tool", "name": "f", "content": "1"}]}])
+@example([{"x": 1}, {"x": 2.0}])
+def test_what_arrow_gives_back_is_what_went_in(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Json]
+) -> None:
+    out = tmp_path_factory.mktemp("arrow") / "out"
+    try:
+        export(content_of(records), "parquet", out)
+    except ExportError:  # the other test says in which words
+        return
+    found = [typed(row["x"]) for row in read_back(out / "coreset.parquet")]
+    assert found == [typed(row["x"]) for row in records]
+
+
+@pytest.mark.parametrize("name", ["parquet", "hf-dataset"])
+def test_types_of_parquet_come_through_an_export(tmp_path: Path, name: str) -> None:
+    table = pa.table({
+        "prompt": ["a", "b"],
+        "completion": ["b", "c"],
+        "ns": pa.array([1234567890123456789, None], pa.timestamp("ns")),
+        "whole": pa.array([10**9, 7 * 10**9], pa.timestamp("ns", "Europe/Berlin")),
+        "duration": pa.array([5123, 10**12], pa.duration("ns")),
+        "nested": pa.array([[{"t": 1234567890123456789}], None],
+                           pa.list_(pa.struct({"t": pa.timestamp("ns")}))),
+        "time": pa.array([5_123_000, 10**9], pa.time64("ns")),
+        "large": pa.array([2**63 + 1, 1], pa.uint64()),
+        "decimal": pa.array([Decimal("1.10"), Decimal("-7.00")]),
+        "bytes": [b"\xff", b""],
+        "date": [datetime.date(2024, 1, 15), None],
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "source.parquet")
+    rows = read_back(tmp_path / "source.parquet")
+    export(content_of(rows), name, tmp_path / "out", weights="none")
+    path = tmp_path / "out" if name == "hf-dataset" else tmp_path / "out/coreset.parquet"
+    found = [{k: v for k, v in row.items() if k != "sample_id"} for row in read_back(path)]
+    assert found == rows
+    assert [typed(row) for row in found] == [typed(row) for row in rows]
+    assert found[0]["ns"].nanosecond == 789
+
+
+@pytest.mark.parametrize("kind", [pa.time64("ns"), pa.list_(pa.struct({"t": pa.time64("ns")}))])
+def test_times_in_nanoseconds_are_refused_when_read(tmp_path: Path, kind: pa.DataType) -> None:
+    value = 5123 if kind == pa.time64("ns") else [{"t": 5123}]
+    table = pa.table({"prompt": ["a"], "completion": ["b"], "t": pa.array([value], kind)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    for path in (tmp_path / "t.parquet", tmp_path / "saved"):
+        with pytest.raises(DataError, match="column 't' holds times with nanoseconds"):
+            read_back(path)
 
 
 # --- a directory that is complete or absent ---
@@ -391,6 +551,85 @@ def test_only_an_earlier_export_is_ever_replaced(tmp_path: Path) -> None:
     assert (theirs / "thesis.txt").read_text() == "the only copy"
 
 
+@pytest.mark.parametrize("with_list", [True, False], ids=["this release", "an earlier one"])
+def test_force_removes_nothing_but_what_an_export_wrote(tmp_path: Path, with_list: bool) -> None:
+    out = tmp_path / "out"
+    for name in ("hf-dataset", "llamafactory"):
+        export(content_of(alpaca(2)), name, out, overwrite=True)
+        manifest = json.loads((out / "manifest.json").read_text())
+        assert sorted(manifest["export"]["written"]) == sorted(p.name for p in out.iterdir())
+        if not with_list:
+            del manifest["export"]["written"]
+            (out / "manifest.json").write_text(json.dumps(manifest))
+    for theirs in ("thesis.txt", "deep/notes", "cache-1f.arrow"):
+        (out / theirs).parent.mkdir(exist_ok=True)
+        (out / theirs).write_text("the only copy")
+        before = files_below(tmp_path)
+        with pytest.raises(ExportError, match=f"no export of ours wrote .{theirs}"):
+            export(content_of(alpaca(1)), "ids", out, overwrite=True)
+        assert files_below(tmp_path) == before
+        (out / theirs).unlink()
+    export(content_of(alpaca(1)), "ids", out, overwrite=True)
+    assert set(files_below(tmp_path)) == {
+        f"out/{name}" for name in ("ids.txt", "manifest.json", "weights.npy")
+    }
+
+
+def test_what_comes_into_an_export_while_it_is_replaced_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    export(content_of(alpaca(1)), "ids", out)
+    real = files.replace_surely
+
+    def replace_surely(source: Path, final: Path) -> None:
+        if source == out:
+            (out / "late.txt").write_text("the only copy")
+        real(source, final)
+
+    monkeypatch.setattr(files, "replace_surely", replace_surely)
+    with pytest.raises(ExportError, match=r"late.txt\), which are left in"):
+        export(content_of(alpaca(2)), "ids", out, overwrite=True)
+    assert len((out / "ids.txt").read_text().splitlines()) == 2
+    (left,) = tmp_path.rglob("late.txt")
+    assert left.read_text() == "the only copy"
+    assert [path.name for path in left.parent.iterdir()] == ["late.txt"]
+
+
+def test_a_disk_that_fails_between_the_renames_leaves_the_earlier_export(tmp_path: Path) -> None:
+    def work() -> None:
+        export(content_of(alpaca(1)), "jsonl", out, overwrite=True)
+
+    out = tmp_path / "out"
+    export(content_of(alpaca(2)), "ids", out)
+    k = [i for i, name in enumerate(count_operations(work), 1) if name == "replace"][1]
+    export(content_of(alpaca(2)), "ids", out, overwrite=True)
+    before = files_below(tmp_path)
+    with failing_at(k, 5), pytest.raises(ExportError, match="Input/output error"):
+        work()
+    assert files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" * 2100 + "x", "x" * 250, "\udcff", "null\0byte"])
+def test_names_of_any_length_and_kind(tmp_path: Path, name: str) -> None:
+    with suppress(ExportError):
+        report = export(content_of(alpaca(1)), "axolotl", tmp_path / name)
+        assert json.loads((Path(report.path) / "manifest.json").read_text())["version"] == 7
+        return
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_exported_into_a_store(store: Store) -> None:
+    root = store.paths.root
+    before = files_below(root)
+    inside = root.parent / "link"
+    inside.symlink_to(root / "manifests")
+    for place in (root, root / "manifests" / "out", root / "x" / "y", inside / "out"):
+        with pytest.raises(ExportError, match="it lies in the store"):
+            export(content_of(alpaca(1)), "ids", place, overwrite=True)
+    assert files_below(root) == before
+
+
 def test_unknown_format(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no export format 'csv'; known: jsonl, parquet"):
         export(content_of(alpaca()), "csv", tmp_path / "out")
@@ -453,3 +692,49 @@ def test_data_that_has_changed_is_never_exported(
     with pytest.raises(DataError, match="the data has changed"):
         export(rows_of(store, 1), "jsonl", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def tags(tmp_path: Path, name: str, *records: Json) -> Json:
+    export(content_of(list(records)), "llamafactory", tmp_path / name)
+    info = json.loads((tmp_path / name / "dataset_info.json").read_text())
+    entry: Json = info[name]
+    return entry
+
+
+def test_names_of_roles_are_told_to_llamafactory(tmp_path: Path) -> None:
+    """Of all rows: it drops a row with a role that it does not know."""
+
+    def chat(*names: str) -> Json:
+        return {"conversations": [{"from": name, "value": f"of {name}"} for name in names]}
+
+    short, long = chat("human", "gpt"), chat("human", "function_call", "observation", "gpt")
+    entry = tags(tmp_path, "calls", short, long)
+    assert entry["formatting"] == "sharegpt"
+    assert entry["tags"]["function_tag"] == "function_call"
+    assert entry["tags"]["observation_tag"] == "observation"
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "b"},
+        {"role": "assistant", "content": "c"},
+    ]
+    entry = tags(tmp_path, "openai", {"messages": turns[:1] + turns[3:]}, {"messages": turns})
+    assert entry["formatting"] == "openai" and entry["tags"]["observation_tag"] == "tool"
+    with pytest.raises(ExportError, match="call the role user 'human' and 'user'"):
+        tags(tmp_path, "mixed", short, chat("user", "gpt"))
+
+
+def test_names_of_roles_are_told_to_axolotl(tmp_path: Path) -> None:
+    rows = [
+        {"conversations": [{"from": "human", "value": "a"}, {"from": name, "value": "b"}]}
+        for name in ("gpt", "model")
+    ]
+    export(content_of(rows), "axolotl", tmp_path / "ax")
+    (options,) = yaml.safe_load((tmp_path / "ax/axolotl.yaml").read_text())["datasets"]
+    assert options["roles"] == {
+        "assistant": ["assistant", "gpt", "model"],
+        "system": ["system"],
+        "tool": ["tool"],
+        "user": ["human", "user"],
+    }

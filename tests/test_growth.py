@@ -519,7 +519,7 @@ def test_plan_and_lists_know_the_change(
     found = check_checkpoint(run_dir / "checkpoint-20", recipe.checkpoints)
     plan = preview(recipe, found)
     assert (plan.num_samples, plan.reasons["never measured"]) == (110, 15)
-    assert estimate(recipe, found).plan == plan
+    assert estimate(recipe, found).plan.to_json() == plan.to_json()
     assert sorted((tmp_path / "store").rglob("*")) == before, "nothing is written"
     result = refresh(recipe, run_dir / "checkpoint-20")
     store = Store.open(tmp_path / "store")

@@ -14,6 +14,7 @@ import yaml
 from gracekit.store import Store, verify
 from gracekit.training import Coreset
 from pipelines import quickstart
+from tests.patience import LAST_RESORT_S
 from tests.stores import outcome
 
 NUM_ROWS = 120
@@ -30,13 +31,19 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "split": f"train[:{NUM_ROWS}]",
     }
     recipe["store"] = "run/store"
-    recipe["refresh"] |= {"min_probe": 20, "min_fraction": 0.4, "max_fraction": 0.5}
+    recipe["selection"]["fraction"] = 0.2  # 24 samples: an epoch goes over a draw once
+    recipe["refresh"] |= {
+        "max_cost": None,
+        "min_probe": 20,
+        "min_fraction": 0.4,
+        "max_fraction": 0.5,
+    }
     recipe["propagation"] = {"min_measured": 20}
     (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
     done = subprocess.run(
         [sys.executable, quickstart.__file__, "--recipe", folder / "small.yaml",
          "--epochs", str(NUM_EPOCHS), "--rows", str(NUM_ROWS), "--samples-per-epoch", "24"],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=LAST_RESORT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "out.txt").write_text(done.stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -33,20 +34,30 @@ from gracekit.progress import Progress
 from gracekit.refresher import (
     Refresher,
     estimate,
+    flow,
     preview,
     refresh,
     reselect,
     rollback,
 )
 from gracekit.refresher.measured_rows import MeasuredRows
+from gracekit.refresher.step import step as make_step
 from gracekit.samples import tokens
 from gracekit.samples.render import Renderer
-from gracekit.store import Store, lock_store, verify
+from gracekit.store import Store, lock_store, read_uses, uses_path, verify, write_uses
 from gracekit.store.retention import collect
+from gracekit.training import CoresetSampler
 from gracekit.types import Measurement, Origin, Rows
 from tests.faults import failing_at
 from tests.stores import changed_samples, make_draft, make_store, outcome
-from tests.tiny import NUM_SAMPLES, recipe_content, tiny_recipe, write_checkpoint, write_data
+from tests.tiny import (
+    NUM_SAMPLES,
+    make_tokenizer,
+    recipe_content,
+    tiny_recipe,
+    write_checkpoint,
+    write_data,
+)
 
 torch.set_num_threads(1)
 
@@ -90,6 +101,51 @@ def test_first_version_measures_everything_and_later_ones_a_part(
         coreset = gracekit.Coreset.load(folder / "store", version=result.version)
         assert len(coreset.rows) == round(0.3 * NUM_SAMPLES)
         assert coreset.weights.mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_refresh_knows_the_losses_that_the_trainer_saw(
+    folder: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    root = folder / "store"
+    sampler = CoresetSampler(root, NUM_SAMPLES, num_samples=40)
+    sampler.set_epoch(0)
+    rows = np.arange(0, NUM_SAMPLES, 2)
+    sampler.note_losses(rows, np.linspace(1, 2, len(rows), dtype=np.float32), rows * 0 + 11)
+    sampler.log_uses(20)
+    sampler.note_losses(rows + 1, np.ones(len(rows), np.float32), rows * 0 + 25)
+    sampler.log_uses(29)
+    started: list[Any] = []
+    take_step = make_step
+
+    def looked_at(last: Any, *args: Any, **more: Any) -> Any:
+        started.append(dataclasses.replace(last, trained=more["trained"]))
+        return take_step(last, *args, **more)
+
+    monkeypatch.setattr(flow, "step", looked_at)
+    refresh(recipe, run_dir / "checkpoint-20")
+    (last,) = started
+    assert np.flatnonzero(last.trained.known).tolist() == rows.tolist(), "not of later steps"
+    seen, covariates = last.seen(), last.covariates(20)
+    assert seen.shape == (NUM_SAMPLES, 2) and seen[:, 1].sum() == len(rows)
+    assert not seen[1::2].any() and np.ptp(seen[::2, 0]) == pytest.approx(np.log(2), abs=1e-5)
+    np.testing.assert_array_equal(covariates[:, -2:], seen)
+    few = dataclasses.replace(last, trained=last.trained.without(np.arange(NUM_SAMPLES) > 50))
+    assert few.seen().shape == (NUM_SAMPLES, 0)
+    assert few.covariates(20).shape[1] == covariates.shape[1] - 2
+
+    # Of other data, a log is passed over.
+    assert sampler.run is not None
+    path = uses_path(Store.open(root).paths, sampler.run, 29)
+    logged = read_uses(path)
+    write_uses(
+        Store.open(root).paths,
+        dataclasses.replace(logged, facts=dataclasses.replace(logged.facts, data="other")),
+    )
+    refresh(recipe, run_dir / "checkpoint-30")
+    assert np.flatnonzero(started[1].trained.known).tolist() == rows.tolist()
+    assert "a log of uses is passed over" in caplog.text
 
 
 def test_scores_of_a_full_refresh_are_the_measured_ones(folder: Path, run_dir: Path) -> None:
@@ -451,6 +507,30 @@ def test_another_architecture_is_refused(folder: Path, run_dir: Path, tmp_path: 
     assert refresh(recipe, run_dir / "checkpoint-20").version == 2
 
 
+@pytest.mark.parametrize("num_rows", [65, 96])
+def test_embeddings_that_grew_for_tokens_of_no_sample_go_on(
+    folder: Path, run_dir: Path, tmp_path: Path, num_rows: int
+) -> None:
+    recipe = tiny_recipe(folder)
+    refresh(recipe, run_dir / "checkpoint-10")
+    other = write_checkpoint(
+        tmp_path / "run", 20, spoil=lambda model: model.resize_token_embeddings(num_rows)
+    )
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<unused>"])
+    tokenizer.save_pretrained(other)
+    (other / "trainer_state.json").touch()
+    assert json.loads((other / "config.json").read_text())["vocab_size"] == num_rows
+    before, after = (refresh(recipe, path) for path in (other, run_dir / "checkpoint-30"))
+    assert (before.version, after.version) == (2, 3)
+    assert before.header.dataset.architecture == after.header.dataset.architecture
+    wide = write_checkpoint(
+        tmp_path / "wide", 40, hidden_size=48, spoil=lambda m: m.resize_token_embeddings(num_rows)
+    )
+    with pytest.raises(CheckpointMismatchError, match="architecture"):
+        refresh(recipe, wide)
+
+
 @pytest.mark.parametrize("setting", [{"max_length": 12}, {"loss_on": "all"}])
 def test_other_tokens_are_refused(folder: Path, run_dir: Path, setting: dict[str, Any]) -> None:
     refresh(tiny_recipe(folder), run_dir / "checkpoint-10")
@@ -604,7 +684,7 @@ def test_estimate_tells_the_cost_and_writes_nothing(
     found = check_checkpoint(run_dir / "checkpoint-10", recipe.checkpoints)
     cost = estimate(recipe, found)
     assert not Store.exists(folder / "store")
-    assert cost.plan == preview(recipe, found)
+    assert cost.plan.to_json() == preview(recipe, found).to_json()
     assert cost.seconds > 0 and cost.max_seconds == cost.seconds, "everything is measured"
     assert cost.tokens_per_s * cost.seconds == pytest.approx(cost.plan.num_tokens)
     assert not cost.obstacles

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import Recipe
+from gracekit.refresher.allowance import no_limit
 from gracekit.refresher.budget import NEVER_FULL, first_plan
 from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.loading import load_last
+from gracekit.refresher.spent import token_counts
 from gracekit.refresher.step import Refreshed, step
 from gracekit.types import Measurement, Origin, Rows, SampleTable
 from gracekit.version.header import CheckpointInfo
@@ -42,7 +44,7 @@ class Drift:
         self._noise, self._rng = noise, rng
         self._spoiled = np.zeros(0, np.int64) if spoiled is None else spoiled
         self.asked: list[Rows] = []
-        self.num_finished = 0
+        self.num_finished = self.num_looked = 0
 
     def train(self) -> None:
         """On to the next checkpoint."""
@@ -59,6 +61,10 @@ class Drift:
             scores={"gradient-norm": norms, "loss": np.sqrt(norms)},
             features=self._features[rows].astype(np.float16),
         )
+
+    def look(self, rows: Rows) -> NDArray[np.float16]:
+        self.num_looked += len(rows)
+        return np.asarray(self._features[rows], np.float16)
 
     def finish(self) -> NDArray[np.float16] | None:
         self.num_finished += 1
@@ -223,7 +229,9 @@ def test_the_plan_never_understates_what_is_measured(
     last = dataclasses.replace(last, scores=dataclasses.replace(last.scores, origin=origin))
     last = with_never(last, shuffled[num_removed : num_removed + num_never])
     drift.train()
-    shown = first_plan(last, recipe, samples=samples, step=20)
+    shown = first_plan(
+        last, recipe, samples=samples, step=20, allowance=no_limit(token_counts(samples))
+    )
     drift.asked.clear()
     made = run(last, drift, recipe, samples, at=20)
     np.testing.assert_array_equal(drift.asked[0], shown.plan.rows)
@@ -246,7 +254,9 @@ def test_full_below_measures_everything_as_the_plan_had_said() -> None:
     )
     last = run(None, drift, recipe, samples, at=10).as_last(None)
     drift.train()
-    shown = first_plan(last, recipe, samples=samples, step=20)
+    shown = first_plan(
+        last, recipe, samples=samples, step=20, allowance=no_limit(token_counts(samples))
+    )
     assert (shown.limit, shown.most) == (48, 120)
     made = run(last, drift, recipe, samples, at=20)
     assert made.outcome.num_measured == 120 and made.outcome.num_since_full == 0

@@ -13,7 +13,8 @@ from gracekit.errors import DataError, RecipeError
 from gracekit.recipe import DataSection, Recipe
 from gracekit.samples import Conversation, load_samples, tokenize
 from gracekit.samples.formats import choose_format
-from gracekit.samples.messages import MalformedRowError
+from gracekit.samples.messages import MalformedRowError, read_messages
+from gracekit.samples.row_source import BATCH_ROWS
 from gracekit.types import Json
 from tests.tiny import make_tokenizer
 
@@ -43,6 +44,14 @@ LAYOUTS: list[tuple[str, Json, list[Json]]] = [
     ("query-response", {"query": "Q", "response": "A", "history": '[["q", "a"]]'},
      [*HISTORY, USER, ASSISTANT]),
     ("query-response", {"query": "Q", "response": "A", "history": None}, [USER, ASSISTANT]),
+    ("prompt-completion", {"prompt": "Q", "response": "A", "system_prompt": "S"},
+     [SYSTEM, USER, ASSISTANT]),
+    ("alpaca", {"instruction": "Q", "output": "A", "system_prompt": "S"},
+     [SYSTEM, USER, ASSISTANT]),
+    ("sharegpt", {"conversations": [USER, ASSISTANT], "system_prompt": "S"},
+     [SYSTEM, USER, ASSISTANT]),
+    ("messages", {"messages": [SYSTEM, USER, ASSISTANT], "system_prompt": "S"},
+     [SYSTEM, USER, ASSISTANT]),
     ("instruction-response", {"instruction": "Q", "context": "", "response": "A"},
      [USER, ASSISTANT]),
     ("instruction-response", {"instruction": "Q", "context": "C", "response": "A"},
@@ -190,6 +199,15 @@ BAD: list[tuple[Json, str]] = [
     ({"messages": [USER, ASSISTANT], "images": ["a.png"]}, "the row has images; only text"),
     ({"query": "Q", "response": "A", "history": "no"}, "'history' is text, but not"),
     ({"conversation": ["Hi", "Hello"]}, "'conversation' holds a str"),
+    (
+        {"messages": [USER, ASSISTANT], "system_prompt": "S"},
+        "has 'system_prompt' beside its messages.*messages: messages, system: system_prompt}",
+    ),
+    ({"messages": [USER, ASSISTANT], "system": "S"}, "has 'system' beside its messages"),
+    (
+        {"conversations": [USER, ASSISTANT], "functions": [TOOL]},
+        "has 'functions' beside its messages.*messages: conversations, tools: functions}",
+    ),
 ]
 
 
@@ -206,6 +224,18 @@ REFUSED: list[tuple[Json, str]] = [
      r"'context' beside 'question'.*input: context"),
     ({"question": "Q", "choices": ["a"], "answer": 0}, "'choices' beside 'question'"),
     ({"problem": "Q", "solution": "A", "answer": "1"}, "'answer' and 'solution' may both"),
+    ({"instruction": "Q", "output": "A", "context": "C"},
+     r"'context' beside 'instruction'.*prompt: instruction, response: output, input: context}"),
+    ({"prompt": "Q", "response": "A", "context": "C"}, "'context' beside 'prompt'"),
+    ({"prompt": "Q", "completion": "A", "input": "C"}, r"'input' beside 'prompt'.*input: input"),
+    ({"question": "Q", "answer": "A", "history": []}, r"'history' beside.*history: history}"),
+    ({"instruction": "Q", "response": "A", "context": "C", "input": "I"},
+     r"'context' and 'input' may both be meant.*response: response, input: context}"),
+    ({"prompt": "Q", "response": "A", "system": "S", "system_prompt": "T"},
+     "'system' and 'system_prompt' may both"),
+    ({"prompt": "Q", "chosen": "A", "rejected": "B", "context": "C"},
+     r"'context' beside 'prompt'.*chosen: chosen, rejected: rejected"),
+    ({"prompt": "Q", "completion": "A", "label": 0}, "KTO data.*label"),
     ({"title": "Q", "body": "A"}, r"no layout fits the columns title, body.*--column prompt="),
 ]  # fmt: skip
 
@@ -226,3 +256,85 @@ def test_a_label_that_means_something_else(tmp_path: Path) -> None:
     assert len(load_samples(named)) == 1
     path.write_text('{"prompt": "Q", "completion": "A", "label": 1}\n')
     assert len(load_samples(DataSection(path=str(path)))) == 1
+    path.write_text('{"text": "Q", "label": 1}\n{"text": "A", "label": 0}\n')
+    assert len(load_samples(DataSection(path=str(path)))) == 2, "classes of texts"
+    rows = "".join(f'{{"prompt": "Q", "completion": "{k}", "label": {k}}}\n' for k in range(3))
+    path.write_text(rows)
+    assert len(load_samples(DataSection(path=str(path)))) == 3, "classes of answers"
+
+
+@pytest.mark.parametrize("bad", ["false", "0", "0.0", '"False"', '"0"'])
+def test_a_bad_answer_is_found_in_any_row(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "t.jsonl"
+    good = '{"prompt": "Q", "completion": "A", "label": null}\n' * (BATCH_ROWS + 1)
+    path.write_text(f'{good}{{"prompt": "Q", "completion": "B", "label": {bad}}}\n')
+    with pytest.raises(DataError, match=r"KTO data.*label"):
+        load_samples(settings(path=str(path)))
+    path = tmp_path / "t.csv"
+    path.write_text("prompt,completion,label\na,b,1\na,c,\na,d," + bad.strip('"') + "\n")
+    with pytest.raises(DataError, match=r"KTO data.*label"):
+        load_samples(settings(path=str(path)))
+
+
+def test_tools_of_prompts_and_answers_are_read() -> None:
+    for row in (
+        {"query": "Q", "answer": "A"}, {"instruction": "Q", "output": "A"},
+        {"question": "Q", "answer": "A"}, {"input": "Q", "output": "A"},
+        {"instruction": "Q", "response": "A"}, {"prompt": "Q", "completion": "A"},
+    ):  # fmt: skip
+        assert read({**row, "tools": [TOOL]}).tools == [TOOL]
+        assert read({**row, "tools": "hammer"}).tools is None
+
+
+def test_an_id_or_group_is_no_part_of_the_prompt() -> None:
+    row = {"prompt": "Q", "response": "A", "context": "C"}
+    assert list(read(row, group_column="context").messages) == [USER, ASSISTANT]
+    with pytest.raises(DataError, match="'context' beside 'prompt'"):
+        read(row)
+
+
+@pytest.mark.parametrize("rendering", ["trl", "axolotl", "llamafactory:qwen"])
+def test_weights_that_a_trainer_does_not_know_leave_no_row_out(rendering: str) -> None:
+    row = {"messages": [USER, ASSISTANT | {"weight": 0}]}
+    assert len(read(row, rendering=rendering).messages) == 2
+    with pytest.raises(MalformedRowError, match="carries loss"):
+        read(row, rendering="chat")
+    with pytest.raises(MalformedRowError, match="response is empty"):
+        read({"messages": [USER, ASSISTANT | {"content": ""}]}, rendering=rendering)
+
+
+@pytest.mark.parametrize("key", ["weight", "loss", "train"])
+def test_a_zero_takes_the_loss_as_false_does(key: str) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for value in (0, 0.0, False):
+        found = read_messages([turns[0], turns[1] | {key: value}], "x", {})
+        assert found[1]["has_loss"] is False
+    for value in (1, 1.0, True):
+        assert "has_loss" not in read_messages([turns[0], turns[1] | {key: value}], "x", {})[1]
+    assert read_messages([turns[1] | {"weight": "0"}], "x", {})[0]["has_loss"] is False
+    assert "has_loss" not in read_messages([turns[1] | {"loss": 0.7}], "x", {})[0]
+
+
+def test_one_image_beside_a_chat_that_names_it_is_refused() -> None:
+    chat = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cat."}]
+    row = {"image": "0.jpg", "conversations": chat}
+    layout = choose_format(DataSection(path="x"), [*row])
+    assert "image" in layout.columns([*row])
+    with pytest.raises(MalformedRowError, match="the row has image, named in its text"):
+        layout.conversation(row)
+    chat[0]["value"] = "What?"
+    assert layout.conversation(row).messages[0]["content"] == "What?"
+
+
+def test_options_of_the_template_in_a_row_are_refused_under_trl(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "blue"}]
+    rows: list[Json] = [{"messages": turns, "chat_template_kwargs": {"enable_thinking": False}}]
+    rows.append({"messages": turns})
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    for rendering, refused in (("trl", [0]), ("chat", [])):
+        data = DataSection(path=str(path), rendering=rendering)
+        table = tokenize(load_samples(data), tokenizer, data, tmp_path / rendering)
+        assert [row.source_row for row in table.unrendered] == refused

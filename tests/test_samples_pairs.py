@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
-from gracekit.errors import RecipeError
+import gracekit
+from gracekit.errors import DataError, RecipeError
 from gracekit.recipe import DataSection, Recipe
-from gracekit.samples import Conversation, load_samples, tokenize
+from gracekit.samples import Conversation, load_samples, tokenize, tokenize_pairs
 from gracekit.samples.formats import choose_format
 from gracekit.samples.messages import MalformedRowError
 from gracekit.types import Json
-from tests.tiny import make_tokenizer
+from tests.tiny import COLOURS, NUMBERS, THINGS, make_tokenizer, tiny_recipe, write_checkpoint
 
 U: Json
 A: Json
@@ -118,10 +121,145 @@ def test_the_rejected_side_is_content_and_has_no_tokens(tmp_path: Path) -> None:
         assert tokenizer.decode(ids[mask]).split() == ["two", "<eos>"]
 
 
-def test_the_margin_is_refused_by_name_and_the_key_changes_no_hash() -> None:
+def test_the_margin_adds_its_score_and_the_key_changes_no_hash() -> None:
     content = {"data": {"path": "x", "columns": {"prompt": "q"}}}
-    with pytest.raises(RecipeError, match=r"data\.pair.*'chosen', found 'margin'"):
-        Recipe.from_dict({"data": {"path": "x", "pair": "margin"}})
     recipe = Recipe.from_dict(content)
     assert recipe.digest() == recipe.override({"data.pair": "chosen"}).digest()
     assert recipe.digest() != recipe.override({"data.columns.chosen": "c"}).digest()
+    margin = recipe.override({"data.pair": "margin"})
+    assert margin.scoring.scores == (*recipe.scoring.scores, "pair-margin")
+    assert recipe.digest() != margin.digest()
+    named = {"scores": ["pair-margin", "loss"], "importance": "pair-margin"}
+    recipe = Recipe.from_dict({"data": {"path": "x", "pair": "margin"}, "scoring": named})
+    assert recipe.scoring.scores == ("pair-margin", "loss")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"data": {"path": "x", "pair": "both"}}, r"data\.pair.*'margin', found 'both'"),
+        ({"data": {"path": "x"}, "scoring": {"scores": ["gradient-norm", "pair-margin"]}},
+         "compares the sides of preference pairs; set data.pair to margin"),
+        ({"data": {"path": "x"}, "target": {"path": "y", "pair": "margin"}}, r"target\.pair"),
+    ],
+)  # fmt: skip
+def test_a_margin_that_cannot_be_is_no_recipe(content: Json, reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        Recipe.from_dict(content)
+
+
+def pairs_of(i: int) -> Json:
+    words = (COLOURS, NUMBERS, THINGS)[i % 3]
+    bad = "red" if i != 3 else " ".join(COLOURS * 20)  # longer than max_length
+    return {
+        "prompt": f"{i} sum of" if i != 4 else " ".join(THINGS * 20),
+        "chosen": " ".join(words[: 1 + i % 5]),
+        "rejected": f"{bad} {i % 7} tree",
+        "kept": {"nested": [i, "1.10"]},
+    }
+
+
+@pytest.fixture(scope="module")
+def refreshed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the margin and one without, of one checkpoint."""
+    folder = tmp_path_factory.mktemp("pairs")
+    lines = [json.dumps(pairs_of(i)) + "\n" for i in range(30)]
+    (folder / "train.jsonl").write_text("".join(lines))
+    checkpoint = write_checkpoint(folder / "run", 10)
+    for pair in ("chosen", "margin"):
+        recipe = tiny_recipe(
+            folder,
+            data={"group_column": None, "max_length": 24, "pair": pair},
+            selection={
+                "count": 5,
+                **({"never_in_where": "pair_margin > 0"} if pair == "margin" else {}),
+            },
+        )
+        gracekit.refresh(recipe.model_copy(update={"store": str(folder / pair)}), checkpoint)
+    return folder
+
+
+def measured(folder: Path) -> Any:
+    store = gracekit.Store.open(folder)
+    order = np.argsort(store.samples().source_rows)
+    return {name: s[order] for name, s in store.scores(1).scores.items()}
+
+
+def test_the_margin_is_the_difference_of_plain_losses_and_chosen_scores_stay(
+    refreshed: Path,
+) -> None:
+    plain, found = measured(refreshed / "chosen"), measured(refreshed / "margin")
+    assert {*found} == {*plain, "pair-margin"}
+    model = LlamaForCausalLM.from_pretrained(refreshed / "run" / "checkpoint-10").eval()
+    tokenizer = make_tokenizer()
+
+    def loss(prompt: str, answer: str) -> float:
+        given = tokenizer(prompt)["input_ids"]
+        ids = torch.tensor([given + tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]])
+        ids = ids[:, :24]
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, :-1].double()
+        losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        return float(losses[len(given) - 1 :].mean())
+
+    for i in range(30):
+        row = pairs_of(i)
+        if i == 4:  # the prompt fills max_length: nothing to learn on either side
+            assert np.isnan(found["pair-margin"][i]) and np.isnan(found["loss"][i])
+            continue
+        expected = loss(row["prompt"], row["rejected"]) - loss(row["prompt"], row["chosen"])
+        assert found["pair-margin"][i] == pytest.approx(expected, abs=2e-4)
+        for name, values in plain.items():
+            assert found[name][i] == pytest.approx(values[i], rel=1e-5)
+
+
+def test_a_pair_is_exported_whole_and_can_be_picked_by_its_margin(
+    refreshed: Path, tmp_path: Path
+) -> None:
+    rows = {json.dumps(pairs_of(i)) for i in range(30)}
+    gracekit.export(refreshed / "margin", tmp_path / "out", format="jsonl")
+    (file,) = (tmp_path / "out").glob("*.jsonl")
+    exported = [json.loads(line) for line in file.read_text().splitlines()]
+    names = [*pairs_of(0)]
+    assert exported and {json.dumps({k: row[k] for k in names}) for row in exported} <= rows
+    found = gracekit.sql(
+        refreshed / "margin",
+        "SELECT max(pair_margin) FROM score_history WHERE NOT isnan(pair_margin)",
+    )
+    ((largest,),) = found.rows()
+    margins = measured(refreshed / "margin")["pair-margin"]
+    assert largest == pytest.approx(np.nanmax(margins)) and largest > 0
+    picked = margins[gracekit.Coreset.load(refreshed / "margin").source_rows]
+    assert len(picked) == 5 and (picked <= 0).all()
+
+
+def test_data_without_pairs_has_no_margin(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "sum", "completion": "two"}) + "\n")
+    data = DataSection(path=str(tmp_path / "a.jsonl"), pair="margin")
+    folders = tmp_path / "tokens", tmp_path / "rejected"
+    with pytest.raises(DataError, match="read as prompt-completion, which has no rejected sides"):
+        tokenize_pairs(load_samples(data), make_tokenizer(), data, *folders)
+
+
+def test_a_rejected_answer_that_is_cut_off_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[Json] = [
+        {"chosen": "Q is one", "rejected": "Q is two"},
+        {"prompt": "sum", "chosen": "two", "rejected": "red"},
+        {"chosen": "sum sum red", "rejected": "sum sum " + "cat " * 9},
+    ]
+    long = "sum is the tree of red small large cat dog " * 2
+    rows.append({"prompt": [{"role": "user", "content": "one"}], "chosen": [A | {"content": "two"}],
+                 "rejected": [{"role": "user", "content": long}, B]})  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSection(path=str(tmp_path / "a.jsonl"), pair="margin", max_length=12)
+    raw = load_samples(data)
+    table = tokenize_pairs(raw, make_tokenizer(), data, tmp_path / "a", tmp_path / "b")
+    assert table.rejected is not None and len(table.rejected) == len(table) == 4
+    assert table.rejected.num_targets.tolist()[-1] == 0 and table.num_targets.all()
+    assert "1 of 4 pairs have a token to train on only on the chosen side" in caplog.text
+    places = np.array([3, -1, 0])
+    arranged = table.arranged(places).rejected
+    assert arranged is not None
+    assert arranged.lengths.tolist() == [table.rejected.lengths[3], 0, table.rejected.lengths[0]]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -208,6 +210,28 @@ def test_bad_data_is_an_error_that_names_the_place(
     with pytest.raises(DataError, match=message) as caught:
         load_samples(DataSection(path=str(where), **settings))
     assert str(where) in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_quotation_mark_in_the_last_row_of_a_csv(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.csv"
+    rows = ['wide?,5" wide', 'b,"two\nlines ""q"""', 'c,"x" y"', 'd,7"']
+    for k in range(len(rows)):
+        said = ["prompt,response", *rows[k:], *rows[:k]]
+        path.write_text("\n".join(said) + end, newline="")
+        found = [c.response for c in load_samples(DataSection(path=str(path))).records]
+        answers = ['5" wide', 'two\nlines "q"', 'x y"', '7"']
+        assert found == answers[k:] + answers[:k]
+        path.write_text("\n".join([*said, 'e,"never']) + end, newline="")
+        with pytest.raises(DataError, match=r"line .*a quotation mark is never closed"):
+            load_samples(DataSection(path=str(path)))
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "completion"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="has 2 columns named 'completion'"):
+        load_samples(DataSection(path=str(tmp_path / "t.parquet")))
 
 
 def test_mixed_kinds_in_one_directory_are_an_error(tmp_path: Path) -> None:

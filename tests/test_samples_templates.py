@@ -126,6 +126,10 @@ def test_named_templates_are_chosen_as_the_tokenizer_does(base: PreTrainedTokeni
     tokenizer.chat_template = {"default": plain, "tool_use": without_marks(CHATML)}
     assert spoken(tokenizer, [user("a"), says("b")]) == ["b<|end|>\n</s>"]
     assert spoken(tokenizer, [user("a"), says("b")], TOOLS) == ["b<|im_end|>"]
+    tokenizer.chat_template = {"tool_use": without_marks(CHATML), "rag": plain}
+    assert spoken(tokenizer, [user("a"), says("b")], TOOLS) == ["b<|im_end|>"]
+    with pytest.raises(DataError, match=r"several chat templates \(rag, tool_use\), and none is"):
+        spoken(tokenizer, [user("a"), says("b")])
 
 
 @pytest.mark.parametrize("source", [CHATML, without_marks(CHATML), None], ids=str)

@@ -62,6 +62,7 @@ GOOD: list[tuple[Json, list[int], list[int]]] = [
     ({"input_ids": "[5, 6]", "labels": "[-100, 6]"}, [5, 6], [6]),  # of a CSV file
     ({"input_ids": [5, 6], "labels": None, "text": "five six"}, [5, 6], [5, 6]),
     ({"input_ids": [5, 6], "position_ids": [0, 1], "seq_lengths": [2]}, [5, 6], [5, 6]),
+    ({"input_ids": [5, 6], "labels": [-100, 6], "loss_mask": [0, 1]}, [5, 6], [6]),
 ]  # fmt: skip
 
 
@@ -92,6 +93,8 @@ BAD: list[tuple[Json, str]] = [
      r"labels\[2\] carries loss where attention_mask is 0"),
     ({"input_ids": [5, 6, 7, 8], "position_ids": [0, 1, 0, 1]}, "packed from several samples"),
     ({"input_ids": [5, 6, 7, 8], "seq_lengths": [2, 2]}, "packed from several samples"),
+    ({"input_ids": [5, 6], "loss_mask": [0, 1]}, "has loss_mask, which trainers.*in labels"),
+    ({"input_ids": [5, 6], "prompt_length": 1}, "has prompt_length, which trainers"),
 ]  # fmt: skip
 
 

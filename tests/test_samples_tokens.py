@@ -22,6 +22,7 @@ from gracekit.samples import TokenTable, load_samples, sample_table, tokenize, t
 from gracekit.samples.encode import Encoder, target_mask
 from gracekit.samples.render import Rendered
 from gracekit.types import Json
+from tests.tiny import make_tokenizer
 
 SHIPPED = Path(__file__).parent.parent / "data" / "train.jsonl"
 
@@ -476,3 +477,28 @@ def test_the_real_tokenizer_of_smollm2(tmp_path: Path) -> None:
     for k, row in enumerate(rows):
         (text,) = learned(tokenizer, table, k)
         assert text.strip() == (row["response"] + "<|im_end|>").strip()
+
+
+def test_the_same_words_given_in_other_ways_have_tokens_of_their_own(tmp_path: Path) -> None:
+    """Of one file, and of one that has changed, under a rendering for which that matters."""
+    turns = [
+        {"role": role, "content": content}
+        for role, content in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    ]
+    rows = [{"prompt": turns[:k], "completion": turns[k:]} for k in (1, 3)]
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content }} {% endfor %}"
+
+    def masks(rows: list[Any]) -> list[list[bool]]:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        data = DataSection(path=str(path), rendering="trl")
+        raw = load_samples(data)
+        assert len(set(raw.content_hashes)) == 1
+        table = tokenize(raw, tokenizer, data, tmp_path / "cache")
+        return [mask.tolist() for _, mask in table.take(np.arange(len(rows)))]
+
+    both = masks(rows)
+    assert sum(both[0]) > sum(both[1]) > 0
+    assert masks(rows[::-1]) == both[::-1]
+    assert masks(rows[:1]) == both[:1] and masks(rows[1:]) == both[1:]

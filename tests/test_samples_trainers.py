@@ -30,6 +30,7 @@ from tests.trainer_kinds import (
     CHATS,
     INSTRUCTIONS,
     KINDS,
+    NAMED,
     ROWS,
     digest,
     made_tokenizer,
@@ -157,6 +158,34 @@ def test_tokens_are_those_of_axolotl(name: str, on_inputs: bool, adds_bos: bool)
         assert same(found, theirs), (kind, cut, found, theirs)
 
 
+@pytest.mark.axolotl
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("axolotl") is None, reason="not installed")
+@pytest.mark.parametrize("name", AXOLOTL_TEMPLATES)
+def test_names_of_roles_are_read_as_axolotl_reads_them(name: str) -> None:
+    tokenizer = made_tokenizer(chat_template=AXOLOTL_TEMPLATES[name])
+    for kind, row in NAMED.items():
+        for on_inputs, loss_on in ((False, "auto"), (True, "all")):
+            theirs = axolotl_tokens(row, tokenizer, 512, on_prompt=on_inputs)
+            found = ours(row, tokenizer, section("axolotl", loss_on=loss_on))
+            assert same(found, theirs), (kind, loss_on, found, theirs)
+
+
+def test_a_role_that_axolotl_does_not_know_keeps_its_name_and_has_no_loss() -> None:
+    tokenizer = made_tokenizer(chat_template=AXOLOTL_TEMPLATES["no end"])
+    found = ours(NAMED["ShareGPT's calls"], tokenizer, section("axolotl"))
+    assert found is not None
+    text = tokenizer.decode(found[0])
+    assert "[function_call] " in text and "[user] Ulm?" in text and "[observation] rain" in text
+    learned = tokenizer.decode([i for i, carries in zip(*found, strict=True) if carries])
+    assert "It rains." in learned and "weather" not in learned
+    named = section("axolotl", roles={"assistant": ["function_call"], "tool": ["observation"]})
+    found = ours(NAMED["ShareGPT's calls"], tokenizer, named)
+    assert found is not None
+    learned = tokenizer.decode([i for i, carries in zip(*found, strict=True) if carries])
+    assert "weather" in learned and "[tool] rain" in tokenizer.decode(found[0])
+
+
 @given(st.integers(0, 99), st.integers(0, 99), st.integers(1, 99))
 def test_room_is_shared_by_prompt_and_answer(asked: int, answer: int, room: int) -> None:
     kept_asked, kept_answer = shares(asked, answer, room)
@@ -180,6 +209,9 @@ def test_what_is_not_built_is_refused_by_name() -> None:
     layout = named_format(data, "messages")
     with pytest.raises(UnrenderableError, match="tools in LLaMA-Factory's templates are not built"):
         rendered_tokens([layout.conversation(tools)], made_tokenizer(), data)
+    last = {"messages": NAMED["ShareGPT's calls"]["messages"][:3]}  # a call, without its result
+    with pytest.raises(UnrenderableError, match="tools in LLaMA-Factory's templates are not built"):
+        rendered_tokens([layout.conversation(last)], made_tokenizer(), data)
     pair = named_format(data, "prompt-completion").conversation({"prompt": "a", "completion": "b"})
     with pytest.raises(UnrenderableError, match=r"only chats .* and instruction, input and output"):
         rendered_tokens([pair], made_tokenizer(chat_template="x"), section("axolotl"))

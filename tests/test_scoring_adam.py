@@ -183,7 +183,7 @@ def save_list(directory: Path, model: Any) -> None:
         (save_sgd, "exp_avg_sq for every parameter, found \\['momentum_buffer'\\]"),
         (save_part, "its 5 parameters fit the model's neither by name nor"),
         (save_amsgrad, "AMSGrad"),
-        (save_pickle, "optimizer.pt cannot be read"),
+        (save_pickle, "cannot read optimizer.pt: "),
         (save_list, "is not the state of a torch optimizer"),
     ],
 )

@@ -234,7 +234,9 @@ def test_influence_is_the_best_subtasks_mean_cosine_and_dot() -> None:
 @pytest.mark.parametrize("block", [0, 1, -1])
 def test_hidden_mean_of_a_block(block: int) -> None:
     model, samples = tiny("llama"), make_samples()
-    (got,) = run(model, [HiddenMean(ScoringSection(hidden_block=block))], samples)
+    (got,) = run(
+        model, [HiddenMean(ScoringSection(features="hidden-mean", hidden_block=block))], samples
+    )
     for i, (ids, mask) in enumerate(samples):
         with torch.no_grad():
             states = decoder_body(model)(
@@ -256,13 +258,17 @@ def test_hidden_mean_of_a_block(block: int) -> None:
 
 def test_block_that_is_not_there_is_refused() -> None:
     with pytest.raises(RecipeError, match="hidden_block is 3, and the model has blocks 0 to 2"):
-        run(tiny("llama"), [HiddenMean(ScoringSection(hidden_block=3))], make_samples())
+        run(
+            tiny("llama"),
+            [HiddenMean(ScoringSection(features="hidden-mean", hidden_block=3))],
+            make_samples(),
+        )
 
 
 def test_hidden_mean_projected_keeps_distances_roughly() -> None:
     model, samples = tiny("llama"), make_samples((9, 8, 7, 6, 5))
-    wide = HiddenMean(ScoringSection())
-    narrow = HiddenMean(ScoringSection(feature_width=16, sketch_seed=5))
+    wide = HiddenMean(ScoringSection(features="hidden-mean"))
+    narrow = HiddenMean(ScoringSection(features="hidden-mean", feature_width=16, sketch_seed=5))
     assert narrow.width(32) == 16
     a, b = run(model, [wide, narrow], samples)
     signs = random_signs((32, 16), 5, "hidden") / 4

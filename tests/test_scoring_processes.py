@@ -24,6 +24,7 @@ from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.processes import ProcessExecutor
 from gracekit.progress import Progress
+from gracekit.protocols import Executor
 from gracekit.recipe import ScoringSection
 from gracekit.store import Store
 from gracekit.types import Measurement
@@ -72,6 +73,7 @@ def test_processes_measure_what_one_measures() -> None:
     with closing(executor):
         found = whole(executor.measure(rows))
         again = whole(executor.measure(rows[:2]))  # the processes are still there
+        looked = whole(executor.look(rows))
         features = executor.target_features()
         assert len(executor._processes) == 2
     assert found.rows.tolist() == sorted(rows)
@@ -79,6 +81,10 @@ def test_processes_measure_what_one_measures() -> None:
         np.testing.assert_allclose(found.scores[name], score, rtol=1e-4)
     np.testing.assert_allclose(found.features, expected.features, rtol=2e-3, atol=1e-3)
     assert again.rows.tolist() == [0, 10]
+    assert isinstance(executor, Executor)
+    assert looked.scores == {}
+    assert looked.rows.tolist() == sorted(rows)
+    np.testing.assert_allclose(looked.features, expected.features, rtol=2e-3, atol=1e-3)
     assert features is not None and features.shape == (3, 32)
     assert not executor._processes
 

@@ -67,7 +67,10 @@ def test_own_class_is_built_by_its_path(plugin: str) -> None:
     assert list(build_scorers(["loss", name])) == ["loss", name]
     assert score_meaning(name) == ScoreMeaning(scale="linear")
     signed = {name for name, scorer in SCORERS.items() if scorer.scale == "linear"}
-    assert signed == {"delta-loss", "delta-loss-first", "influence", "influence-dot", "margin"}
+    assert signed == {
+        *("delta-loss", "delta-loss-first", "influence", "influence-dot"),
+        *("margin", "pair-margin"),
+    }
 
 
 @pytest.mark.parametrize(

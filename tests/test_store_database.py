@@ -20,6 +20,7 @@ from gracekit.store.sql.ask import run_sql
 from gracekit.store.sql.database import connect
 from gracekit.version.columns import TABLES, VIEWS
 from tests.faults import failing_at
+from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_draft, make_reselect, make_store
 
 REPOSITORY = Path(__file__).parent.parent
@@ -244,7 +245,7 @@ def test_another_process_reads_through_commits(tmp_path: Path) -> None:
     assert reader.stdout is not None and reader.stdout.readline() == "ready\n"
     for i in range(2, 6):
         assert made.commit(make_draft(made, str(i))) == i
-    out, errors = reader.communicate(timeout=120)
+    out, errors = reader.communicate(timeout=LAST_RESORT_S)
     assert reader.returncode == 0, errors
     assert int(out) >= 1
 

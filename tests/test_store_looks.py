@@ -20,6 +20,7 @@ import gracekit
 from gracekit.errors import StoreWriteError
 from gracekit.store import Store, verify
 from gracekit.store.files import manifest_reading, removals
+from gracekit.store.files.formats import read_json_object
 from gracekit.store.files.parquet import read_schema
 from gracekit.version.header import Header
 from tests.faults import count_operations, failing_at
@@ -64,12 +65,16 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
         seen.parsed += 1
         return from_json(content)
 
+    def reading_json(path: Path) -> Any:
+        seen.read.update([path.name])
+        return read_json_object(path)
+
     from_json = Header.from_json
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", counted(os.listdir))
         patch.setattr(os, "scandir", counted(os.scandir))
         patch.setattr(manifest_reading, "read_schema", reading(read_schema))
-        patch.setattr(removals, "check_format", lambda content, path: seen.read.update([path.name]))
+        patch.setattr(removals, "read_json_object", reading_json)
         patch.setattr(Header, "from_json", parsing)
         yield seen
 

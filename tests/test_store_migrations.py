@@ -18,6 +18,7 @@ from gracekit.recipe import Recipe
 from gracekit.store import Store, StorePaths, verify
 from gracekit.store.files import formats, migrations
 from gracekit.store.files.migrations import MIGRATIONS, migration
+from gracekit.store.files.sealing import without_checksum
 from gracekit.store.sql.ask import run_sql
 from gracekit.store.sql.queries import NAMED_QUERIES
 from gracekit.training import Coreset
@@ -101,7 +102,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def second(paths: StorePaths) -> None:
         """Another name."""
         made.append(2)
-        content = json.loads(paths.info.read_text())
+        content = without_checksum(json.loads(paths.info.read_text()))
         files.write_text_atomic(paths.info, json.dumps({**content, "gracekit_version": "migrated"}))
 
     for number, step in ((1, first), (2, second)):

@@ -94,7 +94,8 @@ def test_a_migration_moves_files_and_keeps_all_that_they_say(
     root = folder / "store"
     before, manifests = digests(root), _manifests(root)
     done = Store.open(root).recover()
-    assert f"brought the store to format {FORMAT_VERSION}: Every directory holds" in "\n".join(done)
+    assert "brought the store to format 3: Every directory holds" in "\n".join(done)
+    assert f"brought the store to format {FORMAT_VERSION}: Everything has a checksum now" in done
     require_present_layout(root)
     assert digests(root) == before, "files of the history and samples were moved"
     for name, (table, time_ns) in _manifests(root).items():

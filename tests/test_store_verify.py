@@ -7,14 +7,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from gracekit.refresher import rollback
 from gracekit.store import Store, verify
+from gracekit.store.files.parquet import write_table
 from gracekit.store.files.samples import write_samples
+from gracekit.store.files.sealing import sealed_json, without_checksum
+from gracekit.version.columns import MANIFEST
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 
@@ -79,7 +84,7 @@ def sample_damage(spoil: Callable[[Path], object]) -> Callable[[Store], object]:
 def other_fingerprint(store: Store) -> None:
     content = json.loads(store.paths.info.read_text())
     content["dataset"]["fingerprint"] = "another"
-    store.paths.info.write_text(json.dumps(content))
+    store.paths.info.write_text(sealed_json(without_checksum(content)))
 
 
 DAMAGE: dict[str, tuple[Callable[[Store], object], str, str]] = {
@@ -159,3 +164,54 @@ def test_what_is_derived_is_repaired_at_the_next_start(store: Store, damage: str
     DAMAGE[damage][0](store)
     assert store.recover()
     assert verify(store) == []
+
+
+# --- deep ---
+
+
+def lie(store: Store, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Write the first manifest anew, with a seal, so that no checksum tells."""
+    path = store.paths.manifest(1)
+    table = pq.ParquetFile(path).read()
+    content = change(table).replace_schema_metadata(table.schema.metadata)
+    write_table(path, content, MANIFEST.columns)
+
+
+def with_column(name: str, values: list[object]) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        at = table.column_names.index(name)
+        return table.set_column(at, table.schema.field(name), pa.array(values, table[name].type))
+
+    return change
+
+
+LIES: dict[str, tuple[Callable[[Store], object], str]] = {
+    "weights": (lambda s: lie(s, with_column("weight", [9.0] * 8)), "they are 72.0"),
+    "importance": (lambda s: lie(s, with_column("importance", [0.5] * 8)), "column importance"),
+    "groups": (lambda s: lie(s, with_column("group", ["chat"] * 8)), "column group"),
+    "rows of the database": (lambda s: in_database(s, "DELETE FROM sample_rows WHERE row = 3"),
+                             "table samples"),
+    "a value of the database": (
+        lambda s: in_database(s, "UPDATE versions SET step = 7 WHERE version = 1"),
+        "table versions"),
+}  # fmt: skip
+
+
+def in_database(store: Store, sql: str) -> None:
+    with duckdb.connect(str(store.paths.database)) as connection:
+        connection.execute(sql)
+
+
+def test_a_deep_check_of_a_whole_store(store: Store) -> None:
+    store.commit(make_draft(store, "grown", samples=changed_samples(store)))
+    rollback(store.paths.root, 1)
+    assert verify(store, deep=True) == []
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_deep_check_finds_what_has_its_checksum_and_is_wrong(store: Store, name: str) -> None:
+    spoil, what = LIES[name]
+    spoil(store)
+    found = verify(Store.open(store.paths.root), deep=True)
+    assert any(what in problem.what for problem in found), found
+    assert [p for p in verify(Store.open(store.paths.root)) if "checksum" in p.what] == []

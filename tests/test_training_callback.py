@@ -22,6 +22,7 @@ from gracekit.store import LoggedUses, Store, newest_run, read_uses
 from gracekit.training import Coreset, CoresetCallback, CoresetSampler, CoresetTrainerMixin
 from gracekit.version.header import CheckpointInfo
 from tests.drawable import publish_draw
+from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_draft, make_store
 
 NUM_ROWS = 2 * N
@@ -315,7 +316,7 @@ def test_waiting_for_the_coreset_of_the_last_checkpoint(store: Store, tmp_path: 
             if state.global_step < state.max_steps:
                 threading.Timer(0.5, publish, (self.store, state.global_step)).start()
 
-    callback = CoresetCallback(store.paths.root, wait_s=60)
+    callback = CoresetCallback(store.paths.root, wait_s=LAST_RESORT_S)
     trainer, _ = train(tmp_path / "run", callback, LatePublisher(store), num_train_epochs=2)
     assert logged(trainer) == [(0, 0, 0), (1, 0, 1)]
 

@@ -14,18 +14,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 import gracekit
 from gracekit import Recipe, check_tokens
 from gracekit.errors import CheckpointIncompleteError, DataError, RecipeError
-from gracekit.samples import hashes_of
+from gracekit.recipe import DataSection
+from gracekit.samples import Conversation, hashes_of, rendered_tokens, tokens_key, trl_templates
+from gracekit.store import StoreReader
 from gracekit.training import Coreset, CoresetCallback
+from gracekit.training.measured import Measured
+from gracekit.training.parity import check_rows
 from gracekit.training.parity_report import spans_of
+from gracekit.training.trainer_rows import TrainerRows
 from tests.test_training_callback import train
 from tests.tiny import make_tokenizer, recipe_content, tiny_recipe, write_checkpoint, write_data
 
 NUM_ROWS = 40
+ONCE: dict[str, Any] = {"num_train_epochs": 1, "save_strategy": "no"}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,41 @@ def test_the_first_token_that_differs_is_told_on_both_sides(
     text = "\n".join(found.lines())
     assert f"gracekit puts loss on tokens {num_prompt}..{last}, the trainer on tokens 1.." in text
     assert json.loads(json.dumps(found.to_json()))["differences"][0]["index"] == 3
+
+
+def as_held(rows: list[dict[str, Any]], how: str) -> Any:
+    """The rows as a list, in Arrow, or made by a transform as they are asked for."""
+    if how == "list":
+        return rows
+    dataset = datasets.Dataset.from_list(rows)
+    return dataset.with_transform(lambda batch: batch) if how == "transform" else dataset
+
+
+@pytest.mark.parametrize("how", ["list", "arrow", "transform"])
+def test_rows_between_those_of_the_first_check_are_told_too(
+    world: Path, fed: list[dict[str, Any]], how: str
+) -> None:
+    measured = Measured.of_store(StoreReader.open(world / "store"))
+    same = check_rows(TrainerRows(as_held(fed, how)), measured, most=8)
+    assert same.ok and (same.num_compared, same.matched_by) == (8, "position")
+    is_cheap = how != "transform"
+    told = "so are the tokens of all 40 rows" if is_cheap else "were not looked at"
+    assert same.has_seen_all is is_cheap and told in same.lines()[0]
+    moved = [*fed[:1], *fed[1:5][::-1], *fed[5:]]  # none of these five is among the eight
+    found = check_rows(TrainerRows(as_held(moved, how)), measured, most=8)
+    assert found.ok is not is_cheap
+    if is_cheap:
+        expected = ids_of(world)
+        expected[1:5] = expected[1:5][::-1]
+        assert (found.matched_by, found.sample_ids) == ("content", expected)
+
+
+@pytest.mark.parametrize("ids", ["abc", ["a", "b"], [[1, 2]], [0.5], None, 7])
+def test_ids_that_are_none_are_refused(world: Path, fed: list[dict[str, Any]], ids: Any) -> None:
+    with pytest.raises(DataError, match=r"row [01] of the trainer's dataset has no tokens"):
+        check_tokens([*fed[:1], {"input_ids": ids}], world / "store")
+    with pytest.raises(DataError, match=r"row 0 of the dataset .* has loss_mask, which trainers"):
+        check_tokens([{"input_ids": [5, 6], "loss_mask": [0, 1]}], world / "store")
 
 
 def ids_of(world: Path) -> list[str]:
@@ -305,3 +346,129 @@ def test_a_store_takes_up_what_comes_late(tmp_path: Path, caplog: pytest.LogCapt
         gracekit.refresh(recipe, checkpoints[3])
     tokenizer.save_pretrained(checkpoints[3])
     assert gracekit.refresh(recipe, checkpoints[3]).version == 4
+
+
+def test_the_template_that_trl_trains_with_is_read_from_where_trl_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "{% for m in messages %}{{ m.role + ' ' + m.content + eos_token }}{% endfor %}"
+    marked = (
+        "{% for m in messages %}{{ m.role }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ ' ' + m.content + eos_token }}{% endgeneration %}{% else %}{{ ' ' + m.content }}"
+        "{% endif %}{% endfor %}"
+    )
+    (tmp_path / "a.jinja").write_text(own)
+    (tmp_path / "a_training.jinja").write_text(marked)
+    (tmp_path / "b_training.jinja").write_text("alone")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = own
+    messages = (
+        {"role": "user", "content": "red two"},
+        {"role": "assistant", "content": "blue"},
+    )
+    conversation = Conversation(messages=messages)
+
+    def tokens(**settings: Any) -> tuple[list[str], list[str]]:
+        data = DataSection(path="-", **{"rendering": "trl", "loss_on": "response", **settings})
+        ((ids, mask),) = rendered_tokens([conversation], tokenizer, data)
+        return tokenizer.decode(ids).split(), tokenizer.decode(ids[mask]).split()
+
+    def key(**settings: Any) -> str:
+        data = DataSection(path="-", **{"rendering": "trl", "loss_on": "response", **settings})
+        return tokens_key(tokenizer, data, "")
+
+    monkeypatch.setattr(trl_templates, "templates_folder", lambda: None)
+    without, key_without, key_of_all = tokens(), key(), key(loss_on="all")
+    assert without[0].count("<eos>") == 2
+    monkeypatch.setattr(trl_templates, "templates_folder", lambda: tmp_path)
+    assert tokens()[0].count("<eos>") == 1 and tokens()[1] == ["blue", "<eos>"]
+    assert key() != key_without and key(loss_on="all") == key_of_all
+    assert tokens(loss_on="all")[0] == tokens(rendering="chat")[0] == without[0]
+    assert trl_templates.training_template(marked) is None  # TRL keeps a template with marks
+    assert trl_templates.training_template(own + " ") is None
+
+
+def test_each_row_is_asked_for_once(world: Path, fed: list[dict[str, Any]]) -> None:
+    asked: list[int] = []
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        asked.append(len(batch))
+        return {name: [row[name] for row in batch] for name in batch[0]}
+
+    assert check_tokens(fed, world / "store", collate=collate).ok
+    assert asked == [1] * NUM_ROWS
+
+
+def other_tokens(fed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows with a token more before each, which no setting gives."""
+    return [{name: [2, *values] for name, values in row.items()} for row in fed]
+
+
+@pytest.mark.parametrize("with_cache", [True, False], ids=["tokens", "lengths"])
+def test_rows_with_other_tokens_are_drawn_by_position_only_where_they_resemble_the_samples(
+    world: Path, fed: list[dict[str, Any]], tmp_path: Path, with_cache: bool
+) -> None:
+    import shutil
+
+    store = world / "store"
+    if not with_cache:
+        store = tmp_path / "store"
+        shutil.copytree(world / "store", store)
+        shutil.rmtree(store / "cache")
+    rows = other_tokens(fed)
+    found = check_tokens(rows, store)
+    assert found.matched_by == "position" and found.num_different == NUM_ROWS
+    order = np.random.default_rng(1).permutation(NUM_ROWS).tolist()
+    shuffled = [rows[i] for i in order]
+    found = check_tokens(shuffled, store)
+    assert found.matched_by == "nothing" and found.num_compared == 0
+    assert "may stand in another order" in found.problems[0]
+    ids = [ids_of(world)[i] for i in order]
+    found = check_tokens(shuffled, store, sample_ids=ids)
+    assert found.matched_by == "sample_ids" and found.num_compared == NUM_ROWS
+
+
+def test_the_callback_draws_no_coreset_from_rows_that_are_not_told(
+    world: Path, fed: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    order = np.random.default_rng(1).permutation(NUM_ROWS).tolist()
+    rows = [other_tokens(fed)[i] for i in order]
+    callback = CoresetCallback(world / "store", record=tmp_path / "drawn.jsonl")
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "run", callback, dataset=rows, kind=OwnRows, **ONCE)
+    assert "may stand in another order" in caplog.text
+    drawn = json.loads((tmp_path / "drawn.jsonl").read_text().splitlines()[0])
+    assert drawn["version"] is None and sorted(drawn["positions"]) == [*range(NUM_ROWS)]
+
+
+def test_ids_of_all_rows_do_where_the_trainer_has_dropped_some(
+    world: Path, fed: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the store is there, too: then rows are told by their tokens once it is."""
+    import shutil
+
+    kept = [i for i in range(NUM_ROWS) if i % 9]
+    store = tmp_path / "store"
+
+    class ArrivesLate(TrainerCallback):  # type: ignore[misc]
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            if not store.exists():
+                shutil.copytree(world / "store", store)
+
+    callback = CoresetCallback(
+        store, sample_ids=ids_of(world), redraw="never", record=tmp_path / "drawn.jsonl"
+    )
+    rows = [fed[i] for i in kept]
+    settings = {**ONCE, "num_train_epochs": 2}
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path / "run", callback, ArrivesLate(), dataset=rows, kind=OwnRows, **settings)
+    assert f"{len(rows)} rows but {NUM_ROWS} sample_ids were given" in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "drawn.jsonl").read_text().splitlines()]
+    assert [line["version"] for line in lines] == [None, 1]
+    ids = ids_of(world)
+    assert [ids[kept[p]] for p in lines[1]["positions"]] == lines[1]["sample_ids"]
+    in_coreset = set(Coreset.load(store).sample_ids.tolist())
+    assert set(lines[1]["sample_ids"]) == in_coreset & {ids[i] for i in kept}
+    absent = NUM_ROWS - len(kept)
+    assert f"{absent} of {NUM_ROWS} samples are not in the trainer's dataset" in caplog.text
+    assert "id_column" not in caplog.text

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import gracekit
 from gracekit import Recipe, check_tokens
+from gracekit.samples import trl_templates
 from gracekit.training import Coreset, CoresetCallback
 from tests.templates_of_families import CHATML
 from tests.test_samples_tokens import train_tokenizer
@@ -198,6 +199,81 @@ def test_assistant_only_loss_follows_the_marks_of_the_template(kind: str, tmp_pa
     assert found.ok, found.lines()
 
 
+@pytest.mark.parametrize("names", [("human", "gpt"), ("User", "Assistant"), ("user", "model")])
+def test_roles_are_called_what_the_data_calls_them(names: tuple[str, str], tmp_path: Path) -> None:
+    rows = [
+        {
+            "conversations": [
+                {"from": names[k % 2], "value": turn["content"]}
+                for k, turn in enumerate(chat(i)["messages"])
+            ]
+        }
+        for i in range(12)
+    ]
+    made = trainer(tmp_path, rows, tokenizer())
+    found = check_tokens(made.train_dataset, recipe(tmp_path, rows), tokenizer=tokenizer())
+    assert found.ok, found.lines()
+    role = {"user": [names[0]], "assistant": [names[1]]}
+    renamed = [chat(i) for i in range(12)]
+    made = trainer(tmp_path / "b", renamed, tokenizer())
+    found = check_tokens(
+        made.train_dataset, recipe(tmp_path, rows, roles=role), tokenizer=tokenizer()
+    )
+    assert found.ok, found.lines()
+
+
+def test_prompts_end_where_each_row_says(tmp_path: Path) -> None:
+    """The same words, as prompt and completion in several ways."""
+    turns = chat(1)["messages"]
+    rows = [{"prompt": turns[:k], "completion": turns[k:]} for k in (1, 3)]
+    made = trainer(tmp_path, rows, tokenizer())
+    found = check_tokens(made.train_dataset, recipe(tmp_path, rows), tokenizer=tokenizer())
+    assert found.ok and found.num_compared == 2, found.lines()
+
+
+SWAPPED = ("qwen3", "qwen2_5", "llama3", "gemma3", "phi3", "deepseekv3", "glm4moe")
+"""Templates without marks, in whose place TRL puts its own."""
+
+
+@pytest.mark.parametrize("kind", ["chat", "lists", "tools"])
+@pytest.mark.parametrize("name", SWAPPED)
+def test_assistant_only_loss_where_trl_trains_with_a_template_of_its_own(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    if kind == "tools" and name in ("gemma3", "phi3", "llama3"):
+        pytest.skip("the template knows no tools")
+    folder = trl_templates.templates_folder()
+    assert folder is not None
+    tokens = tokenizer()
+    tokens.chat_template = (folder / f"{name}.jinja").read_text("utf-8")
+    rows = [KINDS[kind](i) for i in range(12)]
+    made = trainer(tmp_path, rows, tokens, assistant_only_loss=True, max_length=500)
+    assert made.chat_template is not None
+    settings = recipe(tmp_path, rows, loss_on="response", max_length=500)
+    found = check_tokens(made.train_dataset, settings, tokenizer=tokens)
+    assert found.ok, found.lines()
+
+
+def test_a_store_that_was_made_without_trl_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trl_templates.templates_folder()
+    assert folder is not None
+    tokens = tokenizer()
+    tokens.chat_template = (folder / "qwen3.jinja").read_text("utf-8")
+    rows = [chat(i) for i in range(NUM_ROWS)]
+    made = trainer(tmp_path, rows, tokens, assistant_only_loss=True, max_length=400)
+    made.train()
+    settings = recipe(tmp_path, rows, loss_on="response", max_length=400)
+    with monkeypatch.context() as patch:
+        patch.setattr(trl_templates, "templates_folder", lambda: None)
+        gracekit.refresh(settings, next((tmp_path / "run").glob("checkpoint-*")))
+    assert "training template of its own" in caplog.text
+    found = check_tokens(made.train_dataset, settings.store, tokenizer=tokens)
+    assert found.num_different and found.advice is not None
+    assert "Have the same TRL where gracekit refreshes" in found.advice
+
+
 def first_version(folder: Path, rows: list[dict[str, Any]], checkpoint: Path) -> Recipe:
     made = recipe(folder, rows, rendering="auto")
     gracekit.refresh(made, checkpoint)
@@ -234,25 +310,64 @@ def test_auto_is_trl_where_its_model_card_says_so_and_shuffled_rows_are_drawn_ri
     assert {shuffled[p]["prompt"] for line in drawn for p in line["positions"]} == texts
 
 
+@pytest.mark.parametrize("names", ["nothing", "ids of all rows"])
+@pytest.mark.parametrize("cut", [120, 400], ids=["cut alike", "cut later"])
 def test_rows_that_trl_drops_do_not_turn_a_coreset_off(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    names: str, cut: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rows = [pair(i) for i in range(NUM_ROWS)]
+    """Rows whose answer is cut off; `cut later`: the store has answers there, and selects some."""
+    rows = [pair(i) | {"id": f"id-{i}"} for i in range(NUM_ROWS)]
+    dropped = {f"id-{i}" for i in range(0, NUM_ROWS, 10)}
     for i in range(0, NUM_ROWS, 10):
-        rows[i]["prompt"] = f"{i} and " * 100
+        rows[i]["prompt"] = f"{i} and " * 70
     first = trainer(tmp_path, rows, tokenizer())
     first.train()
-    made = first_version(tmp_path, rows, next((tmp_path / "run").glob("checkpoint-*")))
+    checkpoint = next((tmp_path / "run").glob("checkpoint-*"))
+    made = recipe(tmp_path, rows, rendering="auto", max_length=cut, id_column="id")
+    made = made.override({"selection.fraction": 0.9})
+    gracekit.refresh(made, checkpoint)
     record = tmp_path / "drawn.jsonl"
     caplog.clear()
-    callback = CoresetCallback(made.store, redraw="never", record=record)
+    ids = [row["id"] for row in rows] if names == "ids of all rows" else None
+    callback = CoresetCallback(made.store, redraw="never", record=record, sample_ids=ids)
     again = trainer(tmp_path / "again", rows, tokenizer(), callback)
-    assert len(again.train_dataset) < NUM_ROWS
+    assert len(again.train_dataset) == NUM_ROWS - len(dropped)
     again.train()
     drawn = [json.loads(line) for line in record.read_text().splitlines()]
     assert [line["version"] for line in drawn] == [1]
-    ids = {sample_id for line in drawn for sample_id in line["sample_ids"]}
-    assert ids == set(Coreset.load(made.store).sample_ids.tolist())
+    found = {sample_id for line in drawn for sample_id in line["sample_ids"]}
+    coreset = set(Coreset.load(made.store).sample_ids.tolist())
+    assert found == coreset - dropped and bool(coreset & dropped) == (cut == 400)
+    for line in drawn:
+        at = [again.train_dataset[p]["id"] for p in line["positions"]]
+        assert at == line["sample_ids"]
+    if cut == 400:
+        assert f"{len(dropped)} of {NUM_ROWS} samples are not in the trainer's" in caplog.text
+    assert "id_column" not in caplog.text
+
+
+def test_a_shuffled_dataset_in_other_tokens_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [chat(i) for i in range(NUM_ROWS)]
+    first = trainer(tmp_path, rows, tokenizer())
+    first.train()
+    made = recipe(tmp_path, rows, rendering="plain")
+    gracekit.refresh(made, next((tmp_path / "run").glob("checkpoint-*")))
+    assert check_tokens(first.train_dataset, made.store).matched_by == "position"
+
+    import datasets
+
+    shuffled = datasets.Dataset.from_list(rows).shuffle(seed=7)
+    record = tmp_path / "drawn.jsonl"
+    caplog.clear()
+    again = trainer(
+        tmp_path / "again", shuffled, tokenizer(), CoresetCallback(made.store, record=record)
+    )
+    again.train()
+    assert "may stand in another order" in caplog.text
+    (line,) = record.read_text().splitlines()
+    assert json.loads(line)["version"] is None
 
 
 def test_packing_is_told(tmp_path: Path) -> None:

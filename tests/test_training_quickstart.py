@@ -14,6 +14,7 @@ from gracekit import samples
 from gracekit.recipe import Recipe
 from gracekit.training import Coreset
 from pipelines import train_quickstart
+from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_draft, make_store
 
 PIPELINES = Path(train_quickstart.__file__).parent
@@ -27,7 +28,7 @@ def run_trainer(output: Path, store: Path, *arguments: str) -> str:
             sys.executable, PIPELINES / "train_quickstart.py", "--output", output, "--store", store,
             "--threads", "1", "--wait-s", "0", *arguments,
         ],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=LAST_RESORT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""

@@ -13,6 +13,7 @@ import numpy as np
 from gracekit.store import newest_run, read_uses
 from gracekit.training import Coreset, CoresetSampler
 from gracekit.training.ranks import decide_on_rank_zero
+from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_store
 
 NUM_ROWS = 2 * N
@@ -33,7 +34,7 @@ def test_two_ranks_draw_one_order_from_one_version(tmp_path: Path) -> None:
             "-m", "tests.training_two_ranks", str(store.paths.root), str(tmp_path / "run"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parent.parent,
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True, text=True, timeout=LAST_RESORT_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [

@@ -23,6 +23,7 @@ from gracekit.store import Store
 from gracekit.store.files.leases import followed
 from gracekit.training import Coreset, CoresetSampler
 from gracekit.version.header import CheckpointInfo
+from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_draft, make_store
 
 NUM_ROWS = 2 * N
@@ -116,7 +117,7 @@ def test_within_an_epoch_swap_takes_the_new_version_from_the_next_draw(store: St
 
 
 def test_never_keeps_the_first_version_found(store: Store) -> None:
-    sampler = CoresetSampler(store.paths.root, NUM_ROWS, follow="never", wait_s=60)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, follow="never", wait_s=LAST_RESORT_S)
     epoch(sampler, 0)
     rows = publish(store)
     assert set(epoch(sampler, 1)) == rows
@@ -236,7 +237,7 @@ def test_weights_are_met_by_repetition(store: Store) -> None:
 
 def test_waiting_ends_with_the_coreset_of_the_last_checkpoint(store: Store) -> None:
     publish(store, step=10)
-    sampler = CoresetSampler(store.paths.root, NUM_ROWS, wait_s=60)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, wait_s=LAST_RESORT_S)
     sampler.expected_step = 20
     done = threading.Event()
 
@@ -260,7 +261,7 @@ def test_after_a_rollback_nothing_is_waited_for(
     for step in (10, 20):
         publish(store, step=step)
     rollback(store.paths.root, 1)
-    sampler = CoresetSampler(store.paths.root, NUM_ROWS, wait_s=30)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, wait_s=LAST_RESORT_S)
     sampler.expected_step = 20
     for number in range(2):
         sampler.set_epoch(number)

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from gracekit.errors import RecipeError
+from gracekit.store import StorePaths, newest_run, read_uses
 from gracekit.training import (
     Coreset,
     CoresetCallback,
@@ -37,6 +38,7 @@ from gracekit.training import (
 )
 from gracekit.training.loss import weighted_loss
 from gracekit.training.weighted_data import BATCH_KEY
+from tests.patience import LAST_RESORT_S
 from tests.weighted_training import (
     DRAWS,
     NUM_TARGETS,
@@ -376,6 +378,15 @@ def test_two_ranks(
         for rank in found:
             gradients = [torch.tensor(g, dtype=torch.float64) for g in rank[f"{average}, {across}"]]
             torch.testing.assert_close(expected(gradients), truth[average], **EXACT)
+    # What rank 0 logged has the losses that either of them saw, last at the last draw of a row.
+    found_losses = read_uses(newest_run(StorePaths(stores["tokens"]))[len(DRAWS)]).trained
+    last = [max(step for step, rows in enumerate(DRAWS) if row in rows) for row in range(5)]
+    assert found_losses.step.tolist() == last
+    model = make_model()
+    for row, loss in zip(pool(), found_losses.loss, strict=True):
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        own = torch.nn.functional.cross_entropy(logits, torch.tensor(row["labels"][1:]))
+        assert float(loss) == pytest.approx(float(own.detach()), rel=1e-5)
 
 
 _RANKS: list[Any] = []
@@ -400,7 +411,7 @@ def two_ranks(root: Path, out: Path) -> list[Any]:
             cwd=Path(__file__).parent.parent,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=LAST_RESORT_S,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]

@@ -72,6 +72,24 @@ CHATS: dict[str, Json] = {
 }
 """Kind -> row with messages."""
 
+
+def called(*parts: tuple[str, str]) -> Json:
+    return {"messages": [{"role": role, "content": content} for role, content in parts]}
+
+
+NAMED: dict[str, Json] = {
+    "ShareGPT": called(("human", "11+4?"), ("gpt", "15")),
+    "ShareGPT's calls": called(
+        ("system", "Tools."), ("human", "Ulm?"), ("function_call", '{"name": "weather"}'),
+        ("observation", "rain"), ("gpt", "It rains."),
+    ),
+    "results alone": called(("user", "Ulm?"), ("tool", "rain"), ("assistant", "It rains.")),
+    "other names": called(("Human", "1?"), ("model", "1"), ("user", "it?"), ("assistant", "It.")),
+    "large letters": called(("user", "1?"), ("Assistant", "1"), ("USER", "it"), ("gpt", "It.")),
+    "developer": called(("developer", "Brief."), ("user", "1?"), ("assistant", "1")),
+}  # fmt: skip
+"""Kind -> row whose roles have names that not all trainers know."""
+
 INSTRUCTIONS: dict[str, Json] = {
     "instruction": {"instruction": "Add 11 and 4.", "input": "", "output": "15"},
     "with input": {"instruction": "Add.\n", "input": "11 and 4", "output": "15\n"},

@@ -1,6 +1,6 @@
 """gracekit's executor on the same samples; results go to a file a batch, as in a refresh.
 
-Usage: gracekit_pass.py MODEL SAMPLES OUT FEATURES BATCH_SIZE
+Usage: gracekit_pass.py MODEL SAMPLES OUT SCORE FEATURES BATCH_SIZE
 """
 
 from __future__ import annotations
@@ -31,12 +31,18 @@ class Samples:
         return [(self._ids[row], self._mask[row]) for row in rows]
 
 
-model_path, samples_path, out, features, batch_size = sys.argv[1:]
+model_path, samples_path, out, score, features, batch_size = sys.argv[1:]
 torch.set_num_threads(1)
 turns, samples, size = Turns(), Samples(samples_path), int(batch_size)
 model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
 scoring = ScoringSection.model_validate(
-    {"features": features, "shard_rows": size, "batch_tokens": size * int(samples.lengths[0])}
+    {
+        "scores": (score, "loss"),
+        "importance": score,
+        "features": features,
+        "shard_rows": size,
+        "batch_tokens": size * int(samples.lengths[0]),
+    }
 )
 folder = Path(out)
 folder.mkdir(parents=True)
@@ -44,7 +50,7 @@ norms = np.zeros(len(samples.lengths))
 executor = LocalExecutor(model, samples, scoring, show_progress=False)
 turns.begin()
 for shard in executor.measure(np.arange(len(samples.lengths))):
-    norms[shard.rows] = shard.scores["gradient-norm"]
+    norms[shard.rows] = shard.scores[score]
     np.savez(folder / f"{shard.rows[0]}.npz", features=shard.features, **shard.scores)  # type: ignore[arg-type]
     if shard.rows[-1] != len(norms) - 1:
         turns.begin()

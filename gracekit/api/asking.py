@@ -22,6 +22,8 @@ from gracekit.store import (
     NamedQuery,
     ask,
     named_query,
+    output_file,
+    python_values,
 )
 from gracekit.store import connect as connect_to
 from gracekit.store import schema as read_schema
@@ -52,8 +54,8 @@ class SqlAnswer(Tabular):
         return list(self._table.column_names)
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The rows as Python values."""
-        yield from zip(*(column.to_pylist() for column in self._table.columns), strict=True)
+        """The rows as Python values; what Python cannot hold, as dates after 9999, is text."""
+        yield from zip(*map(python_values, self._table.columns), strict=True)
 
     def to_arrow(self) -> pa.Table:
         """The rows as a `pyarrow.Table`."""
@@ -61,7 +63,7 @@ class SqlAnswer(Tabular):
 
     def _columns(self) -> Mapping[str, Sequence[Any]]:
         shown = self._table.slice(0, 50)
-        return {name: shown.column(name).to_pylist() for name in self.columns}
+        return {name: python_values(shown.column(name)) for name in self.columns}
 
     def _repr_html_(self) -> str:
         return super()._repr_html_()
@@ -83,9 +85,10 @@ class AnswerBatches(Answer):
 
         Raises:
             QueryError: Parquet cannot hold a column of the answer.
+            ExportError: It lies in a store, or is a directory or a device.
             StoreWriteError: The file cannot be written.
         """
-        num_rows = 0
+        num_rows, place = 0, output_file(path)
 
         def write(target: Path) -> None:
             nonlocal num_rows
@@ -101,7 +104,7 @@ class AnswerBatches(Answer):
                     "column::VARCHAR"
                 ) from None
 
-        write_atomic(path, write)
+        write_atomic(place, write)
         return num_rows
 
 

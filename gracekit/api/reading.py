@@ -50,7 +50,7 @@ def status(
     if check:
         return health(heartbeat, max_age_s=max_age)
     # A daemon that waits for the first checkpoint makes no store before it.
-    is_awaited = not Store.exists(root) and heartbeat["state"] != "absent"
+    is_awaited = not Store.exists(root) and heartbeat["state"] not in ("absent", "unreadable")
     return compute_status(root, None if is_awaited else open_store(store), heartbeat, now=now)
 
 
@@ -100,11 +100,13 @@ def diff(
     )
 
 
-def verify(store: StoreLike) -> Verification:
-    """Check every checksum, schema and reference of a store; reads every file once.
+def verify(store: StoreLike, *, deep: bool = False) -> Verification:
+    """Check every checksum, schema and reference of a store; reads every file.
 
     Args:
         store: Path of the store, or an open `Store`.
+        deep: Also make again what follows from other files (counts of headers, columns and weights
+            of coresets, the published database), and compare.
 
     Returns:
         The versions there are, and the problems, worst first; without problems it is `ok`.
@@ -117,5 +119,5 @@ def verify(store: StoreLike) -> Verification:
         True
     """
     opened = open_store(store)
-    problems = opened.verify()
+    problems = opened.verify(deep=deep)
     return Verification(versions=tuple(opened.versions()), problems=tuple(problems))

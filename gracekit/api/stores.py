@@ -41,7 +41,7 @@ def root_of(store: StoreLike) -> Path:
         return store.paths.root
     if not isinstance(store, (str, os.PathLike)):
         raise UsageError(f"a store is its directory or an open gracekit.Store, found {store!r}")
-    return Path(store)
+    return path(store, "a store")
 
 
 def resolve(store: StoreReader, version: VersionLike) -> int:
@@ -95,6 +95,8 @@ def path(value: object, name: str) -> Path:
     """An argument that names a file or directory; raises `UsageError` for what does not."""
     if not isinstance(value, (str, os.PathLike)):
         raise UsageError(f"{name} is a path, found {value!r}")
+    if "\0" in str(value):
+        raise UsageError(f"{name} is a path, which has no null byte, found {value!r}")
     return Path(value)
 
 

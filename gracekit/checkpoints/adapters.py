@@ -22,6 +22,7 @@ from gracekit.checkpoints.weights import (
 )
 from gracekit.errors import CheckpointError
 from gracekit.files import read_json
+from gracekit.foreign import finite_number, whole_number
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
@@ -31,12 +32,12 @@ SUPPORTED = ("LORA",)
 def incomplete_adapter(directory: Path) -> str | None:
     """Why the adapter's files are not complete; `CheckpointError` for what cannot be read."""
     try:
-        config = read_json(directory / ADAPTER_CONFIG)
-        kind = config.get("peft_type")
-    except (ValueError, AttributeError):
+        config = _read_config(directory)
+    except ValueError:
         return f"{ADAPTER_CONFIG} does not parse: it is cut off or damaged"
+    kind = config.get("peft_type")
     if kind not in SUPPORTED or config.get("use_dora"):
-        what = "DoRA" if config.get("use_dora") else kind
+        what = "DoRA" if config.get("use_dora") else " ".join(str(kind)[:80].split())
         raise CheckpointError(
             f"{directory} holds a PEFT adapter of type {what}, which gracekit cannot read; it "
             f"reads {', '.join(SUPPORTED)}, and full models: merge it into its base model "
@@ -56,14 +57,38 @@ def incomplete_adapter(directory: Path) -> str | None:
     return None
 
 
-def read_adapter(directory: Path) -> Json:
-    """Type, rank and target modules: equal for the adapters of one run."""
+def _read_config(directory: Path) -> Json:
+    """adapter_config.json; ValueError where it is no JSON object."""
     config = read_json(directory / ADAPTER_CONFIG)
+    if not isinstance(config, dict):
+        raise ValueError(f"{ADAPTER_CONFIG} holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def read_adapter(directory: Path) -> Json:
+    """Type, rank and target modules: equal for the adapters of one run.
+
+    Raises `CheckpointError` for values of another kind than PEFT writes.
+    """
+    config = _read_config(directory)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
     targets = config.get("target_modules")
+    if isinstance(targets, list):
+        fits = all(isinstance(target, str) for target in targets)
+    else:
+        fits = targets is None or isinstance(targets, str)
+    fits &= rank is None or whole_number(rank) is not None
+    fits &= alpha is None or finite_number(alpha) is not None
+    if not fits:
+        raise CheckpointError(
+            f"{directory / ADAPTER_CONFIG} has r {repr(rank)[:40]}, lora_alpha "
+            f"{repr(alpha)[:40]} and target_modules {repr(targets)[:80]}; expected a whole number, "
+            "a number, and names: it is damaged; save the checkpoint again"
+        )
     return {
         "type": config.get("peft_type"),
-        "rank": config.get("r"),
-        "alpha": config.get("lora_alpha"),
+        "rank": rank,
+        "alpha": alpha,
         "targets": sorted(targets) if isinstance(targets, list) else targets,
     }
 
@@ -78,7 +103,7 @@ def num_saved_rows(directory: Path, module: str) -> int | None:
     name = re.compile(rf"base_model\.model\.{re.escape(module)}(\.[a-z_]+)?\.weight")
     header = read_header(directory / ADAPTER_WEIGHTS)
     shapes = [entry["shape"] for key, entry in header.items() if name.fullmatch(key)]
-    return int(shapes[0][0]) if shapes else None
+    return int(shapes[0][0]) if shapes and all(shapes[0]) else None
 
 
 def model_directory(directory: Path, settings: CheckpointSection) -> Path:
@@ -91,14 +116,14 @@ def model_directory(directory: Path, settings: CheckpointSection) -> Path:
     """
     if not is_adapter(directory):
         return directory
-    config = read_json(directory / ADAPTER_CONFIG)
+    config = _read_config(directory)
     named = settings.base_model or config.get("base_model_name_or_path")
     where = "checkpoints.base_model" if settings.base_model else ADAPTER_CONFIG
-    base = _find(str(named)) if named else None
+    base = _find(named) if named and isinstance(named, str) else None
     if base is None:
         raise CheckpointError(
-            f"{directory} is an adapter, and its base model {named!r} (from {where}) is no "
-            "directory here, nor in the local cache of the model hub; set "
+            f"{directory} is an adapter, and its base model {repr(named)[:200]} (from {where}) is "
+            "no directory here, nor in the local cache of the model hub; set "
             "checkpoints.base_model in the recipe to the directory of the base model"
         )
     reason: str | None
@@ -140,10 +165,9 @@ def _find(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
+    except (errors.LocalEntryNotFoundError, errors.HFValidationError, OSError):
         return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+from typing import Any
 
 from gracekit.checkpoints.adapters import base_digest, model_directory, read_adapter
 from gracekit.checkpoints.layouts import CONFIG
 from gracekit.checkpoints.weights import ADAPTER_CONFIG, is_adapter
 from gracekit.errors import CheckpointError
-from gracekit.files import read_json
+from gracekit.files import read_json, sha256
+from gracekit.foreign import foreign, whole_number
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
@@ -36,11 +37,13 @@ def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
     Raises `CheckpointError` when there is no config.json, or it is no JSON object with a
     `model_type`.
     """
-    path = model_directory(directory, settings) / CONFIG
+    with foreign(directory, CheckpointError):
+        return _described(directory, model_directory(directory, settings) / CONFIG)
+
+
+def _described(directory: Path, path: Path) -> Json:
     try:
         config = read_json(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CheckpointError(
             f"{path} is no JSON ({error}): it is cut off or damaged; save the checkpoint again"
@@ -56,7 +59,7 @@ def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
         values = (source.get(name) for source in sources for name in theirs)
         value = next((v for v in values if v is not None), None)
         if value is not None:
-            found[ours] = value
+            found[ours] = _checked(path, ours, value)
     if "model_type" not in found:
         raise CheckpointError(
             f"{path} names no model_type, which every model's config has: it is damaged or not a "
@@ -67,13 +70,39 @@ def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
     return found
 
 
+def _checked(path: Path, name: str, value: Any) -> Any:
+    """The value, if it is of the kind that it has to be: a version's header keeps it."""
+    if name == "model_type":
+        fits, expected = isinstance(value, str), "a name"
+    elif name == "architectures":
+        fits, expected = _are_texts(value), "a list of names"
+    else:
+        fits, expected = whole_number(value) is not None or _are_sizes(value), "a whole number"
+    if not fits:
+        raise CheckpointError(
+            f"{path} has {repr(value)[:80]} as {name}, expected {expected}: it is damaged; save "
+            "the checkpoint again"
+        )
+    return value
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _are_sizes(value: Any) -> bool:
+    """One size for each layer, as some families have it."""
+    return isinstance(value, list) and all(whole_number(item) is not None for item in value)
+
+
 def model_identity(directory: Path, settings: CheckpointSection) -> str:
     """What makes the model besides the checkpoint's own weights.
 
-    That is its config; for an adapter its own config and all of its base.
+    That is its config; for an adapter its own config and all of its base. Raises `CheckpointError`
+    when they cannot be read.
     """
-    base = model_directory(directory, settings)
-    if base == directory:
-        return hashlib.sha256((directory / CONFIG).read_bytes()).hexdigest()
-    own = hashlib.sha256((directory / ADAPTER_CONFIG).read_bytes()).hexdigest()
-    return f"{own} {base_digest(base)}"
+    with foreign(directory, CheckpointError):
+        base = model_directory(directory, settings)
+        if base == directory:
+            return sha256(directory / CONFIG)
+        return f"{sha256(directory / ADAPTER_CONFIG)} {base_digest(base)}"

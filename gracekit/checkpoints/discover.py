@@ -14,6 +14,8 @@ from pathlib import Path
 
 from gracekit.checkpoints.layouts import CHECKPOINT_NAME, LAYOUTS
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.files import MAX_NAME_BYTES
+from gracekit.foreign import HIGHEST, foreign, whole_number
 from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
@@ -64,8 +66,10 @@ def check_checkpoint(
     `CheckpointVanishedError` when it is deleted meanwhile, else `CheckpointError`.
     """
     directory = Path(path).absolute()
-    directory = directory.parent.resolve() / directory.name
-    if not directory.is_dir():
+    directory = real_path(directory.parent) / directory.name
+    with foreign(directory, CheckpointError):
+        is_there = directory.is_dir()
+    if not is_there:
         raise CheckpointError(f"there is no checkpoint directory at {directory}")
     outcome = look(directory, settings, layouts)
     if isinstance(outcome, Checkpoint):
@@ -85,10 +89,11 @@ def check_checkpoint(
 def candidates(root: Path) -> Iterator[Path]:
     """The directories directly below `root` that may be checkpoints, by name.
 
-    Links to a sibling (`latest -> checkpoint-20`) are left out: the sibling is there itself.
+    Links to a sibling (`latest -> checkpoint-20`) are left out: the sibling is there itself. What
+    cannot be told from a directory (a loop of links) is not: a look at it says what is wrong.
     Raises `CheckpointError` when `root` cannot be listed, or is a checkpoint-N itself.
     """
-    root = root.resolve()
+    root = real_path(root)
     if CHECKPOINT_NAME.fullmatch(root.name):
         raise CheckpointError(
             f"{root} is one checkpoint; name the directory that holds the checkpoints, "
@@ -102,17 +107,48 @@ def candidates(root: Path) -> Iterator[Path]:
             f"cannot list the checkpoint directory {root}: {error.strerror}"
         ) from error
     for entry in listed:
-        if entry.is_dir() and not (
-            entry.is_symlink() and Path(entry.path).resolve().parent == root
-        ):
+        try:
+            is_directory = entry.is_dir()
+        except OSError:
+            is_directory = True
+        if is_directory and not (entry.is_symlink() and _is_sibling(Path(entry.path), root)):
             yield Path(entry.path)
+
+
+def real_path(path: Path) -> Path:
+    """The path without links; one that loops stays as it is, and fails where it is read."""
+    return Path(os.path.realpath(path))
+
+
+def _is_sibling(link: Path, root: Path) -> bool:
+    target = real_path(link)
+    return target.parent == root and target != link
 
 
 def look(
     directory: Path, settings: CheckpointSection, layouts: Mapping[str, type[CheckpointLayout]]
 ) -> Checkpoint | Obstacle | None:
-    """The complete checkpoint in `directory`, else why there is none; None: not a checkpoint."""
+    """The complete checkpoint in `directory`, else why there is none; None: not a checkpoint.
+
+    Never raises for what is in the directory: every failure is an obstacle of this one.
+    """
     try:
+        with foreign(directory, CheckpointError):
+            return _look(directory, settings, layouts)
+    except CheckpointError as error:
+        return obstacle_of(error)
+
+
+def obstacle_of(error: CheckpointError) -> Obstacle:
+    """The obstacle that an error tells of."""
+    return Obstacle(error=type(error), reason=str(error))
+
+
+def _look(
+    directory: Path, settings: CheckpointSection, layouts: Mapping[str, type[CheckpointLayout]]
+) -> Checkpoint | Obstacle | None:
+    try:
+        directory.stat()  # one that loops or may not be read is no directory without a checkpoint
         matching = [
             layout for layout in (c() for c in layouts.values()) if layout.matches(directory)
         ]
@@ -130,11 +166,6 @@ def look(
         return Obstacle(
             error=CheckpointVanishedError, reason=f"{directory} was deleted by the trainer"
         )
-    except OSError as error:
-        return Obstacle(
-            error=CheckpointError,
-            reason=f"cannot read {error.filename or directory}: {error.strerror}",
-        )
     return next((o for o in outcomes if isinstance(o, Checkpoint)), outcomes[0])
 
 
@@ -150,7 +181,10 @@ def _read(directory: Path, layout: CheckpointLayout) -> Checkpoint | Obstacle:
         step = layout.step(directory)
         reason = layout.unready(directory)
     except CheckpointError as error:
-        return Obstacle(error=CheckpointError, reason=str(error))
+        return obstacle_of(error)
+    if whole_number(step) is None:
+        wrong = f"expected a training step from 0 to {HIGHEST}, found {step!r}: rename {directory}"
+        return Obstacle(error=CheckpointError, reason=wrong)
     if reason:
         return Obstacle(error=CheckpointIncompleteError, reason=reason)
     return Checkpoint(step=step, path=directory, layout=layout.name, completed_at=completed_at)
@@ -165,7 +199,8 @@ def unfinished(directory: Path, settings: CheckpointSection) -> str | None:
         if (directory / marker).exists():
             return f"{marker} says that it is being written"
     for suffix in ("-unfinished", ".incomplete"):
-        if directory.with_name(directory.name + suffix).exists():
+        is_name = len(os.fsencode(directory.name + suffix)) <= MAX_NAME_BYTES
+        if is_name and directory.with_name(directory.name + suffix).exists():
             return f"{directory.name}{suffix} beside it says that it is being written"
     if settings.ready_marker and not (directory / settings.ready_marker).exists():
         return f"{settings.ready_marker} (checkpoints.ready_marker) is not there yet"

@@ -21,6 +21,7 @@ from gracekit.checkpoints.weights import (
 )
 from gracekit.errors import CheckpointError
 from gracekit.files import read_json
+from gracekit.foreign import HIGHEST, whole_number
 from gracekit.protocols import CheckpointLayout
 from gracekit.types import Checkpoint
 
@@ -116,8 +117,10 @@ class TrainerLayout:
             return reason
         written_at = (directory / TRAINER_STATE).stat().st_mtime_ns
         newest = max(weight_files(directory), key=lambda file: file.stat().st_mtime_ns)
-        written = newest.stat().st_mtime_ns
-        if written > written_at and time.time() - written / 1e9 < QUIET_S:
+        written = newest.stat()
+        # A time far ahead, of another clock or one that was set back, cannot be waited for.
+        is_quiet = abs(time.time() - written.st_mtime) >= QUIET_S
+        if written.st_mtime_ns > written_at and not is_quiet:
             return (
                 f"{newest.name} is newer than {TRAINER_STATE}: it is being written again, or is a "
                 f"copy whose times were not kept, which is used when it is {QUIET_S} s old"
@@ -183,9 +186,12 @@ def _global_step(directory: Path) -> int:
         step = read_json(directory / TRAINER_STATE)["global_step"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{TRAINER_STATE} does not parse: it is cut off or damaged") from None
-    if not isinstance(step, int) or isinstance(step, bool):
-        raise ValueError(f"{TRAINER_STATE} has global_step {step!r}, expected a whole number")
-    return step
+    if whole_number(step) is None:
+        raise ValueError(
+            f"{TRAINER_STATE} has global_step {repr(step)[:80]}, expected a whole number from 0 to "
+            f"{HIGHEST}"
+        )
+    return int(step)
 
 
 def _incomplete_model(directory: Path) -> str | None:
@@ -208,7 +214,10 @@ def _incomplete_model(directory: Path) -> str | None:
     except (ValueError, AttributeError):
         return f"{CONFIG} does not parse: it is cut off or damaged"
     reason = incomplete_weights(directory)
-    quantised = None if reason else quantisation_of(directory, config)
+    try:
+        quantised = None if reason else quantisation_of(directory, config)
+    except ValueError as error:
+        return str(error)
     if quantised is not None and not quantised.is_read:
         raise _unsupported(directory, quantised.what, quantised.way_out)
     return reason

@@ -1,4 +1,7 @@
-"""Load the model and the tokenizer of a pinned checkpoint, quietly, offline, never unpickling."""
+"""Load the model and the tokenizer of a pinned checkpoint, quietly, offline, never unpickling.
+
+A little above 400 lines: the refusals need what loading holds.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from gracekit.checkpoints.adapters import model_directory, num_saved_rows
+from gracekit.checkpoints.claims import require_claim
 from gracekit.checkpoints.layouts import CONFIG, layout_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
 from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
@@ -26,6 +30,7 @@ from gracekit.errors import (
     RecipeError,
 )
 from gracekit.files import MAX_JSON_BYTES, read_json
+from gracekit.foreign import foreign
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
 
@@ -136,6 +141,16 @@ def load_model(
     """
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
+    with foreign(pinned.checkpoint.path, CheckpointError):
+        return _load(pinned, settings, torch_device, torch_dtype)
+
+
+def _load(
+    pinned: PinnedCheckpoint,
+    settings: CheckpointSection,
+    torch_device: torch.device,
+    torch_dtype: torch.dtype,
+) -> torch.nn.Module:
     try:
         with _quiet():
             base = model_directory(pinned.directory, settings)
@@ -164,6 +179,11 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
 
     Raises `CheckpointError` when there is none or it cannot be read.
     """
+    with foreign(f"the tokenizer of {pinned.checkpoint.path}", CheckpointError):
+        return _load_tokenizer(pinned, settings)
+
+
+def _load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any:
     directory = pinned.directory
     if not _has_vocabulary(directory) and settings.tokenizer is None:
         directory = model_directory(directory, settings)  # an adapter's base
@@ -193,6 +213,11 @@ def read_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
     Raises `CheckpointError` when there is none or it cannot be read.
     """
+    with foreign(f"the tokenizer of {directory}", CheckpointError, doing="load"):
+        return _read_tokenizer(directory, trust_remote_code)
+
+
+def _read_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
     if not _has_vocabulary(directory):
         inner = [path.parent for name in _VOCABULARY_FILES for path in directory.glob(f"*/{name}")]
         if not inner:
@@ -207,21 +232,19 @@ def read_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
                 f"{file} is larger than {MAX_JSON_BYTES:,} bytes, which no tokenizer is; name the "
                 "directory of another one as checkpoints.tokenizer in the recipe"
             )
-    try:
-        with _quiet():
-            return transformers.AutoTokenizer.from_pretrained(
-                directory, trust_remote_code=trust_remote_code, local_files_only=True
-            )
-    except Exception as error:  # as above
-        raise CheckpointError(
-            f"cannot load the tokenizer of {directory}: {_first_line(error)}"
-        ) from error
+    with _quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+        tokenizer.get_vocab()  # reads what is read late
+    return tokenizer
 
 
 def check_compatible(model: torch.nn.Module, tokenizer: Any) -> None:
     """Raise `CheckpointMismatchError` when the tokenizer has ids that the model cannot embed."""
     num_embeddings = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+    with foreign("the tokenizer's vocabulary", CheckpointError):
+        highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest >= num_embeddings:
         raise CheckpointMismatchError(
             f"the tokenizer has ids up to {highest}, but the model embeds only {num_embeddings} "
@@ -238,6 +261,7 @@ def _from_pretrained(
     )
     # None lets transformers take sdpa where the model has it, whatever kernel the trainer used.
     config._attn_implementation = None
+    require_claim(directory, config, settings)
     quantised = quantisation_of(directory)
     plain = {}
     if quantised is not None:
@@ -339,7 +363,7 @@ def _load_error(
 ) -> CheckpointError:
     path = pinned.checkpoint.path
     config = read_json(model_directory(pinned.directory, settings) / CONFIG)
-    model_type = config.get("model_type")
+    model_type = repr(config.get("model_type"))[:80]
     if "auto_map" in config and not settings.trust_remote_code:
         return CheckpointError(
             f"{path} brings its own model code; if you trust it, set "
@@ -348,10 +372,10 @@ def _load_error(
     if isinstance(error, ValueError | KeyError):
         return CheckpointMismatchError(
             f"transformers {transformers.__version__} cannot make a causal language model of "
-            f"{path} (model_type {model_type!r}): {_first_line(error)}"
+            f"{path} (model_type {model_type}): {_first_line(error)}"
         )
     return CheckpointError(
-        f"cannot load {path} (model_type {model_type!r}): "
+        f"cannot load {path} (model_type {model_type}): "
         f"{type(error).__name__}: {_first_line(error)}"
     )
 

@@ -12,7 +12,7 @@ twice the size of the model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ import torch
 import transformers
 
 from gracekit.checkpoints.layouts import OPTIMIZER_FILES
+from gracekit.errors import CheckpointError
+from gracekit.foreign import foreign, whole_number
 from gracekit.types import Json
 
 logger = logging.getLogger(__name__)
@@ -63,8 +65,9 @@ def read_adam_state(directory: Path, model: torch.nn.Module) -> AdamState:
     Where it cannot be used, a warning says why, and so does `reason`.
     """
     try:
-        state = _match(_read(directory), model)
-    except _UnusableError as error:
+        with foreign("the optimizer's state", CheckpointError):
+            state = _match(_read(directory), model)
+    except CheckpointError as error:
         logger.warning(
             "no Adam direction at %s: %s; plain gradients are used instead", directory.name, error
         )
@@ -73,7 +76,7 @@ def read_adam_state(directory: Path, model: torch.nn.Module) -> AdamState:
     return state
 
 
-class _UnusableError(Exception):
+class _UnusableError(CheckpointError):
     """The reason, for a person."""
 
 
@@ -81,11 +84,8 @@ def _read(directory: Path) -> dict[str, Any]:
     path = next((directory / n for n in OPTIMIZER_FILES if (directory / n).is_file()), None)
     if path is None:
         raise _UnusableError(f"there is no {' or '.join(OPTIMIZER_FILES)} (save_only_model?)")
-    try:
+    with foreign(path.name, _UnusableError):  # damaged archives, forbidden pickles
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # damaged archives and forbidden pickles fail in many ways
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _UnusableError(f"{path.name} cannot be read: {first}") from None
     if not isinstance(content, dict) or not {"state", "param_groups"} <= content.keys():
         raise _UnusableError(f"{path.name} is not the state of a torch optimizer")
     return content
@@ -99,8 +99,9 @@ def _match(content: dict[str, Any], model: torch.nn.Module) -> AdamState:
         steps = {int(entry["step"]) for entry in entries}
         moments = {key: (state[key]["exp_avg"], state[key]["exp_avg_sq"]) for key in keys}
         settings = (float(group["betas"][0]), float(group["betas"][1])), float(group["eps"])
-    except (KeyError, TypeError, IndexError, ValueError):
-        kinds = sorted({k for entry in state.values() if isinstance(entry, dict) for k in entry})
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError):
+        found = state.values() if isinstance(state, dict) else ()
+        kinds = sorted({str(k) for entry in found if isinstance(entry, dict) for k in entry})
         raise _UnusableError(
             f"expected Adam's exp_avg and exp_avg_sq for every parameter, found {kinds or 'none'} "
             "(8-bit, Adafactor, SGD and sharded states are not read)"
@@ -109,6 +110,7 @@ def _match(content: dict[str, Any], model: torch.nn.Module) -> AdamState:
         raise _UnusableError("it is of the variant AMSGrad, which is not read")
     if len(steps) != 1:
         raise _UnusableError(f"its parameters took different numbers of steps: {sorted(steps)[:4]}")
+    _require_usable(moments.values(), max(steps), settings)
     named = [name for group in groups for name in group.get("param_names", ())]
     for how, parameters in _orders(model, keys, named):
         shapes = [tuple(moments[key][0].shape) for key in keys]
@@ -120,6 +122,32 @@ def _match(content: dict[str, Any], model: torch.nn.Module) -> AdamState:
     raise _UnusableError(
         f"its {len(keys)} parameters fit the model's neither by name nor by order and shape"
     )
+
+
+def _require_usable(
+    moments: Iterable[tuple[Any, Any]], step: int, settings: tuple[tuple[float, float], float]
+) -> None:
+    """Raise `_UnusableError` for numbers that no run of Adam leaves."""
+    (beta1, beta2), eps = settings
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and 0 <= eps < 1 and whole_number(step) is not None):
+        raise _UnusableError(
+            f"expected betas from 0 to 1, a small eps and a step, found {beta1:g}, {beta2:g}, "
+            f"{eps:g} and {repr(step)[:40]}"
+        )
+    for pair in moments:
+        if not all(isinstance(moment, torch.Tensor) and moment.numel() for moment in pair):
+            raise _UnusableError("some of its moments are no tensors of numbers")
+        if not all(_is_finite(moment) for moment in pair) or pair[1].amin() < 0:
+            raise _UnusableError(
+                "some of its moments are not finite, or squares below zero: the run has diverged, "
+                "or the file is damaged"
+            )
+
+
+def _is_finite(moment: torch.Tensor) -> bool:
+    """Without a copy: a NaN is both the smallest and the largest of its tensor."""
+    low, high = torch.aminmax(moment)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def _orders(

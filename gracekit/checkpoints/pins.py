@@ -13,6 +13,7 @@ from gracekit import files
 from gracekit.checkpoints.layouts import layout_of
 from gracekit.checkpoints.weights import weights_digest
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.foreign import foreign
 from gracekit.protocols import CheckpointLayout
 from gracekit.types import Checkpoint, PinnedCheckpoint
 
@@ -77,8 +78,10 @@ def require_unchanged(pinned: PinnedCheckpoint) -> None:
     """
     checkpoint = pinned.checkpoint
     with vanished_errors(checkpoint):
-        held = layout_of(checkpoint).files(pinned.directory)
-        newer = [f.name for f in held if f.stat().st_mtime > checkpoint.completed_at]
+        times = {f.name: f.stat().st_mtime for f in layout_of(checkpoint).files(pinned.directory)}
+        newer = [name for name, time in times.items() if time > checkpoint.completed_at]
+        if pinned.is_linked and max(times.values(), default=0.0) < checkpoint.completed_at:
+            newer = [*times]  # none was deleted, so a clock was set back: all may be written anew
     if newer:
         raise CheckpointIncompleteError(
             f"{checkpoint.path} was written again while it was being read ({', '.join(newer)}); "
@@ -88,15 +91,17 @@ def require_unchanged(pinned: PinnedCheckpoint) -> None:
 
 @contextmanager
 def vanished_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turn the errors of reading what was deleted meanwhile into `CheckpointVanishedError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ESTALE):
-            raise CheckpointError(
-                f"cannot read {error.filename or checkpoint.path}: {error.strerror or error}"
-            ) from error
-        raise vanished(checkpoint) from error
+    """Turn the errors of reading what was deleted meanwhile into `CheckpointVanishedError`.
+
+    All others become `CheckpointError`.
+    """
+    with foreign(checkpoint.path, CheckpointError):
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                raise vanished(checkpoint) from error
+            raise
 
 
 def vanished(checkpoint: Checkpoint) -> CheckpointVanishedError:

@@ -60,6 +60,8 @@ class Quantisation:
 def quantisation_of(directory: Path, config: dict[str, Any] | None = None) -> Quantisation | None:
     """What a model directory says of it; None for plain weights.
 
+    Raises ValueError with the reason when config.json or a header makes no sense.
+
     Args:
         directory: With whole weight files.
         config: Its config.json, where that has been read already.
@@ -67,7 +69,11 @@ def quantisation_of(directory: Path, config: dict[str, Any] | None = None) -> Qu
     config = config or read_json(directory / "config.json")
     settings = config.get("quantization_config") or config.get("compression_config")
     if settings:
-        method = settings.get("quant_method") or _method_by_settings(settings)
+        method = None
+        if isinstance(settings, dict):
+            method = settings.get("quant_method") or _method_by_settings(settings)
+        if not isinstance(method, str):
+            raise ValueError("config.json has a quantization_config that does not name its method")
         return Quantisation(method, is_read=method in DEQUANTISED)
     for file in weight_files(directory):
         found = _method_in(file, file.stat().st_size, file.stat().st_mtime_ns)

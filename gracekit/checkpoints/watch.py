@@ -10,9 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from gracekit.checkpoints.discover import Obstacle, candidates, in_order, look, unfinished
+from gracekit.checkpoints.discover import (
+    Obstacle,
+    candidates,
+    in_order,
+    look,
+    obstacle_of,
+    real_path,
+    unfinished,
+)
 from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
+from gracekit.foreign import foreign
 from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
@@ -57,7 +66,7 @@ def watch_checkpoints(
         wait: Called with the seconds until the next look, returns whether to stop; `stop.wait` by
             default. A daemon may do its housekeeping here.
     """
-    watcher = _Watcher(root.resolve(), settings, is_done, is_refused, layouts, clock)
+    watcher = _Watcher(real_path(root), settings, is_done, is_refused, layouts, clock)
     while not stop.is_set():
         checkpoint = watcher.next_checkpoint()
         if checkpoint is not None:
@@ -140,7 +149,11 @@ class _Watcher:
         self._said.pop(self._root, None)
         complete = []
         for directory in directories:
-            outcome = self._look(directory)
+            try:
+                with foreign(directory, CheckpointError):
+                    outcome = self._look(directory)
+            except CheckpointError as error:
+                outcome = obstacle_of(error)
             if isinstance(outcome, Checkpoint):
                 complete.append(outcome)
                 self._said.pop(directory, None)
@@ -223,5 +236,7 @@ def _listing(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
                 status = entry.stat()
             except FileNotFoundError:
                 continue
+            except OSError:  # a link that leads nowhere; what needs it says so
+                status = entry.stat(follow_symlinks=False)
             listing.append((entry.name, status.st_size, status.st_mtime_ns, status.st_mode))
     return tuple(sorted(listing))

@@ -8,13 +8,16 @@ a whole file from one that was cut anywhere, without reading the tensors.
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from gracekit.files import read_json
+from gracekit.files import open_regular, read_json
+from gracekit.foreign import whole_number
 
 WHOLE = "model.safetensors"
 """The weights in one file; where it exists, transformers ignores an index beside it."""
@@ -26,6 +29,17 @@ _SHARDS = "model-*-of-*.safetensors"
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+}
+"""Bits of an element, of the dtypes that have been there for long; others are not checked."""
+
+
+_MOST_DIMENSIONS = 64
+"""Of a tensor: what torch allows."""
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -88,8 +102,8 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises ValueError with the reason when the header is not valid or the file's size is not the
     one that the header adds up to.
     """
-    num_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        num_bytes = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         if len(prefix) < 8:
             raise ValueError(f"{path.name} is truncated: it has only {num_bytes} bytes")
@@ -102,8 +116,10 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         tensors = json.loads(content)
         tensors.pop("__metadata__", None)
-        ranges = sorted((int(a), int(b)) for a, b in (t["data_offsets"] for t in tensors.values()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        ranges = sorted(_range(name, tensor) for name, tensor in tensors.items())
+    except _EntryError as error:
+        raise ValueError(f"{path.name} is damaged: its header {error}") from None
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError(
             f"{path.name} is not a safetensors file: its header is not valid"
         ) from None
@@ -120,13 +136,41 @@ def read_header(path: Path) -> dict[str, Any]:
     return dict(tensors)
 
 
+class _EntryError(Exception):
+    """What is wrong with one entry of a header, for a person."""
+
+
+def _range(name: str, tensor: Any) -> tuple[int, int]:
+    """Where the bytes of a tensor begin and end, once its entry is of the right types and adds up.
+
+    Raises `_EntryError`.
+    """
+    entry = tensor if isinstance(tensor, dict) else {}
+    dtype, shape, offsets = (entry.get(key, ()) for key in ("dtype", "shape", "data_offsets"))
+    if not (isinstance(dtype, str) and _are_whole(shape) and _are_whole(offsets)) or (
+        len(offsets) != 2
+    ):
+        raise _EntryError(f"has no valid dtype, shape and data_offsets for {name[:80]!r}")
+    start, stop = offsets
+    if dtype in _BITS and math.prod(shape) * _BITS[dtype] != 8 * (stop - start):
+        raise _EntryError(
+            f"gives {name[:80]!r} the shape {str(shape)[:80]} of {dtype} in {stop - start:,} bytes"
+        )
+    return start, stop
+
+
+def _are_whole(numbers: Any) -> bool:
+    is_list = isinstance(numbers, list) and len(numbers) <= _MOST_DIMENSIONS
+    return is_list and all(whole_number(number) is not None for number in numbers)
+
+
 def _read_index(path: Path) -> dict[str, set[str]]:
     """Shard file name -> names of its tensors. Raises ValueError when the index makes no sense."""
     try:
         weight_map = read_json(path)["weight_map"]
         shards: dict[str, set[str]] = {}
         for tensor, shard in weight_map.items():
-            if Path(shard).name != shard:
+            if not isinstance(shard, str) or Path(shard).name != shard:
                 raise ValueError(f"{path.name} names a file outside the checkpoint: {shard}")
             shards.setdefault(shard, set()).add(tensor)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import click
 
 import gracekit
+from gracekit import interrupts
 from gracekit.cli.logs import is_json
 from gracekit.cli.output import Output
 from gracekit.cli.terminal import say
@@ -20,6 +22,8 @@ from gracekit.errors import GracekitError, RecipeError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_RECIPE = "gracekit.yaml"
+_BAD_NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
+"""What the system says of a name that no file can have, or of a link that leads to itself."""
 
 recipe_option = click.option(
     "-r",
@@ -116,7 +120,8 @@ def clear_errors(command: Command) -> Command:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            with interrupts.raised():
+                return command(*args, **kwargs)
         except GracekitError as error:
             _say(str(error), type(error).__name__)
             sys.exit(error.exit_code)
@@ -132,6 +137,11 @@ def clear_errors(command: Command) -> Command:
                 "of the file and of the directories above it",
                 "PermissionError",
             )
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in _BAD_NAMES:
+                raise
+            _say(f"cannot open {error.filename}: {error.strerror}; name another", "OSError")
             sys.exit(1)
 
     return run  # type: ignore[return-value]

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from gracekit.cli.output import Output
-from gracekit.words import duration, size
+from gracekit.words import count_of, duration, size
 
 if TYPE_CHECKING:
     from gracekit.api.results import PlanPreview, RefreshResult
@@ -39,6 +39,8 @@ def _in_one_line(result: RefreshResult) -> str:
     if meter is not None and not math.isnan(meter.value):
         parts.append(f"1,000 are worth {1000 * meter.value:,.0f} random ones")
     parts.append(f"coreset {stats.num_selected:,}")
+    if header.cost is not None and not math.isnan(header.cost.share):
+        parts.append(f"all selection so far: {header.cost.share:.1%} of the training")
     parts.append(
         f"{timings.model_pass_s or 0:.1f} s in the model pass, "
         f"{timings.other_s or 0:.1f} s outside it"
@@ -64,7 +66,38 @@ def print_plan(out: Output, plan: PlanPreview) -> None:
         out.line(f"  {reason:<16} {count:,}")
     if plan.max_rows > plan.num_rows:
         out.line(f"at most      {plan.max_rows:,} rows while what is found misses the target")
+    if plan.num_looked:
+        out.line(f"look at      {plan.num_looked:,} rows: their features alone")
+    _print_cost(out, plan)
     out.line(f"model        {size(plan.weight_bytes)} of weights")
+
+
+def _print_cost(out: Output, plan: PlanPreview) -> None:
+    """What the plan costs of the training, and the run in all."""
+    cost, run = plan.cost, plan.run
+    if math.isnan(cost.share):
+        out.line(
+            "cost         cannot be told as a share of the training, whose pace is not known: set "
+            "training.samples_a_step and training.steps"
+        )
+        return
+    limit = "" if math.isnan(cost.max_cost) else f"; refresh.max_cost allows {cost.max_cost:.0%}"
+    out.line(
+        f"cost         {cost.cost / cost.training_tokens:.1%} of the training of "
+        f"{cost.training_tokens:,.0f} tokens{limit}"
+    )
+    for way in plan.ways:
+        out.line(
+            f"  {way.name:<32} {way.num_rows:>8,} rows  {way.cost / cost.training_tokens:>6.1%}"
+            f"  1,000 worth about {1000 * way.value:,.0f}"
+        )
+    both = run.training + run.selection
+    out.line(
+        f"run in all   about {run.selection / run.training:.1%} for selection in "
+        f"{count_of(run.refreshes, 'refresh', 'refreshes')}; training and selection "
+        f"{both:,.0f} tokens, training on everything {run.everything:,.0f} "
+        f"({both / run.everything:.0%})"
+    )
 
 
 def in_at_most(seconds: float, most: float) -> str:

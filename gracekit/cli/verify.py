@@ -16,12 +16,14 @@ from gracekit.cli.output import Output
     short_help="Check every checksum and reference of the store.",
     epilog="\b\nExample:\n  gracekit verify && echo fine",
 )
+@click.option("--deep", is_flag=True,
+              help="Also make again what follows from other files, and compare.")  # fmt: skip
 @clear_errors
 @takes_store
 @answers
-def verify(store: Path, out: Output) -> None:
+def verify(store: Path, deep: bool, out: Output) -> None:
     """Check every checksum and reference of the store; exit 1 and say what is wrong."""
-    found = gracekit.verify(store)
+    found = gracekit.verify(store, deep=deep)
 
     def print_text() -> None:
         number = len(found.versions)

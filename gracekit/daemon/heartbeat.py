@@ -22,6 +22,7 @@ from typing import Any
 from gracekit import files
 from gracekit.daemon.notify import Notifier
 from gracekit.progress import Progress
+from gracekit.store import birth_of
 from gracekit.types import Json
 
 BEAT_S = 10.0
@@ -58,6 +59,7 @@ class Heartbeat:
         self._now: Json = {}
         self._fixed: Json = {
             "pid": os.getpid(),
+            "birth": birth_of(os.getpid()),
             "host": socket.gethostname(),
             "checkpoint_dir": str(checkpoint_dir.absolute()),
             "started_at": _iso(time.time()),

@@ -12,7 +12,7 @@ others work between two refreshes. The last version stays valid whatever happens
   as it takes.
 - Another writer is waited for.
 - An error nobody foresaw is logged with its traceback and tried again; after `MOST_TRIES` the
-  checkpoint is skipped.
+  checkpoint is skipped. What is foreign (`gracekit.foreign`) has its own kind of error.
 - What every checkpoint would meet (recipe, data, a damaged store) ends the daemon.
 
 A stop takes effect after the batch in progress: what is measured is kept and the next start goes on
@@ -46,6 +46,7 @@ from gracekit.errors import (
     StoreLockedError,
     StoreWriteError,
 )
+from gracekit.foreign import ENDS
 from gracekit.progress import Progress
 from gracekit.store import StorePaths, lock_daemon
 from gracekit.types import Checkpoint
@@ -201,9 +202,9 @@ class _Loop:
                 "skipping %s: %s", checkpoint.path.name, error, extra=_fields(checkpoint, error),
             )  # fmt: skip
             self._skip(checkpoint, "waiting" if is_passing else "failing", str(error))
-        except GracekitError:
+        except (GracekitError, *ENDS):
             raise
-        except Exception as error:  # a daemon of weeks outlives a bug that one checkpoint met
+        except BaseException as error:  # a daemon of weeks outlives a bug that one checkpoint met
             if once:
                 raise
             logger.exception(
@@ -227,8 +228,10 @@ class _Loop:
             except GracekitError as error:
                 if not isinstance(error, StoreWriteError):
                     raise
-                failure: Exception = error
-            except Exception as error:
+                failure: BaseException = error
+            except ENDS:
+                raise
+            except BaseException as error:
                 if once or num_tries + 1 >= MOST_TRIES:
                     self._count(error)
                     raise
@@ -237,7 +240,7 @@ class _Loop:
             self._count(failure)
             self._wait_after(checkpoint, failure, num_tries)
 
-    def _wait_after(self, checkpoint: Checkpoint, error: Exception, num_tries: int) -> None:
+    def _wait_after(self, checkpoint: Checkpoint, error: BaseException, num_tries: int) -> None:
         """A pause that doubles with each try; raises `RefreshStoppedError` at a stop."""
         pause_s = min(FIRST_PAUSE_S * 2 ** (num_tries - 1), LONGEST_PAUSE_S)
         message = str(error) if isinstance(error, GracekitError) else _in_words(error)
@@ -287,7 +290,7 @@ class _Loop:
             self._metrics.skipped()
         self._beat(state, checkpoint if state == "failing" else None, error=message)
 
-    def _count(self, error: Exception) -> None:
+    def _count(self, error: BaseException) -> None:
         if self._metrics is not None:
             self._metrics.failed(type(error).__name__)
 
@@ -312,7 +315,7 @@ class _Loop:
                 return False
 
 
-def _fields(checkpoint: Checkpoint, error: Exception) -> dict[str, Any]:
+def _fields(checkpoint: Checkpoint, error: BaseException) -> dict[str, Any]:
     """What a JSON log tells besides the message."""
     return {
         "checkpoint": str(checkpoint.path),
@@ -321,5 +324,5 @@ def _fields(checkpoint: Checkpoint, error: Exception) -> dict[str, Any]:
     }
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -46,7 +46,7 @@ class Notifier:
             contextlib.suppress(OSError),  # the daemon works without a listener
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
         ):
-            sender.sendto(message.encode(), self._address)
+            sender.sendto(message.encode(errors="backslashreplace"), self._address)
 
 
 def _watchdog_s(environment: Mapping[str, str]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,18 +19,32 @@ def stop_on_signals() -> Iterator[threading.Event]:
     """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once.
 
     The store needs no goodbye: what a second signal cuts off is what any kill does.
+
+    A handler runs in the middle of whatever the main thread does, also while that holds the lock
+    of the event or writes to stderr, which would hang or fail. So it only puts the signal into a
+    queue that allows that, and a thread sets the event and logs.
     """
-    stop = threading.Event()
+    stop, asked = threading.Event(), queue.SimpleQueue[int]()
+    numbers: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if numbers or stop.is_set():
             os._exit(128 + number)
-        logger.warning("stopping after the batch in progress; once more to stop at once")
-        stop.set()
+        numbers.append(number)
+        asked.put(number)
 
+    def pass_on() -> None:
+        if asked.get():
+            stop.set()
+            logger.warning("stopping after the batch in progress; once more to stop at once")
+
+    thread = threading.Thread(target=pass_on, name="signals", daemon=True)
+    thread.start()
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        asked.put(0)
+        thread.join()

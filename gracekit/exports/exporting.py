@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,10 +10,12 @@ from gracekit import files
 from gracekit.errors import ExportError, RecipeError, StoreWriteError
 from gracekit.exports.exported_rows import ExportedRows, Weighting
 from gracekit.exports.lists import Ids, Indices
+from gracekit.exports.placing import MANIFEST, check_place, list_written, put_in_place
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
 from gracekit.exports.trainers import Axolotl, LlamaFactory
 from gracekit.protocols import ExportFormat
 from gracekit.types import Json
+from gracekit.version.json_text import json_text, plain_json
 
 FORMATS: dict[str, type[ExportFormat]] = {
     "jsonl": Jsonl,
@@ -26,9 +27,6 @@ FORMATS: dict[str, type[ExportFormat]] = {
     "axolotl": Axolotl,
 }
 """Name on the command line -> class."""
-
-MANIFEST = "manifest.json"
-"""Name of the version's header in an export, and what marks a directory as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,12 +71,13 @@ def export(
         weights: `column` adds a column (`weights.npy` for lists); most trainers ignore it.
             `repeat` writes whole copies by weight, as many rows in all, which every trainer
             honours; rows of small weight may be left out. `none` writes each row once.
-        overwrite: Replace an earlier export at `out`; nothing else is ever replaced.
+        overwrite: Replace an earlier export at `out`. Files that no export wrote are never removed:
+            with one of them there it is refused.
 
     Raises:
         RecipeError: There is no such format.
-        ExportError: `out` exists or cannot be written, or the data has changed. Then `out` is what
-            it was before.
+        ExportError: `out` exists, lies in a store or cannot be written, or the data has changed.
+            Then `out` is what it was before.
         DataError: The data cannot be read.
     """
     if weights not in get_args(Weighting):
@@ -87,7 +86,7 @@ def export(
     if format_name not in FORMATS:
         raise RecipeError(f"there is no export format {format_name!r}; known: {', '.join(FORMATS)}")
     out = Path(out).expanduser().absolute()
-    _check_place(out, overwrite)
+    check_place(out, overwrite)
     written = content.weighted(weights)
     report = Exported(
         format=format_name,
@@ -99,43 +98,17 @@ def export(
     )
 
     def write(directory: Path) -> None:
-        manifest = {**content.header.to_json(), "export": report.to_json()}
-        (directory / MANIFEST).write_text(
-            json.dumps(manifest, indent=2, ensure_ascii=False), encoding="utf-8"
-        )
+        manifest = {**content.header.to_json(), "export": plain_json(report.to_json())}
+        (directory / MANIFEST).write_text(json_text(manifest), encoding="utf-8")
         report.details.update(FORMATS[format_name]().write(written, directory, out))
+        list_written(directory, manifest)
 
     try:
-        files.write_directory_atomic(out, write)
+        with files.temporary_directory(out, write) as built:
+            put_in_place(built, out)
     except StoreWriteError as error:
         raise ExportError(
             f"cannot write the export {out}: {error.__cause__}. Free some space or check the owner "
             "of the directory, and export again"
         ) from error
     return report
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Raise `ExportError` where something would be lost."""
-    if not out.exists() and not out.is_symlink():
-        return
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.is_symlink() or not _is_export(out):
-        raise ExportError(
-            f"{out} exists and is not an earlier export (a directory with our {MANIFEST}), so it "
-            "is left alone. Name another directory with --out"
-        )
-    if not overwrite:
-        raise ExportError(
-            f"{out} holds an earlier export. Name another directory with --out, or replace it "
-            "with --force"
-        )
-
-
-def _is_export(directory: Path) -> bool:
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and "export" in manifest

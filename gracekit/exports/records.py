@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 from gracekit import files
 from gracekit.errors import ExportError
+from gracekit.exports.arrow_rows import arrow_errors, batch_of, row_type
+from gracekit.exports.json_columns import JsonColumns
 from gracekit.protocols import ExportContent
 from gracekit.types import Json
 
@@ -56,13 +58,13 @@ class Parquet:
     file_name = "coreset.parquet"
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
-        """`ExportError` where a column mixes types, which Parquet cannot hold."""
-        with _arrow_errors():
-            row_type = _row_type(content)
-            schema = _schema(row_type)
+        """`ExportError` where the rows would not be read back as they are (`arrow_rows.py`)."""
+        with arrow_errors():
+            kind = row_type(content.records())
+            schema = pa.schema(list(kind))
             with pq.ParquetWriter(directory / self.file_name, schema, compression="zstd") as writer:
-                for batch in _batches(content, row_type):
-                    writer.write_batch(batch)
+                for chunk in _chunks(content.records()):
+                    writer.write_batch(batch_of(chunk, kind))
         _write_card(content, directory, self.file_name)
         return {"files": [self.file_name]}
 
@@ -71,17 +73,29 @@ class HfDataset:
     """A `datasets` folder, for `datasets.load_from_disk`."""
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
-        """Made of an Arrow file that is mapped, not loaded."""
+        """Made of an Arrow file that is mapped, not loaded.
+
+        Columns whose values are no one Arrow type are of the type `Json` of `datasets`.
+        `ExportError` where the rows would not be read back as they are (`arrow_rows.py`).
+        """
         import datasets
 
+        json_type: Any = getattr(datasets, "Json", None)  # since 4.7
         stream = directory / "stream" / "rows.arrow"
         stream.parent.mkdir()  # a dataset is never saved where its own files are
-        with _arrow_errors():
-            row_type = _row_type(content)
-            schema = _schema(row_type)
+        with arrow_errors():
+            rows = JsonColumns(
+                content.records(), None if json_type is None else json_type().decode_example
+            )
+            schema = pa.schema(list(rows.type))
+            if rows.is_list:
+                features = datasets.Features.from_arrow_schema(schema)
+                for name, is_list in rows.is_list.items():
+                    features[name] = datasets.List(json_type()) if is_list else json_type()
+                schema = features.arrow_schema
             with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-                for batch in _batches(content, row_type):
-                    writer.write_batch(batch)
+                for chunk in _chunks(content.records()):
+                    writer.write_batch(rows.batch_of(chunk).cast(schema))
         with _no_progress_bars(datasets.utils):
             datasets.Dataset.from_file(str(stream)).save_to_disk(str(directory))
         files.remove(stream.parent)
@@ -120,23 +134,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _row_type(content: ExportContent) -> pa.StructType:
-    """The type that holds every row: a first pass, because a column may start with nulls."""
-    schemas = [_schema(pa.array(chunk).type) for chunk in _chunks(content.records())]
-    return pa.struct(pa.unify_schemas(schemas, promote_options="permissive"))
-
-
-def _schema(row_type: pa.StructType) -> pa.Schema:
-
-    return pa.schema(row_type.field(i) for i in range(row_type.num_fields))
-
-
-def _batches(content: ExportContent, row_type: pa.StructType) -> Iterator[pa.RecordBatch]:
-
-    for chunk in _chunks(content.records()):
-        yield pa.RecordBatch.from_struct_array(pa.array(chunk, type=row_type))
-
-
 def _chunks(records: Iterable[Json]) -> Iterator[list[Json]]:
     iterator = iter(records)
     while chunk := list(islice(iterator, CHUNK_ROWS)):
@@ -154,19 +151,6 @@ def _write_card(content: ExportContent, directory: Path, file_name: str) -> None
         "`manifest.json` says how.\n",
         encoding="utf-8",
     )
-
-
-@contextmanager
-def _arrow_errors() -> Iterator[None]:
-    """What Arrow cannot hold becomes an `ExportError` with a way out."""
-    try:
-        yield
-    except (pa.ArrowException, UnicodeError, OverflowError) as error:
-        if isinstance(error, OSError):
-            raise
-        raise ExportError(
-            f"a column of the data fits no one Arrow type: {error}. Export as jsonl"
-        ) from error
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -18,6 +18,15 @@ from gracekit.samples.messages import ASSISTANT, ROLES
 from gracekit.types import Json
 
 DATASET_INFO = "dataset_info.json"
+FUNCTION_CALL = "function_call"
+"""ShareGPT's name of the assistant's turn that calls a tool."""
+AXOLOTL_ROLES = {
+    ASSISTANT: ["assistant", "gpt"],
+    "system": ["system"],
+    "tool": ["tool"],
+    "user": ["human", "user"],
+}
+"""What Axolotl takes names of roles for; `roles` in an entry of its datasets replaces all of it."""
 
 
 class LlamaFactory:
@@ -83,6 +92,17 @@ class Layout:
     text: str = ""
     chosen: str = ""
     rejected: str = ""
+    names_of: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Of conversations: role -> what the selected rows call it."""
+    has_tool_calls: bool = False
+    """Of conversations: whether a message of the selected rows has `tool_calls`."""
+    is_as_axolotl: bool = False
+    """Whether roles were read as Axolotl reads them by itself, but for `data.roles`."""
+    filled: frozenset[str] = frozenset()
+    """Columns beside the prompt or the chat that some selected row fills: of `tools`, and of
+    `history` or, beside a chat, of the system message."""
+    own_roles: Mapping[str, str] = field(default_factory=dict)
+    """Names of roles of the user's own -> role."""
 
     @classmethod
     def of(cls, content: ExportContent) -> Layout:
@@ -119,6 +139,11 @@ class Layout:
                 tools=column("tools"),
                 chosen=column("chosen"),
                 rejected=column("rejected"),
+                own_roles=layout.roles,
+                names_of=_names_of(content, messages, layout.roles),
+                filled=_filled(content, [column("system"), column("tools")]),
+                has_tool_calls=any(turn.get("tool_calls") for turn in _turns_of(content, messages)),
+                is_as_axolotl=data.settings.rendering == "axolotl",
             )
         if prompt and response and isinstance(record.get(prompt), str):
             return cls(
@@ -127,8 +152,10 @@ class Layout:
                 response=response,
                 history=column("history"),
                 system=column("system"),
+                tools=column("tools"),
                 chosen=column("chosen"),
                 rejected=column("rejected"),
+                filled=_filled(content, [column("history"), column("tools")]),
             )
         if column("text"):
             return cls(text=column("text"))
@@ -137,6 +164,36 @@ class Layout:
             f"for this format; found the columns {', '.join(record)}. "
             "Export as jsonl, and describe the file to the trainer yourself"
         )
+
+
+def _filled(content: ExportContent, columns: list[str]) -> frozenset[str]:
+    """Those of the columns that hold something in a selected row."""
+    asked = [name for name in columns if name]
+    if not asked:
+        return frozenset()
+    empty: tuple[object, ...] = (None, "", "[]", [])
+    records = content.records()
+    return frozenset(name for row in records for name in asked if row.get(name) not in empty)
+
+
+def _names_of(
+    content: ExportContent, messages: str, roles: Mapping[str, str]
+) -> dict[str, frozenset[str]]:
+    """What the selected rows call each role."""
+    found: dict[str, set[str]] = {}
+    for turn in _turns_of(content, messages):
+        name = turn.get("role") or turn.get("from")
+        if isinstance(name, str):
+            role = roles.get(name) or ROLES.get(name.casefold(), name)
+            found.setdefault(role, set()).add(name)
+    return {role: frozenset(names) for role, names in found.items()}
+
+
+def _turns_of(content: ExportContent, messages: str) -> Iterator[Json]:
+    """The messages of all selected rows."""
+    for record in content.records():
+        turns = record.get(messages)
+        yield from (t for t in (turns if isinstance(turns, list) else ()) if isinstance(t, dict))
 
 
 def _role_names(turns: list[Json], roles: Mapping[str, str]) -> tuple[str, str]:
@@ -158,16 +215,10 @@ def _llamafactory_entry(layout: Layout) -> Json:
     if layout.messages:
         return {
             **ranking,
-            "formatting": "sharegpt",
+            "formatting": "openai" if layout.has_tool_calls else "sharegpt",
             "columns": _given(messages=layout.messages, system=layout.system, tools=layout.tools)
             | sides,
-            "tags": {
-                "role_tag": layout.role_key,
-                "content_tag": layout.content_key,
-                "user_tag": layout.user,
-                "assistant_tag": layout.assistant,
-                "system_tag": "system",
-            },
+            "tags": _llamafactory_tags(layout),
         }
     return {
         **ranking,
@@ -178,9 +229,48 @@ def _llamafactory_entry(layout: Layout) -> Json:
             response="" if sides else layout.response,
             system=layout.system,
             history=layout.history,
+            tools=layout.tools if layout.tools in layout.filled else "",
         )
         | sides,
     }
+
+
+def _llamafactory_tags(layout: Layout) -> dict[str, str]:
+    """The keys of a message, and the one name that LLaMA-Factory knows for each role.
+
+    Raises `ExportError` where rows have several, since it drops those with another.
+    """
+    names = dict(layout.names_of)
+    calls = names.get(ASSISTANT, frozenset()) & {FUNCTION_CALL}
+    tags = {
+        "role_tag": layout.role_key,
+        "content_tag": layout.content_key,
+        "user_tag": layout.user,
+        "assistant_tag": layout.assistant,
+        "system_tag": "system",
+    }
+    roles = {"user_tag": "user", "assistant_tag": ASSISTANT, "system_tag": "system"}
+    for tag, role in (roles | {"observation_tag": "tool"}).items():
+        of_role = sorted(names.get(role, frozenset()) - calls)
+        if len(of_role) > 1:
+            raise ExportError(
+                f"the selected rows call the role {role} {' and '.join(map(repr, of_role))}, and "
+                "LLaMA-Factory knows one name for each, so it would drop the others' rows. Use "
+                "one name in the data, or export as jsonl"
+            )
+        if of_role:
+            tags[tag] = of_role[0]
+    return tags | ({"function_tag": FUNCTION_CALL} if calls else {})
+
+
+def _axolotl_roles(layout: Layout) -> dict[str, list[str]]:
+    """Role -> names, so that Axolotl reads the selected rows as they were measured."""
+    roles = {role: set(names) for role, names in AXOLOTL_ROLES.items()}
+    for role, names in layout.names_of.items():
+        own = {name for name in names if layout.own_roles.get(name) == role}
+        for name in own if layout.is_as_axolotl else names - {role}:
+            roles.setdefault(role, {role}).add(name)
+    return {role: sorted(names) for role, names in sorted(roles.items())}
 
 
 def _axolotl_options(layout: Layout) -> Json:
@@ -191,6 +281,14 @@ def _axolotl_options(layout: Layout) -> Json:
             "(rl: dpo and a type of that). Export as jsonl, and name the file there"
         )
     if layout.messages:
+        roles = _axolotl_roles(layout)
+        for name, known in ((layout.system, "system"), (layout.tools, "tools")):
+            if name in layout.filled and name != known:
+                raise ExportError(
+                    f"the selected rows have {name!r} beside the chat, and axolotl's chat_template "
+                    f"reads only a column {known!r}, so it would be left out of the prompt. Rename "
+                    f"it to {known!r} in the data, or export as jsonl"
+                )
         return {
             "type": "chat_template",
             "field_messages": layout.messages,
@@ -198,10 +296,17 @@ def _axolotl_options(layout: Layout) -> Json:
                 "role": layout.role_key,
                 "content": layout.content_key,
             },
+            **({"roles": roles} if roles != AXOLOTL_ROLES else {}),
         }
     if layout.text:
         return {"type": "completion", "field": layout.text}
-    if layout.prompt == "instruction" and layout.response == "output":
+    if layout.filled:
+        raise ExportError(
+            f"the selected rows have {', '.join(sorted(layout.filled))} beside the prompt, which "
+            "axolotl's datasets of prompts and answers do not take, so it would be left out of the "
+            "prompt. Write the rows as chats (messages), or export as jsonl"
+        )
+    if layout.prompt == "instruction" and layout.response == "output" and not layout.system:
         return {"type": "alpaca"}
     return {
         "type": {

@@ -9,6 +9,8 @@ from gracekit.protocols import OptimizerState, Sketch
 from gracekit.types import Float32, Int32
 
 if TYPE_CHECKING:
+    import torch
+
     from gracekit.samples import TokenTable
 
 
@@ -27,5 +29,6 @@ class LocalContext:
     """Implements `protocols.PassContext` for a pass in this process."""
 
     sketch: Sketch
+    embedding: torch.nn.Module | None = None
     optimizer: OptimizerState | None = None
     target_sketches: dict[str, Float32] = field(default_factory=dict)

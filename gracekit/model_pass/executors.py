@@ -29,7 +29,7 @@ from gracekit.model_pass.scorers import build_scorers
 from gracekit.model_pass.sketch import KroneckerSketch
 from gracekit.model_pass.token_budget import TokenBudget, free_memory, is_out_of_memory
 from gracekit.progress import Progress
-from gracekit.protocols import OptimizerState, Reader
+from gracekit.protocols import OptimizerState, Reader, Scorer
 from gracekit.recipe import ScoringSection
 from gracekit.rounding import to_float16
 from gracekit.types import Float32, Int64, Json, Measurement, Rows
@@ -67,7 +67,9 @@ class LocalExecutor:
         self._budget = TokenBudget(scoring.batch_tokens)
         self._of_target: tuple[Float32, Float32] | None = None
         self._context = LocalContext(
-            sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed), optimizer=optimizer
+            sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed),
+            embedding=model.get_input_embeddings(),
+            optimizer=optimizer,
         )
 
     def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
@@ -81,6 +83,16 @@ class LocalExecutor:
         Raises `MeasureError` when a single sample does not fit into memory, when nothing is
         finite, when token ids or lengths exceed the model's, or when its layers cannot be read.
         """
+        return self._shards(rows, progress, self._scorers)
+
+    def look(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
+        """Features of distinct rows without their scores; all else as in `measure`."""
+        return self._shards(rows, progress, {})
+
+    def _shards(
+        self, rows: Rows, progress: Progress | None, scorers: dict[str, Scorer]
+    ) -> Iterator[Measurement]:
+        """Finished shards of the scores asked for and the features."""
         lengths = self._tokens.lengths[rows]
         if len(rows):
             require_length(self._model, int(lengths.max()))
@@ -91,12 +103,14 @@ class LocalExecutor:
         bar = tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=self._no_bar)
         try:
             with self._threads(), ExitStack() as stack:
-                passes = self._open_passes(stack)
+                passes = self._open_passes(stack, scorers)
                 for start in range(0, len(rows), self._scoring.shard_rows):
                     if progress.is_stopping:
                         return
                     chosen = order[start : start + self._scoring.shard_rows]
-                    shard, num_passed = self._measure_shard(passes, rows[chosen], bar, progress)
+                    shard, num_passed = self._measure_shard(
+                        passes, list(scorers), rows[chosen], bar, progress
+                    )
                     num_measured += num_passed
                     num_finite += int(shard.valid.sum())
                     if num_measured and not num_finite:
@@ -139,17 +153,16 @@ class LocalExecutor:
         with self._threads():
             return to_float16(self._measure_target()[1])
 
-    def _open_passes(self, stack: ExitStack) -> list[ModelPass]:
+    def _open_passes(self, stack: ExitStack, scorers: dict[str, Scorer]) -> list[ModelPass]:
         """The pass over samples, and the one over their responses alone if a score wants it."""
-        if any(scorer.needs_target for scorer in self._scorers.values()):
+        if any(scorer.needs_target for scorer in scorers.values()):
             self._context.target_sketches = self._target_sketches()
-        readers: list[Reader] = [*self._scorers.values(), self._features]
-        for reader in (*readers, *self._alone.values()):
+        readers: list[Reader] = [*scorers.values(), self._features]
+        alone: list[Reader] = [self._alone[name] for name in scorers if name in self._alone]
+        for reader in (*readers, *alone):
             reader.bind(self._context)
-        passes = [stack.enter_context(ModelPass(self._model, readers))]
-        if self._alone:
-            passes.append(stack.enter_context(ModelPass(self._model, [*self._alone.values()])))
-        return passes
+        of_passes = [readers, alone] if alone else [readers]
+        return [stack.enter_context(ModelPass(self._model, each)) for each in of_passes]
 
     def _target_sketches(self) -> dict[str, Float32]:
         """Subtask -> gradient sketches of its samples under this model."""
@@ -196,13 +209,19 @@ class LocalExecutor:
         return self._of_target
 
     def _measure_shard(
-        self, passes: list[ModelPass], rows: Rows, bar: tqdm[Any], progress: Progress
+        self,
+        passes: list[ModelPass],
+        names: list[str],
+        rows: Rows,
+        bar: tqdm[Any],
+        progress: Progress,
     ) -> tuple[Measurement, int]:
-        """Measure rows of falling length; also says how many went through the pass.
+        """Measure the named scores and the features of rows of falling length.
 
-        Of the rows only those whose batches were finished, when a stop is asked for.
+        Also says how many went through the pass. Of the rows only those whose batches were
+        finished, when a stop is asked for.
         """
-        scores = {name: np.full(len(rows), np.nan, np.float32) for name in self._scorers}
+        scores = {name: np.full(len(rows), np.nan, np.float32) for name in names}
         features = np.full((len(rows), self._width), np.nan, np.float32)
         samples = self._tokens.take(rows)
         require_known_tokens(self._model, samples)
@@ -214,7 +233,7 @@ class LocalExecutor:
         is_left = np.ones(len(places), bool)
         for batch, (results, num_tokens) in self._batches(passes, samples, rows[places]):
             *of_scorers, features[places[batch]] = results
-            for name, result in zip(self._scorers, of_scorers, strict=True):
+            for name, result in zip(names, of_scorers, strict=True):
                 scores[name][places[batch]] = np.where(np.isfinite(result), result, np.nan)
             bar.update(num_tokens)
             progress.advance(len(batch), num_tokens)

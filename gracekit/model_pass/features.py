@@ -8,13 +8,63 @@ import torch
 
 from gracekit.errors import RecipeError
 from gracekit.model_pass.sketch import SketchReader, random_signs
-from gracekit.protocols import Batch, FeatureReader, Targets
+from gracekit.protocols import Batch, FeatureReader, PassContext, Reads
 from gracekit.recipe import ScoringSection
 
 DEFAULTS = ScoringSection()
 
 
-class HiddenMean(FeatureReader):
+class Means(FeatureReader):
+    """Mean vectors of the hidden width, projected by random signs where a width is asked for."""
+
+    def __init__(self, settings: ScoringSection, key: str) -> None:
+        self._narrow, self._seed, self._key = settings.feature_width, settings.sketch_seed, key
+        self._signs: torch.Tensor | None = None
+
+    def width(self, hidden_width: int) -> int:
+        """The hidden width, or what it is projected to."""
+        return self._narrow or hidden_width
+
+    def _projected(self, means: torch.Tensor) -> torch.Tensor:
+        """[B, d] of [B, D]"""
+        if self._narrow is None:
+            return means
+        if self._signs is None:
+            signs = random_signs((means.shape[1], self._narrow), self._seed, self._key)
+            self._signs = means.new_tensor(signs) / math.sqrt(self._narrow)
+        return means @ self._signs
+
+
+class EmbeddingMean(Means):
+    """Mean input embedding over all that the model reads of a sample, prompt and response.
+
+    A bag of words in the model's own vectors. It takes no pass of the model, so that the features
+    of all samples cost next to nothing, and it hardly changes in a training.
+    """
+
+    reads: Reads = "tokens"
+
+    def __init__(self, settings: ScoringSection = DEFAULTS) -> None:
+        super().__init__(settings, "embedding")
+
+    def bind(self, context: PassContext) -> None:
+        """Take the embeddings."""
+        if context.embedding is None:
+            raise RecipeError(
+                "scoring.features is embedding-mean, and the model has no input embeddings that "
+                "could be found; use hidden-mean"
+            )
+        self._embedding = context.embedding
+
+    def finish(self, batch: Batch) -> torch.Tensor:
+        """[B, d]"""
+        is_token = batch.attention_mask.bool()
+        vectors = self._embedding(batch.input_ids).float()
+        sums = (vectors * is_token[..., None]).sum(1)
+        return self._projected(sums / is_token.sum(1, keepdim=True))
+
+
+class HiddenMean(Means):
     """Mean of a hidden state over the positions that predict the target tokens.
 
     These positions (each one before a target) are where the hidden state has become a prediction,
@@ -25,13 +75,9 @@ class HiddenMean(FeatureReader):
     """
 
     def __init__(self, settings: ScoringSection = DEFAULTS) -> None:
+        super().__init__(settings, "hidden")
         self._block = settings.hidden_block
-        self._narrow, self._seed = settings.feature_width, settings.sketch_seed
-        self._signs: torch.Tensor | None = None
-
-    def width(self, hidden_width: int) -> int:
-        """The hidden width, or what it is projected to."""
-        return self._narrow or hidden_width
+        self.reads = "states" if self._block is None else "blocks"
 
     def wants_block(self, block: int, num_blocks: int) -> bool:
         """The one that the recipe names, from the end if below 0."""
@@ -45,33 +91,26 @@ class HiddenMean(FeatureReader):
         return block == self._block % num_blocks
 
     def start(self, batch: Batch) -> None:
-        """Begin at nothing; the width comes with the first states."""
+        """Begin at nothing; the width comes with the states."""
         self._sums: torch.Tensor | None = None
 
     def on_block(self, batch: Batch, hidden: torch.Tensor) -> None:
         """Add up the states of each sample."""
-        self._add_states(batch, batch.target_sample, hidden)
+        self._add_states(batch, hidden)
 
-    def on_targets(self, batch: Batch, targets: Targets) -> None:
+    def on_states(self, batch: Batch, hidden: torch.Tensor) -> None:
         """Add up the last hidden states, unless a block's output was asked for."""
         if self._block is None:
-            self._add_states(batch, targets.sample, targets.hidden)
+            self._add_states(batch, hidden)
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B, d]"""
         assert self._sums is not None
-        means = self._sums / batch.num_targets[:, None]
-        if self._narrow is None:
-            return means
-        if self._signs is None:
-            signs = random_signs((means.shape[1], self._narrow), self._seed, "hidden")
-            self._signs = means.new_tensor(signs) / math.sqrt(self._narrow)
-        return means @ self._signs
+        return self._projected(self._sums / batch.num_targets[:, None])
 
-    def _add_states(self, batch: Batch, sample: torch.Tensor, hidden: torch.Tensor) -> None:
-        if self._sums is None:
-            self._sums = batch.zeros(hidden.shape[1])
-        self._sums.index_add_(0, sample, hidden.float())
+    def _add_states(self, batch: Batch, hidden: torch.Tensor) -> None:
+        self._sums = batch.zeros(hidden.shape[1])
+        self._sums.index_add_(0, batch.target_sample, hidden.float())
 
 
 class GradientSketch(SketchReader, FeatureReader):
@@ -79,6 +118,8 @@ class GradientSketch(SketchReader, FeatureReader):
 
     Neighbours have similar gradients rather than similar texts.
     """
+
+    reads: Reads = "all"
 
     def __init__(self, settings: ScoringSection = DEFAULTS) -> None:
         self._width = settings.sketch_side**2
@@ -88,7 +129,8 @@ class GradientSketch(SketchReader, FeatureReader):
         return self._width
 
 
-FEATURES: dict[str, type[HiddenMean] | type[GradientSketch]] = {
+FEATURES: dict[str, type[EmbeddingMean] | type[HiddenMean] | type[GradientSketch]] = {
+    "embedding-mean": EmbeddingMean,
     "gradient-sketch": GradientSketch,
     "hidden-mean": HiddenMean,
 }

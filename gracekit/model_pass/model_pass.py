@@ -3,7 +3,8 @@
 Forward through the body; logits at the target positions in pieces, with the cross-entropy and its
 gradient `p - onehot(y)` in closed form; then one backward pass through the body, if any reader
 wants a layer. The loss is the sum over samples of the mean loss over their target tokens, so no
-sample sees another's gradient.
+sample sees another's gradient. What no reader reads is not run: where only features are asked for,
+neither logits nor the blocks behind the last one wanted.
 """
 
 from __future__ import annotations
@@ -74,6 +75,8 @@ class ModelPass:
         self._model, self._readers = model, readers
         self._tap = LayerTap(model, readers)
         self._blocks = BlockTap(model, readers)
+        self._reads_all = any(reader.reads == "all" for reader in readers)
+        self._needs_model = any(reader.reads != "tokens" for reader in readers)
         self._readout: Readout | None = None
         self._num_vocabulary, _ = head_size(model)
         is_half = next(model.parameters()).dtype == torch.float16
@@ -104,19 +107,28 @@ class ModelPass:
 
     def run(self, batch: Batch) -> list[torch.Tensor]:
         """What each reader makes of the batch, in the readers' order: float32 [B] or [B, d]."""
+        for reader in self._readers:
+            reader.start(batch)
+        if self._needs_model:
+            self._forward_and_back(batch)
+        return [reader.finish(batch).detach() for reader in self._readers]
+
+    def _forward_and_back(self, batch: Batch) -> None:
+        """As far as the readers need it."""
         backward = self._tap.needs_backward
         if self._readout is None:
             self._readout = choose_readout(self._model, batch)
         readout = self._readout or FullReadout(self._model)
-        for reader in self._readers:
-            reader.start(batch)
         with torch.set_grad_enabled(backward), self._tap.over(batch, self._loss_scale):
             with self._blocks.over(batch):
-                source, hidden = readout.forward(batch)
-            gradient = self._at_targets(batch, readout, source.detach(), hidden.detach())
-            if source.requires_grad:
-                torch.autograd.backward(source, gradient)
-        return [reader.finish(batch).detach() for reader in self._readers]
+                source, hidden = readout.forward(batch, with_logits=self._reads_all)
+            if not self._blocks.ends_the_pass:
+                for reader in self._readers:
+                    reader.on_states(batch, hidden.detach())
+            if self._reads_all:
+                gradient = self._at_targets(batch, readout, source.detach(), hidden.detach())
+                if source.requires_grad:
+                    torch.autograd.backward(source, gradient)
 
     def _at_targets(
         self, batch: Batch, readout: Readout, source: torch.Tensor, hidden: torch.Tensor

@@ -53,6 +53,8 @@ class Shard:
     """Tokens of some rows: implements `TokenSource`, where a row is a place in the shard."""
 
     samples: list[tuple[Int32, Bool]]
+    is_look: bool = False
+    """Whether only features are wanted."""
 
     @property
     def lengths(self) -> Int64:
@@ -101,6 +103,15 @@ class ProcessExecutor:
         Raises `MeasureError` too when a process ends by itself, as one does that the system kills
         for its memory.
         """
+        return self._shards(rows, progress, is_look=False)
+
+    def look(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
+        """As `LocalExecutor.look`; all else as in `measure`."""
+        return self._shards(rows, progress, is_look=True)
+
+    def _shards(
+        self, rows: Rows, progress: Progress | None, *, is_look: bool
+    ) -> Iterator[Measurement]:
         if not len(rows):
             return
         progress = progress or Progress()
@@ -124,7 +135,7 @@ class ProcessExecutor:
                 for connection in self._processes:
                     if waiting and connection not in busy:
                         busy[connection] = waiting.pop()
-                        self._send(connection, Shard(self._tokens.take(busy[connection])))
+                        self._send(connection, Shard(self._tokens.take(busy[connection]), is_look))
                 ready = set(wait([*busy], STOP_LOOK_S))
                 for connection in [c for c in busy if c in ready]:
                     answer = self._receive(connection)
@@ -250,7 +261,8 @@ def _serve(
                 _answer(connection, first.optimizer())
             else:
                 rows, report = np.arange(len(task.samples)), _Report(connection)
-                shards = list(first.on(task).measure(rows, report))
+                executor = first.on(task)
+                shards = list((executor.look if task.is_look else executor.measure)(rows, report))
                 _answer(connection, Measurement.concatenate(shards) if shards else None)
         except Exception as error:
             _answer(connection, _sendable(error))

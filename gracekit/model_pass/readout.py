@@ -24,8 +24,13 @@ CHECKED_LOGITS = 100.0
 class Readout(Protocol):
     """Runs the model up to what the logits of a target position are computed from."""
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(source [M, ...], last hidden states [M, D]) at the target positions."""
+    def forward(
+        self, batch: Batch, *, with_logits: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(source [M, ...], last hidden states [M, D]) at the target positions.
+
+        Without logits both are the hidden states, and the head is not run.
+        """
 
     def logits(self, source: torch.Tensor) -> torch.Tensor:
         """float32 [m, V] of some positions of the source."""
@@ -48,8 +53,10 @@ class SplitReadout:
         )
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states are the source."""
+    def forward(
+        self, batch: Batch, *, with_logits: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states are the source, whether or not logits are made of them."""
         output = self._body(input_ids=batch.input_ids, use_cache=False, return_dict=True)
         hidden = output.last_hidden_state[batch.target_sample, batch.target_position]
         return hidden, hidden
@@ -64,16 +71,28 @@ class SplitReadout:
         return logits
 
 
+class _HeadReachedError(Exception):
+    """Ends a forward pass before the head."""
+
+
 class FullReadout:
     """The whole model as it is: for architectures whose logits the split does not reproduce."""
 
     def __init__(self, model: Any) -> None:
         self._model, self._head = model, output_head(model)
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, batch: Batch, *, with_logits: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits are the source; the hidden states are what the head was given."""
         seen: list[torch.Tensor] = []
-        hook = self._head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+        def see(_head: torch.nn.Module, args: Any) -> None:
+            seen.append(args[0])
+            if not with_logits:
+                raise _HeadReachedError
+
+        hook = self._head.register_forward_pre_hook(see)
         try:
             logits = self._model(
                 input_ids=batch.input_ids,
@@ -81,6 +100,8 @@ class FullReadout:
                 use_cache=False,
                 return_dict=True,
             ).logits
+        except _HeadReachedError:
+            logits = seen[-1]
         finally:
             hook.remove()
         places = batch.input_ids.shape

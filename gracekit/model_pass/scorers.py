@@ -18,6 +18,8 @@ from gracekit.model_pass.gradient_scores import (
 )
 from gracekit.model_pass.head_score import HeadGradientNorm
 from gracekit.model_pass.influence import Influence, InfluenceDot
+from gracekit.model_pass.pairs import PairMargin
+from gracekit.model_pass.sketch_norm import SketchNorm
 from gracekit.model_pass.token_scores import (
     DeltaLoss,
     DeltaLossFirst,
@@ -47,7 +49,9 @@ SCORERS: dict[str, type[Scorer]] = {
     "lora-gradient": LoraGradientNorm,
     "loss": Loss,
     "margin": Margin,
+    "pair-margin": PairMargin,
     "perplexity": Perplexity,
+    "sketch-norm": SketchNorm,
 }
 
 
@@ -71,8 +75,8 @@ def scorer_class(name: str) -> type[Scorer]:
 
 
 _MEMBERS = (
-    *("bind", "wants", "wants_block", "start", "on_block", "on_targets", "on_layer", "on_routed"),
-    *("on_bias", "finish", "combine", "alone"),
+    *("bind", "reads", "wants", "wants_block", "start", "on_block", "on_states", "on_targets"),
+    *("on_layer", "on_routed", "on_bias", "finish", "combine", "alone"),
 )
 
 

@@ -26,6 +26,9 @@ class Evidence:
     """score name -> [m]"""
     covariates: Float32
     """[n, c]"""
+    seen: Float32
+    """[n, l] of these, what the trainer saw of every row: what some tens of measured rows can tell
+    from; l = 0 where it logged nothing."""
     directions: Float32
     """[n, d] of the features; 0 where a row has none."""
     graph: SparseGraph

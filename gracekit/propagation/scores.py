@@ -59,6 +59,7 @@ def propagate_scores(
     measured_rows: Rows,
     new: dict[str, Float32],
     covariates: Float32,
+    seen: Float32 | None = None,
     directions: Float32,
     graph: SparseGraph,
     usable: Bool,
@@ -76,11 +77,12 @@ def propagate_scores(
         new: score name -> [m] in the same space; NaN where the measurement was not finite.
         covariates: [n, c] what else is known of every row (length, age, last change, groups);
             values that are not finite count as 0.
+        seen: [n, l] what the trainer saw of every row, finite; None: nothing.
         directions: [n, d] features of length 1 as they were known before; 0 where there are none.
         graph: the graph over the features as they were known before.
         usable: [n] rows with known old scores. The others keep what they have unless measured.
         settings: damping, μ, and the least number of measured rows: below it `gated` applies the
-            level alone (`propagation.shift`), and `grace` nothing.
+            level alone, or what losses tell (`propagation.shift`), and `grace` nothing.
         seed: of the folds.
         groups: [n] of each row, that may move each by a shift of its own; None: all are one.
     """
@@ -93,6 +95,7 @@ def propagate_scores(
         rows=measured_rows[comparable],
         new={name: score[comparable].astype(np.float64) for name, score in new.items()},
         covariates=covariates,
+        seen=np.zeros((len(usable), 0), np.float32) if seen is None else seen,
         directions=directions,
         graph=graph,
         usable=usable,

@@ -1,4 +1,4 @@
-"""The level of one score among the evidence, and the rule that does nothing else."""
+"""The level of one score among the evidence, and the rule for few rows."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gracekit.propagation.gates import mean_square
-from gracekit.propagation.levels import Level, fit_level
+from gracekit.propagation.gates import mean_square, simplest_good
+from gracekit.propagation.levels import LEAST_SCALED_ROWS, Level, fit_level
+from gracekit.propagation.ridge import fit_ridge
 from gracekit.propagation.rules import NUM_FOLDS, Estimate, Evidence
 from gracekit.types import Bool, Float64, Int32, Rows
 from gracekit.version.outcomes import ScoreGate
+
+_SURE = 1.0
+"""Standard errors by which losses have to help; with 0.5 a replayed run kept about as much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,20 +86,39 @@ class ShiftedScore:
 
 
 def shift(evidence: Evidence) -> dict[str, Estimate]:
-    """What few measured rows allow: all rows move together, groups have no shift of their own."""
+    """What few measured rows allow: all rows move together, groups have no shift of their own.
+
+    Where the trainer has logged losses, rows move by these too (`losses`), as a ridge regression
+    says, if that predicts held-out rows better.
+    """
     fold = evidence.folds()
     nothing = np.zeros(len(evidence.usable), np.float32)
+    tries_losses = evidence.seen.shape[1] > 0 and len(evidence.rows) >= LEAST_SCALED_ROWS
+    at_rows = evidence.seen[evidence.rows]
     estimates = {}
     for name in evidence.old:
         score = ShiftedScore.of(evidence, name, by_group=False)
-        errors = score.change.copy()
+        errors = {"shift": score.change.copy()}
+        if tries_losses:
+            errors["losses"] = score.change.copy()
         for number in range(NUM_FOLDS):
             held = fold == number
-            errors[held] = score.left_by(score.level(~held))[held]
-        values, gate = score.applied(score.level(), "shift", {"shift": errors})
+            left = score.left_by(score.level(~held))
+            errors["shift"][held] = left[held]
+            if tries_losses:
+                fit = fit_ridge(left[~held], at_rows[~held])
+                errors["losses"][held] = left[held] - fit(at_rows[held])
+        used = "shift"
+        if tries_losses:
+            squares = {way: each**2 for way, each in errors.items()}
+            used = simplest_good(squares, standard_errors=_SURE)
+        level = score.level()
+        values, gate = score.applied(level, used, errors)
+        if used == "losses":
+            values = values + fit_ridge(score.left_by(level), at_rows)(evidence.seen)
         estimates[name] = Estimate(
             values=values,
-            held_out_errors=errors,
+            held_out_errors=errors[used],
             held_out_mass=nothing[evidence.rows],
             mass=nothing,
             gate=gate,

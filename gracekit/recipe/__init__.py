@@ -19,6 +19,7 @@ from gracekit.recipe.sections import (
     RetentionSection,
     ScoringSection,
     SelectionSection,
+    TrainingSection,
 )
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "ScoringSection",
     "Section",
     "SelectionSection",
+    "TrainingSection",
     "read_yaml",
 ]

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gracekit.errors import RecipeError
+from gracekit.recipe.score_columns import PAIR_MARGIN
 from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
     CheckpointSection,
@@ -25,6 +26,7 @@ from gracekit.recipe.sections import (
     RetentionSection,
     ScoringSection,
     SelectionSection,
+    TrainingSection,
 )
 from gracekit.tabular import short_repr
 
@@ -43,10 +45,35 @@ class Recipe(Section):
     checkpoints: CheckpointSection = CheckpointSection()
     scoring: ScoringSection = ScoringSection()
     graph: GraphSection = GraphSection()
+    training: TrainingSection = TrainingSection()
     refresh: RefreshSection = RefreshSection()
     propagation: PropagationSection = PropagationSection()
     selection: SelectionSection = SelectionSection()
     retention: RetentionSection = RetentionSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_margin_is_a_score(cls, content: Any) -> Any:
+        """`data.pair: margin` adds its score, where the recipe does not name it."""
+        data, scoring = (content.get(key) or {} for key in ("data", "scoring"))
+        if not isinstance(data, dict) or not isinstance(scoring, dict):
+            return content  # said of the section itself
+        scores = scoring.get("scores", ScoringSection.model_fields["scores"].default)
+        if data.get("pair") != "margin" or not isinstance(scores, list | tuple):
+            return content
+        added = [] if PAIR_MARGIN in scores else [PAIR_MARGIN]
+        return {**content, "scoring": {**scoring, "scores": [*scores, *added]}}
+
+    @model_validator(mode="after")
+    def _a_margin_is_of_pairs(self) -> Recipe:
+        if PAIR_MARGIN in self.scoring.scores and self.data.pair != "margin":
+            raise ValueError(
+                f"scoring.scores has {PAIR_MARGIN!r}, which compares the sides of preference "
+                "pairs; set data.pair to margin"
+            )
+        if self.target is not None and self.target.pair == "margin":
+            raise ValueError("target.pair: of a target set the chosen side is measured; leave it")
+        return self
 
     @model_validator(mode="after")
     def _selected_score_is_measured(self) -> Recipe:

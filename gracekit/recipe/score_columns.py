@@ -12,6 +12,9 @@ RESERVED = frozenset(
 )
 """Columns that the tables of scores have besides the scores."""
 
+PAIR_MARGIN = "pair-margin"
+"""The score that `data.pair: margin` adds."""
+
 
 def column_name(score: str) -> str:
     """The column of a score: `gradient-norm` is `gradient_norm`, which SQL need not quote."""

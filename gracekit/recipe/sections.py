@@ -50,9 +50,9 @@ class DataSection(Section):
     here are the same as `id_column`, `group_column` and `text_column`."""
     roles: dict[str, tuple[str, ...]] = Field(default={})
     """Names of roles in your chats, by the role that they stand for: `{assistant: [bot]}`."""
-    pair: Literal["chosen"] = "chosen"
-    """What of a preference pair is measured: the chosen side. The margin between the two sides is
-    not measured."""
+    pair: Literal["chosen", "margin"] = "chosen"
+    """What of a preference pair is measured: `chosen` that side alone, `margin` also the loss of
+    the rejected side less that of the chosen one, as the score `pair-margin`."""
     max_length: int = Field(default=1024, ge=8)
     """Longest token sequence; the rest is cut off, as trainers do."""
     loss_on: Literal["auto", "response", "all"] = "auto"
@@ -179,16 +179,16 @@ class ScoringSection(Section):
     number of target tokens, ranks within bins of length, or not at all."""
     normalise: Literal["group", "all"] = "group"
     """Importance is the rank within the group, or among all samples."""
-    features: Literal["hidden-mean", "gradient-sketch"] = "hidden-mean"
-    """Vector of a sample: mean hidden state over its target tokens, or a random projection of its
-    gradient."""
+    features: Literal["embedding-mean", "hidden-mean", "gradient-sketch"] = "embedding-mean"
+    """Vector of a sample: mean input embedding of prompt and response, which takes no pass of the
+    model; mean hidden state over its target tokens; or a random projection of its gradient."""
     hidden_block: int | None = None
     """Decoder block whose output `hidden-mean` takes, -1 the last; default: the last state, after
     the final norm."""
     feature_width: int | None = Field(default=None, ge=8)
-    """Width that `hidden-mean` is projected to; default: as it is."""
+    """Width that `embedding-mean` and `hidden-mean` are projected to; default: as they are."""
     sketch_side: int = Field(default=32, ge=2, le=128)
-    """k of the k x k gradient sketch, for `gradient-sketch` and `influence`."""
+    """k of the k x k gradient sketch, for `gradient-sketch`, `influence` and `sketch-norm`."""
     sketch_seed: int = Field(default=0, ge=0)
     """Seed of the random projections."""
     batch_tokens: int = Field(default=4096, ge=64)
@@ -204,6 +204,15 @@ class ScoringSection(Section):
     processes: int | None = Field(default=None, ge=1)
     """Processes of the model pass, each with its own copy of the model; default: one for each
     visible GPU with `device: auto` (or `cuda`), else one."""
+
+    @model_validator(mode="after")
+    def _block_is_of_hidden_mean(self) -> ScoringSection:
+        if self.hidden_block is not None and self.features != "hidden-mean":
+            raise ValueError(
+                f"hidden_block is a setting of hidden-mean, and features is {self.features!r}; set "
+                "features: hidden-mean, or leave hidden_block out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _changes_have_a_loss(self) -> ScoringSection:
@@ -263,9 +272,23 @@ class GraphSection(Section):
     `recall` in the version's header tells."""
 
 
+class TrainingSection(Section):
+    """The training that a budget is a share of, where its own files do not say it."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps that the run takes in all; null: what the trainer's state says."""
+    samples_a_step: float | None = Field(default=None, gt=0)
+    """Samples of an optimizer step, over all processes and accumulated batches; null: what the
+    callback notes in the trainer's log, else what the trainer's state says of one process."""
+
+
 class RefreshSection(Section):
     """How much is measured at a checkpoint, and which rows."""
 
+    max_cost: float | None = Field(default=0.1, ge=0)
+    """Most that all measuring may cost, the first version included, as a share of the training's
+    compute; what is not spent is carried over. Within it the keys below decide. null: no limit, and
+    the first version measures everything."""
     plan: Literal["cover", "grace", "oldest", "random"] = "random"
     """Rule that chooses the rows to measure; under `random` all of them serve the audit too.
     docs/refresh.md compares the rules."""

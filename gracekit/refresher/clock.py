@@ -22,6 +22,10 @@ class StageClock:
             self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._last
         self._stage, self._last = stage, now
 
+    def elapsed_s(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._started
+
     def timings(self, *, model_pass_s: float = 0.0) -> Timings:
         """Seconds up to now; of the stage `measure` without those of the model pass."""
         self.enter("commit")

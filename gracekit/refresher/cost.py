@@ -68,7 +68,9 @@ class CostEstimate(ShortRepr):
 
     def to_json(self) -> Json:
         """As a JSON object."""
-        return {**dataclasses.asdict(self), "fits": not self.obstacles, "obstacles": self.obstacles}
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        own["plan"] = self.plan.to_json()
+        return {**own, "fits": not self.obstacles, "obstacles": self.obstacles}
 
 
 def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> CostEstimate:
@@ -87,15 +89,17 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
         cache = Path(folder)
         model = open_beside(refresher, pinned, cache)
         tokens = model.tokens(refresher.samples)
-        planned = plan_next(refresher, checkpoint, lambda: tokens)
+        target = model.target_samples()
+        planned = plan_next(refresher, checkpoint, lambda: tokens, target=target)
         plan, lengths = planned.shown, planned.lengths
         if planned.places is not None:
             tokens = tokens.arranged(planned.places)
-        target = model.target_samples()
         with MemoryProbe() as memory:
             executor = model.executor(tokens, target)
             memory.model_is_loaded()
-            longest, drawn = _probe_rows(planned.plan.rows, tokens, probe)
+            # Where nothing is planned the speed is told all the same, by rows that might be.
+            probed = planned.plan.rows if len(planned.plan.rows) else np.arange(len(lengths))
+            longest, drawn = _probe_rows(probed, tokens, probe)
             width = next(executor.measure(longest)).features.shape[1]
             started = time.perf_counter()
             for _ in executor.measure(drawn):

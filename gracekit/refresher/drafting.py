@@ -8,7 +8,7 @@ from gracekit.rounding import to_float16
 from gracekit.store import CachePayload, VersionDraft
 from gracekit.types import DrawState, SampleTable
 from gracekit.version.header import CheckpointInfo, DataDescription, Settings, Timings
-from gracekit.version.outcomes import RefreshOutcome
+from gracekit.version.outcomes import Cost, RefreshOutcome
 
 
 def draft_version(
@@ -24,6 +24,7 @@ def draft_version(
     samples: SampleTable | None = None,
     dataset: DataDescription | None = None,
     timings: Timings | None = None,
+    cost: Cost | None = None,
 ) -> VersionDraft:
     """The version that a refresh becomes.
 
@@ -39,6 +40,7 @@ def draft_version(
         samples: The sample table where the data changed; None: as in the version before.
         dataset: Where the data comes from; None: as in the version before.
         timings: How long it took.
+        cost: What it cost; default: as the step says.
     """
     return VersionDraft(
         operation="init" if is_first else "refresh",
@@ -49,6 +51,7 @@ def draft_version(
         measurement=refreshed.measurement,
         audit=refreshed.audit,
         meter=refreshed.meter,
+        cost=cost or refreshed.cost,
         scores=refreshed.scores,
         selection=refreshed.selection,
         state=state,

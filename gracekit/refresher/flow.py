@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gracekit.checkpoints import OPTIMIZER_FILES, check_checkpoint, pin
+from gracekit.checkpoints import OPTIMIZER_FILES, check_checkpoint, pin, read_pace
 from gracekit.errors import (
     CheckpointIncompleteError,
     CheckpointMismatchError,
@@ -32,8 +32,13 @@ from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
+from gracekit.refresher.spent import allowance_at, with_seconds
 from gracekit.refresher.step import step
-from gracekit.refresher.uses import last_probabilities, num_distinct_random, state_now
+from gracekit.refresher.uses import (
+    last_probabilities,
+    num_distinct_random,
+    state_and_losses,
+)
 from gracekit.samples import (
     Growth,
     RawSamples,
@@ -51,7 +56,7 @@ from gracekit.store import (
     StorePaths,
     lock_store,
 )
-from gracekit.types import Checkpoint, PinnedCheckpoint
+from gracekit.types import Checkpoint, Json, PinnedCheckpoint
 from gracekit.version.header import CheckpointInfo, DataDescription
 
 if TYPE_CHECKING:
@@ -87,6 +92,7 @@ class Refresher:
                 "`target: {path: target.jsonl}`"
             )
         selector_for(recipe.selection.selector)
+        recipe = _with_features_of_store(recipe)
         refresher = cls(recipe, CurrentData(recipe.data, strict=strict))
         if Store.exists(recipe.store):
             refresher.check_data(refresher.samples)
@@ -214,6 +220,7 @@ class Refresher:
                 MeasuredRows(
                     model.executor(tokens.arranged(growth.places), target),
                     store.shards(measure_id),
+                    store.shards(measure_id, looks=True),
                     growth.samples.present,
                     progress,
                     earlier_losses(store, growth.samples, recipe.scoring.scores),
@@ -221,7 +228,19 @@ class Refresher:
                 )
             )
             parent = last_coreset(store)
-            state = state_now(store, growth.samples, parent, pinned.step)
+            allowance = allowance_at(
+                store,
+                recipe,
+                model.architecture,
+                read_pace(pinned.directory),
+                step=pinned.step,
+                samples=growth.samples,
+                trained_rows=parent,
+                elapsed_s=clock.elapsed_s(),
+                target_tokens=int(target.tokens.lengths.sum()) if target else 0,
+                left_over=store.left_over(measure_id),
+            )
+            state, trained = state_and_losses(store, growth.samples, parent, pinned.step)
             refreshed = step(
                 load_last(store, recipe, growth),
                 measure,
@@ -233,6 +252,8 @@ class Refresher:
                 parent_probabilities=last_probabilities(store, growth.samples),
                 state=state,
                 num_distinct_random=num_distinct_random(store, growth.samples),
+                trained=trained,
+                allowance=allowance,
                 store=store,
                 enter=enter,
             )
@@ -256,6 +277,7 @@ class Refresher:
             samples=growth.samples if growth.is_change else None,
             dataset=self._describe_data(model, tokens, store, is_new=other_tokens),
             timings=timings,
+            cost=with_seconds(refreshed.cost, timings),
         )
         version = store.commit(draft, keep=recipe.retention.keep)
         return RefreshResult(version=version, is_new=True, header=store.header(version))
@@ -307,12 +329,16 @@ class Refresher:
             elif other_tokens:
                 raise StoreDataMismatchError(
                     f"the samples have other tokens than when the store {self.root} was made: the "
-                    "tokenizer, its chat template, data.max_length, data.loss_on or "
-                    "data.chat_template changed, or an earlier release put loss elsewhere with "
-                    "this chat template. Undo that, or name a new store"
+                    "tokenizer, its chat template, the layout of rows, data.max_length, "
+                    "data.loss_on or data.chat_template changed, TRL's training template "
+                    "(rendering trl, loss_on response) is found only now or no more, or an earlier "
+                    "release put loss elsewhere with this chat template. Undo that, or name a new "
+                    "store"
                 )
             expected = store.info.dataset.architecture  # None: of the first release
-            if expected not in (None, model.architecture):
+            # The embeddings grow with tokens that are added. What the samples' are was told above.
+            known, found = (_without_vocabulary(a) for a in (expected or {}, model.architecture))
+            if expected is not None and known != found:
                 raise CheckpointMismatchError(
                     f"{model.pinned.checkpoint.path} is of another architecture than the "
                     f"checkpoints that the store {self.root} follows: expected {expected}, found "
@@ -352,9 +378,13 @@ class Refresher:
                 return bool(key == tokens_key(*made_of))
             known_tokens = known.num_prompt_tokens, known.num_response_tokens
             now = tokens.num_prompt_tokens, tokens.num_targets
-        expected = dict(zip(known.content_hashes, zip(*known_tokens, strict=True), strict=True))
+        expected: dict[str, set[Any]] = {}  # equal content may be given in several ways
+        for digest, of_row in zip(
+            known.content_hashes, zip(*known_tokens, strict=True), strict=True
+        ):
+            expected.setdefault(digest, set()).add(tuple(of_row))
         pairs = zip(self.samples.content_hashes, zip(*now, strict=True), strict=True)
-        return all(expected.get(digest, found) == found for digest, found in pairs)
+        return all(found in expected.get(digest, (found,)) for digest, found in pairs)
 
     def _describe_data(
         self,
@@ -417,10 +447,30 @@ def refresh(
         return refresher.refresh(found, progress=Progress(stop))
 
 
+def _with_features_of_store(recipe: Recipe) -> Recipe:
+    """A recipe that names no features has those that its store was made with.
+
+    Features compare with each other only: with others the store would begin anew.
+    """
+    if "features" in recipe.scoring.model_fields_set or not Store.exists(recipe.store):
+        return recipe
+    store = Store.open(recipe.store)
+    version = store.newest_scores()
+    scoring = None if version is None else store.header(version).settings.scoring
+    if scoring is None or scoring.features == recipe.scoring.features:
+        return recipe
+    logger.info("the store has features %s; so has this refresh", scoring.features)
+    return recipe.override({"scoring.features": scoring.features})
+
+
 def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:
     """Short hash of checkpoint, `keys` of model, tokens and recipe: all that makes a result."""
     parts = (pinned.digest, str(pinned.step), *keys)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _without_vocabulary(architecture: Json) -> Json:
+    return {name: value for name, value in architecture.items() if name != "vocab_size"}
 
 
 def _describe_checkpoint(pinned: PinnedCheckpoint) -> CheckpointInfo:

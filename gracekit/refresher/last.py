@@ -10,6 +10,7 @@ import numpy as np
 
 from gracekit.graph import Index, grow_index, symmetric
 from gracekit.recipe import GraphSection
+from gracekit.refresher.loss_trend import LEAST_TRAINED, loss_beside_others
 from gracekit.scores.rows import filled, scores_for
 from gracekit.scores.working_values import to_working
 from gracekit.types import (
@@ -20,6 +21,7 @@ from gracekit.types import (
     SampleTable,
     ScoreTable,
     SparseGraph,
+    TrainedLosses,
 )
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class LastRefresh:
     """Neighbour lists over the features. A step repairs them in place: afterwards they are part of
     its result."""
     graph: SparseGraph
+    trained: TrainedLosses | None = None
+    """[n] what the trainer has seen of the samples' losses; None where it logged none."""
 
     @property
     def num_never(self) -> int:
@@ -63,7 +67,9 @@ class LastRefresh:
         return to_working(measurement.scores, self.samples.num_response_tokens[measurement.rows])
 
     def covariates(self, step: int) -> Float32:
-        """[n, c] what is known of every row besides its scores: length, age, change, group."""
+        """[n, c] what is known of every row besides its scores: length, age, change, group, and the
+        loss that the trainer saw of it, where it logged enough of them.
+        """
         samples = self.samples
         present = samples.groups[samples.present]
         counts = np.bincount(present, minlength=len(samples.group_names))
@@ -75,7 +81,17 @@ class LastRefresh:
             *self.changes.values(),
             *((samples.groups == group) for group in largest if 0 < counts[group] < len(present)),
         ]
+        columns.extend(self.seen().T)
         return np.stack([np.asarray(c, np.float32) for c in columns], axis=1)
+
+    def seen(self) -> Float32:
+        """[n, 2] of these, what the trainer saw: the loss beside those of other rows, 0 where none
+        was seen, and whether one was; [n, 0] where it logged too few.
+        """
+        if self.trained is None or self.trained.known.sum() < LEAST_TRAINED:
+            return np.zeros((len(self.samples), 0), np.float32)
+        known = self.trained.known.astype(np.float32)
+        return np.stack([loss_beside_others(self.trained), known], axis=1)
 
     def grown(self, growth: Growth, settings: GraphSection) -> LastRefresh:
         """What is known of the samples after the data has changed.
@@ -95,6 +111,7 @@ class LastRefresh:
             scores=scores_for(self.scores, samples, forgotten),
             values={name: filled(v, np.nan, forgotten) for name, v in self.values.items()},
             changes={name: filled(c, 0, forgotten) for name, c in self.changes.items()},
+            trained=None if self.trained is None else self.trained.without(forgotten),
             features=filled(self.features, 0, forgotten),
             valid=filled(self.valid, False, forgotten),
             index=index,

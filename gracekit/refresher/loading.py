@@ -43,7 +43,9 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
     if cache is None or obstacle is not None:
         obstacle = obstacle or "its features are missing or damaged"
         logger.warning(
-            "version %d cannot be built upon (%s): measuring everything", version, obstacle
+            "version %d cannot be built upon (%s): beginning anew, as a first version does",
+            version,
+            obstacle,
         )
         return None
     features = cache.features.astype(np.float32)
@@ -69,7 +71,9 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
     if growth is not None:
         last = last.grown(growth, recipe.graph)
     if not last.scores.usable.any():
-        logger.warning("no sample of version %d has a score still: measuring everything", version)
+        logger.warning(
+            "no sample of version %d has a score: beginning anew, as a first version does", version
+        )
         return None
     return last
 

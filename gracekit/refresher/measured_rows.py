@@ -30,6 +30,7 @@ class MeasuredRows:
         executor: Runs the model; let go of by `finish`, or at the end of the block. The caller
             keeps no reference to it, so that the model's memory is free for what follows.
         shards: Where finished shards are kept.
+        look_shards: Where those are kept that have features alone.
         present: [n] rows of the store that are in the data.
         progress: Told of the pass; ends it after the batch in progress.
         earlier: Losses that some scores are compared with (see `scores.changes`).
@@ -40,6 +41,7 @@ class MeasuredRows:
         self,
         executor: Executor,
         shards: ShardFiles,
+        look_shards: ShardFiles,
         present: Bool,
         progress: Progress | None = None,
         earlier: dict[str, Float32] | None = None,
@@ -47,7 +49,7 @@ class MeasuredRows:
         when_finished: Callable[[], object] = lambda: None,
     ) -> None:
         self._executor: Executor | None = executor
-        self._shards = shards
+        self._shards, self._look_shards = shards, look_shards
         self._progress = progress or Progress()
         self._earlier = earlier or {}
         self._when_finished = when_finished
@@ -87,6 +89,33 @@ class MeasuredRows:
         self.model_pass_s += time.perf_counter() - started
         self._parts = [Measurement.concatenate(self._parts)]
         return as_changes(self._parts[0].take(self._place[rows]), self._earlier)
+
+    def look(self, rows: Rows) -> NDArray[np.float16]:
+        """[rows, d] the features alone; those that an earlier run had are taken from its shards.
+
+        Raises `RefreshStoppedError` when a stop was asked for.
+        """
+        assert self._executor is not None, "finished"
+        started = time.perf_counter()
+        found = self._look_shards.load()
+        known = np.concatenate([part.rows for part in found]) if found else rows[:0]
+        missing = rows[~np.isin(rows, known)]
+        if len(missing):
+            for shard in self._executor.look(missing, self._progress):
+                self._look_shards.save(shard)
+                found.append(shard)
+            if self._progress.is_stopping:
+                raise RefreshStoppedError(
+                    f"stopped after the features of {sum(len(part.rows) for part in found)} rows; "
+                    "the next start goes on from them, and the last published version is unchanged"
+                )
+        self.model_pass_s += time.perf_counter() - started
+        if not found:
+            return np.zeros((0, 1), np.float16)
+        every = Measurement.concatenate(found)
+        place = np.full(int(every.rows.max()) + 1, -1, np.int64)
+        place[every.rows] = np.arange(len(every.rows))
+        return np.asarray(every.features[place[rows]], np.float16)
 
     def finish(self) -> NDArray[np.float16] | None:
         """Features of the target set, [t, d] or None; the model's memory is free afterwards."""

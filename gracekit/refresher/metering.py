@@ -17,8 +17,8 @@ from gracekit.draw.worth import Drawn, Worth, worth
 from gracekit.errors import SelectionError
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection, SelectionSection
+from gracekit.refresher.allowance import LEAST_ROWS
 from gracekit.refresher.auditing import drawn_uniformly
-from gracekit.refresher.budget import LEAST_TOLD_BY
 from gracekit.refresher.rounds import Measured
 from gracekit.scores.meaning import score_meaning
 from gracekit.scores.norms import has_norms, part_norms
@@ -207,7 +207,7 @@ def _meter(
         useful &= np.isin(held_out.rows, drawn)
         told, values = held_out.rows[useful], held_out.values[truth][useful]
     num_told_by = len(told) if share < 1 else len(drawn)
-    if num_told_by < LEAST_TOLD_BY:
+    if num_told_by < LEAST_ROWS:
         return Meter(share_measured=share, num_told_by=num_told_by)
     scores = from_working({truth: values}, lengths[told])[truth]
     by_others = part_norms(scores, lengths[told], by_truth)

@@ -15,10 +15,18 @@ from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_ide
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
+from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
 from gracekit.model_pass.processes import ProcessExecutor
 from gracekit.protocols import Executor
 from gracekit.recipe import DataSection, Recipe
-from gracekit.samples import RawSamples, TokenTable, can_be_trl, load_samples, tokenize
+from gracekit.samples import (
+    RawSamples,
+    TokenTable,
+    can_be_trl,
+    load_samples,
+    tokenize,
+    tokenize_pairs,
+)
 from gracekit.scores.meaning import needs
 from gracekit.types import Json, PinnedCheckpoint
 
@@ -80,7 +88,8 @@ class CheckpointModel:
 
     def tokens(self, samples: RawSamples) -> TokenTable:
         """Every sample of the data in the checkpoint's tokens."""
-        return tokenize(samples, self.tokenizer, self.data(samples), self._cache / "tokens")
+        folders = self._cache / "tokens", self._cache / "rejected-tokens"
+        return tokenize_pairs(samples, self.tokenizer, self.data(samples), *folders)
 
     def target_samples(self) -> TargetSamples | None:
         """The target set in the checkpoint's tokens, if the recipe names one."""
@@ -106,7 +115,14 @@ class CheckpointModel:
             with_optimizer=bool(needs(scoring.scores, "optimizer")),
         )
         devices = devices_for(scoring.device, scoring.processes)
+        rejected, of_rejected = tokens.rejected, scoring_of_rejected(scoring)
         if len(devices) > 1:
-            return ProcessExecutor(load, devices, tokens, scoring, target=target)
+            own: Executor = ProcessExecutor(load, devices, tokens, scoring, target=target)
+            if rejected is None:
+                return own
+            return PairExecutor(own, ProcessExecutor(load, devices, rejected, of_rejected))
         model, optimizer = load(devices[0])
-        return LocalExecutor(model, tokens, scoring, target=target, optimizer=optimizer)
+        own = LocalExecutor(model, tokens, scoring, target=target, optimizer=optimizer)
+        if rejected is None:
+            return own
+        return PairExecutor(own, LocalExecutor(model, rejected, of_rejected))

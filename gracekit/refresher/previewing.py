@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,17 +13,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gracekit.checkpoints import LAYOUTS, pin
+from gracekit.checkpoints import LAYOUTS, describe_architecture, pin, read_pace
 from gracekit.recipe import Recipe
-from gracekit.refresher.budget import first_plan
+from gracekit.refresher.allowance import Allowance
+from gracekit.refresher.budget import first_plan, of_first_version
+from gracekit.refresher.first_look import rows_to_look_at
 from gracekit.refresher.flow import Refresher
-from gracekit.refresher.loading import load_last
+from gracekit.refresher.loading import last_coreset, load_last
+from gracekit.refresher.run_cost import RunCost, run_cost
+from gracekit.refresher.spent import allowance_at
+from gracekit.refresher.ways import Way, ways
 from gracekit.samples import TokenTable, sample_table
 from gracekit.store import Store, StorePaths
 from gracekit.tabular import ShortRepr
 from gracekit.types import Checkpoint, Int64, Json, PinnedCheckpoint, Reason, RefreshPlan
+from gracekit.version.json_text import plain_json
+from gracekit.version.outcomes import Cost
 
 if TYPE_CHECKING:
+    from gracekit.model_pass.context import TargetSamples
     from gracekit.refresher.model import CheckpointModel
 
 
@@ -46,10 +55,21 @@ class PlanPreview(ShortRepr):
     reasons: dict[str, int]
     """Why rows are measured -> how many."""
     weight_bytes: int
+    num_looked: int
+    """Rows of which only the features would be computed."""
+    cost: Cost
+    """The account after the first round."""
+    run: RunCost
+    """What the whole run is expected to cost."""
+    ways: tuple[Way, ...]
+    """What a first version could be made of, and what each would be worth; none for a later one."""
 
     def to_json(self) -> Json:
         """As a JSON object."""
-        return dataclasses.asdict(self)
+        content: Json = plain_json(
+            {**dataclasses.asdict(self), "cost": self.cost.model_dump(mode="json")}
+        )
+        return content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +89,16 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
     refresher = Refresher.from_recipe(recipe, strict=strict)
     with ExitStack() as stack:
 
-        def tokens() -> TokenTable:
+        @functools.cache
+        def model() -> CheckpointModel:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             pinned = stack.enter_context(pin(checkpoint, cache))
-            return open_beside(refresher, pinned, cache).tokens(refresher.samples)
+            return open_beside(refresher, pinned, cache)
 
-        return plan_next(refresher, checkpoint, tokens).shown
+        target = model().target_samples() if recipe.target is not None else None
+        return plan_next(
+            refresher, checkpoint, lambda: model().tokens(refresher.samples), target=target
+        ).shown
 
 
 def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
@@ -87,7 +111,11 @@ def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> 
 
 
 def plan_next(
-    refresher: Refresher, checkpoint: Checkpoint, tokens: Callable[[], TokenTable]
+    refresher: Refresher,
+    checkpoint: Checkpoint,
+    tokens: Callable[[], TokenTable],
+    *,
+    target: TargetSamples | None,
 ) -> Planned:
     """Plan the next refresh; `tokens` is asked for those of the data only where needed."""
     recipe = refresher.recipe
@@ -111,8 +139,18 @@ def plan_next(
         samples, places, version = growth.samples, growth.places, store.next_version()
         last = load_last(store, recipe, growth)
     lengths = np.asarray(lengths, np.int64)
-    first = first_plan(last, recipe, samples=samples, step=checkpoint.step)
-    plan = first.plan
+    spending = allowance_at(
+        store,
+        recipe,
+        describe_architecture(checkpoint.path, recipe.checkpoints),
+        read_pace(checkpoint.path),
+        step=checkpoint.step,
+        samples=samples,
+        trained_rows=None if store is None else last_coreset(store),
+        target_tokens=int(target.tokens.lengths.sum()) if target else 0,
+    )
+    first = first_plan(last, recipe, samples=samples, step=checkpoint.step, allowance=spending)
+    plan, account = first.plan, spending.after(first.plan.rows, rows_to_look_at(samples, first))
     counts = np.bincount(plan.reasons, minlength=len(Reason))
     shown = PlanPreview(
         checkpoint=str(checkpoint.path),
@@ -126,5 +164,17 @@ def plan_next(
         num_shards=-(-len(plan.rows) // recipe.scoring.shard_rows),
         reasons={r.name.lower().replace("_", " "): int(counts[r]) for r in Reason if counts[r]},
         weight_bytes=weight_bytes,
+        num_looked=account.num_looked,
+        cost=account,
+        run=run_cost(recipe, first, account, spending, samples),
+        ways=() if last is not None else tuple(_ways(recipe, spending, first.num_rows)),
     )
     return Planned(shown=shown, plan=plan, lengths=lengths, places=places)
+
+
+def _ways(recipe: Recipe, allowance: Allowance, n: int) -> list[Way]:
+    """What a first version could be made of, where there is a budget to choose by."""
+    if not allowance.has_budget:
+        return []
+    least, most = of_first_version(recipe.refresh, n)
+    return ways(allowance, n=n, least=least, most=most)

@@ -20,9 +20,9 @@ from gracekit.propagation import (
 )
 from gracekit.recipe import Recipe
 from gracekit.refresher.auditing import audit_refresh
-from gracekit.refresher.budget import first_plan, next_round, plan_round
+from gracekit.refresher.budget import FirstPlan, next_round, plan_round
 from gracekit.refresher.last import LastRefresh
-from gracekit.types import Measurement, RefreshPlan, Rows, SampleTable
+from gracekit.types import Measurement, RefreshPlan, Rows
 from gracekit.version.outcomes import Audit, Meter
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,10 @@ class Measure(Protocol):
 
     def __call__(self, rows: Rows) -> Measurement:
         """The given distinct rows, in their order; rows of earlier calls are among them."""
+        ...
+
+    def look(self, rows: Rows) -> NDArray[np.float16]:
+        """[rows, d] the features alone of distinct rows, by as little of the pass as they need."""
         ...
 
     def finish(self) -> NDArray[np.float16] | None:
@@ -64,30 +68,31 @@ class Measured:
 
 
 def measure_in_rounds(
+    first: FirstPlan,
     last: LastRefresh | None,
     measure: Measure,
     recipe: Recipe,
     *,
-    samples: SampleTable,
     step: int,
     meter_of: Callable[[Measured], Meter],
 ) -> Measured:
     """Measure what the plan says, audit, and measure more while what is found misses the target.
 
     Each round measures at most twice as many rows as the one before it, up to `max_fraction`; all
-    rows, when the audit is then still below `full_below`. The probe is drawn once; what the plan
-    has not picked of it since is probe in every round. The target is the share of what perfect
-    norms would gain (`refresh.target_value`), and a rank correlation where the recipe asks for one.
+    rows, when the audit is then still below `full_below` and they may be. The probe is drawn once;
+    what the plan has not picked of it since is probe in every round. The target is the share of
+    what perfect norms would gain (`refresh.target_value`), and a rank correlation where the recipe
+    asks for one.
 
     Args:
-        last: The last refresh; None measures everything.
+        first: The first round, and how far later ones may go.
+        last: The last refresh, or what a first version starts from; None where everything is
+            measured first.
         measure: Measures rows.
         recipe: All settings.
-        samples: The sample table as it is now.
         step: Training step of the checkpoint.
         meter_of: What a draw would be worth by what was measured so far.
     """
-    first = first_plan(last, recipe, samples=samples, step=step)
     if last is None or first.is_full:
         return Measured(plan=first.plan, measurement=measure(first.plan.rows))
     settings, n = recipe.refresh, first.num_rows
@@ -101,12 +106,13 @@ def measure_in_rounds(
         audit = audit_refresh(recipe, last, plan, measurement, scores, features, rounds=rounds)
         if audit is not None:
             _log_audit(audit, num_planned)
-            if most <= num_planned < n and audit.rank_correlation < settings.full_below:
+            is_poor = audit.rank_correlation < settings.full_below
+            if most <= num_planned < first.most and is_poor:
                 logger.info(
                     "that is below refresh.full_below (%.2f): measuring everything",
                     settings.full_below,
                 )
-                most = n
+                most = first.most
         measured = Measured(
             plan=plan,
             measurement=measurement,
@@ -122,8 +128,26 @@ def measure_in_rounds(
         if is_met or audit is None or num_planned in (num_before, n) or num_planned >= most:
             return measured
         num_before = num_planned
-        budget = n if num_planned >= first.limit else min(next_round(audit, n, meter), first.limit)
+        budget = most if num_planned >= first.limit else min(next_round(audit, n, meter), most)
         plan = plan_round(last, recipe, plan, budget=budget, step=step)
+
+
+def nothing_measured(first: FirstPlan, last: LastRefresh | None, recipe: Recipe) -> Measured:
+    """No row is measured: all is known that is known already."""
+    width = 1 if last is None else last.features.shape[1]
+    logger.warning(
+        "refresh.max_cost allows no measuring at this checkpoint: %s",
+        "all samples are drawn alike"
+        if last is None
+        else "the draw goes on with the scores that are known",
+    )
+    nobody = np.zeros(0, np.int64)
+    empty = Measurement(
+        rows=nobody,
+        scores={name: np.zeros(0, np.float32) for name in recipe.scoring.scores},
+        features=np.zeros((0, width), np.float16),
+    )
+    return Measured(plan=first.plan, measurement=empty)
 
 
 def _propagate(
@@ -137,6 +161,7 @@ def _propagate(
         measured_rows=measurement.rows,
         new=last.working(measurement),
         covariates=last.covariates(step),
+        seen=last.seen(),
         directions=last.index.unit,
         graph=last.graph,
         usable=last.scores.usable,

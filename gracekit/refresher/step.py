@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,18 @@ from gracekit.graph import (
 )
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe
-from gracekit.refresher.budget import next_start
+from gracekit.refresher.allowance import Allowance, no_limit
+from gracekit.refresher.budget import first_plan, next_start
+from gracekit.refresher.first_look import started
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.metering import held_out_rows, meter_of_norms, meter_of_selection
-from gracekit.refresher.rounds import Measure, Measured, measure_in_rounds
+from gracekit.refresher.rounds import (
+    Measure,
+    Measured,
+    measure_in_rounds,
+    nothing_measured,
+)
+from gracekit.refresher.spent import token_counts
 from gracekit.rounding import to_float16
 from gracekit.scores.importance import sample_importance
 from gracekit.scores.working_values import changes_since, from_working, to_working
@@ -52,9 +60,11 @@ from gracekit.types import (
     ScoreTable,
     Selection,
     SparseGraph,
+    TrainedLosses,
 )
 from gracekit.version.outcomes import (
     Audit,
+    Cost,
     GraphOutcome,
     Meter,
     PropagationOutcome,
@@ -77,6 +87,8 @@ class Refreshed:
     """None when everything was measured by plan, or the probe is too small."""
     meter: Meter
     """What the coreset is worth."""
+    cost: Cost
+    """What measuring cost, and might."""
     scores: ScoreTable
     features: Float32
     """[n, d]"""
@@ -130,14 +142,16 @@ def step(
     parent_probabilities: Float64 | None = None,
     state: DrawState | None = None,
     num_distinct_random: float = 0.0,
+    trained: TrainedLosses | None = None,
+    allowance: Allowance | None = None,
     store: StoreReader | Path | None = None,
     enter: Callable[[str], None] = lambda stage: None,
 ) -> Refreshed:
     """Refresh what is known of the samples from what a checkpoint says of some of them.
 
     Args:
-        last: The last refresh as it stands for the samples (`LastRefresh.grown`); None measures
-            everything. Its index is repaired in place and belongs to the result.
+        last: The last refresh as it stands for the samples (`LastRefresh.grown`); None: nothing is
+            known of them. Its index is repaired in place and belongs to the result.
         measure: Measures rows; called once a round, and finished after the last.
         recipe: All settings.
         samples: The sample table [n] as it is now.
@@ -147,13 +161,23 @@ def step(
         parent_probabilities: [n] how likely its rows were.
         state: What the draws so far gave each row; None: nothing was drawn.
         num_distinct_random: How many samples random draws would have used by now.
+        trained: [n] what the trainer has seen of the samples' losses; None where it logged none.
+        allowance: What may be spent; None: as much as the rest of the recipe says.
         store: Open or its path, whose tables the recipe's SQL conditions may ask.
         enter: Told the stages: measure, propagate, graph, select.
 
     Raises:
         GracekitError: What `measure` raises, and `SelectionError`.
     """
+    if allowance is None:
+        allowance = no_limit(token_counts(samples))
+    if last is not None and not last.scores.usable.any():
+        last = None  # as `load_last` has it
     enter("measure")
+    first = first_plan(last, recipe, samples=samples, step=step, allowance=allowance)
+    last, looked = started(first, last, measure, recipe, samples, allowance)
+    if last is not None and trained is not None:
+        last = replace(last, trained=trained)
 
     def inputs_of(scores: ScoreTable, graph: SparseGraph, **more: Any) -> SelectionInputs:
         return SelectionInputs(
@@ -179,9 +203,10 @@ def step(
             can_tell_more=recipe.refresh.plan == "random",
         )
 
-    measured = measure_in_rounds(
-        last, measure, recipe, samples=samples, step=step, meter_of=meter_of
-    )
+    if len(first.plan.rows):
+        measured = measure_in_rounds(first, last, measure, recipe, step=step, meter_of=meter_of)
+    else:
+        measured = nothing_measured(first, last, recipe)
     target_features = measure.finish()
     enter("propagate")
     scores = _all_scores(recipe, samples, last, measured, step=step, version=version)
@@ -206,6 +231,7 @@ def step(
         measurement=measured.measurement,
         audit=measured.audit,
         meter=meter,
+        cost=allowance.after(measured.plan.rows, looked),
         scores=scores,
         features=features,
         valid=valid,
@@ -234,6 +260,10 @@ def _all_scores(
     n, name = len(samples), recipe.scoring.importance
     measurement = measured.measurement
     rows, good = measurement.rows, measurement.valid
+    if last is not None and not len(rows):
+        kept = np.where(last.scores.usable, Origin.STALE, last.scores.origin).astype(np.uint8)
+        kept[~samples.present] = Origin.REMOVED
+        return replace(last.scores, origin=kept)
     if last is None or measured.scores is None:
         scores = {score: np.full(n, np.nan, np.float32) for score in measurement.scores}
         origin, confidence = np.full(n, Origin.NEVER, np.uint8), np.zeros(n, np.float32)
@@ -284,6 +314,8 @@ def _all_features(
     """
     measurement = measured.measurement
     rows, good = measurement.rows, measurement.valid
+    if last is not None and not len(rows):
+        return last.features.copy(), last.valid.copy()
     if last is None or measured.features is None:
         features = np.zeros((len(samples), measurement.features.shape[1]), np.float32)
         valid = np.zeros(len(samples), bool)
@@ -328,6 +360,8 @@ def _outcome(
         next_budget = next_start(measured.audit, int(is_known.sum()), n, measured.meter)
         if len(plan.rows) < n:
             num_since_full = last.num_since_full + 1
+    elif last is not None and not len(plan.rows):  # nothing was measured
+        num_since_full, next_budget = last.num_since_full + 1, last.next_budget
     return RefreshOutcome(
         num_measured=len(plan.rows),
         num_rows=n,

@@ -10,8 +10,15 @@ import numpy as np
 from gracekit.draw.over_time import settled
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.scores.rows import filled
-from gracekit.store import KEPT_USES, StoreReader, newest_run, read_uses, require_uses_fit
-from gracekit.types import Bool, DrawState, Float64, Rows, SampleTable
+from gracekit.store import (
+    KEPT_USES,
+    LoggedUses,
+    StoreReader,
+    newest_run,
+    read_uses,
+    require_uses_fit,
+)
+from gracekit.types import Bool, DrawState, Float64, Rows, SampleTable, TrainedLosses
 from gracekit.version.sources import DrawnRows
 
 logger = logging.getLogger(__name__)
@@ -20,12 +27,19 @@ logger = logging.getLogger(__name__)
 def state_now(
     store: StoreReader, samples: SampleTable, parent: Rows | None, step: int | None = None
 ) -> DrawState:
-    """The state after everything that was drawn so far.
+    """The state after everything that was drawn so far; see `state_and_losses`."""
+    return state_and_losses(store, samples, parent, step)[0]
 
-    It is what the trainer's run had logged at the step or last before it. Where no trainer logs
-    what it trained on, each version's coreset counts as trained on once. Where the latest version
-    does not say how it was drawn (a store of an older release, or a damaged file), the coresets of
-    the versions that are kept are counted, and nothing is owed.
+
+def state_and_losses(
+    store: StoreReader, samples: SampleTable, parent: Rows | None, step: int | None = None
+) -> tuple[DrawState, TrainedLosses | None]:
+    """The state after everything that was drawn so far, and the losses that the trainer saw.
+
+    Both are what the trainer's run had logged at the step or last before it. Where no trainer logs
+    what it trained on, each version's coreset counts as trained on once, and no loss is known.
+    Where the latest version does not say how it was drawn (a store of an older release, or a
+    damaged file), the coresets of the versions that are kept are counted, and nothing is owed.
 
     Args:
         store: The store.
@@ -33,13 +47,26 @@ def state_now(
             version nothing is known.
         parent: The coreset of the latest version; None when there is none.
         step: Training step of the checkpoint; None: as far as was logged.
+
+    Returns:
+        The state, and the losses; None where the log has none.
     """
-    n, version = len(samples), store.latest()
-    logged = _logged_state(store, samples, step)
-    if logged is not None:
-        return logged
+    logged = _log_at(store, samples, step)
+    if logged is None:
+        return _state_without_log(store, samples, parent), None
+    is_new = samples.content_versions > logged.facts.newest_version
+    state = settled(logged.state, logged.epoch_due, logged.epoch_uses)
+    source = {"run": logged.facts.run, "step": logged.facts.step}
+    losses = None
+    if logged.trained.known.any():
+        losses = logged.trained.without(_forgotten(len(logged), is_new))
+    return dataclasses.replace(grown(state, is_new), source=source), losses
+
+
+def _state_without_log(store: StoreReader, samples: SampleTable, parent: Rows | None) -> DrawState:
+    version = store.latest()
     if version is None or parent is None:
-        return DrawState.none(n)
+        return DrawState.none(len(samples))
     drawn = _drawn(store, version)
     if drawn is None:
         return _counted(store, samples)
@@ -49,7 +76,7 @@ def state_now(
     return grown(settled(drawn.state, due, handed_out), samples.content_versions > version)
 
 
-def _logged_state(store: StoreReader, samples: SampleTable, step: int | None) -> DrawState | None:
+def _log_at(store: StoreReader, samples: SampleTable, step: int | None) -> LoggedUses | None:
     """What the newest run had logged at a step, or last before it; None where nothing is of use."""
     dataset = store.dataset()
     known = {dataset.positions, *dataset.sources}
@@ -72,10 +99,7 @@ def _logged_state(store: StoreReader, samples: SampleTable, step: int | None) ->
         except StoreError as error:
             logger.warning("a log of uses is passed over: %s", error)
             continue
-        state = settled(logged.state, logged.epoch_due, logged.epoch_uses)
-        is_new = samples.content_versions > logged.facts.newest_version
-        source = {"run": logged.facts.run, "step": logged_step}
-        return dataclasses.replace(grown(state, is_new), source=source)
+        return logged
     return None
 
 

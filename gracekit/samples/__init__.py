@@ -9,6 +9,7 @@ from gracekit.samples.formats import FORMATS, Conversation
 from gracekit.samples.growth import Growth, merge
 from gracekit.samples.json_files import with_columns
 from gracekit.samples.llamafactory import LLAMAFACTORY_RENDERINGS
+from gracekit.samples.pair_tokens import tokenize_pairs
 from gracekit.samples.raw import (
     RawSamples,
     Skipped,
@@ -52,6 +53,7 @@ __all__ = [
     "rendered_tokens",
     "sample_table",
     "tokenize",
+    "tokenize_pairs",
     "tokens_key",
     "unpacked",
     "with_columns",

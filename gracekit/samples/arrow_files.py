@@ -71,9 +71,17 @@ class ParquetRows(Source):
         for number, group in groupby(pairs, key=lambda pair: pair[0]):
             local = [row - int(first_rows[number]) for _, row in group]
             try:
-                values = batches[number].take(pa.array(local, pa.int64())).to_pylist()
+                batch = batches[number].take(pa.array(local, pa.int64()))
+                _require_microseconds(", ".join(map(str, self._paths[:3])), batch)
+                values = batch.to_pylist()
             except UnicodeDecodeError as error:
                 raise _not_utf8(", ".join(map(str, self._paths[:3])), rows, error) from error
+            except OverflowError as error:  # a date after the year 9999
+                raise DataError(
+                    f"{', '.join(map(str, self._paths[:3]))}: between rows {rows[0]} and "
+                    f"{rows[-1]} there is a value that Python cannot hold ({error}). Correct it, "
+                    "or save that column as text"
+                ) from error
             found.extend(map(without_nested_nulls, values))
         return found
 
@@ -106,6 +114,7 @@ class DatasetRows(Source):
 
     def __init__(self, dataset: datasets.Dataset, name: str) -> None:
         self._dataset = dataset.with_format(None)
+        self._has_times = any(map(_has_times, dataset.features.arrow_schema.types))
         self._name = name
 
     def __len__(self) -> int:
@@ -128,15 +137,17 @@ class DatasetRows(Source):
 
     def take(self, rows: Sequence[int]) -> list[Json]:
         """See `Source.take`."""
+        if self._has_times:
+            _require_microseconds(self._name, self._dataset.with_format("arrow")[list(rows)])
         try:
             batch = self._dataset[list(rows)]
         except UnicodeDecodeError as error:
             raise _not_utf8(self._name, rows, error) from error
-        names = list(batch)
-        return [
-            without_nested_nulls(dict(zip(names, values, strict=True)))
-            for values in zip(*batch.values(), strict=True)
+        columns = [
+            [_pruned_as(value, self._dataset.features[name]) for value in values]
+            for name, values in batch.items()
         ]
+        return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def without_nested_nulls(row: Json) -> Json:
@@ -152,19 +163,78 @@ def _pruned(value: Any) -> Any:
     return value
 
 
+def _pruned_as(value: Any, feature: Any) -> Any:
+    """As `_pruned`, but for what `datasets` holds as JSON, whose nulls are the user's."""
+    if type(feature).__name__ == "Json":
+        return value
+    if isinstance(feature, dict) and isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if item is not None}
+        return {key: _pruned_as(item, feature[key]) for key, item in kept.items()}
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    if isinstance(value, list) and inner is not None and not isinstance(inner, str):
+        return [_pruned_as(item, inner) for item in value]
+    return _pruned(value)
+
+
+def _has_times(kind: pa.DataType) -> bool:
+    """Whether values of this type hold times of the day in nanoseconds."""
+    if kind == pa.time64("ns"):
+        return True
+    return any(_has_times(kind.field(k).type) for k in range(kind.num_fields))
+
+
+def _require_microseconds(name: str, rows: pa.RecordBatch | pa.Table) -> None:
+    """`DataError` for a time of the day that Python would cut off; its times have microseconds."""
+    for column, kind in zip(rows.schema.names, rows.schema.types, strict=True):
+        if _has_times(kind) and any(map(_is_cut, _times_in(rows[column]))):
+            raise DataError(
+                f"{name}: the column {column!r} holds times with nanoseconds, which would be lost. "
+                "Save it as text, or cut them off"
+            )
+
+
+def _times_in(values: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Arrays of times of the day in nanoseconds, however deep they lie."""
+    for chunk in values.chunks if isinstance(values, pa.ChunkedArray) else [values]:
+        if chunk.type == pa.time64("ns"):
+            yield chunk
+        elif isinstance(chunk, pa.MapArray):
+            yield from _times_in(chunk.keys)
+            yield from _times_in(chunk.items)
+        elif isinstance(chunk, pa.StructArray):
+            for part in chunk.flatten():
+                yield from _times_in(part)
+        elif chunk.type.num_fields == 1:  # a list of any kind
+            yield from _times_in(chunk.flatten())
+
+
+def _is_cut(times: pa.Array) -> bool:
+    found = times.cast(pa.int64()).drop_null().to_numpy()
+    return bool((found % 1000).any())
+
+
 def _open(path: Path) -> pq.ParquetFile:
     try:
         if not is_compressed(path):
-            return pq.ParquetFile(path)
-        with tempfile.NamedTemporaryFile(prefix="gracekit-") as spool:
-            unpack(path, cast("IO[bytes]", spool))
-            return pq.ParquetFile(spool.name)
+            file = pq.ParquetFile(path)
+        else:
+            with tempfile.NamedTemporaryFile(prefix="gracekit-") as spool:
+                unpack(path, cast("IO[bytes]", spool))
+                file = pq.ParquetFile(spool.name)
+        names = file.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(str(path), error) from error
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{path} has {names.count(twice)} columns named {twice!r}; expected each once. Rename "
+            "or drop one of them"
+        )
+    return file
 
 
 def _unreadable(name: str, error: Exception) -> DataError:
-    text = str(error).strip().rstrip(".")
+    text = " ".join(str(error).split()).rstrip(".")
     return DataError(
         f"cannot read {name} as parquet: {text}. Check the file, and the room in "
         f"{tempfile.gettempdir()}, where it is decoded"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.errors import DataError
-from gracekit.samples.conversation import Conversation
+from gracekit.samples.conversation import Conversation, called_by_name
 from gracekit.samples.marks import Span
 from gracekit.samples.messages import ASSISTANT
 from gracekit.samples.rendered import EncodedTurn, Pieces, Rendered
@@ -27,6 +27,9 @@ from gracekit.types import Bool, Int32, Json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ROLES = {"human": "user", "gpt": ASSISTANT}
+"""Axolotl's roles; the template gets any other name as it is, in whatever letters, and no loss is
+on such turns but for `assistant`."""
 STAND_INS = ("[[dummy_message]]", "zzdummymessagezz")
 """What a turn says instead; they neither begin nor end with the same character."""
 TASK = "Below is an instruction that describes a task"
@@ -54,7 +57,8 @@ class Axolotl:
     def render(self, conversation: Conversation) -> Rendered:
         """Text with spans, or pieces; `UnrenderableError` where the layout is not built."""
         if conversation.given_as == "chat":
-            return self._chat(list(conversation.messages), conversation.tools)
+            names = [ROLES.get(name, name) for name in conversation.role_names]
+            return self._chat(called_by_name(conversation, names), conversation.tools)
         is_alpaca = conversation.layout == "alpaca" and len(conversation.messages) == 2
         if not is_alpaca or not conversation.prompt_columns:
             raise UnrenderableError(
@@ -70,12 +74,6 @@ class Axolotl:
             raise DataError(
                 "data.rendering is axolotl, which needs a chat template for messages; the "
                 "tokenizer has none. Add the template to the tokenizer"
-            )
-        calls = any("tool_calls" in message for message in messages)
-        if not calls and any(message["role"] == "tool" for message in messages):
-            raise UnrenderableError(
-                "data.rendering is axolotl, and results of tools without tool_calls before them "
-                "(ShareGPT's function_call) are not built"
             )
         keys = {key for message in messages for key in message} - {"role", "content", HAS_LOSS}
         unseen = sorted(key for key in keys if key in self._source and not self._is_seen(key))

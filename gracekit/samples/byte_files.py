@@ -13,6 +13,7 @@ import lzma
 import os
 import shutil
 import tempfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ def unpack(path: Path, target: IO[bytes]) -> None:
         with open_bytes(path) as packed:
             shutil.copyfileobj(packed, target, BLOCK_BYTES)
         target.flush()
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(
             f"cannot unpack {path}: {error}. Pack it again, or unpack it yourself; the room for it "
             f"is taken in {tempfile.gettempdir()} (set TMPDIR)"

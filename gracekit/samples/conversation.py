@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,6 +54,12 @@ class Conversation:
     """What the row held; trainers treat a prompt and its answer in ways of their own."""
     num_prompt_messages: int = 0
     """Of a prompt and an answer that are given by themselves: how many messages the prompt is."""
+    role_names: tuple[str, ...] = ()
+    """Of a chat: what the role of each message is called in the row; empty: by the roles' names."""
+    has_old_calls: bool = False
+    """Whether a message of the row has `function_call` of the older API, read as `tool_calls`."""
+    template_options: bool = False
+    """Whether the row has `chat_template_kwargs`, which TRL gives to the template."""
     layout: str = ""
     """Name of the row's layout."""
     prompt_columns: tuple[str, ...] = ()
@@ -68,6 +75,13 @@ class Conversation:
             content.append({"ids": self.tokens.ids, "has_loss": self.tokens.has_loss})
         return _CANONICAL.encode(content)
 
+    def given(self) -> str:
+        """What trainers see of a row besides its content, as text: they make other tokens of it."""
+        lengths = [len(column) for column in self.prompt_columns]
+        flags = [self.has_old_calls, self.template_options]
+        given = [self.layout, self.given_as, self.num_prompt_messages, lengths, self.role_names]
+        return _CANONICAL.encode([*given, *flags])
+
     @property
     def prompt(self) -> str:
         """What comes first and is not the assistant's, for people to read."""
@@ -79,6 +93,14 @@ class Conversation:
         """The assistant's first words; empty for plain text."""
         texts = (m["content"] for m in self.messages if m["role"] == ASSISTANT)
         return next(filter(str.strip, texts), "")
+
+
+def called_by_name(conversation: Conversation, names: Sequence[str]) -> list[Json]:
+    """The messages, their roles called by the given names; by their own where there are none."""
+    messages = list(conversation.messages)
+    if not names:
+        return messages
+    return [m | {"role": name} for m, name in zip(messages, names, strict=True)]
 
 
 def says_something(message: Json) -> bool:

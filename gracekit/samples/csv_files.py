@@ -63,10 +63,15 @@ class CsvRows(PlacedRows):
             raise DataError(
                 f"{self.byte_files.paths[number]} holds no rows; expected a header and rows"
             )
-        if starts and self.byte_files.read(number, starts[-1], ends[-1]).count(b'"') % 2:
+        if starts and self._is_open(number, starts[-1], ends[-1]):
             at = self.byte_files.line_of(number, starts[-1])
             raise self._broken(number, at, "a quotation mark is never closed")
         return np.array(starts, np.int64), np.array(ends, np.int64)
+
+    def _is_open(self, number: int, start: int, end: int) -> bool:
+        """Whether a quotation mark of the row is never closed: another line would belong to it."""
+        row = self.byte_files.read(number, start, end).decode().rstrip("\r\n")
+        return len(list(self._reader(number, io.StringIO(f"{row}\nx\n", newline="")))) < 2
 
     def parse(self, content: bytes, number: int, start: int) -> Json:
         """One row: column name -> text."""

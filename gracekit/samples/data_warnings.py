@@ -41,6 +41,7 @@ def data_warnings(raw: RawSamples, data: DataSection, tokens: TokenPreview | Non
         yield (
             "the data holds preference pairs: the chosen side is measured, with loss on what "
             "follows the prompt, and exports give the pairs whole"
+            + ("; data.pair: margin compares it with the rejected side" * (data.pair == "chosen"))
         )
     if tokens is not None:
         yield from _cut(tokens, len(raw), data.max_length)

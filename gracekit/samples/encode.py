@@ -66,6 +66,8 @@ class Encoder:
                 else:
                     given = np.array(next(prompts).ids if prompt else [], np.int32)
                     mask = mask_behind(given, np.array(encoding.ids, np.int32))[:max_length]
+                    if rendered[k].within_spans:
+                        mask &= target_mask(encoding.offsets[:max_length], rendered[k].spans)
                 end = rendered[k].end
                 if end is not None:
                     ids = np.array(encoding.ids, np.int32)

@@ -39,7 +39,9 @@ def named_format(data: DataSection, name: str) -> Format:
     """The layout of this name as the recipe has it: with its columns and roles."""
     layout = text_format(data.text_column) if name == "text" else FORMATS[name]
     roles = {name: role for role, names in data.roles.items() for name in names}
-    return dataclasses.replace(layout.with_names(data.columns.named), roles=roles)
+    knows_weights = data.rendering in ("auto", "chat", "plain")
+    layout = layout.with_names(data.columns.named)
+    return dataclasses.replace(layout, roles=roles, has_weights=knows_weights)
 
 
 def choose_format(data: DataSection, columns: Collection[str]) -> Format:
@@ -56,8 +58,8 @@ def choose_format(data: DataSection, columns: Collection[str]) -> Format:
     for layout, known in zip(layouts, FORMATS.values(), strict=True):
         if _unread(data, known) or not layout.matches(columns):
             continue
-        if layout.name in _STRICT and not named:
-            require_one_meaning(data, layout, columns)
+        if not named:
+            require_one_meaning(data, layout, columns, is_strict=layout.name in _STRICT)
         return layout
     expected = "; ".join(f"{layout.name}: {needs(layout)}" for layout in layouts)
     said = f" with data.columns {named}" if named else ""
@@ -87,10 +89,11 @@ def _as_named(data: DataSection, columns: Collection[str]) -> Format:
     )
 
 
+# Newer ones, in which no store was made that would have to be read as before.
 _STRICT = ("instruction-response", "question-answer", "query-response", "input-output")
 
 
 def _unread(data: DataSection, layout: Format) -> set[str]:
     """What `data.columns` names and this layout does not look at."""
-    also = {"messages": {"system"}, "prompt": {"tools"}}.get(layout.required[0], set())
+    also = {"system"} if layout.required[0] == "messages" else set()
     return data.columns.named.keys() - layout.names.keys() - also

@@ -17,10 +17,12 @@ from gracekit.samples.messages import (
     MalformedRowError,
     as_text,
     from_json_text,
+    has_old_calls,
+    role_names,
 )
 from gracekit.samples.pair_rows import read_pair_row
 from gracekit.samples.row import Row
-from gracekit.samples.token_rows import LOSS_MASKS, read_token_row
+from gracekit.samples.token_rows import LOSS_MASKS, OTHER_LOSS, read_token_row
 from gracekit.types import Json
 
 
@@ -36,7 +38,12 @@ class Format:
     read: Callable[[Row], Conversation]
     """From a row to its conversation, but for the tools; raises `MalformedRowError`."""
     beside: tuple[str, ...] = ()
-    """Columns that would change the prompt: with one of them the layout is not detected."""
+    """Columns that may belong to the prompt: with one of them the layout is not detected."""
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What belongs to the prompt -> columns of it that are not read: a row that has it there and
+    not in what is read is refused."""
+    has_weights: bool = True
+    """Whether the trainer puts no loss on a turn of weight 0."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """Names of roles of the user's own -> the role that they stand for."""
 
@@ -46,47 +53,71 @@ class Format:
 
     def columns(self, available: Collection[str]) -> list[str]:
         """Those of the available columns that `conversation` looks at."""
-        known = {name for names in self.names.values() for name in names} | {*MEDIA_COLUMNS}
+        known = {name for names in self.names.values() for name in names}
+        known |= {name for names in self.left_out.values() for name in names}
+        known |= {*MEDIA, *MEDIA_COLUMNS, TEMPLATE_OPTIONS}
         return [name for name in available if name in known]
 
     def conversation(self, row: Json) -> Conversation:
         """Read a row; raises `MalformedRowError` where there is nothing to learn from."""
         asked = Row(row, self.names, self.roles)
         found = self.read(asked)
-        _require_text_only(row)
+        _require_text_only(row, found.messages)
+        self._require_whole(row, found.messages)
         if found.tokens is not None:
             return dataclasses.replace(found, given_as="tokens")
         if not found.is_text:
-            _require_answer(found.messages)
+            has_weights = self.has_weights or found.rejected is not None
+            _require_answer(found.messages, has_weights=has_weights)
         elif not found.messages[0]["content"].strip():
             raise MalformedRowError("the text is empty")
         return dataclasses.replace(
             found,
             tools=_tools(asked, is_chat="messages" in self.required),
             given_as=_given_as(asked, self.required),
+            template_options=bool(row.get(TEMPLATE_OPTIONS)),
             layout=self.name,
             prompt_columns=_prompt_columns(asked, self.required),
         )
 
+    def _require_whole(self, row: Json, messages: Sequence[Json]) -> None:
+        """`MalformedRowError` where a column that is not read belongs to the prompt."""
+        for what, names in self.left_out.items():
+            if any(message["role"] == what for message in messages):
+                continue
+            for name in names:
+                if row.get(name):
+                    columns = f"messages: {self.names['messages'][0]}"
+                    raise MalformedRowError(
+                        f"the row has {name!r} beside its messages; say what it is: "
+                        f"data.columns: {{{columns}, {what}: {name}}}, or leave it out with "
+                        f"data.columns: {{{columns}}}"
+                    )
+
     def with_names(self, named: Mapping[str, str]) -> Format:
         """The same, with the given columns for what they are said to hold."""
         names = dict(self.names) | {what: (column,) for what, column in named.items()}
-        return dataclasses.replace(self, names=names)
+        return dataclasses.replace(self, names=names, left_out={} if named else self.left_out)
 
 
+TEMPLATE_OPTIONS = "chat_template_kwargs"
 MEDIA_COLUMNS = tuple(f"{kind}s" for kind in MEDIA)
 
 
-def _require_text_only(row: Json) -> None:
+def _require_text_only(row: Json, messages: Sequence[Json]) -> None:
     for name in MEDIA_COLUMNS:
         if row.get(name):
             raise MalformedRowError(f"the row has {name}; only text is read")
+    for kind in MEDIA:  # one file beside a chat that names it, as LLaVA's
+        if row.get(kind) and any(f"<{kind}>" in message["content"] for message in messages):
+            raise MalformedRowError(f"the row has {kind}, named in its text; only text is read")
 
 
-def _require_answer(messages: Sequence[Json]) -> None:
+def _require_answer(messages: Sequence[Json], *, has_weights: bool) -> None:
     if all(m["role"] != ASSISTANT for m in messages):
         raise MalformedRowError("there is no message of the assistant")
-    if not any(map(says_something, messages)):
+    weighed = messages if has_weights else [m | {"has_loss": True} for m in messages]
+    if not any(map(says_something, weighed)):
         has_loss = any(m["role"] == ASSISTANT and m.get("has_loss", True) for m in messages)
         raise MalformedRowError(
             "the response is empty"
@@ -134,7 +165,15 @@ def _tools(row: Row, *, is_chat: bool) -> list[Json] | None:
 
 
 def _read_messages(row: Row) -> Conversation:
-    return Conversation((*row.system(), *row.messages("messages")))
+    system, messages = row.system(), row.messages("messages")
+    names = role_names(row.get("messages"), row.roles)
+    if names:
+        names = (*(m["role"] for m in system), *names)
+    return Conversation(
+        (*system, *messages),
+        role_names=names,
+        has_old_calls=has_old_calls(row.get("messages")),
+    )
 
 
 def _read_turns(row: Row) -> Conversation:
@@ -161,6 +200,12 @@ def _read_text(row: Row) -> Conversation:
     return Conversation(({"role": "text", "content": row.text("text")},), is_text=True)
 
 
+_SYSTEM = ("system", "system_prompt", "system_message")
+_OLD_TOOLS = ("functions",)
+_CONTEXT = ("context", "passage", "choices", "options")
+_MORE = ("input", *_CONTEXT, "history")
+
+
 def text_format(column: str) -> Format:
     """Plain text in the given column."""
     return Format("text", ("text",), {"text": (column,)}, _read_text)
@@ -168,7 +213,8 @@ def text_format(column: str) -> Format:
 
 def _chat(name: str, column: str, **more: tuple[str, ...]) -> Format:
     names = {"messages": (column,), "tools": ("tools",), **more}
-    return Format(name, ("messages",), names, _read_messages)
+    left_out = {"system": () if "system" in more else _SYSTEM, "tools": _OLD_TOOLS}
+    return Format(name, ("messages",), names, _read_messages, left_out=left_out)
 
 
 def _pair(
@@ -180,13 +226,11 @@ def _pair(
     **more: tuple[str, ...],
 ) -> Format:
     """What is not given, such as `history`, is read only where `data.columns` names it."""
-    nowhere: dict[str, tuple[str, ...]] = {"input": (), "history": (), "system": ("system",)}
-    names = {"prompt": prompt, "response": response, **nowhere, **more}
+    nowhere: dict[str, tuple[str, ...]] = {"input": (), "history": ()}
+    always = {"system": _SYSTEM, "tools": ("tools",)}
+    names = {"prompt": prompt, "response": response, **nowhere, **always, **more}
     return Format(name, ("prompt", "response"), names, _read_turns, beside)
 
-
-_SYSTEM = ("system", "system_prompt")
-_CONTEXT = ("input", "context", "passage", "choices", "options")
 
 _PREFERENCE = Format(
     "preference",
@@ -200,8 +244,12 @@ _PREFERENCE = Format(
         "tools": ("tools",),
     },
     read_pair_row,
+    beside=(*_CONTEXT, "history"),
 )
-_TOKENS = ("input_ids", "labels", "attention_mask", *LOSS_MASKS, "position_ids", "seq_lengths")
+_TOKENS = (
+    *("input_ids", "labels", "attention_mask", *LOSS_MASKS, "position_ids", "seq_lengths"),
+    *OTHER_LOSS,
+)
 
 FORMATS = {
     layout.name: layout
@@ -209,40 +257,44 @@ FORMATS = {
         Format("tokens", ("input_ids",), {name: (name,) for name in _TOKENS}, read_token_row),
         _PREFERENCE,
         _chat("messages", "messages"),
-        _chat("sharegpt", "conversations", system=("system",)),
-        _pair("prompt-completion", ("prompt",), ("completion", "response"), tools=("tools",)),
-        _pair("alpaca", ("instruction",), ("output",), input=("input",), history=("history",)),
+        _chat("sharegpt", "conversations", system=_SYSTEM),
+        _pair("prompt-completion", ("prompt",), ("completion", "response"), beside=_MORE),
+        _pair(
+            "alpaca",
+            ("instruction",),
+            ("output",),
+            beside=_CONTEXT,
+            input=("input",),
+            history=("history",),
+        ),
         text_format("text"),
-        _chat("conversation", "conversation", system=("system",)),
+        _chat("conversation", "conversation", system=_SYSTEM),
         _pair(
             "instruction-response",
             ("instruction",),
             ("response",),
+            beside=_CONTEXT[1:],
             input=("context", "input"),
             history=("history",),
-            system=_SYSTEM,
         ),
         _pair(
             "question-answer",
             ("question", "problem"),
             ("answer", "response", "solution"),
-            beside=_CONTEXT,
-            system=_SYSTEM,
+            beside=_MORE,
         ),
         _pair(
             "query-response",
             ("query",),
             ("response", "answer"),
-            beside=_CONTEXT,
+            beside=("input", *_CONTEXT),
             history=("history",),
-            system=_SYSTEM,
         ),
         _pair(
             "input-output",
             ("inputs", "input"),
             ("targets", "target", "output"),
-            beside=_CONTEXT[1:],
-            system=_SYSTEM,
+            beside=(*_CONTEXT, "history"),
         ),
     )
 }

@@ -133,7 +133,8 @@ class LlamaFactory:
                 f"data.rendering is llamafactory:{self._name}, and {kind} is not in its layouts "
                 "for supervised training"
             )
-        if conversation.tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages):
+        calls = any(m["role"] == "tool" or "tool_calls" in m for m in messages)
+        if conversation.tools or calls or "function_call" in conversation.role_names:
             raise UnrenderableError(
                 f"data.rendering is llamafactory:{self._name}, and tools in LLaMA-Factory's "
                 "templates are not built"

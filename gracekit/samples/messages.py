@@ -113,6 +113,32 @@ def read_messages(value: Any, what: str, roles: Mapping[str, str]) -> list[Json]
     return messages
 
 
+def role_names(value: Any, roles: Mapping[str, str]) -> tuple[str, ...]:
+    """What the roles of messages are called in the row, which trainers may read in another way.
+
+    Args:
+        value: As `read_messages` has read it.
+        roles: Names of roles of the user's own, which stand for what they mean.
+
+    Returns:
+        A name for each message; none where entries hold two turns.
+    """
+    entries = from_json_text(value, "")
+    if not isinstance(entries, list):
+        return ()
+    names = [entry.get("role") or entry.get("from") for entry in entries]
+    return tuple(roles.get(name, name) for name in names) if all(names) else ()
+
+
+def has_old_calls(value: Any) -> bool:
+    """Whether a message has `function_call` of the older API; `value` as in `role_names`."""
+    entries = from_json_text(value, "")
+    return isinstance(entries, list) and any(
+        isinstance(entry.get("function_call"), dict) and not entry.get("tool_calls")
+        for entry in entries
+    )
+
+
 def _turns(entry: Json, what: str, roles: Mapping[str, str]) -> list[Json]:
     rest = {key: item for key, item in entry.items() if item is not None}
     role = rest.pop("role", None) or rest.pop("from", None)
@@ -168,7 +194,9 @@ def _function(call: Json) -> Json:
 def _has_loss(message: Json, what: str) -> bool:
     for key in LOSS_KEYS:
         value = message.get(key)
-        if isinstance(value, bool) or (key == "weight" and isinstance(value, int | float)):
+        if key == "weight" and value in ("0", "1"):  # of a CSV or a column of texts
+            value = int(value)
+        if isinstance(value, bool | int | float) and (key == "weight" or value in (0, 1)):
             if value not in (0, 1):
                 raise MalformedRowError(
                     f"a message of {what} has the weight {value}, expected 0 or 1"

@@ -7,6 +7,7 @@ follows the prompt carries loss.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import takewhile
 from typing import Any
 
@@ -38,6 +39,13 @@ def read_pair_row(row: Row) -> Conversation:
     return Conversation(
         messages=(*quiet, *good), rejected=tuple(bad), num_prompt_messages=len(quiet)
     )
+
+
+def rejected_side(pair: Conversation) -> Conversation:
+    """The prompt of a pair with its rejected answer, as `read_pair_row` has it with the chosen."""
+    assert pair.rejected is not None
+    prompt = pair.messages[: pair.num_prompt_messages]
+    return replace(pair, messages=(*prompt, *pair.rejected), rejected=None)
 
 
 def _is_chat(side: Any) -> bool:

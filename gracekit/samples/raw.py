@@ -1,13 +1,15 @@
 """The samples as the user wrote them: checked, named, grouped and hashed, but not tokenised.
 
 The rows stay in their files; what is held per sample is its id, group, hash and preview, and where
-its row lies.
+its row lies. (Longer than other modules: what is checked of a row, and what is kept of it, are one
+pass over the data.)
 """
 
 from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +19,14 @@ import numpy as np
 import xxhash
 
 from gracekit.errors import DataError
+from gracekit.foreign import foreign
 from gracekit.recipe import DataSection
 from gracekit.samples.conversation import Conversation
 from gracekit.samples.formats import choose_format, named_format
 from gracekit.samples.layouts import Format
 from gracekit.samples.messages import MalformedRowError
-from gracekit.samples.refusals import missing_column, refuse_labels
+from gracekit.samples.pair_rows import rejected_side
+from gracekit.samples.refusals import LABEL, Labels, missing_column
 from gracekit.samples.row_source import BATCH_ROWS, Source
 from gracekit.samples.sources import open_source
 from gracekit.types import Int32, Int64, Json, Strings
@@ -53,9 +57,16 @@ class Records(Sequence[Conversation]):
     """
 
     def __init__(
-        self, source: Source, layout: Format, source_rows: Int64, content_hashes: Strings
+        self,
+        source: Source,
+        layout: Format,
+        source_rows: Int64,
+        content_hashes: Strings,
+        *,
+        of_rejected: bool = False,
     ) -> None:
         self._source = source
+        self._of_rejected = of_rejected
         self._layout = layout
         self._source_rows = source_rows
         self._content_hashes = content_hashes
@@ -76,9 +87,9 @@ class Records(Sequence[Conversation]):
         source_rows = self._source_rows[list(positions)].tolist()
         found = []
         hashes = self._content_hashes[list(positions)].tolist()
-        for row, source_row, expected in zip(
-            self._source.take(source_rows), source_rows, hashes, strict=True
-        ):
+        with foreign("the data", DataError):
+            rows = self._source.take(source_rows)
+        for row, source_row, expected in zip(rows, source_rows, hashes, strict=True):
             try:
                 conversation = self._layout.conversation(row)
                 is_same = content_hash(conversation) == expected
@@ -89,8 +100,13 @@ class Records(Sequence[Conversation]):
                     f"row {source_row} of the data is not what it was a moment ago: the file was "
                     "written to. Replacing it by a rename avoids this; start again"
                 )
-            found.append(conversation)
+            found.append(rejected_side(conversation) if self._of_rejected else conversation)
         return found
+
+    def rejected(self) -> Records:
+        """The same pairs with the rejected side in place of the chosen one."""
+        source, layout = self._source, self._layout
+        return Records(source, layout, self._source_rows, self._content_hashes, of_rejected=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +123,8 @@ class RawSamples:
     """str [n], xxh3_128 of the conversation, free of the layout it came in."""
     source_rows: Int64
     """[n] position in the dataset."""
+    given: Int64
+    """[n] hash of how the row gives its content (`Conversation.given`)."""
     previews: Strings
     """str [n], one line each."""
     fingerprint: str
@@ -127,12 +145,18 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
     `strict` they are a `DataError`, as is a dataset without one usable row, an id that is missing
     or not unique, and whatever cannot be read.
     """
+    with foreign(data.name, DataError):
+        return _load(data, strict)
+
+
+def _load(data: DataSection, strict: bool) -> RawSamples:
     source = open_source(data)
     extra = [name for name in (data.id_column, data.group_column) if name]
     layout = _layout(data, source, source.columns, extra)
     while True:
         read = _Reading(data, layout)
-        selected = source.select(list(dict.fromkeys([*layout.columns(source.columns), *extra])))
+        also = [*extra, LABEL] if LABEL in source.columns else extra
+        selected = source.select(list(dict.fromkeys([*layout.columns(source.columns), *also])))
         for block in selected.blocks():
             read.add(block)
         # Later rows of a JSON file may have columns that the first ones lack.
@@ -140,6 +164,7 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
         if best == layout:
             break
         layout = best
+    read.labels.require_none(data, layout)
     if data.format == "auto" and not data.columns.named:
         _require_one_layout(data, layout, source)
     skipped, hashes = read.skipped, read.hashes
@@ -158,6 +183,7 @@ def load_samples(data: DataSection, *, strict: bool = False) -> RawSamples:
         groups=np.array([number[name] for name in read.groups], np.int32),
         group_names=group_names,
         content_hashes=_strings(hashes),
+        given=np.array(read.given, np.uint64).view(np.int64),
         source_rows=source_rows,
         previews=_strings(read.previews),
         fingerprint=_fingerprint(sample_ids, read.groups, hashes),
@@ -177,10 +203,12 @@ class _Reading:
         self.columns: dict[str, None] = {}
         self.source_rows: list[int] = []
         self.hashes: list[str] = []
+        self.given = array("Q")
         self.previews: list[str] = []
         self.ids: list[Any] = []
         self.groups: list[str] = []
         self.skipped: list[Skipped] = []
+        self.labels = Labels()
 
     def add(self, rows: list[Json]) -> None:
         """The next rows."""
@@ -188,6 +216,7 @@ class _Reading:
         for source_row, row in enumerate(rows, start=self._num_read):
             if not row.keys() <= self.columns.keys():
                 self.columns |= dict.fromkeys(row)
+            self.labels.add(row.get(LABEL))
             try:
                 conversation = self._layout.conversation(row)
                 digest = content_hash(conversation)
@@ -196,6 +225,7 @@ class _Reading:
                 continue
             self.source_rows.append(source_row)
             self.hashes.append(digest)
+            self.given.append(xxhash.xxh3_64_intdigest(conversation.given().encode()))
             self.previews.append(preview(conversation))
             self.ids.append(row.get(data.id_column) if data.id_column else None)
             self.groups.append(_group_name(row, data.group_column))
@@ -207,24 +237,19 @@ def _layout(
 ) -> Format:
     """The layout of rows with these columns; of all columns where these do not do.
 
-    Raises `DataError` where there is none, for a column that is missing, and for data of another
-    task.
+    Raises `DataError` where there is none, and for a column that is missing.
     """
     wanted = {*extra, *data.columns.named.values()}
     try:
         if wanted <= {*columns}:
-            layout = choose_format(data, columns)
-            _refuse_labels(data, source, columns)
-            return layout
+            return choose_format(data, columns)
     except DataError:
         if {*source.all_columns} <= {*columns}:
             raise
     for name in extra:
         if name not in source.all_columns:
             raise missing_column(data, name, source.all_columns)
-    layout = choose_format(data, source.all_columns)
-    _refuse_labels(data, source, source.all_columns)
-    return layout
+    return choose_format(data, source.all_columns)
 
 
 def _require_one_layout(data: DataSection, layout: Format, source: Source) -> None:
@@ -240,11 +265,6 @@ def _require_one_layout(data: DataSection, layout: Format, source: Source) -> No
                 f"{layout.name!r}. Set data.format to the one to be read (rows of the other are "
                 "then skipped), or bring all files into one layout"
             )
-
-
-def _refuse_labels(data: DataSection, source: Source, columns: Sequence[str]) -> None:
-    if "label" in columns:
-        refuse_labels(data, source.select(["label"]).take(range(min(BATCH_ROWS, len(source)))))
 
 
 def open_records(data: DataSection, source_rows: Int64) -> Iterator[Json]:
@@ -296,7 +316,9 @@ def _rows_at(data: DataSection, source: Source, source_rows: Int64) -> Iterator[
             "the data has changed since that version was made. Take a newer one, or restore it"
         )
     for start in range(0, len(source_rows), BATCH_ROWS):
-        yield from source.take(source_rows[start : start + BATCH_ROWS].tolist())
+        with foreign(data.name, DataError):
+            rows = source.take(source_rows[start : start + BATCH_ROWS].tolist())
+        yield from rows
 
 
 def content_hash(conversation: Conversation) -> str:

@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
+from typing import Any
 
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
 from gracekit.samples.layouts import Format
-from gracekit.types import Json
 
 
-def require_one_meaning(data: DataSection, layout: Format, columns: Collection[str]) -> None:
-    """`DataError` where it would be guessed which column is the prompt or the response."""
-    prompt, response = (
-        [name for name in layout.names[what] if name in columns] for what in layout.required
-    )
-    beside = [name for name in layout.beside if name in columns]
-    if len(prompt) == len(response) == 1 and not beside:
-        return
+def require_one_meaning(
+    data: DataSection, layout: Format, columns: Collection[str], *, is_strict: bool
+) -> None:
+    """`DataError` where it would be guessed which column is what, or one would be left out.
+
+    With `is_strict` also where several columns may be the prompt or the response.
+    """
+    found = {
+        what: [name for name in names if name in columns] for what, names in layout.names.items()
+    }
+    others = {data.id_column, data.group_column}
+    beside = [name for name in layout.beside if name in columns and name not in others]
+    once = {what: names[0] for what, names in found.items() if names and what in _SHOWN}
+    for what, names in found.items():
+        is_asked = what in layout.required if is_strict else False
+        if len(names) > 1 and (is_asked or what in _OPTIONAL):
+            what_is_it = f"{' and '.join(map(repr, names))} may both be meant"
+            raise _unclear(data, what_is_it, once | {what: names[0]})
     if beside:
-        what = f"{beside[0]!r} beside {prompt[0]!r} may belong to the prompt"
-        more = f", input: {beside[0]}"
-    else:
-        several = prompt if len(prompt) > 1 else response
-        what, more = f"{' and '.join(map(repr, several))} may both be meant", ""
-    raise DataError(
-        f"{data.name}: {what}. Say which column is what: "
-        f"data.columns: {{prompt: {prompt[0]}, response: {response[0]}{more}}} "
-        f"(--column prompt={prompt[0]} with init)"
+        asked = once[next(what for what in _SHOWN if what in once)]
+        more = {"history" if beside[0] == "history" else "input": beside[0]}
+        raise _unclear(
+            data, f"{beside[0]!r} beside {asked!r} may belong to the prompt", once | more
+        )
+
+
+_SHOWN = ("prompt", "response", "chosen", "rejected")
+_OPTIONAL = ("input", "system")
+
+
+def _unclear(data: DataSection, what: str, named: dict[str, str]) -> DataError:
+    columns = ", ".join(f"{key}: {name}" for key, name in named.items())
+    key, name = next(iter(named.items()))
+    return DataError(
+        f"{data.name}: {what}. Say which column is what: data.columns: {{{columns}}} "
+        f"(--column {key}={name} with init); what is not named is left out"
     )
 
 
@@ -38,15 +56,31 @@ def refuse_by_columns(data: DataSection, columns: Collection[str]) -> None:
         raise _kto(data, "kto_tag")
 
 
-def refuse_labels(data: DataSection, first_rows: Iterable[Json]) -> None:
-    """`DataError` for KTO data: rows that the column `label` calls good or bad."""
-    values = [row["label"] for row in first_rows if row.get("label") is not None]
-    is_kto = values and all(
-        isinstance(v, bool) or (isinstance(v, str) and v.casefold() in ("true", "false"))
-        for v in values
-    )
-    if is_kto and not data.columns.named:
-        raise _kto(data, "label")
+class Labels:
+    """The column `label` of all rows: whether it calls answers good or bad, as KTO data does."""
+
+    def __init__(self) -> None:
+        self._is_binary = True
+        self._has_words = self._has_bad = False
+
+    def add(self, value: Any) -> None:
+        """That of one more row; None or an empty text: it has none."""
+        if value is None or value == "" or not self._is_binary:
+            return
+        word = str(value).casefold().removesuffix(".0")  # 1.0: of a column that has nulls
+        self._is_binary = isinstance(value, bool | int | float | str) and word in _LABELS
+        self._has_words |= word in ("true", "false")
+        self._has_bad |= word in ("false", "0")
+
+    def require_none(self, data: DataSection, layout: Format) -> None:
+        """`DataError` for KTO data; 0 and 1 beside a plain text are classes of it."""
+        is_kto = self._has_words or (self._has_bad and "response" in layout.required)
+        if self._is_binary and is_kto and not data.columns.named:
+            raise _kto(data, LABEL)
+
+
+LABEL = "label"
+_LABELS = ("true", "false", "1", "0")
 
 
 def _kto(data: DataSection, column: str) -> DataError:

@@ -17,17 +17,45 @@ from gracekit.errors import DataError
 from gracekit.recipe import DataSection
 from gracekit.recipe.sections import LLAMAFACTORY
 from gracekit.samples.axolotl import Axolotl
+from gracekit.samples.conversation import called_by_name
 from gracekit.samples.formats import ASSISTANT, Conversation
 from gracekit.samples.llamafactory import LlamaFactory
 from gracekit.samples.marks import Span
 from gracekit.samples.rendered import Rendered
 from gracekit.samples.spans import HAS_LOSS, ChatTemplate, UnrenderableError
+from gracekit.samples.trl_templates import MARKS_GENERATED, training_template
 from gracekit.types import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Rendered", "Renderer", "Span", "UnrenderableError"]
+
+UNKNOWN_SOURCE = (
+    "data.rendering is trl and data.loss_on is response (assistant_only_loss), and the tokenizer's "
+    "chat template has no {% generation %} marks. TRL renders with a training template of its own "
+    "then, which is not found here: the tokens are those of the tokenizer's template, and "
+    "docs/templates.md says where the loss differs. Install the trainer's TRL beside gracekit, or "
+    "train with a template that has the marks (SFTConfig.chat_template_path), and name a new store"
+)
+
+
+def source_of_trl(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> str | None:
+    """The template that TRL renders with in place of the tokenizer's, where it is known here."""
+    if data.rendering != "trl" or data.loss_on != "response":
+        return None
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return training_template(template) if template else None
+
+
+def has_unknown_source(tokenizer: PreTrainedTokenizerBase, data: DataSection) -> bool:
+    """Whether TRL renders with a template of its own that is not known here."""
+    if data.rendering != "trl" or data.loss_on != "response" or not tokenizer.chat_template:
+        return False
+    known = MARKS_GENERATED.search(str(tokenizer.chat_template))
+    return known is None and source_of_trl(tokenizer, data) is None
 
 
 class Renderer:
@@ -49,7 +77,8 @@ class Renderer:
             )
         use_template = has_template and data.chat_template is not False
         use_template &= data.rendering != "plain"
-        self._template = ChatTemplate(tokenizer) if use_template else None
+        source = source_of_trl(tokenizer, data)
+        self._template = ChatTemplate(tokenizer, source) if use_template else None
         if data.rendering == "axolotl":
             self._trainer = Axolotl(tokenizer, self._template, data.loss_on)
         # Written into the text, so that the text alone says what is tokenised.
@@ -110,6 +139,20 @@ class Renderer:
             )
         if conversation.given_as == "strings":
             return self._trl_text(messages[1]["content"], prompt=messages[0]["content"])
+        if conversation.template_options:
+            raise UnrenderableError(
+                "data.rendering is trl, and the row has chat_template_kwargs, which TRL gives to "
+                "the template and gracekit does not. Give gracekit the tokens of this data instead "
+                "(input_ids and labels, as trainer.train_dataset has them)"
+            )
+        if conversation.has_old_calls:
+            raise UnrenderableError(
+                "data.rendering is trl, and TRL gives function_call of the older API to templates "
+                "that know only tool_calls, so the call is lost. Write tool_calls into the data"
+            )
+        # TRL gives roles by the names that they have in the row, and knows no weight of a turn.
+        messages = called_by_name(conversation, conversation.role_names)
+        messages = [{key: m[key] for key in m if key != HAS_LOSS} for m in messages]
         if self._template is None:
             raise DataError(
                 "data.rendering is trl, and TRL needs a chat template for messages; the tokenizer "
@@ -117,10 +160,18 @@ class Renderer:
             )
         if conversation.given_as == "lists" and self._loss_on != "all":
             prompt = messages[: conversation.num_prompt_messages]
+            # With assistant_only_loss a token carries loss that is both of the completion and of
+            # the assistant.
+            text, spans = (
+                self._template.spans(messages, tools)
+                if self._loss_on == "response"
+                else (self._template.text(messages, tools), [])
+            )
             return Rendered(
-                self._template.text(messages, tools),
-                [],
+                text,
+                spans,
                 prompt=self._template.text(prompt, tools, is_prompt=True),
+                within_spans=self._loss_on == "response",
             )
         if self._loss_on == "response":
             return Rendered(*self._template.spans(messages, tools))

@@ -38,6 +38,8 @@ class Rendered:
     prompt: str | None = None
     """With it the spans say nothing: no loss is on the tokens that the text shares with this one,
     each tokenised as a whole; on all others there is."""
+    within_spans: bool = False
+    """Of a text with a prompt: loss is only on tokens within the spans as well."""
     adds_special: bool = False
     """Whether the tokenizer puts its tokens of begin and end of sequence beside the text."""
     pieces: Pieces | None = None

@@ -59,10 +59,16 @@ class _Chat:
 
 
 class ChatTemplate:
-    """The chat template of one tokenizer."""
+    """The chat template of one tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    Args:
+        tokenizer: Whose template it is.
+        source: The text of another template that stands in its place.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str | None = None) -> None:
         self._tokenizer = tokenizer
+        self._source = source
         self._templates: dict[str, MarkedTemplate] = {}
         self._closes: dict[str, bool] = {}
 
@@ -242,10 +248,22 @@ class ChatTemplate:
         return spans
 
     def _template(self, tools: list[Json] | None) -> MarkedTemplate:
-        source = self._tokenizer.get_chat_template(tools=tools)
+        source = self._source or self._own_source(tools)
         if source not in self._templates:
             self._templates[source] = MarkedTemplate(with_fixed_date(source))
         return self._templates[source]
+
+    def _own_source(self, tools: list[Json] | None) -> str:
+        """The tokenizer's template for chats with these tools."""
+        try:
+            source: str = self._tokenizer.get_chat_template(tools=tools)
+        except ValueError as error:
+            raise DataError(
+                f"the tokenizer has several chat templates "
+                f"({', '.join(sorted(self._tokenizer.chat_template))}), and none is the default. "
+                "Call one of them 'default', or set data.chat_template to false"
+            ) from error
+        return source
 
     def _marked(
         self,

@@ -7,6 +7,7 @@ carries loss, as with the collators of Hugging Face and TRL.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,13 @@ NO_LOSS = -100
 MOST_ID = 2**31 - 1
 LOSS_MASKS = ("completion_mask", "assistant_masks")
 """Columns of TRL: a token carries loss where all that are there say so."""
+OTHER_LOSS = (
+    *("loss_mask", "loss_masks", "loss_weights", "label_mask", "labels_mask", "target_mask"),
+    *("response_mask", "prompt_mask", "prompt_length", "prompt_lengths", "prompt_len"),
+    *("prompt_lens", "source_length", "source_len", "label_ids", "target_ids"),
+)
+"""Columns of other trainers that say where loss is. What they mean (whether a token's own place or
+that of the token before it, what is 0) differs, so they are not read."""
 
 
 def read_token_row(row: Row) -> Conversation:
@@ -34,6 +42,7 @@ def read_token_row(row: Row) -> Conversation:
     if outside is not None:
         raise MalformedRowError(f"input_ids[{outside}] is {ids[outside]}, which is no token id")
     _require_one_sequence(row, len(ids))
+    require_known_loss(row.values)
     has_loss = [True] * len(ids)
     if row.get("labels") is not None:
         labels = _integers(row, "labels", len(ids))
@@ -50,6 +59,18 @@ def read_token_row(row: Row) -> Conversation:
     if not any(has_loss[start + 1 : end]):
         raise MalformedRowError("no token of the row carries loss")
     return Conversation((), tokens=GivenTokens(tuple(ids[start:end]), tuple(has_loss[start:end])))
+
+
+def require_known_loss(row: Mapping[str, Any]) -> None:
+    """`MalformedRowError` where a row says where loss is only in a column that is not read."""
+    if any(row.get(name) is not None for name in ("labels", *LOSS_MASKS)):
+        return
+    other = next((name for name in OTHER_LOSS if row.get(name) not in (None, "")), None)
+    if other is not None:
+        raise MalformedRowError(
+            f"it has {other}, which trainers read in ways of their own; say which tokens carry "
+            "loss in labels (-100 where there is none) or completion_mask (0)"
+        )
 
 
 def as_trained(tokens: GivenTokens, data: DataSection, *, num_ids: int) -> tuple[Int32, Bool]:

@@ -28,7 +28,14 @@ from gracekit.samples.encode import Encoder
 from gracekit.samples.formats import Conversation
 from gracekit.samples.messages import MalformedRowError
 from gracekit.samples.raw import SHOWN, RawSamples, Skipped
-from gracekit.samples.render import Rendered, Renderer, UnrenderableError
+from gracekit.samples.render import (
+    UNKNOWN_SOURCE,
+    Rendered,
+    Renderer,
+    UnrenderableError,
+    has_unknown_source,
+    source_of_trl,
+)
 from gracekit.samples.token_cache import (
     CachedTokens,
     open_tokens,
@@ -37,7 +44,7 @@ from gracekit.samples.token_cache import (
     write_tokens,
 )
 from gracekit.samples.token_rows import as_trained
-from gracekit.types import Bool, Int32, Int64, Rows, SampleTable
+from gracekit.types import Bool, Int32, Int64, Rows, SampleTable, Strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +74,8 @@ class TokenTable:
     """[n] `hashes_of` the ids."""
     loss_hashes: Int64
     """[n] `hashes_of` which tokens carry loss."""
+    rejected: TokenTable | None = None
+    """Of pairs with `data.pair: margin`: the n rejected sides."""
     unrendered: tuple[Skipped, ...] = ()
     """Rows that have no tokens, because they cannot be rendered: their places in the user's
     dataset, ascending, and why."""
@@ -100,6 +109,7 @@ class TokenTable:
             starts=at(self.starts),
             token_hashes=at(self.token_hashes),
             loss_hashes=at(self.loss_hashes),
+            rejected=self.rejected and self.rejected.arranged(places),
         )
 
 
@@ -123,15 +133,15 @@ def tokenize(
             "tokenizer with its tokenizer.json"
         )
     encoder = Encoder(tokenizer)
-    # Content alone does not say what a trainer makes of it: a chat, or a prompt and its completion.
-    of_trainer = data.rendering not in ("auto", "chat", "plain")
-    layout = f"{raw.format} {raw.records[0].given_as}" if of_trainer else ""
-    name = _key(layout, tokenizer, encoder, data, KEY_FORMAT)
+    name = _key("", tokenizer, encoder, data, KEY_FORMAT)
     cached = open_tokens(cache_dir, name)
-    wanted = raw.content_hashes.tolist()
+    hashes = _hashes(raw, data)
+    wanted = hashes.tolist()
     if cached is None or not cached.index.keys() >= set(wanted):
         renderer = Renderer(tokenizer, data)
-        making = _Making(raw, cached, renderer, encoder, data, len(tokenizer))
+        if has_unknown_source(tokenizer, data):
+            logger.warning("%s", UNKNOWN_SOURCE)
+        making = _Making(raw, hashes, cached, renderer, encoder, data, len(tokenizer))
         write_tokens(making.contents(), making.problems, cache_dir, name)
         making.warn()
         remove_others(cache_dir, name)
@@ -161,6 +171,17 @@ def tokenize(
             f"{data.max_length} tokens. Raise data.max_length"
         )
     return table
+
+
+def _hashes(raw: RawSamples, data: DataSection) -> Strings:
+    """[n] what tokens are cached by. Content alone does not say what a trainer makes of it: a chat,
+    or a prompt and its completion, and what roles are called.
+    """
+    if data.rendering in ("auto", "chat", "plain"):
+        return raw.content_hashes
+    pairs = zip(raw.content_hashes.tolist(), raw.given.tolist(), strict=True)
+    found = [xxhash.xxh3_128_hexdigest(f"{digest} {given}".encode()) for digest, given in pairs]
+    return np.array(found, raw.content_hashes.dtype)
 
 
 def rendered_tokens(
@@ -240,13 +261,14 @@ class _Making:
     def __init__(
         self,
         raw: RawSamples,
+        hashes: Strings,
         cached: CachedTokens | None,
         renderer: Renderer,
         encoder: Encoder,
         data: DataSection,
         num_ids: int,
     ) -> None:
-        self._raw, self._cached, self._data = raw, cached, data
+        self._raw, self._hashes, self._cached, self._data = raw, hashes, cached, data
         self._renderer, self._encoder, self._num_ids = renderer, encoder, num_ids
         self.problems: dict[str, str] = {}
         """Content hash -> why it cannot be rendered; whole when `contents` has ended."""
@@ -258,7 +280,7 @@ class _Making:
 
         Raises `DataError` at the end when not one can be rendered.
         """
-        hashes, cached = self._raw.content_hashes, self._cached
+        hashes, cached = self._hashes, self._cached
         first = {digest: place for place, digest in reversed([*enumerate(hashes)])}
         places = sorted(first.values())
         known = {} if cached is None else cached.index
@@ -324,7 +346,7 @@ class _Making:
 
     def _refuse(self, place: int, reason: str) -> None:
         self._refused.append(Skipped(int(self._raw.source_rows[place]), reason))
-        self.problems[self._raw.content_hashes[place]] = reason
+        self.problems[self._hashes[place]] = reason
 
     def _render(self, place: int, conversation: Conversation) -> Rendered:
         source_row = int(self._raw.source_rows[place])
@@ -369,4 +391,6 @@ def _key(
     ]
     if data.rendering != "auto":  # a key that was made before renderings were named stays as it is
         parts.append(data.rendering)
+    if (source := source_of_trl(tokenizer, data)) is not None:
+        parts.append(source)
     return str(xxhash.xxh3_128_hexdigest(json.dumps(parts).encode()))[:16]

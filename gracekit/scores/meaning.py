@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gracekit.errors import RecipeError
 from gracekit.plugins import load_class
+
+if TYPE_CHECKING:
+    from gracekit.protocols import Reads
+    from gracekit.recipe import ScoringSection
 
 Scale = Literal["log", "linear"]
 Against = Literal["previous", "first"]
@@ -49,7 +53,9 @@ MEANINGS: dict[str, ScoreMeaning] = {
     "lora-gradient": _NORM,
     "loss": _POSITIVE,
     "margin": ScoreMeaning(),
+    "pair-margin": ScoreMeaning(),
     "perplexity": _POSITIVE,
+    "sketch-norm": _NORM,
 }
 """The built-in scores. Their classes have the same attributes, as a class of the user's own needs
 them; a test compares the two."""
@@ -76,6 +82,20 @@ def score_meaning(name: str) -> ScoreMeaning:
 def needs(names: Iterable[str], what: Literal["target", "optimizer"]) -> list[str]:
     """Those of the scores that need the target set, or the trainer's optimizer."""
     return [name for name in names if getattr(score_meaning(name), f"needs_{what}")]
+
+
+def features_read(settings: ScoringSection) -> Reads:
+    """How far a pass for features alone has to go, and so what `Executor.look` costs.
+
+    `tokens`: no pass at all, the input embeddings alone; `blocks`: the decoder blocks up to
+    `hidden_block`, forward only; `states`: the whole body, forward only, without logits; `all`:
+    a whole pass without the scores, as the sketch of the gradient needs it.
+    """
+    if settings.features == "gradient-sketch":
+        return "all"
+    if settings.features == "embedding-mean":
+        return "tokens"
+    return "states" if settings.hidden_block is None else "blocks"
 
 
 def _meaning_of(name: str, scorer: type[Any]) -> ScoreMeaning:

@@ -160,10 +160,14 @@ def id_order(sample_ids: Strings) -> Int64:
 
 
 def usable_rows(scores: ScoreTable, samples: SampleTable) -> Bool:
-    """[n] rows with scores, a finite importance and at least one target token."""
-    usable: Bool = (
-        scores.usable & np.isfinite(scores.importance) & (samples.num_response_tokens > 0)
-    )
+    """[n] rows with scores, a finite importance and at least one target token.
+
+    Where nothing was ever measured, nor tried, nobody has scores: then all rows are alike.
+    """
+    has_scores = scores.usable
+    if not has_scores.any() and not (scores.origin == Origin.INVALID).any():
+        has_scores = scores.origin == Origin.NEVER
+    usable: Bool = has_scores & np.isfinite(scores.importance) & (samples.num_response_tokens > 0)
     if not usable.any():
         origins = np.bincount(scores.origin, minlength=len(Origin))
         raise SelectionError(

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gracekit.store.checks import Problem, verify
+    from gracekit.store.checks import verify
     from gracekit.store.commit import VersionDraft
     from gracekit.store.files.cache import CachePayload, StoreCache
     from gracekit.store.files.draw_reading import read_sample_rows, read_trainer_draw
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.parquet import damaged
     from gracekit.store.files.paths import StorePaths
     from gracekit.store.files.pinned import Pinned
+    from gracekit.store.files.process import birth_of
     from gracekit.store.files.shards import ShardFiles
     from gracekit.store.files.uses import (
         KEPT_USES,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
         uses_path,
         write_uses,
     )
+    from gracekit.store.outside import output_file, require_outside
+    from gracekit.store.problems import Problem
     from gracekit.store.reader import StoreReader
     from gracekit.store.retention import GcReport
     from gracekit.store.snapshot import Snapshot
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from gracekit.store.sql.conditions import rows_where
     from gracekit.store.sql.database import connect, schema
     from gracekit.store.sql.queries import NAMED_QUERIES, NamedQuery, named_query
+    from gracekit.store.sql.values import python_values
     from gracekit.store.store import Store
     from gracekit.store.version_argument import (
         VersionArgument,
@@ -59,7 +63,7 @@ if TYPE_CHECKING:
     from gracekit.store.version_facts import KnownFacts, VersionFacts
 
 _HOMES = {
-    "gracekit.store.checks": ("Problem", "verify"),
+    "gracekit.store.checks": ("verify",),
     "gracekit.store.commit": ("VersionDraft",),
     "gracekit.store.files.cache": ("CachePayload", "StoreCache"),
     "gracekit.store.files.draw_reading": ("read_sample_rows", "read_trainer_draw"),
@@ -76,6 +80,7 @@ _HOMES = {
     "gracekit.store.files.parquet": ("damaged",),
     "gracekit.store.files.paths": ("StorePaths",),
     "gracekit.store.files.pinned": ("Pinned",),
+    "gracekit.store.files.process": ("birth_of",),
     "gracekit.store.files.shards": ("ShardFiles",),
     "gracekit.store.files.uses": (
         "KEPT_USES",
@@ -90,6 +95,8 @@ _HOMES = {
         "uses_path",
         "write_uses",
     ),
+    "gracekit.store.outside": ("output_file", "require_outside"),
+    "gracekit.store.problems": ("Problem",),
     "gracekit.store.reader": ("StoreReader",),
     "gracekit.store.retention": ("GcReport",),
     "gracekit.store.snapshot": ("Snapshot",),
@@ -97,6 +104,7 @@ _HOMES = {
     "gracekit.store.sql.conditions": ("rows_where",),
     "gracekit.store.sql.database": ("connect", "schema"),
     "gracekit.store.sql.queries": ("NAMED_QUERIES", "NamedQuery", "named_query"),
+    "gracekit.store.sql.values": ("python_values",),
     "gracekit.store.store": ("Store",),
     "gracekit.store.version_argument": (
         "VersionArgument",
@@ -132,6 +140,7 @@ __all__ = [
     "VersionFacts",
     "ailment",
     "ask",
+    "birth_of",
     "connect",
     "damaged",
     "list_versions",
@@ -140,6 +149,8 @@ __all__ = [
     "logged_steps",
     "named_query",
     "newest_run",
+    "output_file",
+    "python_values",
     "read_heartbeat",
     "read_manifest",
     "read_sample_rows",
@@ -148,6 +159,7 @@ __all__ = [
     "read_uses_facts",
     "remove_uses_ahead",
     "require_manifest",
+    "require_outside",
     "require_uses_fit",
     "rows_where",
     "run_sql",

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from gracekit.errors import StoreError, StoreFormatError
-from gracekit.files import sha256
+from gracekit.store.file_checks import check_manifest_seal, check_named, check_unversioned
 from gracekit.store.files import cache
+from gracekit.store.files.formats import UnreadableError
+from gracekit.store.files.manifest_reading import METADATA_KEY
 from gracekit.store.files.manifests import SCHEMA, read_coreset, read_sidecar
 from gracekit.store.files.migrations import is_old
-from gracekit.store.files.parquet import read_table
+from gracekit.store.files.parquet import read_schema, read_table
 from gracekit.store.files.paths import (
     CACHE_NAME,
     JSON_NAME,
@@ -24,35 +25,30 @@ from gracekit.store.files.paths import (
 )
 from gracekit.store.files.pinned import pinned
 from gracekit.store.files.samples import read_samples
+from gracekit.store.problems import RECOVER, RESTORE, RESTORE_ALL, Problem, problem, told
 from gracekit.store.reader import StoreReader
+from gracekit.store.recomputed import recompute
 from gracekit.store.retention import leftovers
 from gracekit.store.sql import database
 from gracekit.types import SampleTable
 from gracekit.version.header import Header
 
-_RESTORE = "restore it from a backup; other versions are not affected"
-_RECOVER = "the next `gracekit watch` or `gracekit refresh` repairs it"
 _REMEASURE = (
     "delete it: scores and versions are not affected, but the next refresh measures every sample "
     "once to make it anew, and `gracekit select` has to wait for that"
 )
+_SAMPLES = "restore it from a backup: versions need it"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """Something wrong in a store."""
-
-    path: str
-    """Relative to the store."""
-    what: str
-    advice: str
-
-
-def verify(store: StoreReader) -> list[Problem]:
+def verify(store: StoreReader, *, deep: bool = False) -> list[Problem]:
     """All that is wrong with a store, worst first; empty when it is whole.
 
-    Reads every file once. Nothing is changed. Work in progress of another process is not a
-    problem.
+    Every file is read and compared with its checksum. Nothing is changed. Work in progress of
+    another process is not a problem.
+
+    Args:
+        store: The store.
+        deep: Also make again what other files tell (`recomputed`), and compare.
     """
     paths = store.renew().paths
     versions = store.manifests()
@@ -65,13 +61,14 @@ def verify(store: StoreReader) -> list[Problem]:
     made = {*versions, *removed}
     missing = sorted(set(range(1, store.next_version())) - made)
     if missing:
-        problems.append(
-            _problem(store, paths.manifests, f"versions {missing} are missing", _RESTORE)
-        )
+        problems.append(problem(store, paths.manifests, f"versions {missing} are missing", RESTORE))
     for path in leftovers(store):
-        problems.append(_problem(store, path, "is left of a version that gc removed", _RECOVER))
+        problems.append(problem(store, path, "is left of a version that gc removed", RECOVER))
+    problems += check_unversioned(store)
     problems += _check_pinned(store, versions)
     problems += _check_published(store, made)
+    if deep:
+        problems += recompute(store)
     return problems
 
 
@@ -90,16 +87,16 @@ def _check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]
         try:
             samples = read_samples(path)
         except StoreError as error:
-            yield _problem(store, path, str(error), "restore it from a backup: versions need it")
+            yield told(store, path, error, _SAMPLES)
             continue
         if (samples.fingerprint, len(samples)) != (dataset.fingerprint, dataset.num_rows):
-            yield _problem(store, path, "fingerprint or number of rows are not as written",
-                           "restore the whole store from one backup")  # fmt: skip
+            yield problem(store, path, "fingerprint or number of rows are not as written",
+                           RESTORE_ALL)  # fmt: skip
         if len(set(samples.sample_ids)) != len(samples):
-            yield _problem(store, path, "sample ids are not unique", "restore it from a backup")
+            yield problem(store, path, "sample ids are not unique", "restore it from a backup")
         if before is not None and not _continues(before, samples):
-            yield _problem(store, path, "its first rows are other samples than in the table before",
-                           "restore the whole store from one backup")  # fmt: skip
+            yield problem(store, path, "its first rows are other samples than in the table before",
+                           RESTORE_ALL)  # fmt: skip
         before = samples
 
 
@@ -113,22 +110,20 @@ def _check_version(store: StoreReader, version: int) -> Iterator[Problem]:
         header = store.header(version)
         coreset = read_coreset(path, version)
     except StoreFormatError as error:
-        yield _problem(store, path, str(error), _RESTORE)
+        yield told(store, path, error)
         return
+    yield from check_manifest_seal(store, version)
     if header.version != version:
-        yield _problem(store, path, f"its header says version {header.version}", _RESTORE)
-    for name, entry in header.files.items():
-        file = store.paths.find(store.paths.root / name)
-        what = _file_damage(file, entry.num_bytes, entry.sha256)
-        if what is not None:
-            yield _problem(store, file, what, _RESTORE)
+        yield problem(store, path, f"its header says version {header.version}", RESTORE)
+    named = ((store.paths.root / name, entry) for name, entry in header.files.items())
+    yield from check_named(store, ((store.paths.find(path), entry) for path, entry in named))
     samples = _samples_if_whole(store, version)
     whole = [
         *_coreset_damage(store, coreset, header, samples),
         *_history_damage(store, header, samples),
     ]
     for file, what in whole:
-        yield _problem(store, file, what, _RESTORE)
+        yield problem(store, file, what, RESTORE)
 
 
 def _samples_if_whole(store: StoreReader, version: int) -> SampleTable | None:
@@ -145,19 +140,17 @@ def _check_removed(store: StoreReader, version: int) -> Iterator[Problem]:
     try:
         header = store.header(version)
     except StoreFormatError as error:
-        yield _problem(store, record, str(error), _RESTORE)
+        yield told(store, record, error)
         return
     if header.version != version:
-        yield _problem(store, record, f"its header says version {header.version}", _RESTORE)
+        yield problem(store, record, f"its header says version {header.version}", RESTORE)
     entry = header.files.get(store.paths.relative(store.paths.measured(version)))
     measured = store.paths.find(store.paths.measured(version))
     if entry is None:
         return
-    what = _file_damage(measured, entry.num_bytes, entry.sha256)
-    if what is not None:
-        yield _problem(store, measured, what, _RESTORE)
+    yield from check_named(store, [(measured, entry)])
     for file, what in _history_damage(store, header, None):
-        yield _problem(store, file, what, _RESTORE)
+        yield problem(store, file, what, RESTORE)
 
 
 def _check_pinned(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
@@ -165,17 +158,7 @@ def _check_pinned(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
         if version not in versions:
             marker = store.paths.pinned_marker(version)
             advice = f"restore the version from a backup, or `gracekit unpin {version}`"
-            yield _problem(store, marker, "pins a version that is gone", advice)
-
-
-def _file_damage(path: Path, num_bytes: int, digest: str) -> str | None:
-    try:
-        found = path.stat().st_size
-        if found != num_bytes:
-            return f"has {found} bytes, expected {num_bytes}"
-        return "differs from its checksum" if sha256(path) != digest else None
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+            yield problem(store, marker, "pins a version that is gone", advice)
 
 
 def _coreset_damage(
@@ -224,6 +207,8 @@ def _history_damage(
             table = read_table(path)
             rows = table["row"].to_numpy()
             origins = table["origin"].to_pylist() if "origin" in table.column_names else None
+        except UnreadableError:
+            continue  # `check_named` told it
         except (StoreFormatError, KeyError) as error:
             yield path, str(error)
             continue
@@ -255,37 +240,39 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
     tables = numbered(paths.changed_samples, TABLE_NAME)
     orphans += [path for path, version in tables.items() if version > max(versions, default=0)]
     for path in orphans:
-        yield _problem(store, path, "belongs to no version (a refresh may be in progress)",
-                       _RECOVER)  # fmt: skip
+        yield problem(store, path, "belongs to no version (a refresh may be in progress)",
+                       RECOVER)  # fmt: skip
     try:
         good = store.versions()
     except StoreFormatError:
         return
     for version in good:
         sidecar = paths.find(paths.sidecar(version))
-        if not _is_header(sidecar, store.header(version)):
-            yield _problem(store, sidecar, "is missing or differs from its manifest",
-                           _RECOVER)  # fmt: skip
-    if good and _read_text(paths.latest) != f"{good[-1]}\n":
-        yield _problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
-                       _RECOVER)  # fmt: skip
+        if not _is_header(store, sidecar, version):
+            yield problem(store, sidecar, "is missing or differs from its manifest",
+                           RECOVER)  # fmt: skip
+    if good and _content(paths.latest) != f"{good[-1]}\n".encode():
+        yield problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
+                       RECOVER)  # fmt: skip
     # The database of a store of an older format is of an older schema: the next start replaces it.
-    if good and not is_old(store.info) and not database.is_current(store):
-        yield _problem(
-            store, paths.database, "is missing, damaged or behind the versions", _RECOVER
-        )
+    if good and not is_old(store.info) and (what := database.damage(store)) is not None:
+        yield problem(store, paths.database, what, RECOVER)
     for path in numbered(paths.cache, CACHE_NAME):
         what = cache.damage(path)
         if what is not None:
-            yield _problem(store, path, what, _REMEASURE)
+            yield problem(store, path, what, _REMEASURE)
 
 
-def _is_header(path: Path, header: Header) -> bool:
-    """Whether a sidecar says what its manifest does, in whichever format."""
-    try:
-        return read_sidecar(path).to_json() == header.to_json()
-    except StoreFormatError:
-        return False
+def _is_header(store: StoreReader, sidecar: Path, version: int) -> bool:
+    """Whether a sidecar says what its manifest does: to the letter, but in an older format."""
+    header, found = store.header(version), _content(sidecar)
+    if is_old(store.info):
+        try:
+            return read_sidecar(sidecar).to_json() == header.to_json()
+        except StoreFormatError:
+            return False
+    metadata = read_schema(store.paths.manifest(version)).metadata or {}
+    return found in (metadata.get(METADATA_KEY), header.to_text().encode())
 
 
 def _ascending_rows(rows: np.ndarray, num_samples: int) -> bool:
@@ -294,12 +281,8 @@ def _ascending_rows(rows: np.ndarray, num_samples: int) -> bool:
     return bool((np.diff(rows) > 0).all() and rows[0] >= 0 and rows[-1] < num_samples)
 
 
-def _read_text(path: Path) -> str | None:
+def _content(path: Path) -> bytes | None:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        return path.read_bytes()
+    except OSError:
         return None
-
-
-def _problem(store: StoreReader, path: Path, what: str, advice: str) -> Problem:
-    return Problem(path=store.paths.relative(path), what=what, advice=advice)

@@ -42,7 +42,7 @@ from gracekit.store.files.history import write_measured, write_scores
 from gracekit.store.files.lock import tell_unfinished
 from gracekit.store.files.manifests import coreset_table, write_manifest
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.samples import dataset_info, write_samples
+from gracekit.store.files.samples import dataset_info, file_info, write_samples
 from gracekit.store.files.shards import clear_shards
 from gracekit.store.publish import publish
 from gracekit.store.reader import StoreReader
@@ -61,7 +61,6 @@ from gracekit.version.columns import ORIGIN_NAMES
 from gracekit.version.header import (
     CheckpointInfo,
     DataDescription,
-    FileInfo,
     Header,
     Operation,
     Overlap,
@@ -70,7 +69,7 @@ from gracekit.version.header import (
     Timings,
 )
 from gracekit.version.json_text import clean_text, plain_json
-from gracekit.version.outcomes import Audit, Meter, RefreshOutcome, SelectionDetails
+from gracekit.version.outcomes import Audit, Cost, Meter, RefreshOutcome, SelectionDetails
 from gracekit.version.sources import DrawnRows
 
 logger = logging.getLogger(__name__)
@@ -96,6 +95,7 @@ class VersionDraft:
     """Why rows were measured; None where all were."""
     audit: Audit | None = None
     meter: Meter | None = None
+    cost: Cost | None = None
     samples: SampleTable | None = None
     """Where the data changed since the version before: the sample table, its known rows first."""
     dataset: DataDescription | None = None
@@ -264,13 +264,11 @@ def _header(
         refresh=_outcome(draft),
         audit=draft.audit,
         meter=draft.meter,
+        cost=draft.cost,
         selection=_selection_details(draft),
         stats=_stats(store, parent, draft, samples),
         timings=draft.timings,
-        files={
-            paths.relative(path): FileInfo(sha256=files.sha256(path), num_bytes=path.stat().st_size)
-            for path in named
-        },
+        files={paths.relative(path): file_info(path) for path in named},
     )
 
 

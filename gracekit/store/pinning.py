@@ -8,14 +8,15 @@ touched is kept.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gracekit import files
 from gracekit.store.files.pinned import Pinned
+from gracekit.store.files.sealing import sealed_json
 from gracekit.store.reader import StoreReader
+from gracekit.version.json_text import clean_text
 
 
 def pin(store: StoreReader, version: int, note: str = "") -> Pinned:
@@ -28,7 +29,7 @@ def pin(store: StoreReader, version: int, note: str = "") -> Pinned:
     store.require_kept(version)
     now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     marker = store.paths.pinned_marker(version)
-    text = json.dumps({"note": note, "pinned_at": now}, ensure_ascii=False) + "\n"
+    text = sealed_json({"note": clean_text(note), "pinned_at": now})
     was_pinned = marker.exists()
 
     def write(path: Path) -> None:

@@ -17,20 +17,20 @@ from gracekit.store.files.lock import holds_lock, lock_store
 from gracekit.store.files.migrations import is_old, migrate
 from gracekit.store.files.paths import StorePaths, names_in
 from gracekit.store.files.pinned import Pinned
-from gracekit.store.files.samples import dataset_info, write_samples
-from gracekit.store.files.shards import ShardFiles
+from gracekit.store.files.samples import dataset_info, file_info, write_samples
+from gracekit.store.files.shards import LOOKS, ShardFiles, left_over_rows
 from gracekit.store.pinning import pin, unpin
 from gracekit.store.publish import is_published
 from gracekit.store.reader import StoreReader
 from gracekit.store.recover import clean_up, recover
 from gracekit.store.retention import GcReport, collect, examine
 from gracekit.store.version_argument import VersionArgument
-from gracekit.types import SampleTable
+from gracekit.types import Rows, SampleTable
 from gracekit.version import FORMAT_VERSION, __version__
 from gracekit.version.header import DataDescription
 
 if TYPE_CHECKING:
-    from gracekit.store.checks import Problem
+    from gracekit.store.problems import Problem
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +61,18 @@ class Store(StoreReader):
         """
         paths = StorePaths(Path(root))
         cls.check_place(root)
-        info = StoreInfo(
-            format_version=FORMAT_VERSION,
-            gracekit_version=__version__,
-            created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            dataset=dataset_info(dataset, samples, path=paths.samples.name, sources={}),
-        )
         with lock_store(paths.root):
             with files.clear_write_errors(paths.root):
                 for directory in _directories_of_versions(paths):
                     files.make_directory(directory)
             write_samples(paths.samples, samples)
+            info = StoreInfo(
+                format_version=FORMAT_VERSION,
+                gracekit_version=__version__,
+                created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+                dataset=dataset_info(dataset, samples, path=paths.samples.name, sources={}),
+                files={paths.samples.name: file_info(paths.samples)},
+            )
             files.write_text_atomic(paths.info, info.to_text())
         return cls(paths, info)
 
@@ -162,18 +163,22 @@ class Store(StoreReader):
         """Leave a version to gc again; False when it was not pinned. Raises as `pin`."""
         return unpin(self, self.number_of(version))
 
-    def verify(self) -> list[Problem]:
+    def verify(self, *, deep: bool = False) -> list[Problem]:
         """All that is wrong with the store, worst first; empty when it is whole.
 
-        Reads every file once. Nothing is changed.
+        Reads every file. Nothing is changed. `deep` also makes again what other files tell.
         """
         from gracekit.store.checks import verify  # loads DuckDB
 
-        return verify(self)
+        return verify(self, deep=deep)
 
-    def shards(self, measure_id: str) -> ShardFiles:
-        """Finished shards of a measurement in progress."""
-        return ShardFiles(self.paths.shards_of(measure_id))
+    def shards(self, measure_id: str, *, looks: bool = False) -> ShardFiles:
+        """Finished shards of a measurement in progress; with `looks` those of features alone."""
+        return ShardFiles(self.paths.shards_of(measure_id + (LOOKS if looks else "")))
+
+    def left_over(self, measure_id: str) -> tuple[Rows, Rows]:
+        """Rows measured, and rows looked at, by other refreshes that have made no version yet."""
+        return left_over_rows(self.paths, measure_id)
 
     def _migrate(self) -> list[str]:
         """Bring an old store up to date; the caller holds the lock."""

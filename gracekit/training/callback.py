@@ -1,7 +1,8 @@
 """`CoresetCallback`: let a Hugging Face `Trainer` follow the versions of a store.
 
 Works for `Trainer` and what is built on it (TRL's `SFTTrainer`, Axolotl, LLaMA-Factory's API). The
-trainer's loop stays as it is; nothing here waits or raises unless it is asked to.
+trainer's loop stays as it is; nothing here waits or raises unless it is asked to. Above 400 lines,
+because all that a trainer calls is the one object that it is given.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ from torch.utils.data import BatchSampler
 from transformers import TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
+from gracekit.pace_log import RUN
+from gracekit.training.drawn import unknown_ids
 from gracekit.training.first_rows import FirstRows
 from gracekit.training.loss_units import Average, LossUnits
+from gracekit.training.pace import PaceClock
+from gracekit.training.ranks import gather_over_ranks
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.record import drawn, keep_epochs_before
 from gracekit.training.sampler import CoresetSampler, Follow, check_choice
+from gracekit.training.trained_losses import LossNotes
 from gracekit.training.weighing import WeighedTrainer
 from gracekit.training.weighted_data import WeighedDataset, WeighingCollator
 
@@ -34,7 +40,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     in the log which version it trains on, and notes it in `state.log_history` (`coreset_version`
     and so on), so `trainer_state.json` holds the version log and a resumed run draws the same
     batches. What was trained on is logged in the store with each checkpoint, and at the end, for
-    the draws to come. A missing store, a damaged manifest or one that does not fit the dataset is a
+    the draws to come; with `CoresetTrainerMixin` also the loss that each row had then, for
+    the next refresh. A missing store, a damaged manifest or one that does not fit the dataset is a
     warning: training goes on with what it has.
 
     Args:
@@ -108,12 +115,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """How the loss of each version's rows is averaged, of the versions in use."""
         self.sampler: CoresetSampler | None = None
         """The sampler in use; None while nothing is trained or when it could not be installed."""
+        self.losses = LossNotes()
+        """Of the rows that this rank trained on since uses were logged last; `CoresetTrainerMixin`
+        notes them."""
         self._num_noted = 0
         self._first_rows = FirstRows(self.store)
         self._reaches_loss = False
         self._batches = 0  # of an epoch, on this rank
         self._batch_size = 0  # of all ranks together
         self._logged_step = -1
+        self._pace = PaceClock()
 
     def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
         """Compare the first rows with what was measured; a difference is a warning.
@@ -142,17 +153,24 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             num_samples: draws an epoch.
             weighs: whether weights reach the loss.
         """
-        if self.sample_ids is not None and len(self.sample_ids) != num_rows:
+        sample_ids = self.sample_ids
+        if sample_ids is not None and len(sample_ids) != num_rows:
+            waits = not self._first_rows.is_done
             logger.warning(
                 "the trainer's dataset has %d rows but %d sample_ids were given (rows were "
-                "dropped, added or packed): training goes on without coresets",
+                "dropped, added or packed): %s",
                 num_rows,
-                len(self.sample_ids),
+                len(sample_ids),
+                "rows will be told by their tokens once the store has samples"
+                if waits
+                else "training goes on without coresets",
             )
-            return None
+            if not waits:
+                return None
+            sample_ids = unknown_ids(num_rows)
         return CoresetSampler(
             self.store,
-            num_rows if self.sample_ids is None else self.sample_ids,
+            num_rows if sample_ids is None else sample_ids,
             num_samples=num_samples,
             seed=self.seed,
             mode=self.mode,
@@ -178,11 +196,12 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             for entry in state.log_history
             if "coreset_version" in entry
         ]
-        runs = [entry["coreset_run"] for entry in state.log_history if "coreset_run" in entry]
+        runs = [entry[RUN] for entry in state.log_history if RUN in entry]
         # Before the first version there is nothing to log.
         has_logged = bool(runs) and any(version > 0 for _, _, version in log)
         self._num_noted = len(log)
         self._logged_step = -1
+        self.losses = LossNotes()
         self.sampler.expected_step = state.global_step or -1
         self.sampler.load_state_dict(
             {
@@ -207,11 +226,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             logger.info("epoch %d trains on %s", self.sampler.epoch + 1, self._described())
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Time the step."""
+        self._pace.begin()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log uses before a checkpoint is saved, so that it never lacks them.
+        """Log uses and the pace before a checkpoint is saved, so that it never lacks them.
 
         With `follow="step"`: take a version that came out within the epoch.
         """
+        self._pace.end()
         if self.sampler is None:
             return
         if self.follow == "step" and state.global_step % self.check_steps == 0:
@@ -219,6 +243,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             self._swap(state)
         if control.should_save:
             self._log_uses(state)
+            self._note_pace(args, state)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the checkpoint, whose coreset is the next to wait for."""
@@ -230,6 +255,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Write the record of the epoch."""
         if self.sampler is None:
             return
+        self._note_pace(args, state)  # a callback behind this one may yet ask for a checkpoint
         if control.should_save:
             self._log_uses(state)
         if self.record is None or not state.is_world_process_zero:
@@ -286,6 +312,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         num_trained = self.sampler.trained_per_epoch
         if done < self._batches:
             num_trained = done * self._batch_size
+        for seen in gather_over_ranks(self.losses.take()):
+            self.sampler.note_losses(*seen)
         self.sampler.log_uses(state.global_step, num_trained=num_trained)
 
     def _install(self, loader: Any) -> CoresetSampler | None:
@@ -338,14 +366,24 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
                 speaks=state.is_world_process_zero,
             )
 
+    def _note_pace(self, args: Any, state: Any) -> None:
+        """Say in `state.log_history` how fast it goes, which `refresh.max_cost` is a share of."""
+        if self._batch_size:
+            self._pace.note(
+                state.log_history,
+                samples_a_step=self._batch_size * args.gradient_accumulation_steps,
+                epoch=state.epoch,
+                step=state.global_step,
+            )
+
     def _note_run(self, state: Any) -> None:
         """Name the run in `state.log_history`, once: a resumed run takes up its log of uses."""
         assert self.sampler is not None
-        if any(entry.get("coreset_run") == self.sampler.run for entry in state.log_history):
+        if any(entry.get(RUN) == self.sampler.run for entry in state.log_history):
             return
         state.log_history.append(
             {
-                "coreset_run": self.sampler.run,
+                RUN: self.sampler.run,
                 "epoch": state.epoch,
                 "step": state.global_step,
             }

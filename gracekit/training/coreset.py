@@ -173,14 +173,16 @@ class Coreset(Tabular):
                     f"the trainer's dataset has {dataset} rows and the data of coreset version "
                     f"{self.version} has {self.num_source_rows}, so rows cannot be matched by "
                     "position: rows were dropped, added or packed on the way. Give the sample id "
-                    "of each row instead (sample_ids=[...] or id_column='...')"
+                    "of each row in place of their number (CoresetCallback: sample_ids=[...]; "
+                    "Coreset.select: id_column='...')"
                 )
             if dataset in self.num_rows_of_others:
                 raise DataError(
                     f"the data of coreset version {self.version} has {dataset} rows, and so has "
                     "other data that this store has followed, so it cannot be told which of them "
-                    "the trainer's dataset is. Give the sample id of each row instead "
-                    "(sample_ids=[...] or id_column='...')"
+                    "the trainer's dataset is. Give the sample id of each row in "
+                    "place of their number (CoresetCallback: sample_ids=[...]; Coreset.select: "
+                    "id_column='...')"
                 )
             return self.source_rows
         where = {str(sample_id): position for position, sample_id in enumerate(dataset)}

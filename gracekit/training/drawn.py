@@ -25,3 +25,12 @@ class Drawn(int):
 
     def __getnewargs__(self) -> tuple[int, float, int | None]:  # type: ignore[override]
         return int(self), self.weight, self.version
+
+
+NOT_IN_STORE = "(trainer row {}: not in the store)"
+"""Stands for the sample id of a row that cannot be drawn."""
+
+
+def unknown_ids(num_rows: int) -> list[str]:
+    """Sample ids of rows of which it is not known which samples they are."""
+    return [NOT_IN_STORE.format(row) for row in range(num_rows)]

@@ -1,4 +1,6 @@
-"""The check that a trainer makes as it begins: of some rows, and of all where these differ."""
+"""The check that a trainer makes as it begins: some rows whole, and the ids of all where these
+are at hand or where some differ.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from gracekit.errors import DataError, GracekitError
+from gracekit.training.drawn import unknown_ids
 from gracekit.training.ranks import decide_on_rank_zero
 
 NUM_COMPARED = 64
-"""Rows that are compared, evenly spread."""
+"""Rows that are compared with their loss, evenly spread."""
+NUM_SPREAD = 512
+"""The same where rows between them are not looked at: a trainer that tokenises as it goes."""
 
 logger = logging.getLogger("gracekit.training")
 
@@ -26,7 +31,8 @@ class FirstRows:
 
     def __init__(self, store: Path) -> None:
         self._store = store
-        self._is_done = False
+        self.is_done = False
+        """Whether it was made; False while the store has no samples."""
 
     def check(
         self, dataset: Any, collate: Any, tokenizer: Any, sample_ids: Any = None
@@ -35,9 +41,9 @@ class FirstRows:
 
         A difference is one warning. In a distributed job all ranks must call it.
         """
-        if self._is_done:
+        if self.is_done:
             return None
-        self._is_done, ids, told = decide_on_rank_zero(
+        self.is_done, ids, told = decide_on_rank_zero(
             lambda: self._check(dataset, collate, tokenizer, sample_ids)
         )
         if told:
@@ -59,8 +65,9 @@ class FirstRows:
             measured = Measured.of_store(StoreReader.open(self._store))
             with _same_random_numbers():
                 rows = TrainerRows(dataset, collate)
+                most = NUM_COMPARED if rows.has_cheap_ids else NUM_SPREAD
                 found = check_rows(
-                    rows, measured, sample_ids=sample_ids, tokenizer=tokenizer, most=NUM_COMPARED
+                    rows, measured, sample_ids=sample_ids, tokenizer=tokenizer, most=most
                 )
         except DataError as error:
             logger.debug("the trainer's tokens are not compared: %s", error)
@@ -71,8 +78,13 @@ class FirstRows:
         except Exception as error:  # a dataset or collator of any kind; the training goes on
             logger.warning("the trainer's tokens cannot be compared: %r", error)
             return True, None, ""
+        if found.ok:
+            logger.info("%s", "\n".join(found.lines()))
         told = "" if found.ok else "\n".join(["the trainer's tokens:", *found.lines()])
-        return True, found.sample_ids, told
+        ids = found.sample_ids
+        if found.matched_by == "nothing":  # so that none is drawn by its position
+            ids = unknown_ids(found.num_rows)
+        return True, ids, told
 
 
 @contextlib.contextmanager

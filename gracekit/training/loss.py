@@ -60,6 +60,31 @@ def weighted_loss(
     Returns:
         A number, differentiable once with respect to the logits.
     """
+    loss, _ = weighted_loss_and_means(
+        logits,
+        labels,
+        weights,
+        average=average,
+        denominator=denominator,
+        lengths=lengths,
+        shift=shift,
+        label_smoothing=label_smoothing,
+    )
+    return loss
+
+
+def weighted_loss_and_means(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | Sequence[float],
+    *,
+    average: Average,
+    denominator: float | torch.Tensor | None,
+    lengths: Sequence[int] | None,
+    shift: bool,
+    label_smoothing: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`weighted_loss`, and the mean loss of each row as `mean_losses` has it."""
     targets = shifted(labels) if shift else labels
     owners = row_of_tokens(targets, lengths)
     precision = torch.promote_types(logits.dtype, torch.float32)
@@ -71,9 +96,28 @@ def weighted_loss(
     else:
         per_token = factors
         total = (factors * counts).sum().clamp(min=torch.finfo(precision).tiny)
-    losses = token_losses(logits, targets.to(logits.device), label_smoothing)
+    losses, plain = _losses_and_plain(logits, targets.to(logits.device), label_smoothing)
     weighted = losses * per_token[owners.to(logits.device)]
-    return weighted.sum() / (total if denominator is None else denominator)
+    loss = weighted.sum() / (total if denominator is None else denominator)
+    return loss, mean_losses(plain, targets, lengths)
+
+
+def mean_losses(
+    losses: torch.Tensor, targets: torch.Tensor, lengths: Sequence[int] | None
+) -> torch.Tensor:
+    """[rows] mean over each row's target tokens, without a gradient; NaN of a row without any.
+
+    Args:
+        losses: [rows, tokens] of each token, not smoothed and not weighted.
+        targets: int64 [rows, tokens] what each token is about; -100 where there is no loss.
+        lengths: as of `weighted_loss`.
+    """
+    with torch.no_grad():
+        counts = tokens_of_rows(targets, lengths).to(losses.device)
+        owners = row_of_tokens(targets, lengths).to(losses.device)
+        counted = losses.masked_fill(targets.eq(IGNORED).to(losses.device), 0)
+        sums = losses.new_zeros(len(counts)).index_add_(0, owners.flatten(), counted.flatten())
+        return sums / counts
 
 
 def shifted(labels: torch.Tensor) -> torch.Tensor:
@@ -105,14 +149,25 @@ def token_losses(
     logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0
 ) -> torch.Tensor:
     """[rows, tokens] cross-entropy of each token in float32 (or 64); 0 where it is ignored."""
-    flat: torch.Tensor = _TokenLosses.apply(  # type: ignore[no-untyped-call]
+    return _losses_and_plain(logits, targets, label_smoothing)[0]
+
+
+def _losses_and_plain(
+    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`token_losses`, and the same without smoothing and without a gradient."""
+    smoothed: torch.Tensor
+    plain: torch.Tensor
+    smoothed, plain = _TokenLosses.apply(  # type: ignore[no-untyped-call]
         logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), label_smoothing
     )
-    return flat.reshape(targets.shape)
+    return smoothed.reshape(targets.shape), plain.reshape(targets.shape)
 
 
 class _TokenLosses(torch.autograd.Function):
     """Cross-entropy by token that keeps the logits as they are and one number for each token.
+
+    The second result is the same without smoothing, and has no gradient.
 
     With z the logits of a token, y its label, V the vocabulary and s the label smoothing:
 
@@ -123,25 +178,30 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, logits: torch.Tensor, targets: torch.Tensor, smoothing: float
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         precision = torch.promote_types(logits.dtype, torch.float32)
         norms = torch.empty(len(logits), dtype=precision, device=logits.device)
-        losses = torch.empty_like(norms)
+        losses, plain = torch.empty_like(norms), torch.empty_like(norms)
         for chunk in _chunks(logits):
             values = logits[chunk].to(precision)
             norms[chunk] = values.logsumexp(-1)
             labels = targets[chunk].clamp(min=0)[:, None]
-            picked = values.gather(-1, labels)[:, 0] * (1 - smoothing)
+            picked = values.gather(-1, labels)[:, 0]
+            plain[chunk] = norms[chunk] - picked
             if smoothing:
-                picked += values.mean(-1) * smoothing
+                picked = picked * (1 - smoothing) + values.mean(-1) * smoothing
             losses[chunk] = norms[chunk] - picked
         ctx.save_for_backward(logits, targets, norms)
         ctx.smoothing = smoothing
-        return losses.masked_fill_(targets.eq(IGNORED), 0)
+        ctx.mark_non_differentiable(plain)
+        ignored = targets.eq(IGNORED)
+        return losses.masked_fill_(ignored, 0), plain.masked_fill_(ignored, 0)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(
+        ctx: Any, upstream: torch.Tensor, of_plain: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None]:
         logits, targets, norms = ctx.saved_tensors
         upstream = upstream.masked_fill(targets.eq(IGNORED), 0)
         gradient = torch.empty_like(logits)

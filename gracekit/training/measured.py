@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,16 +66,19 @@ class Measured:
             samples = _with_hashes(samples, cached)
         known = samples
 
+        @cache
+        def place_of() -> dict[tuple[int, int], int]:
+            assert cached is not None
+            pairs = zip(cached.token_hashes.tolist(), cached.loss_hashes.tolist(), strict=True)
+            return {hashes: place for place, hashes in enumerate(pairs)}
+
         def tokens(row: int) -> Tokens | None:
-            place = None if cached is None else cached.index.get(known.content_hashes[row])
+            hashes = int(known.token_hashes[row]), int(known.loss_hashes[row])
+            place = None if cached is None else place_of().get(hashes)
             if cached is None or place is None:
                 return None
             start = int(cached.starts[place])
-            found = Tokens(
-                *unpacked(np.asarray(cached.flat[start : start + cached.lengths[place]]))
-            )
-            is_same = cached.token_hashes[place] == known.token_hashes[row]
-            return found if is_same else None
+            return Tokens(*unpacked(np.asarray(cached.flat[start : start + cached.lengths[place]])))
 
         return cls(samples, dataset.settings, dataset.detected_format, tokens)
 

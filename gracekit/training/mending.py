@@ -31,7 +31,7 @@ class Mend(NamedTuple):
     """Settings that give the trainer's tokens and loss."""
 
     settings: str
-    """Such as `data.rendering: trl, data.loss_on: response`."""
+    """Such as `data.rendering: trl, data.loss_on: response`; empty: those that the recipe has."""
     num_mended: int
     """Of the rows that differ and were tried."""
     num_tried: int
@@ -94,7 +94,7 @@ def find_mend(
                 length = max(length, longest) if length > settings.max_length else length
                 changes = [*changes, f"data.max_length: {length}"]
             best = Mend(", ".join(changes), len(mended), len(read))
-    return best if best is not None and best.settings else None
+    return best
 
 
 def _candidates(settings: DataSection) -> Iterator[tuple[DataSection, list[str]]]:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gracekit.samples import hashes_of
-from gracekit.training.by_content import Matched, hash_ids, is_packed, match
+from gracekit.training.by_content import Matched, hash_ids, is_packed, match, stand_at_places
+from gracekit.training.drawn import NOT_IN_STORE
 from gracekit.training.measured import Measured, Tokens
 from gracekit.training.mending import find_mend
 from gracekit.training.parity_report import TokenCheck, TokenDifference, spans_of
 from gracekit.training.trainer_rows import FedRow, TrainerRows
-from gracekit.types import Int64, Rows
+from gracekit.types import Bool, Int64, Rows
 
 MOST_SHOWN = 5
 """Differences that are told in full."""
@@ -26,7 +27,19 @@ NOT_TOLD = (
     "by their tokens, since none of them is that of a sample. Give the sample id of each row, or "
     "make the tokens equal"
 )
-NOT_IN_STORE = "(trainer row {}: not in the store)"
+OTHER_ORDER = (
+    "the trainer's dataset has as many rows as the data, {:,}, but none of them has the tokens of "
+    "a sample, and its rows do not resemble those at their places in the data: they may stand in "
+    "another order (shuffled before training), so none can be drawn. Give the sample id of each "
+    "row (CoresetCallback(sample_ids=...)), or set data.rendering to what the trainer does"
+)
+OTHER_PLACE = (
+    "the recipe's settings give the trainer's tokens with this tokenizer here, so the store was "
+    "made with another tokenizer, of other data, or where something else was installed: with "
+    "assistant_only_loss TRL renders with a training template of its own, which gracekit reads "
+    "from the TRL installed beside it. Have the same TRL where gracekit refreshes, and name a new "
+    "store"
+)
 
 
 def check_rows(
@@ -45,7 +58,8 @@ def check_rows(
         sample_ids: The sample id of each row, where the trainer knows them.
         tokenizer: The trainer's, to show tokens as text and to look for settings that mend a
             difference.
-        most: Compare no more rows than this, evenly spread; None: all.
+        most: Compare no more rows whole than this, evenly spread; None: all. The ids of the others
+            are compared too where that is cheap (`TrainerRows.has_cheap_ids`).
 
     Raises:
         DataError: The rows cannot be read.
@@ -53,20 +67,44 @@ def check_rows(
     positions = np.arange(len(rows))
     if most is not None and len(rows) > most:
         positions = np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))
-    told = _tell(rows, measured, positions, sample_ids)
-    compared, differences = _compare(rows, measured, positions, told.rows)
+    seen = _see(rows, positions)
+    told = _tell(rows, measured, seen, sample_ids)
+    is_compared, is_different = _compare(seen, measured, told.rows)
+    differences = _first_differences(rows, measured, positions[is_different], told.rows)
+    longest = int(seen.lengths[is_different].max(initial=0))
     return TokenCheck(
         num_rows=len(rows),
         num_samples=len(measured.rows),
-        num_compared=compared,
-        num_different=len(differences),
+        num_compared=int(is_compared.sum()),
+        num_different=int(is_different.sum()),
         matched_by=told.by,
+        has_seen_all=len(positions) == len(rows) or rows.has_cheap_ids,
         num_matched=int((told.rows >= 0).sum()),
         differences=tuple(_shown(differences, measured, tokenizer)),
-        advice=_advice(differences, measured, tokenizer),
+        advice=_advice(differences, measured, tokenizer, longest=longest),
         problems=tuple(told.problems),
         sample_ids=told.ids,
     )
+
+
+class _Seen(NamedTuple):
+    """What is kept of the rows that are compared, each of which is asked for once."""
+
+    positions: Int64
+    """[k] in the trainer's dataset."""
+    token_hashes: Int64
+    loss_hashes: Int64
+    lengths: Int64
+    """[k] tokens."""
+
+
+def _see(rows: TrainerRows, positions: Int64) -> _Seen:
+    """Their hashes and lengths; the rows themselves may be more than memory holds."""
+    found = np.empty((len(positions), 3), np.int64)
+    for k, position in enumerate(positions.tolist()):
+        (fed,) = rows.take([position])
+        found[k] = (*hashes_of(fed.ids, fed.mask), len(fed.ids))
+    return _Seen(positions, *found.T)
 
 
 class _Told(NamedTuple):
@@ -80,16 +118,20 @@ class _Told(NamedTuple):
 
 
 def _tell(
-    rows: TrainerRows, measured: Measured, positions: Int64, sample_ids: Sequence[Any] | None
+    rows: TrainerRows, measured: Measured, seen: _Seen, sample_ids: Sequence[Any] | None
 ) -> _Told:
     placed, by = _given_rows(rows, measured, sample_ids), "sample_ids"
     is_given = placed is not None
     if placed is None and len(rows) == measured.samples.num_source_rows:
         placed = np.array([measured.row_at.get(p, -1) for p in range(len(rows))], np.int64)
         by = "position"
-    if placed is not None and _same_ids(rows, measured, positions, placed):
+    is_same = placed is not None and _same_ids(seen, measured, placed)
+    is_whole = len(seen.positions) == len(rows)
+    if placed is not None and is_same and (is_whole or not rows.has_cheap_ids):
         return _Told(placed, by, None, [])
     matched = match(rows, measured)
+    if placed is not None and is_same and _num_other(matched, measured, placed) == 0:
+        return _Told(placed, by, None, [])
     is_found = matched.rows >= 0
     odd = np.flatnonzero(~is_found | (matched.lengths > measured.lengths[matched.rows]))
     if len(odd) * 2 > len(rows) and is_packed(rows, measured, odd[:MOST_SHOWN].tolist()):
@@ -99,9 +141,14 @@ def _tell(
         if not is_found.any():
             why = NOT_TOLD.format(len(rows), measured.samples.num_source_rows)
             return _Told(matched.rows, "nothing", None, [why])
-    elif not is_found.any() or (matched.rows == placed)[is_found].all():
-        return _Told(placed, by, None, [])  # where they should be, with other tokens
-    elif is_found.sum() <= _num_same(matched, measured, placed):
+    elif not is_found.any():
+        if is_given or stand_at_places(rows, measured, placed):
+            return _Told(placed, by, None, [])  # where they should be, with other tokens
+        nothing = np.full(len(rows), -1, np.int64)
+        return _Told(nothing, "nothing", None, [OTHER_ORDER.format(len(rows))])
+    elif (matched.rows == placed)[is_found].all() or is_found.sum() <= _num_same(
+        matched, measured, placed
+    ):
         return _Told(placed, by, None, [])
     problems = _described(matched, measured, len(rows), is_wrong_place=not is_given)
     return _Told(matched.rows, "content", _ids_by_content(matched, measured), problems)
@@ -115,14 +162,17 @@ def _given_rows(
     return np.array([measured.row_of.get(str(i), -1) for i in sample_ids], np.int64)
 
 
-def _same_ids(rows: TrainerRows, measured: Measured, positions: Int64, store_rows: Rows) -> bool:
-    """Whether all rows at these positions that the store has are those that it says."""
-    known = positions[store_rows[positions] >= 0]
-    if not len(known):
-        return False
-    hashes = measured.samples.token_hashes[store_rows[known]].tolist()
-    fed = rows.take(known.tolist())
-    return all(hash_ids(row.ids) == value for row, value in zip(fed, hashes, strict=True))
+def _same_ids(seen: _Seen, measured: Measured, store_rows: Rows) -> bool:
+    """Whether all rows compared that the store has are those that it says."""
+    found = store_rows[seen.positions]
+    known = found >= 0
+    hashes = measured.samples.token_hashes[found[known]]
+    return bool(known.any() and (seen.token_hashes[known] == hashes).all())
+
+
+def _num_other(matched: Matched, measured: Measured, store_rows: Rows) -> int:
+    """How many rows of samples have other ids than the sample at their place."""
+    return int((store_rows >= 0).sum()) - _num_same(matched, measured, store_rows)
 
 
 def _num_same(matched: Matched, measured: Measured, store_rows: Rows) -> int:
@@ -184,28 +234,33 @@ class _Different:
         self.position, self.row, self.fed, self.ours = position, row, fed, ours
 
 
-def _compare(
+def _compare(seen: _Seen, measured: Measured, store_rows: Rows) -> tuple[Bool, Bool]:
+    """[k] rows seen that are samples, and [k] those of them with other tokens or loss."""
+    samples, found = measured.samples, store_rows[seen.positions]
+    is_compared: Bool = found >= 0
+    is_same = samples.token_hashes[found] == seen.token_hashes
+    is_same &= samples.loss_hashes[found] == seen.loss_hashes
+    return is_compared, is_compared & ~is_same
+
+
+def _first_differences(
     rows: TrainerRows, measured: Measured, positions: Int64, store_rows: Rows
-) -> tuple[int, list[_Different]]:
-    compared, different = 0, []
-    samples = measured.samples
-    for position in positions.tolist():
-        row = int(store_rows[position])
-        if row < 0:
-            continue
-        compared += 1
-        fed = rows.take([position])[0]
-        expected = (int(samples.token_hashes[row]), int(samples.loss_hashes[row]))
-        if hashes_of(fed.ids, fed.mask) != expected:
-            different.append(_Different(position, row, fed, measured.tokens(row)))
-    return compared, different
+) -> list[_Different]:
+    """The first rows that differ, on both sides."""
+    chosen = positions[: 10 * MOST_SHOWN]
+    return [
+        _Different(position, row, fed, measured.tokens(row))
+        for position, row, fed in zip(
+            chosen.tolist(), store_rows[chosen].tolist(), rows.take(chosen.tolist()), strict=True
+        )
+    ]
 
 
 def _shown(
     differences: list[_Different], measured: Measured, tokenizer: Any
 ) -> list[TokenDifference]:
     """The first of each kind, and then others, at most `MOST_SHOWN`."""
-    told = [_describe(each, measured, tokenizer) for each in differences[: 10 * MOST_SHOWN]]
+    told = [_describe(each, measured, tokenizer) for each in differences]
     first = list({d.what: d for d in reversed(told)}.values())
     others = [d for d in told if d not in first]
     return sorted([*first, *others][:MOST_SHOWN], key=lambda d: d.position)
@@ -252,8 +307,10 @@ def _text(tokenizer: Any, ids: Any, index: int | None) -> str | None:
     return None if tokenizer is None or token is None else str(tokenizer.decode([token]))
 
 
-def _advice(differences: list[_Different], measured: Measured, tokenizer: Any) -> str | None:
-    """What would mend the differences."""
+def _advice(
+    differences: list[_Different], measured: Measured, tokenizer: Any, *, longest: int
+) -> str | None:
+    """What would mend the differences; `longest` is the trainer's longest row that differs."""
     if not differences:
         return None
     first = differences[:MOST_SHOWN]
@@ -264,9 +321,12 @@ def _advice(differences: list[_Different], measured: Measured, tokenizer: Any) -
             [d.row for d in first],
             [d.fed for d in first],
             tokenizer,
-            longest=max(len(d.fed.ids) for d in differences),
+            longest=longest,
         )
-        if mend is not None:
+        if mend is not None and not mend.settings:
+            if mend.num_mended == mend.num_tried:
+                return OTHER_PLACE
+        elif mend is not None:
             how_many = "all rows" if mend.num_mended == mend.num_tried else "rows"
             return (
                 f"set {mend.settings} in the recipe, and name a new store: with it "

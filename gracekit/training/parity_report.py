@@ -79,6 +79,8 @@ class TokenCheck(ShortRepr):
     num_compared: int
     num_different: int
     """Of the rows compared."""
+    has_seen_all: bool
+    """Whether the ids of the rows between those compared were compared too."""
     matched_by: str
     """How rows were told: `position`, `sample_ids`, `content` or `nothing`."""
     differences: tuple[TokenDifference, ...]
@@ -100,7 +102,15 @@ class TokenCheck(ShortRepr):
         """For people."""
         if self.ok:
             compared = count_of(self.num_compared, "row")
-            return [f"{compared} compared: the trainer's tokens and loss are those measured"]
+            told = f"{compared} compared: the trainer's tokens and loss are those measured"
+            if self.num_compared == self.num_rows:
+                return [told]
+            if self.has_seen_all:
+                return [f"{told}; so are the tokens of all {self.num_rows:,} rows"]
+            return [
+                f"{told}. Rows between these were not looked at, and are taken to stand where the "
+                f"data has them (of {self.num_rows:,}; gracekit.check_tokens compares all)"
+            ]
         lines = list(self.problems)
         if self.num_different:
             lines.append(

@@ -25,6 +25,19 @@ def decide_on_rank_zero(decide: Callable[[], Value]) -> Value:
     return value
 
 
+def gather_over_ranks(value: Value) -> list[Value]:
+    """The values of all ranks, on every rank; the one value outside a job.
+
+    Every rank must call this at the same point of its loop.
+    """
+    torch = _torch_in_job()
+    if torch is None:
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
 def is_rank_zero() -> bool:
     """Whether this process decides and writes; also outside a job."""
     torch = _torch_in_job()

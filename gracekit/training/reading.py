@@ -185,6 +185,7 @@ def _store_rows(paths: StorePaths, coreset: Coreset, dataset: int | Sequence[str
     return StoreRows(
         rows=rows,
         num_rows=len(samples),
+        content_versions=samples.content_versions,
         data=coreset.view.positions,
         sources=frozenset(coreset.view.sources),
         version=coreset.version,

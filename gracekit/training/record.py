@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gracekit.errors import GracekitError
-from gracekit.files import write_text_atomic
+from gracekit.errors import DataError, GracekitError
+from gracekit.files import open_regular, write_text_atomic
+from gracekit.foreign import foreign
 from gracekit.store import StorePaths, read_sample_rows
 from gracekit.training.coreset import Coreset
 from gracekit.training.sampler import CoresetSampler
@@ -19,12 +20,13 @@ logger = logging.getLogger("gracekit.training")
 def keep_epochs_before(record: Path, epoch: int) -> None:
     """Drop what an earlier run recorded of epochs that are trained (again) now."""
     try:
-        lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+        with open_regular(record) as file, foreign(record, DataError):
+            lines = file.read().decode("utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
         write_text_atomic(record, "".join(kept))
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, GracekitError) as error:
+    except (OSError, ValueError, GracekitError) as error:
         logger.warning("cannot tidy the record of drawn samples %s: %s", record, error)
 
 

@@ -26,8 +26,8 @@ from gracekit.training.epochs import Epochs, Turn
 from gracekit.training.ranks import decide_on_rank_zero, is_rank_zero
 from gracekit.training.reading import Mode, Redraw, VersionReader, whole_dataset
 from gracekit.training.stream import StoreRows, Stream
-from gracekit.training.uses_log import UsesLog, course_of, new_run, require_before
-from gracekit.types import Float32, Int64, Json
+from gracekit.training.uses_log import UsesLog, course_of, losses_of, new_run, require_before
+from gracekit.types import Float32, Int64, Json, TrainedLosses
 
 Follow = Literal["epoch", "step", "never"]
 
@@ -126,6 +126,8 @@ class CoresetSampler:
         self._epochs = Epochs(whole_dataset(num_rows, seed), self.num_samples, self._versions)
         self._run: str | None = None
         self._uses_step: int | None = None
+        self._losses = TrainedLosses.none(num_rows)
+        self._content_version: int | None = None  # whose contents this process trains on
 
     def __len__(self) -> int:
         return self.num_samples
@@ -215,6 +217,7 @@ class CoresetSampler:
             self._run = decide_on_rank_zero(new_run)
         for turn in self._epochs.turns(epoch):
             self._replay(turn)
+        self._store_rows()
         self._lease.limit(self._epochs.limit(epoch))
 
     def swap(self) -> bool:
@@ -257,6 +260,20 @@ class CoresetSampler:
         """Weight of a row of the trainer's dataset in the draw in force; see `weights`."""
         return float(self.weights()[position])
 
+    def note_losses(self, positions: Int64, losses: Float32, steps: Int64) -> None:
+        """Keep the losses of rows that were trained on, for the log: of each row the newest.
+
+        What one rank has seen suffices to be noted there; rank 0 has to be told all, since it
+        writes.
+
+        Args:
+            positions: [m] in the trainer's dataset; may repeat.
+            losses: [m] mean over the row's target tokens, before any weight; those that are not
+                finite are passed over.
+            steps: [m] training steps that were done when each was seen.
+        """
+        self._losses = self._losses.noted(positions, losses, steps)
+
     def log_uses(self, step: int, *, num_trained: int | None = None) -> None:
         """Log in the store what this run has trained on, for the daemon and a resumed run.
 
@@ -269,7 +286,7 @@ class CoresetSampler:
             num_trained: Samples of the present epoch that were trained on, by all ranks together;
                 default: those that were drawn. A data loader may have drawn more ahead.
         """
-        where = self._epochs.store_rows()
+        where = self._store_rows()
         if step < 0:
             raise RecipeError(f"log_uses: step should be >= 0, found {step}")
         if not self._epochs.log or self._run is None or where is None:
@@ -289,6 +306,8 @@ class CoresetSampler:
                 num_trained=num_trained,
                 versions=tuple(turn.version for turn in self._epochs.turns(self.epoch)),
                 where=where,
+                losses=self._losses,
+                content_version=self._content_version or where.version,
             )
         except StoreError as error:
             self._versions.warn_once(
@@ -324,6 +343,7 @@ class CoresetSampler:
                 )
         log = [Turn(*entry) for entry in state["version_log"]]
         self._epochs.take_up(list(log))
+        self._losses, self._content_version = TrainedLosses.none(self._num_rows), None
         self.epoch = state["epoch"]
         self.num_drawn = 0
         for turn in [*log[-1:], *self._epochs.turns(self.epoch)]:
@@ -333,6 +353,15 @@ class CoresetSampler:
             self._take_up_uses(self._run, log)
 
     # --- inside ---
+
+    def _store_rows(self) -> StoreRows | None:
+        """Which row of the store each row is; the first that is known says which contents are here:
+        a dataset that was loaded before the data changed still has the old ones.
+        """
+        where = self._epochs.store_rows()
+        if self._content_version is None and where is not None:
+            self._content_version = where.version
+        return where
 
     def _replay(self, turn: Turn) -> None:
         """Load the version of a logged turn again; the whole dataset where it cannot be."""
@@ -408,7 +437,7 @@ class CoresetSampler:
 
     def _take_up_uses(self, run: str, log: list[Turn]) -> None:
         """Go on from what the run had logged, as far as it can be read."""
-        where, step = self._epochs.store_rows(), self._uses_step
+        where, step = self._store_rows(), self._uses_step
         if is_rank_zero():
             try:
                 self._uses_log(run).remove_ahead(-1 if step is None else step)
@@ -421,6 +450,7 @@ class CoresetSampler:
         logged = decide_on_rank_zero(lambda: self._read_uses(run, step, log, where))
         if logged is None:
             return
+        self._losses = losses_of(logged, where, self._num_rows)
         epoch = logged.facts.epoch
         stream = self._epochs.stream(self._epochs.turns(epoch)[0].version)
         if stream is not None:

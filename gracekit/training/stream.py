@@ -24,6 +24,8 @@ class StoreRows:
     """[dataset rows]; -1: the store does not have it."""
     num_rows: int
     """Of the sample table."""
+    content_versions: Int64
+    """[num_rows] version since which the row has its present content."""
     data: str
     """Hash of which sample lies where in the data."""
     sources: frozenset[str]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gracekit.errors import DataError
-from gracekit.samples.token_rows import LOSS_MASKS, NO_LOSS
+from gracekit.samples.messages import MalformedRowError
+from gracekit.samples.token_rows import LOSS_MASKS, NO_LOSS, require_known_loss
 from gracekit.types import Bool, Int32, Int64, Json
 
 BLOCK_ROWS = 1024
+MOST_CHEAP = 1_000_000
+"""Rows of which ids are read where nobody asked for all: 4 s for as many of 200 tokens."""
 
 
 class FedRow(NamedTuple):
@@ -55,9 +59,29 @@ class TrainerRows:
                 f"the dataset has no column input_ids; found {found}. Give it as the trainer has "
                 "tokenised it, such as trainer.train_dataset"
             )
+        if collate is None and self.columns:
+            try:
+                require_known_loss(first)
+            except MalformedRowError as error:
+                raise DataError(f"row 0 of the dataset cannot be compared: {error}") from None
 
     def __len__(self) -> int:
         return self._num_rows
+
+    @property
+    def has_cheap_ids(self) -> bool:
+        """Whether the ids of all rows can be read at once, without the collator: they stand in a
+        list or in a column of `datasets`, and are at most `MOST_CHEAP` rows.
+        """
+        is_held = self._is_column or isinstance(self._dataset, list | tuple)
+        return is_held and "input_ids" in self.columns and len(self) <= MOST_CHEAP
+
+    @property
+    def _is_column(self) -> bool:
+        """Whether the dataset holds ids in Arrow, and not only a transform of rows makes them."""
+        held = getattr(self._dataset, "column_names", None) or ()
+        kind = getattr(self._dataset, "format", None) or {}
+        return "input_ids" in held and kind.get("type") != "custom"
 
     def take(self, positions: Sequence[int]) -> list[FedRow]:
         """The rows at the given positions.
@@ -72,7 +96,7 @@ class TrainerRows:
         if "input_ids" not in self.columns:
             yield from (self._row(position).ids for position in range(len(self)))
             return
-        if hasattr(self._dataset, "with_format"):
+        if self._is_column:
             arrow = self._dataset.with_format("arrow", columns=["input_ids"])
             for start in range(0, len(self), BLOCK_ROWS):
                 block = arrow[start : start + BLOCK_ROWS]["input_ids"].combine_chunks()
@@ -81,7 +105,10 @@ class TrainerRows:
                 yield from np.split(flat, ends[:-1])
             return
         for position in range(len(self)):
-            yield _ids(self._dataset[position]["input_ids"])
+            try:
+                yield _ids(self._dataset[position]["input_ids"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise _incomparable(position, error) from error
 
     def _row(self, position: int) -> FedRow:
         row = self._dataset[position]
@@ -91,11 +118,16 @@ class TrainerRows:
             return _fed(_first(self._collate([row])))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             if self._collate is not None and "input_ids" in self.columns:
-                return _fed(row)
-            raise DataError(
-                f"row {position} of the trainer's dataset has no tokens that can be compared: "
-                f"{error}"
-            ) from error
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    return _fed(row)
+            raise _incomparable(position, error) from error
+
+
+def _incomparable(position: int, error: Exception) -> DataError:
+    return DataError(
+        f"row {position} of the trainer's dataset has no tokens that can be compared: {error}. "
+        "Give each row's input_ids as integers, as trainer.train_dataset has them"
+    )
 
 
 def _first(batch: Any) -> Json:
@@ -129,7 +161,11 @@ def _fed(row: Any) -> FedRow:
 def _ids(values: Any) -> Int32:
     ids = np.asarray(values)
     if ids.ndim != 1:
-        raise ValueError(f"input_ids of a row has the shape {ids.shape}, expected one dimension")
+        raise ValueError(
+            f"input_ids of a row is {values!r:.40} (shape {ids.shape}), expected a list of integers"
+        )
+    if len(ids) and ids.dtype.kind not in "iu":
+        raise ValueError(f"input_ids of a row holds {ids.dtype}, expected integers: {values!r:.40}")
     return ids.astype(np.int32)
 
 

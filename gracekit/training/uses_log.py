@@ -27,7 +27,7 @@ from gracekit.store import (
 )
 from gracekit.training.course import Course
 from gracekit.training.stream import StoreRows, Stream
-from gracekit.types import DrawState, Int64
+from gracekit.types import DrawState, Int64, TrainedLosses
 
 
 def new_run() -> str:
@@ -52,6 +52,8 @@ class UsesLog:
         num_trained: int,
         versions: tuple[int, ...],
         where: StoreRows,
+        losses: TrainedLosses,
+        content_version: int,
     ) -> str:
         """Log what the run has used; returns the name of the file.
 
@@ -63,6 +65,9 @@ class UsesLog:
             num_trained: Samples of the epoch that it was trained on.
             versions: What the epoch draws from.
             where: The rows of the store.
+            losses: That were seen of the rows [n] of the trainer's dataset.
+            content_version: Version whose samples the trainer's dataset has the contents of; rows
+                that have changed since are logged without a loss.
 
         Raises:
             StoreWriteError: The store cannot be written.
@@ -95,6 +100,10 @@ class UsesLog:
             draw_uses=_by_row(start.uses, where, 0),
             epoch_uses=_by_row(added, where, 0),
             epoch_due=_by_row(after.owed - before.owed + added, where, 0.0),
+            trained=TrainedLosses(
+                loss=_by_row(losses.loss, where, np.nan),
+                step=_by_row(losses.step, where, -1),
+            ).without(where.content_versions > content_version),
         )
         return write_uses(self.paths, logged).name
 
@@ -165,6 +174,18 @@ def course_of(logged: LoggedUses, where: StoreRows, stream: Stream, n: int) -> C
         uses=_by_position(logged.draw_uses, where, n, 0),
         is_repeated=drawing is not None and stream.repeats,
         numbers=numbers,
+    )
+
+
+def losses_of(logged: LoggedUses, where: StoreRows, n: int) -> TrainedLosses:
+    """The losses that a file has, of the rows [n] of the trainer's dataset.
+
+    A row whose content is newer than the file has none.
+    """
+    trained = logged.trained.without(where.content_versions > logged.facts.newest_version)
+    return TrainedLosses(
+        loss=_by_position(trained.loss, where, n, np.nan),
+        step=_by_position(trained.step, where, n, -1),
     )
 
 

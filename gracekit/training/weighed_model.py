@@ -16,8 +16,14 @@ from typing import Any
 
 import torch
 
-from gracekit.training.loss import row_of_tokens, shifted, tokens_of_rows, weighted_loss
+from gracekit.training.loss import (
+    row_of_tokens,
+    shifted,
+    tokens_of_rows,
+    weighted_loss_and_means,
+)
 from gracekit.training.loss_units import Average
+from gracekit.training.trained_losses import Note, means_of_log_probs
 from gracekit.training.weighted_data import BatchRows
 
 
@@ -34,11 +40,13 @@ class WeighedBatch:
     scale: float
     """For what the trainer and the average over ranks do to the loss later."""
     num_items: Any
+    note: Note
+    """Gets the mean loss of each row, neither weighted nor smoothed."""
 
     def of_logits(self, logits: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
         """The loss; logits of virtual tokens in front (prompt tuning) have no labels."""
         labels = self.labels if self.shift_labels is None else self.shift_labels
-        return weighted_loss(
+        loss, means = weighted_loss_and_means(
             logits[:, -labels.shape[-1] :],
             labels,
             self.factors,
@@ -48,17 +56,23 @@ class WeighedBatch:
             shift=self.shift_labels is None,
             label_smoothing=smoothing,
         )
+        self.note(means)
+        return loss
 
     def of_log_probs(self, log_probs: torch.Tensor, label_mask: torch.Tensor) -> torch.Tensor:
         """[rows, tokens] what a trainer that divides their sum by its tokens gets our loss from."""
         targets = shifted(self.labels) if self.shift_labels is None else self.shift_labels
+        is_shifted = self.shift_labels is None
+        self.note(
+            means_of_log_probs(log_probs, label_mask, targets, self.rows.lengths, shift=is_shifted)
+        )
         factors = self.factors
         if self.average == "samples":
             counts = tokens_of_rows(targets, self.rows.lengths)
             factors = factors / counts.clamp(min=1).to(factors)
         factors = factors.to(log_probs)
         per_token = factors[row_of_tokens(targets, self.rows.lengths).to(log_probs.device)]
-        if self.shift_labels is None:
+        if is_shifted:
             per_token = per_token[:, :-1]
         padding = log_probs.shape[-1] - per_token.shape[-1]
         per_token = torch.nn.functional.pad(per_token, (padding, 0))

@@ -9,6 +9,7 @@ Read in transformers 5.23 and TRL 1.16.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 
 from gracekit.training.loss import shifted, tokens_of_rows
 from gracekit.training.loss_units import WAY_OUT, Average, LossUnit
+from gracekit.training.trained_losses import Note, ObservedModel
 from gracekit.training.weighed_model import WeighedBatch, WeighedModel
 from gracekit.training.weighted_data import BATCH_KEY, BatchRows, WeighedDataset, WeighingCollator
 
@@ -45,21 +47,28 @@ class WeighedTrainer:
     callback_handler: Any
     data_collator: Any
     model: Any
+    state: Any
     _coreset_step: StepTotals | None = None
     _coreset_problem: str | None = None
     _coreset_checked: bool = False
 
     def _weighing_callback(self) -> Any:
         """The `CoresetCallback` whose weights are to reach the loss, if any."""
+        callback = self._coreset_callback()
+        return callback if callback is not None and callback.weigh_loss else None
+
+    def _coreset_callback(self) -> Any:
+        """The `CoresetCallback`, if any: the one whose weights are to reach the loss first."""
         callbacks = self.callback_handler.callbacks
-        return next((c for c in callbacks if getattr(c, "weigh_loss", False)), None)
+        found = [c for c in callbacks if hasattr(c, "weigh_loss")]
+        return max(found, key=lambda c: c.weigh_loss, default=None)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own; where it is for training, with weights in its batches."""
+        """The trainer's own; where it is for training, its batches know their rows and weights."""
         make: Any = super()._get_dataloader  # type: ignore[misc]
         streams = isinstance(dataset, torch.utils.data.IterableDataset)
-        weighs = kwargs.get("is_training") and self._weighing_callback() is not None
-        if not weighs or streams or not hasattr(dataset, "__getitem__"):
+        knows = kwargs.get("is_training") and self._coreset_callback() is not None
+        if not knows or streams or not hasattr(dataset, "__getitem__"):
             return make(dataset, *args, **kwargs)
         trainer: Any = self
         collator = self.data_collator
@@ -136,7 +145,13 @@ class WeighedTrainer:
         given = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         callback = self._weighing_callback()
         step = self._coreset_step
-        if rows is None or step is None or callback is None or not self.model.training:
+        if rows is None or not self.model.training:
+            return compute(model, inputs, **given)
+        note = self._note_of(rows)
+        if step is None or callback is None:
+            if note is not None:
+                base, lengths = self._base_model(), rows.lengths
+                model = ObservedModel(model, base, inputs, lengths, note)
             return compute(model, inputs, **given)
         batch = WeighedBatch(
             rows=rows,
@@ -146,6 +161,7 @@ class WeighedTrainer:
             shift_labels=inputs.get("shift_labels"),
             scale=self._num_ranks() / self._after_scale(num_items_in_batch),
             num_items=num_items_in_batch,
+            note=note or _pass_over,
         )
         smoother = trainer.label_smoother
         if smoother is not None:
@@ -165,6 +181,23 @@ class WeighedTrainer:
             self._coreset_problem, self._coreset_step = weighed.problem, None
             self._say_once(weighed.problem)
         return result
+
+    def _note_of(self, rows: BatchRows) -> Note | None:
+        """What the mean losses of a micro-batch's rows are noted with; None where they cannot be
+        had of this trainer without going over its logits again.
+        """
+        callback = self._coreset_callback()
+        if callback is None or rows.problem or len(rows.positions) != len(rows):
+            return None
+        if self._coreset_step is None and (self._coreset_problem or not self._has_own_loss()):
+            return None
+        return functools.partial(callback.losses.add, rows.positions, int(self.state.global_step))
+
+    def _has_own_loss(self) -> bool:
+        """Whether the trainer's loss is the model's own, which can be looked at by row."""
+        trainer: Any = self
+        is_plain = trainer.label_smoother is None and not getattr(self.args, "torch_compile", False)
+        return is_plain and self._problem() is None
 
     def _after_scale(self, num_items: Any) -> float:
         """What the trainer multiplies the loss by before the ranks average their gradients."""
@@ -222,6 +255,10 @@ class WeighedTrainer:
         if not getattr(self, "_coreset_said", False) and self.args.process_index == 0:
             logger.warning("the coreset's weights do not reach the loss: %s. %s", problem, WAY_OUT)
         self._coreset_said = True
+
+
+def _pass_over(losses: torch.Tensor) -> None:
+    """Where losses are not noted."""
 
 
 def _comes_from(loss: torch.Tensor, source: torch.Tensor | None) -> bool:

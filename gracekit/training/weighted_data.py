@@ -32,6 +32,8 @@ class BatchRows:
     """Of each example, in the order of the batch."""
     versions: tuple[int | None, ...]
     """That they were drawn from; None: the sampler's present one."""
+    positions: tuple[int, ...] = ()
+    """Of the examples in the trainer's dataset; none where they are not known."""
     lengths: tuple[int, ...] | None = None
     """Tokens of each, where the collator has joined them into one row."""
     problem: str | None = None
@@ -107,6 +109,7 @@ class WeighingCollator:
         batch[BATCH_KEY] = BatchRows(
             weights=tuple(float(d.weight) for d in drawn),
             versions=tuple(d.version for d in drawn),
+            positions=tuple(int(d) for d in drawn),
             lengths=joined,
             problem=problem,
         )

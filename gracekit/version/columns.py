@@ -19,7 +19,7 @@ import numpy as np
 from gracekit.types import Json, Origin, Reason, SampleTable, ScoreTable
 from gracekit.version import __version__
 from gracekit.version.header import Header
-from gracekit.version.outcomes import Audit, Meter
+from gracekit.version.outcomes import Audit, Cost, Meter
 from gracekit.version.sources import (
     DrawnRows,
     ListedVersion,
@@ -356,7 +356,8 @@ DRAWS = Table(
 
 
 def _columns_of(
-    part: type[Audit] | type[Meter], of_header: Callable[[Header], Audit | Meter | None]
+    part: type[Audit] | type[Meter] | type[Cost],
+    of_header: Callable[[Header], Audit | Meter | Cost | None],
 ) -> tuple[Column[ListedVersion], ...]:
     """Each field of a part of the header that is declared with `audit_number`."""
     return tuple(
@@ -371,7 +372,7 @@ def _columns_of(
     )
 
 
-def _finite(part: Audit | Meter | None, name: str) -> float | None:
+def _finite(part: Audit | Meter | Cost | None, name: str) -> float | None:
     value = None if part is None else getattr(part, name)
     return value if value is not None and math.isfinite(value) else None
 
@@ -447,6 +448,7 @@ _SUMMARY: tuple[Column[ListedVersion], ...] = (
     Column("measured_fraction", "float64", "share of the samples measured", _measured_fraction),
     *_columns_of(Audit, lambda header: header.audit),
     *_columns_of(Meter, lambda header: header.meter),
+    *_columns_of(Cost, lambda header: header.cost),
     Column("num_samples", "int64", "samples in the data", lambda v: v.header.stats.num_samples),
     *_DATA_CHANGES,
     Column("num_selected", "int64", "size of the coreset", lambda v: v.header.stats.num_selected),

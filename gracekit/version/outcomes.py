@@ -132,12 +132,71 @@ class Meter(Part):
         return "that selection by norm pays on this data is not shown"
 
 
+class Cost(Part):
+    """What selection cost and might cost, in tokens of training (docs/refresh.md).
+
+    The unit is the training of one token: forward pass, backward pass and update. Each
+    `audit_number` is a column of the table `versions`.
+    """
+
+    cost: Number = audit_number(
+        "what measuring for this version cost; the unit is the training of one token"
+    )
+    cost_in_all: Number = audit_number("the same of all versions up to this one")
+    allowance: Number = audit_number(
+        "what this version might cost by refresh.max_cost; NULL: no limit", default=math.nan
+    )
+    trained_tokens: Number = audit_number(
+        "tokens trained up to the checkpoint, by the trainer's pace; NULL where it is not known",
+        default=math.nan,
+    )
+    training_tokens: Number = audit_number(
+        "tokens that the run trains in all, as far as it is planned, else up to the next "
+        "checkpoint; NULL where it is not known",
+        default=math.nan,
+    )
+    num_looked: int = audit_number("rows of which only the features were computed", default=0)
+    cost_seconds: Number = audit_number("seconds of all versions up to this one", default=math.nan)
+    training_seconds: Number = audit_number(
+        "seconds that the training takes in all, by the steps so far; NULL where it is not known, "
+        "or on another machine",
+        default=math.nan,
+    )
+    pass_seconds: Number = math.nan
+    """Of `cost_seconds`, those in the model pass."""
+    other_seconds: Number = math.nan
+    """Seconds of this version outside of it: loading, propagation, the draw, writing."""
+    max_cost: Number = math.nan
+    """The recipe's `refresh.max_cost`; NaN: no limit."""
+    price: Number = math.nan
+    """Of measuring a token."""
+    look_price: Number = math.nan
+    """Of the features of a token alone."""
+    trained_step: int = 0
+    """Training step of the run up to which `trained_tokens` counts."""
+    run: str | None = None
+    """Name of the trainer's run, as far as it is known."""
+    tokens_seen: Number = math.nan
+    """As the trainer counts them, where it does."""
+    interval: Number = math.nan
+    """Training steps between two checkpoints, as far as it is known."""
+    pace: str = ""
+    """What told the training's pace: `recipe`, `callback`, `tokens seen`, `batch size`; empty:
+    nothing did."""
+
+    @property
+    def share(self) -> float:
+        """All that selection cost, of the training in all; NaN where that is not known."""
+        known = self.training_tokens > 0
+        return self.cost_in_all / self.training_tokens if known else math.nan
+
+
 class ScoreGate(Part):
     """How one score was propagated, and the held-out errors that decided it."""
 
     used: str
-    """`stale` (kept as it was), `shift`, `shift+scale`, `shift+diffusion`, `kernel`,
-    `kernel+diffusion` or `grace`."""
+    """`stale` (kept as it was), `shift`, `shift+scale`, `losses` (by those that the trainer saw),
+    `shift+diffusion`, `kernel`, `kernel+diffusion` or `grace`."""
     shift: Number = 0.0
     """By which all rows were moved together, in working values."""
     num_group_shifts: int = 0
@@ -160,8 +219,8 @@ class ScoresOutcome(Part):
     """How the scores of the rows that were not measured were estimated."""
 
     rule: str
-    """The rule that was applied: where too few rows were measured, `shift` (the common shift alone)
-    in place of `gated` and `none` in place of `grace`."""
+    """The rule that was applied: where too few rows were measured, `shift` (the common shift, and
+    what losses tell) in place of `gated` and `none` in place of `grace`."""
     num_compared: int
     scores: dict[str, ScoreGate] = Field(default_factory=dict)
 

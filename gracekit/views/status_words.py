@@ -7,7 +7,7 @@ from gracekit.views.store_contents import LatestVersion, StoreContents
 from gracekit.words import age, count_of, size, version_ranges
 
 _MADE_BY = {
-    "init": "by measuring all samples",
+    "init": "as the first of this store",
     "refresh": "by a refresh",
     "reselect": "by `gracekit select`, from scores that were there",
     "rollback": "by a rollback",
@@ -22,6 +22,7 @@ _DAEMON = {
     "stuck": "The daemon hangs: its work has stopped.",
     "stopped": "The daemon has stopped.",
     "dead": "The daemon's process ended without saying so.",
+    "unreadable": "What the daemon does cannot be told: its heartbeat cannot be read.",
 }
 _RESTART = ("stuck", "dead")
 
@@ -86,6 +87,8 @@ def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:
         found.append("; ".join([measured, ", ".join(others)] if others else [measured]) + ".")
     if latest.worth:
         found.append(f"What the coreset is worth: {'; '.join(latest.worth)}.")
+    if latest.cost:
+        found.append(f"What it cost: {'; '.join(latest.cost)}.")
     return [*found, f"How far to trust the scores: {latest.audit}."]
 
 
@@ -144,7 +147,7 @@ def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
         return f"start the daemon again: `gracekit watch {where}`."
     if state == "failing":
         return "put right what the daemon's error says; it goes on by itself."
-    is_running = state not in ("absent", "stopped")
+    is_running = state not in ("absent", "stopped", "unreadable")
     if contents is None or contents.latest is None:
         if is_running:
             return "wait for the first complete checkpoint of the training run."

@@ -14,6 +14,7 @@ from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
 from gracekit.views.audit_words import audit_in_words, misses_target
+from gracekit.views.cost_words import cost_in_words
 from gracekit.views.meter_words import worth_in_words
 
 
@@ -40,6 +41,8 @@ class LatestVersion:
     """How far the scores of samples that were not measured can be trusted."""
     worth: tuple[str, ...]
     """What its coreset is worth, a sentence an entry; empty where nothing is known."""
+    cost: tuple[str, ...]
+    """What its scores cost, a sentence an entry; empty where nothing is known."""
     misses_target: bool
     """Whether less was found than the recipe's target."""
 
@@ -127,6 +130,7 @@ def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
         origins={name: count for name, count in origins.items() if count},
         audit=audit_in_words(scored),
         worth=tuple(worth_in_words(header)),
+        cost=tuple(cost_in_words(scored.cost)),
         misses_target=misses_target(scored),
     )
 

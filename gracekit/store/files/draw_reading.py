@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.parquet import damaged, numbers, read_table
@@ -25,6 +23,8 @@ class SampleRows:
 
     source_rows: Int64
     """[n] position in the data file; -1 for a sample that has left the data."""
+    content_versions: Int64
+    """[n] version since which the sample has its present content."""
     sample_ids: Strings | None
     """[n]; None where they were not asked for."""
 
@@ -81,12 +81,14 @@ def read_sample_rows(paths: StorePaths, view: TrainerView, *, with_ids: bool) ->
             "samples.parquet or samples/v000012.parquet; run `gracekit verify`"
         )
     path = paths.root / name
-    columns = ["source_row", "sample_id"] if with_ids else ["source_row"]
+    columns = ["source_row", "content_version", *(["sample_id"] if with_ids else [])]
     try:
-        with pq.ParquetFile(str(path)) as file:
-            table = file.read(columns=columns)
+        table = read_table(path, columns)
         source_rows = numbers(table["source_row"], missing=-1)
+        since = np.ones(len(source_rows), np.int64)
+        if "content_version" in table.column_names:  # stores of early releases did not know it
+            since = numbers(table["content_version"])
         ids = np.array(table["sample_id"].to_pylist(), object) if with_ids else None
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except (ValueError, KeyError) as error:
         raise damaged(path, error) from error
-    return SampleRows(source_rows=source_rows, sample_ids=ids)
+    return SampleRows(source_rows=source_rows, content_versions=since, sample_ids=ids)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
+from gracekit.errors import StoreFormatError
 from gracekit.files import read_json
-from gracekit.store.files.lock import is_alive
+from gracekit.foreign import finite_number, foreign, whole_number
 from gracekit.store.files.paths import StorePaths
+from gracekit.store.files.process import is_alive
 from gracekit.types import Json
 
-_TOLD = (
-    "state", "pid", "host", "started_at", "checkpoint_dir", "checkpoint", "version", "error",
-    "num_tries", "next_try_at", "num_published", "num_skipped", "progress",
-)  # fmt: skip
+_TEXTS = ("state", "host", "started_at", "checkpoint_dir", "checkpoint", "error", "next_try_at")
+_NUMBERS = ("pid", "version", "num_tries", "num_published", "num_skipped")
 _AILING = {
     "absent": "no daemon has run on this store",
     "stopped": "the daemon has stopped",
     "dead": "the process of the daemon has ended without saying so",
+    "unreadable": "the daemon's heartbeat cannot be read",
     "failing": "the daemon meets errors",
     "stuck": "the work of the daemon hangs",
 }
@@ -30,23 +32,49 @@ def read_heartbeat(root: Path | str, *, now: float | None = None) -> Json:
     `state` is starting, waiting, refreshing, blocked (another process writes), failing (the last
     checkpoint could not be used, or the disk not written), stuck, or stopped, as the daemon says;
     `absent` when no daemon ever ran here; `dead` when its process ended without saying so, which
-    can be told only on the host that it ran on.
+    can be told only on the host that it ran on; `unreadable` when the file is there and makes no
+    sense. What has another type than a daemon writes is left out. A beat from the future, by a
+    clock that was set back or another host's, was 0 seconds ago.
 
     Args:
         root: The store, which need not exist yet.
         now: Seconds since the epoch; default: the clock.
     """
+    path = StorePaths(Path(root)).heartbeat
     try:
-        beat = read_json(StorePaths(Path(root)).heartbeat)
-        last = float(beat["unix_time"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {"state": "absent"}
-    found: Json = {key: beat[key] for key in _TOLD if key in beat}
-    pid, is_here = found.get("pid"), found.get("host") == socket.gethostname()
-    if found.get("state") != "stopped" and is_here and isinstance(pid, int) and not is_alive(pid):
-        found["state"] = "dead"
+        with foreign(path, StoreFormatError):
+            try:
+                beat = read_json(path)
+            except FileNotFoundError:
+                return {"state": "absent"}
+            found = _checked(beat, path)
+    except StoreFormatError as error:
+        return {"state": "unreadable", "error": str(error)}
+    is_here = found.get("host") == socket.gethostname()
+    if found["state"] != "stopped" and is_here and "pid" in found:
+        found["state"] = found["state"] if is_alive(found["pid"], beat.get("birth")) else "dead"
     now = time.time() if now is None else now
-    return found | {"seconds_since_beat": round(max(now - last, 0.0), 1)}
+    return found | {"seconds_since_beat": round(max(now - float(beat["unix_time"]), 0.0), 1)}
+
+
+def _checked(beat: Any, path: Path) -> Json:
+    """What a daemon's file tells, as far as it is of the types that a daemon writes."""
+    is_beat = isinstance(beat, dict) and isinstance(beat.get("state"), str)
+    if not is_beat or finite_number(beat.get("unix_time")) is None:
+        raise StoreFormatError(
+            f"{path} is no heartbeat: expected an object with state and unix_time; the next "
+            "`gracekit watch` writes it anew"
+        )
+    found: Json = {key: beat[key] for key in _TEXTS if isinstance(beat.get(key), str)}
+    found |= {key: beat[key] for key in _NUMBERS if whole_number(beat.get(key)) is not None}
+    progress = beat.get("progress")
+    if isinstance(progress, dict) and isinstance(progress.get("stage"), str):
+        found["progress"] = {
+            key: value
+            for key, value in progress.items()
+            if key == "stage" or finite_number(value) is not None
+        }
+    return found
 
 
 def ailment(heartbeat: Json, *, max_age_s: float) -> str | None:
@@ -65,5 +93,5 @@ def ailment(heartbeat: Json, *, max_age_s: float) -> str | None:
     if "error" in heartbeat:
         reason += f": {heartbeat['error']}"
     if "num_tries" in heartbeat:
-        reason += f" (try {heartbeat['num_tries']}, next at {heartbeat['next_try_at']})"
+        reason += f" (try {heartbeat['num_tries']}, next at {heartbeat.get('next_try_at')})"
     return " ".join(reason.split())

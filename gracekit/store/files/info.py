@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gracekit.errors import StoreFormatError, StoreNotFoundError
-from gracekit.store.files.formats import check_format
+from gracekit.store.files.formats import read_json_object
+from gracekit.store.files.sealing import sealed_json
 from gracekit.tabular import ShortRepr
-from gracekit.version.header import DatasetInfo
-from gracekit.version.json_text import json_text, plain_json
+from gracekit.version.header import DatasetInfo, FileInfo
+from gracekit.version.json_text import plain_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -23,6 +23,9 @@ class StoreInfo(ShortRepr):
     """UTC, RFC 3339."""
     dataset: DatasetInfo
     """Of the first data."""
+    files: dict[str, FileInfo] = field(default_factory=dict)
+    """The sample table of the first data -> what it was written as; none in stores before format
+    4."""
 
     @property
     def fingerprint(self) -> str:
@@ -41,8 +44,9 @@ class StoreInfo(ShortRepr):
             "gracekit_version": self.gracekit_version,
             "created_at": self.created_at,
             "dataset": self.dataset.model_dump(mode="json"),
+            "files": {name: entry.model_dump(mode="json") for name, entry in self.files.items()},
         }
-        return json_text(plain_json(content))
+        return sealed_json(plain_json(content))
 
     @classmethod
     def load(cls, path: Path) -> StoreInfo:
@@ -53,25 +57,24 @@ class StoreInfo(ShortRepr):
             StoreFormatError: It is damaged, or of a newer format.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json_object(path)
         except (FileNotFoundError, NotADirectoryError):
             raise StoreNotFoundError(
                 f"there is no store at {path.parent} (no {path.name} in it); `gracekit watch` "
                 "makes one at the first checkpoint, or name another with --store"
             ) from None
-        except (OSError, ValueError) as error:
-            raise StoreFormatError(
-                f"cannot read {path}: {error}; restore it from a backup"
-            ) from None
-        check_format(content, path)
         try:
             info = cls(
                 format_version=content["format_version"],
                 gracekit_version=content["gracekit_version"],
                 created_at=content["created_at"],
                 dataset=DatasetInfo.from_json(content["dataset"]),
+                files={
+                    name: FileInfo.model_validate(entry)
+                    for name, entry in content.get("files", {}).items()
+                },
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise StoreFormatError(
                 f"{path} lacks {error}; it is damaged: restore it from a backup"
             ) from None

@@ -7,7 +7,6 @@ was not renewed for `LIFE_S`.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -18,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit import files
-from gracekit.store.files.lock import is_alive
+from gracekit.errors import StoreFormatError
+from gracekit.foreign import finite_number, foreign, whole_number
 from gracekit.store.files.paths import StorePaths
+from gracekit.store.files.process import birth_of, is_alive, pid_namespace
+from gracekit.store.files.sealing import sealed_json
 
 BEAT_S = 60.0
 """Seconds after which a trainer that draws renews its lease."""
@@ -69,15 +71,16 @@ class Lease:
             return
         content = {
             "pid": os.getpid(),
+            "birth": birth_of(os.getpid()),
             "host": socket.gethostname(),
-            "pid_namespace": _pid_namespace(),
+            "pid_namespace": pid_namespace(),
             "versions": sorted(versions),
             "unix_time": time.time(),
         }
         temporary = files.temporary_path(self._file)
         with suppress(OSError):
             files.make_directory(self._file.parent)
-            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            temporary.write_text(sealed_json(content), encoding="utf-8")
             files.replace(temporary, self._file)
             self._due += BEAT_S - RETRY_S
 
@@ -124,22 +127,21 @@ def followed(paths: StorePaths) -> dict[int, str]:
 
 def _follower(path: Path, now: float) -> Follower | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        pid, host = int(content["pid"]), str(content["host"])
-        is_here = (host, content["pid_namespace"]) == (socket.gethostname(), _pid_namespace())
-        versions = tuple(int(version) for version in content["versions"])
-        age_s = now - float(content["unix_time"])
-    except OSError:  # released just now
-        return None
-    except (ValueError, KeyError, TypeError):
+        with foreign(path, StoreFormatError):
+            try:
+                # Whatever its checksum: to hold what it says is safer than to hold nothing.
+                content = files.read_json(path)
+            except OSError:  # released just now
+                return None
+            pid, host = content["pid"], str(content["host"])
+            is_here = (host, content["pid_namespace"]) == (socket.gethostname(), pid_namespace())
+            versions = tuple(content["versions"])
+            written = finite_number(content["unix_time"])
+            numbers = [whole_number(number) for number in (pid, *versions)]
+            if written is None or None in numbers:
+                raise StoreFormatError(f"{path} is no lease: its numbers make no sense")
+    except StoreFormatError:
         return Follower(file=path, who="a lease that cannot be read", versions=(), holds=False)
-    holds = is_alive(pid) if is_here else age_s < LIFE_S
+    # One from the future, by another host's clock, holds until this clock is a day behind it.
+    holds = is_alive(pid, content.get("birth")) if is_here else now - written < LIFE_S
     return Follower(file=path, who=f"process {pid} on {host}", versions=versions, holds=holds)
-
-
-def _pid_namespace() -> str:
-    """Where this process's number counts: containers of one host may share its name."""
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return ""

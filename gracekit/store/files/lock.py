@@ -4,26 +4,32 @@ The writer's lock, `.lock`, is held while versions are made or removed; the daem
 `.daemon.lock`, for as long as a daemon runs. Beside each, a JSON file says who holds it. The system
 drops a lock when its holder dies, however it dies, so a holder file without a lock is stale and is
 taken over. Readers never lock.
+
+On a file system without such locks (`flock`) nothing is written. `filelock` would fall back there
+to a file whose presence is the lock: it outlives a killed holder, and other hosts may see it late.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 from gracekit.errors import GracekitError, StoreLockedError, StoreWriteError
-from gracekit.files import clear_write_errors, fill, make_directory, remove
+from gracekit.files import clear_write_errors, fill, make_directory, read_json, remove
 from gracekit.store.files.paths import StorePaths
+from gracekit.store.files.process import birth_of, is_alive
 from gracekit.types import Json
 
 logger = logging.getLogger(__name__)
@@ -31,6 +37,7 @@ logger = logging.getLogger(__name__)
 WAIT_S = 10.0
 """Seconds that a writer waits for another one, where nothing else is said."""
 _LOOK_S = 0.05
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 _held: dict[Path, int] = {}
 """Lock files held by this process -> the thread that took them."""
@@ -145,14 +152,14 @@ def _hold_file(
         make_directory(paths.root)
         lock = FileLock(str(lock_path), thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            _acquire(lock, timeout=0)
         except Timeout:
             who = _who(holder_path, lock_path, what)
             left_s = deadline - time.monotonic()
             if left_s > 0:
                 logger.info("waiting up to %.0f s: %s", left_s, who)
             try:
-                lock.acquire(timeout=max(left_s, 0), poll_interval=_LOOK_S)
+                _acquire(lock, timeout=max(left_s, 0))
             except Timeout:
                 who = _who(holder_path, lock_path, what)
                 raise StoreLockedError(f"{who}; wait for it or stop it") from None
@@ -177,9 +184,36 @@ def _hold_file(
         lock.release()
 
 
+def _acquire(lock: FileLock, timeout: float) -> None:
+    """Take a lock that the system keeps; `StoreWriteError` where the file system has none."""
+    try:
+        with warnings.catch_warnings():  # of the fallback
+            warnings.simplefilter("ignore")
+            lock.acquire(timeout=timeout, poll_interval=_LOOK_S)
+    except Timeout:
+        if isinstance(lock, SoftFileLock):
+            raise _without_locks(lock.lock_file) from None
+        raise
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            raise _without_locks(lock.lock_file) from error
+        raise
+    if isinstance(lock, SoftFileLock):
+        lock.release()
+        raise _without_locks(lock.lock_file)
+
+
+def _without_locks(lock_file: str) -> StoreWriteError:
+    return StoreWriteError(
+        f"cannot lock {lock_file}: its file system has no locks (flock), which keep two writers "
+        "apart. Mount it with locks, or move the store to a file system that has them; reading it "
+        "needs none"
+    )
+
+
 def _what_it_left(holder: Json) -> str:
     pid, host = holder.get("pid"), holder.get("host")
-    if host == socket.gethostname() and isinstance(pid, int) and is_alive(pid):
+    if host == socket.gethostname() and is_alive(pid, holder.get("birth")):
         return f"process {pid} wrote last and failed; what it left is cleaned up"
     return f"took over the lock of process {pid}, which has ended"
 
@@ -187,6 +221,7 @@ def _what_it_left(holder: Json) -> str:
 def _sign(holder_path: Path, about: Json) -> None:
     holder = {
         "pid": os.getpid(),
+        "birth": birth_of(os.getpid()),
         "host": socket.gethostname(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
         **about,
@@ -203,7 +238,7 @@ def _write(path: Path, text: str) -> None:
 
 def _holder(holder_path: Path) -> Json:
     try:
-        content = json.loads(holder_path.read_text(encoding="utf-8"))
+        content = read_json(holder_path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -214,20 +249,9 @@ def _who(holder_path: Path, lock_path: Path, what: str) -> str:
     if not holder:
         return f"another process {what}"
     pid, host = holder.get("pid"), holder.get("host")
-    if host == socket.gethostname() and isinstance(pid, int) and not is_alive(pid):
+    if host == socket.gethostname() and not is_alive(pid, holder.get("birth")):
         return (
             f"process {pid}, which has ended, {what} by its lock: a child of it still runs (stop "
             f"that), or the file system keeps locks of the dead (then delete {lock_path})"
         )
     return f"process {pid} on {host} {what} since {holder.get('since')}"
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of that number runs on this host."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -12,6 +12,7 @@ That it is done is recorded in `store.json`, last. The caller holds the lock.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,13 @@ from pathlib import Path
 from gracekit import files
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.info import StoreInfo
-from gracekit.store.files.manifests import read_header, with_version, write_manifest
-from gracekit.store.files.parquet import read_table
+from gracekit.store.files.manifests import (
+    read_header,
+    read_sidecar,
+    with_version,
+    write_manifest,
+)
+from gracekit.store.files.parquet import is_sealed, read_table
 from gracekit.store.files.paths import (
     JSON_NAME,
     OLD_REMOVAL_NAME,
@@ -30,6 +36,8 @@ from gracekit.store.files.paths import (
     names_in,
     numbered,
 )
+from gracekit.store.files.samples import file_info, read_samples
+from gracekit.store.files.sealing import sealed_json, sealed_parquet, without_checksum
 from gracekit.version import FORMAT_VERSION
 
 Migration = Callable[[StorePaths], None]
@@ -143,3 +151,87 @@ def _write_again(manifest: Path, version: int, sidecar: Path) -> None:
         files.write_atomic(manifest, write)
     if not sidecar.exists():
         files.write_text_atomic(sidecar, header.to_text())
+
+
+@migration(4)
+def _everything_has_a_checksum(paths: StorePaths) -> None:
+    """Everything has a checksum now.
+
+    Only what can be read gets one, and of manifests only those whose header is the one beside them.
+    What headers name has its checksum there, so it stays as it is.
+    """
+    for manifest, version in numbered(paths.manifests, TABLE_NAME).items():
+        if _says_the_same(manifest, paths.sidecar(version)):
+            _seal_table(manifest)
+    for uses in sorted(paths.uses.glob("*/*.parquet")):
+        _seal_table(uses)
+    for record in numbered(paths.removals, JSON_NAME):
+        if (text := _sealed_text(record)) is not None:
+            files.write_text_atomic(record, text)
+    for marker in numbered(paths.pinned, JSON_NAME):
+        if (text := _sealed_text(marker)) is not None:
+            _write_over(marker, text)
+    _name_samples(paths)
+
+
+def _says_the_same(manifest: Path, sidecar: Path) -> bool:
+    """In whichever format: a later release may have written the sidecar anew."""
+    try:
+        found = [read_header(manifest), *([read_sidecar(sidecar)] if sidecar.exists() else [])]
+    except StoreFormatError:
+        return False
+    first, *other = [header.to_json() | {"format_version": None} for header in found]
+    return all(header == first for header in other)
+
+
+def _seal_table(path: Path) -> None:
+    """Put a seal into a file that has none; its rows and its time stay."""
+    try:
+        if is_sealed(path):
+            return
+        read_table(path)
+        content, times = path.read_bytes(), path.stat()
+    except (OSError, StoreFormatError):
+        return
+
+    def write(target: Path) -> None:
+        target.write_bytes(b"".join(sealed_parquet(memoryview(content))))
+        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    files.write_atomic(path, write)
+
+
+def _sealed_text(path: Path) -> str | None:
+    """The text of a JSON file with a checksum; None where it cannot be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return sealed_json(without_checksum(content)) if isinstance(content, dict) else None
+
+
+def _write_over(marker: Path, text: str) -> None:
+    """Write in place: `unpin` needs no lock, and what it removed meanwhile must not come back."""
+
+    def write(path: Path) -> None:
+        with path.open("r+", encoding="utf-8") as file:
+            file.write(text)
+            file.truncate()
+
+    try:
+        files.fill(marker, write)
+        files.sync_file(marker)
+    except FileNotFoundError:
+        return
+
+
+def _name_samples(paths: StorePaths) -> None:
+    """Record what the first sample table was written as, if it is what `store.json` says."""
+    info = StoreInfo.load(paths.info)
+    try:
+        samples = read_samples(paths.samples)
+    except StoreFormatError:
+        return
+    if (samples.fingerprint, len(samples)) == (info.fingerprint, info.dataset.num_rows):
+        named = {paths.samples.name: file_info(paths.samples)}
+        files.write_text_atomic(paths.info, dataclasses.replace(info, files=named).to_text())

@@ -1,8 +1,12 @@
-"""Parquet as the store writes it: zstd, floats by byte planes, ascending rows by differences."""
+"""Parquet as the store writes it: zstd, floats by byte planes, ascending rows by differences.
+
+Each file carries a seal (`sealing`), which is checked whenever all of it, or its footer, is read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gracekit.errors import StoreFormatError
+from gracekit.store.files.formats import unreadable
+from gracekit.store.files.sealing import check_parquet, read_footer, sealed_parquet
 from gracekit.types import Strings
 from gracekit.version.json_text import clean_text as clean
 from gracekit.version.table import Column
 
 
 def write_table(path: Path, table: pa.Table, columns: Iterable[Column[Any]]) -> None:
-    """Write one file, each column packed as it says; scores, which are no columns, are floats.
+    """Write one sealed file, each column packed as it says; scores are floats.
 
     Floats compress best split by byte, rows by differences, the rest by a dictionary; but one of
     ids, hashes and previews, which hardly repeat, only costs time.
@@ -34,24 +40,50 @@ def write_table(path: Path, table: pa.Table, columns: Iterable[Column[Any]]) -> 
             encodings[field.name] = "DELTA_BINARY_PACKED"
         elif packing[field.name] == "dictionary":
             dictionaries.append(field.name)
+    sink = pa.BufferOutputStream()
     pq.write_table(
         table,
-        str(path),
+        sink,
         compression="zstd",
         use_dictionary=dictionaries,
         column_encoding=encodings,
     )
+    with path.open("wb") as file:
+        for part in sealed_parquet(memoryview(sink.getvalue())):
+            file.write(part)
 
 
-def read_table(path: Path) -> pa.Table:
-    """Read one file as it is (no hive columns from its path).
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one file as it is (no hive columns from its path), or of it the named columns.
 
-    Raises `StoreFormatError` when it is missing or damaged.
+    Raises `StoreFormatError` when it is missing, damaged, or not as it was sealed.
     """
     try:
-        with pq.ParquetFile(str(path)) as file:
-            return file.read()
-    except (OSError, pa.ArrowException) as error:
+        content = _content(path)
+        check_parquet(memoryview(content).cast("B"))
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            return file.read(columns=columns)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
+
+
+def _content(path: Path) -> pa.Buffer:
+    """The bytes of a file, in memory of Arrow's own.
+
+    Threads of Arrow's pool may let go of what they read after `read` has returned. Of a Python
+    object that needs the interpreter's lock, and where the interpreter ends at that moment, the
+    whole process aborts ("terminate called without an active exception").
+    """
+    with path.open("rb") as file:
+        content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
+        return content.slice(0, file.readinto(memoryview(content)))
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file has a seal; raises as `read_table` where it does not fit."""
+    try:
+        return check_parquet(memoryview(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise damaged(path, error) from error
 
 
@@ -81,13 +113,15 @@ _NUMBERS = (pa.int32(), pa.int64(), pa.float32(), pa.float64())
 def read_schema(path: Path) -> pa.Schema:
     """Names, types and metadata of a file; raises as `read_table`."""
     try:
-        return pq.read_schema(str(path))
-    except (OSError, pa.ArrowException) as error:
+        return pq.read_schema(pa.BufferReader(read_footer(path)))
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise damaged(path, error) from error
 
 
 def damaged(path: Path, error: Exception) -> StoreFormatError:
     """The error for a file of the store that cannot be read."""
+    if (without_access := unreadable(path, error)) is not None:
+        return without_access
     reason = str(error).partition("\n")[0] or type(error).__name__
     return StoreFormatError(
         f"cannot read {path}: {reason}; run `gracekit verify` to see what else is damaged, and "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from gracekit.store.files.paths import JSON_NAME, StorePaths, numbered
+from gracekit.store.files.sealing import read_sealed_json
 from gracekit.tabular import ShortRepr
 
 
@@ -26,7 +26,7 @@ def pinned(paths: StorePaths) -> dict[int, Pinned]:
     found = {}
     for path, version in markers.items():
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_sealed_json(path)
             note, at = str(content["note"]), str(content["pinned_at"])
         except (OSError, ValueError, KeyError, TypeError):
             note, at = "", ""

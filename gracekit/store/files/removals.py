@@ -7,18 +7,17 @@ number whether its version is kept or was removed. It holds the version's header
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gracekit.errors import StoreFormatError
 from gracekit.files import write_text_atomic
-from gracekit.store.files.formats import check_format
+from gracekit.store.files.formats import read_json_object
 from gracekit.store.files.manifests import parse_header
+from gracekit.store.files.sealing import sealed_json
 from gracekit.version import FORMAT_VERSION
 from gracekit.version.header import Header
-from gracekit.version.json_text import json_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,15 +40,14 @@ def write_removal(path: Path, header: Header) -> str:
         "removed_at": removed_at,
         "header": header.to_json(),
     }
-    write_text_atomic(path, json_text(content))
+    write_text_atomic(path, sealed_json(content))
     return removed_at
 
 
 def read_removal(path: Path) -> Removal:
     """The record; raises `StoreFormatError` when it is missing, damaged or of a newer format."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        check_format(content, path)
+        content = read_json_object(path)
         return Removal(
             removed_at=str(content["removed_at"]),
             header=parse_header(content["header"], path),

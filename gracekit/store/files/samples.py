@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gracekit.errors import DataError, StoreFormatError
-from gracekit.files import write_atomic
+from gracekit.files import sha256, write_atomic
 from gracekit.store.files.parquet import clean_text, damaged, read_table, write_table
 from gracekit.store.files.tables import arrays, file_schema
 from gracekit.types import SampleTable
 from gracekit.version.columns import SAMPLES
-from gracekit.version.header import DataDescription, DatasetInfo
+from gracekit.version.header import DataDescription, DatasetInfo, FileInfo
 
 METADATA_KEY = b"gracekit"
 
@@ -67,6 +67,11 @@ def dataset_info(
         sources={**sources, digest: samples.num_source_rows},
         samples_file=path,
     )
+
+
+def file_info(path: Path) -> FileInfo:
+    """What a file was written as, for the header or the `store.json` that names it."""
+    return FileInfo(sha256=sha256(path), num_bytes=path.stat().st_size)
 
 
 def samples_table(samples: SampleTable) -> pa.Table:

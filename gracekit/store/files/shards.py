@@ -14,9 +14,11 @@ import numpy as np
 
 from gracekit.files import clear_write_errors, remove, write_atomic
 from gracekit.store.files.paths import StorePaths
-from gracekit.types import Measurement
+from gracekit.types import Measurement, Rows
 
 SUFFIX = ".shard"
+LOOKS = "-looks"
+"""Ends the name of a directory of shards that have features alone."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -51,6 +53,17 @@ def count_shards(paths: StorePaths) -> int:
     return sum(1 for _ in paths.shards.glob(f"*/*{SUFFIX}"))
 
 
+def left_over_rows(paths: StorePaths, measure_id: str) -> tuple[Rows, Rows]:
+    """Rows measured, and rows looked at, in the shards of all measurements but one."""
+    found: tuple[list[Rows], list[Rows]] = [], []
+    for directory in sorted(paths.shards.iterdir()) if paths.shards.is_dir() else []:
+        if directory.name.removesuffix(LOOKS) != measure_id and directory.is_dir():
+            of_kind = found[directory.name.endswith(LOOKS)]
+            of_kind += [shard.rows for shard in ShardFiles(directory).load()]
+    measured, looked = (np.concatenate([np.zeros(0, np.int64), *rows]) for rows in found)
+    return measured, looked
+
+
 def clear_shards(paths: StorePaths, *, before_ns: int | None = None) -> list[str]:
     """Forget the shards of every measurement; returns the directories that went.
 
@@ -82,13 +95,24 @@ def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _read(path: Path) -> Measurement | None:
+def is_whole_shard(path: Path) -> bool:
+    """Whether a shard is as it was written, or gone meanwhile."""
+    return not path.exists() or _content(path) is not None
+
+
+def _content(path: Path) -> bytes | None:
+    """The npz file of a shard; None where it is damaged or cannot be read."""
     try:
         packed = path.read_bytes()
     except OSError:
         return None
     digest, content = packed[:_DIGEST_BYTES], packed[_DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() != digest:
+    return content if hashlib.sha256(content).digest() == digest else None
+
+
+def _read(path: Path) -> Measurement | None:
+    content = _content(path)
+    if content is None:
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         scores = dict(zip(file["names"].tolist(), file["scores"], strict=True))

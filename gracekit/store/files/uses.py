@@ -1,7 +1,8 @@
 """What trainers log of the rows that they trained on: `uses/<run>/s000120.parquet`, by step.
 
 A file says how often a run had used every row when its epoch began, what it owed them then, and
-what the epoch has added up to the step. The trainer's side writes, with NumPy and PyArrow only; the
+what the epoch has added up to the step; and which loss the trainer saw of the row when it last
+trained on it. The trainer's side writes, with NumPy and PyArrow only; the
 daemon reads what a run had used at a checkpoint.
 """
 
@@ -12,6 +13,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.files.parquet import damaged, numbers, read_schema, read_table, write_table
 from gracekit.store.files.paths import StorePaths, names_in, numbered
 from gracekit.store.files.tables import arrays, file_schema
-from gracekit.types import DrawState, Float64, Int32, Json
+from gracekit.types import DrawState, Float64, Int32, Json, TrainedLosses
 from gracekit.version.table import Column
 
 KEPT_USES = 20
@@ -68,6 +70,8 @@ class LoggedUses:
     """[n] times that the row was trained on since `state`."""
     epoch_due: Float64
     """[n] sum of its probabilities over the draws since then, as far as they were trained on."""
+    trained: TrainedLosses
+    """Of files of earlier releases, none."""
 
     def __len__(self) -> int:
         return len(self.state)
@@ -82,6 +86,8 @@ _COLUMNS: tuple[Column[LoggedUses], ...] = (
     Column("draw_uses", "int32", "", lambda u: u.draw_uses),
     Column("epoch_uses", "int32", "", lambda u: u.epoch_uses),
     Column("epoch_due", "float64", "", lambda u: u.epoch_due),
+    Column("trained_loss", "float32", "", lambda u: u.trained.loss),
+    Column("trained_step", "int64", "", lambda u: u.trained.step),
 )
 
 
@@ -145,8 +151,9 @@ def read_uses(path: Path) -> LoggedUses:
             draw_uses=found["draw_uses"],
             epoch_uses=found["epoch_uses"],
             epoch_due=found["epoch_due"],
+            trained=_trained(found, len(found["row"])),
         )
-        state = logged.state
+        state, trained = logged.state, logged.trained
         sums = (state.owed, state.start_low, state.start_high, logged.epoch_due)
         counts = (state.uses, logged.draw_uses, logged.epoch_uses)
         if not (
@@ -154,11 +161,23 @@ def read_uses(path: Path) -> LoggedUses:
             and all(np.isfinite(values).all() for values in sums)
             and all((values >= 0).all() for values in counts)
             and (state.start_low < state.start_high).all()
+            and np.array_equal(trained.known, np.isfinite(trained.loss))
+            and ((trained.step >= -1) & (trained.step <= facts.step)).all()
         ):
             raise ValueError("its rows are not those that a trainer writes")
         return logged
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
+
+
+def _trained(found: dict[str, Any], n: int) -> TrainedLosses:
+    """Losses that were seen; none where the file is of a release that did not log them."""
+    if "trained_step" not in found:
+        return TrainedLosses.none(n)
+    return TrainedLosses(
+        loss=found["trained_loss"].astype(np.float32, copy=False),
+        step=found["trained_step"].astype(np.int64, copy=False),
+    )
 
 
 def logged_steps(paths: StorePaths, run: str) -> dict[int, Path]:

@@ -25,6 +25,7 @@ from duckdb import DuckDBPyConnection, DuckDBPyRelation, StatementType
 from gracekit.errors import QueryError
 from gracekit.store.sql.connection import open_duckdb
 from gracekit.store.sql.database import connect
+from gracekit.store.sql.values import as_arrow_has_them, python_values
 from gracekit.version.columns import IDENTITY, SAMPLES, TABLES, VIEWS
 
 _Result = TypeVar("_Result")
@@ -69,10 +70,10 @@ class Answer:
         return list(self.schema.names)
 
     def rows(self) -> Iterator[tuple[Any, ...]]:
-        """The rows as Python values."""
+        """The rows as Python values; what Python cannot hold is text (`python_values`)."""
         for batch in self.batches:
             if batch.num_columns:
-                yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+                yield from zip(*map(python_values, batch.columns), strict=True)
 
 
 @contextmanager
@@ -190,7 +191,7 @@ def _run(
 ) -> Answer:
     try:
         own = {name: values[name] for name in statement.named_parameters}
-        relation = bind(connection, statement.query, own)
+        relation = as_arrow_has_them(bind(connection, statement.query, own))
         reader = _interruptibly(connection, lambda: relation.to_arrow_reader(BATCH_ROWS))
         schema, found = _unique(reader.schema), _taken(connection, reader)
         first = list(itertools.islice(found, 1))  # so that most errors come now

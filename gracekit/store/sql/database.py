@@ -82,10 +82,51 @@ def publish(store: StoreReader) -> None:
 
 def is_current(store: StoreReader) -> bool:
     """Whether the published database has this schema and exactly the store's versions."""
+    with open_duckdb() as connection:
+        return _is_current(connection, store)
+
+
+def _is_current(connection: DuckDBPyConnection, store: StoreReader) -> bool:
     removed = store.removed()
     expected = [(version, version in removed) for version in store.all_versions()]
-    with open_duckdb() as connection:
+    try:
         return _attach(connection, store) and _versions(connection) == expected
+    except duckdb.Error:  # a damaged block
+        return False
+
+
+def damage(store: StoreReader) -> str | None:
+    """What is wrong with the published database, of which every block in use is read.
+
+    DuckDB keeps a checksum of each block, and compares it when the block is read.
+    """
+    with open_duckdb() as connection:
+        if not _is_current(connection, store):
+            return "is missing, damaged or behind the versions"
+        try:
+            for name in TABLES:
+                connection.execute(f"SELECT bit_xor(hash(t)) FROM {_PUBLISHED}.{name} t").fetchall()
+        except duckdb.Error as error:
+            return f"is damaged ({_reason(error)})"
+    return None
+
+
+def differing_tables(store: StoreReader) -> list[str]:
+    """Tables of the published database that are not as they would be made from the files now.
+
+    Raises `duckdb.Error` where the database is damaged.
+    """
+    with open_duckdb() as connection:
+        if not _attach(connection, store):
+            return []
+        fill(connection, store)
+        differing = []
+        for name in TABLES:
+            sides = f"FROM {name}", f"FROM {_PUBLISHED}.{name}"
+            query = " UNION ALL ".join(f"({a} EXCEPT ALL {b})" for a, b in (sides, sides[::-1]))
+            if connection.execute(f"SELECT count(*) FROM ({query})").fetchone() != (0,):
+                differing.append(name)
+        return differing
 
 
 def connect(

@@ -1,0 +1,212 @@
+"""What selection costs and keeps in a real training, measured in one process.
+
+    python benchmarks/price_run.py --model llama-tiny -o runs/price/tiny
+    python benchmarks/price_run.py --model smollm2 --rows 2000 --max-length 128 --samples 600 \
+        --epochs 4 -o runs/price/smollm2
+    ... --bf16 --epochs 10 --truth-at 1,5,9 -o runs/price/smollm2-bf16
+    ... --lora -o runs/price/smollm2-lora
+
+A Hugging Face trainer with `CoresetTrainerMixin` trains epochs of some samples. After each but the
+last it saves a checkpoint, and `gracekit.refresh` makes a version of it by the default recipe with
+its budget. CPU seconds of the training and of all of `refresh` (loading, measuring, propagation,
+graph, draw, commit) are counted apart. Then all samples are measured at the same checkpoint, by a
+store of its own, which is no part of either: by these norms the version's draw and one from exact
+scores are worth what the table says, and the last column is what is kept of the gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+import gracekit
+from gracekit.recipe import Recipe
+from gracekit.scores.norms import part_norms
+from gracekit.store import Store
+from gracekit.training import CoresetCallback, CoresetTrainerMixin
+from gracekit.types import Float64
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from pipelines.train_quickstart import PRESETS, encode, read_rows, smollm2, tiny_llama
+
+DATA = Path(__file__).parent.parent / "data/train.jsonl"
+
+
+class CoresetTrainer(CoresetTrainerMixin, Trainer):  # type: ignore[misc]
+    """The stock trainer."""
+
+
+class Selecting(TrainerCallback):  # type: ignore[misc]
+    """Makes a version of each checkpoint, and measures what it was worth."""
+
+    def __init__(self, recipe: Recipe, output: Path, *, truth_at: set[int] | None) -> None:
+        self.recipe, self.output, self.truth_at = recipe, output, truth_at
+        self.lines: list[dict[str, Any]] = []
+        self.selecting_s = self.away_s = 0.0
+        self.began = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.began = time.process_time()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A checkpoint after each epoch but the last."""
+        control.should_save = state.global_step < state.max_steps
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Select, and look at what it is worth."""
+        training_s = time.process_time() - self.began - self.away_s
+        checkpoint = self.output / f"checkpoints/checkpoint-{state.global_step}"
+        started = time.process_time()
+        header = gracekit.refresh(self.recipe, checkpoint).header
+        took = time.process_time() - started
+        self.selecting_s += took
+        nan = float("nan")
+        looks = self.truth_at is None or header.version in self.truth_at
+        kept = self.kept(header.version, checkpoint) if looks else (nan, nan)
+        self.away_s += time.process_time() - started
+        assert header.cost is not None and header.meter is not None
+        self.lines.append(
+            {
+                "version": header.version,
+                "step": state.global_step,
+                "measured": header.stats.num_measured,
+                "counted": header.cost.share,
+                "training_s": training_s,
+                "took_s": took,
+                "value": kept[0],
+                "exact": kept[1],
+                "meter": header.meter.value,
+            }
+        )
+        print(json.dumps(self.lines[-1]), flush=True)
+
+    def kept(self, version: int, checkpoint: Path) -> tuple[float, float]:
+        """Value of the version's draw, and of one from exact scores, by the norms of all rows."""
+        place = self.output / "exact"
+        shutil.rmtree(place, ignore_errors=True)
+        everything = {"refresh.max_cost": None}
+        gracekit.refresh(self.recipe, checkpoint, store=place, set=everything)
+        exact, own = Store.open(place), Store.open(self.recipe.store)
+        table, lengths = exact.scores(1), exact.samples(1).num_response_tokens
+        norms = part_norms(
+            table.scores[self.recipe.scoring.importance], lengths, self.recipe.scoring
+        )
+        return worth(own, version, norms), worth(exact, 1, norms)
+
+
+def worth(store: Store, version: int, norms: Float64) -> float:
+    """How many random samples one that is drawn so is worth."""
+    drawn = store.drawn(version)
+    assert drawn is not None and drawn.draw is not None
+    p = drawn.draw.probabilities
+    may = (p > 0) & np.isfinite(norms)
+    square = norms[may] ** 2
+    return float(square.sum() / p[may].mean() / (square / p[may]).sum())
+
+
+def main() -> None:
+    """Train, select and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=sorted(PRESETS), default="llama-tiny")
+    parser.add_argument("--lora", action="store_true", help="train an adapter of rank 8")
+    parser.add_argument("--rows", type=int, help="of the data file")
+    parser.add_argument("--max-length", type=int, default=192)
+    parser.add_argument("--samples", type=int, default=600, help="of an epoch")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--loss", choices=("tokens", "samples"), default="tokens")
+    parser.add_argument("--max-cost", type=float, default=0.1)
+    parser.add_argument("--bf16", action="store_true", help="train and score in bfloat16")
+    parser.add_argument(
+        "--truth-at",
+        type=lambda text: {int(part) for part in text.split(",") if part},
+        help="versions whose value is compared with that of exact scores, as 1,5,9; '' for none",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    output: Path = options.output
+    shutil.rmtree(output, ignore_errors=True)
+    torch.set_num_threads(1)
+    transformers.set_seed(options.seed)
+    transformers.utils.logging.set_verbosity_error()
+    rows = read_rows(DATA, options.rows)
+    preset = PRESETS[options.model]
+    model, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(rows)
+    if options.lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    recipe = Recipe.from_dict({
+        "data": {
+            "path": str(DATA),
+            "split": f"train[:{len(rows)}]",
+            "group_column": "source",
+            "max_length": options.max_length,
+        },
+        "store": str(output / "store"),
+        "seed": options.seed,
+        "scoring": {
+            "loss": options.loss,
+            "batch_tokens": 1024,
+            "num_threads": 1,
+            "dtype": "bfloat16" if options.bf16 else "auto",
+        },
+        "refresh": {"max_cost": options.max_cost},
+        "selection": {"fraction": options.samples / len(rows)},
+    })  # fmt: skip
+    selecting = Selecting(recipe, output, truth_at=options.truth_at)
+    coresets = CoresetCallback(output / "store", num_samples=options.samples, seed=options.seed)
+    trainer = CoresetTrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(output / "checkpoints"),
+            num_train_epochs=options.epochs,
+            per_device_train_batch_size=preset.batch_size,
+            learning_rate=10 * preset.learning_rate if options.lora else preset.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=10,
+            seed=options.seed,
+            logging_strategy="epoch",
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=options.bf16,
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=[encode(row, tokenizer, options.max_length) for row in rows],
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
+        processing_class=tokenizer,
+        callbacks=[coresets, selecting],
+    )
+    trainer.train()
+    training_s = time.process_time() - selecting.began - selecting.away_s
+    (output / "lines.json").write_text(json.dumps(selecting.lines))
+    print(
+        f"\n{len(rows)} samples, {options.epochs} epochs of {options.samples}; training "
+        f"{training_s:.0f} CPU s, all selection {selecting.selecting_s:.0f} "
+        f"({selecting.selecting_s / training_s:.1%})\n"
+    )
+    print("| version | step | measured | counted, all so far | refresh, CPU s | value | exact "
+          "scores | kept |\n|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
+    for line in selecting.lines:
+        share = (line["value"] - 1) / (line["exact"] - 1)
+        print(
+            f"| {line['version']} | {line['step']} | {line['measured']} | {line['counted']:.1%} | "
+            f"{line['took_s']:.1f} | {line['value']:.2f} | {line['exact']:.2f} | {share:.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

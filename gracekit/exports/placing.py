@@ -1,0 +1,137 @@
+"""Where an export goes: a directory that is new, empty, or holds an earlier export and no more.
+
+The manifest of an export lists the files that it wrote. Only these are ever removed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from gracekit import files
+from gracekit.errors import ExportError
+from gracekit.store import require_outside
+from gracekit.types import Json
+
+MANIFEST = "manifest.json"
+"""Name of the version's header in an export, and what marks a directory as one."""
+WRITTEN = "written"
+"""Under `export` in the manifest: the names of all files of the export."""
+
+_OF_EARLIER_RELEASES = re.compile(
+    r"manifest\.json|README\.md|coreset\.(jsonl|parquet)|ids\.txt|indices\.npy|weights\.npy|"
+    r"dataset_info\.json|axolotl\.yaml|state\.json|data-\d{5}-of-\d{5}\.arrow"
+)
+"""What exports without a list can have written."""
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Raise `ExportError` where something would be lost."""
+    try:
+        require_outside(out)
+        if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+            return
+        written = None if out.is_symlink() else written_at(out)
+        if written is None:
+            raise ExportError(
+                f"{out} exists and is not an earlier export (a directory with our {MANIFEST}), so "
+                "it is left alone. Name another directory with --out"
+            )
+        if not overwrite:
+            raise ExportError(
+                f"{out} holds an earlier export. Name another directory with --out, or replace it "
+                "with --force"
+            )
+        _require_nothing_else(out, written)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(
+            f"cannot write the export {out}: {reason}. Name another directory"
+        ) from error
+
+
+def written_at(directory: Path) -> set[str] | None:
+    """Names, relative to it, that an export wrote into a directory; None where it holds none."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not (isinstance(manifest, dict) and isinstance(manifest.get("export"), dict)):
+        return None
+    listed = manifest["export"].get(WRITTEN)
+    if isinstance(listed, list):
+        return {MANIFEST, *map(str, listed)}
+    return {name for name in files_below(directory) if _OF_EARLIER_RELEASES.fullmatch(name)}
+
+
+def files_below(directory: Path) -> list[str]:
+    """Names of all entries but directories, relative to it; links are not followed."""
+    return sorted(
+        (Path(folder) / name).relative_to(directory).as_posix()
+        for folder, folders, names in os.walk(directory)
+        for name in [*names, *(d for d in folders if (Path(folder) / d).is_symlink())]
+    )
+
+
+def list_written(directory: Path, manifest: Json) -> None:
+    """Write the manifest of an export, with the names of all its files."""
+    written = sorted({MANIFEST, *files_below(directory)})
+    content = {**manifest, "export": {**manifest["export"], WRITTEN: written}}
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def put_in_place(built: Path, out: Path) -> None:
+    """Rename a finished directory to `out`, in place of an earlier export or an empty directory.
+
+    The earlier export is renamed aside, and removed file by file once the new one has its name.
+    What somebody else put into it meanwhile is left there, and told. A kill between the two
+    renames leaves both beside `out`, whole. Raises OSError; then `out` is what it was before.
+    """
+    if not os.path.lexists(out):
+        files.replace_surely(built, out)
+        files.sync_directory(out.parent)
+        return
+    aside = files.temporary_path(out)
+    files.replace_surely(out, aside)
+    try:
+        files.replace_surely(built, out)
+    except BaseException:
+        files.replace_surely(aside, out)
+        raise
+    files.sync_directory(out.parent)
+    _remove_written(aside, written_at(aside) or set())
+    if aside.exists():
+        raise ExportError(
+            f"{out} is written, but somebody put files into the earlier export meanwhile "
+            f"({_some(files_below(aside))}), which are left in {aside}"
+        )
+
+
+def _require_nothing_else(out: Path, written: Collection[str]) -> None:
+    others = [name for name in files_below(out) if name not in written]
+    if others:
+        raise ExportError(
+            f"{out} holds files that no export of ours wrote ({_some(others)}), so it is left "
+            "alone. Move them away, or name another directory with --out"
+        )
+
+
+def _remove_written(directory: Path, written: Collection[str]) -> None:
+    """Remove these files, the manifest last, and the directories that are empty then."""
+    for name in sorted(written, key=lambda name: name == MANIFEST):
+        path = directory / name
+        if ".." not in Path(name).parts and not Path(name).is_absolute() and not path.is_dir():
+            files.remove(path)
+    folders = [Path(folder) for folder, _, _ in os.walk(directory, topdown=False)]
+    for folder in folders:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,179 @@
+"""The budget of whole refreshes: real checkpoints, stops, a second daemon, a plan beside them."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import gracekit
+from gracekit.checkpoints import check_checkpoint
+from gracekit.errors import RefreshStoppedError
+from gracekit.progress import Progress
+from gracekit.recipe import Recipe
+from gracekit.refresher.flow import Refresher
+from gracekit.store import Store
+from gracekit.types import Origin
+from gracekit.version.header import Header
+from gracekit.version.outcomes import Cost
+from gracekit.views.cost_words import cost_in_words
+from tests.tiny import tiny_recipe, write_checkpoint, write_data
+
+NUM = 600
+STEPS, BATCH = 400, 32
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of a run of 400 steps of 32 samples, and its data."""
+    folder = tmp_path_factory.mktemp("run")
+    write_data(folder / "train.jsonl", num_samples=NUM)
+    for step in (100, 200, 300):
+        saved = write_checkpoint(folder / "run", step)
+        state = {"global_step": step, "max_steps": STEPS, "train_batch_size": BATCH}
+        (saved / "trainer_state.json").write_text(json.dumps(state))
+    return folder
+
+
+def recipe_in(run_dir: Path, store: Path, **refresh: Any) -> Recipe:
+    settings = {"min_fraction": 0.1, "max_fraction": 0.3, "max_cost": 0.01, **refresh}
+    return tiny_recipe(run_dir, refresh=settings, store=str(store))
+
+
+def refreshed(recipe: Recipe, run_dir: Path, step: int, progress: Progress | None = None) -> Header:
+    refresher = Refresher.from_recipe(recipe)
+    found = check_checkpoint(run_dir / f"run/checkpoint-{step}", recipe.checkpoints)
+    with refresher.locked():
+        return refresher.refresh(found, progress=progress).header
+
+
+def account(header: Header) -> Cost:
+    assert header.cost is not None
+    return header.cost
+
+
+def require_within(header: Header) -> None:
+    cost = account(header)
+    assert cost.cost_in_all <= 0.01 * cost.training_tokens * 1.02  # rows differ in length
+    assert cost.share <= 0.0102
+
+
+class StopsSoon(Progress):
+    """Asks to stop after some batches."""
+
+    def __init__(self, num_rows: int) -> None:
+        super().__init__(threading.Event())
+        self.num_rows = num_rows
+
+    def advance(self, num_rows: int, num_tokens: int) -> None:
+        super().advance(num_rows, num_tokens)
+        self.num_rows -= num_rows
+
+    @property
+    def is_stopping(self) -> bool:
+        return self.num_rows <= 0
+
+
+def test_all_versions_stay_within_the_budget(run_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    headers = [refreshed(recipe, run_dir, step) for step in (100, 200, 300)]
+    measured = [header.stats.num_measured or 0 for header in headers]
+    assert 30 <= measured[0] < NUM / 2 and all(0 < m < NUM / 2 for m in measured[1:])
+    for header in headers:
+        require_within(header)
+    costs = [account(header) for header in headers]
+    assert costs[-1].cost_in_all == pytest.approx(sum(cost.cost for cost in costs))
+    assert costs[0].num_looked == NUM - measured[0] and costs[0].pace == "batch size"
+    assert costs[0].training_tokens == pytest.approx(costs[2].training_tokens, rel=0.1)
+    store = Store.open(tmp_path / "store")
+    scores = store.scores(3)
+    assert scores.usable.all()
+    assert (scores.measured_step[scores.origin == Origin.PROPAGATED] == -1).any()
+    assert not gracekit.verify(tmp_path / "store").problems
+    table = gracekit.sql(tmp_path / "store", "SELECT cost, cost_in_all, allowance FROM versions")
+    found = table.to_arrow().column("cost").to_pylist()
+    assert found == pytest.approx([cost.cost for cost in costs])
+    words = " ".join(cost_in_words(costs[-1]))
+    assert "of the training's compute (at most 1 % is allowed)" in words
+    assert "of the training's compute" in str(gracekit.status(tmp_path / "store"))
+
+
+def test_a_refresh_that_was_stopped_costs_what_it_measured_once(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    for num_rows in (3, 20):
+        with pytest.raises(RefreshStoppedError):
+            refreshed(recipe, run_dir, 100, StopsSoon(num_rows))
+    first = refreshed(recipe, run_dir, 100)
+    whole = refreshed(recipe_in(run_dir, tmp_path / "whole"), run_dir, 100)
+    assert first.refresh is not None and first.refresh.num_resumed > 0
+    assert account(first).cost == account(whole).cost
+    a, b = Store.open(tmp_path / "store").scores(1), Store.open(tmp_path / "whole").scores(1)
+    for name, score in a.scores.items():
+        np.testing.assert_allclose(score, b.scores[name], rtol=1e-5)
+    # A second daemon goes on with the account of the first one.
+    for step in (200, 300):
+        require_within(refreshed(recipe, run_dir, step))
+
+
+def test_the_plan_says_what_is_spent(run_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    checkpoint = run_dir / "run/checkpoint-100"
+    shown = gracekit.refresh(recipe, checkpoint, dry_run=True)
+    assert {way.name for way in shown.ways} >= {"draw all alike", "measure everything"}
+    assert shown.run.everything > shown.run.training > shown.run.selection
+    headers = [refreshed(recipe, run_dir, step) for step in (100, 200, 300)]
+    first, last = account(headers[0]), account(headers[-1])
+    assert shown.cost.cost <= first.cost
+    assert shown.num_rows <= (headers[0].stats.num_measured or 0) <= shown.max_rows
+    assert last.cost_in_all == pytest.approx(shown.run.selection, rel=0.2)
+    assert json.loads(json.dumps(shown.to_json()))["cost"]["pace"] == "batch size"
+
+
+def test_what_was_measured_for_no_version_is_accounted(run_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    with pytest.raises(RefreshStoppedError):
+        refreshed(recipe, run_dir, 100, StopsSoon(30))
+    measured, looked = Store.open(tmp_path / "store").left_over("another")
+    assert len(measured) >= 30 and not len(looked)
+    second = refreshed(recipe, run_dir, 200)  # the trainer has gone on
+    cost = account(second)
+    lost = cost.cost_in_all - cost.cost
+    assert lost == pytest.approx(cost.price * 15 * len(measured), rel=0.5)
+    require_within(second)
+    assert account(refreshed(recipe, run_dir, 300)).cost_in_all >= cost.cost_in_all
+
+
+def test_the_cost_is_told_where_nothing_may_be_measured(run_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store", max_cost=0.0)
+    found = gracekit.plan(recipe, run_dir / "run/checkpoint-100")
+    assert found.plan.num_rows == 0 and found.tokens_per_s > 0 and not found.obstacles
+
+
+def test_a_budget_too_small_draws_alike_and_says_so(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store", max_cost=1e-5)
+    header = refreshed(recipe, run_dir, 100)
+    assert header.stats.num_measured == 0 and account(header).cost == 0
+    assert "allows no measuring" in caplog.text
+    assert header.stats.num_selected == round(0.3 * NUM)
+    assert "not known" in str(gracekit.status(tmp_path / "store"))
+    again = refreshed(recipe, run_dir, 200)
+    assert again.stats.num_measured == 0 and again.version == 2
+    richer = refreshed(recipe_in(run_dir, tmp_path / "store"), run_dir, 300)
+    assert (richer.stats.num_measured or 0) >= 30
+    assert not gracekit.verify(tmp_path / "store").problems
+    assert not math.isnan(account(richer).share)
