@@ -14,8 +14,10 @@ from pathlib import Path
 
 from gracekit import files
 from gracekit.errors import ExportError
+from gracekit.foreign import reason_of
 from gracekit.store import require_outside
 from gracekit.types import Json
+from gracekit.version.json_text import json_text
 
 MANIFEST = "manifest.json"
 """Name of the version's header in an export, and what marks a directory as one."""
@@ -48,9 +50,8 @@ def check_place(out: Path, overwrite: bool) -> None:
             )
         _require_nothing_else(out, written)
     except (OSError, ValueError) as error:  # ValueError: a null byte
-        reason = getattr(error, "strerror", None) or error
         raise ExportError(
-            f"cannot write the export {out}: {reason}. Name another directory"
+            f"cannot write the export {out}: {reason_of(error)}. Name another directory"
         ) from error
 
 
@@ -81,8 +82,7 @@ def list_written(directory: Path, manifest: Json) -> None:
     """Write the manifest of an export, with the names of all its files."""
     written = sorted({MANIFEST, *files_below(directory)})
     content = {**manifest, "export": {**manifest["export"], WRITTEN: written}}
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    (directory / MANIFEST).write_text(json_text(content), encoding="utf-8")
 
 
 def put_in_place(built: Path, out: Path) -> None:
