@@ -79,7 +79,7 @@ class Synthetic:
         for part in self.measure(rows, progress):
             yield Measurement(rows=part.rows, scores={}, features=part.features)
 
-    def target_features(self) -> None:
+    def target(self) -> None:
         """None."""
 
     def optimizer(self) -> None:

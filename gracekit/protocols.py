@@ -23,7 +23,9 @@ from gracekit.types import (
     Float64,
     Int64,
     Json,
+    MeasuredTarget,
     Measurement,
+    Places,
     Rows,
     SampleTable,
     ScoreTable,
@@ -91,8 +93,8 @@ class Executor(Protocol):
         pass follows. What it costs is decided by `scores.meaning.features_read`.
         """
 
-    def target_features(self) -> NDArray[np.float16] | None:
-        """[t, d] features of the target set; None without one. Raises as `measure` does."""
+    def target(self) -> MeasuredTarget | None:
+        """What the model says of the target set; None without one. Raises as `measure` does."""
 
     def optimizer(self) -> Json | None:
         """What was found of the trainer's optimizer; None when no score asked for it."""
@@ -392,6 +394,8 @@ class SelectionInputs:
     """[n] how likely the rows of that version were; None where that is not known."""
     state: DrawState | None = None
     """What the draws so far gave each row, and what they owe it; None: nothing was drawn."""
+    places: Places | None = None
+    """What is to be trained on, factor by factor; None: all rows alike."""
     num_distinct_random: float = 0.0
     """How many of the samples as many random draws of the same sizes would have used by now."""
     store: Any = None

@@ -187,10 +187,14 @@ class Measurement(ShortRepr):
     """score name -> [m]; NaN where the pass gave nothing finite or no token carries loss."""
     features: NDArray[np.float16] | Float32
     """[m, d]; rows of NaN where invalid."""
+    sketches: NDArray[np.float16] | None = None
+    """[m, k²] directions of the gradients' sketches, of length 1; rows of NaN where invalid, and 0
+    where a gradient is 0. None where they were not asked for."""
 
     def __post_init__(self) -> None:
         m = len(self.rows)
         assert all(len(s) == m for s in self.scores.values()) and len(self.features) == m
+        assert self.sketches is None or len(self.sketches) == m
 
     def take(self, index: Int64 | Bool) -> Measurement:
         """The given positions (not rows) of this measurement."""
@@ -198,6 +202,7 @@ class Measurement(ShortRepr):
             rows=self.rows[index],
             scores={name: s[index] for name, s in self.scores.items()},
             features=self.features[index],
+            sketches=None if self.sketches is None else self.sketches[index],
         )
 
     @property
@@ -211,13 +216,27 @@ class Measurement(ShortRepr):
     @staticmethod
     def concatenate(parts: list[Measurement]) -> Measurement:
         """All parts one after another; at least one part."""
+        sketches = [p.sketches for p in parts if p.sketches is not None]
         return Measurement(
             rows=np.concatenate([p.rows for p in parts]),
             scores={
                 name: np.concatenate([p.scores[name] for p in parts]) for name in parts[0].scores
             },
             features=np.concatenate([p.features for p in parts]),
+            sketches=np.concatenate(sketches) if len(sketches) == len(parts) else None,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class MeasuredTarget(ShortRepr):
+    """What a checkpoint says of a target set of t samples."""
+
+    features: NDArray[np.float16]
+    """[t, d]; rows of NaN where they are not finite, or no token carries loss."""
+    losses: Float32 | None = None
+    """[t] mean loss over the target tokens, NaN as above; None where it was not asked for."""
+    sketches: NDArray[np.float16] | None = None
+    """[t, k²] as those of a measurement; None where they were not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -402,6 +421,26 @@ class Draw(ShortRepr):
     those of one part together."""
     parts: Int32
     """[n] rows of a part are as many in every draw as their probabilities add up to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Places(ShortRepr):
+    """What to train on: the place of each of n rows in the target t, factor by factor."""
+
+    factors: dict[str, Float32] = field(default_factory=dict)
+    """Name -> [n] how often a row is wanted beside a plain one, which has 1; 0: never."""
+    signals: dict[str, Float32] = field(default_factory=dict)
+    """Name -> [n] what the factor `aim` was made from; NaN where nothing is known."""
+
+    def __len__(self) -> int:
+        return len(next(iter(self.factors.values()))) if self.factors else 0
+
+    def total(self, n: int) -> Float64:
+        """[n] the product of all factors."""
+        place = np.ones(n)
+        for factor in self.factors.values():
+            place *= factor
+        return place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -74,7 +74,7 @@ def test_processes_measure_what_one_measures() -> None:
         found = whole(executor.measure(rows))
         again = whole(executor.measure(rows[:2]))  # the processes are still there
         looked = whole(executor.look(rows))
-        features = executor.target_features()
+        target = executor.target()
         assert len(executor._processes) == 2
     assert found.rows.tolist() == sorted(rows)
     for name, score in expected.scores.items():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gracekit.protocols import OptimizerState, Sketch
-from gracekit.types import Float32, Int32
+from gracekit.types import Float32, Int32, Strings
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,12 @@ class TargetSamples:
     groups: Int32
     """[t] index into `group_names`."""
     group_names: tuple[str, ...]
+    contents: Strings
+    """Hashes of the contents [t]."""
+    is_followed: bool = False
+    """Whether its loss is measured, as where selection aims at it."""
+    keeps_sketches: bool = False
+    """Whether the sketches of its gradients are kept, and those of all measured rows."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import MeasureError
@@ -26,13 +25,14 @@ from gracekit.model_pass.layers import head_size
 from gracekit.model_pass.model_limits import require_known_tokens, require_length
 from gracekit.model_pass.model_pass import ModelPass
 from gracekit.model_pass.scorers import build_scorers
-from gracekit.model_pass.sketch import KroneckerSketch
+from gracekit.model_pass.sketch import KroneckerSketch, unit_sketches
 from gracekit.model_pass.token_budget import TokenBudget, free_memory, is_out_of_memory
+from gracekit.model_pass.token_scores import Loss
 from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState, Reader, Scorer
 from gracekit.recipe import ScoringSection
 from gracekit.rounding import to_float16
-from gracekit.types import Float32, Int64, Json, Measurement, Rows
+from gracekit.types import Float32, Int64, Json, MeasuredTarget, Measurement, Rows
 
 ENOUGH_TO_JUDGE = 32
 """Rows measured, none of them finite, after which going on is pointless."""
@@ -65,7 +65,9 @@ class LocalExecutor:
         self._features = FEATURES[scoring.features](scoring)
         self._width = self._features.width(head_size(model)[1])
         self._budget = TokenBudget(scoring.batch_tokens)
-        self._of_target: tuple[Float32, Float32] | None = None
+        self._keeps_sketches = target is not None and target.keeps_sketches
+        self._of_target: MeasuredTarget | None = None
+        self._sketches_of_target: Float32 | None = None
         self._context = LocalContext(
             sketch=KroneckerSketch(scoring.sketch_side, scoring.sketch_seed),
             embedding=model.get_input_embeddings(),
@@ -146,18 +148,20 @@ class LocalExecutor:
         finally:
             torch.set_num_threads(before)
 
-    def target_features(self) -> NDArray[np.float16] | None:
-        """[t, d] features of the target set; rows of NaN where they are not finite."""
+    def target(self) -> MeasuredTarget | None:
+        """What the model says of the target set, measured once; None without one."""
         if self._target is None:
             return None
         with self._threads():
-            return to_float16(self._measure_target()[1])
+            return self._measure_target()
 
     def _open_passes(self, stack: ExitStack, scorers: dict[str, Scorer]) -> list[ModelPass]:
         """The pass over samples, and the one over their responses alone if a score wants it."""
         if any(scorer.needs_target for scorer in scorers.values()):
             self._context.target_sketches = self._target_sketches()
         readers: list[Reader] = [*scorers.values(), self._features]
+        if scorers and self._keeps_sketches:
+            readers.append(self._context.sketch)
         alone: list[Reader] = [self._alone[name] for name in scorers if name in self._alone]
         for reader in (*readers, *alone):
             reader.bind(self._context)
@@ -167,7 +171,9 @@ class LocalExecutor:
     def _target_sketches(self) -> dict[str, Float32]:
         """Subtask -> gradient sketches of its samples under this model."""
         assert self._target is not None, "the recipe was checked for it"
-        sketches, _ = self._measure_target()
+        self._measure_target()
+        sketches = self._sketches_of_target
+        assert sketches is not None
         finite = np.isfinite(sketches).all(axis=1)
         of_group = {
             name: sketches[finite & (self._target.groups == group)]
@@ -181,31 +187,41 @@ class LocalExecutor:
             )
         return of_group
 
-    def _measure_target(self) -> tuple[Float32, Float32]:
-        """Sketches (if a score wants them) and features of the target set; measured once."""
+    def _measure_target(self) -> MeasuredTarget:
+        """Features, losses and sketches of the target set, as far as they are wanted."""
         if self._of_target is not None:
             return self._of_target
-        assert self._target is not None
-        tokens = self._target.tokens
-        order = longest_first(tokens.lengths)
-        require_length(self._model, int(tokens.lengths.max()))
-        samples = tokens.take(order)
+        target = self._target
+        assert target is not None
+        order = longest_first(target.tokens.lengths)
+        require_length(self._model, int(target.tokens.lengths.max()))
+        samples = target.tokens.take(order)
         require_known_tokens(self._model, samples)
-        with_sketch = any(scorer.needs_target for scorer in self._scorers.values())
-        readers: list[Reader] = [self._features]
-        readers += [self._context.sketch] if with_sketch else []
+        compares = any(scorer.needs_target for scorer in self._scorers.values())
+        readers: dict[str, tuple[Reader, tuple[int, ...]]] = {
+            "features": (self._features, (self._width,))
+        }
+        if target.is_followed:
+            readers["losses"] = Loss(), ()
+        if compares or target.keeps_sketches:
+            readers["sketches"] = self._context.sketch, (self._context.sketch.width,)
         self._features.bind(self._context)
-        found = [
-            np.full((len(order), width), np.nan, np.float32)
-            for width in (self._width, self._context.sketch.width)
-        ]
+        found = {
+            name: np.full((len(order), *shape), np.nan, np.float32)
+            for name, (_, shape) in readers.items()
+        }
         kept = np.array([i for i, (_, mask) in enumerate(samples) if mask[1:].any()], np.int64)
         samples, order = [samples[i] for i in kept], order[kept]
-        with ModelPass(self._model, readers) as model_pass:
+        with ModelPass(self._model, [reader for reader, _ in readers.values()]) as model_pass:
             for batch, (results, _) in self._batches([model_pass], samples, order):
-                for of_reader, result in zip(found, results, strict=False):
+                for of_reader, result in zip(found.values(), results, strict=True):
                     of_reader[order[batch]] = result
-        self._of_target = found[1], found[0]
+        self._sketches_of_target = found.get("sketches")
+        self._of_target = MeasuredTarget(
+            features=to_float16(found["features"]),
+            losses=found.get("losses"),
+            sketches=unit_sketches(found["sketches"]) if target.keeps_sketches else None,
+        )
         return self._of_target
 
     def _measure_shard(
@@ -223,6 +239,9 @@ class LocalExecutor:
         """
         scores = {name: np.full(len(rows), np.nan, np.float32) for name in names}
         features = np.full((len(rows), self._width), np.nan, np.float32)
+        sketches = None
+        if names and self._keeps_sketches:
+            sketches = np.full((len(rows), self._context.sketch.width), np.nan, np.float16)
         samples = self._tokens.take(rows)
         require_known_tokens(self._model, samples)
         places = np.array([i for i, (_, mask) in enumerate(samples) if mask[1:].any()], np.int64)
@@ -232,6 +251,8 @@ class LocalExecutor:
         samples = [samples[i] for i in places]
         is_left = np.ones(len(places), bool)
         for batch, (results, num_tokens) in self._batches(passes, samples, rows[places]):
+            if sketches is not None:
+                sketches[places[batch]] = unit_sketches(results.pop())
             *of_scorers, features[places[batch]] = results
             for name, result in zip(names, of_scorers, strict=True):
                 scores[name][places[batch]] = np.where(np.isfinite(result), result, np.nan)
@@ -240,7 +261,9 @@ class LocalExecutor:
             is_left[batch] = False
             if progress.is_stopping:
                 break
-        measurement = Measurement(rows=rows, scores=scores, features=to_float16(features))
+        measurement = Measurement(
+            rows=rows, scores=scores, features=to_float16(features), sketches=sketches
+        )
         if is_left.any():
             measurement = measurement.take(np.delete(np.arange(len(rows)), places[is_left]))
         return measurement, int((~is_left).sum())

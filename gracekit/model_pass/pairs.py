@@ -12,14 +12,13 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gracekit.model_pass.token_scores import MeanLoss
 from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.recipe import ScoringSection
 from gracekit.recipe.score_columns import PAIR_MARGIN
-from gracekit.types import Json, Measurement, Rows
+from gracekit.types import Json, MeasuredTarget, Measurement, Rows
 
 
 class PairMargin(MeanLoss):
@@ -72,9 +71,9 @@ class PairExecutor:
         """The features of the chosen sides, which are those of the pairs."""
         yield from self._chosen.look(rows, progress)
 
-    def target_features(self) -> NDArray[np.float16] | None:
-        """Those of the pass over the chosen sides."""
-        return self._chosen.target_features()
+    def target(self) -> MeasuredTarget | None:
+        """What the pass over the chosen sides says of it."""
+        return self._chosen.target()
 
     def optimizer(self) -> Json | None:
         """What the pass over the chosen sides found."""

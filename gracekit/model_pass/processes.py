@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gracekit.errors import GracekitError, MeasureError
@@ -32,13 +31,13 @@ from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState
 from gracekit.recipe import ScoringSection
 from gracekit.scores.meaning import needs
-from gracekit.types import Bool, Int32, Int64, Json, Measurement, Rows
+from gracekit.types import Bool, Int32, Int64, Json, MeasuredTarget, Measurement, Rows
 
 logger = logging.getLogger(__name__)
 
 Load = Callable[[str], tuple[torch.nn.Module, OptimizerState | None]]
 """Loads model and optimizer state onto a device; it is sent to the processes."""
-TARGET_FEATURES, OPTIMIZER = "target features", "optimizer"
+TARGET, OPTIMIZER = "target", "optimizer"
 """Questions to a process."""
 STOP = "stop"
 """Ends a shard after the batch in progress; needs no answer of its own."""
@@ -147,12 +146,10 @@ class ProcessExecutor:
                     if answer is not None:
                         yield dataclasses.replace(answer, rows=of_shard[answer.rows])
 
-    def target_features(self) -> NDArray[np.float16] | None:
-        """[t, d] features of the target set; None without one."""
-        features: NDArray[np.float16] | None = (
-            self._ask_any(TARGET_FEATURES) if self._has_target else None
-        )
-        return features
+    def target(self) -> MeasuredTarget | None:
+        """What the first process measured of the target set; None without one."""
+        found: MeasuredTarget | None = self._ask_any(TARGET) if self._has_target else None
+        return found
 
     def optimizer(self) -> Json | None:
         """What the first process found; none is started to say that nothing was asked for."""
@@ -255,8 +252,8 @@ def _serve(
         try:
             if task == STOP:  # it came after the last batch
                 continue
-            if task == TARGET_FEATURES:
-                _answer(connection, first.target_features())
+            if task == TARGET:
+                _answer(connection, first.target())
             elif task == OPTIMIZER:
                 _answer(connection, first.optimizer())
             else:

@@ -19,6 +19,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gracekit.model_pass.products import product
 from gracekit.protocols import Batch, Layer, PassContext, Reader, RoutedRows, Sketch
@@ -142,6 +143,14 @@ class SketchReader(Reader):
     def finish(self, batch: Batch) -> torch.Tensor:
         """float32 [B, k²]"""
         return self._sketch.finish(batch)
+
+
+def unit_sketches(sketches: Float32) -> NDArray[np.float16]:
+    """[m, k²] of length 1 as float16; 0 where a sketch is 0, NaN where one is not finite."""
+    norms = np.linalg.norm(sketches.astype(np.float64), axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        unit = sketches / np.where(norms > 0, norms, 1)
+    return unit.astype(np.float16)
 
 
 def random_signs(shape: tuple[int, ...], seed: int, key: str) -> Float32:

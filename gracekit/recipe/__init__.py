@@ -19,6 +19,7 @@ from gracekit.recipe.sections import (
     RetentionSection,
     ScoringSection,
     SelectionSection,
+    TargetSection,
     TrainingSection,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "ScoringSection",
     "Section",
     "SelectionSection",
+    "TargetSection",
     "TrainingSection",
     "read_yaml",
 ]

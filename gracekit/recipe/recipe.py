@@ -26,6 +26,7 @@ from gracekit.recipe.sections import (
     RetentionSection,
     ScoringSection,
     SelectionSection,
+    TargetSection,
     TrainingSection,
 )
 from gracekit.tabular import short_repr
@@ -35,9 +36,9 @@ class Recipe(Section):
     """All settings of a store. `Recipe.load` reads one from YAML."""
 
     data: DataSection
-    target: DataSection | None = None
-    """Samples of the task that training is for, for the score `influence`; their groups are its
-    subtasks. The same keys as `data`."""
+    target: TargetSection | None = None
+    """Samples of the task that training is for: a file with the keys of `data`, or a `group` of the
+    data. Their groups are the subtasks of the score `influence`."""
     store: str = "gracekit-store"
     """Directory of the store."""
     seed: int = Field(default=0, ge=0)
@@ -63,6 +64,18 @@ class Recipe(Section):
             return content
         added = [] if PAIR_MARGIN in scores else [PAIR_MARGIN]
         return {**content, "scoring": {**scoring, "scores": [*scores, *added]}}
+
+    @property
+    def follows_target(self) -> bool:
+        """Whether the selection goes by the target set: `balanced` does, unless `aim` is `none`."""
+        settings = self.selection
+        is_followed = settings.selector == "balanced" and settings.aim != "none"
+        return self.target is not None and is_followed
+
+    @property
+    def keeps_sketches(self) -> bool:
+        """Whether the sketches of measured rows are kept, for smoothed influence and its gain."""
+        return self.follows_target and self.selection.aim in ("auto", "influence")
 
     @model_validator(mode="after")
     def _a_margin_is_of_pairs(self) -> Recipe:
@@ -181,8 +194,15 @@ class Recipe(Section):
             for name in ("chosen", "rejected"):
                 if data and data["columns"][name] is None:
                     data["columns"].pop(name)
-            for key, unset in (("pair", "chosen"), ("rendering", "auto")):
-                if data.get(key) == unset:
+            later = {
+                "pair": "chosen",
+                "rendering": "auto",
+                "group": None,
+                "group_count": 48,
+                "overlap": "keep",
+            }
+            for key, unset in later.items():
+                if key in data and data[key] == unset:
                     data.pop(key)
             for key in ("columns", "roles"):
                 if not any((data.get(key) or {}).values()):

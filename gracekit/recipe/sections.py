@@ -144,6 +144,29 @@ class DataSection(Section):
         return self.model_copy(update={"path": moved})
 
 
+class TargetSection(DataSection):
+    """The samples that training is for."""
+
+    path: str | tuple[str, ...] = ()
+    """As `data.path`; left out with `group`."""
+    group: str | None = None
+    """A group of the data that training is for, instead of a file: some of its samples, a spread of
+    `group_count`, become the target set and are not trained on."""
+    group_count: int = Field(default=48, ge=2)
+    """Samples of `group` that become the target set, at most a fifth of them."""
+    overlap: Literal["keep", "drop"] = "keep"
+    """Samples of the data whose content is that of a target sample: `drop` trains on none of them,
+    so that the target's loss is that of samples never seen."""
+
+    @model_validator(mode="after")
+    def _path_names_something(self) -> TargetSection:
+        if not self.places and self.group is None:
+            raise ValueError("name a file (path), or a group of the data (group)")
+        if self.places and self.group is not None:
+            raise ValueError("path and group are two ways to name a target; give one of them")
+        return self
+
+
 class CheckpointSection(Section):
     """How checkpoints are found and read."""
 
@@ -280,6 +303,9 @@ class TrainingSection(Section):
     samples_a_step: float | None = Field(default=None, gt=0)
     """Samples of an optimizer step, over all processes and accumulated batches; null: what the
     callback notes in the trainer's log, else what the trainer's state says of one process."""
+    stop: Literal["advise", "stop", "never"] = "advise"
+    """Where the loss on the target turns up, or what resembles it is used up: `CoresetCallback`
+    says so in the trainer's log, ends the training, or says nothing."""
 
 
 class RefreshSection(Section):
@@ -367,6 +393,21 @@ class SelectionSection(Section):
     before others come again, so that uses follow probabilities; `keep`, for files that have to be
     stable, changes only the rows that changed probabilities make change. (Of coverage that is
     `churn_penalty`.)"""
+    aim: Literal["auto", "influence", "likeness", "round-robin", "none"] = "auto"
+    """What balanced follows where the recipe has a `target`: how the gradients of a sample's
+    neighbours lie to the target's (`influence`), how like its features are (`likeness`), whichever
+    gains more on target samples that it has not seen (`auto`), the target samples in turn, each
+    taking its nearest unused one (`round-robin`), or nothing (`none`)."""
+    aim_width: float | None = Field(default=None, gt=0, le=1)
+    """Share of the samples that a signal chooses; null: as the measured rows tell it."""
+    aim_uniform: float = Field(default=0.1, ge=0, le=1)
+    """Share of the places that all samples have alike while a target is followed."""
+    dose: float = Field(default=0.6, gt=0, le=1)
+    """Factor of a sample's place for each time that it was used, while a target is followed; 1: a
+    sample may come again and again. (`max_uses` is the hard form.)"""
+    duplicates: Literal["keep", "share"] = "keep"
+    """`share`: samples of the same content, or of one group with a cosine of 0.95 or more in the
+    graph, have one place together."""
     max_uses: int | None = Field(default=None, ge=1)
     """A row that was trained on so often (or handed out, where no trainer logs its uses) is not
     selected again, unless it is always in; its place goes to others. null: no limit."""

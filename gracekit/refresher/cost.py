@@ -89,7 +89,7 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
         cache = Path(folder)
         model = open_beside(refresher, pinned, cache)
         tokens = model.tokens(refresher.samples)
-        target = model.target_samples()
+        target = model.target_samples(refresher.samples)
         planned = plan_next(refresher, checkpoint, lambda: tokens, target=target)
         plan, lengths = planned.shown, planned.lengths
         if planned.places is not None:

@@ -54,6 +54,8 @@ def draft_version(
         cost=cost or refreshed.cost,
         scores=refreshed.scores,
         selection=refreshed.selection,
+        places=refreshed.places,
+        aim=refreshed.aim,
         state=state,
         samples=samples,
         dataset=dataset,

@@ -26,6 +26,7 @@ from gracekit.errors import (
 )
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
+from gracekit.refresher.aiming import Aiming
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.data import CurrentData, require_same_data
 from gracekit.refresher.drafting import draft_version
@@ -202,10 +203,14 @@ class Refresher:
             enter("load")
             model = self.open(pinned, paths.cache)
             self._take_up_data(model)
-            tokens, target = model.tokens(self.samples), model.target_samples()
+            tokens = model.tokens(self.samples)
+            target = model.target_samples(self.samples)
             keys = (model.identity, tokens.key, target.tokens.key if target else "")
             refresh_id = _identity(pinned, *keys, recipe.digest())
-            measure_id = _identity(pinned, *keys, recipe.digest("data", "target", "scoring"))
+            measured = recipe.digest("data", "target", "scoring")
+            if recipe.keeps_sketches:
+                measured += " sketches"
+            measure_id = _identity(pinned, *keys, measured)
             done = self._made_before(refresh_id)
             if done is not None:
                 return done
@@ -228,11 +233,12 @@ class Refresher:
                 )
             )
             parent = last_coreset(store)
+            pace = read_pace(pinned.directory)
             allowance = allowance_at(
                 store,
                 recipe,
                 model.architecture,
-                read_pace(pinned.directory),
+                pace,
                 step=pinned.step,
                 samples=growth.samples,
                 trained_rows=parent,
@@ -254,6 +260,12 @@ class Refresher:
                 num_distinct_random=num_distinct_random(store, growth.samples),
                 trained=trained,
                 allowance=allowance,
+                aiming=Aiming.of(
+                    store,
+                    contents=None if target is None else target.contents,
+                    samples_a_step=recipe.training.samples_a_step or pace.samples_a_step,
+                    step=pinned.step,
+                ),
                 store=store,
                 enter=enter,
             )

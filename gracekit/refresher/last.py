@@ -18,11 +18,13 @@ from gracekit.types import (
     Float32,
     Measurement,
     Origin,
+    Places,
     SampleTable,
     ScoreTable,
     SparseGraph,
     TrainedLosses,
 )
+from gracekit.version.outcomes import Aim
 
 if TYPE_CHECKING:
     from gracekit.samples import Growth
@@ -54,6 +56,10 @@ class LastRefresh:
     """Neighbour lists over the features. A step repairs them in place: afterwards they are part of
     its result."""
     graph: SparseGraph
+    places: Places | None = None
+    """[n] what was to be trained on; None where no target was followed."""
+    aim: Aim | None = None
+    """What was found of the target then."""
     trained: TrainedLosses | None = None
     """[n] what the trainer has seen of the samples' losses; None where it logged none."""
 
@@ -111,9 +117,18 @@ class LastRefresh:
             scores=scores_for(self.scores, samples, forgotten),
             values={name: filled(v, np.nan, forgotten) for name, v in self.values.items()},
             changes={name: filled(c, 0, forgotten) for name, c in self.changes.items()},
+            places=None if self.places is None else _places_without(self.places, forgotten),
             trained=None if self.trained is None else self.trained.without(forgotten),
             features=filled(self.features, 0, forgotten),
             valid=filled(self.valid, False, forgotten),
             index=index,
             graph=symmetric(index.graph),
         )
+
+
+def _places_without(places: Places, forgotten: Bool) -> Places:
+    """The places of the rows that are known still; the others have those of plain rows."""
+    return Places(
+        factors={name: filled(factor, 1, forgotten) for name, factor in places.factors.items()},
+        signals={name: filled(s, np.nan, forgotten) for name, s in places.signals.items()},
+    )

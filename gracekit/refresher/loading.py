@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gracekit.errors import StoreError, StoreFormatError, VersionNotFoundError
+from gracekit.errors import RecipeError, StoreError, StoreFormatError, VersionNotFoundError
 from gracekit.graph import build_index, load_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection
+from gracekit.refresher.aiming import with_uses
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.uses import last_probabilities, num_distinct_random, state_now
 from gracekit.samples import Growth
@@ -18,7 +19,7 @@ from gracekit.scores.changes import COMPARED
 from gracekit.scores.meaning import score_meaning
 from gracekit.scores.working_values import changes_since, to_working
 from gracekit.store import Store
-from gracekit.types import Float32, Rows, SampleTable
+from gracekit.types import Float32, Places, Rows, SampleTable
 from gracekit.version.header import Header
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,8 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
         valid=cache.valid,
         index=index,
         graph=symmetric(index.graph),
+        places=store.places(version),
+        aim=header.aim,
     )
     if growth is not None:
         last = last.grown(growth, recipe.graph)
@@ -160,17 +163,49 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
             "the recipe's graph section changed; `gracekit refresh` on a checkpoint makes a "
             "new one"
         )
-    samples = store.samples(version)
+    samples, scores = store.samples(version), store.scores(version)
+    state, graph = state_now(store, samples, parent), symmetric(index.graph)
     return SelectionInputs(
-        scores=store.scores(version),
+        scores=scores,
         samples=samples,
-        graph=symmetric(index.graph),
+        graph=graph,
+        places=with_uses(
+            recipe,
+            _places_again(store, recipe, version),
+            samples=samples,
+            scores=scores,
+            graph=graph,
+            state=state,
+        ),
         features=cache.features,
         target_features=cache.target_features,
         parent=parent,
         parent_probabilities=last_probabilities(store, samples),
-        state=state_now(store, samples, parent),
+        state=state,
         num_distinct_random=num_distinct_random(store, samples),
         store=store,
         scoring=recipe.scoring,
     )
+
+
+def _places_again(store: Store, recipe: Recipe, version: int) -> Places:
+    """What the newest refresh found of the target, for a selection without a model.
+
+    Raises `RecipeError` where the recipe asks for an aim that only a refresh can make.
+    """
+    places, before = store.places(version), store.header(version).settings.selection
+    if not recipe.follows_target:
+        return Places()
+    asked = recipe.selection
+    keys: tuple[str, ...] = ("aim", "aim_width", "aim_uniform")
+    if places is None or "aim" not in places.factors:
+        keys = ("selector",)
+    changed = [key for key in keys if getattr(asked, key) != getattr(before, key)]
+    if changed:
+        raise RecipeError(
+            f"selection.{changed[0]} is {getattr(asked, changed[0])!r}, and version {version} was "
+            f"made with {getattr(before, changed[0])!r}: what follows the target is measured with "
+            "the model. Drop the change, set selection.aim to none, or make a version with it by "
+            "`gracekit refresh`"
+        )
+    return places or Places()

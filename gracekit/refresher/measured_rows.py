@@ -16,7 +16,7 @@ from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.scores.changes import as_changes
 from gracekit.store import ShardFiles
-from gracekit.types import Bool, Float32, Measurement, Rows
+from gracekit.types import Bool, Float32, MeasuredTarget, Measurement, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -117,14 +117,14 @@ class MeasuredRows:
         place[every.rows] = np.arange(len(every.rows))
         return np.asarray(every.features[place[rows]], np.float16)
 
-    def finish(self) -> NDArray[np.float16] | None:
-        """Features of the target set, [t, d] or None; the model's memory is free afterwards."""
+    def finish(self) -> MeasuredTarget | None:
+        """What the model says of the target set, if there is one; its memory is free afterwards."""
         assert self._executor is not None, "finished"
-        target_features = self._executor.target_features()
+        target = self._executor.target()
         self.optimizer = self._executor.optimizer()
         self._close()
         self._when_finished()
-        return target_features
+        return target
 
     def __enter__(self) -> Self:
         return self

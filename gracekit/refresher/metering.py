@@ -155,13 +155,14 @@ class _Rule:
 
     @classmethod
     def of_balanced(cls, rule: Probabilities) -> _Rule:
-        """Of what `balanced` would draw: all rows of a group are to be trained on alike."""
+        """Of what `balanced` would draw: within a group t is as the places say."""
         own = np.where(rule.drawable, rule.chances.probabilities, 0)
-        counts = np.bincount(rule.groups, own > 0)
-        targets = np.bincount(rule.groups, own) / np.maximum(counts, 1)
+        places = np.where(own > 0, rule.targets, 0)
+        in_all = np.bincount(rule.groups, places)
+        per_place = np.bincount(rule.groups, own) / np.where(in_all > 0, in_all, 1)
         return cls(
             probabilities=own,
-            targets=targets[rule.groups],
+            targets=places * per_place[rule.groups],
             groups=rule.groups,
             alpha=rule.alpha,
             costs=rule.costs,

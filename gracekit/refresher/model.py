@@ -6,13 +6,17 @@ checkpoint and the estimate of its cost do.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
+from gracekit.errors import DataError
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
@@ -28,7 +32,7 @@ from gracekit.samples import (
     tokenize_pairs,
 )
 from gracekit.scores.meaning import needs
-from gracekit.types import Json, PinnedCheckpoint
+from gracekit.types import Json, PinnedCheckpoint, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -91,14 +95,29 @@ class CheckpointModel:
         folders = self._cache / "tokens", self._cache / "rejected-tokens"
         return tokenize_pairs(samples, self.tokenizer, self.data(samples), *folders)
 
-    def target_samples(self) -> TargetSamples | None:
-        """The target set in the checkpoint's tokens, if the recipe names one."""
-        settings = self._recipe.target
+    def target_samples(self, samples: RawSamples) -> TargetSamples | None:
+        """The target set in the checkpoint's tokens, if the recipe names one.
+
+        Raises `DataError` where it cannot be read, or the data has no group of that name.
+        """
+        settings, recipe = self._recipe.target, self._recipe
         if settings is None:
             return None
-        raw = load_samples(settings)
-        tokens = tokenize(raw, self.tokenizer, settings, self._cache / "target-tokens")
-        return TargetSamples(tokens=tokens, groups=raw.groups, group_names=raw.group_names)
+        if settings.group is not None:
+            rows = rows_of_target(samples, settings.group, settings.group_count)
+            raw, tokens = samples, self.tokens(samples).arranged(rows)
+        else:
+            raw = load_samples(settings)
+            rows = np.arange(len(raw))
+            tokens = tokenize(raw, self.tokenizer, settings, self._cache / "target-tokens")
+        return TargetSamples(
+            tokens=tokens,
+            groups=raw.groups[rows],
+            group_names=raw.group_names,
+            contents=raw.content_hashes[rows],
+            is_followed=recipe.follows_target,
+            keeps_sketches=recipe.keeps_sketches,
+        )
 
     def executor(self, tokens: TokenTable, target: TargetSamples | None) -> Executor:
         """The pass over samples: in this process, or in one for each device.
@@ -126,3 +145,35 @@ class CheckpointModel:
         if rejected is None:
             return own
         return PairExecutor(own, LocalExecutor(model, rejected, of_rejected))
+
+
+MOST_OF_GROUP = 0.2
+"""Share of a group that becomes the target set, at most."""
+
+
+def rows_of_target(samples: RawSamples, group: str, count: int) -> Rows:
+    """[t] rows of a group that become the target set: a spread of them, ascending.
+
+    Which ones depends on their ids alone, so that it stays the same while the data grows.
+
+    Raises `DataError` where there is no such group, or it is too small to give any.
+    """
+    known = samples.group_names
+    if group not in known:
+        shown = ", ".join(map(repr, known[:10]))
+        raise DataError(
+            f"target.group is {group!r}, and the data has no such group; it has {shown}"
+            + (" and more" if len(known) > 10 else "")
+            + ("" if len(known) > 1 else "; name their column in data.group_column")
+        )
+    rows = np.flatnonzero(samples.groups == known.index(group))
+    most = min(count, int(MOST_OF_GROUP * len(rows)))
+    if most < 1:
+        raise DataError(
+            f"target.group {group!r} has {len(rows)} samples, and the target set is made of at "
+            f"most {MOST_OF_GROUP:.0%} of them; give a file with target samples (target.path)"
+        )
+    ids = samples.sample_ids[rows].tolist()
+    hashes = [hashlib.sha256(str(i).encode(errors="replace")).digest() for i in ids]
+    chosen = sorted(range(len(rows)), key=hashes.__getitem__)[:most]
+    return np.sort(rows[chosen])

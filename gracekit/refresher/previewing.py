@@ -95,7 +95,7 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
             pinned = stack.enter_context(pin(checkpoint, cache))
             return open_beside(refresher, pinned, cache)
 
-        target = model().target_samples() if recipe.target is not None else None
+        target = model().target_samples(refresher.samples) if recipe.target is not None else None
         return plan_next(
             refresher, checkpoint, lambda: model().tokens(refresher.samples), target=target
         ).shown

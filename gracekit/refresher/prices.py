@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gracekit.foreign import finite_number
-from gracekit.recipe import ScoringSection
+from gracekit.recipe import Recipe
 from gracekit.recipe.score_columns import PAIR_MARGIN
 from gracekit.scores.meaning import features_read, needs, score_meaning
 from gracekit.types import Json
@@ -36,26 +36,32 @@ class Prices:
     look: float
     """Of the features alone."""
 
-    def of_target(self, num_tokens: int, scoring: ScoringSection) -> float:
-        """What a target set of so many tokens costs at a refresh: its features, and its sketches
-        where a score compares with them.
+    loss: float = 0.0
+    """Of the loss alone."""
+
+    def of_target(self, num_tokens: int, recipe: Recipe) -> float:
+        """What a target set of so many tokens costs at a refresh: its features, its loss where the
+        selection follows it, and its sketches where they are compared with.
         """
-        compares = bool(needs(scoring.scores, "target"))
-        return num_tokens * (self.measure if compares else self.look)
+        compares = bool(needs(recipe.scoring.scores, "target")) or recipe.keeps_sketches
+        of_token = self.loss if recipe.follows_target else self.look
+        return num_tokens * (self.measure if compares else of_token)
 
 
-def prices(architecture: Json, scoring: ScoringSection, target_share: float) -> Prices:
+def prices(architecture: Json, recipe: Recipe, target_share: float) -> Prices:
     """What the recipe's measuring costs with a model.
 
     Args:
         architecture: Kind and sizes of the model (`checkpoints.describe_architecture`).
-        scoring: What is measured.
+        recipe: Says what is measured.
         target_share: Share of the tokens that carry loss: only these get logits.
     """
+    scoring = recipe.scoring
     body, head = _products(architecture)
     training = (2 if "adapter" in architecture else 3) * (body + head)
     forward = body + target_share * head
-    depth = 1.0 if scoring.features == "gradient-sketch" else 0.0
+    is_sketched = scoring.features == "gradient-sketch" or recipe.keeps_sketches
+    depth = 1.0 if is_sketched else 0.0
     depth = max([depth, *map(_depth_of_backward, scoring.scores)])
     measure = forward + depth * (forward + 2 * forward * READING)
     if "ifd" in scoring.scores:
@@ -69,7 +75,7 @@ def prices(architecture: Json, scoring: ScoringSection, target_share: float) -> 
         "states": body,
         "all": measure,
     }[read]
-    return Prices(measure=measure / training, look=look / training)
+    return Prices(measure=measure / training, look=look / training, loss=forward / training)
 
 
 _OWN_DEPTH = {"gradient-norm-last": 0.2, "lm-head": 0.0}

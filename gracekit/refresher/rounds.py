@@ -22,7 +22,7 @@ from gracekit.recipe import Recipe
 from gracekit.refresher.auditing import audit_refresh
 from gracekit.refresher.budget import FirstPlan, next_round, plan_round
 from gracekit.refresher.last import LastRefresh
-from gracekit.types import Measurement, RefreshPlan, Rows
+from gracekit.types import MeasuredTarget, Measurement, RefreshPlan, Rows
 from gracekit.version.outcomes import Audit, Meter
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,10 @@ class Measure(Protocol):
         """[rows, d] the features alone of distinct rows, by as little of the pass as they need."""
         ...
 
-    def finish(self) -> NDArray[np.float16] | None:
+    def finish(self) -> MeasuredTarget | None:
         """No more rows are asked for: the model may go.
 
-        Returns [t, d] features of the target set under it; None without a target set.
+        Returns what it says of the target set; None without one.
         """
         ...
 

@@ -50,7 +50,7 @@ def allowance_at(
     lengths = token_counts(samples)
     num_tokens = int(lengths.sum())
     num_targets = int(samples.num_response_tokens[samples.present].sum())
-    found = prices(architecture, recipe.scoring, num_targets / max(num_tokens, 1))
+    found = prices(architecture, recipe, num_targets / max(num_tokens, 1))
     before = None if store is None else last_account(store)
     if left_over is not None and any(map(len, left_over)):
         before = _with_left_over(before, found, lengths, left_over)
@@ -63,7 +63,7 @@ def allowance_at(
         trained_rows=trained_rows,
         before=before,
         elapsed_s=elapsed_s,
-        of_target=found.of_target(target_tokens, recipe.scoring),
+        of_target=found.of_target(target_tokens, recipe),
     )
 
 

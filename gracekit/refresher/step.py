@@ -29,6 +29,7 @@ from gracekit.graph import (
 )
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe
+from gracekit.refresher.aiming import Aiming, places_of
 from gracekit.refresher.allowance import Allowance, no_limit
 from gracekit.refresher.budget import first_plan, next_start
 from gracekit.refresher.first_look import started
@@ -53,6 +54,7 @@ from gracekit.types import (
     Float64,
     Measurement,
     Origin,
+    Places,
     Reason,
     RefreshPlan,
     Rows,
@@ -63,6 +65,7 @@ from gracekit.types import (
     TrainedLosses,
 )
 from gracekit.version.outcomes import (
+    Aim,
     Audit,
     Cost,
     GraphOutcome,
@@ -96,6 +99,10 @@ class Refreshed:
     """[n] rows that have features."""
     target_features: NDArray[np.float16] | None
     """[t, d]"""
+    places: Places | None
+    """What is to be trained on; None: all rows alike."""
+    aim: Aim | None
+    """What was found of the target; None where none is followed."""
     index: Index
     graph: SparseGraph
     selection: Selection
@@ -127,6 +134,8 @@ class Refreshed:
             valid=self.valid,
             index=self.index,
             graph=self.graph,
+            places=self.places,
+            aim=self.aim,
         )
 
 
@@ -144,6 +153,7 @@ def step(
     num_distinct_random: float = 0.0,
     trained: TrainedLosses | None = None,
     allowance: Allowance | None = None,
+    aiming: Aiming | None = None,
     store: StoreReader | Path | None = None,
     enter: Callable[[str], None] = lambda stage: None,
 ) -> Refreshed:
@@ -163,6 +173,7 @@ def step(
         num_distinct_random: How many samples random draws would have used by now.
         trained: [n] what the trainer has seen of the samples' losses; None where it logged none.
         allowance: What may be spent; None: as much as the rest of the recipe says.
+        aiming: What is known of the target besides; None: nothing.
         store: Open or its path, whose tables the recipe's SQL conditions may ask.
         enter: Told the stages: measure, propagate, graph, select.
 
@@ -207,14 +218,31 @@ def step(
         measured = measure_in_rounds(first, last, measure, recipe, step=step, meter_of=meter_of)
     else:
         measured = nothing_measured(first, last, recipe)
-    target_features = measure.finish()
+    target = measure.finish()
     enter("propagate")
     scores = _all_scores(recipe, samples, last, measured, step=step, version=version)
     features, valid = _all_features(samples, last, measured)
     enter("graph")
     index, graph, of_graph = _update_graph(recipe, last, features, valid)
     enter("select")
-    inputs = inputs_of(scores, graph, features=features, target_features=target_features)
+    target_features = None if target is None else target.features
+    places, aim = places_of(
+        recipe,
+        samples=samples,
+        scores=scores,
+        features=features,
+        valid=valid,
+        graph=graph,
+        measurement=measured.measurement,
+        target=target,
+        last=last,
+        state=state,
+        aiming=aiming or Aiming(),
+        step=step,
+    )
+    inputs = inputs_of(
+        scores, graph, features=features, target_features=target_features, places=places
+    )
     selection = select(recipe.selection, inputs, seed=recipe.seed, version=version)
     meter = meter_of_selection(
         recipe,
@@ -236,6 +264,8 @@ def step(
         features=features,
         valid=valid,
         target_features=target_features,
+        places=places,
+        aim=aim,
         index=index,
         graph=graph,
         selection=selection,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from gracekit.types import Float32, Measurement
@@ -24,4 +26,4 @@ def as_changes(measurement: Measurement, earlier: dict[str, Float32]) -> Measure
         before = losses[measurement.rows]
         now = scores[name]
         scores[name] = np.where(np.isnan(before), now - now, now - before).astype(np.float32)
-    return Measurement(rows=measurement.rows, scores=scores, features=measurement.features)
+    return dataclasses.replace(measurement, scores=scores)

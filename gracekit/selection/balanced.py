@@ -3,14 +3,14 @@
     π_i ∝ t_i · (α + (1 - α) · q_i / mean q),   none above 1, Σ π_i = budget
     w_i = t_i / π_i, in units of their mean
 
-t is what to train on: all candidates alike, or alike within their group where quotas say how much
-of each group. q is the root of the second moment of the row's gradient norm (`scores.norms`); with
-a budget in tokens it is divided by the root of the row's tokens, which gives the least variance
-for them. Then Σ w_i g_i over the coreset is on average the mean gradient of t, whatever the norms
-are worth: a wrong one costs variance and no direction (Horvitz and Thompson 1952). The variance is
-least for π ∝ t · |g|, and less still where rows with like gradients exclude each other: so
-neighbours in the graph compete (`gracekit.draw`). α bounds what wrong norms can do: no weight is
-above 1/α.
+t is what to train on: all candidates alike, or as the places of the task say (towards a target
+set), within their group where quotas say how much of each group. q is the root of the second moment
+of the row's gradient norm (`scores.norms`); with a budget in tokens it is divided by the root of
+the row's tokens, which gives the least variance for them. Then Σ w_i g_i over the coreset is on
+average the mean gradient of t, whatever the norms are worth: a wrong one costs variance and no
+direction (Horvitz and Thompson 1952). The variance is least for π ∝ t · |g|, and less still where
+rows with like gradients exclude each other: so neighbours in the graph compete (`gracekit.draw`).
+α bounds what wrong norms can do: no weight is above 1/α of what the row's place asks for.
 
 A version is a new draw, the same for the same seed and version.
 """
@@ -66,7 +66,9 @@ class Balanced:
         # The mean weight is 1 on average over draws, so that samples which are always in, with a
         # weight of 1, count like the mean of the others.
         mean = _group_means(probabilities, drawable, groups)[groups]
-        of_all = np.divide(mean, probabilities, out=np.zeros_like(mean), where=probabilities > 0)
+        per_place = _group_means(law.targets, drawable, groups)[groups]
+        wanted = mean * np.divide(law.targets, per_place, out=np.zeros_like(mean), where=drawable)
+        of_all = np.divide(wanted, probabilities, out=np.zeros_like(mean), where=probabilities > 0)
         weights = of_all[rows]
         return Selection(
             rows=rows,
@@ -95,6 +97,8 @@ class Probabilities:
     chances: Inclusion
     drawable: Bool
     """[n] rows with a probability above 0."""
+    targets: Float64
+    """[n] t, in any unit: 1 where all are to be trained on alike."""
     groups: Int32
     """[n] rows of a group have a total of their own; all 0 without quotas."""
     alpha: float
@@ -112,7 +116,9 @@ def probabilities_of(task: SelectionTask) -> Probabilities:
     norms = expected_norms(task.scores, task.samples.num_response_tokens, task.scoring)
     norms = _for_costs(norms, task.costs)
     means = _group_means(norms, drawable, groups)
-    sizes = np.where(drawable, _mixed(norms, means[groups], alpha), 0)
+    targets = np.ones(len(norms)) if task.places is None else task.places.total(len(norms))
+    drawable &= targets > 0
+    sizes = np.where(drawable, targets * _mixed(norms, means[groups], alpha), 0)
     return Probabilities(
         chances=inclusion(
             sizes,
@@ -124,6 +130,7 @@ def probabilities_of(task: SelectionTask) -> Probabilities:
             free=task.free,
         ),
         drawable=drawable,
+        targets=targets,
         groups=groups,
         alpha=alpha,
         costs=task.costs,

@@ -90,6 +90,9 @@ def _why_out(row: int, chosen: Chosen, pool: Pool, gain: float | None) -> str:
     lists = listed(settings, scores=scores, samples=samples, store=chosen.inputs.store)
     if lists.never[row]:
         return "never in: listed"
+    places = chosen.inputs.places
+    if places is not None and places.total(len(samples))[row] == 0:
+        return "never in: it has the content of a target sample (target.overlap, target.group)"
     if pool.used_up[row]:
         return f"used {settings.max_uses} times before, as often as selection.max_uses allows"
     if not pool.represented[row]:

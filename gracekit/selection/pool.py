@@ -62,6 +62,8 @@ def make_pool(settings: SelectionSection, inputs: SelectionInputs) -> Pool:
     usable = usable_rows(scores, samples)
     lists = listed(settings, scores=scores, samples=samples, store=inputs.store)
     allowed = usable & ~lists.never
+    if inputs.places is not None:
+        allowed &= inputs.places.total(len(samples)) > 0
     represented = lists.always | without_hardest(
         settings.drop_hardest, allowed, scores.importance, order
     )

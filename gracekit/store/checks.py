@@ -197,6 +197,7 @@ def _history_damage(
     checks: dict[Path, Callable[[np.ndarray], bool]] = {
         store.paths.scores(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
         store.paths.draw(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
+        store.paths.places(header.version): lambda rows: np.array_equal(rows, np.arange(n)),
         store.paths.measured(header.version): lambda rows: _ascending_rows(rows, n),
     }
     for named, holds in checks.items():

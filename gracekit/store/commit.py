@@ -42,6 +42,7 @@ from gracekit.store.files.history import write_measured, write_scores
 from gracekit.store.files.lock import tell_unfinished
 from gracekit.store.files.manifests import coreset_table, write_manifest
 from gracekit.store.files.paths import StorePaths
+from gracekit.store.files.places import write_places
 from gracekit.store.files.samples import dataset_info, file_info, write_samples
 from gracekit.store.files.shards import clear_shards
 from gracekit.store.publish import publish
@@ -50,6 +51,7 @@ from gracekit.store.retention import finish, remove_old
 from gracekit.types import (
     DrawState,
     Measurement,
+    Places,
     RefreshPlan,
     Rows,
     SampleTable,
@@ -69,7 +71,7 @@ from gracekit.version.header import (
     Timings,
 )
 from gracekit.version.json_text import clean_text, plain_json
-from gracekit.version.outcomes import Audit, Cost, Meter, RefreshOutcome, SelectionDetails
+from gracekit.version.outcomes import Aim, Audit, Cost, Meter, RefreshOutcome, SelectionDetails
 from gracekit.version.sources import DrawnRows
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,10 @@ class VersionDraft:
     selection: Selection
     scores: ScoreTable | None
     """None for a reselect, which has those of the newest refresh, and for a rollback."""
+    places: Places | None = None
+    """What is to be trained on, factor by factor; None: all rows alike."""
+    aim: Aim | None = None
+    """What was found of the target; None where none is followed."""
     state: DrawState | None = None
     """What the draws before this one gave each row; None: that is not kept."""
     rollback_of: int | None = None
@@ -192,6 +198,7 @@ def _assert_consistent(samples: SampleTable, draft: VersionDraft) -> None:
     assert samples.present[rows].all(), "a removed sample is selected"
     assert draft.scores is None or len(draft.scores) == n, "scores of other samples"
     assert draft.state is None or len(draft.state) == n, "draws of other samples"
+    assert draft.places is None or len(draft.places) == n, "places of other samples"
     is_derived = draft.operation in ("reselect", "rollback")
     assert (draft.scores is None) == is_derived, "only a reselect or rollback has none"
     assert (draft.rollback_of is None) == (draft.operation != "rollback"), "back to which version?"
@@ -219,6 +226,8 @@ def _write_history(store: StoreReader, version: int, draft: VersionDraft) -> Non
         write_measured(store.paths.measured(version), draft.measurement, draft.plan, step)
     if draft.state is not None:
         write_draw(store.paths.draw(version), DrawnRows(draft.selection.draw, draft.state))
+    if draft.places is not None:
+        write_places(store.paths.places(version), draft.places)
 
 
 def _header(
@@ -244,6 +253,8 @@ def _header(
         named.append(paths.measured(version))
     if draft.state is not None:
         named.append(paths.draw(version))
+    if draft.places is not None:
+        named.append(paths.places(version))
     if dataset.samples_file != paths.samples.name:
         named.append(paths.root / dataset.samples_file)
     return Header(
@@ -265,6 +276,7 @@ def _header(
         audit=draft.audit,
         meter=draft.meter,
         cost=draft.cost,
+        aim=draft.aim,
         selection=_selection_details(draft),
         stats=_stats(store, parent, draft, samples),
         timings=draft.timings,

@@ -23,6 +23,7 @@ from gracekit.store.files.manifest_reading import require_manifest
 from gracekit.store.files.manifests import read_coreset, read_header
 from gracekit.store.files.parquet import read_table
 from gracekit.store.files.paths import StorePaths
+from gracekit.store.files.places import read_places
 from gracekit.store.files.removals import Removal, read_removal
 from gracekit.store.files.samples import read_samples
 from gracekit.store.files.shards import count_shards
@@ -30,7 +31,7 @@ from gracekit.store.snapshot import Snapshot, stamp_of, take_snapshot
 from gracekit.store.version_argument import VersionArgument, version_number
 from gracekit.store.version_facts import KnownFacts, Stamp, VersionFacts
 from gracekit.tabular import read_only
-from gracekit.types import Origin, SampleTable, ScoreTable
+from gracekit.types import Origin, Places, SampleTable, ScoreTable
 from gracekit.version.header import DatasetInfo, Header
 from gracekit.version.sources import DrawnRows
 
@@ -261,6 +262,17 @@ class StoreReader:
             return None
         self.require_kept(version)
         return read_draw(path)
+
+    def places(self, version: int) -> Places | None:
+        """What a version was to be trained on; None where all rows were alike.
+
+        Raises as `coreset`.
+        """
+        path = self.paths.places(version)
+        if self.paths.relative(path) not in self.header(version).files:
+            return None
+        self.require_kept(version)
+        return read_places(path)
 
     def measurement(self, version: int) -> pa.Table:
         """What was measured at a version, kept or removed: row, reason, scores, step; by row.

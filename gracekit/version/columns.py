@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from gracekit.types import Json, Origin, Reason, SampleTable, ScoreTable
+from gracekit.types import Json, Origin, Places, Reason, SampleTable, ScoreTable
 from gracekit.version import __version__
 from gracekit.version.header import Header
-from gracekit.version.outcomes import Audit, Cost, Meter
+from gracekit.version.outcomes import Aim, Audit, Cost, Meter
 from gracekit.version.sources import (
     DrawnRows,
     ListedVersion,
@@ -352,12 +352,100 @@ DRAWS = Table(
     columns=(_VERSION, _ROW, *IDENTITY, *_DRAWN),
 )
 
+# --- places ---
+
+FACTORS = {"aim": "factor_aim", "dose": "factor_dose", "copies": "factor_copies"}
+"""Factors of the target t, and their columns."""
+SIGNALS = {
+    "influence": "signal_influence",
+    "likeness": "signal_likeness",
+    "influence_mass": "influence_mass",
+}
+"""What the factor `aim` is made from, and the columns."""
+
+
+def _factor(name: str) -> Callable[[Places], Any]:
+    """A factor; NULL in all rows where there is none."""
+
+    def get(places: Places) -> Any:
+        if name not in places.factors:
+            return np.ma.array(np.zeros(len(places), np.float32), mask=True)
+        return places.factors[name]
+
+    return get
+
+
+def _signal(name: str) -> Callable[[Places], Any]:
+    """A signal; NULL where nothing is known."""
+
+    def get(places: Places) -> Any:
+        found = places.signals.get(name)
+        if found is None:
+            return np.ma.array(np.zeros(len(places), np.float32), mask=True)
+        return np.ma.masked_invalid(found)
+
+    return get
+
+
+_PLACED: tuple[Column[Places], ...] = (
+    Column(
+        "place",
+        "float64",
+        "how often the row is wanted beside a plain one: the product of its factors",
+        lambda places: places.total(len(places)),
+    ),
+    Column(
+        "factor_aim",
+        "float32",
+        "by the signals that follow the target; NULL without a target",
+        _factor("aim"),
+    ),
+    Column("factor_dose", "float32", "by how often it was used", _factor("dose")),
+    Column(
+        "factor_copies",
+        "float32",
+        "1 / the copies that share its place; NULL without selection.duplicates",
+        _factor("copies"),
+    ),
+    Column(
+        "signal_influence",
+        "float32",
+        "smoothed influence on the target, in standard deviations; NULL where nothing is known",
+        _signal("influence"),
+    ),
+    Column(
+        "influence_mass",
+        "float32",
+        "how much of what was measured is within its reach in the graph",
+        _signal("influence_mass"),
+    ),
+    Column(
+        "signal_likeness",
+        "float32",
+        "mean cosine of its features with those of the target, centred",
+        _signal("likeness"),
+    ),
+)
+PLACES_FILE = Table(
+    name="places.parquet",
+    kind="file",
+    about="What one version was to be trained on, factor by factor",
+    columns=(_ROW, *_PLACED),
+)
+PLACES = Table(
+    name="places",
+    kind="view",
+    about="How often every sample is wanted beside a plain one at every version that is kept, and "
+    "why; of versions that follow a target or share places among copies",
+    columns=(_VERSION, _ROW, *IDENTITY, *_PLACED),
+)
+
 # --- versions ---
 
 
 def _columns_of(
-    part: type[Audit] | type[Meter] | type[Cost],
-    of_header: Callable[[Header], Audit | Meter | Cost | None],
+    part: type[Audit] | type[Meter] | type[Cost] | type[Aim],
+    of_header: Callable[[Header], Audit | Meter | Cost | Aim | None],
 ) -> tuple[Column[ListedVersion], ...]:
     """Each field of a part of the header that is declared with `audit_number`."""
     return tuple(
@@ -372,7 +460,7 @@ def _columns_of(
     )
 
 
-def _finite(part: Audit | Meter | Cost | None, name: str) -> float | None:
+def _finite(part: Audit | Meter | Cost | Aim | None, name: str) -> float | None:
     value = None if part is None else getattr(part, name)
     return value if value is not None and math.isfinite(value) else None
 
@@ -449,6 +537,7 @@ _SUMMARY: tuple[Column[ListedVersion], ...] = (
     *_columns_of(Audit, lambda header: header.audit),
     *_columns_of(Meter, lambda header: header.meter),
     *_columns_of(Cost, lambda header: header.cost),
+    *_columns_of(Aim, lambda header: header.aim),
     Column("num_samples", "int64", "samples in the data", lambda v: v.header.stats.num_samples),
     *_DATA_CHANGES,
     Column("num_selected", "int64", "size of the coreset", lambda v: v.header.stats.num_selected),
@@ -544,7 +633,7 @@ STORE = Table(
 
 TABLES = {table.name: table for table in (SAMPLES, SCORES, VERSIONS, CHECKPOINTS, STORE)}
 """Whole in `scores.duckdb`."""
-VIEWS = {view.name: view for view in (CORESETS, DRAWS, SCORE_HISTORY, MEASUREMENTS)}
+VIEWS = {view.name: view for view in (CORESETS, DRAWS, PLACES, SCORE_HISTORY, MEASUREMENTS)}
 """Over the manifests and the history."""
 
 

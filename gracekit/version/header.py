@@ -23,7 +23,7 @@ from gracekit.types import Json
 from gracekit.version import FIRST_POSITIONS
 from gracekit.version.formats import dataset_of_format_2, header_of_format_2
 from gracekit.version.json_text import json_text, plain_json
-from gracekit.version.outcomes import Audit, Cost, Meter, RefreshOutcome, SelectionDetails
+from gracekit.version.outcomes import Aim, Audit, Cost, Meter, RefreshOutcome, SelectionDetails
 from gracekit.version.parts import Number, Part, read_section
 
 Operation = Literal["init", "refresh", "reselect", "rollback"]
@@ -182,6 +182,8 @@ class Header(Part):
     """None after a reselect or rollback, and in versions of earlier releases."""
     cost: Cost | None = None
     """What measuring cost; None as `meter` is."""
+    aim: Aim | None = None
+    """What was found of the target; None where none is followed."""
     selection: SelectionDetails = SelectionDetails()
     stats: Stats
     timings: Timings = Timings()

@@ -132,6 +132,81 @@ class Meter(Part):
         return "that selection by norm pays on this data is not shown"
 
 
+class Aim(Part):
+    """What selection follows towards the target set, and why (docs/selection.md).
+
+    Each `audit_number` is a column of the table `versions`.
+    """
+
+    target_loss: Number = audit_number(
+        "mean loss over the target set at the checkpoint, in nats a token; NULL without a target",
+        default=math.nan,
+    )
+    gain_influence: Number = audit_number(
+        "mean cosine of the target's gradient with those of the rows that smoothed influence "
+        "chooses, less that of all rows; told by target samples that it has not seen",
+        default=math.nan,
+    )
+    gain_likeness: Number = audit_number(
+        "the same of the rows that likeness of features chooses", default=math.nan
+    )
+    lasts_influence: Number = audit_number(
+        "share of the gain of the rows that smoothed influence chose at the version before that "
+        "the gradients of now give them",
+        default=math.nan,
+    )
+    lasts_likeness: Number = audit_number("the same of likeness", default=math.nan)
+    share_influence: Number = audit_number(
+        "share of the target t that follows smoothed influence", default=math.nan
+    )
+    share_likeness: Number = audit_number(
+        "share of it that follows likeness of features", default=math.nan
+    )
+    share_uniform: Number = audit_number("share of it that all rows have alike", default=math.nan)
+    num_alike: Number = audit_number(
+        "rows that resemble the target, as far as the signals tell", default=math.nan
+    )
+    uses_of_alike: Number = audit_number(
+        "how often they were used so far, on average", default=math.nan
+    )
+    steps_left: Number = audit_number(
+        "steps until they were used about four times; NULL where the pace is not known",
+        default=math.nan,
+    )
+    predicted_fall: Number = audit_number(
+        "cosine of the target's gradient with the mean direction that is trained on now, by the "
+        "rows that were measured",
+        default=math.nan,
+    )
+    error_influence: Number = math.nan
+    """Standard error of the gain."""
+    error_likeness: Number = math.nan
+    width_influence: Number = math.nan
+    """Share of the rows that it chooses."""
+    width_likeness: Number = math.nan
+    num_told_by: int = 0
+    """Measured rows that tell the gains."""
+    num_target: int = 0
+    """Target samples with a finite loss."""
+    num_overlap: int = 0
+    """Rows of the data with the content of a target sample."""
+    is_overlap_dropped: bool = False
+    rounds: int | None = None
+    """Times that sketches were averaged over the graph; None: influence was not used."""
+    widths: dict[str, Number] = Field(default_factory=dict)
+    """Signal -> the share of the rows that it chooses."""
+    losses: list[Number] = Field(default_factory=list)
+    """Of the first target samples, so that two checkpoints compare sample by sample."""
+    best_step: int | None = None
+    """The checkpoint with the lowest loss on the target so far."""
+    why: str = ""
+    """Why the mix is as it is."""
+    advice: str | None = None
+    """Why the training should end; None: it should go on."""
+    stop: str = "advise"
+    """What the trainer's side makes of the advice, by the recipe."""
+
+
 class Cost(Part):
     """What selection cost and might cost, in tokens of training (docs/refresh.md).
 

@@ -87,7 +87,7 @@ def is_sealed(path: Path) -> bool:
         raise damaged(path, error) from error
 
 
-def numbers(column: pa.ChunkedArray, missing: int | None = None) -> NDArray[Any]:
+def numbers(column: pa.ChunkedArray, missing: float | None = None) -> NDArray[Any]:
     """The values [n] of a column of numbers, read-only, without loading pandas as `to_numpy` does.
 
     Args:

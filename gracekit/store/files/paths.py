@@ -91,6 +91,10 @@ class StorePaths:
         """Probabilities and uses of all rows; versions of older releases have none."""
         return self.draws / f"version={version:06d}" / "draw.parquet"
 
+    def places(self, version: int) -> Path:
+        """What a version was to be trained on, beside how it was drawn."""
+        return self.draw(version).with_name("places.parquet")
+
     @property
     def uses(self) -> Path:
         """Directory of what trainers log of the rows that they trained on, a directory a run."""

@@ -86,7 +86,10 @@ def _pack(shard: Measurement) -> bytes:
     buffer = io.BytesIO()
     names = np.array(list(shard.scores), dtype=np.str_)
     scores = np.array(list(shard.scores.values()), dtype=np.float32)
-    np.savez(buffer, rows=shard.rows, features=shard.features, names=names, scores=scores)
+    arrays = {"rows": shard.rows, "features": shard.features, "names": names, "scores": scores}
+    if shard.sketches is not None:
+        arrays["sketches"] = shard.sketches
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     content = buffer.getvalue()
     return hashlib.sha256(content).digest() + content
 
@@ -116,4 +119,9 @@ def _read(path: Path) -> Measurement | None:
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         scores = dict(zip(file["names"].tolist(), file["scores"], strict=True))
-        return Measurement(rows=file["rows"], scores=scores, features=file["features"])
+        return Measurement(
+            rows=file["rows"],
+            scores=scores,
+            features=file["features"],
+            sketches=file.get("sketches"),
+        )

@@ -36,6 +36,7 @@ from gracekit.version.columns import (
     CORESETS,
     DRAWS,
     MEASUREMENTS,
+    PLACES,
     SCHEMA_VERSION,
     SCORE_HISTORY,
     TABLES,
@@ -44,6 +45,7 @@ from gracekit.version.columns import (
 
 _FILES = {
     DRAWS.name: "/draw.parquet",
+    PLACES.name: "/places.parquet",
     MEASUREMENTS.name: "/measured.parquet",
     SCORE_HISTORY.name: "/scores.parquet",
 }

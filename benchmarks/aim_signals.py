@@ -1,0 +1,179 @@
+"""How well each signal finds rows of the target's source, by how many rows are measured.
+
+    python benchmarks/aim_signals.py -o runs/signals
+    python benchmarks/aim_signals.py --model smollm2 --rows 2000 --max-length 128 -o runs/signals
+    ... --checkpoint RUN/checkpoint-200 ...
+
+All rows are measured at one checkpoint, with the sketches of their gradients; then a random part of
+them is taken as measured, several times. AUC is that of rows of the target's source against all
+others, precision that of the best 30 % (or as many as the source has, if fewer): *per row* by the
+cosine of its own sketch with the target's mean, which only measured rows have; *smoothed* as
+`gracekit.aim` does it; *likeness* by the features; *cosines* by per-row cosines averaged over the
+same graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from gracekit.aim.likeness import likeness
+from gracekit.aim.smoothing import reach, smoothed_cosines, walk_matrix
+from gracekit.graph import build_index, symmetric, unit_features
+from gracekit.model_pass.context import TargetSamples
+from gracekit.model_pass.executors import LocalExecutor
+from gracekit.recipe import DataSection, GraphSection, ScoringSection
+from gracekit.samples import load_samples, tokenize
+from gracekit.types import Bool, Float32, Float64, Measurement
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.aimed_training import DATA, NUM_TARGET, hashed
+from pipelines.train_quickstart import read_rows, smollm2, tiny_llama
+
+FEATURES = ("embedding-mean", "hidden-mean")
+
+
+def auc(signal: Float32, positive: Bool) -> float:
+    """Area under the ROC curve; ties count half."""
+    from scipy.stats import rankdata
+
+    ranks, count = rankdata(signal), int(positive.sum())
+    above = ranks[positive].sum() - count * (count + 1) / 2
+    return float(above / (count * (len(signal) - count)))
+
+
+def precision(signal: Float32, positive: Bool) -> float:
+    """Share of the source's rows among the best ones."""
+    count = min(int(0.3 * len(signal)), int(positive.sum()))
+    return float(positive[np.argsort(-signal)[:count]].mean())
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Sketches and features of all rows, from a file where it is there."""
+    name = options.checkpoint.name if options.checkpoint else "base"
+    path = options.output / f"{options.model}-{options.rows}-{name}.npz"
+    if path.is_file():
+        return dict(np.load(path, allow_pickle=False))
+    every = read_rows(DATA, None)
+    model, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(every)
+    if options.checkpoint:
+        model = type(model).from_pretrained(options.checkpoint)
+    options.output.mkdir(parents=True, exist_ok=True)
+    pool = options.output / f"pool-{options.rows}.jsonl"
+    rows = sorted(every, key=hashed)[: options.rows]
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = DataSection(path=str(pool), group_column="source", max_length=options.max_length)
+    raw = load_samples(settings)
+    tokens = tokenize(raw, tokenizer, settings, options.output / "tokens")
+    chosen = np.flatnonzero(tokens.num_targets)
+    found: dict[str, Any] = {}
+    for features in FEATURES:
+        scoring = ScoringSection(
+            features=features, scores=("sketch-norm", "loss"), importance="sketch-norm",
+            batch_tokens=1024, num_threads=1,
+        )  # fmt: skip
+        target = TargetSamples(
+            tokens=tokens.arranged(chosen[:1]), groups=raw.groups[chosen[:1]],
+            group_names=raw.group_names, contents=raw.content_hashes[chosen[:1]],
+            keeps_sketches=features == FEATURES[0],
+        )  # fmt: skip
+        executor = LocalExecutor(model, tokens, scoring, target=target)
+        is_first = features == FEATURES[0]
+        shards = list(executor.measure(chosen) if is_first else executor.look(chosen))
+        whole = Measurement.concatenate(shards)
+        order = np.argsort(whole.rows)
+        found[features] = whole.features[order]
+        if is_first:
+            found["sketches"] = whole.sketches[order]
+            found["norms"] = whole.scores["sketch-norm"][order]
+    found["groups"] = raw.groups[np.sort(chosen)]
+    found["names"] = np.array(raw.group_names)
+    found["lengths"] = tokens.num_targets[np.sort(chosen)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **found)
+    return found
+
+
+def graph_over(features: Float32) -> Any:
+    """P of the product's own graph."""
+    valid = np.isfinite(features).all(axis=1)
+    index = build_index(unit_features(features, valid), GraphSection(), valid=valid, seed=0)
+    return walk_matrix(symmetric(index.graph))
+
+
+def by_cosines(walk: Any, rows: Any, cosines: Float32, rounds: int) -> Float64:
+    """Per-row cosines averaged over the graph, by the part of them that is known."""
+    sums, mass = np.zeros(walk.shape[0]), np.zeros(walk.shape[0])
+    sums[rows], mass[rows] = cosines, 1
+    for _ in range(rounds):
+        sums, mass = walk @ sums, walk @ mass
+    found: Float64 = np.divide(sums, mass, out=np.zeros_like(sums), where=mass > 0)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=("llama-tiny", "smollm2"), default="llama-tiny")
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--max-length", type=int, default=192)
+    parser.add_argument("--parts", default="1,0.3,0.1,0.05")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_error()
+    found = measured(options)
+    sketches = found["sketches"].astype(np.float32)
+    good = np.isfinite(sketches).all(axis=1) & sketches.any(axis=1)
+    sketches, groups, names = sketches[good], found["groups"][good], found["names"].tolist()
+    features = {name: found[name][good].astype(np.float32) for name in FEATURES}
+    walks = {name: graph_over(f) for name, f in features.items()}
+    print("| target | graph | measured | per row | cosines | smoothed | likeness | precision: "
+          "smoothed | likeness |\n|---|---|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
+    for name in names:
+        of_source = np.flatnonzero(groups == names.index(name))
+        if len(of_source) < 3 * NUM_TARGET:
+            continue
+        for graph, walk in walks.items():
+            for part in map(float, options.parts.split(",")):
+                lines = []
+                for seed in range(options.seeds if part < 1 else 1):
+                    random = np.random.default_rng(seed)
+                    targets = random.choice(of_source, NUM_TARGET, replace=False)
+                    pool = np.setdiff1d(np.arange(len(groups)), targets)
+                    goal = sketches[targets].mean(axis=0)
+                    goal /= np.linalg.norm(goal)
+                    count = round(part * len(pool))
+                    rows = np.sort(random.choice(pool, count, replace=False))
+                    own = sketches[rows] @ goal
+                    rounds, _ = reach(walk, rows)
+                    positive = groups == names.index(name)
+                    smooth = smoothed_cosines(
+                        walk, rows, sketches[rows], goal[None], rounds=rounds
+                    )[:, 0]
+                    alike = likeness(
+                        features[graph], np.ones(len(groups), bool), features[graph][targets]
+                    )
+                    lines.append((
+                        auc(own, positive[rows]),
+                        auc(by_cosines(walk, rows, own, rounds)[pool], positive[pool]),
+                        auc(smooth[pool], positive[pool]),
+                        auc(alike[pool], positive[pool]),
+                        precision(smooth[pool], positive[pool]),
+                        precision(alike[pool], positive[pool]),
+                    ))  # fmt: skip
+                cells = " | ".join(f"{value:.2f}" for value in np.mean(lines, axis=0))
+                print(f"| {name} | {graph} | {count} of {len(pool)} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

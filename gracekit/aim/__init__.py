@@ -1,0 +1,9 @@
+"""What is worth training on: the place of each row in the target t, from signals and by factors."""
+
+from gracekit.aim.course import Course, TargetLosses
+from gracekit.aim.following import follow
+from gracekit.aim.gains import Gain
+from gracekit.aim.judging import Evidence
+from gracekit.aim.places import copies, dose
+
+__all__ = ["Course", "Evidence", "Gain", "TargetLosses", "copies", "dose", "follow"]

@@ -1,0 +1,242 @@
+"""What to train on, at a refresh: places by the signals, the dose, copies, the target's course."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow
+from gracekit.aim.course import KEPT_LOSSES, USES, mean_uses, steps_left
+from gracekit.aim.judging import INFLUENCE, LIKENESS
+from gracekit.recipe import Recipe
+from gracekit.refresher.last import LastRefresh
+from gracekit.selection.pool import id_order
+from gracekit.store import StoreReader
+from gracekit.types import (
+    Bool,
+    DrawState,
+    Float32,
+    MeasuredTarget,
+    Measurement,
+    Places,
+    SampleTable,
+    ScoreTable,
+    SparseGraph,
+    Strings,
+)
+from gracekit.version.outcomes import Aim
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aiming:
+    """What is known of the target besides what a checkpoint says of it."""
+
+    contents: Strings = field(default_factory=lambda: np.zeros(0, object))
+    """Hashes of the contents of its samples."""
+    course: Course = field(default_factory=Course)
+    """The target's loss at earlier checkpoints, and the trainer's pace."""
+
+    @classmethod
+    def of(
+        cls,
+        store: StoreReader,
+        *,
+        contents: Strings | None,
+        samples_a_step: float | None,
+        step: int,
+    ) -> Aiming:
+        """What a store's versions say of the target in the run that has come to a step.
+
+        Args:
+            store: The store.
+            contents: Hashes of the contents of the target's samples; None without a target.
+            samples_a_step: The trainer's pace.
+            step: Of the checkpoint. A version at the same step or a later one ends an earlier run.
+        """
+        if contents is None:
+            return cls()
+        earlier: list[TargetLosses] = []
+        for version in store.all_versions():
+            header = store.header(version)
+            found = header.aim
+            if found is None or not found.losses or header.operation not in ("init", "refresh"):
+                continue
+            at = header.checkpoint.step
+            earlier = [each for each in earlier if each.step < at]
+            earlier.append(TargetLosses(step=at, losses=np.array(found.losses, np.float64)))
+        course = Course(
+            earlier=[each for each in earlier if each.step < step], samples_a_step=samples_a_step
+        )
+        return cls(contents=contents, course=course)
+
+
+def places_of(
+    recipe: Recipe,
+    *,
+    samples: SampleTable,
+    scores: ScoreTable,
+    features: Float32,
+    valid: Bool,
+    graph: SparseGraph,
+    measurement: Measurement,
+    target: MeasuredTarget | None,
+    last: LastRefresh | None,
+    state: DrawState | None,
+    aiming: Aiming,
+    step: int,
+) -> tuple[Places | None, Aim | None]:
+    """The places of all rows [n], and what was found of the target; None where all are alike."""
+    settings = recipe.selection
+    places, aim = Places(), None
+    if recipe.follows_target and target is not None:
+        barred, num_overlap = _overlap(recipe, samples, aiming.contents)
+        good = _with_sketches(measurement)
+        rows = measurement.rows[good]
+        before = None if last is None else last.places
+        known_since = -1 if last is None else last.version
+        evidence = Evidence(
+            graph=graph,
+            features=features,
+            valid=valid & (samples.num_response_tokens > 0),
+            rows=rows,
+            sketches=_sketches_of(measurement, good),
+            target=target,
+            before=before,
+            is_new=np.ones(len(rows), np.bool_)
+            if last is None
+            else last.scores.measured_version[rows] != known_since,
+            gains_before=_gains(None if last is None else last.aim),
+            order=id_order(samples.sample_ids),
+            barred=barred,
+            used=np.zeros(len(samples), np.int64) if state is None else state.uses.astype(np.int64),
+            seed=recipe.seed,
+        )
+        places, aim = follow(settings, evidence)
+        aim = _with_course(aim, recipe, places, target, state, aiming.course, step)
+        aim = aim.model_copy(
+            update={
+                "num_overlap": num_overlap,
+                "is_overlap_dropped": bool(barred.any()),
+            }
+        )
+        _log(aim)
+    return with_uses(recipe, places, samples=samples, scores=scores, graph=graph, state=state), aim
+
+
+def with_uses(
+    recipe: Recipe,
+    places: Places,
+    *,
+    samples: SampleTable,
+    scores: ScoreTable,
+    graph: SparseGraph,
+    state: DrawState | None,
+) -> Places | None:
+    """The places with the factors that need no target set, as they are now; None without any."""
+    factors = {name: f for name, f in places.factors.items() if name not in ("dose", "copies")}
+    if "aim" in factors:
+        factors["dose"] = dose(state, recipe.selection.dose, len(samples))
+    if recipe.selection.duplicates == "share":
+        counted = samples.present & (samples.num_response_tokens > 0) & scores.usable
+        factors["copies"] = copies(graph, samples, counted)
+    return Places(factors=factors, signals=places.signals) if factors else None
+
+
+def _overlap(recipe: Recipe, samples: SampleTable, contents: Strings) -> tuple[Bool, int]:
+    """[n] rows that the target's samples bar from training, and how many have their content."""
+    assert recipe.target is not None
+    same = np.isin(samples.content_hashes.astype(str), contents.astype(str)) & samples.present
+    num_overlap = int(same.sum())
+    is_dropped = recipe.target.overlap == "drop" or recipe.target.group is not None
+    if num_overlap and not is_dropped:
+        logger.warning(
+            "%d samples of the data have the content of a target sample: they may be trained on, "
+            "and the target's loss is then partly that of samples seen; target.overlap: drop "
+            "trains on none of them",
+            num_overlap,
+        )
+    return same if is_dropped else np.zeros(len(samples), np.bool_), num_overlap
+
+
+def _with_sketches(measurement: Measurement) -> Bool:
+    """[m] rows with a finite measurement and sketch."""
+    good = measurement.valid
+    if measurement.sketches is not None:
+        good = good & np.isfinite(measurement.sketches).all(axis=1)
+    return good
+
+
+def _sketches_of(measurement: Measurement, good: Bool) -> Float32 | None:
+    if measurement.sketches is None:
+        return None
+    return measurement.sketches[good].astype(np.float32)
+
+
+def _gains(aim: Aim | None) -> dict[str, Gain]:
+    """Signal -> what it was found to gain up to the refresh before, where that is known."""
+    if aim is None:
+        return {}
+    found = {}
+    for name in (INFLUENCE, LIKENESS):
+        gain, error, width, lasts = (
+            float(getattr(aim, f"{what}_{name}")) for what in ("gain", "error", "width", "lasts")
+        )
+        if math.isfinite(gain) and math.isfinite(error) and math.isfinite(width):
+            lasts = lasts if math.isfinite(lasts) else 1.0
+            found[name] = Gain(gain=gain, error=error, width=width, lasts=lasts)
+    return found
+
+
+def _with_course(
+    aim: Aim,
+    recipe: Recipe,
+    places: Places,
+    target: MeasuredTarget,
+    state: DrawState | None,
+    course: Course,
+    step: int,
+) -> Aim:
+    """With the target's loss, what is left of the rows that resemble it, and advice."""
+    losses = np.zeros(0) if target.losses is None else target.losses.astype(np.float64)
+    finite = losses[np.isfinite(losses)]
+    now = TargetLosses(step=step, losses=np.round(losses[:KEPT_LOSSES], 4))
+    found: dict[str, object] = {"num_target": len(finite), "stop": recipe.training.stop}
+    if len(finite):
+        found["target_loss"] = float(finite.mean())
+        found["losses"] = now.losses.tolist()
+        found["best_step"] = course.best_step(now)
+    uses = mean_uses(places.factors["aim"], state)
+    share = 1 - aim.share_uniform
+    reasons = []
+    if share > 0:
+        found["uses_of_alike"] = uses
+        found["steps_left"] = steps_left(aim.num_alike, uses, share, course.samples_a_step)
+        if uses >= USES:
+            reasons.append(
+                f"the {aim.num_alike:,.0f} samples that resemble the target were used "
+                f"{uses:.1f} times on average, and more than {USES:.0f} uses teach little"
+            )
+    turned = course.has_turned(now) if len(finite) else None
+    if turned is not None:
+        reasons.insert(0, turned)
+    found["advice"] = "; ".join(reasons) or None
+    return aim.model_copy(update=found)
+
+
+def _log(aim: Aim) -> None:
+    logger.info(
+        "target: loss %.4f; %.0f %% of what is trained on follows influence, %.0f %% likeness, "
+        "%.0f %% all samples alike: %s",
+        aim.target_loss,
+        100 * aim.share_influence,
+        100 * aim.share_likeness,
+        100 * aim.share_uniform,
+        aim.why,
+    )
+    if aim.advice is not None:
+        logger.warning("more steps are not advised: %s", aim.advice)
