@@ -91,6 +91,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         order = np.argsort(whole.rows)
         found[features] = whole.features[order]
         if is_first:
+            assert whole.sketches is not None
             found["sketches"] = whole.sketches[order]
             found["norms"] = whole.scores["sketch-norm"][order]
     found["groups"] = raw.groups[np.sort(chosen)]
@@ -103,7 +104,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 def graph_over(features: Float32) -> Any:
     """P of the product's own graph."""
-    valid = np.isfinite(features).all(axis=1)
+    valid: Bool = np.asarray(np.isfinite(features).all(axis=1))
     index = build_index(unit_features(features, valid), GraphSection(), valid=valid, seed=0)
     return walk_matrix(symmetric(index.graph))
 

@@ -102,7 +102,9 @@ class PlainTrainer(Trainer):  # type: ignore[misc]
 class Looking(TrainerCallback):  # type: ignore[misc]
     """Held-out loss after each epoch, and for gracekit's arms a refresh of a checkpoint."""
 
-    def __init__(self, held_out: list[dict[str, list[int]]], recipe: Recipe | None, output: Path):
+    def __init__(
+        self, held_out: list[dict[str, list[int]]], recipe: Recipe | None, output: Path
+    ) -> None:
         self.held_out, self.recipe, self.output = held_out, recipe, output
         self.losses: list[float] = []
         self.aims: list[dict[str, Any]] = []
@@ -305,8 +307,8 @@ def table(results: list[dict[str, Any]]) -> None:
     for result in results:
         by_arm.setdefault(result["arm"], {})[result["seed"]] = result
     random, oracle = by_arm.get("random", {}), by_arm.get("oracle", {})
-    print("\n| arm | seeds | loss at the end | less random | share of the oracle's | lowest, at epoch"
-          " | selection, CPU | counted |\n|---|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
+    print("\n| arm | seeds | loss at the end | less random | of the oracle's | lowest, at epoch | "
+          "selection, CPU | counted |\n|---|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
     for arm, runs in by_arm.items():
         ends = {seed: run["losses"][-1] for seed, run in runs.items()}
         both = [s for s in ends if s in random]

@@ -37,7 +37,7 @@ data:
   rendering: {rendering}           # auto | chat | plain | trl | axolotl | llamafactory:TEMPLATE
   loss_on: {loss_on}             # auto | response | all: the tokens that your trainer puts loss on
 {more}
-store: {store}       # everything gracekit knows lives here
+{target}store: {store}       # everything gracekit knows lives here
 seed: 0
 
 checkpoints:
@@ -55,6 +55,7 @@ scoring:
 training:                   # what a budget is a share of, where trainer_state.json does not say it
   steps: null               # optimizer steps in all
   samples_a_step: null      # over all processes and accumulated batches
+  stop: advise              # advise | stop | never: where the loss on a target turns up
 
 refresh:
   max_cost: 0.1             # all measuring, as a share of the training's compute; null: no limit
@@ -74,6 +75,8 @@ selection:
   selector: balanced        # or coverage, random, top, ...: see docs/selection.md
   fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
   alpha: 0.25               # share of the probability that all get alike; the rest by norms
+  aim: auto                 # auto | influence | likeness | round-robin | none: towards a target
+  dose: 0.6                 # factor of a sample's place for each use, while a target is followed
   redraw: fresh             # fresh | keep: rows take turns, or change as little as they can
   group_quota: none         # none | proportional | sqrt | equal | shares (with group_shares)
   group_minimum: 0          # samples of each group at least
@@ -135,6 +138,7 @@ def write_first_recipe(
     output: Path,
     store: str,
     tokenizer: Path | None,
+    target: str | None = None,
     keys: Mapping[str, Any],
     force: bool,
     strict: bool,
@@ -154,7 +158,10 @@ def write_first_recipe(
     settings = Recipe.from_dict(content, name="the options given").data
     raw = load_samples(settings, strict=strict)
     tokens = _preview(raw, settings, tokenizer) if tokenizer is not None else None
-    text = _recipe_text(settings, raw, output, store)
+    num_target = None
+    if target is not None:
+        num_target = len(load_samples(_target_settings(settings, target), strict=strict))
+    text = _recipe_text(settings, raw, output, store, target, num_target)
     write_text_atomic(output_file(output), text)
     Recipe.load(output)
     first = raw.skipped[0] if raw.skipped else None
@@ -183,7 +190,44 @@ def _by_reason(skipped: Sequence[Skipped]) -> tuple[tuple[str, int, int], ...]:
     return tuple((reason, count, firsts[reason]) for reason, count in counts.most_common())
 
 
-def _recipe_text(settings: DataSection, raw: RawSamples, output: Path, store: str) -> str:
+def _target_settings(data: DataSection, target: str) -> DataSection:
+    """How the target set is read: as the data, where its columns are the same."""
+    return data.model_copy(update={"path": target, "group_column": None, "id_column": None})
+
+
+_TARGET = """\
+target:                     # what training is for: {num} samples, whose loss is followed
+  path: {path}
+  max_length: {max_length}
+  rendering: {rendering}
+  loss_on: {loss_on}
+  overlap: keep             # keep | drop: samples of the data that are target samples too
+{more}
+"""
+
+
+def _target_text(settings: DataSection, target: str, num_target: int, output: Path) -> str:
+    """The section `target`, with what the data has of keys that say how rows are read."""
+    keys = settings.model_dump(mode="json", exclude_defaults=True)
+    more = {name: keys[name] for name in ("format", "columns", "roles", "split") if name in keys}
+    return _TARGET.format(
+        num=f"{num_target:,}",
+        path=_yaml(_from_recipe(target, output)),
+        max_length=settings.max_length,
+        rendering=settings.rendering,
+        loss_on=settings.loss_on,
+        more="".join(f"  {name}: {_yaml(value)}\n" for name, value in more.items()),
+    )
+
+
+def _recipe_text(
+    settings: DataSection,
+    raw: RawSamples,
+    output: Path,
+    store: str,
+    target: str | None,
+    num_target: int | None,
+) -> str:
     num_groups = len(raw.group_names)
     places = [_from_recipe(place, output) for place in settings.places]
     return TEMPLATE.format(
@@ -206,6 +250,7 @@ def _recipe_text(settings: DataSection, raw: RawSamples, output: Path, store: st
             if f"\n  {name}: " not in TEMPLATE
         ),
         store=_yaml(store),
+        target="" if target is None else _target_text(settings, target, num_target or 0, output),
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gracekit.checkpoints import TrainerPace, read_pace
 from gracekit.pace_log import MACHINE, SAMPLES_A_STEP, SECONDS_A_STEP, this_machine
-from gracekit.recipe import Recipe, ScoringSection
+from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import LEAST_ROWS, Allowance, allowance
 from gracekit.refresher.budget import LEAST_FIRST
 from gracekit.refresher.last import LastRefresh
@@ -133,19 +133,18 @@ def test_a_damaged_state_says_nothing(tmp_path: Path, text: str) -> None:
 def test_prices_of_smollm2_are_near_what_was_measured() -> None:
     """Measured there: forward .16 to .24, gradient norm with features .44 to .66 (docs/refresh.md),
     the lower third of the blocks .05 to .08."""
-    scoring = ScoringSection()
-    full = prices(SMOLLM2, scoring, 0.6)
+    full = prices(SMOLLM2, recipe_of(), 0.6)
     assert 0.55 < full.measure < 0.75
     assert full.look == 0
-    forward = prices(SMOLLM2, ScoringSection(scores=("loss",), importance="loss"), 0.6)
+    forward = prices(SMOLLM2, recipe_of(scoring={"scores": ("loss",), "importance": "loss"}), 0.6)
     assert 0.2 < forward.measure < 0.34
-    third = prices(SMOLLM2, ScoringSection(features="hidden-mean", hidden_block=9), 0.6)
+    third = prices(SMOLLM2, recipe_of(scoring={"features": "hidden-mean", "hidden_block": 9}), 0.6)
     assert 0.05 < third.look < 0.1
-    adapter = prices({**SMOLLM2, "adapter": {}}, scoring, 0.6)
+    adapter = prices({**SMOLLM2, "adapter": {}}, recipe_of(), 0.6)
     assert adapter.measure == pytest.approx(1.5 * full.measure)
-    unknown = prices({}, scoring, 0.6)
+    unknown = prices({}, recipe_of(), 0.6)
     assert 0.5 < unknown.measure < 0.8
-    sketch = prices(SMOLLM2, ScoringSection(features="gradient-sketch"), 0.6)
+    sketch = prices(SMOLLM2, recipe_of(scoring={"features": "gradient-sketch"}), 0.6)
     assert sketch.look == sketch.measure
 
 
@@ -242,9 +241,14 @@ def test_a_target_set_is_paid_for_first() -> None:
     )  # fmt: skip
     assert aimed.tokens == pytest.approx(plain.tokens - 300)
     assert aimed.after(NOTHING, NOTHING).cost == 300
-    influence = ScoringSection(scores=("influence",), importance="influence")
+    influence = recipe_of(scoring={"scores": ("influence",), "importance": "influence"})
     assert PRICES.of_target(100, influence) == pytest.approx(60)
-    assert PRICES.of_target(100, ScoringSection()) == pytest.approx(5)
+    assert PRICES.of_target(100, recipe_of()) == pytest.approx(5)
+    followed = {"target": {"path": "target.jsonl"}}
+    assert PRICES.of_target(100, recipe_of(**followed)) == pytest.approx(60)
+    forward = dataclasses.replace(PRICES, loss=0.2)
+    likeness = recipe_of(**followed, selection={"aim": "likeness"})
+    assert forward.of_target(100, likeness) == pytest.approx(20)
 
 
 def test_long_rows_that_come_first_are_counted_as_such() -> None:
@@ -296,7 +300,9 @@ def test_more_steps_than_the_trainer_plans_do_not_count(caplog: pytest.LogCaptur
 
 def test_prices_follow_how_deep_a_score_goes_back() -> None:
     def measure(score: str) -> float:
-        return prices(SMOLLM2, ScoringSection(scores=(score,), importance=score), 0.6).measure
+        return prices(
+            SMOLLM2, recipe_of(scoring={"scores": (score,), "importance": score}), 0.6
+        ).measure
 
     assert measure("loss") == measure("lm-head") < measure("gradient-norm-last")
     assert measure("gradient-norm-last") < 0.7 * measure("gradient-norm")

@@ -22,7 +22,7 @@ from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.loading import load_last
 from gracekit.refresher.spent import token_counts
 from gracekit.refresher.step import Refreshed, step
-from gracekit.types import Measurement, Origin, Rows, SampleTable
+from gracekit.types import MeasuredTarget, Measurement, Origin, Rows, SampleTable
 from gracekit.version.header import CheckpointInfo
 from tests.stores import make_samples, make_store
 
@@ -66,7 +66,7 @@ class Drift:
         self.num_looked += len(rows)
         return np.asarray(self._features[rows], np.float16)
 
-    def finish(self) -> NDArray[np.float16] | None:
+    def finish(self) -> MeasuredTarget | None:
         self.num_finished += 1
         return None
 

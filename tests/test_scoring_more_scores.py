@@ -25,7 +25,7 @@ from gracekit.model_pass.token_scores import Entropy, ErrorNorm, Loss, Margin, P
 from gracekit.protocols import Reader
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.store import Store
-from gracekit.types import Float32, Int32, Measurement
+from gracekit.types import Float32, Int32, Measurement, Strings
 from tests.stores import outcome
 from tests.test_scoring_pass import (
     RELATIVE,
@@ -299,10 +299,13 @@ def test_ifd_is_the_ratio_of_the_responses_losses() -> None:
     assert got.scores["ifd"][-1] == 1
 
 
+NO_CONTENTS: Strings = np.zeros(0, object)
+
+
 def targets_of(samples: list[Sample], groups: list[int]) -> TargetSamples:
     tokens: Any = Tokens(samples)
     labels: Int32 = np.array(groups, np.int32)
-    return TargetSamples(tokens=tokens, groups=labels, group_names=("a", "b"))
+    return TargetSamples(tokens=tokens, groups=labels, group_names=("a", "b"), contents=NO_CONTENTS)
 
 
 def test_influence_through_the_executor_finds_the_sample_itself() -> None:

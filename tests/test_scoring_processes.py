@@ -57,7 +57,14 @@ def samples() -> list[Any]:
 
 def target() -> TargetSamples:
     tokens: Any = Tokens(make_samples((7, 9, 5), seed=3))
-    return TargetSamples(tokens=tokens, groups=np.zeros(3, np.int32), group_names=("t",))
+    return TargetSamples(
+        tokens=tokens,
+        groups=np.zeros(3, np.int32),
+        group_names=("t",),
+        contents=np.zeros(3, object),
+        is_followed=True,
+        keeps_sketches=True,
+    )
 
 
 def whole(parts: Any) -> Measurement:
@@ -74,7 +81,7 @@ def test_processes_measure_what_one_measures() -> None:
         found = whole(executor.measure(rows))
         again = whole(executor.measure(rows[:2]))  # the processes are still there
         looked = whole(executor.look(rows))
-        target = executor.target()
+        of_target = executor.target()
         assert len(executor._processes) == 2
     assert found.rows.tolist() == sorted(rows)
     for name, score in expected.scores.items():
@@ -85,7 +92,11 @@ def test_processes_measure_what_one_measures() -> None:
     assert looked.scores == {}
     assert looked.rows.tolist() == sorted(rows)
     np.testing.assert_allclose(looked.features, expected.features, rtol=2e-3, atol=1e-3)
-    assert features is not None and features.shape == (3, 32)
+    np.testing.assert_allclose(found.sketches, expected.sketches, rtol=2e-2, atol=2e-3)
+    assert of_target is not None and of_target.features.shape == (3, 32)
+    assert of_target.losses is not None and np.isfinite(of_target.losses).all()
+    assert of_target.sketches is not None
+    np.testing.assert_allclose(np.linalg.norm(of_target.sketches, axis=1), 1, atol=1e-2)
     assert not executor._processes
 
 

@@ -12,7 +12,7 @@ from gracekit.aim.gains import LEAST_ROWS, Gain, choice_gain, gain_of, lasting_s
 from gracekit.aim.likeness import likeness
 from gracekit.aim.places import in_turn
 from gracekit.aim.smoothing import cosines_without_self, reach, smoothed_cosines, walk_matrix
-from gracekit.types import Bool, Float32, Int64, MeasuredTarget, Places, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Int64, MeasuredTarget, Places, Rows, SparseGraph
 
 if TYPE_CHECKING:
     from gracekit.recipe import SelectionSection
@@ -192,7 +192,7 @@ class _Told:
         return found, known, rounds, (without[:, 0], without[:, 1])
 
 
-def _with_earlier(signal: Float32, mass: Float32, before: Places | None) -> tuple[Float32, Float32]:
+def _with_earlier(signal: Float32, mass: Float64, before: Places | None) -> tuple[Float32, Float32]:
     """The signal and its mass with what was known before; NaN where nothing is known."""
     if before is not None and INFLUENCE in before.signals and MASS in before.signals:
         earlier = before.signals[INFLUENCE]
@@ -224,7 +224,8 @@ def _with_before(evidence: Evidence, told: _Told, gains: dict[str, Gain]) -> dic
 
 def _directions(vectors: Float32) -> Float32:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return np.asarray(unit, np.float32)
 
 
 def _standard(values: Float32, known: Bool) -> Float32:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 
 from gracekit.types import Bool, DrawState, Float32, Int64, SampleTable, SparseGraph
 
@@ -86,9 +88,6 @@ def copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Float32:
         samples: The sample table [n].
         counted: [n] rows that may be trained on; others are copies of nobody.
     """
-    from scipy import sparse
-    from scipy.sparse.csgraph import connected_components
-
     n = len(counted)
     _, of_content = np.unique(samples.content_hashes.astype(str), return_inverse=True)
     first = np.full(of_content.max(initial=-1) + 1, -1, np.int64)

@@ -13,14 +13,10 @@ is. With n rows, m edges and k² numbers of a sketch it takes 2 r m k² operatio
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from scipy import sparse
 
 from gracekit.types import Float32, Float64, Rows, SparseGraph
-
-if TYPE_CHECKING:
-    from scipy import sparse
 
 ROUNDS = 2
 """r: what more rounds and fewer rounds do is in docs/selection.md."""
@@ -36,8 +32,6 @@ SMALLEST = 1e-12
 
 def walk_matrix(graph: SparseGraph) -> sparse.csr_array:
     """P, float32 [n, n]: each row's own part and its neighbours' by their similarity, sum 1."""
-    from scipy import sparse
-
     n = len(graph.indptr) - 1
     edges = sparse.csr_array((graph.weights, graph.indices, graph.indptr), shape=(n, n))
     edges = edges.maximum(0)  # similarities below 0 are none

@@ -15,6 +15,7 @@ def init(
     output: str | Path = "gracekit.yaml",
     store: str | Path = "gracekit-store",
     tokenizer: str | Path | None = None,
+    target: str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     roles: Mapping[str, Sequence[str]] | None = None,
     force: bool = False,
@@ -31,6 +32,7 @@ def init(
         store: The directory that the recipe names as the store.
         tokenizer: A directory with the model's tokenizer, such as a checkpoint or a folder of
             them: shows the first rows in tokens, and what is cut off.
+        target: A file with samples of the task that training is for, of the same layout.
         columns: Which column holds what, where its name does not say so, such as
             `{"prompt": "question", "response": "answer"}`.
         roles: What the chats call the roles, such as `{"assistant": ["bot"]}`.
@@ -53,6 +55,7 @@ def init(
         output=Path(output),
         store=str(store),
         tokenizer=None if tokenizer is None else Path(tokenizer),
+        target=None if target is None else str(target),
         keys={
             **keys,
             "columns": dict(columns or {}),

@@ -23,6 +23,7 @@ MOST_CHARACTERS = 240
 @click.command(
     cls=DataKeysCommand,
     epilog="\b\nExamples:\n  gracekit init data/train.jsonl --group-column source\n"
+    "  gracekit init data/train.jsonl --target data/task.jsonl\n"
     "  gracekit init faq.jsonl --column prompt=q --column response=a --tokenizer runs/sft",
 )
 @click.argument("data", nargs=-1, required=True)
@@ -32,6 +33,9 @@ MOST_CHARACTERS = 240
 @click.option("--tokenizer", type=click.Path(path_type=Path), default=None, metavar="DIRECTORY",
               help="Show the first rows in this tokenizer's tokens, and what is cut off. May be "
               "a checkpoint or a folder of them.")  # fmt: skip
+@click.option("--target", type=click.Path(path_type=Path), default=None, metavar="FILE",
+              help="Samples of the task that training is for, of the same layout: what resembles "
+              "them is trained on more often, and the loss on them is followed.")  # fmt: skip
 @click.option("--column", "columns", multiple=True, metavar="WHAT=COLUMN",
               help="Which column is what, such as prompt=question. May be repeated.")  # fmt: skip
 @click.option("--role", "roles", multiple=True, metavar="ROLE=NAME",
@@ -45,6 +49,7 @@ def init(
     output: Path,
     store: str,
     tokenizer: Path | None,
+    target: Path | None,
     columns: tuple[str, ...],
     roles: tuple[str, ...],
     force: bool,
@@ -62,6 +67,7 @@ def init(
         output=output,
         store=store,
         tokenizer=tokenizer,
+        target=target,
         columns={what: names[-1] for what, names in _pairs("--column", columns).items()},
         roles=_pairs("--role", roles),
         force=force,

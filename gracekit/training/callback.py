@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.pace_log import RUN
 from gracekit.training.drawn import unknown_ids
+from gracekit.training.ending import Ending
 from gracekit.training.first_rows import FirstRows
 from gracekit.training.loss_units import Average, LossUnits
 from gracekit.training.pace import PaceClock
@@ -125,6 +126,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._batch_size = 0  # of all ranks together
         self._logged_step = -1
         self._pace = PaceClock()
+        self._ending = Ending(self.store)
 
     def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
         """Compare the first rows with what was measured; a difference is a warning.
@@ -225,6 +227,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._note_run(state)
         if state.is_world_process_zero:
             logger.info("epoch %d trains on %s", self.sampler.epoch + 1, self._described())
+        self._end(state, control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Time the step."""
@@ -240,7 +243,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             return
         if self.follow == "step" and state.global_step % self.check_steps == 0:
             self._tell_rows(kwargs.get("train_dataloader"), kwargs)
-            self._swap(state)
+            self._swap(state, control)
         if control.should_save:
             self._log_uses(state)
             self._note_pace(args, state)
@@ -274,12 +277,19 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             self._log_uses(state)
             self.sampler.release()
 
-    def _swap(self, state: Any) -> None:
+    def _end(self, state: Any, control: Any) -> None:
+        """Say, or see to it, that the training ends where the version in use advises it."""
+        assert self.sampler is not None
+        if self._ending.look(self.sampler.version, speaks=state.is_world_process_zero):
+            control.should_training_stop = True
+
+    def _swap(self, state: Any, control: Any) -> None:
         assert self.sampler is not None
         if self.sampler.swap():
             self._note(state)
             if state.is_world_process_zero:
                 logger.info("from step %d on: %s", state.global_step, self._described())
+            self._end(state, control)
 
     def _tell_rows(self, loader: Any, given: dict[str, Any]) -> None:
         if loader is not None:

@@ -31,6 +31,10 @@ class TrainerView:
     """What the version needs, relative to the store."""
     max_uses: int | None
     """`selection.max_uses` of its settings."""
+    advice: str | None
+    """Why the training should end; None: nothing says so, or no target is followed."""
+    stop: str
+    """What is made of it: `advise`, `stop` or `never`."""
     content: Json
     """The whole header as its JSON has it."""
 
@@ -40,7 +44,7 @@ class TrainerView:
         dataset = content["dataset"]
         settings = content.get("settings") or {}
         scoring, selection = settings.get("scoring") or {}, settings.get("selection") or {}
-        results = content.get("selection") or {}
+        results, aim = content.get("selection") or {}, content.get("aim") or {}
         return cls(
             step=content["checkpoint"]["step"],
             num_source_rows=dataset["num_source_rows"],
@@ -52,5 +56,7 @@ class TrainerView:
             samples_file=dataset.get("samples_file", "samples.parquet"),
             files=frozenset(content.get("files", ())),
             max_uses=selection.get("max_uses"),
+            advice=aim.get("advice"),
+            stop=aim.get("stop", "advise"),
             content=content,
         )

@@ -17,7 +17,8 @@ from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
 from gracekit.store import StoreCache, StoreReader
 from gracekit.tabular import Records, ShortRepr
-from gracekit.types import Bool, Float32, Json, Origin, SampleTable, ScoreTable
+from gracekit.types import Bool, Float32, Json, Origin, Places, SampleTable, ScoreTable
+from gracekit.version.header import Header
 
 NUM_NEAREST = 5
 
@@ -112,6 +113,10 @@ class SampleExplanation(ShortRepr):
     None: not known, as for versions of older releases."""
     owed: float | None
     """Sum of its inclusion probabilities over the draws before, less its uses."""
+    place: float | None
+    """How often it is wanted beside a plain sample; None: all samples are alike."""
+    factors: dict[str, float]
+    """What its place is the product of, by name; empty where all samples are alike."""
     gain: float | None
     """What it added to the objective when it was picked."""
     weight: float | None
@@ -141,6 +146,8 @@ class SampleExplanation(ShortRepr):
         found.append(self._importance_in_words())
         if self.uses is not None:
             found.append(self._draws_in_words())
+        if self.place is not None:
+            found.append(self._place_in_words())
         if self.is_selected:
             covered = (self.num_covered or 1) - 1
             stands = (
@@ -177,6 +184,19 @@ class SampleExplanation(ShortRepr):
             f"draws so far {balance}."
         )
 
+    def _place_in_words(self) -> str:
+        reasons = [
+            _FACTOR_WORDS[name].format(factor)
+            for name, factor in self.factors.items()
+            if abs(factor - 1) > 1e-6
+        ]
+        if not reasons:
+            return "It is wanted as often as a plain sample."
+        return (
+            f"It is wanted {self.place:.2f} times as often as a plain sample: "
+            f"{' and '.join(reasons)}."
+        )
+
     def _importance_in_words(self) -> str:
         if self.percentile is None:
             return "Nothing is known of its importance."
@@ -192,6 +212,20 @@ class SampleExplanation(ShortRepr):
 
     def __str__(self) -> str:
         return "\n".join(self.sentences())
+
+
+_FACTOR_WORDS = {
+    "aim": "{:.2f} times by what follows the target",
+    "dose": "{:.2f} times for how often it was used",
+    "copies": "{:.2f} times because copies of it share one place",
+}
+"""Factors of a place, in words."""
+
+
+def _places(store: StoreReader, header: Header) -> Places | None:
+    """What a version was to be trained on; that of the version whose coreset it has."""
+    made = header.version if header.rollback_of is None else header.rollback_of
+    return store.places(made) if made in store.versions() else None
 
 
 def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanation:
@@ -211,7 +245,7 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
         raise _lost(store, version)
     coreset = store.coreset(version).sort_by("rank")
     parent = None
-    drawn = store.drawn(version)
+    drawn, places = store.drawn(version), _places(store, header)
     probabilities = None if drawn is None or drawn.draw is None else drawn.draw.probabilities
     if header.parent_version in store.versions():
         parent = store.coreset(header.parent_version)["row"].to_numpy()
@@ -225,6 +259,7 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
             samples=samples,
             graph=symmetric(index.graph),
             parent=parent,
+            places=places,
             state=None if drawn is None else drawn.state,
             store=store,
         ),
@@ -255,6 +290,10 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
         inclusion_probability=None if probabilities is None else float(probabilities[row]),
         uses=None if drawn is None else int(drawn.state.uses[row]),
         owed=None if drawn is None else float(drawn.state.owed[row]),
+        place=None if places is None else float(places.total(len(samples))[row]),
+        factors={}
+        if places is None
+        else {name: float(factor[row]) for name, factor in places.factors.items()},
         gain=None if rank is None else float(chosen.gains[rank]),
         weight=None if rank is None else float(coreset["weight"][rank].as_py()),
         num_covered=found.num_covered if is_selected else None,

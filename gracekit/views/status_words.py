@@ -87,6 +87,8 @@ def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:
         found.append("; ".join([measured, ", ".join(others)] if others else [measured]) + ".")
     if latest.worth:
         found.append(f"What the coreset is worth: {'; '.join(latest.worth)}.")
+    if latest.aim:
+        found.append(f"The target: {'; '.join(latest.aim)}.")
     if latest.cost:
         found.append(f"What it cost: {'; '.join(latest.cost)}.")
     return [*found, f"How far to trust the scores: {latest.audit}."]

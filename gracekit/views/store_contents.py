@@ -13,6 +13,7 @@ from gracekit.store import StoreReader, newest_run
 from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
+from gracekit.views.aim_words import aim_in_words
 from gracekit.views.audit_words import audit_in_words, misses_target
 from gracekit.views.cost_words import cost_in_words
 from gracekit.views.meter_words import worth_in_words
@@ -41,6 +42,8 @@ class LatestVersion:
     """How far the scores of samples that were not measured can be trusted."""
     worth: tuple[str, ...]
     """What its coreset is worth, a sentence an entry; empty where nothing is known."""
+    aim: tuple[str, ...]
+    """What it follows towards the target, a sentence an entry; empty without one."""
     cost: tuple[str, ...]
     """What its scores cost, a sentence an entry; empty where nothing is known."""
     misses_target: bool
@@ -130,6 +133,7 @@ def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
         origins={name: count for name, count in origins.items() if count},
         audit=audit_in_words(scored),
         worth=tuple(worth_in_words(header)),
+        aim=tuple(aim_in_words(scored.aim)),
         cost=tuple(cost_in_words(scored.cost)),
         misses_target=misses_target(scored),
     )

@@ -1,0 +1,54 @@
+"""What selection follows towards the target, and how far it has come, in words."""
+
+from __future__ import annotations
+
+import math
+
+from gracekit.version.outcomes import Aim
+
+
+def aim_in_words(aim: Aim | None) -> list[str]:
+    """What a version found of the target, for people, a sentence an entry; empty without one."""
+    if aim is None:
+        return []
+    found = [_loss(aim)] if math.isfinite(aim.target_loss) else []
+    parts = [
+        f"{share:.0%} of what is trained on follows {name}"
+        for name, share in (
+            ("smoothed influence", aim.share_influence),
+            ("likeness of features", aim.share_likeness),
+            ("the target's samples in turn", _rest(aim)),
+        )
+        if share > 0
+    ]
+    if parts:
+        found.append(f"{', '.join(parts)}, {aim.share_uniform:.0%} is all samples alike: {aim.why}")
+    else:
+        found.append(f"all samples are alike: {aim.why}")
+    if math.isfinite(aim.num_alike):
+        found.append(_left(aim))
+    if aim.num_overlap:
+        what = "are not trained on" if aim.is_overlap_dropped else "may be trained on all the same"
+        found.append(f"{aim.num_overlap:,} samples have the content of a target sample and {what}")
+    if aim.advice is not None:
+        found.append(f"more steps are not advised: {aim.advice}")
+    return found
+
+
+def _loss(aim: Aim) -> str:
+    lowest = "" if aim.best_step is None else f" (lowest so far at step {aim.best_step:,})"
+    return f"the loss on its {aim.num_target:,} samples is {aim.target_loss:.3f}{lowest}"
+
+
+def _rest(aim: Aim) -> float:
+    """The share that neither of the signals has, nor all rows alike."""
+    known = (aim.share_influence, aim.share_likeness, aim.share_uniform)
+    rest = 1 - sum(share for share in known if math.isfinite(share))
+    return rest if rest > 1e-6 else 0.0
+
+
+def _left(aim: Aim) -> str:
+    text = f"about {aim.num_alike:,.0f} samples resemble it, used {aim.uses_of_alike:.1f} times"
+    if math.isfinite(aim.steps_left):
+        text += f": enough for about {aim.steps_left:,.0f} more steps, with four uses of each"
+    return text
