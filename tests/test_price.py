@@ -244,7 +244,7 @@ def test_a_target_set_is_paid_for_first() -> None:
     influence = recipe_of(scoring={"scores": ("influence",), "importance": "influence"})
     assert PRICES.of_target(100, influence) == pytest.approx(60)
     assert PRICES.of_target(100, recipe_of()) == pytest.approx(5)
-    followed = {"target": {"path": "target.jsonl"}}
+    followed: dict[str, Any] = {"target": {"path": "target.jsonl"}}
     assert PRICES.of_target(100, recipe_of(**followed)) == pytest.approx(60)
     forward = dataclasses.replace(PRICES, loss=0.2)
     likeness = recipe_of(**followed, selection={"aim": "likeness"})

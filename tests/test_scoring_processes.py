@@ -92,6 +92,7 @@ def test_processes_measure_what_one_measures() -> None:
     assert looked.scores == {}
     assert looked.rows.tolist() == sorted(rows)
     np.testing.assert_allclose(looked.features, expected.features, rtol=2e-3, atol=1e-3)
+    assert found.sketches is not None and expected.sketches is not None
     np.testing.assert_allclose(found.sketches, expected.sketches, rtol=2e-2, atol=2e-3)
     assert of_target is not None and of_target.features.shape == (3, 32)
     assert of_target.losses is not None and np.isfinite(of_target.losses).all()

@@ -21,6 +21,7 @@ from gracekit.errors import RecipeError
 from gracekit.store import LoggedUses, Store, newest_run, read_uses
 from gracekit.training import Coreset, CoresetCallback, CoresetSampler, CoresetTrainerMixin
 from gracekit.version.header import CheckpointInfo
+from gracekit.version.outcomes import Aim
 from tests.drawable import publish_draw
 from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_draft, make_store
@@ -80,6 +81,40 @@ def store(tmp_path: Path) -> Store:
 def publish(store: Store, step: int) -> int:
     draft = make_draft(store, f"refresh-{store.next_version()}")
     return store.commit(dataclasses.replace(draft, checkpoint=CheckpointInfo(step=step)))
+
+
+class Adviser(Publisher):
+    """Publishes versions of which the second says that more steps are worse than none."""
+
+    stop = "advise"
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        aim = Aim(stop=self.stop)
+        if self.store.next_version() == 2:
+            aim = Aim(advice="the loss was lowest at step 12", stop=self.stop)
+        draft = make_draft(self.store, f"refresh-{self.store.next_version()}")
+        draft = dataclasses.replace(
+            draft, checkpoint=CheckpointInfo(step=state.global_step), aim=aim
+        )
+        self.store.commit(draft)
+
+
+@pytest.mark.parametrize("stop", ["advise", "stop", "never"])
+def test_a_version_advises_to_end_the_training(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, stop: str
+) -> None:
+    adviser = Adviser(store)
+    adviser.stop = stop
+    with caplog.at_level(logging.WARNING, logger="gracekit.training"):
+        trainer, _ = train(
+            tmp_path / "run", CoresetCallback(store.paths.root), adviser, num_train_epochs=4
+        )
+    told = [r.message for r in caplog.records if "the training:" in r.message]
+    assert len(told) == (stop != "never")
+    assert trainer.state.global_step == (25 if stop == "stop" else 48)
+    if stop == "advise":
+        assert "version 2 advises to end the training: the loss was lowest at step 12" in told[0]
+        assert "training.stop: stop" in told[0]
 
 
 def rows_of(store: Store, version: int) -> set[int]:

@@ -62,8 +62,10 @@ def make_pool(settings: SelectionSection, inputs: SelectionInputs) -> Pool:
     usable = usable_rows(scores, samples)
     lists = listed(settings, scores=scores, samples=samples, store=inputs.store)
     allowed = usable & ~lists.never
+    is_barred = np.zeros(len(samples), np.bool_)
     if inputs.places is not None:
-        allowed &= inputs.places.total(len(samples)) > 0
+        is_barred = usable & (inputs.places.total(len(samples)) == 0)
+        allowed &= ~is_barred
     represented = lists.always | without_hardest(
         settings.drop_hardest, allowed, scores.importance, order
     )
@@ -77,7 +79,7 @@ def make_pool(settings: SelectionSection, inputs: SelectionInputs) -> Pool:
         order=order,
     )
     if not candidates.any():
-        raise SelectionError(_why_nothing_is_left(settings, usable, used_up))
+        raise SelectionError(_why_nothing_is_left(settings, usable, used_up, is_barred))
     sizes = np.bincount(samples.groups[candidates | used_up], minlength=len(samples.group_names))
     forced = lists.always | (candidates & (sizes < settings.keep_groups_below)[samples.groups])
     costs = None if settings.tokens is None else row_tokens(samples)
@@ -227,8 +229,16 @@ def _at_max_uses(settings: SelectionSection, inputs: SelectionInputs) -> Bool:
     return found
 
 
-def _why_nothing_is_left(settings: SelectionSection, usable: Bool, used_up: Bool) -> str:
+def _why_nothing_is_left(
+    settings: SelectionSection, usable: Bool, used_up: Bool, is_barred: Bool
+) -> str:
     """The message where there is no candidate."""
+    if is_barred.any() and not used_up.any():
+        return (
+            f"no sample is left to select: {is_barred.sum()} of {usable.sum()} usable ones have "
+            "the content of a target sample, and target.overlap is drop. Set it to keep, or give "
+            "a target set of other samples"
+        )
     if used_up.any():
         return (
             f"no sample is left to select: {used_up.sum()} of {usable.sum()} usable ones were used "

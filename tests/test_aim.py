@@ -1,0 +1,429 @@
+"""Signals towards a target, what each gains, the places they make, and the target's course."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow
+from gracekit.aim.course import mean_uses, steps_left
+from gracekit.aim.gains import best_width, choice_gain, gain_of, lasting_share, pooled
+from gracekit.aim.judging import judge
+from gracekit.aim.likeness import likeness
+from gracekit.aim.places import chosen, in_turn
+from gracekit.aim.smoothing import cosines_without_self, reach, smoothed_cosines, walk_matrix
+from gracekit.recipe import SelectionSection
+from gracekit.types import DrawState, Float32, MeasuredTarget, Places, SparseGraph
+from tests.stores import make_samples
+from tests.worlds import World
+
+WIDTH = 16
+
+
+def random_graph(n: int, seed: int) -> SparseGraph:
+    random = np.random.default_rng(seed)
+    dense = random.random((n, n)) * (random.random((n, n)) < 4 / n)
+    dense = np.triu(dense, 1)
+    edges = sparse.csr_array(dense + dense.T)
+    return SparseGraph(
+        indptr=edges.indptr.astype(np.int64),
+        indices=edges.indices.astype(np.int32),
+        weights=edges.data.astype(np.float32),
+    )
+
+
+def unit(vectors: Any) -> Float32:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / lengths, np.float32)
+
+
+def dense_walk(graph: SparseGraph) -> Any:
+    n = len(graph.indptr) - 1
+    edges = sparse.csr_array((graph.weights, graph.indices, graph.indptr), shape=(n, n)).toarray()
+    with_own = edges.astype(np.float64) + np.eye(n)
+    return with_own / with_own.sum(axis=1, keepdims=True)
+
+
+@given(seed=st.integers(0, 2**32 - 1), rounds=st.integers(1, 4))
+@settings(max_examples=25)
+def test_smoothing_is_powers_of_the_dense_walk(seed: int, rounds: int) -> None:
+    random = np.random.default_rng(seed)
+    n = int(random.integers(5, 30))
+    graph = random_graph(n, seed)
+    rows = np.sort(random.choice(n, int(random.integers(1, n)), replace=False))
+    sketches = unit(random.normal(size=(len(rows), WIDTH)))
+    goals = unit(random.normal(size=(2, WIDTH)))
+    walk = dense_walk(graph)
+    power = np.linalg.matrix_power(walk, rounds)
+    means = power[:, rows] @ sketches.astype(np.float64)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    expected = np.where(lengths > 1e-12, means / np.maximum(lengths, 1e-12), 0) @ goals.T
+    found = smoothed_cosines(walk_matrix(graph), rows, sketches, goals, rounds=rounds)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    # And as the others say it: its own weight is taken out.
+    asked = np.arange(0, len(rows), 2)
+    among = power[np.ix_(rows[asked], rows)]
+    among[np.arange(len(asked)), asked] = 0
+    means = among @ sketches.astype(np.float64)
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    expected = np.where(lengths > 1e-9, means / np.maximum(lengths, 1e-9), 0) @ goals.T
+    found = cosines_without_self(
+        walk_matrix(graph), rows, sketches, goals, rounds=rounds, asked=asked
+    )
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_more_rounds_where_few_rows_are_measured() -> None:
+    n = 60
+    line = SparseGraph(
+        indptr=np.concatenate([[0, 1], 1 + 2 * np.arange(1, n - 1), [2 * n - 2]]),
+        indices=np.array(
+            [j for i in range(n) for j in (i - 1, i + 1) if 0 <= j < n], np.int32
+        ),
+        weights=np.ones(2 * n - 2, np.float32),
+    )  # fmt: skip
+    walk = walk_matrix(line)
+    rounds, mass = reach(walk, np.arange(0, n, 5))
+    assert rounds == 2 and (mass > 0).sum() == n - 2
+    rounds, mass = reach(walk, np.array([0]))
+    assert rounds == 4 and (mass > 0).sum() == 5
+
+
+def test_likeness_is_the_mean_cosine_of_centred_features() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(9, 5)).astype(np.float32) + 3
+    valid = np.arange(9) != 4
+    targets = random.normal(size=(3, 5)).astype(np.float32) + 3
+    found = likeness(features, valid, targets)
+    centre = features[valid].mean(axis=0)
+    for row in np.flatnonzero(valid):
+        cosines = [
+            (features[row] - centre) @ (t - centre)
+            / np.linalg.norm(features[row] - centre) / np.linalg.norm(t - centre)
+            for t in targets
+        ]  # fmt: skip
+        assert found[row] == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert found[4] == 0
+
+
+# --- gains ---
+
+
+def test_the_gain_of_a_choice_is_its_mean_less_that_of_all() -> None:
+    signal = np.array([3, 1, 2, 0], np.float32)
+    worth = np.array([0.5, 0.1, 0.3, -0.1], np.float32)
+    found, error = choice_gain(signal, worth, 0.5)
+    assert found == pytest.approx(0.4 - 0.2)
+    assert error == pytest.approx(0.1 * math.sqrt(1 / 2 - 1 / 4))
+    assert choice_gain(signal, worth, 1.0)[0] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
+def test_the_width_is_the_share_of_rows_that_are_of_use(share: float) -> None:
+    random = np.random.default_rng(1)
+    m = 2000
+    is_useful = np.arange(m) < share * m
+    worth = (0.3 * is_useful + 0.05 * random.normal(size=m)).astype(np.float32)
+    signal = (is_useful + 0.05 * random.random(m)).astype(np.float32)
+    assert gain_of((signal, signal), (worth, worth), None).width == share
+
+
+def test_a_noisy_curve_gets_the_plain_width() -> None:
+    curve = dict.fromkeys((0.1, 0.15, 0.2, 0.3, 0.4, 0.5), (0.02, 0.05))
+    curve[0.4] = (0.03, 0.05)
+    assert best_width(curve) == 0.3
+
+
+def test_gains_of_two_refreshes_count_by_their_errors() -> None:
+    now = Gain(gain=0.2, error=0.1, width=0.2)
+    before = Gain(gain=0.4, error=0.1, width=0.4, lasts=0.5)
+    both = pooled(now, before, 0.5)
+    assert both.gain == pytest.approx((0.2 + 0.5 * 0.4) / 1.5)
+    assert both.error == pytest.approx(0.1 / math.sqrt(1.5))
+    assert both.width == 0.2
+    assert Gain(gain=0.1, error=0.2, width=0.3).counts == 0
+    assert Gain(gain=0.3, error=0.1, width=0.3, lasts=0.5).counts == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("before", "again", "error", "left"),
+    [(0.2, 0.2, 0.0, 1.0), (0.2, 0.05, 0.05, 0.5), (0.2, -0.3, 0.1, 0.0), (-0.1, 0.0, 0.0, 1.0)],
+)
+def test_what_lasts_of_a_gain(before: float, again: float, error: float, left: float) -> None:
+    assert lasting_share(before, again, error) == pytest.approx(left)
+
+
+# --- a world in which a cluster of rows serves the target ---
+
+
+def evidence_of(
+    n: int = 400,
+    *,
+    seed: int = 0,
+    measured: float = 0.5,
+    own: float = 3.0,
+    tells_by_features: bool = True,
+    tells_by_gradients: bool = True,
+    num_target: int = 20,
+    **more: Any,
+) -> tuple[Evidence, Any]:
+    """Four clusters of rows; those of the first have gradients (and features) like the target's.
+
+    A row's gradient is its cluster's direction and `own` times as much of its own, so that one row
+    tells little and the cluster's mean tells all.
+    """
+    random = np.random.default_rng(seed)
+    cluster = np.arange(n) % 4
+    centres = random.normal(size=(4, 8))
+    features = (centres[cluster] + 0.2 * random.normal(size=(n, 8))).astype(np.float32)
+    directions = np.linalg.qr(random.normal(size=(64, 5)))[0].T
+    of_row = cluster if tells_by_gradients else np.full(n, 3)
+    gradients = directions[of_row] + own * random.normal(size=(n, 64)) / 8
+    of_target = directions[0] + own * random.normal(size=(num_target, 64)) / 8
+    target_centre = centres[0] if tells_by_features else centres[2]
+    target_features = target_centre + 0.2 * random.normal(size=(num_target, 8))
+    same = (cluster[:, None] == cluster) & (random.random((n, n)) < 24 / n)
+    upper = np.triu(np.where(same, 0.5 + 0.5 * random.random((n, n)), 0), 1)
+    edges = sparse.csr_array(upper + upper.T)
+    rows = np.sort(random.choice(n, round(measured * n), replace=False))
+    return (
+        Evidence(
+            graph=SparseGraph(
+                indptr=edges.indptr.astype(np.int64),
+                indices=edges.indices.astype(np.int32),
+                weights=edges.data.astype(np.float32),
+            ),
+            features=features,
+            valid=np.ones(n, np.bool_),
+            rows=rows,
+            sketches=unit(gradients[rows]),
+            target=MeasuredTarget(
+                features=target_features.astype(np.float16),
+                losses=np.ones(num_target, np.float32),
+                sketches=unit(of_target).astype(np.float16),
+            ),
+            order=random.permutation(n),
+            **{
+                "before": None,
+                "is_new": np.ones(len(rows), np.bool_),
+                "gains_before": {},
+                "barred": np.zeros(n, np.bool_),
+                "used": np.zeros(n, np.int64),
+                **more,
+            },
+        ),
+        cluster == 0,
+    )
+
+
+def test_smoothed_influence_finds_what_single_rows_do_not_tell() -> None:
+    evidence, is_useful = evidence_of(measured=0.3, own=5.0)
+    judged = judge(SelectionSection(aim="influence"), evidence)
+    assert evidence.sketches is not None and evidence.target.sketches is not None
+    goal = evidence.target.sketches.astype(np.float32).mean(axis=0)
+    own = evidence.sketches @ goal
+    of_rows = is_useful[evidence.rows]
+    per_row = np.mean(own[of_rows][:, None] > own[~of_rows])
+    signal = judged.signals["influence"]
+    smoothed = np.mean(signal[is_useful][:, None] > signal[~is_useful])
+    assert smoothed > 0.9 > per_row + 0.1
+    assert judged.gains["influence"].counts > 0
+
+
+def test_auto_follows_the_signal_that_gains() -> None:
+    evidence, is_useful = evidence_of(tells_by_features=False)
+    places, aim = follow(SelectionSection(), evidence)
+    assert aim.share_influence > 0.8 > 0.1 > aim.share_likeness > 0
+    assert "influence gains most" in aim.why
+    place = places.factors["aim"]
+    assert place.mean() == pytest.approx(1, abs=0.05)
+    assert place[is_useful].mean() > 5 * place[~is_useful].mean()
+    assert place.min() == pytest.approx(0.1)
+    assert aim.num_alike == pytest.approx(is_useful.sum(), rel=0.35)
+
+
+def test_auto_shares_between_signals_that_gain_alike() -> None:
+    _, aim = follow(SelectionSection(), evidence_of()[0])
+    assert aim.share_influence > 0.25 and aim.share_likeness > 0.25
+    assert aim.share_influence + aim.share_likeness + aim.share_uniform == pytest.approx(1)
+
+
+def test_where_nothing_resembles_the_target_all_rows_are_alike() -> None:
+    evidence, _ = evidence_of(tells_by_gradients=False)
+    places, aim = follow(SelectionSection(), evidence)
+    assert "nothing in the data is shown to resemble the target" in aim.why
+    assert (places.factors["aim"] == 1).all() and aim.share_uniform == 1
+
+
+def test_without_measured_rows_the_gains_of_before_hold() -> None:
+    evidence, is_useful = evidence_of(tells_by_features=False)
+    places, aim = follow(SelectionSection(), evidence)
+    gains = {
+        name: Gain(
+            gain=getattr(aim, f"gain_{name}"),
+            error=getattr(aim, f"error_{name}"),
+            width=getattr(aim, f"width_{name}"),
+        )
+        for name in ("influence", "likeness")
+    }
+    later = dataclasses.replace(
+        evidence,
+        rows=evidence.rows[:0],
+        sketches=None,
+        is_new=evidence.is_new[:0],
+        before=places,
+        gains_before=gains,
+    )
+    again, found = follow(SelectionSection(), later)
+    assert found.share_influence == pytest.approx(aim.share_influence)
+    np.testing.assert_allclose(again.factors["aim"], places.factors["aim"], atol=1e-5)
+    assert again.factors["aim"][is_useful].mean() > 2
+    nothing, none_known = follow(
+        SelectionSection(), dataclasses.replace(later, before=None, gains_before={})
+    )
+    assert (nothing.factors["aim"] == 1).all() and "fewer than 30 rows" in none_known.why
+
+
+def test_a_gain_that_did_not_last_loses_its_share() -> None:
+    """Influence chose the wrong rows before: by the gradients of now they gain nothing."""
+    evidence, is_useful = evidence_of()
+    wrong = np.where(is_useful, -1, 1).astype(np.float32)
+    before = Places(
+        factors={"aim": np.ones(len(wrong), np.float32)},
+        signals={"influence": wrong, "influence_mass": np.zeros(len(wrong), np.float32)},
+    )
+    spent = {"influence": Gain(gain=0.4, error=0.01, width=0.3)}
+    later = dataclasses.replace(evidence, before=before, gains_before=spent)
+    _, aim = follow(SelectionSection(), later)
+    assert aim.lasts_influence == 0
+    assert aim.share_influence == pytest.approx(0.9 * 0.05)
+
+
+def test_what_was_known_of_influence_counts_by_what_is_in_reach() -> None:
+    evidence, is_useful = evidence_of(measured=0.1, own=4.0)
+    places, _ = follow(SelectionSection(aim="influence"), evidence)
+    later, _ = evidence_of(measured=0.1, own=4.0, before=places, seed=0)
+    signals = follow(SelectionSection(aim="influence"), later)[0].signals
+    signal, mass = signals["influence"], signals["influence_mass"]
+    assert np.isfinite(signal).mean() >= np.isfinite(places.signals["influence"]).mean()
+    assert np.nanmean(signal[is_useful]) > np.nanmean(signal[~is_useful])
+    assert (mass >= places.signals["influence_mass"] * 0.5 - 1e-6).all()
+
+
+@pytest.mark.parametrize("num_target", [1, 2, 3])
+def test_a_tiny_target_set_works(num_target: int) -> None:
+    evidence, is_useful = evidence_of(num_target=num_target, own=1.0)
+    places, aim = follow(SelectionSection(), evidence)
+    place = places.factors["aim"]
+    assert place[is_useful].mean() > 2 * place[~is_useful].mean(), aim.why
+
+
+def test_barred_rows_have_no_place() -> None:
+    barred = np.arange(400) < 8
+    places, _ = follow(SelectionSection(), evidence_of(barred=barred)[0])
+    assert (places.factors["aim"][barred] == 0).all()
+    assert (places.factors["aim"][~barred] > 0).all()
+
+
+def test_the_choice_of_rows_does_not_depend_on_their_order() -> None:
+    signal = np.array([1, 2, 2, 2, 0], np.float32)
+    order = np.array([4, 3, 1, 2, 0])
+    known = np.ones(5, np.bool_)
+    place = chosen(signal, known, 0.4, order)
+    assert np.flatnonzero(place).tolist() == [2, 3]
+    assert place.mean() == 1
+    moved = np.array([3, 0, 4, 2, 1])
+    again = chosen(signal[moved], known, 0.4, order[moved])
+    np.testing.assert_array_equal(again, place[moved])
+    assert not chosen(signal, ~known, 0.4, order).any()
+
+
+def test_each_target_sample_takes_its_nearest_unused_row_in_turn() -> None:
+    features = np.array([[1, 0], [0.9, 0.1], [0, 1], [0.1, 0.9], [-1, -1]], np.float32)
+    targets = np.array([[1, 0.0], [0, 1.0]], np.float32)
+    allowed = np.array([True, True, True, True, True])
+    unused = np.zeros(5, np.int64)
+    found = in_turn(features, allowed, targets, unused)
+    assert set(np.argsort(-found, kind="stable")[:2]) == {0, 2}
+    used = np.array([1, 0, 1, 0, 0])
+    found = in_turn(features, allowed, targets, used)
+    assert set(np.argsort(-found, kind="stable")[:2]) == {1, 3}
+    assert np.isnan(in_turn(features, allowed & (np.arange(5) > 0), targets, unused)[0])
+
+
+# --- dose and copies ---
+
+
+def test_the_dose_falls_with_each_use() -> None:
+    state = dataclasses.replace(DrawState.none(3), uses=np.array([0, 1, 3], np.int32))
+    np.testing.assert_allclose(dose(state, 0.6, 3), [1, 0.6, 0.216], rtol=1e-6)
+    assert (dose(state, 1.0, 3) == 1).all() and (dose(None, 0.6, 3) == 1).all()
+
+
+def test_copies_share_one_place() -> None:
+    world = World.make(n=12)
+    samples = dataclasses.replace(
+        world.samples,
+        groups=np.zeros(12, np.int32),
+        content_hashes=np.array(["a", "a", "a", *"bcdefghij"], object),
+    )
+    graph = SparseGraph(
+        indptr=np.array([0, 0, 0, 0, 1, 3, 4, 5, 6, 6, 6, 6, 6]),
+        indices=np.array([4, 3, 5, 4, 7, 6], np.int32),
+        weights=np.array([0.97, 0.97, 0.96, 0.96, 0.9, 0.9], np.float32),
+    )
+    counted = np.arange(12) != 2
+    found = copies(graph, samples, counted)
+    np.testing.assert_allclose(found[:2], 0.5)  # the third copy is not trained on
+    assert found[2] == 1
+    np.testing.assert_allclose(found[3:6], 1 / 3)  # joined by way of the middle one
+    assert (found[6:] == 1).all()
+    apart = dataclasses.replace(samples, groups=np.array([0] * 4 + [1] * 8, np.int32))
+    np.testing.assert_allclose(copies(graph, apart, counted)[3:6], [1, 0.5, 0.5])
+    alike = dataclasses.replace(samples, content_hashes=np.array(["x"] * 12, object))
+    np.testing.assert_allclose(copies(graph, alike, np.ones(12, np.bool_)), 1 / 12)
+    assert len(make_samples(3)) == 3
+
+
+# --- the target's course ---
+
+
+def losses_at(step: int, *losses: float) -> TargetLosses:
+    return TargetLosses(step=step, losses=np.array(losses))
+
+
+def test_a_loss_that_rises_for_sure_is_told() -> None:
+    course = Course(earlier=[losses_at(10, 3, 2, 4, 3), losses_at(20, 2.5, 1.5, 3.5, 2.5)])
+    up = losses_at(30, 2.7, 1.72, 3.69, 2.71)
+    assert course.best_step(up) == 20
+    told = course.has_turned(up)
+    assert told is not None and "lowest at step 20" in told and "0.205" in told
+    noise = losses_at(30, 3.5, 0.6, 4.4, 1.7)
+    assert course.has_turned(noise) is None
+    down = losses_at(30, 2.4, 1.4, 3.4, 2.4)
+    assert course.best_step(down) == 30 and course.has_turned(down) is None
+
+
+def test_a_target_set_of_another_size_is_not_compared() -> None:
+    course = Course(earlier=[losses_at(10, 1, 1, 1)])
+    assert course.has_turned(losses_at(20, 2, 2)) is None
+    assert course.best_step(losses_at(20, 2, 2)) == 20
+    lone = Course(earlier=[losses_at(10, 1.0)])
+    assert lone.has_turned(losses_at(20, 2.0)) is None  # one sample tells no error
+
+
+def test_uses_and_steps_left() -> None:
+    place = np.array([0.1, 0.1, 3.1, 3.1], np.float32)
+    state = dataclasses.replace(DrawState.none(4), uses=np.array([9, 9, 2, 1], np.int32))
+    assert mean_uses(place, state) == pytest.approx(1.5)
+    assert mean_uses(place, None) == 0
+    assert steps_left(100, 1.5, 0.9, 8) == pytest.approx(2.5 * 100 / (0.9 * 8))
+    assert steps_left(100, 5.0, 0.9, 8) == 0
+    assert math.isnan(steps_left(100, 1.0, 0.9, None))

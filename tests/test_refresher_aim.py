@@ -1,0 +1,328 @@
+"""Refreshes towards a target, with real models: what is measured, stored, said and done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import gracekit
+from gracekit import explain, status
+from gracekit.cli import main
+from gracekit.errors import DataError, RecipeError
+from gracekit.graph import load_index, symmetric
+from gracekit.recipe import Recipe
+from gracekit.refresher import refresh, reselect
+from gracekit.refresher.model import rows_of_target
+from gracekit.samples import load_samples, tokenize
+from gracekit.store import Store, connect
+from tests.tiny import COLOURS, recipe_content, tiny_recipe, write_checkpoint, write_data
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def write_target(path: Path, *, count: int = 12, seed: int = 9) -> Path:
+    """Rows worded like those of group `a`, of none of the data's contents."""
+    rng = np.random.default_rng(seed)
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(count):
+            words = rng.choice(COLOURS, 9).tolist()
+            row = {"prompt": f"{500 + i} " + " ".join(words[:3]), "response": " ".join(words[3:])}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def aimed(folder: Path, **sections: Any) -> Recipe:
+    """A recipe with a target, over data with rows like it."""
+    if not (folder / "train.jsonl").exists():
+        write_data(folder / "train.jsonl")
+    write_target(folder / "target.jsonl")
+    target = {"path": "target.jsonl", "max_length": 64, **sections.pop("target", {})}
+    return tiny_recipe(folder, target=target, **sections)
+
+
+def test_a_refresh_follows_what_is_like_the_target(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path)
+    header = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header
+    aim = header.aim
+    assert aim is not None and aim.num_target == 12 and np.isfinite(aim.target_loss)
+    assert aim.share_influence + aim.share_likeness == pytest.approx(0.9)
+    assert aim.num_told_by > 30 and aim.best_step == 100
+    store = Store.open(recipe.store)
+    places, samples = store.places(1), store.samples()
+    assert places is not None and set(places.factors) == {"aim", "dose"}
+    is_like = samples.groups == samples.group_names.index("a")
+    place = places.factors["aim"]
+    assert place[is_like].mean() > 2 * place[~is_like].mean(), aim.why
+    drawn = store.drawn(1)
+    assert drawn is not None and drawn.draw is not None
+    probabilities = drawn.draw.probabilities
+    assert probabilities[is_like].mean() > 2 * probabilities[~is_like].mean()
+    # The weighted draw stands for t: weight times probability is the place, up to a factor.
+    wanted = drawn.draw.weights * probabilities
+    np.testing.assert_allclose(wanted / wanted.mean(), place / place.mean(), rtol=1e-4)
+
+
+def test_what_is_stored_is_read_in_sql_and_in_words(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    refresh(recipe, write_checkpoint(tmp_path / "run", 200))
+    with connect(recipe.store) as connection:
+        rows = connection.execute(
+            "SELECT version, count(*), avg(place), min(factor_aim), count(signal_likeness), "
+            "count(factor_copies) FROM places GROUP BY version ORDER BY version"
+        ).fetchall()
+        shares = connection.execute(
+            "SELECT share_influence + share_likeness + share_uniform, target_loss FROM versions"
+        ).fetchall()
+    assert [row[:2] for row in rows] == [(1, 160), (2, 160)]
+    assert all(row[3] == pytest.approx(0.1) and row[4] == 160 and row[5] == 0 for row in rows)
+    assert all(share == pytest.approx(1) and loss > 0 for share, loss in shares)
+    text = str(status(recipe.store))
+    assert "the loss on its 12 samples is" in text and "all samples alike" in text
+    sample_id = Store.open(recipe.store).samples().sample_ids[0]
+    told = explain(recipe.store, sample_id)
+    assert told.place == pytest.approx(np.prod(list(told.factors.values())))
+    assert "times as often as a plain sample" in str(told)
+    assert gracekit.verify(recipe.store, deep=True).ok
+
+
+def test_the_dose_counts_the_uses_of_the_coresets_so_far(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    refresh(recipe, write_checkpoint(tmp_path / "run", 200))
+    store = Store.open(recipe.store)
+    first = store.coreset(1)["row"].to_numpy()
+    places = store.places(2)
+    assert places is not None
+    expected = np.ones(160)
+    expected[first] = 0.6
+    np.testing.assert_allclose(places.factors["dose"], expected, rtol=1e-6)
+    aim = store.header(2).aim
+    assert aim is not None and 0 < aim.uses_of_alike <= 1
+
+
+def test_a_group_of_the_data_as_the_target(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(tmp_path, target={"group": "b"})
+    header = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header
+    assert header.aim is not None
+    assert header.aim.num_target == header.aim.num_overlap == 10  # a fifth of 53
+    assert header.aim.is_overlap_dropped
+    store = Store.open(recipe.store)
+    places, samples = store.places(1), store.samples()
+    assert places is not None
+    barred = places.factors["aim"] == 0
+    assert barred.sum() == 10
+    assert (samples.groups[barred] == samples.group_names.index("b")).all()
+    assert not np.isin(store.coreset(1)["row"].to_numpy(), np.flatnonzero(barred)).any()
+    told = explain(recipe.store, samples.sample_ids[np.flatnonzero(barred)[0]])
+    assert "never in: it has the content of a target sample" in str(told)
+
+
+def test_the_rows_of_a_group_stay_the_same_as_the_data_grows(tmp_path: Path) -> None:
+    small = load_samples(tiny_recipe(tmp_path).data.model_copy(
+        update={"path": str(write_data(tmp_path / "a.jsonl", num_samples=150))}
+    ))  # fmt: skip
+    large = load_samples(tiny_recipe(tmp_path).data.model_copy(
+        update={"path": str(write_data(tmp_path / "b.jsonl", num_samples=165))}
+    ))  # fmt: skip
+    first = small.sample_ids[rows_of_target(small, "a", 6)]
+    later = large.sample_ids[rows_of_target(large, "a", 6)]
+    assert len(set(first) & set(later)) >= 5
+    with pytest.raises(DataError, match=r"'a', 'b', 'c'"):
+        rows_of_target(small, "d", 6)
+
+
+def test_rows_of_the_data_in_the_target_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = write_data(tmp_path / "train.jsonl").read_text().splitlines()
+    recipe = aimed(tmp_path)
+    (tmp_path / "target.jsonl").write_text("\n".join(rows[:9:3]))
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    kept = refresh(recipe, checkpoint).header.aim
+    assert kept is not None and kept.num_overlap == 3 and not kept.is_overlap_dropped
+    assert "3 samples of the data have the content of a target sample" in caplog.text
+    dropping = aimed(tmp_path, target={"overlap": "drop"}, store="other")
+    (tmp_path / "target.jsonl").write_text("\n".join(rows[:9:3]))
+    dropped = refresh(dropping, checkpoint).header
+    assert dropped.aim is not None and dropped.aim.is_overlap_dropped
+    coreset = Store.open(dropping.store).coreset(1)["row"].to_numpy()
+    assert not {0, 3, 6} & set(coreset.tolist())
+
+
+def test_all_of_the_data_as_its_own_target_that_is_dropped(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path, target={"overlap": "drop"})
+    (tmp_path / "target.jsonl").write_text((tmp_path / "train.jsonl").read_text())
+    with pytest.raises(gracekit.GracekitError, match=r"target\.overlap"):
+        refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+
+
+@pytest.mark.parametrize("aim", ["likeness", "influence", "round-robin"])
+def test_one_signal_alone(tmp_path: Path, aim: str) -> None:
+    recipe = aimed(tmp_path, selection={"aim": aim})
+    header = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header
+    assert header.aim is not None and header.aim.share_uniform == pytest.approx(0.1)
+    places, samples = Store.open(recipe.store).places(1), Store.open(recipe.store).samples()
+    assert places is not None
+    assert (aim in places.signals) == (aim != "round-robin")
+    is_like = samples.groups == samples.group_names.index("a")
+    place = places.factors["aim"]
+    if aim != "influence":  # of so young a model gradients tell little
+        assert place[is_like].mean() > 2 * place[~is_like].mean()
+    assert "the recipe says so" in str(status(recipe.store))
+
+
+def test_an_aim_of_none_changes_nothing(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path, selection={"aim": "none"})
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    header = refresh(recipe, checkpoint).header
+    plain = tiny_recipe(tmp_path, store="plain")
+    refresh(plain, checkpoint)
+    assert header.aim is None and Store.open(recipe.store).places(1) is None
+    one, other = (Store.open(r.store).coreset(1)["row"].to_pylist() for r in (recipe, plain))
+    assert one == other
+
+
+def test_a_stopped_refresh_goes_on_with_the_sketches_that_it_has(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path)
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    whole = refresh(aimed(tmp_path, store="whole"), checkpoint)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(gracekit.GracekitError):
+        refresh(recipe, checkpoint, stop=stop)
+    resumed = refresh(recipe, checkpoint)
+    stores = [Store.open(tmp_path / name) for name in ("store", "whole")]
+    first, other = (store.places(1) for store in stores)
+    assert first is not None and other is not None
+    for name, factor in first.factors.items():
+        np.testing.assert_array_equal(factor, other.factors[name])
+    assert resumed.header.aim == whole.header.aim
+
+
+def test_a_reselect_keeps_the_aim_and_counts_the_dose_anew(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    smaller = recipe.override({"selection.fraction": 0.2, "selection.duplicates": "share"})
+    assert reselect(smaller).version == 2
+    store = Store.open(recipe.store)
+    first, second = store.places(1), store.places(2)
+    assert first is not None and second is not None
+    np.testing.assert_array_equal(first.factors["aim"], second.factors["aim"])
+    assert (second.factors["dose"] < 1).sum() == len(store.coreset(1))
+    assert set(second.factors) == {"aim", "dose", "copies"}
+    with pytest.raises(RecipeError, match=r"selection\.aim is 'likeness'"):
+        reselect(recipe.override({"selection.aim": "likeness"}))
+    assert reselect(recipe.override({"selection.aim": "none"})).version == 3
+    assert store.renew().places(3) is None
+
+
+def test_duplicates_that_share_a_place(tmp_path: Path) -> None:
+    rows = write_data(tmp_path / "train.jsonl").read_text().splitlines()
+    texts = [*rows, *[rows[0]] * 40]
+    (tmp_path / "train.jsonl").write_text("\n".join(texts))
+    content = recipe_content(selection={"duplicates": "share", "fraction": 0.5})
+    with (tmp_path / "train.jsonl").open() as file:
+        lines = [json.loads(line) | {"id": i} for i, line in enumerate(file)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    content["data"]["id_column"] = "id"
+    recipe = Recipe.from_dict(content, folder=tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    store = Store.open(recipe.store)
+    places = store.places(1)
+    assert places is not None and set(places.factors) == {"copies"}
+    copied = np.flatnonzero(store.samples().content_hashes == store.samples().content_hashes[0])
+    assert len(copied) == 41
+    assert places.factors["copies"][copied] == pytest.approx(
+        np.full(41, places.factors["copies"][0])
+    )
+    assert places.factors["copies"][copied].sum() <= 1 + 1e-6
+    selected = store.coreset(1)["row"].to_numpy()
+    assert np.isin(selected, copied).sum() <= 5
+    cache = store.load_cache(1)
+    assert cache is not None
+    index = load_index(cache.index_directory, settings=recipe.graph)
+    assert index is not None and len(symmetric(index.graph).indptr) == 201
+
+
+def test_init_writes_a_target_and_the_recipe_works(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "train.jsonl")
+    write_target(tmp_path / "target.jsonl")
+    args = ["init", "train.jsonl", "--target", "target.jsonl", "--group-column", "source"]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    recipe = Recipe.load(tmp_path / "gracekit.yaml")
+    assert recipe.target is not None and recipe.follows_target
+    assert "12 samples, whose loss is followed" in (tmp_path / "gracekit.yaml").read_text()
+    header = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header
+    assert header.aim is not None
+    missing = ["init", "train.jsonl", "--target", "none.jsonl", "--force"]
+    result = CliRunner().invoke(main, missing)
+    assert result.exit_code != 0 and "none.jsonl" in result.output
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ({}, "name a file"),
+        ({"path": "a.jsonl", "group": "b"}, "two ways to name a target"),
+        ({"path": "a.jsonl", "overlap": "x"}, "overlap"),
+    ],
+)
+def test_a_target_that_is_none_is_named(target: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        Recipe.from_dict({"data": {"path": "train.jsonl"}, "target": target})
+
+
+def test_the_loss_of_the_target_is_that_of_the_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    recipe = aimed(tmp_path)
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    header = refresh(recipe, checkpoint).header
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    assert recipe.target is not None
+    raw = load_samples(recipe.target)
+    tokens = tokenize(raw, tokenizer, recipe.target, tmp_path / "tokens")
+    losses = []
+    for ids, mask in tokens.take(np.arange(len(raw))):
+        inputs = torch.tensor(ids)[None].long()
+        labels = torch.where(torch.tensor(mask)[None], inputs, -100)
+        with torch.no_grad():
+            losses.append(float(model(input_ids=inputs, labels=labels).loss))
+    assert header.aim is not None
+    assert header.aim.target_loss == pytest.approx(np.mean(losses), rel=1e-4)
+    np.testing.assert_allclose(header.aim.losses, losses, atol=1e-3)
+
+
+def test_a_loss_that_turns_up_is_told_in_the_log_and_in_status(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second checkpoint is the same model, spoiled: every target sample loses."""
+
+    def spoil(model: Any) -> None:
+        with torch.no_grad():
+            model.lm_head.weight.mul_(8)
+
+    recipe = aimed(tmp_path, training={"stop": "stop"})
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    with caplog.at_level(logging.WARNING):
+        header = refresh(recipe, write_checkpoint(tmp_path / "run", 200, spoil=spoil)).header
+    assert header.aim is not None and header.aim.advice is not None
+    assert header.aim.best_step == 100 and header.aim.stop == "stop"
+    assert "lowest at step 100" in caplog.text
+    assert "more steps are not advised" in str(status(recipe.store))
