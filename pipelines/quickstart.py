@@ -1,6 +1,7 @@
 """The quickstart: a real trainer and `gracekit watch` side by side, each in its own process.
 
     python pipelines/quickstart.py                                   # tiny Llama, a few minutes
+    python pipelines/quickstart.py --recipe pipelines/target.yaml    # aimed at one source
     python pipelines/quickstart.py --recipe pipelines/smollm2.yaml   # real SmolLM2-135M weights
 
 The trainer (`train_quickstart.py`) is an ordinary Hugging Face training script with one callback
@@ -42,6 +43,12 @@ QUESTIONS = {
                count(*) FILTER (origin = 'propagated') AS propagated
         FROM score_history GROUP BY version ORDER BY version""",
 }
+OF_TARGET = """
+    SELECT version, round(target_loss, 3) AS target_loss,
+           round(100 * share_influence) AS influence_percent,
+           round(100 * share_likeness) AS likeness_percent, round(num_alike) AS samples_alike,
+           round(uses_of_alike, 1) AS their_uses, round(steps_left) AS steps_left
+    FROM versions ORDER BY version"""
 
 
 def main() -> int:
@@ -80,6 +87,9 @@ def main() -> int:
         show(question)
         gracekit("sql", query, "--recipe", str(recipe_path))
     show(what_it_brought(Path(recipe.store)))
+    if recipe.follows_target:
+        show("How the loss on the target moved, and what was followed:")
+        gracekit("sql", OF_TARGET, "--recipe", str(recipe_path))
     show(
         "Where to look next:\n"
         f"  gracekit status --recipe {tidy(recipe_path)}\n"

@@ -291,6 +291,21 @@ def test_without_measured_rows_the_gains_of_before_hold() -> None:
     assert (nothing.factors["aim"] == 1).all() and "fewer than 30 rows" in none_known.why
 
 
+def test_without_any_features_all_rows_are_alike() -> None:
+    evidence, _ = evidence_of()
+    nothing = dataclasses.replace(
+        evidence,
+        features=np.zeros((400, 1), np.float32),
+        valid=np.zeros(400, np.bool_),
+        rows=evidence.rows[:0],
+        sketches=None,
+        is_new=evidence.is_new[:0],
+    )
+    for aim in ("auto", "likeness", "influence", "round-robin"):
+        places, found = follow(SelectionSection(aim=aim), nothing)  # type: ignore[arg-type]
+        assert (places.factors["aim"] == 1).all() and found.share_uniform == 1
+
+
 def test_a_gain_that_did_not_last_loses_its_share() -> None:
     """Influence chose the wrong rows before: by the gradients of now they gain nothing."""
     evidence, is_useful = evidence_of()

@@ -83,6 +83,18 @@ def test_random_is_worth_one_the_best_is_best_and_scale_does_not_matter(
         assert one.kept.found == pytest.approx((one.value.found - 1) / (one.best.found - 1))
 
 
+@given(seed=SEEDS, n=st.integers(3, 30), share=st.floats(0.1, 0.9))
+def test_random_towards_a_target_has_no_probability_above_one(
+    seed: int, n: int, share: float
+) -> None:
+    """A few rows have most of t: drawn in proportion to it, as far as that goes, is random."""
+    rng = np.random.default_rng(seed)
+    targets = rng.choice([0.1, 5.0], n)
+    random = capped_probabilities(targets, np.ones(n), share * n)
+    drawn = dataclasses.replace(all_known(rng.lognormal(size=n), random), targets=targets)
+    assert worth(drawn, seed=0).value.found == pytest.approx(1)
+
+
 @given(seed=SEEDS, costs=st.booleans(), num_groups=st.integers(1, 3))
 def test_value_and_best_are_those_of_a_plain_twin(seed: int, costs: bool, num_groups: int) -> None:
     """In exact arithmetic, and with caps found by trying every set of certain rows."""

@@ -33,7 +33,7 @@ class Evidence:
 
     graph: SparseGraph
     features: Float32
-    """[n, d]"""
+    """[n, d], of another width where no row has any."""
     valid: Bool
     """[n] rows that have features and something to train on."""
     rows: Rows
@@ -86,6 +86,8 @@ def judge(settings: SelectionSection, evidence: Evidence) -> Judged:
     signals: dict[str, Float32] = {}
     features = evidence.target.features.astype(np.float32)
     features = features[np.isfinite(features).all(axis=1)]
+    if not evidence.valid.any():  # nothing was looked at: no features, and no graph
+        features = features[:0]
     if settings.aim in ("auto", LIKENESS) and len(features):
         signals[LIKENESS] = likeness(evidence.features, evidence.valid, features)
     if settings.aim == IN_TURN and len(features):

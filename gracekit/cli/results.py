@@ -38,6 +38,8 @@ def _in_one_line(result: RefreshResult) -> str:
     meter = header.meter
     if meter is not None and not math.isnan(meter.value):
         parts.append(f"1,000 are worth {1000 * meter.value:,.0f} random ones")
+    if header.aim is not None and not math.isnan(header.aim.target_loss):
+        parts.append(f"target loss {header.aim.target_loss:.3f}")
     parts.append(f"coreset {stats.num_selected:,}")
     if header.cost is not None and not math.isnan(header.cost.share):
         parts.append(f"all selection so far: {header.cost.share:.1%} of the training")

@@ -1,7 +1,7 @@
 """What a draw is worth: how many random samples estimate the mean gradient as well.
 
     second moment of a draw   V(π) = Σ over rows of t² g² / π
-    value                     V(random) / V(π),  random: π ∝ t
+    value                     V(random) / V(π),  random: π ∝ t, none above 1
     best                      V(random) / V(π*), π* ∝ t g, none above 1
     kept                      (value - 1) / (best - 1)
 
@@ -171,9 +171,16 @@ def _moments(
 
 
 def _random(rows: Drawn, totals: Float64) -> Float64:
-    """[n] probabilities of a random draw: in proportion to t, with the same totals."""
+    """[n] probabilities of a random draw: in proportion to t, none above 1, with the same totals."""
     shares = _sums(rows.targets * rows.costs, rows.groups)
     scaled: Float64 = rows.targets * (totals / np.maximum(shares, 1e-300))[rows.groups]
+    if not (scaled > 1).any():
+        return scaled
+    for group in np.unique(rows.groups[scaled > 1]).tolist():
+        some = rows.groups == group
+        scaled[some] = capped_probabilities(
+            rows.targets[some], rows.costs[some], float(totals[group])
+        )
     return scaled
 
 
