@@ -75,7 +75,7 @@ selection:
   selector: balanced        # or coverage, random, top, ...: see docs/selection.md
   fraction: 0.3             # of the usable samples; or count: 5000; or tokens: 2000000
   alpha: 0.25               # share of the probability that all get alike; the rest by norms
-  aim: auto                 # auto | influence | likeness | round-robin | none: towards a target
+  aim: auto                 # or influence, likeness, group, round-robin, none: towards a target
   dose: 0.6                 # factor of a sample's place for each use, while a target is followed
   redraw: fresh             # fresh | keep: rows take turns, or change as little as they can
   group_quota: none         # none | proportional | sqrt | equal | shares (with group_shares)

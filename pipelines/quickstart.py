@@ -46,7 +46,8 @@ QUESTIONS = {
 OF_TARGET = """
     SELECT version, round(target_loss, 3) AS target_loss,
            round(100 * share_influence) AS influence_percent,
-           round(100 * share_likeness) AS likeness_percent, round(num_alike) AS samples_alike,
+           round(100 * share_likeness) AS likeness_percent,
+           round(100 * share_group) AS group_percent, round(num_alike) AS samples_alike,
            round(uses_of_alike, 1) AS their_uses, round(steps_left) AS steps_left
     FROM versions ORDER BY version"""
 

@@ -209,7 +209,7 @@ def evidence_of(
                 losses=np.ones(num_target, np.float32),
                 sketches=unit(of_target).astype(np.float16),
             ),
-            order=random.permutation(n),
+            groups=np.zeros(n, np.int32),
             **{
                 "before": None,
                 "is_new": np.ones(len(rows), np.bool_),
@@ -253,6 +253,38 @@ def test_auto_shares_between_signals_that_gain_alike() -> None:
     _, aim = follow(SelectionSection(), evidence_of()[0])
     assert aim.share_influence > 0.25 and aim.share_likeness > 0.25
     assert aim.share_influence + aim.share_likeness + aim.share_uniform == pytest.approx(1)
+
+
+def test_groups_that_gain_are_followed_where_nothing_else_tells() -> None:
+    """Two neighbours in the graph have nothing in common, but the group has."""
+    evidence, is_useful = evidence_of(own=6.0, tells_by_features=False)
+    random = np.random.default_rng(3)
+    mixed = random.permutation(400)
+    graph = evidence.graph
+    moved = sparse.csr_array((graph.weights, graph.indices, graph.indptr), shape=(400, 400))
+    moved = sparse.csr_array(moved[mixed][:, mixed])
+    evidence = dataclasses.replace(
+        evidence,
+        groups=np.where(is_useful, 2, np.arange(400) % 2).astype(np.int32),
+        graph=SparseGraph(
+            indptr=moved.indptr.astype(np.int64),
+            indices=moved.indices.astype(np.int32),
+            weights=moved.data,
+        ),
+    )
+    places, aim = follow(SelectionSection(), evidence)
+    assert aim.share_group > 0.6, aim.why
+    place = places.factors["aim"]
+    assert place[is_useful].min() > 2 * place[~is_useful].max()
+    signal = places.signals["group"]
+    assert len(np.unique(signal)) == 3
+    # By hand: what the measured rows of a group say, drawn to 0 as by ten more.
+    assert evidence.sketches is not None and evidence.target.sketches is not None
+    goal = unit(evidence.target.sketches.astype(np.float32).mean(axis=0)[None])[0]
+    cosines = evidence.sketches @ goal
+    of_group = evidence.groups[evidence.rows] == 2
+    expected = (cosines[of_group] - cosines.mean()).sum() / (of_group.sum() + 10)
+    assert signal[is_useful] == pytest.approx(np.full(is_useful.sum(), expected), abs=1e-4)
 
 
 def test_where_nothing_resembles_the_target_all_rows_are_alike() -> None:
@@ -301,8 +333,8 @@ def test_without_any_features_all_rows_are_alike() -> None:
         sketches=None,
         is_new=evidence.is_new[:0],
     )
-    for aim in ("auto", "likeness", "influence", "round-robin"):
-        places, found = follow(SelectionSection(aim=aim), nothing)  # type: ignore[arg-type]
+    for aim in ("auto", "likeness", "influence", "group", "round-robin"):
+        places, found = follow(SelectionSection(aim=aim), nothing)
         assert (places.factors["aim"] == 1).all() and found.share_uniform == 1
 
 
@@ -349,15 +381,14 @@ def test_barred_rows_have_no_place() -> None:
 
 def test_the_choice_of_rows_does_not_depend_on_their_order() -> None:
     signal = np.array([1, 2, 2, 2, 0], np.float32)
-    order = np.array([4, 3, 1, 2, 0])
     known = np.ones(5, np.bool_)
-    place = chosen(signal, known, 0.4, order)
-    assert np.flatnonzero(place).tolist() == [2, 3]
-    assert place.mean() == 1
+    place = chosen(signal, known, 0.4)
+    np.testing.assert_allclose(place, [0, 5 / 3, 5 / 3, 5 / 3, 0], rtol=1e-6)
     moved = np.array([3, 0, 4, 2, 1])
-    again = chosen(signal[moved], known, 0.4, order[moved])
-    np.testing.assert_array_equal(again, place[moved])
-    assert not chosen(signal, ~known, 0.4, order).any()
+    np.testing.assert_array_equal(chosen(signal[moved], known, 0.4), place[moved])
+    np.testing.assert_allclose(chosen(signal, known, 0.8), [1.25, 1.25, 1.25, 1.25, 0])
+    np.testing.assert_allclose(chosen(signal, known & (signal != 1), 0.75)[1:], [4 / 3] * 3 + [0])
+    assert not chosen(signal, ~known, 0.4).any()
 
 
 def test_each_target_sample_takes_its_nearest_unused_row_in_turn() -> None:

@@ -1,7 +1,8 @@
 """From what was measured to the factor `aim`: signals, what each is worth, and their mix.
 
     sketches ─smooth→ influence ┐
-    features ─compare→ likeness ┴─gains on target samples not seen→ shares ─→ places
+             ─mean→ group       ┼─gains on target samples not seen→ shares ─→ places
+    features ─compare→ likeness ┘
 
 A share that all rows have alike stays whatever the signals say, and each signal keeps a small one,
 so that what it chooses goes on being seen. Where no signal is shown to gain anything, all rows are
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gracekit.aim.gains import LEAST_ROWS, PLAIN_WIDTH
-from gracekit.aim.judging import INFLUENCE, LIKENESS, MASS, Evidence, Judged, judge
+from gracekit.aim.judging import JUDGED, MASS, Evidence, Judged, judge
 from gracekit.aim.places import chosen
 from gracekit.types import Places
 from gracekit.version.outcomes import Aim
@@ -48,7 +49,7 @@ def follow(settings: SelectionSection, evidence: Evidence) -> tuple[Places, Aim]
             judged.gains[name].width if name in judged.gains else PLAIN_WIDTH
         )
         known = evidence.valid & ~evidence.barred & np.isfinite(judged.signals[name])
-        of_signal = chosen(judged.signals[name], known, widths[name], evidence.order)
+        of_signal = chosen(judged.signals[name], known, widths[name])
         place += (1 - uniform) * share * of_signal
     num_alike = math.nan
     if shares:
@@ -74,7 +75,7 @@ def follow(settings: SelectionSection, evidence: Evidence) -> tuple[Places, Aim]
 def _numbers(judged: Judged, shares: dict[str, float]) -> dict[str, Any]:
     """Gain, error, what lasts of it, and share of each signal, as `Aim` has them."""
     numbers: dict[str, Any] = {}
-    for name in (INFLUENCE, LIKENESS):
+    for name in JUDGED:
         gain = judged.gains.get(name)
         if gain is not None:
             numbers[f"gain_{name}"] = gain.gain

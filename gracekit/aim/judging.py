@@ -9,16 +9,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.aim.gains import LEAST_ROWS, Gain, choice_gain, gain_of, lasting_share, pooled
+from gracekit.aim.groups import group_means, group_means_without_self
 from gracekit.aim.likeness import likeness
 from gracekit.aim.places import in_turn
 from gracekit.aim.smoothing import cosines_without_self, reach, smoothed_cosines, walk_matrix
-from gracekit.types import Bool, Float32, Float64, Int64, MeasuredTarget, Places, Rows, SparseGraph
+from gracekit.types import (
+    Bool,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    MeasuredTarget,
+    Places,
+    Rows,
+    SparseGraph,
+)
 
 if TYPE_CHECKING:
     from gracekit.recipe import SelectionSection
 
-INFLUENCE, LIKENESS, IN_TURN = "influence", "likeness", "round-robin"
+INFLUENCE, LIKENESS, GROUP, IN_TURN = "influence", "likeness", "group", "round-robin"
 """Names of the signals."""
+JUDGED = (INFLUENCE, LIKENESS, GROUP)
+"""Those whose gains are measured, and between which `auto` chooses."""
 MASS = "influence_mass"
 """How much influence is known of a row."""
 FORGETTING = 0.5
@@ -47,8 +60,8 @@ class Evidence:
     """[m] rows that were not measured at the refresh before."""
     gains_before: dict[str, Gain]
     """Signal -> what it was found to gain up to then."""
-    order: Int64
-    """[n] rank of the sample id."""
+    groups: Int32
+    """[n] the group of each row."""
     barred: Bool
     """[n] rows that are never to be trained on."""
     used: Int64
@@ -95,12 +108,14 @@ def judge(settings: SelectionSection, evidence: Evidence) -> Judged:
             evidence.features, evidence.valid & ~evidence.barred, features, evidence.used
         )
     follows_influence = settings.aim in ("auto", INFLUENCE)
+    follows_groups = settings.aim in ("auto", GROUP) and _num_groups(evidence) > 1
     told = _Told.of(evidence)
     if told is None:
-        mass = None
-        if follows_influence and evidence.before is not None:
-            signals |= {k: s for k, s in evidence.before.signals.items() if k == INFLUENCE}
-            mass = evidence.before.signals.get(MASS)
+        mass, known = None, {} if evidence.before is None else evidence.before.signals
+        if follows_influence and INFLUENCE in known:
+            signals[INFLUENCE], mass = known[INFLUENCE], known.get(MASS)
+        if follows_groups and GROUP in known:
+            signals[GROUP] = known[GROUP]
         return Judged(
             signals=signals,
             mass=mass,
@@ -120,6 +135,9 @@ def judge(settings: SelectionSection, evidence: Evidence) -> Judged:
     if follows_influence:
         signals[INFLUENCE], mass, rounds, of_halves = told.influence(evidence)
         gains[INFLUENCE] = gain_of(of_halves, told.worths, settings.aim_width)
+    if follows_groups:
+        signals[GROUP], of_halves = told.of_groups(evidence)
+        gains[GROUP] = gain_of(of_halves, told.worths, settings.aim_width)
     return Judged(
         signals=signals,
         mass=mass,
@@ -192,6 +210,21 @@ class _Told:
         )
         found, known = _with_earlier(_standard(found, mass > 0), mass, evidence.before)
         return found, known, rounds, (without[:, 0], without[:, 1])
+
+    def of_groups(self, evidence: Evidence) -> tuple[Float32, tuple[Float32, Float32]]:
+        """The mean gain of each row's group, and for the halves as the other rows say it."""
+        before = None if evidence.before is None else evidence.before.signals.get(GROUP)
+        found = group_means(evidence.groups, self.rows, self.worth, before)
+        first, second = (
+            group_means_without_self(evidence.groups[self.rows], worth)
+            for worth in (self.worths[1], self.worths[0])  # the half that chooses
+        )
+        found[~evidence.valid] = np.nan
+        return found, (first, second)
+
+
+def _num_groups(evidence: Evidence) -> int:
+    return len(np.unique(evidence.groups[evidence.valid]))
 
 
 def _with_earlier(signal: Float32, mass: Float64, before: Places | None) -> tuple[Float32, Float32]:

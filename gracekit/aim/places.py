@@ -14,20 +14,25 @@ COPY_SIMILARITY = 0.95
 """Cosine in the graph from which rows of one group count as copies."""
 
 
-def chosen(signal: Float32, known: Bool, width: float, order: Int64) -> Float32:
+def chosen(signal: Float32, known: Bool, width: float) -> Float32:
     """[n] the best share of the rows by a signal, alike, so that the mean of all is 1.
+
+    Where rows are equal and not all of them have room, they share it alike.
 
     Args:
         signal: [n]
         known: [n] rows that have the signal; others are not chosen.
         width: The share of all rows in `known`.
-        order: [n] distinct; of equals the smaller is chosen.
     """
     place = np.zeros(len(signal), np.float32)
     rows = np.flatnonzero(known)
-    count = max(1, math.floor(width * len(rows) + 0.5)) if len(rows) else 0
-    best = rows[np.lexsort((order[rows], -signal[rows]))[:count]]
-    place[best] = len(rows) / max(1, count)
+    if not len(rows):
+        return place
+    count = max(1, math.floor(width * len(rows) + 0.5))
+    least = np.partition(signal[rows], len(rows) - count)[len(rows) - count]
+    above, equal = rows[signal[rows] > least], rows[signal[rows] == least]
+    place[above] = len(rows) / count
+    place[equal] = len(rows) / count * (count - len(above)) / len(equal)
     return place
 
 

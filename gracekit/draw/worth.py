@@ -171,7 +171,7 @@ def _moments(
 
 
 def _random(rows: Drawn, totals: Float64) -> Float64:
-    """[n] probabilities of a random draw: in proportion to t, none above 1, with the same totals."""
+    """[n] probabilities of a random draw: in proportion to t, none above 1, the totals the same."""
     shares = _sums(rows.targets * rows.costs, rows.groups)
     scaled: Float64 = rows.targets * (totals / np.maximum(shares, 1e-300))[rows.groups]
     if not (scaled > 1).any():

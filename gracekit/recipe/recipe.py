@@ -75,7 +75,7 @@ class Recipe(Section):
     @property
     def keeps_sketches(self) -> bool:
         """Whether the sketches of measured rows are kept, for smoothed influence and its gain."""
-        return self.follows_target and self.selection.aim in ("auto", "influence")
+        return self.follows_target and self.selection.aim in ("auto", "influence", "group")
 
     @model_validator(mode="after")
     def _a_margin_is_of_pairs(self) -> Recipe:

@@ -393,11 +393,12 @@ class SelectionSection(Section):
     before others come again, so that uses follow probabilities; `keep`, for files that have to be
     stable, changes only the rows that changed probabilities make change. (Of coverage that is
     `churn_penalty`.)"""
-    aim: Literal["auto", "influence", "likeness", "round-robin", "none"] = "auto"
+    aim: Literal["auto", "influence", "likeness", "group", "round-robin", "none"] = "auto"
     """What balanced follows where the recipe has a `target`: how the gradients of a sample's
-    neighbours lie to the target's (`influence`), how like its features are (`likeness`), whichever
-    gains more on target samples that it has not seen (`auto`), the target samples in turn, each
-    taking its nearest unused one (`round-robin`), or nothing (`none`)."""
+    neighbours lie to the target's (`influence`), or those of its group (`group`), how like its
+    features are (`likeness`), whichever gains most on target samples that it has not seen
+    (`auto`), the target samples in turn, each taking its nearest unused one (`round-robin`), or
+    nothing (`none`)."""
     aim_width: float | None = Field(default=None, gt=0, le=1)
     """Share of the samples that a signal chooses; null: as the measured rows tell it."""
     aim_uniform: float = Field(default=0.1, ge=0, le=1)

@@ -10,10 +10,9 @@ import numpy as np
 
 from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow
 from gracekit.aim.course import KEPT_LOSSES, USES, mean_uses, steps_left
-from gracekit.aim.judging import INFLUENCE, LIKENESS
+from gracekit.aim.judging import JUDGED
 from gracekit.recipe import Recipe
 from gracekit.refresher.last import LastRefresh
-from gracekit.selection.pool import id_order
 from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
@@ -111,7 +110,7 @@ def places_of(
             if last is None
             else last.scores.measured_version[rows] != known_since,
             gains_before=_gains(None if last is None else last.aim),
-            order=id_order(samples.sample_ids),
+            groups=samples.groups,
             barred=barred,
             used=np.zeros(len(samples), np.int64) if state is None else state.uses.astype(np.int64),
             seed=recipe.seed,
@@ -182,7 +181,7 @@ def _gains(aim: Aim | None) -> dict[str, Gain]:
     if aim is None:
         return {}
     found = {}
-    for name in (INFLUENCE, LIKENESS):
+    for name in JUDGED:
         gain, error, width, lasts = (
             float(getattr(aim, f"{what}_{name}")) for what in ("gain", "error", "width", "lasts")
         )
@@ -231,10 +230,11 @@ def _with_course(
 def _log(aim: Aim) -> None:
     logger.info(
         "target: loss %.4f; %.0f %% of what is trained on follows influence, %.0f %% likeness, "
-        "%.0f %% all samples alike: %s",
+        "%.0f %% groups, %.0f %% all samples alike: %s",
         aim.target_loss,
         100 * aim.share_influence,
         100 * aim.share_likeness,
+        100 * aim.share_group,
         100 * aim.share_uniform,
         aim.why,
     )

@@ -359,6 +359,7 @@ FACTORS = {"aim": "factor_aim", "dose": "factor_dose", "copies": "factor_copies"
 SIGNALS = {
     "influence": "signal_influence",
     "likeness": "signal_likeness",
+    "group": "signal_group",
     "influence_mass": "influence_mass",
 }
 """What the factor `aim` is made from, and the columns."""
@@ -424,6 +425,12 @@ _PLACED: tuple[Column[Places], ...] = (
         "float32",
         "mean cosine of its features with those of the target, centred",
         _signal("likeness"),
+    ),
+    Column(
+        "signal_group",
+        "float32",
+        "mean cosine of the gradients of its group with that of the target, less that of all rows",
+        _signal("group"),
     ),
 )
 PLACES_FILE = Table(

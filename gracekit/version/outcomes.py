@@ -150,17 +150,24 @@ class Aim(Part):
     gain_likeness: Number = audit_number(
         "the same of the rows that likeness of features chooses", default=math.nan
     )
+    gain_group: Number = audit_number(
+        "the same of the rows of the groups that gain most", default=math.nan
+    )
     lasts_influence: Number = audit_number(
         "share of the gain of the rows that smoothed influence chose at the version before that "
         "the gradients of now give them",
         default=math.nan,
     )
     lasts_likeness: Number = audit_number("the same of likeness", default=math.nan)
+    lasts_group: Number = audit_number("the same of the groups", default=math.nan)
     share_influence: Number = audit_number(
         "share of the target t that follows smoothed influence", default=math.nan
     )
     share_likeness: Number = audit_number(
         "share of it that follows likeness of features", default=math.nan
+    )
+    share_group: Number = audit_number(
+        "share of it that goes to the groups that gain most", default=math.nan
     )
     share_uniform: Number = audit_number("share of it that all rows have alike", default=math.nan)
     num_alike: Number = audit_number(
@@ -181,9 +188,11 @@ class Aim(Part):
     error_influence: Number = math.nan
     """Standard error of the gain."""
     error_likeness: Number = math.nan
+    error_group: Number = math.nan
     width_influence: Number = math.nan
     """Share of the rows that it chooses."""
     width_likeness: Number = math.nan
+    width_group: Number = math.nan
     num_told_by: int = 0
     """Measured rows that tell the gains."""
     num_target: int = 0

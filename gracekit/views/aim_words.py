@@ -17,6 +17,7 @@ def aim_in_words(aim: Aim | None) -> list[str]:
         for name, share in (
             ("smoothed influence", aim.share_influence),
             ("likeness of features", aim.share_likeness),
+            ("groups", aim.share_group),
             ("the target's samples in turn", _rest(aim)),
         )
         if share > 0
@@ -42,7 +43,7 @@ def _loss(aim: Aim) -> str:
 
 def _rest(aim: Aim) -> float:
     """The share that neither of the signals has, nor all rows alike."""
-    known = (aim.share_influence, aim.share_likeness, aim.share_uniform)
+    known = (aim.share_influence, aim.share_likeness, aim.share_group, aim.share_uniform)
     rest = 1 - sum(share for share in known if math.isfinite(share))
     return rest if rest > 1e-6 else 0.0
 
