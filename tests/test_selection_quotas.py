@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gracekit.errors import SelectionError
+from gracekit.recipe import SelectionSection
 from gracekit.selection.quotas import apportion
+from tests.worlds import World
 
 NAMES = ("a", "b", "c", "d")
 
@@ -90,3 +94,25 @@ def test_exact_within_capacity_and_near_the_shares(data: st.DataObject) -> None:
     for g in open_groups:
         exact = rest * shares[g] / sum(shares[h] for h in open_groups)
         assert abs(quotas[g] - exact) <= 1
+
+
+# --- by a power of the size ---
+
+
+@pytest.mark.parametrize(("power", "twin"), [(0.0, "equal"), (0.5, "sqrt"), (1.0, "proportional")])
+def test_a_temperature_is_between_equal_and_proportional(power: float, twin: str) -> None:
+    world = World.make(seed=3)
+    quotas = []
+    for settings in (
+        {"group_quota": "temperature", "group_temperature": power},
+        {"group_quota": twin},
+    ):
+        selection = world.select(fraction=0.5, selector="balanced", **settings)
+        quotas.append(selection.details["quotas"])
+    assert quotas[0] == quotas[1]
+
+
+@pytest.mark.parametrize("settings", [{"group_quota": "temperature"}, {"group_temperature": 0.3}])
+def test_a_temperature_goes_with_its_quota(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="belong together"):
+        SelectionSection(**settings)

@@ -415,9 +415,11 @@ class SelectionSection(Section):
     churn_penalty: float = Field(default=0.0, ge=0)
     """What keeping the whole parent coreset is worth, as a share of all that `coverage` can gain
     over a random draw: a new version changes only what is worth it. 0: nothing."""
-    group_quota: Literal["none", "proportional", "sqrt", "equal", "shares"] = "none"
+    group_quota: Literal["none", "proportional", "sqrt", "equal", "temperature", "shares"] = "none"
     """Shares of the groups in the coreset: as in the data, by the square root of their size, equal,
-    or those of `group_shares`."""
+    by a power of their size (`group_temperature`), or those of `group_shares`."""
+    group_temperature: float | None = Field(default=None, ge=0, le=1)
+    """The power of the size for `group_quota: temperature`: 0 is equal, 1 proportional."""
     group_shares: dict[str, float] | None = None
     """Group -> share, relative, for `group_quota: shares`; groups that are left out get none."""
     group_minimum: int = Field(default=0, ge=0)
@@ -453,6 +455,10 @@ class SelectionSection(Section):
         shares = self.group_shares
         if (self.group_quota == "shares") != (shares is not None):
             raise ValueError("group_quota: shares and group_shares belong together; give both")
+        if (self.group_quota == "temperature") != (self.group_temperature is not None):
+            raise ValueError(
+                "group_quota: temperature and group_temperature belong together; give both"
+            )
         if shares is not None:
             values = shares.values()
             if not all(0 <= share < math.inf for share in values) or not any(values):

@@ -13,7 +13,7 @@ from gracekit.greedy import apart
 from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
 from gracekit.selection.lists import listed
-from gracekit.selection.quotas import Places, group_places
+from gracekit.selection.quotas import GroupPlaces, group_places
 from gracekit.types import (
     Bool,
     Float32,
@@ -47,7 +47,7 @@ class Pool:
     """Rows that are in anyway, by id."""
     budget: int
     """Rows or tokens that the coreset has in all, the initial rows included."""
-    places: Places
+    places: GroupPlaces
     """How much may be picked of each group, in rows or tokens, the initial rows included."""
     costs: Int64 | None
     """[n] tokens of each row; None where the budget is in rows."""

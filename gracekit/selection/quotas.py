@@ -21,13 +21,13 @@ _SQRT_UNIT = 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
+class GroupPlaces:
     """What may be picked of each group, rows that are in anyway included."""
 
     quotas: Int64 | None
     """[g] places of the group's own, in rows or tokens; None: groups do not matter."""
     free: int = 0
-    """Places for any group besides."""
+    """GroupPlaces for any group besides."""
 
 
 def group_places(
@@ -39,7 +39,7 @@ def group_places(
     candidates: Bool,
     forced: Bool,
     costs: Int64 | None,
-) -> Places:
+) -> GroupPlaces:
     """The places of each group, in all the budget.
 
     Args:
@@ -69,19 +69,26 @@ def group_places(
     kind = settings.group_quota
     if kind == "none":
         if not settings.group_minimum:
-            return Places(quotas=None)
-        return Places(quotas=least, free=budget - int(least.sum()))
+            return GroupPlaces(quotas=None)
+        return GroupPlaces(quotas=least, free=budget - int(least.sum()))
     if kind == "shares":
-        return Places(
+        return GroupPlaces(
             quotas=_quotas_of_shares(settings, budget, capacity, taken, least, is_there, names)
         )
     shares = {
         "proportional": size.tolist(),
         "sqrt": [math.isqrt(int(s) * _SQRT_UNIT**2) for s in size],
         "equal": [int(s > 0) for s in size],
+        "temperature": _tempered(size, settings.group_temperature or 0.0),
     }[kind]
     budget = min(budget, int(capacity.sum()))
-    return Places(quotas=apportion(budget, shares, capacity, names, least=least))
+    return GroupPlaces(quotas=apportion(budget, shares, capacity, names, least=least))
+
+
+def _tempered(size: Int64, power: float) -> list[int]:
+    """Sizes to a power from 0 to 1, as whole numbers in millionths of the largest; 0 stays 0."""
+    largest = max(1, int(size.max(initial=0)))
+    return [max(1, round(_SQRT_UNIT * (s / largest) ** power)) if s else 0 for s in size.tolist()]
 
 
 def apportion(
