@@ -86,9 +86,10 @@ def group_places(
 
 
 def _tempered(size: Int64, power: float) -> list[int]:
-    """Sizes to a power from 0 to 1, as whole numbers in millionths of the largest; 0 stays 0."""
+    """Sizes to a power from 0 to 1, in whole numbers; 0 stays 0, and 1 gives exact proportions."""
     largest = max(1, int(size.max(initial=0)))
-    return [max(1, round(_SQRT_UNIT * (s / largest) ** power)) if s else 0 for s in size.tolist()]
+    unit = _SQRT_UNIT * largest
+    return [max(1, round(unit * (s / largest) ** power)) if s else 0 for s in size.tolist()]
 
 
 def apportion(
