@@ -3,15 +3,16 @@
     python benchmarks/price_run.py --model llama-tiny -o runs/price/tiny
     python benchmarks/price_run.py --model smollm2 --rows 2000 --max-length 128 --samples 600 \
         --epochs 4 -o runs/price/smollm2
-    ... --bf16 --epochs 10 --truth-at 1,5,9 -o runs/price/smollm2-bf16
+    ... --bf16 --whole --max-length 96 --truth-at 1,4 --truth-rows 400 -o runs/price/smollm2-bf16
     ... --lora -o runs/price/smollm2-lora
 
 A Hugging Face trainer with `CoresetTrainerMixin` trains epochs of some samples. After each but the
 last it saves a checkpoint, and `gracekit.refresh` makes a version of it by the default recipe with
 its budget. CPU seconds of the training and of all of `refresh` (loading, measuring, propagation,
-graph, draw, commit) are counted apart. Then all samples are measured at the same checkpoint, by a
-store of its own, which is no part of either: by these norms the version's draw and one from exact
-scores are worth what the table says, and the last column is what is kept of the gain.
+graph, draw, commit) are counted apart. Then all samples (or `--truth-rows` drawn at random) are
+measured at the same checkpoint, in a store of its own, which is no part of either: by these norms
+the version's draw and one from exact scores are worth what the table says, and the last column is
+what is kept of the gain. A line is printed and saved as soon as its version is there.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ import transformers
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 import gracekit
+from gracekit.draw.capped import capped_probabilities
 from gracekit.recipe import Recipe
 from gracekit.scores.norms import part_norms
 from gracekit.store import Store
 from gracekit.training import CoresetCallback, CoresetTrainerMixin
-from gracekit.types import Float64
+from gracekit.types import Float64, Origin
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines.train_quickstart import PRESETS, encode, read_rows, smollm2, tiny_llama
@@ -49,11 +51,21 @@ class CoresetTrainer(CoresetTrainerMixin, Trainer):  # type: ignore[misc]
 class Selecting(TrainerCallback):  # type: ignore[misc]
     """Makes a version of each checkpoint, and measures what it was worth."""
 
-    def __init__(self, recipe: Recipe, output: Path, *, truth_at: set[int] | None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        output: Path,
+        *,
+        truth_at: set[int] | None,
+        truth_share: float | None = None,
+    ) -> None:
+        """`truth_share` of the rows tell the truth; None: all."""
         self.recipe, self.output, self.truth_at = recipe, output, truth_at
+        self.truth_share = truth_share
         self.lines: list[dict[str, Any]] = []
         self.selecting_s = self.away_s = 0.0
         self.began = 0.0
+        self.planned = float("nan")
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
@@ -67,6 +79,10 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
         """Select, and look at what it is worth."""
         training_s = time.process_time() - self.began - self.away_s
         checkpoint = self.output / f"checkpoints/checkpoint-{state.global_step}"
+        looked_away = time.process_time()
+        if not self.lines:  # what a user is told before anything is measured
+            run = gracekit.refresh(self.recipe, checkpoint, dry_run=True).run
+            self.planned = run.selection / run.training
         started = time.process_time()
         header = gracekit.refresh(self.recipe, checkpoint).header
         took = time.process_time() - started
@@ -74,13 +90,14 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
         nan = float("nan")
         looks = self.truth_at is None or header.version in self.truth_at
         kept = self.kept(header.version, checkpoint) if looks else (nan, nan)
-        self.away_s += time.process_time() - started
+        self.away_s += time.process_time() - looked_away
         assert header.cost is not None and header.meter is not None
         self.lines.append(
             {
                 "version": header.version,
                 "step": state.global_step,
                 "measured": header.stats.num_measured,
+                "planned": self.planned,
                 "counted": header.cost.share,
                 "training_s": training_s,
                 "took_s": took,
@@ -89,39 +106,46 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
                 "meter": header.meter.value,
             }
         )
+        (self.output / "lines.json").write_text(json.dumps(self.lines))
         print(json.dumps(self.lines[-1]), flush=True)
 
     def kept(self, version: int, checkpoint: Path) -> tuple[float, float]:
-        """Value of the version's draw, and of one from exact scores, by the norms of all rows."""
-        place = self.output / "exact"
+        """Value of the version's draw, and of one from exact scores, by the norms of the rows."""
+        place, recipe = self.output / "exact", self.recipe
         shutil.rmtree(place, ignore_errors=True)
-        everything = {"refresh.max_cost": None}
-        gracekit.refresh(self.recipe, checkpoint, store=place, set=everything)
-        exact, own = Store.open(place), Store.open(self.recipe.store)
+        how: dict[str, Any] = {"refresh.max_cost": None}
+        if self.truth_share is not None:  # other rows than those that the run itself measures first
+            share = self.truth_share
+            how = {"refresh.max_cost": 1e6, "seed": recipe.seed + 12345}
+            how |= {"refresh.min_fraction": share, "refresh.max_fraction": share}
+        gracekit.refresh(recipe, checkpoint, store=place, set=how)
+        exact, drawn = Store.open(place), Store.open(recipe.store).drawn(version)
         table, lengths = exact.scores(1), exact.samples(1).num_response_tokens
-        norms = part_norms(
-            table.scores[self.recipe.scoring.importance], lengths, self.recipe.scoring
+        norms = part_norms(table.scores[recipe.scoring.importance], lengths, recipe.scoring)
+        assert drawn is not None and drawn.draw is not None
+        p = drawn.draw.probabilities
+        told = (table.origin == Origin.MEASURED) & np.isfinite(norms) & (p > 0)
+        norms, alpha, share = norms[told], recipe.selection.alpha, recipe.selection.fraction or 0.3
+        best = capped_probabilities(
+            alpha + (1 - alpha) * norms / norms.mean(), np.ones(len(norms)), share * len(norms)
         )
-        return worth(own, version, norms), worth(exact, 1, norms)
+        return worth(p[told], norms), worth(best, norms)
 
 
-def worth(store: Store, version: int, norms: Float64) -> float:
+def worth(p: Float64, norms: Float64) -> float:
     """How many random samples one that is drawn so is worth."""
-    drawn = store.drawn(version)
-    assert drawn is not None and drawn.draw is not None
-    p = drawn.draw.probabilities
-    may = (p > 0) & np.isfinite(norms)
-    square = norms[may] ** 2
-    return float(square.sum() / p[may].mean() / (square / p[may]).sum())
+    square = norms**2
+    return float(square.sum() / p.mean() / (square / p).sum())
 
 
-def main() -> None:
-    """Train, select and print."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of a run; of the command line, or those that are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=sorted(PRESETS), default="llama-tiny")
     parser.add_argument("--lora", action="store_true", help="train an adapter of rank 8")
     parser.add_argument("--rows", type=int, help="of the data file")
     parser.add_argument("--max-length", type=int, default=192)
+    parser.add_argument("--whole", action="store_true", help="only rows that --max-length cuts not")
     parser.add_argument("--samples", type=int, default=600, help="of an epoch")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--loss", choices=("tokens", "samples"), default="tokens")
@@ -132,29 +156,32 @@ def main() -> None:
         type=lambda text: {int(part) for part in text.split(",") if part},
         help="versions whose value is compared with that of exact scores, as 1,5,9; '' for none",
     )
+    parser.add_argument("--truth-rows", type=int, help="drawn at random, instead of all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def begin(options: argparse.Namespace) -> tuple[list[dict[str, str]], Recipe]:
+    """The rows to train on, which are written down anew, and the default recipe for them."""
     output: Path = options.output
     shutil.rmtree(output, ignore_errors=True)
-    torch.set_num_threads(1)
-    transformers.set_seed(options.seed)
-    transformers.utils.logging.set_verbosity_error()
-    rows = read_rows(DATA, options.rows)
-    preset = PRESETS[options.model]
-    model, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(rows)
-    if options.lora:
-        from peft import LoraConfig, get_peft_model
-
-        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    output.mkdir(parents=True)
+    rows = read_rows(DATA, None)
+    if options.whole:
+        _, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(rows)
+        longest = options.max_length
+        rows = [r for r in rows if len(encode(r, tokenizer, longest + 1)["input_ids"]) <= longest]
+    rows = rows[: options.rows]
+    data = output / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     recipe = Recipe.from_dict({
         "data": {
-            "path": str(DATA),
-            "split": f"train[:{len(rows)}]",
+            "path": str(data),
             "group_column": "source",
             "max_length": options.max_length,
         },
-        "store": str(output / "store"),
+        "store": str(options.output / "store"),
         "seed": options.seed,
         "scoring": {
             "loss": options.loss,
@@ -165,12 +192,27 @@ def main() -> None:
         "refresh": {"max_cost": options.max_cost},
         "selection": {"fraction": options.samples / len(rows)},
     })  # fmt: skip
-    selecting = Selecting(recipe, output, truth_at=options.truth_at)
-    coresets = CoresetCallback(output / "store", num_samples=options.samples, seed=options.seed)
+    return rows, recipe
+
+
+def train(
+    options: argparse.Namespace, rows: list[dict[str, str]], selecting: TrainerCallback
+) -> None:
+    """Train on the rows from a fresh start, with `selecting` at the checkpoints."""
+    torch.set_num_threads(1)
+    transformers.set_seed(options.seed)
+    transformers.utils.logging.set_verbosity_error()
+    preset = PRESETS[options.model]
+    model, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(rows)
+    if options.lora:
+        from peft import LoraConfig, get_peft_model
+
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear"))
+    store: Path = options.output / "store"
     trainer = CoresetTrainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(output / "checkpoints"),
+            output_dir=str(options.output / "checkpoints"),
             num_train_epochs=options.epochs,
             per_device_train_batch_size=preset.batch_size,
             learning_rate=10 * preset.learning_rate if options.lora else preset.learning_rate,
@@ -188,15 +230,31 @@ def main() -> None:
         train_dataset=[encode(row, tokenizer, options.max_length) for row in rows],
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         processing_class=tokenizer,
-        callbacks=[coresets, selecting],
+        callbacks=[
+            CoresetCallback(store, num_samples=options.samples, seed=options.seed),
+            selecting,
+        ],
     )
     trainer.train()
+
+
+def main() -> None:
+    """Train, select and print."""
+    options = parse()
+    rows, recipe = begin(options)
+    selecting = Selecting(
+        recipe,
+        options.output,
+        truth_at=options.truth_at,
+        truth_share=options.truth_rows and options.truth_rows / len(rows),
+    )
+    train(options, rows, selecting)
     training_s = time.process_time() - selecting.began - selecting.away_s
-    (output / "lines.json").write_text(json.dumps(selecting.lines))
     print(
         f"\n{len(rows)} samples, {options.epochs} epochs of {options.samples}; training "
         f"{training_s:.0f} CPU s, all selection {selecting.selecting_s:.0f} "
-        f"({selecting.selecting_s / training_s:.1%})\n"
+        f"({selecting.selecting_s / training_s:.1%}); in counted tokens {selecting.planned:.1%} "
+        f"were planned at the first checkpoint, {selecting.lines[-1]['counted']:.1%} spent\n"
     )
     print("| version | step | measured | counted, all so far | refresh, CPU s | value | exact "
           "scores | kept |\n|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip

@@ -55,6 +55,7 @@ scoring:
 training:                   # what a budget is a share of, where trainer_state.json does not say it
   steps: null               # optimizer steps in all
   samples_a_step: null      # over all processes and accumulated batches
+  checkpoint_every: null    # steps from one checkpoint to the next, for a plan before the run
   stop: advise              # advise | stop | never: where the loss on a target turns up
 
 refresh:

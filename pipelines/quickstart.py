@@ -201,7 +201,7 @@ def check_drawn_samples(drawn: Path, store: Path, num_epochs: int) -> None:
 
 
 def what_it_brought(store: Path) -> str:
-    """What the newest coreset is worth, and what all selection cost, in one sentence each."""
+    """What the newest coreset is worth, and what all selection cost, in one line."""
     query = """SELECT value, best, cost_in_all / training_tokens, cost_seconds / training_seconds
                FROM versions ORDER BY version DESC LIMIT 1"""
     value, best, share, of_time = (
@@ -209,16 +209,16 @@ def what_it_brought(store: Path) -> str:
     )
     found = "What came of it: "
     if value is None:
-        found += "too few samples were measured to tell what the newest coreset is worth."
+        found += "too few samples were measured to tell what the newest coreset is worth"
     else:
         found += (
-            f"by the norms that were measured, 1,000 samples drawn like the newest coreset are "
-            f"worth about {1000 * value:,.0f} random ones (perfect norms: {1000 * best:,.0f})."
+            f"1,000 samples of the newest coreset give the mean gradient of all data as well as "
+            f"about {1000 * value:,.0f} random ones (at best: {1000 * best:,.0f})"
         )
     if share is not None:
-        found += f" All measuring cost {share:.0%} of the training's compute"
-        found += "." if of_time is None else f", and all selection {of_time:.0%} of its time."
-    return found
+        found += f"; measuring for all versions cost {share:.0%} of the training's compute"
+        found += "" if of_time is None else f", all selection {of_time:.0%} of its time"
+    return f"{found}."
 
 
 def inclusion_probabilities(store: Path, version: int) -> dict[str, float]:

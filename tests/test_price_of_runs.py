@@ -14,10 +14,14 @@ import torch
 
 import gracekit
 from gracekit.checkpoints import check_checkpoint
+from gracekit.cli.output import Output
+from gracekit.cli.results import print_plan
 from gracekit.errors import RefreshStoppedError
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher
+from gracekit.refresher.run_cost import RunCost
+from gracekit.refresher.ways import kept_by, rows_that_keep
 from gracekit.store import Store
 from gracekit.types import Origin
 from gracekit.version.header import Header
@@ -140,6 +144,55 @@ def test_the_plan_says_what_is_spent(run_dir: Path, tmp_path: Path) -> None:
     assert shown.num_rows <= (headers[0].stats.num_measured or 0) <= shown.max_rows
     assert last.cost_in_all == pytest.approx(shown.run.selection, rel=0.2)
     assert json.loads(json.dumps(shown.to_json()))["cost"]["pace"] == "batch size"
+
+
+def test_a_plan_of_a_run_whose_draws_need_more_than_the_least(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    """Later refreshes go up to what `target_value` is likely to need, or to `max_fraction`."""
+    generous = {"max_cost": 1.0, "min_fraction": 0.1, "target_value": 1.0}
+    recipe = recipe_in(run_dir, tmp_path / "store", **generous, max_fraction=0.15)
+    shown = gracekit.refresh(recipe, run_dir / "run/checkpoint-100", dry_run=True)
+    headers = [refreshed(recipe, run_dir, step) for step in (100, 200, 300)]
+    measured = [header.stats.num_measured or 0 for header in headers]
+    assert measured[1:] == [90, 90]
+    assert account(headers[-1]).cost_in_all == pytest.approx(shown.run.selection, rel=0.05)
+
+
+def test_a_plan_before_the_first_step(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """How far apart checkpoints are only the recipe can tell."""
+    start = write_checkpoint(tmp_path, 0)
+    (start / "trainer_state.json").unlink()
+    start = start.rename(tmp_path / "start")
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    known = {"training.steps": STEPS, "training.samples_a_step": BATCH}
+
+    def planned(**more: Any) -> tuple[RunCost, str]:
+        plan = gracekit.refresh(recipe, start, dry_run=True, set={**known, **more})
+        print_plan(Output(), plan)
+        (words,) = (ln for ln in capsys.readouterr().out.splitlines() if ln.startswith("run in "))
+        return plan.run, words
+
+    unknown, words = planned()
+    assert "at most 1.0% for selection" in words and "training.checkpoint_every" in words
+    assert unknown.refreshes is None
+    assert unknown.selection == pytest.approx(0.01 * unknown.training)
+    none, words = planned(**{"refresh.max_cost": None})
+    assert none.refreshes is None and math.isnan(none.selection) and "cannot be told" in words
+    told, words = planned(**{"training.checkpoint_every": 100})
+    assert told.refreshes == 4, "at 0, 100, 200 and 300"
+    assert "in 4 refreshes; training and selection" in words
+    last = [refreshed(recipe, run_dir, step) for step in (100, 200, 300)][-1]
+    assert account(last).cost_in_all == pytest.approx(told.selection, rel=0.2)
+
+
+@pytest.mark.parametrize("n", [1, 40, 700])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.75, 0.97, 1.0])
+def test_the_rows_that_keep_a_share_are_the_fewest(n: int, share: float) -> None:
+    rows = rows_that_keep(share, n)
+    assert rows == next(m for m in range(n + 1) if m == n or kept_by(m, n) >= share)
 
 
 def test_what_was_measured_for_no_version_is_accounted(run_dir: Path, tmp_path: Path) -> None:

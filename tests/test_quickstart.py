@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,22 @@ def test_every_epoch_trained_on_its_version(run_dir: Path) -> None:
             assert (drawn.draw.probabilities[rows] > 0).all()
             assert samples.source_rows[rows].tolist() == epoch["positions"]
             assert len(set(rows.tolist())) == len(rows)
+
+
+def test_it_ends_with_what_the_coreset_is_worth_and_cost(run_dir: Path) -> None:
+    out = (run_dir.parent / "out.txt").read_text()
+    (line,) = (line for line in out.splitlines() if line.startswith("What came of it: "))
+    assert line == quickstart.what_it_brought(run_dir / "store")
+    cost = outcome_cost(Store.open(run_dir / "store"))
+    assert f"; measuring for all versions cost {cost:.0%} of the training's compute" in line
+    assert re.search("as well as about [0-9,]+ random ones|too few samples were measured", line)
+
+
+def outcome_cost(store: Store) -> float:
+    """Share of the training's compute, by the last version's account."""
+    cost = store.header(store.versions()[-1]).cost
+    assert cost is not None
+    return cost.share
 
 
 def test_the_first_version_measures_all_and_later_ones_a_part(run_dir: Path) -> None:

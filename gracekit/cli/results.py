@@ -94,6 +94,14 @@ def _print_cost(out: Output, plan: PlanPreview) -> None:
             f"  1,000 worth about {1000 * way.value:,.0f}"
         )
     both = run.training + run.selection
+    if run.refreshes is None:
+        is_limited = not math.isnan(run.selection)
+        most = f"at most {run.selection / run.training:.1%} for selection" if is_limited else ""
+        out.line(
+            f"run in all   {most or 'cannot be told'}: how many steps lie between two checkpoints "
+            "is not known yet; training.checkpoint_every tells it"
+        )
+        return
     out.line(
         f"run in all   about {run.selection / run.training:.1%} for selection in "
         f"{count_of(run.refreshes, 'refresh', 'refreshes')}; training and selection "

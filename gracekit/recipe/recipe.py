@@ -189,6 +189,9 @@ class Recipe(Section):
         for key in _NEUTRAL:
             section, _, leaf = key.rpartition(".")
             ((content.get(section) or {}) if section else content).pop(leaf, None)
+        training = content.get("training") or {}
+        if training.get("checkpoint_every") is None:
+            training.pop("checkpoint_every", None)
         for section in ("data", "target"):  # keys that came later: unset, they change no hash
             data = content.get(section) or {}
             for name in ("chosen", "rejected"):

@@ -303,6 +303,9 @@ class TrainingSection(Section):
     samples_a_step: float | None = Field(default=None, gt=0)
     """Samples of an optimizer step, over all processes and accumulated batches; null: what the
     callback notes in the trainer's log, else what the trainer's state says of one process."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Steps from one checkpoint to the next; null: as many as there were before the one at hand. A
+    plan that is made before the run cannot know it otherwise."""
     stop: Literal["advise", "stop", "never"] = "advise"
     """Where the loss on the target turns up, or what resembles it is used up: `CoresetCallback`
     says so in the trainer's log, ends the training, or says nothing."""

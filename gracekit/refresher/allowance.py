@@ -53,6 +53,9 @@ class Allowance:
     """What the target set costs at this refresh, which is spent in any case."""
     num_refreshes: int = 1
     """Refreshes to come, this one included, as far as a plan of the training tells."""
+    knows_interval: bool = True
+    """Whether it is known how far apart checkpoints are; else the number of refreshes is the most
+    that there can be."""
 
     @property
     def is_limited(self) -> bool:
@@ -163,7 +166,8 @@ def allowance(
     trained = (last.trained_tokens if knows_before else 0.0) + num_new * tokens_a_step
     num_steps = _num_steps(recipe, pace)
     num_left = (num_steps or 0) - max(step, last_step)
-    interval = num_new or np.nan_to_num(last.interval) or 1
+    interval = recipe.training.checkpoint_every or num_new or np.nan_to_num(last.interval)
+    knows_interval, interval = interval > 0, interval or 1
     is_planned = num_steps is not None and num_left >= 0
     in_all = trained + (num_left if is_planned else interval) * tokens_a_step
     num_refreshes = 1 + max(0, math.ceil(num_left / interval) - 1) if is_planned else 1
@@ -193,6 +197,7 @@ def allowance(
         lengths=lengths,
         account=account,
         num_refreshes=num_refreshes,
+        knows_interval=bool(knows_interval),
         of_target=of_target,
     )
     if max_cost is None:

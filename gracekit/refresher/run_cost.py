@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from gracekit.recipe import Recipe
-from gracekit.refresher.allowance import Allowance
+from gracekit.refresher.allowance import LEAST_ROWS, Allowance
 from gracekit.refresher.budget import FirstPlan, budgets
+from gracekit.refresher.ways import rows_that_keep
 from gracekit.selection.pool import DEFAULT_FRACTION
 from gracekit.types import SampleTable
 from gracekit.version.outcomes import Cost
@@ -20,17 +21,21 @@ class RunCost:
     training: float
     """Of the steps that are planned, as far as they are known."""
     selection: float
-    """All measuring that is to be expected, what was spent before included."""
+    """All measuring that is to be expected, what was spent before included. Where the number of
+    refreshes is not known, all that is allowed; NaN where nothing limits it."""
     everything: float
     """Of training on all samples, over as many passes as the planned steps go over a coreset."""
-    refreshes: int
-    """Refreshes to come, this one included."""
+    refreshes: int | None
+    """Refreshes to come, this one included; None where it is not known how far apart they are."""
 
 
 def run_cost(
     recipe: Recipe, first: FirstPlan, account: Cost, allowance: Allowance, samples: SampleTable
 ) -> RunCost:
     """What is to be expected of a run.
+
+    Each refresh is taken to measure as many rows as keep `refresh.target_value` by the rule of
+    thumb of `ways`, within the recipe's fractions; all together no more than is allowed.
 
     Args:
         recipe: All settings.
@@ -43,16 +48,31 @@ def run_cost(
     if not training > 0:
         nan = math.nan
         return RunCost(training=nan, selection=nan, everything=nan, refreshes=1)
-    least, _, _ = budgets(recipe.refresh, n, 0)
-    selection = account.cost_in_all + (allowance.num_refreshes - 1) * least * allowance.of_row
-    if allowance.is_limited:
-        selection = min(selection, account.max_cost * training)
+    allowed = account.max_cost * training if allowance.is_limited else math.nan
+    if allowance.knows_interval:
+        least, most, _ = budgets(recipe.refresh, n, 0)
+        later = (allowance.num_refreshes - 1) * _wanted(recipe, n, least, most)
+        if allowed - account.cost_in_all < LEAST_ROWS * allowance.of_row:
+            later = 0  # of so few nothing is measured
+        more = _wanted(recipe, n, len(first.plan.rows), first.limit) - len(first.plan.rows)
+        selection = account.cost_in_all + (more + later) * allowance.of_row
+        if allowance.is_limited:
+            selection = min(selection, max(allowed, account.cost_in_all))
+    else:
+        selection = allowed
     return RunCost(
         training=training,
         selection=selection,
         everything=training / _share(recipe, samples, allowance),
-        refreshes=allowance.num_refreshes,
+        refreshes=allowance.num_refreshes if allowance.knows_interval else None,
     )
+
+
+def _wanted(recipe: Recipe, n: int, least: int, most: int) -> int:
+    """Rows that a refresh is likely to measure in the end, from the least to the most it may."""
+    if recipe.refresh.target_rank_correlation is not None:
+        return most  # it asks for more than a draw needs
+    return min(max(rows_that_keep(recipe.refresh.target_value, n), least), max(most, least))
 
 
 def _share(recipe: Recipe, samples: SampleTable, allowance: Allowance) -> float:

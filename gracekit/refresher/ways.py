@@ -10,6 +10,7 @@ a rule of thumb to choose by; what a version turned out to be worth, the meter s
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,6 +92,11 @@ def best_way(found: list[Way], allowance: Allowance, least_rows: int) -> Way:
         (each for each in allowed if each.value >= most - _WORTH_NAMING),
         key=lambda each: (each.cost, -each.value),
     )
+
+
+def rows_that_keep(share: float, n: int) -> int:
+    """The fewest measured rows, of n, that keep such a share of what perfect norms gain."""
+    return bisect_left(range(n), share, key=lambda rows: kept_by(rows, n))
 
 
 def kept_by(num_rows: int, n: int) -> float:
