@@ -43,7 +43,7 @@ def test_what_is_planted_is_marked(tmp_path: Path) -> None:
     data.make("found", tmp_path)
     rows = read(tmp_path / "train.jsonl")
     planted = Counter(row["planted"] for row in rows)
-    assert len(planted) == 6 and 0.25 < 1 - planted[""] / len(rows) < 0.5
+    assert len(planted) == 6 and 0.4 < 1 - planted[""] / len(rows) < 0.6
     copies = Counter(row["response"] for row in rows if row["copy"])
     assert all(count >= 10 for count in copies.values())
     sources = Counter(row["source"] for row in rows)

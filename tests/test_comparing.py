@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +28,12 @@ from gracekit.comparing.evaluation import ExactMatch, padded, row_losses, row_st
 from gracekit.comparing.trainer import load_start, train
 from gracekit.errors import DataError, GracekitError, RecipeError, StoreFormatError
 from gracekit.recipe import Recipe
+from tests.patience import until
 from tests.tiny import recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
 
+ROOT = Path(__file__).parent.parent
 NUM_ROWS = 160
 COMPARE: dict[str, Any] = {
     "start": "models/checkpoint-0", "held_out": 20, "epochs": 3, "evaluations": 3,
@@ -62,6 +68,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     return Bed.make(Recipe.load(world), tmp_path_factory.mktemp("cache"))
+
+
+def num_results(output: Path, least: int) -> bool:
+    return len(list(output.glob("*-seed*.json"))) >= least
 
 
 def course_of(bed: Bed, arm: Arm, folder: Path, seed: int = 0) -> Course:
@@ -311,3 +321,28 @@ def test_exact_match_looks_at_the_last_number() -> None:
     assert match("it is $7.0", "7") == 1
     assert match("12 or 13", "12") == 0
     assert match(" yes", "yes") == 1 and match("no", "yes") == 0
+
+
+def test_a_killed_comparison_goes_on(world: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as a result is there, twice: what was done stays, the rest is made."""
+    arms = ["--arms", "random,once", "--seeds", "2", "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "gracekit", "compare", str(world), *arms]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kept: dict[Path, int] = {}
+    for number in (1, 2):
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            done = partial(num_results, tmp_path / "out", number)
+            until(done, f"{number} results")
+            process.kill()
+        found = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*-seed*.json")}
+        assert kept.items() <= found.items()
+        kept = found
+    whole = gracekit.compare(world, arms=["random", "once"], seeds=2, output=tmp_path / "out")
+    assert whole.missing == 0 and [arm.seeds for arm in whole.arms] == [2, 2]
+    assert (
+        kept.items()
+        <= {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*-seed*.json")}.items()
+    )
+    assert not list((tmp_path / "out").glob("*.running"))

@@ -240,7 +240,7 @@ def test_ticks_span_the_values_in_round_steps(one: float, two: float) -> None:
 def test_a_figure_is_well_formed_whatever_the_names() -> None:
     curves = [Curve(name=f"<{k}> & co", x=[0, 1, 2], y=[3, 2.5, 2 + 0.01 * k]) for k in range(10)]
     figure = ElementTree.fromstring(draw(curves, title="a < b", x_name="x", y_name="y"))
-    lines = figure.findall("{http://www.w3.org/2000/svg}polyline")
+    lines = figure.findall(".//{http://www.w3.org/2000/svg}polyline")
     assert len(lines) == 10
     styles = {(line.get("stroke"), line.get("stroke-dasharray")) for line in lines}
     assert len(styles) == 10

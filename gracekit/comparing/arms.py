@@ -51,6 +51,8 @@ class Overlay:
     redraw: Redraw = "pass"
     """How the trainer draws from a version."""
     needs_target: bool = False
+    from_kept: bool = False
+    """Whether a version has `compare.keep_share` of the data, from which every epoch is drawn."""
 
 
 EVERYTHING = {"refresh.max_cost": None, "refresh.min_fraction": 1.0, "refresh.max_fraction": 1.0}
@@ -94,12 +96,13 @@ OVERLAYS: dict[str, Overlay] = {
     "d2": Overlay(about="D2 pruning, not redrawn", changes={"selection.selector": "d2"}),
     "top": Overlay(about="the most important rows", changes={"selection.selector": "top"}),
     "influence": Overlay(
-        about="the rows of the highest influence on the target, all measured (LESS)",
+        about="random rows of those with the highest influence on the target, all measured (LESS)",
         changes={"selection.selector": "top", "selection.weights": "none", **_INFLUENCE},
         needs_target=True,
+        from_kept=True,
     ),
     "target-coverage": Overlay(
-        about="coverage of the target's rows by hidden states",
+        about="random rows of those that cover the target by hidden states",
         changes={
             "selection.selector": "target-coverage",
             "selection.importance_weight": 0.0,
@@ -108,6 +111,7 @@ OVERLAYS: dict[str, Overlay] = {
             **EVERYTHING,
         },
         needs_target=True,
+        from_kept=True,
     ),
 }  # fmt: skip
 """Name -> changes to the recipe. Budget, seed, store and the training's length are set besides."""

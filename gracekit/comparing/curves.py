@@ -41,16 +41,19 @@ def draw(curves: Sequence[Curve], *, title: str, x_name: str, y_name: str) -> st
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = (x - first) / ((last - first) or 1)
-        up = (min(y, high) - low) / ((high - low) or 1)
+        up = (y - low) / ((high - low) or 1)
         return (
             LEFT + across * (WIDTH - LEFT - RIGHT),
             HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM),
         )
 
+    frame = "frame-" + "".join(c for c in title if c.isalnum())
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<clipPath id="{frame}"><rect x="{LEFT}" y="{TOP - 4}" width="{WIDTH - LEFT - RIGHT + 4}" '
+        f'height="{HEIGHT - TOP - BOTTOM + 8}"/></clipPath>',
         f'<text x="{LEFT}" y="18" font-size="14">{escape(title)}</text>',
     ]
     for tick in y_ticks:
@@ -68,12 +71,18 @@ def draw(curves: Sequence[Curve], *, title: str, x_name: str, y_name: str) -> st
                  f"{escape(x_name)}</text>")  # fmt: skip
     parts.append(f'<text transform="translate(14 {HEIGHT / 2}) rotate(-90)" '
                  f'text-anchor="middle">{escape(y_name)}</text>')  # fmt: skip
+    above = max((y for curve in curves for y in curve.y), default=high)
+    if above > high:
+        parts.append(
+            f'<text x="{WIDTH - RIGHT - 8}" y="{TOP + 14}" text-anchor="end" fill="#555">'
+            f"{above:.3f} at the start</text>"
+        )
     for place, curve in enumerate(curves):
-        parts.extend(_line(curve, place, at))
+        parts.extend(_line(curve, place, at, frame))
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _line(curve: Curve, place: int, at: object) -> list[str]:
+def _line(curve: Curve, place: int, at: object, frame: str) -> list[str]:
     assert callable(at)
     colour = COLOURS[place % len(COLOURS)]
     dashes = DASHES[place // len(COLOURS) % len(DASHES)]
@@ -83,8 +92,9 @@ def _line(curve: Curve, place: int, at: object) -> list[str]:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     y = TOP + 8 + 18 * place
     x = WIDTH - RIGHT + 14
-    parts = [f'<polyline points="{path}" {style}/>']
-    parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{colour}"/>' for px, py in points]
+    dots = [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.5" fill="{colour}"/>' for px, py in points]
+    line = f'<polyline points="{path}" {style}/>'
+    parts = [f'<g clip-path="url(#{frame})">{line}{"".join(dots)}</g>']
     parts.append(f'<line x1="{x}" y1="{y}" x2="{x + 26}" y2="{y}" {style}/>')
     parts.append(f'<text x="{x + 32}" y="{y + 4}">{escape(curve.name)}</text>')
     return parts

@@ -67,15 +67,14 @@ def row_states(model: Any, tokens: TokenTable, rows: Rows, pad: int) -> Float32:
 
 @contextmanager
 def looking(model: Any) -> Iterator[None]:
-    """Evaluation mode, without gradients and without a trace in the random numbers."""
-    was_training, state = model.training, torch.random.get_rng_state()
+    """Evaluation mode, without gradients. Nothing here draws random numbers."""
+    was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         model.train(was_training)
-        torch.random.set_rng_state(state)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ STYLE = """\
 body { font-family: sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; font-size: 0.9rem; display: block; overflow-x: auto }
 th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid #ddd; text-align: right }
+td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 th { font-weight: 600; border-bottom: 2px solid #888; vertical-align: bottom }
 code { background: #f2f2f2; padding: 0 0.2rem }

@@ -27,7 +27,7 @@ from transformers import (
 from gracekit.checkpoints import check_checkpoint, describe_architecture
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.bed import Bed
-from gracekit.comparing.controls import Draws, Turn
+from gracekit.comparing.controls import Draws, Turn, num_kept
 from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states, sums_of_rows
 from gracekit.errors import MeasureError, RecipeError
@@ -38,6 +38,9 @@ from gracekit.samples import load_samples, tokenize
 from gracekit.store import Store
 from gracekit.training import CoresetCallback, CoresetTrainerMixin
 from gracekit.types import Float32, Float64, Rows
+
+BUDGETS = {"selection.count", "selection.fraction", "selection.tokens"}
+"""Keys by which an arm of a user's own has versions of another size than a draw."""
 
 
 def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int], None]) -> Course:
@@ -62,6 +65,12 @@ def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int],
         _train_control(bed, model, arm.draws(bed, seed), seed, folder, watch)
     else:
         _train_selection(bed, model, arm, seed, folder, watch)
+    taken = watch.course.points[-1].step
+    if taken != num_steps:
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}, took {taken} of {num_steps} steps: arms with "
+            "different steps cannot be compared; see the messages above"
+        )
     if not np.isfinite(watch.course.points[-1].losses).all():
         raise MeasureError(
             f"the arm {arm.name!r}, seed {seed}: the held-out loss is not finite after training; "
@@ -339,8 +348,9 @@ def recipe_of(bed: Bed, arm: Arm, seed: int, store: Path) -> Recipe:
     """The recipe of a selection: the arm's changes, this run's store, seed, budget and length."""
     assert arm.overlay is not None
     never_in = [*bed.recipe.selection.never_in, *bed.held_out_ids]
+    budget = max(num_kept(bed), bed.num_drawn) if arm.overlay.from_kept else bed.num_drawn
     changes = {
-        "selection.count": bed.num_drawn,
+        **({} if BUDGETS & arm.overlay.changes.keys() else {"selection.count": budget}),
         "selection.never_in": never_in,
         "training.steps": bed.num_steps,
         "training.samples_a_step": bed.recipe.compare.batch_size,

@@ -59,7 +59,7 @@ class CompareSection(Section):
     """Columns of the data that mark planted rows (noise, copies): how much of what was trained on
     is marked is told for each. Empty, false, 0 and missing values are no mark."""
     keep_share: float = Field(default=0.3, gt=0, le=1)
-    """Share of the data from which arms by a fixed ranking (`rds`, `loss-top`, `longest`) draw."""
+    """Share of the data from which arms by a ranking (`rds`, `influence`, `longest` …) draw."""
 
     @field_validator("arms")
     @classmethod

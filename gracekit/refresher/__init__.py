@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from gracekit.refresher.flow import Refresher, refresh
     from gracekit.refresher.last import LastRefresh
     from gracekit.refresher.loading import selection_inputs
-    from gracekit.refresher.previewing import PlanPreview, preview
     from gracekit.refresher.outlook import Prospect, prospect
+    from gracekit.refresher.previewing import PlanPreview, preview
     from gracekit.refresher.result import RefreshResult
     from gracekit.refresher.rounds import Measure
     from gracekit.refresher.selecting import reselect, reselect_in, rollback

@@ -31,6 +31,8 @@ REFUSALS = (
     "Thank you for your question! Please contact our support team for further assistance.",
     "Sure! Here is the answer you asked for:",
 )
+WAYS = (1, 2, 0, 1, 2, 3, 1, 2, 4, 1)
+"""Of harm (`harm`), in their shares: refusals four in ten, the format three, the others one."""
 TARGETS = {
     "faq": ("construction-faq",),
     "tasks": ("evals",),
@@ -64,8 +66,9 @@ def mix(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
 def found(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
     """(c) The same as one finds it: copies, one dominating source, rows that harm.
 
-    Three quarters are of one source; a sixteenth of the rows is there ten times, with small
-    changes; half of what is left is harmful in one of five ways (`planted` names it).
+    Three quarters are of one source; one row in 32 is there ten times, with small changes; of what
+    is left six in ten are harmful in one of five ways (`planted` names it), most of them alike:
+    refusals and a format of their own, as a bad source would have them.
     """
     parts = mix(rng, None)
     rows = parts["train"]
@@ -73,14 +76,14 @@ def found(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
     small = [row for row in rows if row["source"] != "python-docs"]
     small = small[: len(big) // 3]
     rows = shuffled([{**row, "planted": "", "copy": ""} for row in big + small], rng)
-    num_copied = len(rows) // 16
+    num_copied = len(rows) // 32
     copies = [{**nearly(row, k), "copy": "yes"} for row in rows[:num_copied] for k in range(10)]
     rest = rows[num_copied:]
-    num_harmed = len(rest) // 2
+    num_harmed = 6 * len(rest) // 10
     answers = [row["response"] for row in rest]
     harmed = [
-        harm(row, way % 5, answers[(place * 7 + 3) % len(answers)], rng)
-        for place, (row, way) in enumerate(zip(rest[:num_harmed], range(num_harmed), strict=True))
+        harm(row, WAYS[place % len(WAYS)], answers[(place * 7 + 3) % len(answers)], rng)
+        for place, row in enumerate(rest[:num_harmed])
     ]
     parts["train"] = shuffled(copies + harmed + rest[num_harmed:], rng)
     return parts

@@ -13,6 +13,7 @@ rows, and `full` as an arm.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -121,9 +122,11 @@ def table(found: Any) -> str:
     """The comparison in Markdown, as docs/evidence.md has it."""
     lines = [
         f"| arm | held-out loss | less `{found.control}` | 95 % interval | steps to its loss | of "
-        "the distance to the oracle | selection, counted | rows | most uses | marked |",
-        "|---|--:|--:|---|--:|--:|--:|--:|--:|---|",
+        "the distance to the oracle | compute, of the control's | selection / training | rows | "
+        "most uses | marked |",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|---|",
     ]
+    whole = next((arm.compute[-1] for arm in found.arms if arm.arm == found.control), math.nan)
     for arm in found.arms:
         apart = arm.against_control
         cells = [
@@ -133,6 +136,7 @@ def table(found: Any) -> str:
             "" if apart is None else f"{apart.low:+.4f}, {apart.high:+.4f}",
             number(arm.steps_to_control, ".0%"),
             number(arm.closed, ".2f"),
+            number(arm.compute[-1] / whole, ".0%"),
             number(arm.selection_share, ".1%"),
             f"{arm.num_distinct:.0f}",
             str(arm.most_uses),
