@@ -21,6 +21,7 @@ from gracekit.version import __version__
 if TYPE_CHECKING:
     from gracekit.api.asking import connect, find_query, named_queries, schema, sql, sql_batches
     from gracekit.api.checking import check_tokens
+    from gracekit.api.comparing import compare
     from gracekit.api.deprecated import reselect
     from gracekit.api.exporting import export
     from gracekit.api.keeping import gc, pin, rollback, unpin
@@ -44,6 +45,7 @@ __all__ = [
     "Store",
     "__version__",
     "check_tokens",
+    "compare",
     "connect",
     "diff",
     "explain",
@@ -80,6 +82,7 @@ _NAMES_OF = {
         "sql_batches",
     ),
     "gracekit.api.checking": ("check_tokens",),
+    "gracekit.api.comparing": ("compare",),
     "gracekit.api.deprecated": ("reselect",),
     "gracekit.api.exporting": ("export",),
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),

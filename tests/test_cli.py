@@ -18,7 +18,7 @@ from gracekit.cli import main
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
-COMMANDS = ["init", "watch", "plan", "check", "refresh", "select", "explain", "similar",
+COMMANDS = ["init", "watch", "plan", "check", "compare", "refresh", "select", "explain", "similar",
             "export", "sql", "status", "versions", "diff", "verify", "rollback", "pin", "unpin",
             "gc"]  # fmt: skip
 

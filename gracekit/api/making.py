@@ -14,7 +14,9 @@ from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, pat
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.daemon import WatchReport
 from gracekit.errors import CheckpointError
-from gracekit.refresher import CostEstimate, PlanPreview, Refresher, RefreshResult
+from gracekit.refresher import CostEstimate, PlanPreview, Prospect, Refresher, RefreshResult
+
+__all__ = ["Prospect", "plan", "refresh", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,17 @@ def refresh(
     return refresher.refresh(loaded, path(checkpoint, "checkpoint"), strict=strict, stop=stop)
 
 
+@overload
+def plan(
+    recipe: RecipeLike,
+    checkpoint: str | Path,
+    *,
+    worth: Literal[True],
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    strict: bool = False,
+) -> Prospect: ...
+@overload
 def plan(
     recipe: RecipeLike,
     checkpoint: str | Path,
@@ -183,7 +196,17 @@ def plan(
     store: StoreLike | None = None,
     set: Changes | None = None,
     strict: bool = False,
-) -> CostEstimate:
+    worth: Literal[False] = False,
+) -> CostEstimate: ...
+def plan(
+    recipe: RecipeLike,
+    checkpoint: str | Path,
+    *,
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    strict: bool = False,
+    worth: bool = False,
+) -> CostEstimate | Prospect:
     """What a refresh of a checkpoint would cost here: samples, tokens, seconds, memory, disk.
 
     Loads the model and times it on a few samples; writes nothing. `refresh(…, dry_run=True)` gives
@@ -195,6 +218,7 @@ def plan(
         store: A store to use instead of the recipe's.
         set: Changes to the recipe, such as `{"refresh.max_fraction": 1.0}`.
         strict: Refuse data with rows that cannot be used.
+        worth: Say what selection could bring on this data instead, from a few measured rows.
 
     Returns:
         The estimate; its `obstacles` say why the refresh cannot fit, and are empty when it can.
@@ -209,4 +233,6 @@ def plan(
     """
     loaded = load_recipe(recipe, set, store)
     found = check_checkpoint(path(checkpoint, "checkpoint"), loaded.checkpoints)
+    if worth:
+        return refresher.prospect(loaded, found, strict=strict)
     return refresher.estimate(loaded, found, strict=strict)

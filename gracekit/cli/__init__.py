@@ -14,6 +14,7 @@ import click
 
 from gracekit.cli import (
     check,
+    compare,
     diff,
     export,
     gc,
@@ -67,6 +68,7 @@ COMMANDS = (
     refresh.refresh,
     plan.plan,
     check.check,
+    compare.compare,
     select.select,
     export.export,
     samples.explain,

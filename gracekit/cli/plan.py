@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,20 +15,26 @@ from gracekit.cli.results import in_at_most, print_plan
 from gracekit.errors import MeasureError
 from gracekit.words import size
 
+if TYPE_CHECKING:
+    from gracekit.api.making import Prospect
+
 
 @click.command(
     short_help="Say what a refresh of CHECKPOINT would cost.",
     epilog="\b\nExamples:\n"
     "  gracekit plan runs/sft/checkpoint-300\n"
-    "  gracekit plan runs/sft/checkpoint-300 --set refresh.max_fraction=1.0 --json",
+    "  gracekit plan runs/sft/checkpoint-300 --set refresh.max_fraction=1.0 --json\n"
+    "  gracekit plan models/base --worth",
 )
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--worth", is_flag=True, help="Say what selection could bring on this data.")
 @takes_recipe
 @strict_option
 @clear_errors
 @answers
 def plan(
     checkpoint: Path,
+    worth: bool,
     recipe_path: Path,
     store_path: Path | None,
     changes: tuple[str, ...],
@@ -36,8 +44,14 @@ def plan(
     """Say what a refresh of CHECKPOINT would cost: rows, tokens, seconds, memory, disk.
 
     Loads the model and times it on a few samples; makes no version. Exit code 1 when it cannot
-    fit.
+    fit. With --worth: what selection could bring on this data, or that it is not worth it.
     """
+    if worth:
+        prospect = gracekit.plan(
+            recipe_path, checkpoint, store=store_path, set=changes, strict=strict, worth=True
+        )
+        out.show(prospect, lambda: _print_prospect(out, prospect))
+        return
     found = gracekit.plan(recipe_path, checkpoint, store=store_path, set=changes, strict=strict)
 
     def print_text() -> None:
@@ -54,3 +68,24 @@ def plan(
     out.show(found, print_text)
     if found.obstacles:
         raise MeasureError("this refresh cannot fit: " + "; ".join(found.obstacles))
+
+
+def _print_prospect(out: Output, found: Prospect) -> None:
+    def share(value: float) -> str:
+        return "-" if math.isnan(value) else f"{value:.1%}"
+
+    best = f"{1000 * found.best:,.0f} [{1000 * found.best_low:,.0f}, {1000 * found.best_high:,.0f}]"
+    out.pairs(
+        {
+            "samples": f"{found.num_samples:,}, {found.num_measured:,} of them measured",
+            "1,000 drawn by perfect norms": f"worth {best} random ones",
+            "steps that would save at most": share(found.most_saved),
+            "spread of norms": f"{found.norm_spread:.1f} from the 10th to the 90th percentile",
+            "exact copies": share(found.exact_copies),
+            "near-copies": f"{share(found.near_copies)} of {found.num_compared:,} compared",
+            "like the target": share(found.like_target),
+            "passes over the pool": "-" if math.isnan(found.passes) else f"{found.passes:.2f}",
+        }
+    )
+    out.line()
+    out.paragraphs(found.words)

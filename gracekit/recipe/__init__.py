@@ -6,6 +6,7 @@ folder. The stages receive their section as it is; nothing changes a recipe afte
 """
 
 from gracekit.recipe.column_names import ColumnNames
+from gracekit.recipe.compare_section import CompareSection
 from gracekit.recipe.recipe import Recipe, read_yaml
 from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
@@ -26,6 +27,7 @@ from gracekit.recipe.sections import (
 __all__ = [
     "CheckpointSection",
     "ColumnNames",
+    "CompareSection",
     "DataFormat",
     "DataSection",
     "GraphSection",

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gracekit.errors import RecipeError
+from gracekit.recipe.compare_section import CompareSection
 from gracekit.recipe.score_columns import PAIR_MARGIN
 from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
@@ -51,6 +52,7 @@ class Recipe(Section):
     propagation: PropagationSection = PropagationSection()
     selection: SelectionSection = SelectionSection()
     retention: RetentionSection = RetentionSection()
+    compare: CompareSection = CompareSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -146,6 +148,7 @@ class Recipe(Section):
                 "target": recipe.target and recipe.target.relative_to(folder),
                 "store": os.path.normpath(folder / recipe.store),
                 "checkpoints": checkpoints,
+                "compare": recipe.compare.relative_to(folder),
             }
         )
 
@@ -242,14 +245,14 @@ def read_yaml(text: str, name: str) -> Any:
 
 
 _NEUTRAL = (
-    "store", "retention", "data.path", "target.path", "checkpoints.poll_interval_s",
+    "store", "retention", "compare", "data.path", "target.path", "checkpoints.poll_interval_s",
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
     "checkpoints.base_model",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
     "refresh.max_lost",
 )  # fmt: skip
-"""Where files lie and how long, how checkpoints are awaited, what only changes the speed, and what
-only guards against mistakes."""
+"""Where files lie and how long, how checkpoints are awaited, what only changes the speed, what only
+guards against mistakes, and what arms are compared."""
 
 _BUDGETS = {"selection.fraction", "selection.count", "selection.tokens"}
 """One of them given on the command line replaces the recipe's, whichever that is."""

@@ -3,7 +3,7 @@
 `step` is a refresh as a function, without store and model. It measures in `rounds`: `budget` says
 how much, `auditing` how well the rest is known. `flow` opens a checkpoint and a store, calls `step`
 and commits. `selecting` makes versions from stored scores; `previewing` and `cost` say what a
-refresh would do and cost.
+refresh would do and cost, `outlook` what selection could bring.
 
 What is exported is loaded when it is first used: a selection needs no torch.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gracekit.refresher.flow import Refresher, refresh
     from gracekit.refresher.last import LastRefresh
     from gracekit.refresher.loading import selection_inputs
+    from gracekit.refresher.outlook import Prospect, prospect
     from gracekit.refresher.previewing import PlanPreview, preview
     from gracekit.refresher.result import RefreshResult
     from gracekit.refresher.rounds import Measure
@@ -29,11 +30,13 @@ _HOMES = {
     "LastRefresh": "last",
     "Measure": "rounds",
     "PlanPreview": "previewing",
+    "Prospect": "outlook",
     "RefreshResult": "result",
     "Refreshed": "step",
     "Refresher": "flow",
     "estimate": "cost",
     "preview": "previewing",
+    "prospect": "outlook",
     "refresh": "flow",
     "reselect": "selecting",
     "reselect_in": "selecting",
@@ -46,11 +49,13 @@ __all__ = [
     "LastRefresh",
     "Measure",
     "PlanPreview",
+    "Prospect",
     "RefreshResult",
     "Refreshed",
     "Refresher",
     "estimate",
     "preview",
+    "prospect",
     "refresh",
     "reselect",
     "reselect_in",

@@ -1,0 +1,138 @@
+"""A comparison, start to finish: all runs that are missing, then what came of all.
+
+Recipe ─Bed.make→ rows, start, steps ─runs_of→ Run… ─do_run→ RunResult… → Comparison, page
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gracekit.comparing.arms import arm_of
+from gracekit.comparing.bed import Bed
+from gracekit.comparing.comparison import Comparison, compare_results
+from gracekit.comparing.evaluation import metric_of, quiet
+from gracekit.comparing.external import Command
+from gracekit.comparing.page import write_page
+from gracekit.comparing.run_result import RunResult
+from gracekit.comparing.runs import Run, alike, do_run, runs_of
+from gracekit.errors import MeasureError, RecipeError
+from gracekit.files import make_directory
+from gracekit.recipe import Recipe
+from gracekit.words import duration
+
+logger = logging.getLogger("gracekit.comparing")
+
+PAGE = "comparison.html"
+
+
+def compare(
+    recipe: Recipe,
+    output: Path,
+    *,
+    train: str | None = None,
+    report_only: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Comparison:
+    """Train what is missing, and compare all.
+
+    Args:
+        recipe: All settings; the section `compare` says what is compared.
+        output: Directory of the results; runs that are done there are not done again.
+        train: A training command of the user's; None: the built-in trainer.
+        report_only: Train nothing.
+        clock: Seconds of a steady clock, for the time left.
+
+    Raises:
+        RecipeError: Arms, start, metric or command do not exist, or results are of other settings.
+        DataError: The data or the held-out rows cannot be used.
+        MeasureError: A training failed.
+    """
+    settings = recipe.compare
+    arms = [arm_of(name, recipe) for name in settings.arms]
+    command = None if train is None else Command.parse(train)
+    if settings.metric is not None:
+        metric_of(settings.metric)
+    if output.exists() and not output.is_dir():
+        raise RecipeError(f"--output: {output} is a file; name a directory")
+    make_directory(output)
+    bed = Bed.make(recipe, output / "cache")
+    for arm in arms:
+        if arm.draws is not None:
+            arm.draws(bed, 0)  # what is wrong with an arm is said before hours of others
+    runs = runs_of(bed, arms, output, command)
+    results = {run.file: run.result() for run in runs}
+    waiting = [run for run in runs if results[run.file] is None]
+    done = [result for result in results.values() if result is not None]
+    if not report_only:
+        left = _TimeLeft(waiting, clock)
+        for number, run in enumerate(waiting, start=1):
+            name = f"run {number} of {len(waiting)}: {run.arm.name}, seed {run.seed}"
+            logger.info("%s", name)
+            with quiet():
+                result = do_run(bed, run, command, left.reporter(run, name))
+            _require_difference(result, done, run, is_command=command is not None)
+            done.append(result)
+            left.finished(run)
+        waiting = []
+    if not done:
+        raise MeasureError(f"there is no result in {output} yet; run without --report-only")
+    found = compare_results(
+        done,
+        arms,
+        average=settings.average,
+        metric=settings.metric,
+        missing=len(waiting),
+        remarks=_remarks(bed, done),
+    )
+    return write_page(found, output / PAGE)
+
+
+def _require_difference(
+    result: RunResult, before: list[RunResult], run: Run, *, is_command: bool
+) -> None:
+    """`MeasureError` where a run ended with the weights of another; its file is removed."""
+    problem = alike(result, before)
+    if problem is not None and is_command:
+        run.file.unlink()
+        raise MeasureError(f"{problem}. Use {{subset}} and {{seed}} in the training command")
+
+
+def _remarks(bed: Bed, done: list[RunResult]) -> list[str]:
+    remarks = [remark for result in done for remark in result.remarks]
+    settings = bed.recipe.compare
+    passes = settings.epochs * bed.num_drawn / len(bed.pool)
+    remarks.append(
+        f"{settings.epochs} epochs of {bed.num_drawn:,} rows from {len(bed.pool):,} "
+        f"({passes:.2f} passes over the pool), {bed.num_steps:,} steps of {settings.batch_size}; "
+        f"{len(bed.judges.rows):,} held-out rows."
+    )
+    for name, marked in bed.marks.items():
+        remarks.append(f"{marked[bed.pool].mean():.1%} of the pool is marked by {name!r}.")
+    return list(dict.fromkeys(remarks))
+
+
+class _TimeLeft:
+    """Says how long all runs that are missing will take, by the steps done so far."""
+
+    def __init__(self, runs: list[Run], clock: Callable[[], float]) -> None:
+        self._clock, self._began = clock, clock()
+        self._all = sum(run.num_steps for run in runs)
+        self._finished = 0
+
+    def reporter(self, run: Run, name: str) -> Callable[[int], None]:
+        """For one run: called with its step after each look at the held-out rows."""
+
+        def report(step: int) -> None:
+            steps = self._finished + step
+            passed = self._clock() - self._began
+            left = "" if not steps else f"; {duration(passed * (self._all - steps) / steps)} left"
+            logger.info("%s: step %d of %d%s", name, step, run.num_steps, left)
+
+        return report
+
+    def finished(self, run: Run) -> None:
+        """A run is done."""
+        self._finished += run.num_steps

@@ -1,0 +1,291 @@
+"""Runs by a training command of the user's own: what it is given, and how it is checked.
+
+The command is run once for each arm and seed. `{subset}` is a JSON-lines file of all rows that the
+run trains on, in the order of the draws and with repeats, so the command goes over it once;
+`{output}` is the directory in which it leaves a model; `{seed}` is a number. Rows come without
+weights, so selections draw rows that count alike.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.comparing.arms import Arm, Overlay
+from gracekit.comparing.bed import Bed
+from gracekit.comparing.course import Course
+from gracekit.comparing.evaluation import row_losses
+from gracekit.comparing.run_result import Point
+from gracekit.comparing.trainer import recipe_of
+from gracekit.errors import CheckpointError, MeasureError, RecipeError
+from gracekit.files import read_json
+from gracekit.foreign import foreign
+from gracekit.refresher import refresh
+from gracekit.samples import open_records
+from gracekit.training import CoresetSampler
+from gracekit.types import Float32, Float64, Rows
+
+logger = logging.getLogger("gracekit.comparing")
+
+PLACES = ("subset", "output", "seed")
+_LAST_LINES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A training command with places to fill in."""
+
+    text: str
+
+    @classmethod
+    def parse(cls, text: str) -> Command:
+        """Check that the command has the places that a comparison needs.
+
+        Raises:
+            RecipeError: One is missing, unknown, or the text is no command.
+        """
+        missing = [name for name in PLACES if "{" + name + "}" not in text]
+        if missing:
+            raise RecipeError(
+                f"--train: the command lacks {', '.join('{' + name + '}' for name in missing)}; "
+                "expected such as 'python train.py --subset {subset} --output {output} --seed "
+                "{seed}'"
+            )
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            raise RecipeError(f"--train: cannot read the command: {error}") from None
+        return cls(text)
+
+    def filled(self, **values: object) -> list[str]:
+        """The words of the command; what is filled in stays one word."""
+        words = shlex.split(self.text)
+        for name, value in values.items():
+            words = [word.replace("{" + name + "}", str(value)) for word in words]
+        return words
+
+
+def run_command(
+    bed: Bed, arm: Arm, seed: int, folder: Path, command: Command, on_point: Callable[[int], None]
+) -> Course:
+    """Train one arm with the command, and judge what it leaves.
+
+    Raises:
+        MeasureError: The command fails, or leaves no model, or one that is not trained.
+        RecipeError: The arm needs the model in training, which a command does not show.
+    """
+    if arm.is_full:
+        epochs = [bed.pool[np.random.default_rng([4, seed, e]).permutation(len(bed.pool))]
+                  for e in range(bed.recipe.compare.epochs)]  # fmt: skip
+        selection = (0.0, 0.0)
+    elif arm.draws is not None:
+        draws = arm.draws(bed, seed)
+        looks = _NoLooks(arm.name)
+        epochs = [draws.draw(e, looks).rows for e in range(bed.recipe.compare.epochs)]
+        selection = (0.0, 0.0)
+    else:
+        epochs, selection = _selected(bed, arm, seed, folder)
+    rows = np.concatenate(epochs)
+    course = Course(trained=[rows], selection_tokens=selection[0])
+    course.points.append(_point(bed, bed.start, 0, (0.0, 0.0, 0.0)))
+    subset, output = folder / "subset.jsonl", folder / "output"
+    _write_subset(bed, rows, subset)
+    output.mkdir()
+    words = command.filled(subset=subset.absolute(), output=output.absolute(), seed=seed)
+    before = _children_s()
+    done = _run(words, arm, seed)
+    training_s = _children_s() - before
+    if done.returncode:
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}: the training command ended with exit code "
+            f"{done.returncode}: {shlex.join(words)}\n{_end_of(done.stderr or done.stdout)}\n"
+            "Correct it and run the comparison again; runs that are done stay done"
+        )
+    place = _model_in(output, bed, arm, seed)
+    num_steps = steps_of_command(bed, arm)
+    _check_steps(place, num_steps, len(rows), arm, seed)
+    course.points.append(_point(bed, place, num_steps, (selection[0], training_s, selection[1])))
+    course.model = _load(bed, place)
+    if not np.isfinite(course.points[-1].losses).all():
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}: the held-out loss of the trained model is not "
+            "finite; lower the learning rate of the command"
+        )
+    if course.points[0].losses == course.points[1].losses:
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}: the model in {place} has the losses of the start: "
+            "the command has trained nothing, or has saved what it started from"
+        )
+    on_point(num_steps)
+    return course
+
+
+def steps_of_command(bed: Bed, arm: Arm) -> int:
+    """Optimizer steps of one pass over all draws, written one after another."""
+    settings = bed.recipe.compare
+    num_rows = len(bed.pool) if arm.is_full else bed.num_drawn
+    return -(-settings.epochs * num_rows // settings.batch_size)
+
+
+class _NoLooks:
+    """For commands: nobody sees the model while it is trained."""
+
+    def __init__(self, arm: str) -> None:
+        self._arm = arm
+
+    def seen(self) -> Float64:
+        """Refused."""
+        raise self._refusal()
+
+    def losses(self, rows: Rows) -> Float64:
+        """Refused."""
+        raise self._refusal()
+
+    def states(self, rows: Rows) -> Float32:
+        """Refused."""
+        raise self._refusal()
+
+    def target_states(self) -> Float32:
+        """Refused."""
+        raise self._refusal()
+
+    def _refusal(self) -> RecipeError:
+        return RecipeError(
+            f"the arm {self._arm!r} looks at the model in training, which a command of your own "
+            "does not show; leave it out, or compare without --train"
+        )
+
+
+def _selected(bed: Bed, arm: Arm, seed: int, folder: Path) -> (
+    tuple[list[Rows], tuple[float, float]]
+):  # fmt: skip
+    """Draws of the version that the start gives, and what selection cost in tokens and seconds."""
+    assert arm.overlay is not None
+    alike = Overlay(
+        about=arm.overlay.about,
+        changes={**arm.overlay.changes, "selection.weights": "none"},
+        redraw=arm.overlay.redraw,
+    )
+    changed = Arm(name=arm.name, about=arm.about, overlay=alike)
+    recipe = recipe_of(bed, changed, seed, folder / "store")
+    began = time.process_time()
+    header = refresh(recipe, bed.start).header
+    sampler = CoresetSampler(
+        recipe.store,
+        bed.raw.sample_ids.tolist(),
+        num_samples=bed.num_drawn,
+        seed=seed,
+        redraw=arm.overlay.redraw,
+        weighs=False,
+    )
+    epochs = []
+    for epoch in range(bed.recipe.compare.epochs):
+        sampler.set_epoch(epoch)
+        epochs.append(np.array([int(position) for position in sampler], np.int64))
+    cost = 0.0 if header.cost is None else float(header.cost.cost_in_all)
+    return epochs, (cost, time.process_time() - began)
+
+
+def _write_subset(bed: Bed, rows: Rows, path: Path) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in open_records(bed.recipe.data, bed.raw.source_rows[rows]):
+            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+
+
+def _run(words: list[str], arm: Arm, seed: int) -> subprocess.CompletedProcess[str]:
+    if words[0] in ("python", "python3"):
+        words = [sys.executable, *words[1:]]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, errors="replace")
+    except OSError as error:
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}: cannot start the training command {words[0]!r}: "
+            f"{error.strerror}; name a program that is there"
+        ) from None
+
+
+def _model_in(output: Path, bed: Bed, arm: Arm, seed: int) -> Path:
+    """The model that the command left: at `output` itself, or its newest checkpoint."""
+    if (output / "config.json").is_file() or (output / "adapter_config.json").is_file():
+        check_checkpoint(output, bed.recipe.checkpoints)
+        return output
+    found = find_checkpoints(output, bed.recipe.checkpoints)
+    if not found:
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}: the training command left no model in {output}; "
+            "expected config.json and *.safetensors there or in a checkpoint-N below it. Let it "
+            "save to {output}"
+        )
+    return found[-1].path
+
+
+def _check_steps(place: Path, num_steps: int, num_rows: int, arm: Arm, seed: int) -> None:
+    """Compare with what the trainer's state says, where it has one."""
+    try:
+        state: Any = read_json(place / "trainer_state.json")
+        taken = int(state["global_step"])
+        epochs = float(state.get("num_train_epochs") or 1)
+    except (OSError, ValueError, TypeError, KeyError):
+        logger.warning(
+            "%s, seed %d: the command leaves no trainer_state.json, so what it trained on cannot "
+            "be told", arm.name, seed,
+        )  # fmt: skip
+        return
+    if epochs > 1:
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}: the command went over the subset {epochs:g} "
+            "times; the subset holds all draws already, so let it train one epoch"
+        )
+    if taken != num_steps:
+        raise MeasureError(
+            f"the arm {arm.name!r}, seed {seed}: the command took {taken} steps, expected "
+            f"{num_steps} for {num_rows} rows: it ignores the subset, or has another batch size "
+            "than compare.batch_size. Arms with different steps cannot be compared"
+        )
+
+
+def _load(bed: Bed, place: Path) -> Any:
+    with foreign(place, CheckpointError):
+        return AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=bed.recipe.checkpoints.trust_remote_code,
+        )
+
+
+def _point(bed: Bed, place: Path, step: int, spent: tuple[float, float, float]) -> Point:
+    judges = bed.judges
+    losses = row_losses(_load(bed, place), judges.tokens, judges.rows, bed.tokenizer.pad_token_id)
+    return Point(
+        step=step,
+        losses=[round(loss, 6) for loss in losses.tolist()],
+        trained_tokens=0.0,
+        selection_tokens=spent[0],
+        training_s=round(spent[1], 3),
+        selection_s=round(spent[2], 3),
+    )
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _end_of(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in lines[-_LAST_LINES:]) or "  (it printed nothing)"

@@ -1,0 +1,108 @@
+"""What one run of one arm came to: a JSON file that is there when the run is done, and not before.
+
+A run that was killed leaves no file, and is done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gracekit.errors import StoreFormatError
+from gracekit.files import read_json, write_text_atomic
+from gracekit.types import Float64, Json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One look at the held-out rows."""
+
+    step: int
+    losses: list[float]
+    """[k] mean loss of each held-out row, in nats."""
+    trained_tokens: float
+    """Tokens trained on so far, the unit of counted compute."""
+    selection_tokens: float
+    """What selection cost so far, in the same unit."""
+    training_s: float
+    """CPU seconds of training so far."""
+    selection_s: float
+    """CPU seconds of selection so far."""
+
+    @property
+    def compute(self) -> float:
+        """Training and selection, in tokens of training."""
+        return self.trained_tokens + self.selection_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One run."""
+
+    arm: str
+    seed: int
+    settings: Json
+    """All that decides what the run is: a result with other settings is not its result."""
+    num_steps: int
+    points: list[Point]
+    num_targets: list[int]
+    """[k] target tokens of the held-out rows."""
+    groups: list[int]
+    """[k] index into `group_names`."""
+    group_names: list[str]
+    metric: list[float] | None
+    """Value for each of the first held-out rows; None: no metric was asked for."""
+    num_trained: int
+    """Rows trained on, repeats included; -1: not known, as of a command of the user's."""
+    num_distinct: int
+    most_uses: int
+    marked: dict[str, float]
+    """Column of marks -> share of the trained rows that have one."""
+    weights_digest: str = ""
+    """Of the trained weights; empty where they were not looked at."""
+    remarks: list[str] = dataclasses.field(default_factory=list)
+
+    def losses(self, point: int = -1) -> Float64:
+        """[k] mean losses of the held-out rows at a point, the last by default."""
+        return np.asarray(self.points[point].losses, np.float64)
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        write_text_atomic(path, json.dumps(content, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> RunResult | None:
+        """The result in a file; None where there is no file.
+
+        Raises:
+            StoreFormatError: It is damaged, or of another release.
+        """
+        try:
+            content: Any = read_json(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreFormatError(_damaged(path, str(error))) from None
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise StoreFormatError(_damaged(path, f"expected a result of format {FORMAT}"))
+        try:
+            points = [Point(**point) for point in content.pop("points")]
+            result = cls(points=points, **content)
+        except (TypeError, KeyError) as error:
+            raise StoreFormatError(_damaged(path, str(error))) from None
+        if not points or not all(math.isfinite(loss) for loss in points[-1].losses):
+            raise StoreFormatError(_damaged(path, "its losses are not finite"))
+        return result
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"the result {path} cannot be read ({reason}); remove it, and its run is done again"

@@ -1,0 +1,204 @@
+"""One run of one arm with one seed, from nothing to its result file."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gracekit.comparing.arms import Arm
+from gracekit.comparing.bed import Bed
+from gracekit.comparing.course import Course
+from gracekit.comparing.evaluation import metric_of, metric_values
+from gracekit.comparing.external import Command, run_command, steps_of_command
+from gracekit.comparing.run_result import RunResult
+from gracekit.comparing.trainer import recipe_of, train
+from gracekit.errors import RecipeError
+from gracekit.files import make_directory, remove, sha256
+from gracekit.types import Json
+
+_OF_ALL = (
+    "epochs", "batch_size", "learning_rate", "schedule", "warmup", "lora_rank", "evaluations",
+    "metric", "metric_rows", "marks",
+)  # fmt: skip
+"""Keys of the section `compare` that decide what every run is."""
+_OF_RANKINGS = ("rds", "loss-top", "longest")
+"""Arms that `keep_share` concerns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, done or not."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    """Of the comparison."""
+    settings: Json
+    num_steps: int
+
+    @property
+    def file(self) -> Path:
+        """Its result."""
+        return self.folder / f"{self.arm.file_name}-seed{self.seed}.json"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints and the store, while it goes on."""
+        return self.folder / f"{self.arm.file_name}-seed{self.seed}.running"
+
+    def result(self) -> RunResult | None:
+        """What is there of it.
+
+        Raises:
+            RecipeError: The result is of other settings.
+            StoreFormatError: It cannot be read.
+        """
+        found = RunResult.read(self.file)
+        if found is None:
+            return None
+        differing = [
+            f"{key} (then {found.settings.get(key)}, now {self.settings.get(key)})"
+            for key in sorted({*found.settings, *self.settings})
+            if found.settings.get(key) != self.settings.get(key)
+        ]
+        if differing:
+            raise RecipeError(
+                f"the result {self.file} was made with other settings: {'; '.join(differing)}. "
+                "Runs of both cannot be compared: name another --output, or remove the results"
+            )
+        if found.num_steps != self.num_steps:
+            raise RecipeError(
+                f"the result {self.file} took {found.num_steps} steps, the others take "
+                f"{self.num_steps}: arms with different steps cannot be compared. Remove it, and "
+                "its run is done again"
+            )
+        return found
+
+
+def runs_of(bed: Bed, arms: list[Arm], folder: Path, command: Command | None) -> list[Run]:
+    """All runs: every arm with seed 0, then with seed 1, and so on."""
+    common = _common_settings(bed, command)
+    return [
+        Run(
+            arm=arm,
+            seed=seed,
+            folder=folder,
+            settings={**common, **_own_settings(bed, arm)},
+            num_steps=_num_steps(bed, arm, command),
+        )
+        for seed in range(bed.recipe.compare.seeds)
+        for arm in arms
+    ]
+
+
+def _num_steps(bed: Bed, arm: Arm, command: Command | None) -> int:
+    if command is not None:
+        return steps_of_command(bed, arm)
+    return bed.num_full_steps if arm.is_full else bed.num_steps
+
+
+def do_run(bed: Bed, run: Run, command: Command | None, on_point: Callable[[int], None]) -> (
+    RunResult
+):  # fmt: skip
+    """Train, judge, write the result; what a killed run left is removed first."""
+    settings = bed.recipe.compare
+    remove(run.work)
+    make_directory(run.work)
+    if command is None:
+        course = train(bed, run.arm, run.seed, run.work, on_point)
+    else:
+        course = run_command(bed, run.arm, run.seed, run.work, command, on_point)
+    metric = None
+    if settings.metric is not None:
+        metric = metric_values(
+            course.model,
+            bed.judges,
+            bed.tokenizer,
+            metric_of(settings.metric),
+            settings.metric_rows,
+        )
+    result = _result(bed, run, course, metric)
+    result.write(run.file)
+    remove(run.work)
+    return result
+
+
+def _result(bed: Bed, run: Run, course: Course, metric: list[float] | None) -> RunResult:
+    uses = course.uses(len(bed.raw))
+    total = int(uses.sum())
+    batch_size = bed.recipe.compare.batch_size
+    points = [
+        dataclasses.replace(
+            point, trained_tokens=course.tokens_at(point.step, bed.tokens.lengths, batch_size)
+        )
+        for point in course.points
+    ]
+    return RunResult(
+        arm=run.arm.name,
+        seed=run.seed,
+        settings=run.settings,
+        num_steps=run.num_steps,
+        points=points,
+        num_targets=bed.judges.num_targets.tolist(),
+        groups=bed.judges.groups.tolist(),
+        group_names=list(bed.judges.group_names),
+        metric=metric,
+        num_trained=total,
+        num_distinct=int((uses > 0).sum()),
+        most_uses=int(uses.max(initial=0)),
+        marked={
+            name: round(float(uses[marked].sum() / max(total, 1)), 6)
+            for name, marked in bed.marks.items()
+        },
+        weights_digest=digest_of(course.model),
+    )
+
+
+def digest_of(model: Any) -> str:
+    """Short hash of the weights that a run moved."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to(torch.float32).cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _common_settings(bed: Bed, command: Command | None) -> Json:
+    settings = bed.recipe.compare.model_dump(mode="json")
+    weights = sorted(bed.start.glob("*.safetensors"))
+    return {
+        **{key: settings[key] for key in _OF_ALL},
+        "data": bed.raw.fingerprint,
+        "tokens": bed.tokens.key,
+        "held_out": bed.judges.tokens.key + f", {len(bed.judges.rows)} rows",
+        "start": " ".join(sha256(file)[:16] for file in weights),
+        "num_drawn": bed.num_drawn,
+        "command": None if command is None else command.text,
+    }
+
+
+def _own_settings(bed: Bed, arm: Arm) -> Json:
+    if arm.overlay is not None:
+        recipe = recipe_of(bed, arm, 0, Path("store"))
+        return {"recipe": recipe.digest(), "redraw": arm.overlay.redraw}
+    if arm.name in _OF_RANKINGS:
+        return {"keep_share": bed.recipe.compare.keep_share}
+    return {}
+
+
+def alike(result: RunResult, before: list[RunResult]) -> str | None:
+    """In words: with which earlier run the trained weights are the same; None: with none."""
+    for other in before:
+        if other.weights_digest and other.weights_digest == result.weights_digest:
+            what = "seed" if other.arm == result.arm else "subset"
+            return (
+                f"{result.arm} with seed {result.seed} ended with the very weights of {other.arm} "
+                f"with seed {other.seed}: the training ignores the {what}"
+            )
+    return None

@@ -1,0 +1,1 @@
+"""The benchmarks of docs/evidence.md: recipes, data, starts."""

@@ -1,0 +1,160 @@
+"""A benchmark from nothing to its verdict: data, a pre-trained start, all runs.
+
+    python pipelines/bench/run.py mix                          # small form: minutes on two cores
+    python pipelines/bench/run.py found --model qwen3
+    python pipelines/bench/run.py maths --gsm8k DIR
+    python pipelines/bench/run.py mix --form full              # SmolLM2-135M, hours; or a GPU
+
+Results are under `runs/bench/NAME/MODEL-FORM/`: a file a run, and `comparison.html`. Stopped, it
+goes on where it was. The full form trains SmolLM2-135M with larger draws, more seeds, all held-out
+rows, and `full` as an arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gracekit
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+from pipelines.bench import data, models
+
+HERE = Path(__file__).resolve().parent
+RUNS = HERE.parent.parent / "runs/bench"
+FULL: dict[str, Any] = {
+    "compare.seeds": 5,
+    "compare.learning_rate": 2e-5,
+    "compare.evaluations": 12,
+    "compare.epochs": 6,
+    "scoring.batch_tokens": 1024,
+}
+"""Changes of the full form, for SmolLM2-135M."""
+FULL_OF: dict[str, dict[str, Any]] = {
+    "maths": {"compare.metric": "exact-match", "selection.count": 1500},
+    "mix": {"selection.count": 720},
+    "found": {"selection.count": 720},
+    "share": {"compare.epochs": 24},
+}
+MORE_ARMS = {
+    "found": ["clean:planted", "loss-top", "infobatch", "balanced-measured"],
+    "mix": ["infobatch", "coverage", "d2", "balanced-measured", "balanced-alike"],
+    "share": ["coverage", "balanced-no-graph", "balanced-no-time"],
+    **{f"target-{name}": ["target-coverage", "influence", "recipe"] for name in data.TARGETS},
+}
+"""Arms of the full form besides those of the recipe and `full`."""
+
+
+def main() -> None:
+    """Run one benchmark."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=sorted(data.BENCHMARKS))
+    parser.add_argument("--model", choices=models.FAMILIES, help="(small: gpt2; full: smollm2)")
+    parser.add_argument("--form", choices=("small", "full"), default="small")
+    parser.add_argument("--arms", help="comma-separated (default: those of the recipe)")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--gsm8k", type=Path, help="directory of GSM8K's files, for maths")
+    parser.add_argument("-o", "--output", type=Path, default=RUNS)
+    options = parser.parse_args()
+    began, began_cpu = time.monotonic(), time.process_time()
+    found = run(
+        options.name,
+        options.model,
+        options.form,
+        arms=options.arms and options.arms.split(","),
+        seeds=options.seeds,
+        changes=options.set,
+        gsm8k=options.gsm8k,
+        root=options.output,
+    )
+    print(table(found))
+    print("\n".join(found.verdict))
+    print(f"{time.monotonic() - began:.0f} s, {time.process_time() - began_cpu:.0f} CPU s")
+
+
+def run(
+    name: str,
+    model: str | None = None,
+    form: str = "small",
+    *,
+    arms: list[str] | None = None,
+    seeds: int | None = None,
+    changes: list[str] | None = None,
+    gsm8k: Path | None = None,
+    root: Path = RUNS,
+) -> Any:
+    """The comparison of one benchmark; what it needs is made where it is not there."""
+    model = model or ("gpt2" if form == "small" else "smollm2")
+    folder = root / name
+    if not (folder / "train.jsonl").is_file():
+        print(f"{name}: {data.make(name, folder, gsm8k=gsm8k)}", flush=True)
+    start = models.make(model, root / "models" / model)
+    recipe = gracekit.Recipe.load(HERE / f"{name}.yaml")
+    settings: dict[str, Any] = {
+        "compare.start": str(start),
+        "store": str(folder / "store"),
+        "data.path": str(folder / "train.jsonl"),
+        "compare.evaluation.path": str(folder / "held-out.jsonl"),
+    }
+    if recipe.target is not None:
+        settings["target.path"] = str(folder / "target.jsonl")
+    if form == "full":
+        settings |= FULL | FULL_OF.get(name, {})
+        settings["compare.arms"] = [*recipe.compare.arms, *MORE_ARMS.get(name, []), "full"]
+        settings["compare.evaluation.split"] = "train"
+    return gracekit.compare(
+        recipe.override(settings),
+        arms=arms,
+        seeds=seeds,
+        set=changes or [],
+        output=folder / f"{model}-{form}",
+    )
+
+
+def table(found: Any) -> str:
+    """The comparison in Markdown, as docs/evidence.md has it."""
+    lines = [
+        f"| arm | held-out loss | less `{found.control}` | 95 % interval | steps to its loss | of "
+        "the distance to the oracle | compute, of the control's | selection / training | rows | "
+        "most uses | marked |",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    whole = next((arm.compute[-1] for arm in found.arms if arm.arm == found.control), math.nan)
+    for arm in found.arms:
+        apart = arm.against_control
+        cells = [
+            f"`{arm.arm}`",
+            f"{arm.loss:.4f} ± {arm.spread:.4f}",
+            "" if apart is None else f"{apart.mean:+.4f}",
+            "" if apart is None else f"{apart.low:+.4f}, {apart.high:+.4f}",
+            number(arm.steps_to_control, ".0%"),
+            number(arm.closed, ".2f"),
+            number(arm.compute[-1] / whole, ".0%"),
+            number(arm.selection_share, ".1%"),
+            f"{arm.num_distinct:.0f}",
+            str(arm.most_uses),
+            ", ".join(f"{name} {share:.0%}" for name, share in arm.marked.items()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def number(value: float, shape: str) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value != value else format(value, shape)
+
+
+if __name__ == "__main__":
+    import logging
+
+    torch.set_num_threads(1)
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("gracekit.comparing").setLevel(logging.INFO)
+    main()

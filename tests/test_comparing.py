@@ -1,0 +1,348 @@
+"""`gracekit compare`: runs, what is resumed, how arms are judged, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+import gracekit
+from gracekit.cli import main
+from gracekit.comparing.arms import CONTROLS, OVERLAYS, Arm, arm_of
+from gracekit.comparing.bed import Bed
+from gracekit.comparing.controls import Looks, Turn
+from gracekit.comparing.course import Course
+from gracekit.comparing.evaluation import ExactMatch, padded, row_losses, row_states
+from gracekit.comparing.trainer import load_start, train
+from gracekit.errors import DataError, GracekitError, RecipeError, StoreFormatError
+from gracekit.recipe import Recipe
+from tests.patience import until
+from tests.tiny import recipe_content, write_checkpoint, write_data
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+NUM_ROWS = 160
+COMPARE: dict[str, Any] = {
+    "start": "models/checkpoint-0", "held_out": 20, "epochs": 3, "evaluations": 3,
+    "learning_rate": 3e-3, "seeds": 3, "marks": ["planted"],
+}  # fmt: skip
+
+
+def make_world(folder: Path, **compare: Any) -> Path:
+    """Data with marks, a start, a target and a recipe; returns the recipe's path."""
+    write_data(folder / "train.jsonl", num_samples=NUM_ROWS)
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    with (folder / "train.jsonl").open("w") as file:
+        for place, row in enumerate(rows):
+            file.write(json.dumps({**row, "planted": "noise" if place % 8 == 0 else ""}) + "\n")
+    write_data(folder / "target.jsonl", num_samples=12, seed=9)
+    write_checkpoint(folder / "models", 0)
+    content = recipe_content(
+        selection={"fraction": 0.2},
+        compare={**COMPARE, **compare},
+        target={"path": "target.jsonl", "max_length": 64},
+        refresh={"max_cost": None},
+    )
+    (folder / "gracekit.yaml").write_text(yaml.safe_dump(content))
+    return folder / "gracekit.yaml"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("compare"))
+
+
+@pytest.fixture(scope="module")
+def bed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
+    return Bed.make(Recipe.load(world), tmp_path_factory.mktemp("cache"))
+
+
+def num_results(output: Path, least: int) -> bool:
+    return len(list(output.glob("*-seed*.json"))) >= least
+
+
+def course_of(bed: Bed, arm: Arm, folder: Path, seed: int = 0) -> Course:
+    return train(bed, arm, seed, folder, lambda step: None)
+
+
+# --- from the recipe to the verdict ---
+
+
+def test_four_arms_are_compared_and_a_stopped_comparison_goes_on(world: Path) -> None:
+    """All runs once; a result that is missing is made again, the same; nothing else is trained."""
+    output = world.parent / "out"
+    found = gracekit.compare(world, output=output)
+    assert [arm.arm for arm in found.arms] == ["random", "once", "recipe", "full"]
+    assert found.missing == 0 and found.control in ("random", "once")
+    by_name = {arm.arm: arm for arm in found.arms}
+    rows = round(0.2 * (NUM_ROWS - 20))
+    assert {by_name[a].num_steps for a in ("random", "once", "recipe")} == {3 * -(-rows // 8)}
+    assert by_name["full"].num_steps == 3 * -(-(NUM_ROWS - 20) // 8)
+    assert all(arm.losses[-1] < arm.losses[0] for arm in found.arms)
+    assert by_name["recipe"].selection_share > 0 and by_name["once"].selection_share == 0
+    assert by_name["full"].marked["planted"] == pytest.approx(1 / 8, abs=0.03)
+    assert len(found.verdict) == 2, found.verdict  # full has other steps; one is the control
+    assert any("recipe" in sentence for sentence in found.verdict)
+    files = sorted(output.glob("*-seed*.json"))
+    before = {file.name: file.read_text() for file in files}
+    assert len(files) == 12 and not list(output.glob("*.running"))
+    again = next(file for file in files if file.name.startswith("recipe"))
+    again.unlink()
+    (output / f"{again.stem}.running").mkdir()  # what a kill leaves
+    others = {file: file.stat().st_mtime_ns for file in files if file != again}
+    gracekit.compare(world, output=output)
+    assert {file: file.stat().st_mtime_ns for file in others} == others
+    one, two = json.loads(before[again.name]), json.loads(again.read_text())
+    assert [p["losses"] for p in one["points"]] == [p["losses"] for p in two["points"]]
+    report = gracekit.compare(world, output=output, report_only=True)
+    assert report.to_json()["verdict"] == found.verdict
+    json.dumps(report.to_json(), allow_nan=False)
+    assert Path(report.page).read_text().count("<svg") == 3
+
+
+def test_the_command_prints_a_table_a_verdict_and_json(world: Path) -> None:
+    arms = ["--arms", "random,once", "--seeds", "1", "-o", str(world.parent / "cli")]
+    done = CliRunner().invoke(main, ["compare", str(world), *arms])
+    assert done.exit_code == 0, done.output
+    assert "With 1 seed nothing is shown" in done.output
+    done = CliRunner().invoke(main, ["compare", str(world), *arms, "--report-only", "--json"])
+    found = json.loads(done.stdout)
+    assert [arm["arm"] for arm in found["arms"]] == ["random", "once"]
+    assert all(arm["spread"] is None for arm in found["arms"])
+
+
+def test_results_of_other_settings_are_refused(world: Path) -> None:
+    output = world.parent / "out-other"
+    arms = {"compare.arms": ["random"], "compare.seeds": 1}
+    gracekit.compare(world, output=output, set=arms)
+    with pytest.raises(RecipeError, match=r"learning_rate .then 0.003, now 0.001"):
+        gracekit.compare(world, output=output, set={**arms, "compare.learning_rate": 1e-3})
+    file = next(output.glob("random-seed0.json"))
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "num_steps": 7}))
+    with pytest.raises(RecipeError, match="arms with different steps"):
+        gracekit.compare(world, output=output, set=arms)
+    file.write_text("{")
+    with pytest.raises(StoreFormatError, match="remove it, and its run is done again"):
+        gracekit.compare(world, output=output, set=arms)
+
+
+# --- the built-in trainer ---
+
+
+def test_both_trainers_are_the_same_on_the_same_rows(bed: Bed, tmp_path: Path) -> None:
+    """What a selection without weights draws, trained on as a control: the same losses."""
+    changes = {"selection.weights": "none"}
+    recipe = bed.recipe.override({"compare.changes": {"unweighted": changes}})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    selected = course_of(bed, arm_of("unweighted", recipe), tmp_path / "a")
+
+    class Replayed:
+        def draw(self, epoch: int, looks: Looks) -> Turn:
+            return Turn(selected.trained[epoch])
+
+    replayed = Arm(name="replayed", about="", draws=lambda bed, seed: Replayed())
+    control = course_of(bed, replayed, tmp_path / "b")
+    for own, other in zip(selected.points, control.points, strict=True):
+        np.testing.assert_allclose(own.losses, other.losses, atol=2e-5)
+
+
+def test_the_control_trainer_is_the_stock_trainer(bed: Bed, tmp_path: Path) -> None:
+    """Its loss by rows is the model's own: the same weights as by `Trainer` with its sampler."""
+    rows = np.random.default_rng(0).permutation(bed.pool)[: bed.num_drawn]
+
+    class Given:
+        def draw(self, epoch: int, looks: Looks) -> Turn:
+            return Turn(rows)
+
+    own = course_of(bed, Arm(name="x", about="", draws=lambda bed, seed: Given()), tmp_path)
+
+    class Stock(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return torch.utils.data.SequentialSampler(range(len(rows)))
+
+    def collate(places: list[int]) -> dict[str, torch.Tensor]:
+        ids, mask, labels = padded(bed.tokens, rows[places], 0)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    settings = bed.recipe.compare
+    model = AutoModelForCausalLM.from_pretrained(bed.start)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "stock"), num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size, learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine", warmup_steps=round(settings.warmup * bed.num_steps),
+        logging_strategy="no", save_strategy="no", report_to="none", use_cpu=True,
+        dataloader_pin_memory=False, disable_tqdm=True, remove_unused_columns=False,
+    )  # fmt: skip
+    dataset: Any = list(range(len(rows)))
+    Stock(model=model, args=arguments, train_dataset=dataset, data_collator=collate).train()
+    for one, two in zip(own.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_are_factors_of_the_loss(bed: Bed, tmp_path: Path) -> None:
+    """Nothing is trained where nothing counts."""
+    rows = bed.pool[: bed.num_drawn]
+
+    class Nothing:
+        def draw(self, epoch: int, looks: Looks) -> Turn:
+            return Turn(rows, np.zeros(len(rows)))
+
+    course = course_of(bed, Arm(name="w", about="", draws=lambda bed, seed: Nothing()), tmp_path)
+    assert course.points[0].losses == course.points[-1].losses
+
+
+def test_losses_and_states_of_rows_beside_one_row_at_a_time(bed: Bed) -> None:
+    model = load_start(bed)
+    rows = bed.pool[:9]
+    losses, states = (f(model, bed.tokens, rows, 0) for f in (row_losses, row_states))
+    for place, row in enumerate(rows):
+        ids, has_loss = bed.tokens.take(np.array([row]))[0]
+        tokens = torch.from_numpy(ids.astype(np.int64))[None]
+        labels = tokens.masked_fill(~torch.from_numpy(has_loss), -100)
+        with torch.no_grad():
+            out = model(input_ids=tokens, labels=labels, output_hidden_states=True)
+        assert losses[place] == pytest.approx(float(out.loss), abs=1e-5)
+        hidden = out.hidden_states[-1][0]
+        weights = torch.arange(1.0, len(hidden) + 1)[:, None]
+        expected = (hidden * weights).sum(0) / weights.sum()
+        np.testing.assert_allclose(states[place], expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted({*CONTROLS, *OVERLAYS} - {"random", "once", "recipe"}))
+def test_every_arm_trains(bed: Bed, tmp_path: Path, name: str) -> None:
+    course = course_of(bed, arm_of(name, bed.recipe), tmp_path)
+    number = len(bed.pool) if name == "full" else bed.num_drawn
+    assert [len(rows) for rows in course.trained] == [number] * 3
+    assert set(np.concatenate(course.trained)) <= set(bed.pool)
+    assert math.isfinite(course.points[-1].losses[0])
+    costs = name in OVERLAYS or name in ("loss-top", "rds")
+    assert (course.selection_tokens > 0) == costs
+
+
+def test_oracles_train_on_what_they_know(bed: Bed, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    course = course_of(bed, arm_of("oracle:source=a", bed.recipe), tmp_path / "a")
+    names = np.array(bed.raw.group_names)
+    assert set(names[bed.groups[np.concatenate(course.trained)]]) == {"a"}
+    course = course_of(bed, arm_of("clean", bed.recipe), tmp_path / "b")
+    assert not bed.marks["planted"][np.concatenate(course.trained)].any()
+
+
+def test_adapters_are_trained_and_followed(bed: Bed, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    recipe = bed.recipe.override({"compare.lora_rank": 2})
+    with_adapter = Bed.make(recipe, tmp_path / "cache")
+    (tmp_path / "run").mkdir()
+    course = course_of(with_adapter, arm_of("recipe", recipe), tmp_path / "run")
+    assert course.versions == 3 and course.selection_tokens > 0
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"compare.arms": ["ramdom"]}, RecipeError, "did you mean 'random'"),
+        ({"compare.arms": ["random", "random"]}, RecipeError, "twice"),
+        ({"compare.start": None}, RecipeError, "compare.start is missing"),
+        ({"compare.start": "nowhere"}, RecipeError, "there is no model at nowhere"),
+        ({"compare.metric": "rouge"}, RecipeError, "no metric 'rouge'; known: exact-match"),
+        ({"selection.tokens": 900}, RecipeError, "give selection.count"),
+        ({"selection.count": 5000}, RecipeError, "a draw has 5000 rows"),
+        ({"compare.held_out": 160}, DataError, "hold out fewer"),
+        ({"compare.marks": ["sauce"]}, DataError, "sauce"),
+        ({"compare.arms": ["clean:sauce"]}, RecipeError, "no column 'sauce'"),
+        ({"compare.arms": ["oracle:source=x"]}, RecipeError, "no row of the data has that"),
+        ({"compare.arms": ["influence"], "target": None}, RecipeError, "needs a target set"),
+        ({"compare.arms": ["rds"], "target": None}, RecipeError, "needs a target set"),
+        ({"compare.changes": {"own": {"selection.alhpa": 1}}, "compare.arms": ["own"]},
+         RecipeError, "alhpa"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_said_before_anything_is_trained(
+    world: Path, tmp_path: Path, changes: dict[str, Any], error: type[GracekitError], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        gracekit.compare(world, output=tmp_path / "out", set=changes)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_held_out_rows_that_are_in_the_data_are_refused_unless_allowed(
+    world: Path, tmp_path: Path
+) -> None:
+    lines = (world.parent / "train.jsonl").read_text().splitlines(keepends=True)
+    held_out = tmp_path / "held-out.jsonl"
+    write_data(held_out, num_samples=12, seed=5)
+    held_out.write_text(held_out.read_text() + "".join(lines[:3]))
+    changes = {
+        "compare.evaluation": {"path": str(held_out), "max_length": 64},
+        "compare.arms": ["random"], "compare.seeds": 1,
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"3 of 15 held-out rows .* are in .*the first is row 12"):
+        gracekit.compare(world, output=tmp_path / "out", set=changes)
+    allowed = {**changes, "compare.allow_overlap": True}
+    assert gracekit.compare(world, output=tmp_path / "out", set=allowed).arms[0].seeds == 1
+
+
+def test_no_copy_of_a_held_out_row_is_trained_on(world: Path, tmp_path: Path) -> None:
+    doubled = tmp_path / "doubled.jsonl"
+    doubled.write_text((world.parent / "train.jsonl").read_text() * 2)
+    recipe = Recipe.load(world).override({"data.path": str(doubled)})
+    bed = Bed.make(recipe, tmp_path / "cache")
+    assert len(bed.pool) == 2 * NUM_ROWS - 2 * 20 == 2 * NUM_ROWS - len(bed.held_out_ids)
+
+
+def test_a_loss_that_is_not_finite_ends_the_comparison(world: Path, tmp_path: Path) -> None:
+    changes = {"compare.learning_rate": 1e30, "compare.arms": ["random"], "compare.seeds": 1}
+    with pytest.raises(GracekitError, match=r"not finite.*lower compare\.learning_rate"):
+        gracekit.compare(world, output=tmp_path / "out", set=changes)
+
+
+def test_exact_match_looks_at_the_last_number() -> None:
+    match = ExactMatch()
+    assert match("so 3 + 4 = 1,234.", "#### 1234") == 1
+    assert match("it is $7.0", "7") == 1
+    assert match("12 or 13", "12") == 0
+    assert match(" yes", "yes") == 1 and match("no", "yes") == 0
+
+
+def test_a_killed_comparison_goes_on(world: Path, tmp_path: Path) -> None:
+    """SIGKILL as soon as a result is there, twice: what was done stays, the rest is made."""
+    arms = ["--arms", "random,once", "--seeds", "2", "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "gracekit", "compare", str(world), *arms]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    kept: dict[Path, int] = {}
+    for number in (1, 2):
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            done = partial(num_results, tmp_path / "out", number)
+            until(done, f"{number} results")
+            process.kill()
+        found = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*-seed*.json")}
+        assert kept.items() <= found.items()
+        kept = found
+    whole = gracekit.compare(world, arms=["random", "once"], seeds=2, output=tmp_path / "out")
+    assert whole.missing == 0 and [arm.seeds for arm in whole.arms] == [2, 2]
+    assert (
+        kept.items()
+        <= {f: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*-seed*.json")}.items()
+    )
+    assert not list((tmp_path / "out").glob("*.running"))
