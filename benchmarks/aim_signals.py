@@ -15,6 +15,7 @@ same graph.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -34,10 +35,16 @@ from gracekit.samples import load_samples, tokenize
 from gracekit.types import Bool, Float32, Float64, Measurement
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.aimed_training import DATA, NUM_TARGET, hashed
 from pipelines.train_quickstart import read_rows, smollm2, tiny_llama
 
+DATA = Path(__file__).parent.parent / "data/train.jsonl"
+NUM_TARGET = 40
 FEATURES = ("embedding-mean", "hidden-mean")
+
+
+def hashed(row: dict[str, str]) -> int:
+    """A number that depends on the row's text alone."""
+    return int.from_bytes(hashlib.sha256(row["prompt"].encode()).digest()[:6], "big")
 
 
 def auc(signal: Float32, positive: Bool) -> float:
@@ -76,7 +83,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for features in FEATURES:
         scoring = ScoringSection(
-            features=features, scores=("sketch-norm", "loss"), importance="sketch-norm",
+            features=features,  # type: ignore[arg-type]
+            scores=("sketch-norm", "loss"), importance="sketch-norm",
             batch_tokens=1024, num_threads=1,
         )  # fmt: skip
         target = TargetSamples(

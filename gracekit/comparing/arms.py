@@ -55,7 +55,10 @@ class Overlay:
     """Whether a version has `compare.keep_share` of the data, from which every epoch is drawn."""
 
 
+UNAIMED = {"selection.selector": "balanced", "selection.aim": "none"}
+"""The default selector, whatever the recipe has as a target."""
 EVERYTHING = {"refresh.max_cost": None, "refresh.min_fraction": 1.0, "refresh.max_fraction": 1.0}
+_AIMED = {"selection.selector": "balanced", "selection.aim": "auto"}
 _SELECTORS = "gracekit.comparing.selectors"
 _INFLUENCE = {
     "scoring.scores": ["influence", "loss"],
@@ -64,16 +67,14 @@ _INFLUENCE = {
 }
 OVERLAYS: dict[str, Overlay] = {
     "recipe": Overlay(about="the recipe as it is"),
-    "balanced": Overlay(
-        about="the default selector", changes={"selection.selector": "balanced"}
-    ),
+    "balanced": Overlay(about="the default selector, without a target", changes=UNAIMED),
     "balanced-measured": Overlay(
         about="the default with all rows measured at every refresh",
-        changes={"selection.selector": "balanced", **EVERYTHING},
+        changes={**UNAIMED, **EVERYTHING},
     ),
     "balanced-alike": Overlay(
         about="the default with all rows drawn alike (α = 1): graph and time spread alone",
-        changes={"selection.selector": "balanced", "selection.alpha": 1.0},
+        changes={**UNAIMED, "selection.alpha": 1.0},
     ),
     "balanced-no-graph": Overlay(
         about="the default without spread over the graph",
@@ -95,6 +96,32 @@ OVERLAYS: dict[str, Overlay] = {
     ),
     "d2": Overlay(about="D2 pruning, not redrawn", changes={"selection.selector": "d2"}),
     "top": Overlay(about="the most important rows", changes={"selection.selector": "top"}),
+    "aimed": Overlay(
+        about="the default selector towards the target, by the signals that gain",
+        changes=_AIMED,
+        needs_target=True,
+    ),
+    **{
+        f"aimed-{aim}": Overlay(
+            about=about, changes={**_AIMED, "selection.aim": aim}, needs_target=True
+        )
+        for aim, about in (
+            ("influence", "towards the target by smoothed influence alone"),
+            ("likeness", "towards the target by likeness of features alone"),
+            ("group", "towards the target by what the groups gain alone"),
+            ("round-robin", "each target sample takes its nearest unused row in turn"),
+        )
+    },
+    "aimed-undosed": Overlay(
+        about="towards the target, however often a row was used",
+        changes={**_AIMED, "selection.dose": 1.0},
+        needs_target=True,
+    ),
+    "aimed-measured": Overlay(
+        about="towards the target, with all rows measured at every refresh",
+        changes={**_AIMED, **EVERYTHING},
+        needs_target=True,
+    ),
     "influence": Overlay(
         about="random rows of those with the highest influence on the target, all measured (LESS)",
         changes={"selection.selector": "top", "selection.weights": "none", **_INFLUENCE},

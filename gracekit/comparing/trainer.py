@@ -31,7 +31,7 @@ from gracekit.comparing.controls import Draws, Turn, num_kept
 from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states, sums_of_rows
 from gracekit.errors import MeasureError, RecipeError
-from gracekit.recipe import Recipe, ScoringSection
+from gracekit.recipe import Recipe
 from gracekit.refresher import refresh
 from gracekit.refresher.prices import prices
 from gracekit.samples import load_samples, tokenize
@@ -203,9 +203,14 @@ class _Looks:
     def __init__(self, bed: Bed, model: Any, watch: Watch, seen: Callable[[], Float64]) -> None:
         self._bed, self._model, self._watch, self.seen = bed, model, watch, seen
         target_share = float(bed.tokens.num_targets.sum() / max(bed.tokens.lengths.sum(), 1))
-        scoring = ScoringSection(scores=("loss",), importance="loss")
+        of_loss = {
+            "scoring.scores": ["loss"],
+            "scoring.importance": "loss",
+            "selection.aim": "none",
+        }
+        recipe = bed.recipe.override(of_loss)
         architecture = describe_architecture(bed.start, bed.recipe.checkpoints)
-        self._price = prices(architecture, scoring, target_share).measure
+        self._price = prices(architecture, recipe, target_share).measure
 
     def losses(self, rows: Rows) -> Float64:
         """[m] mean losses."""

@@ -99,7 +99,7 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
         model = open_beside(refresher, pinned, Path(folder))
         tokens = model.tokens(refresher.samples)
-        target = model.target_samples()
+        target = model.target_samples(refresher.samples)
         usable = np.flatnonzero(tokens.num_targets > 0)
         order = np.random.default_rng(changed.seed).permutation(usable)
         measured, compared = order[:NUM_MEASURED], order[:NUM_COMPARED]
