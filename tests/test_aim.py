@@ -457,10 +457,12 @@ def test_a_loss_that_rises_for_sure_is_told() -> None:
     assert course.best_step(down) == 30 and course.has_turned(down) is None
 
 
-def test_a_target_set_of_another_size_is_not_compared() -> None:
-    course = Course(earlier=[losses_at(10, 1, 1, 1)])
-    assert course.has_turned(losses_at(20, 2, 2)) is None
-    assert course.best_step(losses_at(20, 2, 2)) == 20
+def test_what_all_checkpoints_measured_is_compared() -> None:
+    """A budget may pay for fewer target samples at one checkpoint than at another."""
+    course = Course(earlier=[losses_at(10, 1, 1.1, 9), losses_at(20, 1.5, 1.6)])
+    told = course.has_turned(losses_at(30, 2, 2.2, 0, 0))
+    assert told is not None and "step 10" in told and "1.050" in told
+    assert course.best_step(losses_at(30, 2, 2.2, 0, 0)) == 10
     lone = Course(earlier=[losses_at(10, 1.0)])
     assert lone.has_turned(losses_at(20, 2.0)) is None  # one sample tells no error
 

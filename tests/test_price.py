@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gracekit.checkpoints import TrainerPace, read_pace
+from gracekit.model_pass.context import TargetSamples
 from gracekit.pace_log import MACHINE, SAMPLES_A_STEP, SECONDS_A_STEP, this_machine
 from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import LEAST_ROWS, Allowance, allowance
 from gracekit.refresher.budget import LEAST_FIRST
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.prices import Prices, prices
-from gracekit.refresher.spent import token_counts
+from gracekit.refresher.spent import token_counts, with_target
 from gracekit.refresher.step import Refreshed, step
 from gracekit.refresher.ways import best_way, kept_by, ways
 from gracekit.training.pace import PaceClock
@@ -235,10 +236,7 @@ def test_steps_before_the_pace_was_known_count_once_it_is() -> None:
 def test_a_target_set_is_paid_for_first() -> None:
     pace = TrainerPace(num_steps=100, samples_a_step=8)
     plain = allowed(recipe_of(), pace, at=50)
-    aimed = allowance(
-        recipe_of(), pace, PRICES, step=50, lengths=np.full(1000, 50), trained_rows=None,
-        before=None, of_target=300.0,
-    )  # fmt: skip
+    aimed = plain.with_target(300.0)
     assert aimed.tokens == pytest.approx(plain.tokens - 300)
     assert aimed.after(NOTHING, NOTHING).cost == 300
     influence = recipe_of(scoring={"scores": ("influence",), "importance": "influence"})
@@ -249,6 +247,48 @@ def test_a_target_set_is_paid_for_first() -> None:
     forward = dataclasses.replace(PRICES, loss=0.2)
     likeness = recipe_of(**followed, selection={"aim": "likeness"})
     assert forward.of_target(100, likeness) == pytest.approx(20)
+
+
+def test_of_a_target_that_is_followed_as_much_is_measured_as_is_paid_for() -> None:
+    tokens: Any = Tokens(100)
+    target = TargetSamples(
+        tokens=tokens, groups=np.zeros(100, np.int32), group_names=("all",),
+        contents=np.array([f"{i}" for i in range(100)], object),
+    )  # fmt: skip
+    recipe = recipe_of(target={"path": "target.jsonl"})
+    pace = TrainerPace(num_steps=100, samples_a_step=8)
+    plain = allowed(recipe, pace, at=50)
+    left, some = with_target(plain, target, recipe)
+    assert some is not None and 8 < len(some.groups) < 100
+    of_target = PRICES.of_target(50 * len(some.groups), recipe)
+    assert of_target <= 0.3 * plain.tokens < of_target + PRICES.of_target(50, recipe)
+    assert left.tokens == pytest.approx(plain.tokens - of_target)
+    assert some.contents.tolist() == target.contents[: len(some.groups)].tolist()
+    nothing, least = with_target(dataclasses.replace(plain, tokens=0.0), target, recipe)
+    assert least is not None and len(least.groups) == 8 and nothing.tokens == 0
+    assert nothing.after(NOTHING, NOTHING).cost > 0
+    unlimited, whole = with_target(allowed(recipe_of(None), pace, at=50), target, recipe)
+    assert whole is target and not unlimited.is_limited
+    compared = recipe_of(
+        target={"path": "target.jsonl"},
+        scoring={"scores": ("influence",), "importance": "influence"},
+    )
+    assert with_target(plain, target, compared)[1] is target, "a score compares with all of it"
+    assert with_target(plain, None, recipe) == (plain, None)
+
+
+@dataclasses.dataclass
+class Tokens:
+    """As many samples of 50 tokens."""
+
+    count: int
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.full(self.count, 50)
+
+    def arranged(self, rows: Rows) -> Tokens:
+        return Tokens(len(rows))
 
 
 def test_long_rows_that_come_first_are_counted_as_such() -> None:

@@ -19,6 +19,8 @@ USES = 4.0
 and docs/selection.md)."""
 KEPT_LOSSES = 256
 """Target samples whose losses a version keeps."""
+LEAST_COMPARED = 2
+"""Target samples of an earlier checkpoint that are compared at least."""
 SURE = 2.0
 """Standard errors by which the loss has to have risen."""
 
@@ -42,6 +44,7 @@ class Course:
 
     def best_step(self, now: TargetLosses) -> int:
         """The checkpoint with the lowest mean loss, of equals the first."""
+        now = TargetLosses(step=now.step, losses=now.losses[: self._count(now)])
         known = [*self._comparable(now), now]
         means = [float(np.nanmean(each.losses)) for each in known]
         return known[int(np.argmin(means))].step
@@ -52,7 +55,7 @@ class Course:
         found = next((each for each in self._comparable(now) if each.step == best), None)
         if found is None or found.step == now.step:
             return None
-        rises = now.losses - found.losses
+        rises = now.losses[: len(found.losses)] - found.losses
         rises = rises[np.isfinite(rises)]
         if len(rises) < 2:
             return None
@@ -65,8 +68,14 @@ class Course:
         )
 
     def _comparable(self, now: TargetLosses) -> list[TargetLosses]:
-        """Earlier checkpoints whose target samples are as many."""
-        return [each for each in self.earlier if len(each.losses) == len(now.losses)]
+        """Earlier checkpoints, by the samples that all of them and this one measured."""
+        known = [each for each in self.earlier if len(each.losses) >= LEAST_COMPARED]
+        count = self._count(now)
+        return [TargetLosses(step=each.step, losses=each.losses[:count]) for each in known]
+
+    def _count(self, now: TargetLosses) -> int:
+        lengths = [len(each.losses) for each in self.earlier if len(each.losses) >= LEAST_COMPARED]
+        return min([len(now.losses), *lengths])
 
 
 def mean_uses(place: Float32, state: DrawState | None) -> float:

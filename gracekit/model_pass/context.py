@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gracekit.protocols import OptimizerState, Sketch
-from gracekit.types import Float32, Int32, Strings
+from gracekit.types import Float32, Int32, Rows, Strings
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,15 @@ class TargetSamples:
     """Whether its loss is measured, as where selection aims at it."""
     keeps_sketches: bool = False
     """Whether the sketches of its gradients are kept, and those of all measured rows."""
+
+    def take(self, rows: Rows) -> TargetSamples:
+        """Some of the samples, in the given order."""
+        return replace(
+            self,
+            tokens=self.tokens.arranged(rows),
+            groups=self.groups[rows],
+            contents=self.contents[rows],
+        )
 
 
 @dataclass(slots=True, kw_only=True)

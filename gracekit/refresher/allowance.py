@@ -98,6 +98,21 @@ class Allowance:
         """What the features of the rows alone cost."""
         return self.prices.look * float(self.lengths[rows].sum())
 
+    def with_target(self, cost: float) -> Allowance:
+        """What is left for the rows once the target set is paid for."""
+        if cost > self.tokens:
+            logger.warning(
+                "the target set alone costs %.0f tokens of training at this refresh, and refresh."
+                "max_cost allows %.0f now: no sample is measured. Raise max_cost",
+                cost,
+                self.tokens,
+            )
+        tokens = max(self.tokens - cost, 0.0)
+        account = self.account
+        if self.is_limited:
+            account = account.model_copy(update={"allowance": tokens})
+        return replace(self, tokens=tokens, of_target=cost, account=account)
+
     def after(self, measured: Rows, looked: Rows) -> Cost:
         """The account with what a refresh has spent.
 
@@ -139,7 +154,6 @@ def allowance(
     trained_rows: Rows | None,
     before: Cost | None,
     elapsed_s: float = 0.0,
-    of_target: float = 0.0,
 ) -> Allowance:
     """What a refresh of a checkpoint may spend.
 
@@ -152,7 +166,6 @@ def allowance(
         trained_rows: The latest coreset, whose rows tell how long a trained row is; None: all do.
         before: Account of the newest version that has one; None where nothing was spent yet.
         elapsed_s: Seconds that the refresh has taken already.
-        of_target: What the target set costs at each refresh.
     """
     max_cost = recipe.refresh.max_cost
     last = Cost(cost=0.0, cost_in_all=0.0) if before is None else before
@@ -198,7 +211,6 @@ def allowance(
         account=account,
         num_refreshes=num_refreshes,
         knows_interval=bool(knows_interval),
-        of_target=of_target,
     )
     if max_cost is None:
         return found
@@ -219,15 +231,7 @@ def allowance(
     if 0 < part < least <= left:  # parts too small for any measuring are put together
         num_together = math.ceil(least / part)
         part = part * num_together if num_refreshes % num_together == 0 else 0.0
-    if of_target > part:
-        logger.warning(
-            "the target set alone costs %.0f tokens of training at each refresh, and refresh."
-            "max_cost allows %.0f now: no sample is measured. Shorten it, or raise max_cost",
-            of_target,
-            part,
-        )
-    tokens = max(part - of_target, 0.0)
-    return replace(found, tokens=tokens, account=account.model_copy(update={"allowance": tokens}))
+    return replace(found, tokens=part, account=account.model_copy(update={"allowance": part}))
 
 
 def _num_steps(recipe: Recipe, pace: TrainerPace) -> int | None:

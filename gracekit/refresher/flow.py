@@ -33,7 +33,7 @@ from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.result import RefreshResult
-from gracekit.refresher.spent import allowance_at, with_seconds
+from gracekit.refresher.spent import allowance_at, with_seconds, with_target
 from gracekit.refresher.step import step
 from gracekit.refresher.uses import (
     last_probabilities,
@@ -221,17 +221,6 @@ class Refresher:
                 growth = merge(
                     store.samples(), data, version=store.next_version(), other_tokens=True
                 )
-            measure = held.enter_context(
-                MeasuredRows(
-                    model.executor(tokens.arranged(growth.places), target),
-                    store.shards(measure_id),
-                    store.shards(measure_id, looks=True),
-                    growth.samples.present,
-                    progress,
-                    earlier_losses(store, growth.samples, recipe.scoring.scores),
-                    when_finished=held.close,
-                )
-            )
             parent = last_coreset(store)
             pace = read_pace(pinned.directory)
             allowance = allowance_at(
@@ -243,8 +232,19 @@ class Refresher:
                 samples=growth.samples,
                 trained_rows=parent,
                 elapsed_s=clock.elapsed_s(),
-                target_tokens=int(target.tokens.lengths.sum()) if target else 0,
                 left_over=store.left_over(measure_id),
+            )
+            allowance, target = with_target(allowance, target, recipe)
+            measure = held.enter_context(
+                MeasuredRows(
+                    model.executor(tokens.arranged(growth.places), target),
+                    store.shards(measure_id),
+                    store.shards(measure_id, looks=True),
+                    growth.samples.present,
+                    progress,
+                    earlier_losses(store, growth.samples, recipe.scoring.scores),
+                    when_finished=held.close,
+                )
             )
             state, trained = state_and_losses(store, growth.samples, parent, pinned.step)
             refreshed = step(

@@ -110,7 +110,7 @@ class CheckpointModel:
             raw = load_samples(settings)
             rows = np.arange(len(raw))
             tokens = tokenize(raw, self.tokenizer, settings, self._cache / "target-tokens")
-        return TargetSamples(
+        found = TargetSamples(
             tokens=tokens,
             groups=raw.groups[rows],
             group_names=raw.group_names,
@@ -118,6 +118,10 @@ class CheckpointModel:
             is_followed=recipe.follows_target,
             keeps_sketches=recipe.keeps_sketches,
         )
+        if not recipe.follows_target:
+            return found
+        # In no order of the file, so that the first ones stand for all.
+        return found.take(np.argsort(found.contents.astype(str), kind="stable"))
 
     def executor(self, tokens: TokenTable, target: TargetSamples | None) -> Executor:
         """The pass over samples: in this process, or in one for each device.

@@ -21,7 +21,7 @@ from gracekit.refresher.first_look import rows_to_look_at
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.loading import last_coreset, load_last
 from gracekit.refresher.run_cost import RunCost, run_cost
-from gracekit.refresher.spent import allowance_at
+from gracekit.refresher.spent import allowance_at, with_target
 from gracekit.refresher.ways import Way, ways
 from gracekit.samples import TokenTable, sample_table
 from gracekit.store import Store, StorePaths
@@ -147,8 +147,8 @@ def plan_next(
         step=checkpoint.step,
         samples=samples,
         trained_rows=None if store is None else last_coreset(store),
-        target_tokens=int(target.tokens.lengths.sum()) if target else 0,
     )
+    spending, _ = with_target(spending, target, recipe)
     first = first_plan(last, recipe, samples=samples, step=checkpoint.step, allowance=spending)
     plan, account = first.plan, spending.after(first.plan.rows, rows_to_look_at(samples, first))
     counts = np.bincount(plan.reasons, minlength=len(Reason))

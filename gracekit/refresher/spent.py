@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,10 +12,16 @@ from gracekit.checkpoints import TrainerPace
 from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import Allowance, allowance
 from gracekit.refresher.prices import Prices, prices
+from gracekit.scores.meaning import needs
 from gracekit.store import StoreReader
 from gracekit.types import Int64, Json, Rows, SampleTable
 from gracekit.version.header import Timings
 from gracekit.version.outcomes import Cost
+
+if TYPE_CHECKING:
+    from gracekit.model_pass.context import TargetSamples
+
+logger = logging.getLogger(__name__)
 
 LeftOver = tuple[Rows, Rows]
 """As `Store.left_over` gives it."""
@@ -29,7 +37,6 @@ def allowance_at(
     samples: SampleTable,
     trained_rows: Rows | None,
     elapsed_s: float = 0.0,
-    target_tokens: int = 0,
     left_over: LeftOver | None = None,
 ) -> Allowance:
     """What a refresh of a checkpoint may spend, after what the versions of a store have spent.
@@ -43,7 +50,6 @@ def allowance_at(
         samples: The sample table [n].
         trained_rows: The latest coreset.
         elapsed_s: Seconds that the refresh has taken already.
-        target_tokens: Of the target set.
         left_over: Rows measured, and looked at, by refreshes of other checkpoints that were never
             finished.
     """
@@ -63,8 +69,43 @@ def allowance_at(
         trained_rows=trained_rows,
         before=before,
         elapsed_s=elapsed_s,
-        of_target=found.of_target(target_tokens, recipe),
     )
+
+
+LEAST_TARGET = 8
+"""Target samples that are measured at least."""
+_TARGET_SHARE = 0.3
+"""Share of what a refresh may spend that goes to the target set, at most."""
+
+
+def with_target(
+    allowance: Allowance, target: TargetSamples | None, recipe: Recipe
+) -> tuple[Allowance, TargetSamples | None]:
+    """What is left for the rows, and the target samples that are measured at this refresh.
+
+    Where the selection follows the target, and no score compares with all of it, as many of its
+    samples as a part of the allowance pays for: the first ones, so that checkpoints compare.
+    """
+    if target is None:
+        return allowance, None
+    may_be_fewer = recipe.follows_target and not needs(recipe.scoring.scores, "target")
+    if may_be_fewer and allowance.is_limited:
+        costs = [
+            allowance.prices.of_target(int(tokens), recipe)
+            for tokens in np.cumsum(target.tokens.lengths)
+        ]
+        paid_for = int(np.searchsorted(costs, _TARGET_SHARE * allowance.tokens, side="right"))
+        count = min(max(paid_for, LEAST_TARGET), len(target.groups))
+        if count < len(target.groups):
+            logger.info(
+                "%d of the %d target samples are measured at this refresh: a third of what "
+                "refresh.max_cost allows now pays for no more",
+                count,
+                len(target.groups),
+            )
+            target = target.take(np.arange(count))
+    cost = allowance.prices.of_target(int(target.tokens.lengths.sum()), recipe)
+    return allowance.with_target(cost), target
 
 
 def last_account(store: StoreReader) -> Cost | None:
