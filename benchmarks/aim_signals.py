@@ -6,10 +6,10 @@
 
 All rows are measured at one checkpoint, with the sketches of their gradients; then a random part of
 them is taken as measured, several times. AUC is that of rows of the target's source against all
-others, precision that of the best 30 % (or as many as the source has, if fewer): *per row* by the
-cosine of its own sketch with the target's mean, which only measured rows have; *smoothed* as
-`gracekit.aim` does it; *likeness* by the features; *cosines* by per-row cosines averaged over the
-same graph.
+others, precision that of the best 30 % (or as many as the source has, if fewer): *plain* by the
+cosine of a row's own sketch with the target's mean, which only measured rows have; *centred* the
+same with what the measured rows have in common taken off both; *plain, smoothed* and *smoothed*
+both averaged over the graph, the latter as `gracekit.aim` does it; *likeness* by the features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.recipe import DataSection, GraphSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
-from gracekit.types import Bool, Float32, Float64, Measurement
+from gracekit.types import Bool, Float32, Measurement
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines.train_quickstart import read_rows, smollm2, tiny_llama
@@ -117,16 +117,6 @@ def graph_over(features: Float32) -> Any:
     return walk_matrix(symmetric(index.graph))
 
 
-def by_cosines(walk: Any, rows: Any, cosines: Float32, rounds: int) -> Float64:
-    """Per-row cosines averaged over the graph, by the part of them that is known."""
-    sums, mass = np.zeros(walk.shape[0]), np.zeros(walk.shape[0])
-    sums[rows], mass[rows] = cosines, 1
-    for _ in range(rounds):
-        sums, mass = walk @ sums, walk @ mass
-    found: Float64 = np.divide(sums, mass, out=np.zeros_like(sums), where=mass > 0)
-    return found
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -146,8 +136,8 @@ def main() -> None:
     sketches, groups, names = sketches[good], found["groups"][good], found["names"].tolist()
     features = {name: found[name][good].astype(np.float32) for name in FEATURES}
     walks = {name: graph_over(f) for name, f in features.items()}
-    print("| target | graph | measured | per row | cosines | smoothed | likeness | precision: "
-          "smoothed | likeness |\n|---|---|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
+    print("| target | graph | measured | plain | centred | plain, smoothed | smoothed | likeness "
+          "| precision: smoothed | likeness |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
     for name in names:
         of_source = np.flatnonzero(groups == names.index(name))
         if len(of_source) < 3 * NUM_TARGET:
@@ -160,24 +150,27 @@ def main() -> None:
                     targets = random.choice(of_source, NUM_TARGET, replace=False)
                     pool = np.setdiff1d(np.arange(len(groups)), targets)
                     goal = sketches[targets].mean(axis=0)
-                    goal /= np.linalg.norm(goal)
                     count = round(part * len(pool))
                     rows = np.sort(random.choice(pool, count, replace=False))
-                    own = sketches[rows] @ goal
                     rounds, _ = reach(walk, rows)
                     positive = groups == names.index(name)
-                    smooth = smoothed_cosines(
-                        walk, rows, sketches[rows], goal[None], rounds=rounds
-                    )[:, 0]
+                    common = sketches[rows].mean(axis=0)
+                    own, smooth = [], []
+                    for taken_off in (0 * common, common):
+                        centred, aim = sketches[rows] - taken_off, goal - taken_off
+                        aim = aim / np.linalg.norm(aim)
+                        own.append(centred @ aim / np.linalg.norm(centred, axis=1))
+                        smooth.append(
+                            smoothed_cosines(walk, rows, centred, aim[None], rounds=rounds)[:, 0]
+                        )
                     alike = likeness(
                         features[graph], np.ones(len(groups), bool), features[graph][targets]
                     )
                     lines.append((
-                        auc(own, positive[rows]),
-                        auc(by_cosines(walk, rows, own, rounds)[pool], positive[pool]),
-                        auc(smooth[pool], positive[pool]),
+                        *(auc(values, positive[rows]) for values in own),
+                        *(auc(values[pool], positive[pool]) for values in smooth),
                         auc(alike[pool], positive[pool]),
-                        precision(smooth[pool], positive[pool]),
+                        precision(smooth[1][pool], positive[pool]),
                         precision(alike[pool], positive[pool]),
                     ))  # fmt: skip
                 cells = " | ".join(f"{value:.2f}" for value in np.mean(lines, axis=0))

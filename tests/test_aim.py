@@ -280,8 +280,9 @@ def test_groups_that_gain_are_followed_where_nothing_else_tells() -> None:
     assert len(np.unique(signal)) == 3
     # By hand: what the measured rows of a group say, drawn to 0 as by ten more.
     assert evidence.sketches is not None and evidence.target.sketches is not None
-    goal = unit(evidence.target.sketches.astype(np.float32).mean(axis=0)[None])[0]
-    cosines = evidence.sketches @ goal
+    common = evidence.sketches.mean(axis=0)
+    goal = unit((evidence.target.sketches.astype(np.float32).mean(axis=0) - common)[None])[0]
+    cosines = unit(evidence.sketches - common) @ goal
     of_group = evidence.groups[evidence.rows] == 2
     expected = (cosines[of_group] - cosines.mean()).sum() / (of_group.sum() + 10)
     assert signal[is_useful] == pytest.approx(np.full(is_useful.sum(), expected), abs=1e-4)
@@ -317,10 +318,12 @@ def test_without_measured_rows_the_gains_of_before_hold() -> None:
     assert found.share_influence == pytest.approx(aim.share_influence)
     np.testing.assert_allclose(again.factors["aim"], places.factors["aim"], atol=1e-5)
     assert again.factors["aim"][is_useful].mean() > 2
-    nothing, none_known = follow(
-        SelectionSection(), dataclasses.replace(later, before=None, gains_before={})
-    )
-    assert (nothing.factors["aim"] == 1).all() and "fewer than 30 rows" in none_known.why
+    untold = dataclasses.replace(later, before=None, gains_before={})
+    _, half = follow(SelectionSection(), untold)
+    assert (half.share_likeness, half.share_uniform) == (0.5, 0.5)
+    assert "fewer than 30 rows" in half.why
+    nothing, none_known = follow(SelectionSection(aim="influence"), untold)
+    assert (nothing.factors["aim"] == 1).all() and "nothing is known yet" in none_known.why
 
 
 def test_without_any_features_all_rows_are_alike() -> None:

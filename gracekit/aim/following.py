@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gracekit.aim.gains import LEAST_ROWS, PLAIN_WIDTH
-from gracekit.aim.judging import JUDGED, MASS, Evidence, Judged, judge
+from gracekit.aim.judging import JUDGED, LIKENESS, MASS, Evidence, Judged, judge
 from gracekit.aim.places import chosen
 from gracekit.types import Places
 from gracekit.version.outcomes import Aim
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EXPLORED = 0.1
 """Share of the aimed part that the signals keep alike, whatever they are worth."""
+UNTOLD = 0.5
+"""Share that all rows have alike where nothing tells yet what a signal gains."""
 SHARPNESS = 4.0
 """Power of the gains in the shares: a signal that gains 1.3 times as much gets nearly three times
 the share, and equal ones get equal shares."""
@@ -42,6 +44,8 @@ def follow(settings: SelectionSection, evidence: Evidence) -> tuple[Places, Aim]
     judged = judge(settings, evidence)
     shares, why = _shares(settings, judged)
     uniform = settings.aim_uniform if shares else 1.0
+    if shares and settings.aim == "auto" and not judged.gains:
+        uniform = max(uniform, UNTOLD)
     place = np.full(len(evidence.valid), uniform, np.float32)
     widths = {}
     for name, share in shares.items():
@@ -94,10 +98,12 @@ def _shares(settings: SelectionSection, judged: Judged) -> tuple[dict[str, float
         return {settings.aim: 1.0}, f"the recipe says so (selection.aim: {settings.aim})"
     gains = {name: gain for name, gain in judged.gains.items() if name in judged.signals}
     if not gains:
-        return {}, (
-            f"fewer than {LEAST_ROWS} rows were measured, and nothing tells yet what a signal is "
-            "worth: all rows are alike"
+        untold = (
+            f"fewer than {LEAST_ROWS} rows were measured, and nothing tells what a signal gains"
         )
+        if LIKENESS in judged.signals:
+            return {LIKENESS: 1.0}, f"{untold}: likeness, which costs nothing, has half"
+        return {}, f"{untold}: all rows are alike"
     counts = {name: gain.counts for name, gain in gains.items()}
     if not any(counts.values()):
         return {}, (

@@ -3,7 +3,8 @@
 A step on row i lowers the target's loss, to first order, by the inner product of both gradients. A
 signal chooses rows; the mean over its choice of the cosine of row and target, less the mean over
 all rows, says how much better than chance the choice is. One row's cosine is mostly noise, but the
-mean of many is not.
+mean of many is not. What all rows have in common, which random rows teach as well, is taken off
+both gradients first.
 
 It is told by rows drawn at random, and by target samples that the signal has not seen: the target
 set is split in two, each half chooses, and the other judges. What a row says of itself is left out

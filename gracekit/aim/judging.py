@@ -182,13 +182,14 @@ class _Told:
         if len(places) > MOST_JUDGED:
             random = np.random.default_rng(evidence.seed)
             places = np.sort(random.choice(places, MOST_JUDGED, replace=False))
-        cosines = sketches[places] @ _directions(means).T
         common = sketches.mean(axis=0, dtype=np.float64).astype(np.float32)
+        sketches, goals = sketches - common, _directions(means - common)
+        cosines = _directions(sketches[places]) @ goals.T
         return cls(
             rows=evidence.rows[places],
             places=places,
-            sketches=sketches - common,
-            goals=_directions(means - common),
+            sketches=sketches,
+            goals=goals,
             worth=cosines[:, 0],
             worths=(cosines[:, 2], cosines[:, 1]),
         )

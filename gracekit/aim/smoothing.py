@@ -5,10 +5,11 @@ own. Neighbours in the graph have their own parts too, but what they share is sh
 
     S = P^r M U        s_i = ⟨S_i, ĝ⟩ / |S_i|
 
-with U the unit sketches of the measured rows, M their places among all, P the graph with a loop at
-each row and weights that add up to 1, and ĝ the direction of the target's mean gradient. Rows that
-were not measured get the mean of the measured ones within reach; P^r M 1 is how much of that there
-is. With n rows, m edges and k² numbers of a sketch it takes 2 r m k² operations.
+with U the unit sketches of the measured rows, less their mean, M their places among all, P the
+graph with a loop at each row and weights that add up to 1, and ĝ the direction of the target's mean
+gradient, less the same. Rows that were not measured get the mean of the measured ones within reach;
+P^r M 1 is how much of that there is. With m edges and k² numbers of a sketch it takes 2 r m k²
+operations.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def smoothed_cosines(
     Args:
         walk: P.
         rows: [m] measured.
-        sketches: [m, k²] of length 1 (or 0).
+        sketches: [m, k²]
         goals: [g, k²] of length 1.
         rounds: r.
 
@@ -102,7 +103,7 @@ def cosines_without_self(
     Args:
         walk: P.
         rows: [m] measured.
-        sketches: [m, k²] of length 1 (or 0).
+        sketches: [m, k²]
         goals: [g, k²] of length 1.
         rounds: r.
         asked: [a] positions in `rows`.

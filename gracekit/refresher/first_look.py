@@ -50,7 +50,7 @@ def started(
         return last, nobody
     if last is None:
         if not len(first.plan.rows):
-            return None, nobody
+            return _seen_only(recipe, samples, measure, allowance)
         looked = rows_to_look_at(samples, first)
         measurement = measure(first.plan.rows)
         features = measure.look(looked).astype(np.float32)
@@ -64,6 +64,25 @@ def started(
     if len(looked):
         last = _with_looks(recipe, last, looked, measure.look(looked).astype(np.float32))
     return _with_guesses(last, waiting), looked
+
+
+def _seen_only(
+    recipe: Recipe, samples: SampleTable, measure: Measure, allowance: Allowance
+) -> tuple[LastRefresh | None, Rows]:
+    """What a first version starts from that measures nothing: features, if they cost nothing and
+    are of use, as where a target is followed by them; else nothing at all.
+    """
+    nobody = np.zeros(0, np.int64)
+    looked = np.flatnonzero(samples.present & (samples.num_response_tokens > 0))
+    if not recipe.follows_target or allowance.of_looking(looked) > 0:
+        return None, nobody
+    features = measure.look(looked)
+    nothing = Measurement(
+        rows=nobody,
+        scores={name: np.zeros(0, np.float32) for name in recipe.scoring.scores},
+        features=features[:0],
+    )
+    return _blank(recipe, samples, nothing, looked, features.astype(np.float32)), looked
 
 
 def rows_to_look_at(samples: SampleTable, first: FirstPlan) -> Rows:
@@ -82,12 +101,24 @@ def _begun(
     looked: Rows,
     features: Float32,
 ) -> LastRefresh:
-    """What the first version starts from: guesses for all rows, and the features that are there.
+    """What the first version starts from: guesses for all rows, and the features that are there."""
+    blank = _blank(recipe, samples, measurement, looked, features)
+    return _with_guesses(blank, _never_measured(samples, blank.scores))
+
+
+def _blank(
+    recipe: Recipe,
+    samples: SampleTable,
+    measurement: Measurement,
+    looked: Rows,
+    features: Float32,
+) -> LastRefresh:
+    """The features that are there, and no score.
 
     Args:
         recipe: All settings.
         samples: The sample table [n].
-        measurement: The rows that were measured first, one at least.
+        measurement: The rows that were measured first.
         looked: [q] rows of which only the features were computed.
         features: [q, d] these.
     """
@@ -98,7 +129,7 @@ def _begun(
     unit = unit_features(all_features, valid)
     index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed)
     nothing = {name: np.full(n, np.nan, np.float32) for name in measurement.scores}
-    blank = LastRefresh(
+    return LastRefresh(
         version=0,
         num_since_full=0,
         samples=samples,
@@ -117,7 +148,6 @@ def _begun(
         index=index,
         graph=symmetric(index.graph),
     )
-    return _with_guesses(blank, _never_measured(samples, blank.scores))
 
 
 def _origins(samples: SampleTable) -> UInt8:
