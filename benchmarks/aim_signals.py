@@ -136,8 +136,11 @@ def main() -> None:
     sketches, groups, names = sketches[good], found["groups"][good], found["names"].tolist()
     features = {name: found[name][good].astype(np.float32) for name in FEATURES}
     walks = {name: graph_over(f) for name, f in features.items()}
-    print("| target | graph | measured | plain | centred | plain, smoothed | smoothed | likeness "
-          "| precision: smoothed | likeness |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")  # fmt: skip
+    print(
+        "| target | graph | measured | plain | centred | plain, smoothed | smoothed | likeness | "
+        "precision: smoothed | likeness |"
+    )
+    print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in names:
         of_source = np.flatnonzero(groups == names.index(name))
         if len(of_source) < 3 * NUM_TARGET:
