@@ -253,6 +253,22 @@ def test_adapters_are_trained_and_followed(bed: Bed, tmp_path: Path) -> None:
     assert course.versions == 3 and course.selection_tokens > 0
 
 
+class Length:
+    """A metric of a user's own: characters written for each of the answer."""
+
+    def __call__(self, written: str, answer: str) -> float:
+        return len(written) / len(answer)
+
+
+@pytest.mark.parametrize("metric", ["exact-match", f"{__name__}:Length"])
+def test_what_a_model_writes_is_judged(world: Path, tmp_path: Path, metric: str) -> None:
+    changes = {"compare.metric": metric, "compare.metric_rows": 3, "compare.epochs": 1}
+    found = gracekit.compare(world, arms=["random"], seeds=1, output=tmp_path, set=changes)
+    result = json.loads((tmp_path / "random-seed0.json").read_text())
+    assert len(result["metric"]) == 3 and found.arms[0].metric == np.mean(result["metric"])
+    assert (found.arms[0].metric > 0.2) == (metric != "exact-match")
+
+
 # --- what is refused ---
 
 
