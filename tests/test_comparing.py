@@ -244,6 +244,14 @@ def test_oracles_train_on_what_they_know(bed: Bed, tmp_path: Path) -> None:
     assert not bed.marks["planted"][np.concatenate(course.trained)].any()
 
 
+def test_an_arm_may_have_versions_of_another_size(bed: Bed, tmp_path: Path) -> None:
+    """Epochs are as long as a draw whatever a version has, so that steps stay equal."""
+    own = {"own": {"selection.fraction": 0.5, "selection.selector": "top"}}
+    recipe = bed.recipe.override({"compare.changes": own})
+    course = course_of(bed, arm_of("own", recipe), tmp_path)
+    assert [len(set(rows)) for rows in course.trained] == [bed.num_drawn] * 3
+
+
 def test_adapters_are_trained_and_followed(bed: Bed, tmp_path: Path) -> None:
     pytest.importorskip("peft")
     recipe = bed.recipe.override({"compare.lora_rank": 2})
