@@ -91,6 +91,12 @@ selection:
 
 retention:
   keep: null                # versions to keep; older ones leave what was measured. null: all
+
+compare:                    # whether it pays on this data: `gracekit compare`, docs/comparing.md
+  start: null               # directory of the model that every run starts from
+  epochs: 5                 # draws that a run trains on
+  batch_size: 8
+  learning_rate: 2.0e-5
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import xml.etree.ElementTree as ElementTree
@@ -210,6 +211,19 @@ def test_the_verdict_is_against_the_stronger_control() -> None:
     assert recipe.compute[-1] == 105
     assert found.verdict[0].startswith("Head-room: the best oracle `clean` is -0.8")
     assert found.verdict[2].startswith("`recipe` is better than `once`: -0.4")
+    assert "% of its compute" in found.verdict[2]
+    dearer = [
+        dataclasses.replace(
+            r,
+            points=[
+                dataclasses.replace(p, selection_tokens=20.0 * (r.arm == "recipe"))
+                for p in r.points
+            ],
+        )
+        for r in results
+    ]
+    found = compare_results(dearer, ARMS, average="tokens")
+    assert "took 120% of the compute of `once`" in found.verdict[3]
 
 
 def test_no_difference_and_no_head_room_are_said() -> None:

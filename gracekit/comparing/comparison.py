@@ -21,6 +21,9 @@ from gracekit.tabular import ShortRepr
 from gracekit.types import Float64, Json
 from gracekit.version.json_text import plain_json
 
+MORE_COMPUTE = 1.05
+"""Of the control's compute, above which a gain at equal steps needs a word."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmOutcome:
@@ -302,6 +305,8 @@ def _verdict(
     if oracle is not None:
         sentences.append(_head_room(outcomes, oracle, control))
     known = {arm.name: arm for arm in arms}
+    of_control = next(outcome for outcome in outcomes if outcome.arm == control)
+    known_compute = max(of_control.compute[-1], 1e-12)
     for outcome in outcomes:
         arm, apart = known[outcome.arm], outcome.against_control
         if apart is None or arm.is_oracle or arm.is_full:
@@ -309,7 +314,8 @@ def _verdict(
         numbers = f"{apart.mean:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]"
         if apart.is_better:
             reached = (
-                f", and reaches its last loss in {outcome.steps_to_control:.0%} of its steps"
+                f", and reaches its last loss in {outcome.steps_to_control:.0%} of its steps and "
+                f"{outcome.compute_to_control:.0%} of its compute"
                 if not math.isnan(outcome.steps_to_control)
                 else ""
             )
@@ -318,6 +324,12 @@ def _verdict(
             sentences.append(f"`{outcome.arm}` is worse than `{control}`: {numbers}.")
         else:
             sentences.append(f"`{outcome.arm}`: no difference from `{control}` found: {numbers}.")
+        share = outcome.compute[-1] / known_compute
+        if apart.mean < 0 and share > MORE_COMPUTE:
+            sentences.append(
+                f"`{outcome.arm}` took {share:.0%} of the compute of `{control}` in as many steps: "
+                "longer rows, or selection. See whether `longest` does as well."
+            )
     return sentences
 
 

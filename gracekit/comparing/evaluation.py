@@ -172,7 +172,10 @@ def metric_of(name: str) -> Metric:
 def metric_values(model: Any, judges: Judges, tokenizer: Any, metric: Metric, most: int) -> (
     list[float]
 ):  # fmt: skip
-    """The metric on the first held-out rows: the model writes greedily after each prompt."""
+    """The metric on the first held-out rows: the model writes greedily after each prompt, as far as
+    its context reaches.
+    """
+    context = getattr(model.config, "max_position_embeddings", None) or 2**31
     values = []
     for row in judges.rows[:most]:
         ids, has_loss = judges.tokens.take(np.array([row]))[0]
@@ -183,7 +186,7 @@ def metric_values(model: Any, judges: Judges, tokenizer: Any, metric: Metric, mo
             written = model.generate(
                 input_ids=prompt,
                 attention_mask=torch.ones_like(prompt),
-                max_new_tokens=NEW_TOKENS,
+                max_new_tokens=max(1, min(NEW_TOKENS, context - first)),
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )

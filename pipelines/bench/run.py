@@ -44,7 +44,7 @@ FULL_OF: dict[str, dict[str, Any]] = {
 }
 MORE_ARMS = {
     "found": ["clean:planted", "loss-top", "infobatch", "balanced-measured"],
-    "mix": ["infobatch", "coverage", "d2", "balanced-measured", "balanced-alike"],
+    "mix": ["infobatch", "coverage", "d2", "balanced-measured"],
     "share": ["coverage", "balanced-no-graph", "balanced-no-time"],
     **{f"target-{name}": ["target-coverage", "influence", "recipe"] for name in data.TARGETS},
 }
