@@ -53,6 +53,8 @@ class Allowance:
     """What the target set costs at this refresh, which is spent in any case."""
     num_refreshes: int = 1
     """Refreshes to come, this one included, as far as a plan of the training tells."""
+    left: float = math.inf
+    """What may still be spent until the end of the run, this refresh included."""
     knows_interval: bool = True
     """Whether it is known how far apart checkpoints are; else the number of refreshes is the most
     that there can be."""
@@ -227,7 +229,12 @@ def allowance(
             part,
         )
     tokens = max(part - of_target, 0.0)
-    return replace(found, tokens=tokens, account=account.model_copy(update={"allowance": tokens}))
+    return replace(
+        found,
+        tokens=tokens,
+        left=max(left, 0.0),
+        account=account.model_copy(update={"allowance": tokens}),
+    )
 
 
 def _num_steps(recipe: Recipe, pace: TrainerPace) -> int | None:
