@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gracekit.checkpoints import check_checkpoint
 from gracekit.cli.output import Output
 from gracekit.cli.results import print_plan
 from gracekit.errors import RefreshStoppedError
+from gracekit.pace_log import MACHINE, SAMPLES_A_STEP, SECONDS_A_STEP, this_machine
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher
@@ -186,6 +188,20 @@ def test_a_plan_before_the_first_step(
     assert "in 4 refreshes; training and selection" in words
     last = [refreshed(recipe, run_dir, step) for step in (100, 200, 300)][-1]
     assert account(last).cost_in_all == pytest.approx(told.selection, rel=0.2)
+
+
+@pytest.mark.parametrize(("seconds", "part"), [(1e-6, 0), (1e6, 1)])
+def test_a_plan_counts_the_seconds_too(
+    run_dir: Path, tmp_path: Path, seconds: float, part: int
+) -> None:
+    checkpoint = shutil.copytree(run_dir / "run/checkpoint-100", tmp_path / "checkpoint-100")
+    entry = {SAMPLES_A_STEP: BATCH, SECONDS_A_STEP: seconds, MACHINE: this_machine(), "step": 100}
+    state = {"global_step": 100, "max_steps": STEPS, "log_history": [entry]}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    shown = gracekit.refresh(recipe, checkpoint, dry_run=True)
+    assert shown.run.selection == pytest.approx(part * 0.01 * shown.run.training)
+    assert (shown.num_rows > 0) == bool(part)
 
 
 @pytest.mark.parametrize("n", [1, 40, 700])

@@ -53,6 +53,8 @@ class Allowance:
     """What the target set costs at this refresh, which is spent in any case."""
     num_refreshes: int = 1
     """Refreshes to come, this one included, as far as a plan of the training tells."""
+    left: float = math.inf
+    """What may still be spent until the end of the run, this refresh included."""
     knows_interval: bool = True
     """Whether it is known how far apart checkpoints are; else the number of refreshes is the most
     that there can be."""
@@ -231,7 +233,12 @@ def allowance(
     if 0 < part < least <= left:  # parts too small for any measuring are put together
         num_together = math.ceil(least / part)
         part = part * num_together if num_refreshes % num_together == 0 else 0.0
-    return replace(found, tokens=part, account=account.model_copy(update={"allowance": part}))
+    return replace(
+        found,
+        tokens=part,
+        left=max(left, 0.0),
+        account=account.model_copy(update={"allowance": part}),
+    )
 
 
 def _num_steps(recipe: Recipe, pace: TrainerPace) -> int | None:

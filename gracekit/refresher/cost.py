@@ -14,6 +14,7 @@ import numpy as np
 
 from gracekit.checkpoints import pin
 from gracekit.recipe import Recipe
+from gracekit.refresher.clock import StageClock
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.memory_probe import MemoryProbe
 from gracekit.refresher.previewing import PlanPreview, open_beside, plan_next
@@ -85,12 +86,13 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     probe_tokens = min(recipe.scoring.batch_tokens, _PROBE_TOKENS)
     probe = recipe.override({"scoring.batch_tokens": probe_tokens})
     refresher = Refresher.from_recipe(probe, strict=strict)
+    clock = StageClock()
     with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
         cache = Path(folder)
         model = open_beside(refresher, pinned, cache)
         tokens = model.tokens(refresher.samples)
         target = model.target_samples(refresher.samples)
-        planned = plan_next(refresher, checkpoint, lambda: tokens, target=target)
+        planned = plan_next(refresher, checkpoint, lambda: tokens, target=target, clock=clock)
         plan, lengths = planned.shown, planned.lengths
         if planned.places is not None:
             tokens = tokens.arranged(planned.places)

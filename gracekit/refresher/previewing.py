@@ -17,6 +17,7 @@ from gracekit.checkpoints import LAYOUTS, describe_architecture, pin, read_pace
 from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import Allowance
 from gracekit.refresher.budget import first_plan, of_first_version
+from gracekit.refresher.clock import StageClock
 from gracekit.refresher.first_look import rows_to_look_at
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.loading import last_coreset, load_last
@@ -87,6 +88,7 @@ class Planned:
 def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> PlanPreview:
     """The plan of the next refresh, without loading the model; writes nothing to the store."""
     refresher = Refresher.from_recipe(recipe, strict=strict)
+    clock = StageClock()
     with ExitStack() as stack:
 
         @functools.cache
@@ -97,7 +99,11 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
 
         target = model().target_samples(refresher.samples) if recipe.target is not None else None
         return plan_next(
-            refresher, checkpoint, lambda: model().tokens(refresher.samples), target=target
+            refresher,
+            checkpoint,
+            lambda: model().tokens(refresher.samples),
+            target=target,
+            clock=clock,
         ).shown
 
 
@@ -116,8 +122,12 @@ def plan_next(
     tokens: Callable[[], TokenTable],
     *,
     target: TargetSamples | None,
+    clock: StageClock,
 ) -> Planned:
-    """Plan the next refresh; `tokens` is asked for those of the data only where needed."""
+    """Plan the next refresh; `tokens` is asked for those of the data only where needed.
+
+    What `clock` has counted stands for what the refresh will have taken by then.
+    """
     recipe = refresher.recipe
     layout = LAYOUTS[checkpoint.layout]()
     weight_bytes = sum(f.stat().st_size for f in layout.weight_files(checkpoint.path))
@@ -147,6 +157,7 @@ def plan_next(
         step=checkpoint.step,
         samples=samples,
         trained_rows=None if store is None else last_coreset(store),
+        elapsed_s=clock.elapsed_s(),
     )
     spending, _ = with_target(spending, target, recipe)
     first = first_plan(last, recipe, samples=samples, step=checkpoint.step, allowance=spending)

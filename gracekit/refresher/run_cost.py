@@ -48,7 +48,8 @@ def run_cost(
     if not training > 0:
         nan = math.nan
         return RunCost(training=nan, selection=nan, everything=nan, refreshes=1)
-    allowed = account.max_cost * training if allowance.is_limited else math.nan
+    before = account.cost_in_all - account.cost
+    allowed = before + allowance.left if allowance.is_limited else math.nan
     if allowance.knows_interval:
         least, most, _ = budgets(recipe.refresh, n, 0)
         later = (allowance.num_refreshes - 1) * _wanted(recipe, n, least, most)
