@@ -54,8 +54,8 @@ class Allowance:
     num_refreshes: int = 1
     """Refreshes to come, this one included, as far as a plan of the training tells."""
     left: float = math.inf
-    """What the run is likely to spend from here on at most. Later refreshes take little time but for
-    measuring: nothing is set aside for it here, as it is for caution in `tokens`."""
+    """What the run is likely to spend from here on at most. What later refreshes take besides
+    measuring is little, and is not set aside here as it is, for caution, in `tokens`."""
     knows_interval: bool = True
     """Whether it is known how far apart checkpoints are; else the number of refreshes is the most
     that there can be."""
