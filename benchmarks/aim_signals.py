@@ -155,7 +155,7 @@ def main() -> None:
                     goal = sketches[targets].mean(axis=0)
                     count = round(part * len(pool))
                     rows = np.sort(random.choice(pool, count, replace=False))
-                    rounds, _ = reach(walk, rows)
+                    rounds, _ = reach(walk, rows, np.ones(len(groups), np.bool_))
                     positive = groups == names.index(name)
                     common = sketches[rows].mean(axis=0)
                     own, smooth = [], []

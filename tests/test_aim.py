@@ -15,6 +15,7 @@ from scipy import sparse
 from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow
 from gracekit.aim.course import mean_uses, steps_left
 from gracekit.aim.gains import best_width, choice_gain, gain_of, lasting_share, pooled
+from gracekit.aim.groups import group_means_across
 from gracekit.aim.judging import judge
 from gracekit.aim.likeness import likeness
 from gracekit.aim.places import chosen, in_turn
@@ -90,9 +91,9 @@ def test_more_rounds_where_few_rows_are_measured() -> None:
         weights=np.ones(2 * n - 2, np.float32),
     )  # fmt: skip
     walk = walk_matrix(line)
-    rounds, mass = reach(walk, np.arange(0, n, 5))
+    rounds, mass = reach(walk, np.arange(0, n, 5), np.ones(n, np.bool_))
     assert rounds == 2 and (mass > 0).sum() == n - 2
-    rounds, mass = reach(walk, np.array([0]))
+    rounds, mass = reach(walk, np.array([0]), np.ones(n, np.bool_))
     assert rounds == 4 and (mass > 0).sum() == 5
 
 
@@ -257,7 +258,7 @@ def test_auto_shares_between_signals_that_gain_alike() -> None:
 
 def test_groups_that_gain_are_followed_where_nothing_else_tells() -> None:
     """Two neighbours in the graph have nothing in common, but the group has."""
-    evidence, is_useful = evidence_of(own=6.0, tells_by_features=False)
+    evidence, is_useful = evidence_of(own=3.0, tells_by_features=False)
     random = np.random.default_rng(3)
     mixed = random.permutation(400)
     graph = evidence.graph
@@ -375,11 +376,29 @@ def test_a_tiny_target_set_works(num_target: int) -> None:
     assert place[is_useful].mean() > 2 * place[~is_useful].mean(), aim.why
 
 
-def test_barred_rows_have_no_place() -> None:
+def test_barred_rows_are_not_chosen() -> None:
     barred = np.arange(400) < 8
     places, _ = follow(SelectionSection(), evidence_of(barred=barred)[0])
-    assert (places.factors["aim"][barred] == 0).all()
-    assert (places.factors["aim"][~barred] > 0).all()
+    assert places.factors["aim"][barred] == pytest.approx(np.full(8, 0.1))
+    assert places.factors["aim"].max() > 1
+
+
+@pytest.mark.parametrize("num_groups", [2, 4])
+def test_the_gain_of_groups_is_told_as_fresh_rows_show_it(num_groups: int) -> None:
+    """A row's own part in its group's mean must not decide which of the group's rows judge it."""
+    random = np.random.default_rng(0)
+    told, fresh = [], []
+    for _ in range(40):
+        groups = random.integers(0, num_groups, 300).astype(np.int32)
+        worths = [
+            (0.1 * (groups == 0) + 0.2 * random.normal(size=300)).astype(np.float32)
+            for _ in range(2)
+        ]
+        signal = group_means_across(groups, worths[0], seed=0)
+        told.append(choice_gain(signal, worths[0], 0.3)[0])
+        fresh.append(choice_gain(signal, worths[1], 0.3)[0])
+    assert np.mean(told) == pytest.approx(np.mean(fresh), abs=0.012)
+    assert np.mean(told) > 0.02
 
 
 def test_the_choice_of_rows_does_not_depend_on_their_order() -> None:
@@ -463,9 +482,14 @@ def test_a_loss_that_rises_for_sure_is_told() -> None:
 def test_what_all_checkpoints_measured_is_compared() -> None:
     """A budget may pay for fewer target samples at one checkpoint than at another."""
     course = Course(earlier=[losses_at(10, 1, 1.1, 9), losses_at(20, 1.5, 1.6)])
-    told = course.has_turned(losses_at(30, 2, 2.2, 0, 0))
-    assert told is not None and "step 10" in told and "1.050" in told
-    assert course.best_step(losses_at(30, 2, 2.2, 0, 0)) == 10
+    assert course.has_turned(losses_at(30, 2, 2.2, 0, 0)) is None, "two of four are too few"
+    many = [Course(earlier=[losses_at(10, *np.linspace(1, 2, 12)), losses_at(20, *[1.95] * 9)])]
+    now = losses_at(30, *np.linspace(2, 3, 12) + 0.1 * np.arange(12) % 0.3)
+    told = many[0].has_turned(now)
+    assert told is not None and "step 10" in told
+    assert many[0].best_step(now) == 10
+    nan = losses_at(20, *np.full(12, np.nan))
+    assert Course(earlier=[losses_at(10, *np.linspace(1, 2, 12))]).best_step(nan) == 20
     lone = Course(earlier=[losses_at(10, 1.0)])
     assert lone.has_turned(losses_at(20, 2.0)) is None  # one sample tells no error
 
@@ -473,8 +497,8 @@ def test_what_all_checkpoints_measured_is_compared() -> None:
 def test_uses_and_steps_left() -> None:
     place = np.array([0.1, 0.1, 3.1, 3.1], np.float32)
     state = dataclasses.replace(DrawState.none(4), uses=np.array([9, 9, 2, 1], np.int32))
-    assert mean_uses(place, state) == pytest.approx(1.5)
-    assert mean_uses(place, None) == 0
+    assert mean_uses(place, 0.1, state) == pytest.approx(1.5)
+    assert mean_uses(place, 0.1, None) == 0
     assert steps_left(100, 1.5, 0.9, 8) == pytest.approx(2.5 * 100 / (0.9 * 8))
     assert steps_left(100, 5.0, 0.9, 8) == 0
     assert math.isnan(steps_left(100, 1.0, 0.9, None))

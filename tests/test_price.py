@@ -264,9 +264,12 @@ def test_of_a_target_that_is_followed_as_much_is_measured_as_is_paid_for() -> No
     assert of_target <= 0.3 * plain.tokens < of_target + PRICES.of_target(50, recipe)
     assert left.tokens == pytest.approx(plain.tokens - of_target)
     assert some.contents.tolist() == target.contents[: len(some.groups)].tolist()
-    nothing, least = with_target(dataclasses.replace(plain, tokens=0.0), target, recipe)
-    assert least is not None and len(least.groups) == 8 and nothing.tokens == 0
-    assert nothing.after(NOTHING, NOTHING).cost > 0
+    nothing = dataclasses.replace(plain, tokens=0.0)
+    assert with_target(nothing, target, recipe) == (nothing, None)
+    free = dataclasses.replace(nothing, prices=dataclasses.replace(PRICES, look=0.0))
+    same, seen = with_target(free, target, recipe)
+    assert same == free and seen is not None and len(seen.groups) == 100
+    assert not seen.is_followed and not seen.keeps_sketches
     unlimited, whole = with_target(allowed(recipe_of(None), pace, at=50), target, recipe)
     assert whole is target and not unlimited.is_limited
     compared = recipe_of(

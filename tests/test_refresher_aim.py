@@ -123,7 +123,7 @@ def test_a_group_of_the_data_as_the_target(tmp_path: Path) -> None:
     store = Store.open(recipe.store)
     places, samples = store.places(1), store.samples()
     assert places is not None
-    barred = places.factors["aim"] == 0
+    barred = places.factors["allowed"] == 0
     assert barred.sum() == 10
     assert (samples.groups[barred] == samples.group_names.index("b")).all()
     assert not np.isin(store.coreset(1)["row"].to_numpy(), np.flatnonzero(barred)).any()
@@ -328,3 +328,115 @@ def test_a_loss_that_turns_up_is_told_in_the_log_and_in_status(
     assert header.aim.best_step == 100 and header.aim.stop == "stop"
     assert "lowest at step 100" in caplog.text
     assert "more steps are not advised" in str(status(recipe.store))
+
+
+# --- what a target set that changes, or is not paid for, may not do ---
+
+
+def test_all_of_a_group_target_is_kept_out_however_much_of_it_is_measured(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl", num_samples=300)
+    recipe = tiny_recipe(
+        tmp_path,
+        target={"group": "b"},
+        refresh={"max_cost": 0.02},
+        training={"steps": 100, "samples_a_step": 8},
+    )
+    header = refresh(recipe, write_checkpoint(tmp_path / "run", 50)).header
+    assert header.aim is not None and header.aim.num_overlap == 20 > header.aim.num_target
+    places = Store.open(recipe.store).places(1)
+    assert places is not None and (places.factors["allowed"] == 0).sum() == 20
+    selected = Store.open(recipe.store).coreset(1)["row"].to_numpy()
+    assert not (places.factors["allowed"][selected] == 0).any()
+
+
+def test_other_selectors_and_reselects_keep_the_target_out_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(tmp_path, target={"group": "a"}, selection={"selector": "target-coverage"})
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    store = Store.open(recipe.store)
+    places = store.places(1)
+    assert places is not None and set(places.factors) == {"allowed"}
+    barred = np.flatnonzero(places.factors["allowed"] == 0)
+    assert len(barred) == 10
+    reselect(recipe.override({"selection.selector": "random"}))
+    for version in (1, 2):
+        assert not np.isin(store.renew().coreset(version)["row"].to_numpy(), barred).any()
+    listed = {"selection.always_in": store.samples().sample_ids[barred[:2]].tolist()}
+    reselect(recipe.override(listed))
+    assert np.isin(barred[:2], store.renew().coreset(3)["row"].to_numpy()).all()
+    assert "2 samples are always in and have the content of a target sample" in caplog.text
+
+
+def test_another_target_set_begins_anew(tmp_path: Path) -> None:
+    recipe = aimed(tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    words = ["one", "two", "three", "four", "five", "sum"]
+    rng = np.random.default_rng(2)
+    with (tmp_path / "target.jsonl").open("w") as file:
+        for i in range(12):
+            text = rng.choice(words, 9).tolist()
+            file.write(json.dumps({"prompt": f"{i} " + " ".join(text[:3]),
+                                   "response": " ".join(text[3:])}) + "\n")  # fmt: skip
+    checkpoint = write_checkpoint(tmp_path / "run", 200)
+    second = refresh(recipe, checkpoint).header
+    fresh = refresh(recipe.model_copy(update={"store": str(tmp_path / "fresh")}), checkpoint).header
+    assert second.aim is not None and fresh.aim is not None
+    assert second.aim.best_step == 200 and second.aim.advice is None
+    assert np.isnan(second.aim.lasts_influence) or second.aim.lasts_influence == 1
+    places, samples = Store.open(recipe.store).places(2), Store.open(recipe.store).samples()
+    assert places is not None
+    of_b = samples.groups == samples.group_names.index("b")
+    assert places.factors["aim"][of_b].mean() > 2 * places.factors["aim"][~of_b].mean()
+
+
+def test_a_group_target_stays_the_same_while_the_data_grows(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl", num_samples=150)
+    recipe = tiny_recipe(tmp_path, target={"group": "a", "group_count": 6})
+    first = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header.aim
+    write_data(tmp_path / "train.jsonl", num_samples=180)
+    second = refresh(recipe, write_checkpoint(tmp_path / "run", 200)).header.aim
+    assert first is not None and second is not None
+    assert first.contents == second.contents and first.target_digest == second.target_digest
+
+
+def test_a_rollback_to_before_the_data_grew_is_explained(tmp_path: Path) -> None:
+    from gracekit.refresher import rollback
+
+    write_data(tmp_path / "train.jsonl", num_samples=150)
+    recipe = aimed(tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    write_data(tmp_path / "train.jsonl", num_samples=160)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 200))
+    assert rollback(recipe.store, 1).version == 3
+    for sample_id in Store.open(recipe.store).samples().sample_ids[[0, 155]]:
+        assert explain(recipe.store, sample_id).place is not None
+
+
+def test_a_reselect_keeps_the_advice_and_asks_for_a_refresh_where_there_was_no_aim(
+    tmp_path: Path,
+) -> None:
+    recipe = aimed(tmp_path, training={"stop": "stop"})
+    first = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header.aim
+    again = reselect(recipe.override({"selection.fraction": 0.2})).header.aim
+    assert first is not None and again == first and again.stop == "stop"
+    plain = tiny_recipe(tmp_path, store="plain")
+    refresh(plain, tmp_path / "run/checkpoint-100")
+    with pytest.raises(RecipeError, match="followed no target"):
+        reselect(aimed(tmp_path, store="plain"))
+
+
+def test_where_no_target_sample_is_paid_for_likeness_has_half(tmp_path: Path) -> None:
+    recipe = aimed(
+        tmp_path, refresh={"max_cost": 0.0}, training={"steps": 100, "samples_a_step": 8}
+    )
+    header = refresh(recipe, write_checkpoint(tmp_path / "run", 50)).header
+    assert header.cost is not None and header.cost.cost == 0
+    assert header.aim is not None and header.aim.share_likeness == 0.5
+    assert np.isnan(header.aim.target_loss)
+    places, samples = Store.open(recipe.store).places(1), Store.open(recipe.store).samples()
+    assert places is not None
+    is_like = samples.groups == samples.group_names.index("a")
+    place = places.factors["aim"]
+    assert place[is_like].mean() > 1.5 * place[~is_like].mean()

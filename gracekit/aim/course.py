@@ -19,8 +19,8 @@ USES = 4.0
 and docs/selection.md)."""
 KEPT_LOSSES = 256
 """Target samples whose losses a version keeps."""
-LEAST_COMPARED = 2
-"""Target samples of an earlier checkpoint that are compared at least."""
+LEAST_COMPARED = 8
+"""Target samples that two checkpoints have to have in common, or all there are."""
 SURE = 2.0
 """Standard errors by which the loss has to have risen."""
 
@@ -43,20 +43,21 @@ class Course:
     """The trainer's pace; None: not known."""
 
     def best_step(self, now: TargetLosses) -> int:
-        """The checkpoint with the lowest mean loss, of equals the first."""
-        now = TargetLosses(step=now.step, losses=now.losses[: self._count(now)])
-        known = [*self._comparable(now), now]
-        means = [float(np.nanmean(each.losses)) for each in known]
-        return known[int(np.argmin(means))].step
+        """The checkpoint with the lowest loss, each compared with this one by common samples."""
+        best, lowest = now.step, 0.0
+        for each in self.earlier:
+            rises = _rises(each, now)
+            if len(rises) and rises.mean() > lowest:
+                best, lowest = each.step, float(rises.mean())
+        return best
 
     def has_turned(self, now: TargetLosses) -> str | None:
         """In words, that the loss has risen since its lowest point by more than noise."""
         best = self.best_step(now)
-        found = next((each for each in self._comparable(now) if each.step == best), None)
-        if found is None or found.step == now.step:
+        found = next((each for each in self.earlier if each.step == best), None)
+        if found is None:
             return None
-        rises = now.losses[: len(found.losses)] - found.losses
-        rises = rises[np.isfinite(rises)]
+        rises = _rises(found, now)
         if len(rises) < 2:
             return None
         rise, error = float(rises.mean()), float(rises.std(ddof=1) / math.sqrt(len(rises)))
@@ -67,28 +68,31 @@ class Course:
             f"(± {error:.3f}) since: that checkpoint is the better one"
         )
 
-    def _comparable(self, now: TargetLosses) -> list[TargetLosses]:
-        """Earlier checkpoints, by the samples that all of them and this one measured."""
-        known = [each for each in self.earlier if len(each.losses) >= LEAST_COMPARED]
-        count = self._count(now)
-        return [TargetLosses(step=each.step, losses=each.losses[:count]) for each in known]
 
-    def _count(self, now: TargetLosses) -> int:
-        lengths = [len(each.losses) for each in self.earlier if len(each.losses) >= LEAST_COMPARED]
-        return min([len(now.losses), *lengths])
+def _rises(before: TargetLosses, now: TargetLosses) -> Float64:
+    """What the loss of each sample that both measured has risen by; none where those are too few.
+
+    A budget may pay for fewer of the first samples at one checkpoint than at another.
+    """
+    count = min(len(before.losses), len(now.losses))
+    rises = now.losses[:count] - before.losses[:count]
+    rises = rises[np.isfinite(rises)]
+    enough = min(LEAST_COMPARED, max(len(before.losses), len(now.losses)))
+    return rises if len(rises) >= enough else rises[:0]
 
 
-def mean_uses(place: Float32, state: DrawState | None) -> float:
-    """How often a row was used, on average over the places of the target t.
+def mean_uses(place: Float32, uniform: float, state: DrawState | None) -> float:
+    """How often a row was used, on average over what its place has beyond the uniform share.
 
     Args:
         place: [n] the factor `aim`.
+        uniform: The share that all rows have alike.
         state: What the draws so far gave each row; None: nothing.
     """
-    if state is None or not place.any():
+    weights = np.maximum(place.astype(np.float64) - uniform, 0)
+    if state is None or not weights.any():
         return 0.0
-    weights = np.maximum(place.astype(np.float64) - place.min(), 0)
-    return float(np.average(state.uses, weights=weights if weights.any() else place))
+    return float(np.average(state.uses, weights=weights))
 
 
 def steps_left(num_alike: float, uses: float, share: float, samples_a_step: float | None) -> float:

@@ -59,7 +59,6 @@ def follow(settings: SelectionSection, evidence: Evidence) -> tuple[Places, Aim]
     if shares:
         aimed = np.maximum(place[evidence.valid].astype(np.float64) - uniform, 0)
         num_alike = aimed.sum() ** 2 / max(np.square(aimed).sum(), 1e-30)
-    place[evidence.barred] = 0
     signals = dict(judged.signals)
     if judged.mass is not None:
         signals[MASS] = judged.mass

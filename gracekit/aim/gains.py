@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gracekit.aim.places import chosen
 from gracekit.types import Float32, Float64
 
 WIDTHS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
@@ -54,13 +55,14 @@ def choice_gain(signal: Float32, worth: Float32, width: float) -> tuple[float, f
     Args:
         signal: [m]
         worth: [m]
-        width: The share that is chosen, at least one row.
+        width: The share that is chosen, at least one row; equal rows share what is left.
     """
-    count = max(1, math.floor(width * len(signal) + 0.5))
-    chosen = np.argsort(-signal, kind="stable")[:count]
-    found = float(worth[chosen].mean(dtype=np.float64) - worth.mean(dtype=np.float64))
-    spread = float(worth[chosen].std(dtype=np.float64))
-    return found, spread * math.sqrt(max(0.0, 1 / count - 1 / len(signal)))
+    weights = chosen(signal, np.ones(len(signal), np.bool_), width).astype(np.float64)
+    mean = float(np.average(worth, weights=weights))
+    spread = math.sqrt(float(np.average((worth - mean) ** 2, weights=weights)))
+    count = weights.sum() ** 2 / np.square(weights).sum()
+    error = spread * math.sqrt(max(0.0, 1 / count - 1 / len(signal)))
+    return mean - float(worth.mean(dtype=np.float64)), error
 
 
 def best_width(gains: dict[float, tuple[float, float]]) -> float:
@@ -94,8 +96,8 @@ def gain_of(signals: tuple[Float32, ...], worths: tuple[Float32, ...], width: fl
         ]
         means: Float64 = np.mean(found, axis=0)
         curve[share] = float(means[0]), float(means[1])
-    chosen = best_width(curve) if width is None else width
-    return Gain(gain=curve[chosen][0], error=curve[chosen][1], width=chosen)
+    best = best_width(curve) if width is None else width
+    return Gain(gain=curve[best][0], error=curve[best][1], width=best)
 
 
 def pooled(now: Gain, before: Gain, forgetting: float) -> Gain:

@@ -32,14 +32,20 @@ def group_means(groups: Int32, rows: Rows, worth: Float32, before: Float32 | Non
     return np.asarray(of_row, np.float32)
 
 
-def group_means_without_self(groups: Int32, worth: Float32) -> Float32:
-    """[m] the same for measured rows, each by the other rows of its group.
+def group_means_across(groups: Int32, worth: Float32, seed: int) -> Float32:
+    """[m] the same for measured rows, each half of them by the other half.
+
+    A row's own worth, and what it takes from the mean of the others, would else decide which of a
+    group's rows come first.
 
     Args:
         groups: [m]
         worth: [m]
+        seed: Of the halves.
     """
-    less_mean = worth - worth.mean()
-    sums, numbers = np.bincount(groups, less_mean), np.bincount(groups)
-    found = (sums[groups] - less_mean) / (numbers[groups] - 1 + PRIOR_ROWS)
-    return np.asarray(found, np.float32)
+    order = np.random.default_rng([seed, len(groups)]).permutation(len(groups))
+    found = np.zeros(len(groups), np.float32)
+    for judged, told in ((order[::2], order[1::2]), (order[1::2], order[::2])):
+        of_all = group_means(groups, told, worth[told], None)
+        found[judged] = of_all[judged]
+    return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.aim.gains import LEAST_ROWS, Gain, choice_gain, gain_of, lasting_share, pooled
-from gracekit.aim.groups import group_means, group_means_without_self
+from gracekit.aim.groups import group_means, group_means_across
 from gracekit.aim.likeness import likeness
 from gracekit.aim.places import in_turn
 from gracekit.aim.smoothing import cosines_without_self, reach, smoothed_cosines, walk_matrix
@@ -98,7 +98,10 @@ def judge(settings: SelectionSection, evidence: Evidence) -> Judged:
     """The signals that the recipe may follow, and what each is worth."""
     signals: dict[str, Float32] = {}
     features = evidence.target.features.astype(np.float32)
-    features = features[np.isfinite(features).all(axis=1)]
+    halves = _halves(len(features), evidence.seed)
+    is_finite: Bool = np.asarray(np.isfinite(features).all(axis=1))
+    of_half = [features[half[is_finite[half]]] for half in halves]
+    features = features[is_finite]
     if not evidence.valid.any():  # nothing was looked at: no features, and no graph
         features = features[:0]
     if settings.aim in ("auto", LIKENESS) and len(features):
@@ -127,11 +130,13 @@ def judge(settings: SelectionSection, evidence: Evidence) -> Judged:
     gains: dict[str, Gain] = {}
     mass, rounds = None, None
     if LIKENESS in signals:
-        of_halves = tuple(
-            likeness(evidence.features, evidence.valid, features[half])[told.rows]
-            for half in _halves(len(features), evidence.seed)
+        alike = tuple(
+            likeness(evidence.features, evidence.valid, part)[told.rows]
+            for part in of_half
+            if len(part)
         )
-        gains[LIKENESS] = gain_of(of_halves, told.worths, settings.aim_width)
+        if len(alike) == len(told.worths):
+            gains[LIKENESS] = gain_of(alike, told.worths, settings.aim_width)
     if follows_influence:
         signals[INFLUENCE], mass, rounds, of_halves = told.influence(evidence)
         gains[INFLUENCE] = gain_of(of_halves, told.worths, settings.aim_width)
@@ -173,11 +178,12 @@ class _Told:
         if sketches is None or of_target is None or len(sketches) < LEAST_ROWS:
             return None
         samples = of_target.astype(np.float32)
-        samples = samples[np.isfinite(samples).all(axis=1) & samples.any(axis=1)]
-        if not len(samples):
+        good: Bool = np.asarray(np.isfinite(samples).all(axis=1) & samples.any(axis=1))
+        parts = [np.arange(len(samples)), *_halves(len(samples), evidence.seed)]
+        parts = [part[good[part]] for part in parts]
+        if not all(map(len, parts)):
             return None
-        first, second = _halves(len(samples), evidence.seed)
-        means = np.stack([samples[half].mean(axis=0) for half in (slice(None), first, second)])
+        means = np.stack([samples[part].mean(axis=0) for part in parts])
         places = np.arange(len(sketches))
         if len(places) > MOST_JUDGED:
             random = np.random.default_rng(evidence.seed)
@@ -202,7 +208,7 @@ class _Told:
         What was known before counts with what is measured now, by how much either has in reach.
         """
         walk = walk_matrix(evidence.graph)
-        rounds, mass = reach(walk, evidence.rows)
+        rounds, mass = reach(walk, evidence.rows, evidence.valid)
         found = smoothed_cosines(walk, evidence.rows, self.sketches, self.goals[:1], rounds=rounds)[
             :, 0
         ]
@@ -213,11 +219,11 @@ class _Told:
         return found, known, rounds, (without[:, 0], without[:, 1])
 
     def of_groups(self, evidence: Evidence) -> tuple[Float32, tuple[Float32, Float32]]:
-        """The mean gain of each row's group, and for the halves as the other rows say it."""
+        """The mean gain of each row's group, and for the halves as other rows say it."""
         before = None if evidence.before is None else evidence.before.signals.get(GROUP)
         found = group_means(evidence.groups, self.rows, self.worth, before)
         first, second = (
-            group_means_without_self(evidence.groups[self.rows], worth)
+            group_means_across(evidence.groups[self.rows], worth, evidence.seed)
             for worth in (self.worths[1], self.worths[0])  # the half that chooses
         )
         found[~evidence.valid] = np.nan

@@ -23,7 +23,9 @@ def likeness(features: Float32, valid: Bool, targets: Float32) -> Float32:
     Returns:
         [n] in [-1, 1]; 0 for rows without features.
     """
-    centre = features[valid].mean(axis=0, dtype=np.float64) if valid.any() else 0.0
+    centre = np.zeros(features.shape[1], np.float32)
+    if valid.any():
+        centre = features[valid].mean(axis=0, dtype=np.float64).astype(np.float32)
     goal = _unit(targets - centre).mean(axis=0)
     found = _unit(features - centre) @ goal
     found[~valid] = 0

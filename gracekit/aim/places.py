@@ -10,6 +10,8 @@ from scipy.sparse.csgraph import connected_components
 
 from gracekit.types import Bool, DrawState, Float32, Int64, SampleTable, SparseGraph
 
+LEAST_DOSE = 1e-4
+"""What a place is lowered to by uses, at most: no row is lost for ever."""
 COPY_SIMILARITY = 0.95
 """Cosine in the graph from which rows of one group count as copies."""
 
@@ -78,7 +80,7 @@ def dose(state: DrawState | None, factor: float, n: int) -> Float32:
     """
     if state is None or factor == 1:
         return np.ones(n, np.float32)
-    found: Float32 = np.power(factor, state.uses).astype(np.float32)
+    found: Float32 = np.maximum(np.power(factor, state.uses), LEAST_DOSE).astype(np.float32)
     return found
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from gracekit.types import Float32, Float64, Rows, SparseGraph
+from gracekit.types import Bool, Float32, Float64, Rows, SparseGraph
 
 ROUNDS = 2
 """r: what more rounds and fewer rounds do is in docs/selection.md."""
@@ -42,12 +42,13 @@ def walk_matrix(graph: SparseGraph) -> sparse.csr_array:
     return sparse.csr_array(scale @ with_own).astype(np.float32)
 
 
-def reach(walk: sparse.csr_array, rows: Rows) -> tuple[int, Float64]:
+def reach(walk: sparse.csr_array, rows: Rows, counted: Bool) -> tuple[int, Float64]:
     """Rounds r that reach the rows of the graph, and how much of P^r M 1 each row has.
 
     Args:
         walk: P.
         rows: [m] measured.
+        counted: [n] rows that have to be reached.
 
     Returns:
         r, from `ROUNDS` to `MOST_ROUNDS`; and [n] in [0, 1], 0 where no measured row is in reach.
@@ -56,7 +57,7 @@ def reach(walk: sparse.csr_array, rows: Rows) -> tuple[int, Float64]:
     mass[rows] = 1
     for number in range(1, MOST_ROUNDS + 1):
         mass = np.asarray(walk @ mass)
-        if number >= ROUNDS and (mass > 0).mean() >= REACHED:
+        if number >= ROUNDS and (mass[counted] > 0).mean() >= REACHED:
             return number, mass
     return MOST_ROUNDS, mass
 

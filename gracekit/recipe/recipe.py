@@ -195,6 +195,12 @@ class Recipe(Section):
         training = content.get("training") or {}
         if training.get("checkpoint_every") is None:
             training.pop("checkpoint_every", None)
+        if training.get("stop") == "advise":
+            training.pop("stop", None)
+        selection = content.get("selection", {})
+        for key in ("aim", "aim_width", "aim_uniform", "dose", "duplicates", "group_temperature"):
+            if key in selection and selection[key] == SelectionSection.model_fields[key].default:
+                selection.pop(key)
         for section in ("data", "target"):  # keys that came later: unset, they change no hash
             data = content.get(section) or {}
             for name in ("chosen", "rejected"):

@@ -164,6 +164,12 @@ class TargetSection(DataSection):
             raise ValueError("name a file (path), or a group of the data (group)")
         if self.places and self.group is not None:
             raise ValueError("path and group are two ways to name a target; give one of them")
+        own = {"group", "group_count", "overlap"}
+        others = sorted(self.model_fields_set - own) if self.group is not None else []
+        if others:
+            raise ValueError(
+                f"a group is read as the data says; leave {others[0]} out, or set it in data"
+            )
         return self
 
 
@@ -404,7 +410,7 @@ class SelectionSection(Section):
     nothing (`none`)."""
     aim_width: float | None = Field(default=None, gt=0, le=1)
     """Share of the samples that a signal chooses; null: as the measured rows tell it."""
-    aim_uniform: float = Field(default=0.1, ge=0, le=1)
+    aim_uniform: float = Field(default=0.1, gt=0, le=1)
     """Share of the places that all samples have alike while a target is followed."""
     dose: float = Field(default=0.6, gt=0, le=1)
     """Factor of a sample's place for each time that it was used, while a target is followed; 1: a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from dataclasses import dataclass, field
@@ -18,8 +19,10 @@ from gracekit.types import (
     Bool,
     DrawState,
     Float32,
+    Int64,
     MeasuredTarget,
     Measurement,
+    Origin,
     Places,
     SampleTable,
     ScoreTable,
@@ -37,6 +40,8 @@ class Aiming:
 
     contents: Strings = field(default_factory=lambda: np.zeros(0, object))
     """Hashes of the contents of its samples."""
+    digest: str = ""
+    """Hash of these."""
     course: Course = field(default_factory=Course)
     """The target's loss at earlier checkpoints, and the trainer's pace."""
 
@@ -59,11 +64,15 @@ class Aiming:
         """
         if contents is None:
             return cls()
+        joined = "\0".join(sorted(contents.astype(str).tolist()))
+        digest = hashlib.sha256(joined.encode()).hexdigest()[:20]
         earlier: list[TargetLosses] = []
         for version in store.all_versions():
             header = store.header(version)
             found = header.aim
             if found is None or not found.losses or header.operation not in ("init", "refresh"):
+                continue
+            if found.target_digest != digest:
                 continue
             at = header.checkpoint.step
             earlier = [each for each in earlier if each.step < at]
@@ -71,7 +80,7 @@ class Aiming:
         course = Course(
             earlier=[each for each in earlier if each.step < step], samples_a_step=samples_a_step
         )
-        return cls(contents=contents, course=course)
+        return cls(contents=contents, digest=digest, course=course)
 
 
 def places_of(
@@ -90,41 +99,76 @@ def places_of(
     step: int,
 ) -> tuple[Places | None, Aim | None]:
     """The places of all rows [n], and what was found of the target; None where all are alike."""
-    settings = recipe.selection
+    barred, num_overlap = _overlap(recipe, samples, aiming.contents)
+    # Another target set, or none before: what was found then says nothing of this one.
+    before = last if last is not None and _is_of(last.aim, aiming) else None
     places, aim = Places(), None
     if recipe.follows_target and target is not None:
-        barred, num_overlap = _overlap(recipe, samples, aiming.contents)
         good = _with_sketches(measurement)
         rows = measurement.rows[good]
-        before = None if last is None else last.places
-        known_since = -1 if last is None else last.version
-        evidence = Evidence(
-            graph=graph,
-            features=features,
-            valid=valid & (samples.num_response_tokens > 0),
-            rows=rows,
-            sketches=_sketches_of(measurement, good),
-            target=target,
-            before=before,
-            is_new=np.ones(len(rows), np.bool_)
-            if last is None
-            else last.scores.measured_version[rows] != known_since,
-            gains_before=_gains(None if last is None else last.aim),
-            groups=samples.groups,
-            barred=barred,
-            used=np.zeros(len(samples), np.int64) if state is None else state.uses.astype(np.int64),
-            seed=recipe.seed,
+        places, aim = follow(
+            recipe.selection,
+            Evidence(
+                graph=graph,
+                features=features,
+                valid=valid & (samples.num_response_tokens > 0),
+                rows=rows,
+                sketches=_sketches_of(measurement, good),
+                target=target,
+                before=None if before is None else before.places,
+                is_new=np.ones(len(rows), np.bool_)
+                if last is None
+                else last.scores.measured_version[rows] != last.version,
+                gains_before=_gains(None if before is None else before.aim),
+                groups=samples.groups,
+                barred=barred,
+                used=_uses(state, len(samples)),
+                seed=recipe.seed,
+            ),
         )
-        places, aim = follow(settings, evidence)
         aim = _with_course(aim, recipe, places, target, state, aiming.course, step)
+    elif recipe.follows_target:
+        places, aim = _as_before(before, len(samples))
+    if aim is not None:
+        contents = aiming.contents.tolist() if recipe.target and recipe.target.group else []
         aim = aim.model_copy(
             update={
+                "stop": recipe.training.stop,
+                "target_digest": aiming.digest,
+                "contents": contents,
                 "num_overlap": num_overlap,
                 "is_overlap_dropped": bool(barred.any()),
             }
         )
         _log(aim)
+    if barred.any():
+        allowed = (~barred).astype(np.float32)
+        places = Places(factors={"allowed": allowed, **places.factors}, signals=places.signals)
     return with_uses(recipe, places, samples=samples, scores=scores, graph=graph, state=state), aim
+
+
+def _is_of(aim: Aim | None, aiming: Aiming) -> bool:
+    """Whether what was found is of this target set."""
+    return aim is not None and aim.target_digest == aiming.digest
+
+
+def _uses(state: DrawState | None, n: int) -> Int64:
+    return np.zeros(n, np.int64) if state is None else state.uses.astype(np.int64)
+
+
+def _as_before(last: LastRefresh | None, n: int) -> tuple[Places, Aim]:
+    """What was followed before, where no target sample was measured now; else all rows alike."""
+    why = "refresh.max_cost pays for no target sample now"
+    if last is None or last.places is None or last.aim is None or "aim" not in last.places.factors:
+        alike = Places(factors={"aim": np.ones(n, np.float32)})
+        return alike, Aim(share_uniform=1.0, why=f"{why}: all rows are alike")
+    places = Places(factors={"aim": last.places.factors["aim"]}, signals=last.places.signals)
+    unknown = dict.fromkeys(
+        ("target_loss", "predicted_fall", "uses_of_alike", "steps_left"), math.nan
+    )
+    found = {"losses": [], "num_target": 0, "num_told_by": 0, "advice": None, "rounds": None}
+    why = f"{why}, and what was found before holds"
+    return places, last.aim.model_copy(update={**unknown, **found, "why": why})
 
 
 def with_uses(
@@ -141,14 +185,16 @@ def with_uses(
     if "aim" in factors:
         factors["dose"] = dose(state, recipe.selection.dose, len(samples))
     if recipe.selection.duplicates == "share":
-        counted = samples.present & (samples.num_response_tokens > 0) & scores.usable
+        counted = samples.present & (samples.num_response_tokens > 0)
+        counted &= scores.origin != Origin.INVALID
         factors["copies"] = copies(graph, samples, counted)
     return Places(factors=factors, signals=places.signals) if factors else None
 
 
 def _overlap(recipe: Recipe, samples: SampleTable, contents: Strings) -> tuple[Bool, int]:
     """[n] rows that the target's samples bar from training, and how many have their content."""
-    assert recipe.target is not None
+    if recipe.target is None:
+        return np.zeros(len(samples), np.bool_), 0
     same = np.isin(samples.content_hashes.astype(str), contents.astype(str)) & samples.present
     num_overlap = int(same.sum())
     is_dropped = recipe.target.overlap == "drop" or recipe.target.group is not None
@@ -204,12 +250,12 @@ def _with_course(
     losses = np.zeros(0) if target.losses is None else target.losses.astype(np.float64)
     finite = losses[np.isfinite(losses)]
     now = TargetLosses(step=step, losses=np.round(losses[:KEPT_LOSSES], 4))
-    found: dict[str, object] = {"num_target": len(finite), "stop": recipe.training.stop}
+    found: dict[str, object] = {"num_target": len(finite)}
     if len(finite):
         found["target_loss"] = float(finite.mean())
         found["losses"] = now.losses.tolist()
         found["best_step"] = course.best_step(now)
-    uses = mean_uses(places.factors["aim"], state)
+    uses = mean_uses(places.factors["aim"], aim.share_uniform, state)
     share = 1 - aim.share_uniform
     reasons = []
     if share > 0:
@@ -228,13 +274,20 @@ def _with_course(
 
 
 def _log(aim: Aim) -> None:
+    parts = [
+        f"{share:.0%} {name}"
+        for name, share in (
+            ("influence", aim.share_influence),
+            ("likeness", aim.share_likeness),
+            ("groups", aim.share_group),
+        )
+        if share > 0
+    ]
+    what = ", ".join(parts) or f"{1 - aim.share_uniform:.0%} its samples in turn"
     logger.info(
-        "target: loss %.4f; %.0f %% of what is trained on follows influence, %.0f %% likeness, "
-        "%.0f %% groups, %.0f %% all samples alike: %s",
+        "target: loss %.4f; what is trained on follows %s, %.0f %% all samples alike: %s",
         aim.target_loss,
-        100 * aim.share_influence,
-        100 * aim.share_likeness,
-        100 * aim.share_group,
+        what,
         100 * aim.share_uniform,
         aim.why,
     )

@@ -204,7 +204,7 @@ class Refresher:
             model = self.open(pinned, paths.cache)
             self._take_up_data(model)
             tokens = model.tokens(self.samples)
-            target = model.target_samples(self.samples)
+            target = model.target_samples(self.samples, self._target_contents())
             keys = (model.identity, tokens.key, target.tokens.key if target else "")
             refresh_id = _identity(pinned, *keys, recipe.digest())
             measured = recipe.digest("data", "target", "scoring")
@@ -234,10 +234,10 @@ class Refresher:
                 elapsed_s=clock.elapsed_s(),
                 left_over=store.left_over(measure_id),
             )
-            allowance, target = with_target(allowance, target, recipe)
+            allowance, measured_target = with_target(allowance, target, recipe)
             measure = held.enter_context(
                 MeasuredRows(
-                    model.executor(tokens.arranged(growth.places), target),
+                    model.executor(tokens.arranged(growth.places), measured_target),
                     store.shards(measure_id),
                     store.shards(measure_id, looks=True),
                     growth.samples.present,
@@ -293,6 +293,13 @@ class Refresher:
         )
         version = store.commit(draft, keep=recipe.retention.keep)
         return RefreshResult(version=version, is_new=True, header=store.header(version))
+
+    def _target_contents(self) -> tuple[str, ...]:
+        """The contents of the target samples so far, where a group of the data is the target."""
+        store = self._store()
+        newest = None if store is None else store.newest_scores()
+        aim = None if store is None or newest is None else store.header(newest).aim
+        return () if aim is None else tuple(aim.contents)
 
     def _made_before(self, refresh_id: str) -> RefreshResult | None:
         """The version of a refresh that was finished before."""

@@ -117,7 +117,7 @@ class LastRefresh:
             scores=scores_for(self.scores, samples, forgotten),
             values={name: filled(v, np.nan, forgotten) for name, v in self.values.items()},
             changes={name: filled(c, 0, forgotten) for name, c in self.changes.items()},
-            places=None if self.places is None else _places_without(self.places, forgotten),
+            places=None if self.places is None else places_without(self.places, forgotten),
             trained=None if self.trained is None else self.trained.without(forgotten),
             features=filled(self.features, 0, forgotten),
             valid=filled(self.valid, False, forgotten),
@@ -126,7 +126,7 @@ class LastRefresh:
         )
 
 
-def _places_without(places: Places, forgotten: Bool) -> Places:
+def places_without(places: Places, forgotten: Bool) -> Places:
     """The places of the rows that are known still; the others have those of plain rows."""
     return Places(
         factors={name: filled(factor, 1, forgotten) for name, factor in places.factors.items()},

@@ -194,12 +194,18 @@ def _places_again(store: Store, recipe: Recipe, version: int) -> Places:
     Raises `RecipeError` where the recipe asks for an aim that only a refresh can make.
     """
     places, before = store.places(version), store.header(version).settings.selection
-    if not recipe.follows_target:
+    factors = {} if places is None else places.factors
+    if recipe.target is None:
         return Places()
+    if not recipe.follows_target:
+        return Places(factors={name: f for name, f in factors.items() if name == "allowed"})
     asked = recipe.selection
-    keys: tuple[str, ...] = ("aim", "aim_width", "aim_uniform")
-    if places is None or "aim" not in places.factors:
-        keys = ("selector",)
+    if "aim" not in factors:
+        raise RecipeError(
+            f"version {version} followed no target, and the recipe asks for one, which is measured "
+            "with the model. Make a version by `gracekit refresh`, or set selection.aim to none"
+        )
+    keys = ("aim", "aim_width", "aim_uniform")
     changed = [key for key in keys if getattr(asked, key) != getattr(before, key)]
     if changed:
         raise RecipeError(

@@ -95,8 +95,14 @@ class CheckpointModel:
         folders = self._cache / "tokens", self._cache / "rejected-tokens"
         return tokenize_pairs(samples, self.tokenizer, self.data(samples), *folders)
 
-    def target_samples(self, samples: RawSamples) -> TargetSamples | None:
+    def target_samples(
+        self, samples: RawSamples, contents: tuple[str, ...] = ()
+    ) -> TargetSamples | None:
         """The target set in the checkpoint's tokens, if the recipe names one.
+
+        Args:
+            samples: The data.
+            contents: Those of the samples that a group of the data gave before; they stay.
 
         Raises `DataError` where it cannot be read, or the data has no group of that name.
         """
@@ -104,7 +110,7 @@ class CheckpointModel:
         if settings is None:
             return None
         if settings.group is not None:
-            rows = rows_of_target(samples, settings.group, settings.group_count)
+            rows = rows_of_target(samples, settings.group, settings.group_count, contents)
             raw, tokens = samples, self.tokens(samples).arranged(rows)
         else:
             raw = load_samples(settings)
@@ -120,8 +126,9 @@ class CheckpointModel:
         )
         if not recipe.follows_target:
             return found
-        # In no order of the file, so that the first ones stand for all.
-        return found.take(np.argsort(found.contents.astype(str), kind="stable"))
+        # In no order of the file, so that the first ones stand for all; without empty ones.
+        order = np.argsort(found.contents.astype(str), kind="stable")
+        return found.take(order[tokens.num_targets[order] > 0])
 
     def executor(self, tokens: TokenTable, target: TargetSamples | None) -> Executor:
         """The pass over samples: in this process, or in one for each device.
@@ -155,10 +162,12 @@ MOST_OF_GROUP = 0.2
 """Share of a group that becomes the target set, at most."""
 
 
-def rows_of_target(samples: RawSamples, group: str, count: int) -> Rows:
+def rows_of_target(
+    samples: RawSamples, group: str, count: int, contents: tuple[str, ...] = ()
+) -> Rows:
     """[t] rows of a group that become the target set: a spread of them, ascending.
 
-    Which ones depends on their ids alone, so that it stays the same while the data grows.
+    Those that were it before stay while they are in the data; of the others their ids decide.
 
     Raises `DataError` where there is no such group, or it is too small to give any.
     """
@@ -179,5 +188,6 @@ def rows_of_target(samples: RawSamples, group: str, count: int) -> Rows:
         )
     ids = samples.sample_ids[rows].tolist()
     hashes = [hashlib.sha256(str(i).encode(errors="replace")).digest() for i in ids]
-    chosen = sorted(range(len(rows)), key=hashes.__getitem__)[:most]
+    is_new = (~np.isin(samples.content_hashes[rows].astype(str), list(contents))).tolist()
+    chosen = sorted(range(len(rows)), key=lambda i: (is_new[i], hashes[i]))[:most]
     return np.sort(rows[chosen])

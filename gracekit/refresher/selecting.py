@@ -73,6 +73,7 @@ def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshR
                 selection=selection,
                 state=inputs.state,
                 places=inputs.places,
+                aim=header.aim if recipe.follows_target else None,
                 checkpoint=header.checkpoint,
                 settings=Settings(scoring=scoring, selection=recipe.selection),
                 timings=Timings(model_pass_s=0.0, other_s=seconds, total_s=seconds),

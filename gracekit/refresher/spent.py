@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,7 +85,8 @@ def with_target(
     """What is left for the rows, and the target samples that are measured at this refresh.
 
     Where the selection follows the target, and no score compares with all of it, as many of its
-    samples as a part of the allowance pays for: the first ones, so that checkpoints compare.
+    samples as a part of the allowance pays for: the first ones, so that checkpoints compare. Where
+    not even a few are paid for, their features alone if these cost nothing, else none.
     """
     if target is None:
         return allowance, None
@@ -96,6 +98,10 @@ def with_target(
         ]
         paid_for = int(np.searchsorted(costs, _TARGET_SHARE * allowance.tokens, side="right"))
         count = min(max(paid_for, LEAST_TARGET), len(target.groups))
+        if costs[count - 1] > allowance.tokens:
+            if allowance.prices.look > 0:
+                return allowance, None
+            return allowance, replace(target, is_followed=False, keeps_sketches=False)
         if count < len(target.groups):
             logger.info(
                 "%d of the %d target samples are measured at this refresh: a third of what "

@@ -9,7 +9,7 @@ import numpy as np
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import SelectionSection
 from gracekit.selection.lists import listed
-from gracekit.selection.pool import Pool, make_pool
+from gracekit.selection.pool import Pool, barred_rows, make_pool
 from gracekit.types import Bool, Float32, Origin, Rows, ScoreTable, SparseGraph
 from gracekit.version.outcomes import SelectionDetails
 
@@ -90,8 +90,7 @@ def _why_out(row: int, chosen: Chosen, pool: Pool, gain: float | None) -> str:
     lists = listed(settings, scores=scores, samples=samples, store=chosen.inputs.store)
     if lists.never[row]:
         return "never in: listed"
-    places = chosen.inputs.places
-    if places is not None and places.total(len(samples))[row] == 0:
+    if barred_rows(chosen.inputs)[row]:
         return "never in: it has the content of a target sample (target.overlap, target.group)"
     if pool.used_up[row]:
         return f"used {settings.max_uses} times before, as often as selection.max_uses allows"

@@ -62,10 +62,14 @@ def make_pool(settings: SelectionSection, inputs: SelectionInputs) -> Pool:
     usable = usable_rows(scores, samples)
     lists = listed(settings, scores=scores, samples=samples, store=inputs.store)
     allowed = usable & ~lists.never
-    is_barred = np.zeros(len(samples), np.bool_)
-    if inputs.places is not None:
-        is_barred = usable & (inputs.places.total(len(samples)) == 0)
-        allowed &= ~is_barred
+    is_barred = usable & barred_rows(inputs)
+    allowed &= ~is_barred
+    if (lists.always & is_barred).any():
+        logger.warning(
+            "%d samples are always in and have the content of a target sample: they are trained "
+            "on, and the target's loss is partly that of samples seen",
+            (lists.always & is_barred).sum(),
+        )
     represented = lists.always | without_hardest(
         settings.drop_hardest, allowed, scores.importance, order
     )
@@ -153,6 +157,14 @@ def make_task(
         seed=seed,
         version=version,
     )
+
+
+def barred_rows(inputs: SelectionInputs) -> Bool:
+    """[n] rows that are not trained on because they have the content of a target sample."""
+    factors = {} if inputs.places is None else inputs.places.factors
+    if "allowed" not in factors:
+        return np.zeros(len(inputs.samples), np.bool_)
+    return np.asarray(factors["allowed"] == 0, np.bool_)
 
 
 def id_order(sample_ids: Strings) -> Int64:

@@ -32,8 +32,11 @@ class Ending:
         """
         if version <= self._looked_at:
             return False
+        found = decide_on_rank_zero(lambda: self._read(version))
+        if found is None:
+            return False
         self._looked_at = version
-        advice, stop = decide_on_rank_zero(lambda: self._read(version))
+        advice, stop = found
         if advice is None or stop == "never":
             return False
         if speaks:
@@ -46,10 +49,10 @@ class Ending:
             )
         return stop == "stop"
 
-    def _read(self, version: int) -> tuple[str | None, str]:
+    def _read(self, version: int) -> tuple[str | None, str] | None:
         try:
             view = Coreset.load(self.store, version).view
         except GracekitError as error:
             logger.warning("what version %d advises cannot be read: %s", version, error)
-            return None, "advise"
+            return None
         return view.advice, view.stop

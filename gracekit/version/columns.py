@@ -354,7 +354,12 @@ DRAWS = Table(
 
 # --- places ---
 
-FACTORS = {"aim": "factor_aim", "dose": "factor_dose", "copies": "factor_copies"}
+FACTORS = {
+    "allowed": "factor_allowed",
+    "aim": "factor_aim",
+    "dose": "factor_dose",
+    "copies": "factor_copies",
+}
 """Factors of the target t, and their columns."""
 SIGNALS = {
     "influence": "signal_influence",
@@ -400,6 +405,12 @@ _PLACED: tuple[Column[Places], ...] = (
         "float32",
         "by the signals that follow the target; NULL without a target",
         _factor("aim"),
+    ),
+    Column(
+        "factor_allowed",
+        "float32",
+        "0: it has the content of a target sample and is not trained on; NULL where there is none",
+        _factor("allowed"),
     ),
     Column("factor_dose", "float32", "by how often it was used", _factor("dose")),
     Column(

@@ -197,6 +197,10 @@ class Aim(Part):
     """Measured rows that tell the gains."""
     num_target: int = 0
     """Target samples with a finite loss."""
+    target_digest: str = ""
+    """Hash of the contents of all target samples: what was found compares under the same only."""
+    contents: list[str] = Field(default_factory=list)
+    """Where a group of the data is the target: the contents of its samples, which stay the same."""
     num_overlap: int = 0
     """Rows of the data with the content of a target sample."""
     is_overlap_dropped: bool = False

@@ -13,6 +13,7 @@ from gracekit.errors import QueryError, StoreFormatError
 from gracekit.graph import load_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection
+from gracekit.refresher.last import places_without
 from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
 from gracekit.store import StoreCache, StoreReader
@@ -215,6 +216,7 @@ class SampleExplanation(ShortRepr):
 
 
 _FACTOR_WORDS = {
+    "allowed": "{:.0f} times because it has the content of a target sample",
     "aim": "{:.2f} times by what follows the target",
     "dose": "{:.2f} times for how often it was used",
     "copies": "{:.2f} times because copies of it share one place",
@@ -225,7 +227,12 @@ _FACTOR_WORDS = {
 def _places(store: StoreReader, header: Header) -> Places | None:
     """What a version was to be trained on; that of the version whose coreset it has."""
     made = header.version if header.rollback_of is None else header.rollback_of
-    return store.places(made) if made in store.versions() else None
+    places = store.places(made) if made in store.versions() else None
+    if places is None:
+        return None
+    forgotten = np.ones(len(store.samples(header.version)), np.bool_)
+    forgotten[: len(places)] = False
+    return places_without(places, forgotten)
 
 
 def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanation:
