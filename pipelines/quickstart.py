@@ -212,8 +212,8 @@ def what_it_brought(store: Path) -> str:
         found += "too few samples were measured to tell what the newest coreset is worth"
     else:
         found += (
-            f"1,000 samples of the newest coreset give the mean gradient of all data as well as "
-            f"about {1000 * value:,.0f} random ones (at best: {1000 * best:,.0f})"
+            "1,000 samples of the newest coreset give the mean gradient of what is to be trained on "
+            f"as well as about {1000 * value:,.0f} random ones (at best: {1000 * best:,.0f})"
         )
     if share is not None:
         found += f"; measuring for all versions cost {share:.0%} of the training's compute"

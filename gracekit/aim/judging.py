@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gracekit.aim.directions import directions
 from gracekit.aim.gains import LEAST_ROWS, Gain, choice_gain, gain_of, lasting_share, pooled
 from gracekit.aim.groups import group_means, group_means_across
 from gracekit.aim.likeness import likeness
@@ -131,7 +132,7 @@ def judge(settings: SelectionSection, evidence: Evidence) -> Judged:
     mass, rounds = None, None
     if LIKENESS in signals:
         alike = tuple(
-            likeness(evidence.features, evidence.valid, part)[told.rows]
+            likeness(evidence.features, evidence.valid, part, rows=told.rows)
             for part in of_half
             if len(part)
         )
@@ -189,8 +190,8 @@ class _Told:
             random = np.random.default_rng(evidence.seed)
             places = np.sort(random.choice(places, MOST_JUDGED, replace=False))
         common = sketches.mean(axis=0, dtype=np.float64).astype(np.float32)
-        sketches, goals = sketches - common, _directions(means - common)
-        cosines = _directions(sketches[places]) @ goals.T
+        sketches, goals = sketches - common, directions(means - common)
+        cosines = directions(sketches[places]) @ goals.T
         return cls(
             rows=evidence.rows[places],
             places=places,
@@ -262,12 +263,6 @@ def _with_before(evidence: Evidence, told: _Told, gains: dict[str, Gain]) -> dic
             lasts = lasting_share(earlier.gain, again, error)
         found[name] = replace(pooled(gain, earlier, FORGETTING), lasts=lasts)
     return found
-
-
-def _directions(vectors: Float32) -> Float32:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    return np.asarray(unit, np.float32)
 
 
 def _standard(values: Float32, known: Bool) -> Float32:

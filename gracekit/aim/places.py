@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
+from gracekit.aim.directions import directions
 from gracekit.types import Bool, DrawState, Float32, Int64, SampleTable, SparseGraph
 
 LEAST_DOSE = 1e-4
@@ -54,11 +55,8 @@ def in_turn(features: Float32, allowed: Bool, targets: Float32, used: Int64) -> 
     found = np.full(len(allowed), np.nan, np.float32)
     if not len(rows):
         return found
-    centre = features[rows].mean(axis=0, dtype=np.float64)
-    own, goals = (
-        part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
-        for part in (features[rows] - centre, targets - centre)
-    )
+    centre = features[rows].mean(axis=0, dtype=np.float64).astype(np.float32)
+    own, goals = directions(features[rows] - centre), directions(targets - centre)
     # The place of a row among the nearest of each target sample; the best of its places counts.
     best = np.full(len(rows), np.iinfo(np.int64).max)
     for goal in goals:

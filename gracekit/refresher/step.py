@@ -6,6 +6,7 @@
 
 No store and no model: `measure` is a function of rows. `flow` gives it those of a checkpoint, the
 benchmarks and tests give it what they like; `Refreshed.as_last` is what the next step starts from.
+Above 400 lines, since the picture and what fills it in are read together.
 """
 
 from __future__ import annotations

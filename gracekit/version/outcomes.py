@@ -1,4 +1,7 @@
-"""What a refresh found out: the parts of a header that hold results, never settings."""
+"""What a refresh found out: the parts of a header that hold results, never settings.
+
+Above 400 lines, so that all results of a version are seen together.
+"""
 
 from __future__ import annotations
 
@@ -181,8 +184,8 @@ class Aim(Part):
         default=math.nan,
     )
     predicted_fall: Number = audit_number(
-        "cosine of the target's gradient with the mean direction that is trained on now, by the "
-        "rows that were measured",
+        "mean cosine of the target's gradient with those of the rows that are trained on now, by "
+        "their places, less what all rows have in common; by the rows that were measured",
         default=math.nan,
     )
     error_influence: Number = math.nan

@@ -53,3 +53,24 @@ def _left(aim: Aim) -> str:
     if math.isfinite(aim.steps_left):
         text += f": enough for about {aim.steps_left:,.0f} more steps, with four uses of each"
     return text
+
+
+_FACTOR_WORDS = {
+    "allowed": "{:.0f} times because it has the content of a target sample",
+    "aim": "{:.2f} times by what follows the target",
+    "dose": "{:.2f} times for how often it was used",
+    "copies": "{:.2f} times because copies of it share one place",
+}
+"""Factors of a place, in words."""
+
+
+def place_in_words(place: float, factors: dict[str, float]) -> str:
+    """How often a sample is wanted beside a plain one, and why, for people."""
+    reasons = [
+        _FACTOR_WORDS[name].format(factor)
+        for name, factor in factors.items()
+        if abs(factor - 1) > 1e-6
+    ]
+    if not reasons:
+        return "It is wanted as often as a plain sample."
+    return f"It is wanted {place:.2f} times as often as a plain sample: {' and '.join(reasons)}."

@@ -20,6 +20,7 @@ from gracekit.store import StoreCache, StoreReader
 from gracekit.tabular import Records, ShortRepr
 from gracekit.types import Bool, Float32, Json, Origin, Places, SampleTable, ScoreTable
 from gracekit.version.header import Header
+from gracekit.views.aim_words import place_in_words
 
 NUM_NEAREST = 5
 
@@ -148,7 +149,7 @@ class SampleExplanation(ShortRepr):
         if self.uses is not None:
             found.append(self._draws_in_words())
         if self.place is not None:
-            found.append(self._place_in_words())
+            found.append(place_in_words(self.place, self.factors))
         if self.is_selected:
             covered = (self.num_covered or 1) - 1
             stands = (
@@ -185,19 +186,6 @@ class SampleExplanation(ShortRepr):
             f"draws so far {balance}."
         )
 
-    def _place_in_words(self) -> str:
-        reasons = [
-            _FACTOR_WORDS[name].format(factor)
-            for name, factor in self.factors.items()
-            if abs(factor - 1) > 1e-6
-        ]
-        if not reasons:
-            return "It is wanted as often as a plain sample."
-        return (
-            f"It is wanted {self.place:.2f} times as often as a plain sample: "
-            f"{' and '.join(reasons)}."
-        )
-
     def _importance_in_words(self) -> str:
         if self.percentile is None:
             return "Nothing is known of its importance."
@@ -213,15 +201,6 @@ class SampleExplanation(ShortRepr):
 
     def __str__(self) -> str:
         return "\n".join(self.sentences())
-
-
-_FACTOR_WORDS = {
-    "allowed": "{:.0f} times because it has the content of a target sample",
-    "aim": "{:.2f} times by what follows the target",
-    "dose": "{:.2f} times for how often it was used",
-    "copies": "{:.2f} times because copies of it share one place",
-}
-"""Factors of a place, in words."""
 
 
 def _places(store: StoreReader, header: Header) -> Places | None:
