@@ -212,7 +212,7 @@ def what_it_brought(store: Path) -> str:
         found += "too few samples were measured to tell what the newest coreset is worth"
     else:
         found += (
-            "1,000 samples of the newest coreset give the mean gradient of what is to be trained on "
+            "1,000 samples of the newest coreset give the mean gradient to be trained by "
             f"as well as about {1000 * value:,.0f} random ones (at best: {1000 * best:,.0f})"
         )
     if share is not None:

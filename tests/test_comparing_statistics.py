@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gracekit.aim.directions import directions
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.comparison import compare_results
 from gracekit.comparing.controls import (
@@ -24,7 +25,6 @@ from gracekit.comparing.controls import (
     RandomFixed,
     Stratified,
     nearest_in_turn,
-    unit,
 )
 from gracekit.comparing.curves import Curve, draw, ticks
 from gracekit.comparing.run_result import Point, RunResult
@@ -113,8 +113,8 @@ def test_infobatch_keeps_the_mean_and_ends_without_pruning() -> None:
 
 def test_every_target_takes_its_nearest_row_in_turn() -> None:
     rng = np.random.default_rng(0)
-    rows = unit(rng.normal(size=(30, 4)).astype(np.float32))
-    targets = unit(rng.normal(size=(4, 4)).astype(np.float32))
+    rows = directions(rng.normal(size=(30, 4)).astype(np.float32))
+    targets = directions(rng.normal(size=(4, 4)).astype(np.float32))
     expected: list[int] = []
     for target in itertools.cycle(targets):
         if len(expected) == 17:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gracekit.aim.directions import directions
 from gracekit.comparing.bed import Bed
 from gracekit.errors import RecipeError
 from gracekit.types import Bool, Float32, Float64, Rows
@@ -214,7 +215,9 @@ class NearTarget:
         """A draw from them; they are found once, before the first step."""
         if self._rows is None:
             near = nearest_in_turn(
-                unit(looks.states(self._bed.pool)), unit(looks.target_states()), num_kept(self._bed)
+                directions(looks.states(self._bed.pool)),
+                directions(looks.target_states()),
+                num_kept(self._bed),
             )
             self._rows = self._bed.pool[near]
         return Random(self._bed, self._seed, self._rows).draw(epoch, looks)
@@ -244,19 +247,18 @@ def nearest_in_turn(rows: Float32, targets: Float32, count: int) -> Rows:
     return np.array(found, np.int64)
 
 
-def unit(values: Float32) -> Float32:
-    """[m, d] rows of length one."""
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.asarray(values / np.maximum(lengths, 1e-12), np.float32)
-
-
 def num_kept(bed: Bed) -> int:
     """Rows of a fixed ranking that are drawn from."""
     return max(1, round(bed.recipe.compare.keep_share * len(bed.pool)))
 
 
 def require_target(bed: Bed, arm: str) -> None:
-    """`RecipeError` where the recipe has no target."""
+    """`RecipeError` where the recipe has no target, or one without rows of its own."""
+    if bed.recipe.target is not None and bed.recipe.target.group is not None:
+        raise RecipeError(
+            f"the arm {arm!r} needs target samples in a file, and target.group names a group of the "
+            "data: give their file as target.path, or leave the arm out"
+        )
     if bed.recipe.target is None:
         raise RecipeError(
             f"the arm {arm!r} needs a target set; name one in the recipe: "

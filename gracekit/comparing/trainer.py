@@ -359,6 +359,7 @@ def recipe_of(bed: Bed, arm: Arm, seed: int, store: Path) -> Recipe:
         "selection.never_in": never_in,
         "training.steps": bed.num_steps,
         "training.samples_a_step": bed.recipe.compare.batch_size,
+        "training.stop": "never",  # arms are compared at equal steps
         "checkpoints.tokenizer": bed.recipe.checkpoints.tokenizer or str(bed.start),
         "seed": seed,
         **arm.overlay.changes,
