@@ -297,6 +297,7 @@ def test_what_a_model_writes_is_judged(world: Path, tmp_path: Path, metric: str)
         ({"compare.arms": ["oracle:source=x"]}, RecipeError, "no row of the data has that"),
         ({"compare.arms": ["influence"], "target": None}, RecipeError, "needs a target set"),
         ({"compare.arms": ["rds"], "target": None}, RecipeError, "needs a target set"),
+        ({"compare.arms": ["rds"], "target": {"group": "a"}}, RecipeError, "in a file"),
         ({"compare.changes": {"own": {"selection.alhpa": 1}}, "compare.arms": ["own"]},
          RecipeError, "alhpa"),
     ],

@@ -256,8 +256,8 @@ def require_target(bed: Bed, arm: str) -> None:
     """`RecipeError` where the recipe has no target, or one without rows of its own."""
     if bed.recipe.target is not None and bed.recipe.target.group is not None:
         raise RecipeError(
-            f"the arm {arm!r} needs target samples in a file, and target.group names a group of the "
-            "data: give their file as target.path, or leave the arm out"
+            f"the arm {arm!r} needs target samples in a file, and target.group names a group of "
+            "the data: give their file as target.path, or leave the arm out"
         )
     if bed.recipe.target is None:
         raise RecipeError(
