@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gracekit.api.deprecated import reselect
     from gracekit.api.exporting import export
     from gracekit.api.keeping import gc, pin, rollback, unpin
-    from gracekit.api.making import plan, refresh, watch
+    from gracekit.api.making import plan, reference, refresh, watch
     from gracekit.api.reading import diff, status, verify, versions
     from gracekit.api.samples import explain, similar
     from gracekit.api.selecting import select
@@ -56,6 +56,7 @@ __all__ = [
     "named_queries",
     "pin",
     "plan",
+    "reference",
     "refresh",
     "reselect",
     "rollback",
@@ -86,7 +87,7 @@ _NAMES_OF = {
     "gracekit.api.deprecated": ("reselect",),
     "gracekit.api.exporting": ("export",),
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),
-    "gracekit.api.making": ("plan", "refresh", "watch"),
+    "gracekit.api.making": ("plan", "reference", "refresh", "watch"),
     "gracekit.api.reading": ("diff", "status", "verify", "versions"),
     "gracekit.api.samples": ("explain", "similar"),
     "gracekit.api.selecting": ("select",),

@@ -1,4 +1,4 @@
-"""The verbs that measure: `watch`, `refresh`, `plan`."""
+"""The verbs that measure: `watch`, `refresh`, `plan`, `reference`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, pat
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.daemon import WatchReport
 from gracekit.errors import CheckpointError
-from gracekit.refresher import CostEstimate, PlanPreview, Prospect, Refresher, RefreshResult
+from gracekit.progress import Progress
+from gracekit.refresher import (
+    CostEstimate,
+    PlanPreview,
+    Prospect,
+    ReferenceResult,
+    Refresher,
+    RefreshResult,
+)
 
-__all__ = ["Prospect", "plan", "refresh", "watch"]
+__all__ = ["Prospect", "ReferenceResult", "plan", "reference", "refresh", "watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -236,3 +244,45 @@ def plan(
     if worth:
         return refresher.prospect(loaded, found, strict=strict)
     return refresher.estimate(loaded, found, strict=strict)
+
+
+def reference(
+    recipe: RecipeLike,
+    checkpoint: str | Path,
+    *,
+    output: str | Path | None = None,
+    store: StoreLike | None = None,
+    set: Changes | None = None,
+    strict: bool = False,
+    stop: threading.Event | None = None,
+) -> ReferenceResult:
+    """Measure every sample once with a reference model: its loss, with its prompt and without.
+
+    Two forward passes over contents that the file does not have yet; a call that was stopped goes
+    on. `selection.trust` and `selection.excess` read the file, in any store of the same data.
+
+    Args:
+        recipe: A `Recipe`, or the path of one.
+        checkpoint: The reference model: the base model, an early checkpoint, or any other.
+        output: The file; default: `selection.reference` of the recipe, else `reference.parquet`
+            beside the store.
+        store: Instead of the recipe's, for the default of `output`; no store is written to.
+        set: Changes to the recipe, such as `{"scoring.batch_tokens": 8192}`.
+        strict: Refuse data with rows that cannot be used.
+        stop: Ends the pass after the batch in progress with `RefreshStoppedError`.
+
+    Raises:
+        DataError: The file is of another model, or the data cannot be used.
+        GracekitError: Recipe or checkpoint cannot be used.
+
+    Example:
+        >>> gracekit.reference("gracekit.yaml", "models/base").num_distrusted
+        12
+    """
+    loaded = load_recipe(recipe, set, store)
+    found = check_checkpoint(path(checkpoint, "checkpoint"), loaded.checkpoints)
+    place = loaded.selection.reference if output is None else path(output, "output")
+    place = place or Path(loaded.store).parent / "reference.parquet"
+    return refresher.measure_reference(
+        loaded, found, Path(place), strict=strict, progress=Progress(stop)
+    )

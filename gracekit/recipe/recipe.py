@@ -142,8 +142,13 @@ class Recipe(Section):
             if path and (folder / path).exists():
                 update = {key: os.path.normpath(folder / path)}
                 checkpoints = checkpoints.model_copy(update=update)
+        selection = recipe.selection
+        if selection.reference is not None:
+            reference = os.path.normpath(folder / selection.reference)
+            selection = selection.model_copy(update={"reference": reference})
         return recipe.model_copy(
             update={
+                "selection": selection,
                 "data": recipe.data.relative_to(folder),
                 "target": recipe.target and recipe.target.relative_to(folder),
                 "store": os.path.normpath(folder / recipe.store),
@@ -198,7 +203,7 @@ class Recipe(Section):
         if training.get("stop") == "advise":
             training.pop("stop", None)
         selection = content.get("selection", {})
-        for key in ("aim", "aim_width", "aim_uniform", "dose", "duplicates", "group_temperature"):
+        for key in _LATER_KEYS:
             if key in selection and selection[key] == SelectionSection.model_fields[key].default:
                 selection.pop(key)
         for section in ("data", "target"):  # keys that came later: unset, they change no hash
@@ -250,10 +255,16 @@ def read_yaml(text: str, name: str) -> Any:
         raise RecipeError(f"{name} is not valid YAML: {error}") from None
 
 
+_LATER_KEYS = (
+    "aim", "aim_width", "aim_uniform", "dose", "duplicates", "group_temperature", "trust", "excess",
+    "learned",
+)  # fmt: skip
+"""Of the selection: as they are by default, they change no hash."""
+
 _NEUTRAL = (
     "store", "retention", "compare", "data.path", "target.path", "checkpoints.poll_interval_s",
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
-    "checkpoints.base_model",
+    "checkpoints.base_model", "selection.reference",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
     "refresh.max_lost",
 )  # fmt: skip

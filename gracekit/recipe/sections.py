@@ -418,6 +418,18 @@ class SelectionSection(Section):
     duplicates: Literal["keep", "share"] = "keep"
     """`share`: samples of the same content, or of one group with a cosine of 0.95 or more in the
     graph, have one place together."""
+    reference: str | None = None
+    """Losses of the samples under a reference model, a file that `gracekit reference` writes; for
+    `trust` and `excess`."""
+    trust: Literal["off", "weigh", "cut"] = "off"
+    """Responses of which their prompts tell nothing to the reference model: `weigh` gives them a
+    smaller place, `cut` none."""
+    excess: float = Field(default=0.0, ge=0, le=3)
+    """By how much a sample's place follows its loss above that under the reference model: from
+    2^-excess for the least of its group to 2^excess for the most. 0: not at all."""
+    learned: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the place of samples whose loss is below the mean, but for the last eighth of the
+    run; 1: none."""
     max_uses: int | None = Field(default=None, ge=1)
     """A row that was trained on so often (or handed out, where no trainer logs its uses) is not
     selected again, unless it is always in; its place goes to others. null: no limit."""
@@ -457,6 +469,16 @@ class SelectionSection(Section):
         given = [n for n in ("fraction", "count", "tokens") if getattr(self, n) is not None]
         if len(given) > 1:
             raise ValueError(f"give one budget: {' or '.join(given)}")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_is_named(self) -> SelectionSection:
+        needing = ["trust"] * (self.trust != "off") + ["excess"] * (self.excess > 0)
+        if needing and self.reference is None:
+            raise ValueError(
+                f"{needing[0]} goes by the losses of a reference model; name their file in "
+                "reference, which `gracekit reference CHECKPOINT` writes"
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,7 +3,8 @@
 `step` is a refresh as a function, without store and model. It measures in `rounds`: `budget` says
 how much, `auditing` how well the rest is known. `flow` opens a checkpoint and a store, calls `step`
 and commits. `selecting` makes versions from stored scores; `previewing` and `cost` say what a
-refresh would do and cost, `outlook` what selection could bring.
+refresh would do and cost, `outlook` what selection could bring; `reference` measures all samples
+once with a model of the user's.
 
 What is exported is loaded when it is first used: a selection needs no torch.
 """
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gracekit.refresher.loading import selection_inputs
     from gracekit.refresher.outlook import Prospect, prospect
     from gracekit.refresher.previewing import PlanPreview, preview
+    from gracekit.refresher.reference import ReferenceResult, measure_reference
     from gracekit.refresher.result import RefreshResult
     from gracekit.refresher.rounds import Measure
     from gracekit.refresher.selecting import reselect, reselect_in, rollback
@@ -31,10 +33,12 @@ _HOMES = {
     "Measure": "rounds",
     "PlanPreview": "previewing",
     "Prospect": "outlook",
+    "ReferenceResult": "reference",
     "RefreshResult": "result",
     "Refreshed": "step",
     "Refresher": "flow",
     "estimate": "cost",
+    "measure_reference": "reference",
     "preview": "previewing",
     "prospect": "outlook",
     "refresh": "flow",
@@ -50,10 +54,12 @@ __all__ = [
     "Measure",
     "PlanPreview",
     "Prospect",
+    "ReferenceResult",
     "RefreshResult",
     "Refreshed",
     "Refresher",
     "estimate",
+    "measure_reference",
     "preview",
     "prospect",
     "refresh",

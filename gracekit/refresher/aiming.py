@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow
+from gracekit.aim import Course, Evidence, Gain, TargetLosses, follow
 from gracekit.aim.course import KEPT_LOSSES, USES, mean_uses, steps_left
 from gracekit.aim.judging import JUDGED
+from gracekit.checkpoints import TrainerPace
 from gracekit.recipe import Recipe
+from gracekit.refresher.factors import read_reference, with_factors
 from gracekit.refresher.last import LastRefresh
+from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
@@ -22,7 +25,6 @@ from gracekit.types import (
     Int64,
     MeasuredTarget,
     Measurement,
-    Origin,
     Places,
     SampleTable,
     ScoreTable,
@@ -44,6 +46,10 @@ class Aiming:
     """Hash of these."""
     course: Course = field(default_factory=Course)
     """The target's loss at earlier checkpoints, and the trainer's pace."""
+    reference: ReferenceLosses | None = None
+    """What a reference model says of samples."""
+    share_of_run: float = math.nan
+    """Of the training that is done; NaN: not known."""
 
     @classmethod
     def of(
@@ -51,7 +57,8 @@ class Aiming:
         store: StoreReader,
         *,
         contents: Strings | None,
-        samples_a_step: float | None,
+        recipe: Recipe,
+        pace: TrainerPace,
         step: int,
     ) -> Aiming:
         """What a store's versions say of the target in the run that has come to a step.
@@ -59,11 +66,15 @@ class Aiming:
         Args:
             store: The store.
             contents: Hashes of the contents of the target's samples; None without a target.
-            samples_a_step: The trainer's pace.
+            recipe: Names what a reference model says, and what is known of the training.
+            pace: What the trainer says of itself.
             step: Of the checkpoint. A version at the same step or a later one ends an earlier run.
         """
+        num_steps = recipe.training.steps or pace.num_steps
+        reference = read_reference(recipe)
+        share_of_run = math.nan if num_steps is None else step / num_steps
         if contents is None:
-            return cls()
+            return cls(reference=reference, share_of_run=share_of_run)
         joined = "\0".join(sorted(contents.astype(str).tolist()))
         digest = hashlib.sha256(joined.encode()).hexdigest()[:20]
         earlier: list[TargetLosses] = []
@@ -78,9 +89,16 @@ class Aiming:
             earlier = [each for each in earlier if each.step < at]
             earlier.append(TargetLosses(step=at, losses=np.array(found.losses, np.float64)))
         course = Course(
-            earlier=[each for each in earlier if each.step < step], samples_a_step=samples_a_step
+            earlier=[each for each in earlier if each.step < step],
+            samples_a_step=recipe.training.samples_a_step or pace.samples_a_step,
         )
-        return cls(contents=contents, digest=digest, course=course)
+        return cls(
+            contents=contents,
+            digest=digest,
+            course=course,
+            reference=reference,
+            share_of_run=share_of_run,
+        )
 
 
 def places_of(
@@ -144,7 +162,16 @@ def places_of(
     if barred.any():
         allowed = (~barred).astype(np.float32)
         places = Places(factors={"allowed": allowed, **places.factors}, signals=places.signals)
-    return with_uses(recipe, places, samples=samples, scores=scores, graph=graph, state=state), aim
+    return with_factors(
+        recipe,
+        places,
+        samples=samples,
+        scores=scores,
+        graph=graph,
+        state=state,
+        reference=aiming.reference,
+        share_of_run=aiming.share_of_run,
+    ), aim
 
 
 def _is_of(aim: Aim | None, aiming: Aiming) -> bool:
@@ -169,26 +196,6 @@ def _as_before(last: LastRefresh | None, n: int) -> tuple[Places, Aim]:
     found = {"losses": [], "num_target": 0, "num_told_by": 0, "advice": None, "rounds": None}
     why = f"{why}, and what was found before holds"
     return places, last.aim.model_copy(update={**unknown, **found, "why": why})
-
-
-def with_uses(
-    recipe: Recipe,
-    places: Places,
-    *,
-    samples: SampleTable,
-    scores: ScoreTable,
-    graph: SparseGraph,
-    state: DrawState | None,
-) -> Places | None:
-    """The places with the factors that need no target set, as they are now; None without any."""
-    factors = {name: f for name, f in places.factors.items() if name not in ("dose", "copies")}
-    if "aim" in factors:
-        factors["dose"] = dose(state, recipe.selection.dose, len(samples))
-    if recipe.selection.duplicates == "share":
-        counted = samples.present & (samples.num_response_tokens > 0)
-        counted &= scores.origin != Origin.INVALID
-        factors["copies"] = copies(graph, samples, counted)
-    return Places(factors=factors, signals=places.signals) if factors else None
 
 
 def _overlap(recipe: Recipe, samples: SampleTable, contents: Strings) -> tuple[Bool, int]:

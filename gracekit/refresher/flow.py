@@ -263,7 +263,8 @@ class Refresher:
                 aiming=Aiming.of(
                     store,
                     contents=None if target is None else target.contents,
-                    samples_a_step=recipe.training.samples_a_step or pace.samples_a_step,
+                    recipe=recipe,
+                    pace=pace,
                     step=pinned.step,
                 ),
                 store=store,

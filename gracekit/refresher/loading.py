@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,7 +12,7 @@ from gracekit.errors import RecipeError, StoreError, StoreFormatError, VersionNo
 from gracekit.graph import build_index, load_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection
-from gracekit.refresher.aiming import with_uses
+from gracekit.refresher.factors import read_reference, with_factors
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.uses import last_probabilities, num_distinct_random, state_now
 from gracekit.samples import Growth
@@ -169,13 +170,15 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
         scores=scores,
         samples=samples,
         graph=graph,
-        places=with_uses(
+        places=with_factors(
             recipe,
             _places_again(store, recipe, version),
             samples=samples,
             scores=scores,
             graph=graph,
             state=state,
+            reference=read_reference(recipe),
+            share_of_run=_share_of_run(store.header(version)),
         ),
         features=cache.features,
         target_features=cache.target_features,
@@ -186,6 +189,14 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
         store=store,
         scoring=recipe.scoring,
     )
+
+
+def _share_of_run(header: Header) -> float:
+    """How much of the training was done at a version; NaN: not known."""
+    cost = header.cost
+    if cost is None or not cost.training_tokens > 0:
+        return math.nan
+    return cost.trained_tokens / cost.training_tokens
 
 
 def _places_again(store: Store, recipe: Recipe, version: int) -> Places:

@@ -359,6 +359,9 @@ FACTORS = {
     "aim": "factor_aim",
     "dose": "factor_dose",
     "copies": "factor_copies",
+    "trust": "factor_trust",
+    "excess": "factor_excess",
+    "learned": "factor_learned",
 }
 """Factors of the target t, and their columns."""
 SIGNALS = {
@@ -366,8 +369,9 @@ SIGNALS = {
     "likeness": "signal_likeness",
     "group": "signal_group",
     "influence_mass": "influence_mass",
+    "pmi": "pmi",
 }
-"""What the factor `aim` is made from, and the columns."""
+"""What the factors `aim` and `trust` are made from, and the columns."""
 
 
 def _factor(name: str) -> Callable[[Places], Any]:
@@ -420,6 +424,30 @@ _PLACED: tuple[Column[Places], ...] = (
         _factor("copies"),
     ),
     Column(
+        "factor_trust",
+        "float32",
+        "by what its prompt tells a reference model; NULL without selection.trust",
+        _factor("trust"),
+    ),
+    Column(
+        "factor_excess",
+        "float32",
+        "by its loss above that under a reference model; NULL without selection.excess",
+        _factor("excess"),
+    ),
+    Column(
+        "factor_learned",
+        "float32",
+        "below 1: its loss is below the mean; NULL without selection.learned",
+        _factor("learned"),
+    ),
+    Column(
+        "pmi",
+        "float32",
+        "nats a target token that its prompt tells a reference model; NULL where not known",
+        _signal("pmi"),
+    ),
+    Column(
         "signal_influence",
         "float32",
         "smoothed influence on the target, in standard deviations; NULL where nothing is known",
@@ -454,7 +482,7 @@ PLACES = Table(
     name="places",
     kind="view",
     about="How often every sample is wanted beside a plain one at every version that is kept, and "
-    "why; of versions that follow a target or share places among copies",
+    "why; of versions for which not all samples are wanted alike",
     columns=(_VERSION, _ROW, *IDENTITY, *_PLACED),
 )
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
+from gracekit.types import Places, SampleTable
 from gracekit.version.outcomes import Aim
 
 
@@ -55,11 +58,38 @@ def _left(aim: Aim) -> str:
     return text
 
 
+_NUM_SHOWN = 3
+
+
+def trust_in_words(places: Places, samples: SampleTable) -> list[str]:
+    """How many samples are distrusted, and those of which their prompts tell least, in words."""
+    factor, pmi = places.factors.get("trust"), places.signals.get("pmi")
+    if factor is None or pmi is None:
+        return []
+    rows = np.flatnonzero((factor < 1) & samples.present)
+    known = int((np.isfinite(pmi) & samples.present).sum())
+    found = [
+        f"{len(rows):,} of {known:,} samples, whose prompts tell a reference model little of their "
+        "responses"
+    ]
+    worst = rows[np.argsort(pmi[rows], kind="stable")][:_NUM_SHOWN]
+    found += [
+        f"{samples.sample_ids[r]} ({pmi[r]:+.2f} nats a token): {samples.previews[r]}"
+        for r in worst
+    ]
+    if len(rows) > len(worst):
+        found.append("`gracekit sql distrusted` lists all")
+    return found
+
+
 _FACTOR_WORDS = {
     "allowed": "{:.0f} times because it has the content of a target sample",
     "aim": "{:.2f} times by what follows the target",
     "dose": "{:.2f} times for how often it was used",
     "copies": "{:.2f} times because copies of it share one place",
+    "trust": "{:.2f} times because its prompt tells a reference model little of its response",
+    "excess": "{:.2f} times by its loss above that under a reference model",
+    "learned": "{:.2f} times because its loss is below the mean",
 }
 """Factors of a place, in words."""
 

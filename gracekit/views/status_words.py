@@ -89,6 +89,8 @@ def _latest_in_words(latest: LatestVersion, num_samples: int) -> list[str]:
         found.append(f"What the coreset is worth: {'; '.join(latest.worth)}.")
     if latest.aim:
         found.append(f"The target: {'; '.join(latest.aim)}.")
+    if latest.trust:
+        found.append(f"What it distrusts: {'; '.join(latest.trust)}.")
     if latest.cost:
         found.append(f"What it cost: {'; '.join(latest.cost)}.")
     return [*found, f"How far to trust the scores: {latest.audit}."]

@@ -13,7 +13,7 @@ from gracekit.store import StoreReader, newest_run
 from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
-from gracekit.views.aim_words import aim_in_words
+from gracekit.views.aim_words import aim_in_words, trust_in_words
 from gracekit.views.audit_words import audit_in_words, misses_target
 from gracekit.views.cost_words import cost_in_words
 from gracekit.views.meter_words import worth_in_words
@@ -43,6 +43,7 @@ class LatestVersion:
     worth: tuple[str, ...]
     """What its coreset is worth, a sentence an entry; empty where nothing is known."""
     aim: tuple[str, ...]
+    trust: tuple[str, ...]
     """What it follows towards the target, a sentence an entry; empty without one."""
     cost: tuple[str, ...]
     """What its scores cost, a sentence an entry; empty where nothing is known."""
@@ -134,6 +135,7 @@ def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
         audit=audit_in_words(scored),
         worth=tuple(worth_in_words(header)),
         aim=tuple(aim_in_words(scored.aim)),
+        trust=tuple(_trust(store, header)),
         cost=tuple(cost_in_words(scored.cost)),
         misses_target=misses_target(scored),
     )
@@ -150,6 +152,18 @@ def _origins(store: StoreReader, header: Header, scored: Header) -> dict[str, in
         return origins
     counts = np.bincount(found, minlength=len(ORIGIN_NAMES))
     return dict(zip(ORIGIN_NAMES, counts.tolist(), strict=True))
+
+
+def _trust(store: StoreReader, header: Header) -> list[str]:
+    """Which samples a version distrusts, where its selection goes by that."""
+    settings = header.settings.selection
+    if settings is None or settings.trust == "off":
+        return []
+    try:
+        places, samples = store.places(header.version), store.samples(header.version)
+    except StoreError:
+        return []
+    return [] if places is None else trust_in_words(places, samples)
 
 
 def _scored(store: StoreReader, header: Header) -> Header:

@@ -22,18 +22,21 @@ def write_places(path: Path, places: Places) -> None:
 
 
 def read_places(path: Path) -> Places:
-    """The inverse of `write_places`; raises `StoreFormatError` when the file is damaged."""
+    """The inverse of `write_places`; raises `StoreFormatError` when the file is damaged.
+
+    Columns that came later are not there in an older file.
+    """
     table = read_table(path)
     try:
         factors = {
             name: numbers(table[column])
             for name, column in FACTORS.items()
-            if not table[column].null_count
+            if column in table.column_names and not table[column].null_count
         }
         signals = {
             name: numbers(table[column], missing=np.nan)
             for name, column in SIGNALS.items()
-            if table[column].null_count < table.num_rows
+            if column in table.column_names and table[column].null_count < table.num_rows
         }
     except (KeyError, ValueError) as error:
         raise damaged(path, error) from error

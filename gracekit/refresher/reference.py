@@ -1,0 +1,194 @@
+"""Losses of every sample under a reference model: one pass, once, into a file of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gracekit.aim.trust import distrusted
+from gracekit.checkpoints import pin
+from gracekit.errors import DataError, RefreshStoppedError
+from gracekit.progress import Progress
+from gracekit.protocols import Executor
+from gracekit.recipe import Recipe
+from gracekit.refresher.flow import Refresher
+from gracekit.refresher.previewing import open_beside
+from gracekit.samples import TokenTable, tokens_key
+from gracekit.samples.reference import ReferenceLosses
+from gracekit.tabular import ShortRepr
+from gracekit.types import Bool, Checkpoint, Float32, Json, Rows, Strings
+from gracekit.version.json_text import plain_json
+
+logger = logging.getLogger(__name__)
+
+_SAVE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ReferenceResult(ShortRepr):
+    """What was measured with a reference model."""
+
+    path: str
+    """The file."""
+    num_samples: int
+    """Samples of the data that have target tokens."""
+    num_measured: int
+    """Contents measured by this call; those that the file had were not measured again."""
+    num_known: int
+    """Samples whose loss is known now."""
+    num_without_prompt: int
+    """Samples with a loss of which nothing says whether the response belongs to its prompt."""
+    num_distrusted: int
+    """Samples whose prompt tells too little of the response."""
+    mean_loss: float
+    """In nats a target token, over the samples; NaN: none is known."""
+
+    def to_json(self) -> Json:
+        """As a JSON object."""
+        content: Json = plain_json(dataclasses.asdict(self))
+        return content
+
+
+def measure_reference(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> ReferenceResult:
+    """Measure what the file does not have yet, and add it there as it comes.
+
+    A call that is stopped or killed leaves what was measured; the next one goes on.
+
+    Args:
+        recipe: How the data is read and rendered.
+        checkpoint: The reference model.
+        output: The file.
+        strict: Refuse data with rows that cannot be used.
+        progress: Told of the pass; ends it after the batch in progress.
+
+    Raises:
+        DataError: The file is of another model or another rendering, or the data cannot be used.
+        MeasureError: Not even the longest sample alone can be measured.
+        RefreshStoppedError: A stop was asked for.
+    """
+    progress = progress or Progress()
+    measured_with = recipe.override({
+        "scoring.scores": ["loss", "ifd"],
+        "scoring.importance": "loss",
+        "scoring.features": "embedding-mean",
+        "scoring.hidden_block": None,
+        "selection.selector": "random",
+        "data.pair": "chosen",
+        "target": None,
+    })  # fmt: skip
+    refresher = Refresher.from_recipe(measured_with, strict=strict)
+    samples = refresher.samples
+    with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
+        model = open_beside(refresher, pinned, Path(folder))
+        tokens = model.tokens(samples)
+        facts = {
+            "model": f"{pinned.digest} {model.identity}",
+            "rendering": tokens_key(model.tokenizer, model.data(samples), ""),
+        }
+        known = _begun(output, facts, checkpoint)
+        usable = np.flatnonzero(tokens.num_targets > 0)
+        hashes = samples.content_hashes.astype(str)
+        _, first = np.unique(hashes[usable], return_index=True)
+        asked = usable[np.sort(first)]
+        missing = asked[~np.isin(hashes[asked], known.content_hashes.astype(str))]
+        logger.info(
+            "%d of %d contents to measure with %s", len(missing), len(asked), checkpoint.path
+        )
+        if len(missing):
+            executor = model.executor(tokens, None)
+            try:
+                known = _measured(
+                    executor, missing, known, samples.sample_ids, hashes, tokens, output, progress
+                )
+            finally:
+                executor.close()
+    if not output.exists():
+        known.write(output)
+    loss, pmi = known.of(hashes[usable])
+    there = np.isfinite(loss)
+    return ReferenceResult(
+        path=str(output),
+        num_samples=len(usable),
+        num_measured=len(missing),
+        num_known=int(there.sum()),
+        num_without_prompt=int((there & ~np.isfinite(pmi)).sum()),
+        num_distrusted=int(distrusted(pmi).sum()),
+        mean_loss=float(loss[there].mean(dtype=np.float64)) if there.any() else float("nan"),
+    )
+
+
+def _begun(output: Path, facts: Json, checkpoint: Checkpoint) -> ReferenceLosses:
+    """What the file has; nothing where there is none. Raises where it cannot be gone on with."""
+    if not output.exists():
+        if not output.parent.is_dir():
+            raise DataError(f"{output} cannot be written: {output.parent} is no directory")
+        nothing = np.zeros(0, np.float32)
+        texts = np.zeros(0, object)
+        return ReferenceLosses(
+            content_hashes=texts, sample_ids=texts, loss=nothing, loss_alone=nothing, facts=facts
+        )
+    found = ReferenceLosses.read(output)
+    for name, what in (("model", "another model"), ("rendering", "another rendering of samples")):
+        if found.facts.get(name) != facts[name]:
+            raise DataError(
+                f"{output} was measured with {what} than {checkpoint.path} and this recipe; give "
+                "another file with -o, or remove it"
+            )
+    return found
+
+
+def _measured(
+    executor: Executor,
+    rows: Rows,
+    known: ReferenceLosses,
+    sample_ids: Strings,
+    hashes: Strings,
+    tokens: TokenTable,
+    output: Path,
+    progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
+) -> ReferenceLosses:
+    """With what the pass over the rows says; written down now and then, and at the end."""
+    saved, num_done = clock(), 0
+    for shard in executor.measure(rows, progress):
+        loss = shard.scores["loss"].astype(np.float32)
+        has_prompt = tokens.num_prompt_tokens[shard.rows] > 1
+        num_done += len(shard.rows)
+        known = known.joined(
+            ReferenceLosses(
+                content_hashes=hashes[shard.rows].astype(object),
+                sample_ids=sample_ids[shard.rows].astype(object),
+                loss=loss,
+                loss_alone=_alone(loss, shard.scores["ifd"], has_prompt),
+            )
+        )
+        if clock() - saved > _SAVE_EVERY_S:
+            known.write(output)
+            saved = clock()
+    known.write(output)
+    if progress.is_stopping:
+        raise RefreshStoppedError(
+            f"stopped after {num_done:,} of {len(rows):,} contents; {output} has them, and the "
+            "same call goes on from there"
+        )
+    return known
+
+
+def _alone(loss: Float32, ifd: Float32, has_prompt: Bool) -> Float32:
+    """The loss without the prompt, from the ratio of the two; NaN where there is no prompt."""
+    alone = np.divide(loss, ifd, out=np.full(len(loss), np.nan, np.float32), where=ifd > 0)
+    return np.where(has_prompt, alone, np.nan).astype(np.float32)

@@ -1,0 +1,129 @@
+"""Losses of samples under a reference model, measured once and kept in a Parquet file.
+
+The file has a row for each content, so that copies are measured once, and a sample whose content
+changes is known again when it is measured again. Any store whose data has these contents may use
+it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gracekit.errors import DataError
+from gracekit.files import write_atomic
+from gracekit.foreign import foreign
+from gracekit.types import Float32, Json, Strings
+
+FORMAT = 1
+_KEY = b"gracekit.reference"
+_COLUMNS = {
+    "content_hash": pa.string(),
+    "sample_id": pa.string(),
+    "loss": pa.float32(),
+    "loss_alone": pa.float32(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceLosses:
+    """What a reference model says of m contents."""
+
+    content_hashes: Strings
+    """str [m], unique."""
+    sample_ids: Strings
+    """str [m] a sample that has the content."""
+    loss: Float32
+    """[m] mean loss of the target tokens, in nats; NaN where it was not finite."""
+    loss_alone: Float32
+    """[m] the same without the prompt; NaN also where the sample has no prompt."""
+    facts: Json = field(default_factory=dict)
+    """Of the model and of how samples are read: what must be equal to add to the file."""
+
+    def __len__(self) -> int:
+        return len(self.content_hashes)
+
+    @property
+    def pmi(self) -> Float32:
+        """[m] nats a target token that the prompt tells of the response: `loss_alone` - `loss`.
+
+        Pointwise mutual information, as far as the model knows the texts; NaN where not known.
+        """
+        return self.loss_alone - self.loss
+
+    def of(self, content_hashes: Strings) -> tuple[Float32, Float32]:
+        """([n] loss, [n] pmi) of samples by their contents; NaN for those that are not known."""
+        order = np.argsort(self.content_hashes.astype(str))
+        known = self.content_hashes.astype(str)[order]
+        asked = content_hashes.astype(str)
+        if not len(known):
+            nothing = np.full(len(asked), np.nan, np.float32)
+            return nothing, nothing.copy()
+        place = np.searchsorted(known, asked).clip(max=len(known) - 1)
+        is_known = known[place] == asked
+        rows = order[place]
+        return (
+            np.where(is_known, self.loss[rows], np.nan).astype(np.float32),
+            np.where(is_known, self.pmi[rows], np.nan).astype(np.float32),
+        )
+
+    def joined(self, more: Self) -> Self:
+        """These and contents that are not among them."""
+        return type(self)(
+            content_hashes=np.concatenate([self.content_hashes, more.content_hashes]),
+            sample_ids=np.concatenate([self.sample_ids, more.sample_ids]),
+            loss=np.concatenate([self.loss, more.loss]),
+            loss_alone=np.concatenate([self.loss_alone, more.loss_alone]),
+            facts=self.facts,
+        )
+
+    def write(self, path: Path) -> None:
+        """Put the file in place in one step; nothing is lost of what was there if that fails."""
+        values = (self.content_hashes, self.sample_ids, self.loss, self.loss_alone)
+        content = json.dumps({"format": FORMAT, **self.facts}, sort_keys=True)
+        schema = pa.schema(list(_COLUMNS.items()), metadata={_KEY: content})
+        arrays = [
+            pa.array(value.tolist() if value.dtype == object else value, kind)
+            for value, kind in zip(values, _COLUMNS.values(), strict=True)
+        ]
+        table = pa.table(arrays, schema=schema)
+        write_atomic(path, lambda temporary: pq.write_table(table, temporary))
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read the file.
+
+        Raises `DataError` where there is none, or it is not one that `gracekit reference` wrote.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise DataError(
+                f"there are no losses of a reference model at {path}; "
+                "`gracekit reference CHECKPOINT` measures them, or take selection.reference out"
+            )
+        with foreign(f"the losses of a reference model in {path}", DataError):
+            table = pq.read_table(path)
+            content = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                raise DataError(
+                    f"{path} is not a file of `gracekit reference` (format {FORMAT}); name one "
+                    "in selection.reference"
+                )
+            columns = {
+                name: table[name].cast(kind).to_numpy(zero_copy_only=False)
+                for name, kind in _COLUMNS.items()
+            }
+        facts = {name: value for name, value in content.items() if name != "format"}
+        return cls(
+            content_hashes=columns["content_hash"].astype(object),
+            sample_ids=columns["sample_id"].astype(object),
+            loss=columns["loss"].astype(np.float32),
+            loss_alone=columns["loss_alone"].astype(np.float32),
+            facts=facts,
+        )

@@ -1,0 +1,266 @@
+"""Losses under a reference model: measured once, kept in a file, and followed by selections."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+import gracekit
+from gracekit.aim.trust import LEAST_TRUST, distrusted, excess, learned, trust
+from gracekit.cli import main
+from gracekit.errors import DataError, RecipeError, RefreshStoppedError
+from gracekit.recipe import Recipe
+from gracekit.samples import load_samples, tokenize
+from gracekit.samples.reference import ReferenceLosses
+from gracekit.store import Store, connect
+from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def losses(path: Path) -> ReferenceLosses:
+    return ReferenceLosses.read(path)
+
+
+def reference_of(recipe: Recipe, pmi: np.ndarray[Any, Any], path: Path) -> Path:
+    """A file by which the samples of a recipe's data have given values."""
+    samples = load_samples(recipe.data)
+    loss = np.ones(len(samples), np.float32)
+    ReferenceLosses(
+        content_hashes=samples.content_hashes,
+        sample_ids=samples.sample_ids,
+        loss=loss,
+        loss_alone=loss + pmi.astype(np.float32),
+    ).write(path)
+    return path
+
+
+def test_losses_are_those_of_the_model(tmp_path: Path) -> None:
+    """Beside the model called row by row, without our pass."""
+    write_data(tmp_path / "train.jsonl", num_samples=30)
+    recipe = tiny_recipe(tmp_path)
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    found = gracekit.reference(recipe, checkpoint, output=tmp_path / "reference.parquet")
+    assert found.num_known == found.num_samples == found.num_measured == 30
+    samples = load_samples(recipe.data)
+    tokens = tokenize(samples, make_tokenizer(), recipe.data, tmp_path / "tokens")
+    loss, pmi = losses(tmp_path / "reference.parquet").of(samples.content_hashes)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+
+    def mean_loss(ids: list[int], counted: list[bool]) -> float:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, :-1].double()
+        of_token = torch.nn.functional.cross_entropy(
+            logits, torch.tensor(ids[1:], dtype=torch.long), reduction="none"
+        )
+        return float(of_token[torch.tensor(counted[1:])].mean())
+
+    for row, (ids, mask) in enumerate(tokens.take(np.arange(30))):
+        own = mean_loss(ids.tolist(), mask.tolist())
+        response = [ids[0], *ids[mask]]
+        alone = mean_loss(response, [False] + [True] * int(mask.sum()))
+        assert loss[row] == pytest.approx(own, rel=1e-4)
+        assert pmi[row] == pytest.approx(alone - own, abs=2e-4)
+
+
+def test_only_what_is_new_is_measured(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "train.jsonl", num_samples=40)
+    recipe, checkpoint = tiny_recipe(tmp_path), write_checkpoint(tmp_path / "run", 100)
+    place = tmp_path / "reference.parquet"
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join(lines[:25]))
+    assert gracekit.reference(recipe, checkpoint, output=place).num_measured == 25
+    data.write_text("".join(lines))
+    assert gracekit.reference(recipe, checkpoint, output=place).num_measured == 15
+    at_once = tmp_path / "at-once.parquet"
+    gracekit.reference(recipe, checkpoint, output=at_once)
+    hashes = load_samples(recipe.data).content_hashes
+    for ours, theirs in zip(losses(place).of(hashes), losses(at_once).of(hashes), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_stopped_pass_goes_on(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl", num_samples=40)
+    recipe = tiny_recipe(tmp_path).override({"scoring.shard_rows": 8})
+    checkpoint, place = write_checkpoint(tmp_path / "run", 100), tmp_path / "reference.parquet"
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(RefreshStoppedError, match="goes on from there"):
+        gracekit.reference(recipe, checkpoint, output=place, stop=stop)
+    before = len(losses(place))
+    found = gracekit.reference(recipe, checkpoint, output=place)
+    assert found.num_measured == 40 - before and found.num_known == 40
+
+
+def test_copies_are_measured_once_and_rows_without_a_prompt_have_no_pmi(tmp_path: Path) -> None:
+    rows = [{"text": f"red green blue {i % 10} yellow", "source": "a"} for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe, place = tiny_recipe(tmp_path), tmp_path / "reference.parquet"
+    found = gracekit.reference(recipe, write_checkpoint(tmp_path / "run", 100), output=place)
+    assert (found.num_samples, found.num_measured, found.num_known) == (20, 10, 20)
+    assert found.num_without_prompt == 20 and found.num_distrusted == 0
+
+
+@pytest.mark.parametrize("spoil", ["model", "rendering", "columns", "bytes", "folder", "no folder"])
+def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path, spoil: str) -> None:
+    write_data(tmp_path / "train.jsonl", num_samples=20)
+    recipe, place = tiny_recipe(tmp_path), tmp_path / "reference.parquet"
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    gracekit.reference(recipe, checkpoint, output=place)
+    if spoil == "model":
+        checkpoint = write_checkpoint(tmp_path / "run", 200)
+    elif spoil == "rendering":
+        recipe = recipe.override({"data.max_length": 12})
+    elif spoil == "columns":
+        pq.write_table(pq.read_table(place).drop_columns("loss"), place)
+    elif spoil == "bytes":
+        place.write_bytes(place.read_bytes()[:-20])
+    elif spoil == "folder":
+        place = tmp_path
+    else:
+        place = tmp_path / "none/reference.parquet"
+    before = place.read_bytes() if place.is_file() else None
+    with pytest.raises(DataError, match=str(place)):
+        gracekit.reference(recipe, checkpoint, output=place)
+    assert before is None or place.read_bytes() == before
+
+
+def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(tmp_path)
+    n = len(load_samples(recipe.data))
+    pmi = np.where(np.arange(n) % 10 == 3, -0.5, 1.0)
+    pmi[4] = np.nan
+    place = reference_of(recipe, pmi, tmp_path / "reference.parquet")
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    changes: dict[str, Any] = {"selection.reference": str(place), "selection.trust": "weigh"}
+    gracekit.refresh(recipe, checkpoint, set=changes)
+    store = Store.open(recipe.store)
+    places, drawn = store.places(1), store.drawn(1)
+    assert places is not None and drawn is not None and drawn.draw is not None
+    np.testing.assert_allclose(
+        places.factors["trust"], np.where(pmi < 0, LEAST_TRUST, 1.0), rtol=1e-6
+    )
+    np.testing.assert_allclose(places.signals["pmi"], pmi, rtol=1e-6)
+    bad = pmi < 0
+    chances = drawn.draw.probabilities
+    assert chances[bad].mean() < 0.2 * chances[~bad].mean()
+    words = str(gracekit.status(recipe.store))
+    assert f"{bad.sum()} of {n - 1} samples, whose prompts tell a reference model little" in words
+    samples = store.samples()
+    row = int(np.flatnonzero(bad)[0])
+    assert samples.previews[row] in words
+    why = str(gracekit.explain(recipe.store, samples.sample_ids[row]))
+    assert "0.10 times because its prompt tells a reference model little" in why
+    with connect(recipe.store) as connection:
+        listed = connection.execute(
+            "SELECT count(*) FROM places WHERE factor_trust < 1 AND pmi < 0"
+        ).fetchone()
+    assert listed == (int(bad.sum()),)
+    assert gracekit.sql(recipe.store, "distrusted", count=5).to_arrow().num_rows == 5
+    # From the stored scores, without a model: a cut, and nothing.
+    gracekit.select(recipe.store, set={**changes, "selection.trust": "cut"})
+    cut = Store.open(recipe.store).drawn(2)
+    assert cut is not None and cut.draw is not None and not cut.draw.probabilities[bad].any()
+    gracekit.select(recipe.store, set={"selection.trust": "off", "selection.reference": None})
+    assert Store.open(recipe.store).places(3) is None
+
+
+def test_excess_and_learned_change_places(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(tmp_path, training={"steps": 1000})
+    n = len(load_samples(recipe.data))
+    place = reference_of(recipe, np.ones(n), tmp_path / "reference.parquet")
+    changes = {
+        "selection.reference": str(place),
+        "selection.excess": 1.0,
+        "selection.learned": 0.5,
+    }
+    gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 100), set=changes)
+    store = Store.open(recipe.store)
+    places, loss = store.places(1), store.scores(1).scores["loss"]
+    assert places is not None and set(places.factors) == {"excess", "learned"}
+    factor = places.factors["excess"]
+    assert 0.5 <= factor.min() < 0.6 and 1.8 < factor.max() <= 2
+    groups = store.samples().groups
+    for group in np.unique(groups):
+        of_group = groups == group
+        order = np.argsort(loss[of_group], kind="stable")
+        assert (np.diff(factor[of_group][order]) >= 0).all()
+    np.testing.assert_array_equal(
+        places.factors["learned"], np.where(loss < loss.mean(dtype=np.float64), 0.5, 1.0)
+    )
+    # In the last eighth of the run what is learned counts in full.
+    gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 900), set=changes)
+    last = Store.open(recipe.store).places(2)
+    assert last is not None and (last.factors["learned"] == 1).all()
+
+
+def test_trust_falls_with_what_the_prompt_tells() -> None:
+    pmi = np.array([-5, 0.0, 0.05, 2, np.nan, np.inf], np.float32)
+    found = trust(pmi)
+    assert found[0] == np.float32(LEAST_TRUST) and LEAST_TRUST < found[1] < 1
+    assert (found[2:] == 1).all()
+    np.testing.assert_array_equal(distrusted(pmi), [True, True, False, False, False, False])
+
+
+def test_excess_is_the_same_in_every_order() -> None:
+    rng = np.random.default_rng(0)
+    loss = rng.integers(0, 5, 60).astype(np.float32)
+    groups = rng.integers(0, 3, 60).astype(np.int32)
+    reference = np.ones(60, np.float32)
+    reference[7] = np.nan
+    found, order = excess(loss, reference, groups, 1.0), rng.permutation(60)
+    again = excess(loss[order], reference[order], groups[order], 1.0)
+    np.testing.assert_array_equal(again, found[order])
+    assert found[7] == 1 and (excess(loss, reference, groups, 0.0) == 1).all()
+    alone = excess(
+        np.ones(3, np.float32), np.ones(3, np.float32), np.arange(3, dtype=np.int32), 2.0
+    )
+    assert (alone == 1).all()  # groups of one row
+
+
+def test_learned_waits_for_a_known_length_and_a_known_loss() -> None:
+    loss, counted = np.array([1, 2, 9, np.nan], np.float32), np.ones(4, bool)
+    np.testing.assert_array_equal(learned(loss, counted, 0.5, 0.2), [0.5, 0.5, 1, 1])
+    for share in (0.9, 1.5, float("nan")):
+        assert (learned(loss, counted, 0.5, share) == 1).all()
+    assert (learned(loss * np.nan, counted, 0.5, 0.2) == 1).all()
+
+
+def test_a_recipe_needs_the_file_that_it_goes_by(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl", num_samples=20)
+    recipe = tiny_recipe(tmp_path)
+    with pytest.raises(RecipeError, match="gracekit reference CHECKPOINT"):
+        recipe.override({"selection.trust": "weigh"})
+    missing = {"selection.trust": "weigh", "selection.reference": str(tmp_path / "none.parquet")}
+    with pytest.raises(DataError, match="there are no losses of a reference model"):
+        gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 100), set=missing)
+    assert recipe.digest() == recipe.override({"selection.reference": "other"}).digest()
+
+
+def test_the_command_says_what_it_measured(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl", num_samples=20)
+    recipe = tmp_path / "gracekit.yaml"
+    recipe.write_text(
+        "data: {path: train.jsonl, group_column: source}\nselection: {reference: ref.parquet}\n"
+    )
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    command = ["reference", str(checkpoint), "--recipe", str(recipe)]
+    shown = CliRunner().invoke(main, command)
+    assert shown.exit_code == 0, shown.output
+    assert "20 contents" in shown.output and (tmp_path / "ref.parquet").exists()
+    again = CliRunner().invoke(main, [*command, "--json"])
+    assert json.loads(again.stdout)["num_measured"] == 0
