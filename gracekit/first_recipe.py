@@ -79,7 +79,7 @@ selection:
   aim: auto                 # or influence, likeness, group, round-robin, none: towards a target
   dose: 0.6                 # factor of a sample's place for each use, while a target is followed
   redraw: fresh             # fresh | keep: rows take turns, or change as little as they can
-  group_quota: none         # none | proportional | sqrt | equal | temperature | shares
+  group_quota: none         # none | proportional | sqrt | equal | temperature | shares | learned
   group_minimum: 0          # samples of each group at least
   keep_groups_below: 0      # groups with fewer samples than this are taken whole
   always_in: []             # ids; or an SQL condition: always_in_where: "group_name = 'gold'"

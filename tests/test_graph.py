@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from gracekit.errors import RecipeError
 from gracekit.graph import (
     build_index,
     effective_rank,
@@ -25,6 +27,7 @@ from gracekit.graph.directions import has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.index import Index, moved_rows
+from gracekit.graph.seal import backend_for
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, KnnGraph
 
@@ -580,3 +583,16 @@ def test_symmetric_against_a_dense_twin(n: int, k: int, seed: int) -> None:
         rebuilt[row, graph.indices[edges]] = graph.weights[edges]
     np.testing.assert_array_equal(rebuilt, dense)
     assert (graph.weights > 0).all() and graph.num_nodes == n
+
+
+def test_without_hnswlib_its_backend_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hnswlib", None)  # as where it is not installed
+    unit = unit_features(clusters(60), everyone(60))
+    with pytest.raises(RecipeError, match=r"gracekit\[hnsw\]"):
+        build_index(unit, HNSW, valid=everyone(60), seed=0)
+    assert len(build_index(unit, DESCENT, valid=everyone(60), seed=0).graph.neighbors) == 60
+
+
+def test_auto_never_asks_for_hnswlib() -> None:
+    settings = GraphSection()
+    assert [backend_for(n, settings) for n in (10, 20_000, 10**7)] == ["exact", *2 * ["descent"]]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 import gracekit
-from gracekit.aim.trust import LEAST_TRUST, distrusted, excess, learned, trust
+from gracekit.aim.losses import LEAST_TRUST, distrusted, excess, group_shares, learned, trust
 from gracekit.cli import main
 from gracekit.errors import DataError, RecipeError, RefreshStoppedError
 from gracekit.recipe import Recipe
@@ -187,11 +187,12 @@ def test_excess_and_learned_change_places(tmp_path: Path) -> None:
         "selection.reference": str(place),
         "selection.excess": 1.0,
         "selection.learned": 0.5,
+        "selection.group_quota": "learned",
     }
     gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 100), set=changes)
     store = Store.open(recipe.store)
     places, loss = store.places(1), store.scores(1).scores["loss"]
-    assert places is not None and set(places.factors) == {"excess", "learned"}
+    assert places is not None and set(places.factors) == {"excess", "group", "learned"}
     factor = places.factors["excess"]
     assert 0.5 <= factor.min() < 0.6 and 1.8 < factor.max() <= 2
     groups = store.samples().groups
@@ -238,6 +239,19 @@ def test_learned_waits_for_a_known_length_and_a_known_loss() -> None:
     for share in (0.9, 1.5, float("nan")):
         assert (learned(loss, counted, 0.5, share) == 1).all()
     assert (learned(loss * np.nan, counted, 0.5, 0.2) == 1).all()
+
+
+def test_groups_share_by_what_is_left_to_learn() -> None:
+    loss = np.repeat(np.array([4, 2, 9, 1.2], np.float32), (20, 20, 3, 20))
+    groups = np.repeat(np.arange(4, dtype=np.int32), (20, 20, 3, 20))
+    reference, counted = np.ones(63, np.float32), np.ones(63, bool)
+    found = group_shares(loss, reference, counted, groups)
+    mean = (loss - 1).mean()
+    expected = {0: min(2.0, 3 / mean), 1: 1 / mean, 2: 1.0, 3: 0.5}
+    for group, share in expected.items():
+        np.testing.assert_allclose(found[groups == group], share, rtol=1e-5)
+    assert (group_shares(reference, loss, counted, groups) == 1).all()  # nothing is left
+    assert (group_shares(loss, reference * np.nan, counted, groups) == 1).all()
 
 
 def test_a_recipe_needs_the_file_that_it_goes_by(tmp_path: Path) -> None:

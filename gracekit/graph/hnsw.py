@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gracekit.errors import RecipeError
 from gracekit.files import write_atomic
 from gracekit.graph.directions import (
     exact_neighbors,
@@ -152,7 +153,13 @@ def _blurred(unit: Float32, seed: int) -> Float32:
 
 
 def _new_links(num_features: int) -> Any:
-    # Imported here: it is compiled for one CPU, and the exact backend does without it.
-    import hnswlib
+    # Imported here: it is an extra, built from source, and the other backends do without it.
+    try:
+        import hnswlib
+    except ImportError as error:
+        raise RecipeError(
+            f"graph.backend hnsw needs hnswlib, which cannot be imported ({error}); install "
+            "`gracekit[hnsw]` (it is compiled, by a C++ compiler), or set graph.backend: auto"
+        ) from None
 
     return hnswlib.Index(space="ip", dim=num_features)

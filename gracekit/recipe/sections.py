@@ -279,12 +279,12 @@ class GraphSection(Section):
     num_neighbors: int = Field(default=10, ge=1, le=256)
     """k."""
     backend: Literal["auto", "exact", "hnsw", "descent"] = "auto"
-    """`auto`: exact below `exact_below` samples, hnswlib below `hnsw_below`, else neighbour
-    descent, whose lists are improved and not built anew when all rows moved."""
+    """`auto`: exact below `exact_below` samples, else neighbour descent, whose lists are improved
+    and not built anew when all rows moved. `hnsw` is hnswlib, an extra of its own."""
     exact_below: int = Field(default=20_000, ge=0)
     """Samples below which `auto` is exact."""
-    hnsw_below: int = Field(default=200_000, ge=0)
-    """Samples below which `auto` is hnswlib, if it is not exact."""
+    hnsw_below: int = Field(default=0, ge=0)
+    """Samples below which `auto` is hnswlib, if it is not exact. 0: never."""
     moved_above: float = Field(default=0.02, ge=0, le=2)
     """A row is queried again when 1 - cosine with its indexed features exceeds this."""
     rebuild_above: float = Field(default=0.08, ge=0, le=1)
@@ -436,9 +436,13 @@ class SelectionSection(Section):
     churn_penalty: float = Field(default=0.0, ge=0)
     """What keeping the whole parent coreset is worth, as a share of all that `coverage` can gain
     over a random draw: a new version changes only what is worth it. 0: nothing."""
-    group_quota: Literal["none", "proportional", "sqrt", "equal", "temperature", "shares"] = "none"
+    group_quota: Literal[
+        "none", "proportional", "sqrt", "equal", "temperature", "shares", "learned"
+    ] = "none"
     """Shares of the groups in the coreset: as in the data, by the square root of their size, equal,
-    by a power of their size (`group_temperature`), or those of `group_shares`."""
+    by a power of their size (`group_temperature`), those of `group_shares`, or `learned`: the more
+    there is left to learn of a group by the losses of `reference`, the more of it, from half to
+    twice its share of the data (`balanced` alone)."""
     group_temperature: float | None = Field(default=None, ge=0, le=1)
     """The power of the size for `group_quota: temperature`: 0 is equal, 1 proportional."""
     group_shares: dict[str, float] | None = None
@@ -474,6 +478,7 @@ class SelectionSection(Section):
     @model_validator(mode="after")
     def _reference_is_named(self) -> SelectionSection:
         needing = ["trust"] * (self.trust != "off") + ["excess"] * (self.excess > 0)
+        needing += ["group_quota: learned"] * (self.group_quota == "learned")
         if needing and self.reference is None:
             raise ValueError(
                 f"{needing[0]} goes by the losses of a reference model; name their file in "

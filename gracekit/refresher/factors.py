@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from gracekit.aim import copies, dose
-from gracekit.aim.trust import distrusted, excess, learned, trust
+from gracekit.aim.losses import distrusted, excess, group_shares, learned, trust
 from gracekit.recipe import Recipe, SelectionSection
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.types import (
@@ -30,12 +30,13 @@ def read_reference(recipe: Recipe) -> ReferenceLosses | None:
     Raises `DataError` where its file is not there, or is no such file.
     """
     selection = recipe.selection
-    if selection.reference is None or (selection.trust == "off" and not selection.excess):
+    asks = selection.trust != "off" or selection.excess or selection.group_quota == "learned"
+    if selection.reference is None or not asks:
         return None
     return ReferenceLosses.read(selection.reference)
 
 
-_WITHOUT_TARGET = ("dose", "copies", "trust", "excess", "learned")
+_WITHOUT_TARGET = ("dose", "copies", "trust", "excess", "group", "learned")
 
 
 def with_factors(
@@ -72,6 +73,8 @@ def with_factors(
             _warn_of_unknown(counted, pmi, settings)
         if settings.excess and loss is not None:
             factors["excess"] = excess(loss, of_reference, samples.groups, settings.excess)
+        if settings.group_quota == "learned" and loss is not None:
+            factors["group"] = group_shares(loss, of_reference, counted, samples.groups)
     if settings.learned < 1 and loss is not None:
         factors["learned"] = learned(loss, counted, settings.learned, share_of_run)
     return Places(factors=factors, signals=signals) if factors else None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.aim.trust import distrusted
+from gracekit.aim.losses import distrusted
 from gracekit.checkpoints import pin
 from gracekit.errors import DataError, RefreshStoppedError
 from gracekit.progress import Progress

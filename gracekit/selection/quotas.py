@@ -67,7 +67,7 @@ def group_places(
             "keep_groups_below, or raise fraction or count"
         )
     kind = settings.group_quota
-    if kind == "none":
+    if kind in ("none", "learned"):  # learned shares are a factor of the rows' places
         if not settings.group_minimum:
             return GroupPlaces(quotas=None)
         return GroupPlaces(quotas=least, free=budget - int(least.sum()))

@@ -361,6 +361,7 @@ FACTORS = {
     "copies": "factor_copies",
     "trust": "factor_trust",
     "excess": "factor_excess",
+    "group": "factor_group",
     "learned": "factor_learned",
 }
 """Factors of the target t, and their columns."""
@@ -434,6 +435,12 @@ _PLACED: tuple[Column[Places], ...] = (
         "float32",
         "by its loss above that under a reference model; NULL without selection.excess",
         _factor("excess"),
+    ),
+    Column(
+        "factor_group",
+        "float32",
+        "by what is left to learn of its group; NULL without selection.group_quota: learned",
+        _factor("group"),
     ),
     Column(
         "factor_learned",

@@ -89,6 +89,7 @@ _FACTOR_WORDS = {
     "copies": "{:.2f} times because copies of it share one place",
     "trust": "{:.2f} times because its prompt tells a reference model little of its response",
     "excess": "{:.2f} times by its loss above that under a reference model",
+    "group": "{:.2f} times by what is left to learn of its group",
     "learned": "{:.2f} times because its loss is below the mean",
 }
 """Factors of a place, in words."""

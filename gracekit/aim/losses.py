@@ -16,6 +16,10 @@ LEAST_TRUST = 0.1
 """What a place is lowered to for a response of which its prompt tells nothing."""
 _WIDTH = 0.1
 """Nats a target token over which trust falls from whole to `LEAST_TRUST`."""
+LEAST_OF_GROUP = 10
+"""Rows of a group whose excess loss is known, from which its share follows it."""
+MOST_OF_SHARE = 2.0
+"""How far a group's share rises, and falls, by excess loss."""
 LAST_PART = 0.125
 """Share of the run at its end in which what is learned counts in full again."""
 
@@ -64,6 +68,36 @@ def excess(loss: Float32, reference: Float32, groups: Int32, strength: float) ->
         middle = np.cumsum(counts) - counts / 2
         found[part] = 2 ** (strength * (2 * middle[of_value] / size - 1))
     return found
+
+
+def group_shares(loss: Float32, reference: Float32, counted: Bool, groups: Int32) -> Float32:
+    """[n] the mean excess loss of a row's group beside that of all rows, from 1/2 to 2.
+
+    The excess is as for `excess`; by it groups get shares as domains do in DoReMi (Xie et al. 2023,
+    arXiv 2305.10429), within bounds and without its running sum. Groups of which fewer than
+    `LEAST_OF_GROUP` rows are known have 1.
+
+    Args:
+        loss: [n] as it is now, measured or estimated.
+        reference: [n] under the reference model.
+        counted: [n] rows that may be trained on.
+        groups: [n] at least 0.
+    """
+    found = np.ones(len(loss), np.float32)
+    above = loss.astype(np.float64) - reference
+    rows = np.flatnonzero(counted & np.isfinite(above))
+    if not len(rows):
+        return found
+    counts = np.bincount(groups[rows], minlength=int(groups.max()) + 1)
+    sums = np.bincount(groups[rows], above[rows], minlength=len(counts))
+    mean = sums.sum() / len(rows)
+    if mean <= 0:
+        return found
+    known = counts >= LEAST_OF_GROUP
+    factors = np.divide(sums, counts * mean, out=np.ones(len(counts)), where=known)
+    factors[known] = factors[known].clip(1 / MOST_OF_SHARE, MOST_OF_SHARE)
+    of_rows: Float32 = factors[groups].astype(np.float32)
+    return of_rows
 
 
 def learned(loss: Float32, counted: Bool, factor: float, share_of_run: float) -> Float32:
