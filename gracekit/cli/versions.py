@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,10 +54,10 @@ _IF_ANY = ("state", "value", "value_kept")
 def versions(store: Path, out: Output) -> None:
     """List the versions: step, measured share, value, audit, coreset, churn, seconds."""
     found = gracekit.versions(store)
+    out.show(found, lambda: print_versions(found.to_json(), out))
 
-    def print_text() -> None:
-        records = found.to_json()
-        empty = {key for key in _IF_ANY if all(record[key] is None for record in records)}
-        out.table([c for c in COLUMNS if c.key not in empty], records)
 
-    out.show(found, print_text)
+def print_versions(records: Sequence[Mapping[str, Any]], out: Output) -> None:
+    """A table of versions, without columns that none of them fills."""
+    empty = {key for key in _IF_ANY if all(record[key] is None for record in records)}
+    out.table([c for c in COLUMNS if c.key not in empty], records)

@@ -32,12 +32,17 @@ class Status:
         """What is wrong, as far as can be seen without reading every file."""
         return () if self.contents is None else self.contents.problems
 
+    @property
+    def doing(self) -> str:
+        """What the daemon does now, for people."""
+        return daemon_in_words(self.daemon)
+
     def sentences(self) -> list[str]:
         """The same for people, a paragraph an entry; the last one says what to do next."""
         return [
             *contents_in_words(self.store, self.contents),
             *(f"Problem: {problem}." for problem in self.problems),
-            daemon_in_words(self.daemon),
+            self.doing,
             f"Next: {next_step(self.store, self.contents, self.daemon)}",
         ]
 
@@ -70,6 +75,7 @@ class Status:
                 "scores": latest.origins,
                 "audit": latest.audit,
                 "worth": list(latest.worth),
+                "trust": list(latest.trust),
             }
         return found | {
             "daemon": self.daemon,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gracekit.types import Json
 from gracekit.views.store_contents import LatestVersion, StoreContents
-from gracekit.words import age, count_of, size, version_ranges
+from gracekit.words import age, count_of, duration, size, version_ranges
 
 _MADE_BY = {
     "init": "as the first of this store",
@@ -133,6 +133,8 @@ def daemon_in_words(daemon: Json) -> str:
     """What the daemon does, from its heartbeat."""
     state = str(daemon.get("state"))
     text = _DAEMON.get(state, f"The daemon is {state}.")
+    if state == "refreshing":
+        text += _progress_in_words(daemon.get("progress"))
     if "seconds_since_beat" in daemon:
         text += f" Its last sign is {age(daemon['seconds_since_beat'])} old."
     if "error" in daemon:
@@ -140,6 +142,19 @@ def daemon_in_words(daemon: Json) -> str:
     if "next_try_at" in daemon:
         text += f" (try {daemon.get('num_tries')}, next at {daemon['next_try_at']})"
     return text
+
+
+def _progress_in_words(progress: object) -> str:
+    """How far a refresh has come, as far as its daemon says it."""
+    if not isinstance(progress, dict) or not isinstance(progress.get("stage"), str):
+        return ""
+    text = f" Stage {progress['stage']!r}"
+    done, planned, left = (progress.get(k) for k in ("num_done", "num_planned", "seconds_left"))
+    if isinstance(done, int) and isinstance(planned, int):
+        text += f": {done:,} of {planned:,} samples measured"
+    if isinstance(left, int | float):
+        text += f", about {duration(left)} left of this round"
+    return f"{text}."
 
 
 def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
