@@ -87,11 +87,10 @@ def main() -> None:
     is_wrong = np.array(wrong)[samples.source_rows]
     known = np.isfinite(pmi)
     loss, pmi, is_wrong, groups = loss[known], pmi[known], is_wrong[known], samples.groups[known]
-    alone = loss + pmi
     print(f"{known.sum()} rows of {options.data.name}, {is_wrong.sum()} shuffled; {found.path}\n")
-    print("| pmi | ifd | loss | right rows distrusted | shuffled rows distrusted |")
+    print("| pmi | its ratio | loss | right rows distrusted | shuffled rows distrusted |")
     print("|--:|--:|--:|--:|--:|")
-    signals = (pmi, -loss / np.maximum(alone, 1e-6), -loss)
+    signals = (pmi, -loss / np.maximum(loss + pmi, 1e-6), -loss)
     aucs = " | ".join(f"{auc(signal, ~is_wrong):.3f}" for signal in signals)
     off = distrusted(pmi)
     print(f"| {aucs} | {off[~is_wrong].mean():.1%} | {off[is_wrong].mean():.1%} |")

@@ -20,6 +20,7 @@ from gracekit.cli import main
 from gracekit.errors import DataError, RecipeError, RefreshStoppedError
 from gracekit.recipe import Recipe
 from gracekit.samples import load_samples, tokenize
+from gracekit.samples.other_prompts import WithOtherPrompts, partners
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import Store, connect
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
@@ -42,7 +43,7 @@ def reference_of(recipe: Recipe, pmi: np.ndarray[Any, Any], path: Path) -> Path:
         content_hashes=samples.content_hashes,
         sample_ids=samples.sample_ids,
         loss=loss,
-        loss_alone=loss + pmi.astype(np.float32),
+        loss_other=loss + pmi.astype(np.float32),
     ).write(path)
     return path
 
@@ -67,12 +68,17 @@ def test_losses_are_those_of_the_model(tmp_path: Path) -> None:
         )
         return float(of_token[torch.tensor(counted[1:])].mean())
 
-    for row, (ids, mask) in enumerate(tokens.take(np.arange(30))):
+    taken = tokens.take(np.arange(30))
+    partner_of = WithOtherPrompts(tokens, samples.groups, samples.content_hashes).partners
+    for row, (ids, mask) in enumerate(taken):
         own = mean_loss(ids.tolist(), mask.tolist())
-        response = [ids[0], *ids[mask]]
-        alone = mean_loss(response, [False] + [True] * int(mask.sum()))
+        others, other_mask = taken[partner_of[row]]
+        assert samples.groups[partner_of[row]] == samples.groups[row]
+        prompt, response = others[~other_mask].tolist(), ids[mask].tolist()
+        assert prompt != ids[~mask].tolist()
+        other = mean_loss(prompt + response, [False] * len(prompt) + [True] * len(response))
         assert loss[row] == pytest.approx(own, rel=1e-4)
-        assert pmi[row] == pytest.approx(alone - own, abs=2e-4)
+        assert pmi[row] == pytest.approx(other - own, abs=2e-4)
 
 
 def test_only_what_is_new_is_measured(tmp_path: Path) -> None:
@@ -87,8 +93,10 @@ def test_only_what_is_new_is_measured(tmp_path: Path) -> None:
     at_once = tmp_path / "at-once.parquet"
     gracekit.reference(recipe, checkpoint, output=at_once)
     hashes = load_samples(recipe.data).content_hashes
-    for ours, theirs in zip(losses(place).of(hashes), losses(at_once).of(hashes), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    (ours, pmi), (theirs, pmi_at_once) = losses(place).of(hashes), losses(at_once).of(hashes)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    # Partners are those of the data at that time, so most are the same.
+    assert np.isfinite(pmi).all() and (abs(pmi - pmi_at_once) < 1e-5).mean() > 0.5
 
 
 def test_a_stopped_pass_goes_on(tmp_path: Path) -> None:
@@ -207,6 +215,45 @@ def test_excess_and_learned_change_places(tmp_path: Path) -> None:
     gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 900), set=changes)
     last = Store.open(recipe.store).places(2)
     assert last is not None and (last.factors["learned"] == 1).all()
+
+
+def test_partners_have_other_prompts() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 7, 300):
+        groups = rng.integers(0, 3, n).astype(np.int32)
+        prompts = rng.integers(0, 4, n).astype(np.int64)
+        prompts[groups == 2] = 9  # a group of one prompt takes partners elsewhere
+        hashes = np.array([f"h{i}" for i in range(n)], object)
+        has_prompt = rng.random(n) < 0.9
+        found = partners(groups, hashes, prompts, has_prompt)
+        there = found >= 0
+        assert (prompts[found[there]] != prompts[there]).all() and has_prompt[found[there]].all()
+        assert not there[~has_prompt].any()
+        if len(np.unique(prompts[has_prompt])) > 1:
+            assert there[has_prompt].all()
+        for group in (0, 1):
+            own = there & (groups == group)
+            if len(np.unique(prompts[has_prompt & (groups == group)])) > 1:
+                assert (groups[found[own]] == group).all()
+        order = rng.permutation(n)  # the order of the data does not matter
+        again = partners(groups[order], hashes[order], prompts[order], has_prompt[order])
+        np.testing.assert_array_equal(np.where(again >= 0, order[again], -1), found[order])
+
+
+def test_a_long_prompt_of_another_is_cut_in_its_middle(tmp_path: Path) -> None:
+    words = " ".join(["red"] * 20)
+    rows = [{"prompt": words, "response": "blue", "source": "a"},
+            {"prompt": "green green", "response": " ".join(["blue"] * 18), "source": "a"}]  # fmt: skip
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = tiny_recipe(tmp_path)
+    samples = load_samples(recipe.data)
+    tokens = tokenize(samples, make_tokenizer(), recipe.data, tmp_path / "tokens")
+    both = WithOtherPrompts(tokens, samples.groups, samples.content_hashes)
+    taken = both.take(np.arange(4))
+    assert [len(ids) for ids, _ in taken] == both.lengths.tolist()
+    assert both.lengths.max() == tokens.lengths.max()
+    for (ids, mask), (own, own_mask) in zip(taken[2:], tokens.take(np.arange(2)), strict=True):
+        np.testing.assert_array_equal(ids[mask], own[own_mask])
 
 
 def test_trust_falls_with_what_the_prompt_tells() -> None:

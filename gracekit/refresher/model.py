@@ -17,6 +17,7 @@ import numpy as np
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
 from gracekit.errors import DataError
+from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
@@ -130,8 +131,10 @@ class CheckpointModel:
         order = np.argsort(found.contents.astype(str), kind="stable")
         return found.take(order[tokens.num_targets[order] > 0])
 
-    def executor(self, tokens: TokenTable, target: TargetSamples | None) -> Executor:
+    def executor(self, tokens: TokenSource, target: TargetSamples | None) -> Executor:
         """The pass over samples: in this process, or in one for each device.
+
+        Of a `TokenTable` of pairs both sides are measured.
 
         Raises as `checkpoints.model.load_checked` does.
         """
@@ -145,7 +148,8 @@ class CheckpointModel:
             with_optimizer=bool(needs(scoring.scores, "optimizer")),
         )
         devices = devices_for(scoring.device, scoring.processes)
-        rejected, of_rejected = tokens.rejected, scoring_of_rejected(scoring)
+        rejected = tokens.rejected if isinstance(tokens, TokenTable) else None
+        of_rejected = scoring_of_rejected(scoring)
         if len(devices) > 1:
             own: Executor = ProcessExecutor(load, devices, tokens, scoring, target=target)
             if rejected is None:

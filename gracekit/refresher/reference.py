@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +18,17 @@ from gracekit.protocols import Executor
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.previewing import open_beside
-from gracekit.samples import TokenTable, tokens_key
+from gracekit.samples import RawSamples, tokens_key
+from gracekit.samples.other_prompts import WithOtherPrompts
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.tabular import ShortRepr
-from gracekit.types import Bool, Checkpoint, Float32, Json, Rows, Strings
+from gracekit.types import Checkpoint, Json, Rows
 from gracekit.version.json_text import plain_json
 
 logger = logging.getLogger(__name__)
 
-_SAVE_EVERY_S = 30.0
+PART = 1024
+"""Contents after which what is measured is written down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -82,7 +82,7 @@ def measure_reference(
     """
     progress = progress or Progress()
     measured_with = recipe.override({
-        "scoring.scores": ["loss", "ifd"],
+        "scoring.scores": ["loss"],
         "scoring.importance": "loss",
         "scoring.features": "embedding-mean",
         "scoring.hidden_block": None,
@@ -109,11 +109,10 @@ def measure_reference(
             "%d of %d contents to measure with %s", len(missing), len(asked), checkpoint.path
         )
         if len(missing):
-            executor = model.executor(tokens, None)
+            both = WithOtherPrompts(tokens, samples.groups, samples.content_hashes)
+            executor = model.executor(both, None)
             try:
-                known = _measured(
-                    executor, missing, known, samples.sample_ids, hashes, tokens, output, progress
-                )
+                known = _measured(executor, missing, known, samples, output, progress)
             finally:
                 executor.close()
     if not output.exists():
@@ -139,7 +138,7 @@ def _begun(output: Path, facts: Json, checkpoint: Checkpoint) -> ReferenceLosses
         nothing = np.zeros(0, np.float32)
         texts = np.zeros(0, object)
         return ReferenceLosses(
-            content_hashes=texts, sample_ids=texts, loss=nothing, loss_alone=nothing, facts=facts
+            content_hashes=texts, sample_ids=texts, loss=nothing, loss_other=nothing, facts=facts
         )
     found = ReferenceLosses.read(output)
     for name, what in (("model", "another model"), ("rendering", "another rendering of samples")):
@@ -155,40 +154,35 @@ def _measured(
     executor: Executor,
     rows: Rows,
     known: ReferenceLosses,
-    sample_ids: Strings,
-    hashes: Strings,
-    tokens: TokenTable,
+    samples: RawSamples,
     output: Path,
     progress: Progress,
-    clock: Callable[[], float] = time.monotonic,
 ) -> ReferenceLosses:
-    """With what the pass over the rows says; written down now and then, and at the end."""
-    saved, num_done = clock(), 0
-    for shard in executor.measure(rows, progress):
-        loss = shard.scores["loss"].astype(np.float32)
-        has_prompt = tokens.num_prompt_tokens[shard.rows] > 1
-        num_done += len(shard.rows)
+    """With what the pass says of the rows, part by part; each is written down when it is done.
+
+    Row r + n of the executor's is row r after another prompt.
+    """
+    n = len(samples)
+    for start in range(0, len(rows), PART):
+        part = rows[start : start + PART]
+        losses = np.full((2, n), np.nan, np.float32)
+        is_done = np.zeros((2, n), np.bool_)
+        for shard in executor.measure(np.concatenate([part, part + n]), progress):
+            losses.reshape(-1)[shard.rows] = shard.scores["loss"]
+            is_done.reshape(-1)[shard.rows] = True
+        done = part[is_done[:, part].all(axis=0)]
         known = known.joined(
             ReferenceLosses(
-                content_hashes=hashes[shard.rows].astype(object),
-                sample_ids=sample_ids[shard.rows].astype(object),
-                loss=loss,
-                loss_alone=_alone(loss, shard.scores["ifd"], has_prompt),
+                content_hashes=samples.content_hashes[done],
+                sample_ids=samples.sample_ids[done],
+                loss=losses[0, done],
+                loss_other=losses[1, done],
             )
         )
-        if clock() - saved > _SAVE_EVERY_S:
-            known.write(output)
-            saved = clock()
-    known.write(output)
-    if progress.is_stopping:
-        raise RefreshStoppedError(
-            f"stopped after {num_done:,} of {len(rows):,} contents; {output} has them, and the "
-            "same call goes on from there"
-        )
+        known.write(output)
+        if progress.is_stopping:
+            raise RefreshStoppedError(
+                f"stopped after {start + len(done):,} of {len(rows):,} contents; {output} has "
+                "them, and the same call goes on from there"
+            )
     return known
-
-
-def _alone(loss: Float32, ifd: Float32, has_prompt: Bool) -> Float32:
-    """The loss without the prompt, from the ratio of the two; NaN where there is no prompt."""
-    alone = np.divide(loss, ifd, out=np.full(len(loss), np.nan, np.float32), where=ifd > 0)
-    return np.where(has_prompt, alone, np.nan).astype(np.float32)

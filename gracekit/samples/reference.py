@@ -27,7 +27,7 @@ _COLUMNS = {
     "content_hash": pa.string(),
     "sample_id": pa.string(),
     "loss": pa.float32(),
-    "loss_alone": pa.float32(),
+    "loss_other": pa.float32(),
 }
 
 
@@ -41,8 +41,8 @@ class ReferenceLosses:
     """str [m] a sample that has the content."""
     loss: Float32
     """[m] mean loss of the target tokens, in nats; NaN where it was not finite."""
-    loss_alone: Float32
-    """[m] the same without the prompt; NaN also where the sample has no prompt."""
+    loss_other: Float32
+    """[m] the same after another sample's prompt; NaN also where the sample has no prompt."""
     facts: Json = field(default_factory=dict)
     """Of the model and of how samples are read: what must be equal to add to the file."""
 
@@ -51,11 +51,12 @@ class ReferenceLosses:
 
     @property
     def pmi(self) -> Float32:
-        """[m] nats a target token that the prompt tells of the response: `loss_alone` - `loss`.
+        """[m] nats a target token that the own prompt tells of the response, and another does not.
 
-        Pointwise mutual information, as far as the model knows the texts; NaN where not known.
+        `loss_other` - `loss`: pointwise mutual information of prompt and response, where what any
+        prompt of the group tells (the form of the answer) counts for nothing; NaN: not known.
         """
-        return self.loss_alone - self.loss
+        return self.loss_other - self.loss
 
     def of(self, content_hashes: Strings) -> tuple[Float32, Float32]:
         """([n] loss, [n] pmi) of samples by their contents; NaN for those that are not known."""
@@ -79,13 +80,13 @@ class ReferenceLosses:
             content_hashes=np.concatenate([self.content_hashes, more.content_hashes]),
             sample_ids=np.concatenate([self.sample_ids, more.sample_ids]),
             loss=np.concatenate([self.loss, more.loss]),
-            loss_alone=np.concatenate([self.loss_alone, more.loss_alone]),
+            loss_other=np.concatenate([self.loss_other, more.loss_other]),
             facts=self.facts,
         )
 
     def write(self, path: Path) -> None:
         """Put the file in place in one step; nothing is lost of what was there if that fails."""
-        values = (self.content_hashes, self.sample_ids, self.loss, self.loss_alone)
+        values = (self.content_hashes, self.sample_ids, self.loss, self.loss_other)
         content = json.dumps({"format": FORMAT, **self.facts}, sort_keys=True)
         schema = pa.schema(list(_COLUMNS.items()), metadata={_KEY: content})
         arrays = [
@@ -124,6 +125,6 @@ class ReferenceLosses:
             content_hashes=columns["content_hash"].astype(object),
             sample_ids=columns["sample_id"].astype(object),
             loss=columns["loss"].astype(np.float32),
-            loss_alone=columns["loss_alone"].astype(np.float32),
+            loss_other=columns["loss_other"].astype(np.float32),
             facts=facts,
         )
