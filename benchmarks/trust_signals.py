@@ -3,9 +3,10 @@
     python benchmarks/trust_signals.py --rows 640 -o runs/trust/base
     python benchmarks/trust_signals.py --checkpoint RUN/checkpoint-200 --data FILE.jsonl -o OUT
 
-A quarter of the rows, in each source of its own, get each other's responses. `gracekit.reference`
-measures all; then each signal is told by its AUC (1: every shuffled row below every right one), and
-by the shares of right and of shuffled rows that `selection.trust` distrusts at its default.
+An eighth of each source's rows, and as many of all sources together, get each other's responses.
+`gracekit.reference` measures all; then each signal is told by its AUC (1: every shuffled row below
+every right one), and the evidence by the shares of right and of shuffled rows below some bounds,
+that of `selection.trust` among them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 import gracekit
-from gracekit.aim.losses import TRUSTED_FROM, distrusted
+from gracekit.aim.losses import TRUSTED_FROM
 from gracekit.recipe import Recipe
 from gracekit.samples import load_samples
 from gracekit.samples.reference import ReferenceLosses
@@ -33,15 +34,16 @@ SHUFFLED = 0.25
 
 
 def planted(rows: list[dict[str, str]], seed: int) -> tuple[list[dict[str, str]], list[bool]]:
-    """The rows, some with the response of another row of their source, and which."""
+    """The rows, some with the response of another row, and which."""
     rng = np.random.default_rng(seed)
     made, wrong = [dict(row) for row in rows], [False] * len(rows)
-    for source in sorted({row.get("source", "") for row in rows}):
-        own = [i for i, row in enumerate(rows) if row.get("source", "") == source]
-        some = rng.permutation(own)[: round(SHUFFLED * len(own))].tolist()
-        if len(some) < 2:
-            continue
-        for i, other in zip(some, [*some[1:], some[0]], strict=True):
+    sources = np.array([row.get("source", "") for row in rows])
+    rings = [rng.permutation(np.flatnonzero(sources == name)) for name in np.unique(sources)]
+    rings = [ring[: round(SHUFFLED / 2 * len(ring))] for ring in rings]
+    taken = np.concatenate(rings)
+    left = rng.permutation(np.setdiff1d(np.arange(len(rows)), taken))
+    for ring in (*rings, left[: len(taken)]):
+        for i, other in zip(ring.tolist(), np.roll(ring, -1).tolist(), strict=True):
             made[i]["response"] = rows[other]["response"]
             wrong[i] = rows[other]["response"] != rows[i]["response"]
     return made, wrong
@@ -83,33 +85,39 @@ def main() -> None:
     place = options.output / "reference.parquet"
     found = gracekit.reference(recipe, checkpoint, output=place)
     samples = load_samples(recipe.data)
-    loss, pmi = ReferenceLosses.read(place).of(samples.content_hashes)
-    is_wrong = np.array(wrong)[samples.source_rows]
-    known = np.isfinite(pmi)
-    loss, pmi, is_wrong, groups = loss[known], pmi[known], is_wrong[known], samples.groups[known]
+    told = ReferenceLosses.read(place)
+    hash_row = {name: row for row, name in enumerate(told.content_hashes.tolist())}
+    rows_of = np.array([hash_row.get(name, -1) for name in samples.content_hashes.tolist()])
+    known = (rows_of >= 0) & np.isfinite(told.evidence[rows_of])
+    at, groups = rows_of[known], samples.groups[known]
+    is_wrong = np.array(wrong)[samples.source_rows[known]]
+    evidence = told.evidence[at]
     print(f"{known.sum()} rows of {options.data.name}, {is_wrong.sum()} shuffled; {found.path}\n")
-    print("| pmi | its ratio | loss | right rows distrusted | shuffled rows distrusted |")
-    print("|--:|--:|--:|--:|--:|")
-    signals = (pmi, -loss / np.maximum(loss + pmi, 1e-6), -loss)
-    aucs = " | ".join(f"{auc(signal, ~is_wrong):.3f}" for signal in signals)
-    off = distrusted(pmi)
-    print(f"| {aucs} | {off[~is_wrong].mean():.1%} | {off[is_wrong].mean():.1%} |")
-    print(f"\nat other bounds than {TRUSTED_FROM} (right, shuffled):", end=" ")
-    for bound in (-0.05, 0.0, 0.02, 0.05, 0.1, 0.2):
-        print(f"{bound}: {(pmi[~is_wrong] < bound).mean():.1%}, "
-              f"{(pmi[is_wrong] < bound).mean():.1%};", end=" ")  # fmt: skip
-    print("\n\n| source | rows | pmi of right rows, 2 %, 50 % | of shuffled, 50 %, 98 % | AUC |")
-    print("|---|--:|--:|--:|--:|")
+    signals = {
+        "evidence": evidence,
+        "pmi": told.pmi[at],
+        "loss after another prompt - loss": (told.loss_other - told.loss)[at],
+        "loss alone - loss": (told.loss_alone - told.loss)[at],
+        "loss alone / loss (1 / IFD)": (told.loss_alone / np.maximum(told.loss, 1e-6))[at],
+        "- loss": -told.loss[at],
+    }
+    print(
+        "| signal | AUC | of the shuffled below 2 % of the right | below 5 % |\n|---|--:|--:|--:|"
+    )
+    for name, signal in signals.items():
+        shares = [
+            (signal[is_wrong] < np.quantile(signal[~is_wrong], q)).mean() for q in (0.02, 0.05)
+        ]
+        print(f"| {name} | {auc(signal, ~is_wrong):.3f} | {shares[0]:.0%} | {shares[1]:.0%} |")
+    print("\n| evidence below | right rows | shuffled rows |\n|--:|--:|--:|")
+    for bound in (-0.5, 0.0, 0.4, TRUSTED_FROM, 1.2, 2.0):
+        below = evidence < bound
+        print(f"| {bound} | {below[~is_wrong].mean():.1%} | {below[is_wrong].mean():.1%} |")
+    print("\n| source | rows | AUC |\n|---|--:|--:|")
     for group, name in enumerate(samples.group_names):
         own = groups == group
-        if not (own & is_wrong).any() or not (own & ~is_wrong).any():
-            continue
-        right, shuffled = pmi[own & ~is_wrong], pmi[own & is_wrong]
-        print(
-            f"| {name} | {own.sum()} | {np.quantile(right, 0.02):.2f}, {np.median(right):.2f} | "
-            f"{np.median(shuffled):.2f}, {np.quantile(shuffled, 0.98):.2f} | "
-            f"{auc(pmi[own], ~is_wrong[own]):.3f} |"
-        )
+        if (own & is_wrong).any() and (own & ~is_wrong).any():
+            print(f"| {name} | {own.sum()} | {auc(evidence[own], ~is_wrong[own]):.3f} |")
 
 
 if __name__ == "__main__":

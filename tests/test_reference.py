@@ -35,7 +35,7 @@ def losses(path: Path) -> ReferenceLosses:
     return ReferenceLosses.read(path)
 
 
-def reference_of(recipe: Recipe, pmi: np.ndarray[Any, Any], path: Path) -> Path:
+def reference_of(recipe: Recipe, evidence: np.ndarray[Any, Any], path: Path) -> Path:
     """A file by which the samples of a recipe's data have given values."""
     samples = load_samples(recipe.data)
     loss = np.ones(len(samples), np.float32)
@@ -43,7 +43,9 @@ def reference_of(recipe: Recipe, pmi: np.ndarray[Any, Any], path: Path) -> Path:
         content_hashes=samples.content_hashes,
         sample_ids=samples.sample_ids,
         loss=loss,
-        loss_other=loss + pmi.astype(np.float32),
+        loss_other=loss + evidence.astype(np.float32),
+        loss_alone=loss + evidence.astype(np.float32),
+        num_targets=np.ones(len(samples), np.int32),
     ).write(path)
     return path
 
@@ -57,7 +59,7 @@ def test_losses_are_those_of_the_model(tmp_path: Path) -> None:
     assert found.num_known == found.num_samples == found.num_measured == 30
     samples = load_samples(recipe.data)
     tokens = tokenize(samples, make_tokenizer(), recipe.data, tmp_path / "tokens")
-    loss, pmi = losses(tmp_path / "reference.parquet").of(samples.content_hashes)
+    loss, evidence = losses(tmp_path / "reference.parquet").of(samples.content_hashes)
     model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
 
     def mean_loss(ids: list[int], counted: list[bool]) -> float:
@@ -78,7 +80,9 @@ def test_losses_are_those_of_the_model(tmp_path: Path) -> None:
         assert prompt != ids[~mask].tolist()
         other = mean_loss(prompt + response, [False] * len(prompt) + [True] * len(response))
         assert loss[row] == pytest.approx(own, rel=1e-4)
-        assert pmi[row] == pytest.approx(other - own, abs=2e-4)
+        alone = mean_loss([int(ids[0]), *response], [False] + [True] * len(response))
+        told = ((other + alone) / 2 - own) * np.sqrt(len(response))
+        assert evidence[row] == pytest.approx(told, abs=5e-4)
 
 
 def test_only_what_is_new_is_measured(tmp_path: Path) -> None:
@@ -93,10 +97,14 @@ def test_only_what_is_new_is_measured(tmp_path: Path) -> None:
     at_once = tmp_path / "at-once.parquet"
     gracekit.reference(recipe, checkpoint, output=at_once)
     hashes = load_samples(recipe.data).content_hashes
-    (ours, pmi), (theirs, pmi_at_once) = losses(place).of(hashes), losses(at_once).of(hashes)
+    (ours, evidence), (theirs, at_once_evidence) = (
+        losses(place).of(hashes),
+        losses(at_once).of(hashes),
+    )
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     # Partners are those of the data at that time, so most are the same.
-    assert np.isfinite(pmi).all() and (abs(pmi - pmi_at_once) < 1e-5).mean() > 0.5
+    assert np.isfinite(evidence).all()
+    assert (abs(evidence - at_once_evidence) < 1e-4).mean() > 0.5
 
 
 def test_a_stopped_pass_goes_on(tmp_path: Path) -> None:
@@ -112,7 +120,7 @@ def test_a_stopped_pass_goes_on(tmp_path: Path) -> None:
     assert found.num_measured == 40 - before and found.num_known == 40
 
 
-def test_copies_are_measured_once_and_rows_without_a_prompt_have_no_pmi(tmp_path: Path) -> None:
+def test_copies_are_measured_once_and_rows_without_a_prompt_tell_nothing(tmp_path: Path) -> None:
     rows = [{"text": f"red green blue {i % 10} yellow", "source": "a"} for i in range(20)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe, place = tiny_recipe(tmp_path), tmp_path / "reference.parquet"
@@ -149,9 +157,9 @@ def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
     write_data(tmp_path / "train.jsonl")
     recipe = tiny_recipe(tmp_path)
     n = len(load_samples(recipe.data))
-    pmi = np.where(np.arange(n) % 10 == 3, -0.5, 1.0)
-    pmi[4] = np.nan
-    place = reference_of(recipe, pmi, tmp_path / "reference.parquet")
+    evidence = np.where(np.arange(n) % 10 == 3, -0.5, 1.0)
+    evidence[4] = np.nan
+    place = reference_of(recipe, evidence, tmp_path / "reference.parquet")
     checkpoint = write_checkpoint(tmp_path / "run", 100)
     changes: dict[str, Any] = {"selection.reference": str(place), "selection.trust": "weigh"}
     gracekit.refresh(recipe, checkpoint, set=changes)
@@ -159,10 +167,10 @@ def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
     places, drawn = store.places(1), store.drawn(1)
     assert places is not None and drawn is not None and drawn.draw is not None
     np.testing.assert_allclose(
-        places.factors["trust"], np.where(pmi < 0, LEAST_TRUST, 1.0), rtol=1e-6
+        places.factors["trust"], np.where(evidence < 0, LEAST_TRUST, 1.0), rtol=1e-6
     )
-    np.testing.assert_allclose(places.signals["pmi"], pmi, rtol=1e-6)
-    bad = pmi < 0
+    np.testing.assert_allclose(places.signals["evidence"], evidence, rtol=1e-6)
+    bad = evidence < 0
     chances = drawn.draw.probabilities
     assert chances[bad].mean() < 0.2 * chances[~bad].mean()
     words = str(gracekit.status(recipe.store))
@@ -174,7 +182,7 @@ def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
     assert "0.10 times because its prompt tells a reference model little" in why
     with connect(recipe.store) as connection:
         listed = connection.execute(
-            "SELECT count(*) FROM places WHERE factor_trust < 1 AND pmi < 0"
+            "SELECT count(*) FROM places WHERE factor_trust < 1 AND evidence < 0"
         ).fetchone()
     assert listed == (int(bad.sum()),)
     assert gracekit.sql(recipe.store, "distrusted", count=5).to_arrow().num_rows == 5
@@ -249,19 +257,19 @@ def test_a_long_prompt_of_another_is_cut_in_its_middle(tmp_path: Path) -> None:
     samples = load_samples(recipe.data)
     tokens = tokenize(samples, make_tokenizer(), recipe.data, tmp_path / "tokens")
     both = WithOtherPrompts(tokens, samples.groups, samples.content_hashes)
-    taken = both.take(np.arange(4))
+    taken = both.take(np.arange(6))
     assert [len(ids) for ids, _ in taken] == both.lengths.tolist()
     assert both.lengths.max() == tokens.lengths.max()
-    for (ids, mask), (own, own_mask) in zip(taken[2:], tokens.take(np.arange(2)), strict=True):
+    for (ids, mask), (own, own_mask) in zip(taken[2:4], tokens.take(np.arange(2)), strict=True):
         np.testing.assert_array_equal(ids[mask], own[own_mask])
 
 
-def test_trust_falls_with_what_the_prompt_tells() -> None:
-    pmi = np.array([-5, 0.0, 0.05, 2, np.nan, np.inf], np.float32)
-    found = trust(pmi)
+def test_trust_falls_where_evidence_is_small() -> None:
+    evidence = np.array([-5, 0.3, 0.8, 2, np.nan, np.inf], np.float32)
+    found = trust(evidence)
     assert found[0] == np.float32(LEAST_TRUST) and LEAST_TRUST < found[1] < 1
     assert (found[2:] == 1).all()
-    np.testing.assert_array_equal(distrusted(pmi), [True, True, False, False, False, False])
+    np.testing.assert_array_equal(distrusted(evidence), [True, True, False, False, False, False])
 
 
 def test_excess_is_the_same_in_every_order() -> None:

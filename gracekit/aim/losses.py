@@ -10,12 +10,12 @@ import numpy as np
 
 from gracekit.types import Bool, Float32, Int32
 
-TRUSTED_FROM = 0.05
-"""Nats a target token that the prompt has to tell of a response, from which it is trusted whole."""
+TRUSTED_FROM = 0.8
+"""Evidence from which a response is trusted whole (docs/selection.md)."""
 LEAST_TRUST = 0.1
 """What a place is lowered to for a response of which its prompt tells nothing."""
-_WIDTH = 0.1
-"""Nats a target token over which trust falls from whole to `LEAST_TRUST`."""
+_WIDTH = 1.0
+"""Evidence over which trust falls from whole to `LEAST_TRUST`."""
 LEAST_OF_GROUP = 10
 """Rows of a group whose excess loss is known, from which its share follows it."""
 MOST_OF_SHARE = 2.0
@@ -24,23 +24,23 @@ LAST_PART = 0.125
 """Share of the run at its end in which what is learned counts in full again."""
 
 
-def trust(pmi: Float32) -> Float32:
-    """[n] the place of a response by what its prompt tells of it; 1 where that is not known.
+def trust(evidence: Float32) -> Float32:
+    """[n] the place of a response by the evidence that it belongs to its prompt.
 
-    A response that belongs to another prompt is no likelier after its own. (Li et al. 2024, arXiv
-    2308.12032, take the ratio of the two losses for difficulty; here it is their difference.)
+    A response of another prompt is no likelier after its own. (Li et al. 2024, arXiv 2308.12032,
+    take the ratio of two losses for difficulty; here it is their difference, for trust.)
 
     Args:
-        pmi: [n] nats a target token; NaN: not known.
+        evidence: [n] as `ReferenceLosses.evidence`; NaN: not known, the place is 1.
     """
-    rising = np.clip((pmi - (TRUSTED_FROM - _WIDTH)) / _WIDTH, 0, 1)
+    rising = np.clip((evidence - (TRUSTED_FROM - _WIDTH)) / _WIDTH, 0, 1)
     found = LEAST_TRUST + (1 - LEAST_TRUST) * rising
-    return np.where(np.isfinite(pmi), found, 1).astype(np.float32)
+    return np.where(np.isfinite(evidence), found, 1).astype(np.float32)
 
 
-def distrusted(pmi: Float32) -> Bool:
+def distrusted(evidence: Float32) -> Bool:
     """[n] responses that are not trusted whole."""
-    return np.isfinite(pmi) & (pmi < TRUSTED_FROM)
+    return np.isfinite(evidence) & (evidence < TRUSTED_FROM)
 
 
 def excess(loss: Float32, reference: Float32, groups: Int32, strength: float) -> Float32:

@@ -54,14 +54,6 @@ def num_positions(sample: tuple[Int32, Bool]) -> int:
     return int(np.flatnonzero(sample[1])[-1])
 
 
-def without_prompt(sample: tuple[Int32, Bool]) -> tuple[Int32, Bool]:
-    """The target tokens of a sample after its very first token, which begins any text."""
-    ids, mask = sample
-    targets = np.flatnonzero(mask[1:]) + 1
-    kept = np.concatenate([[0], targets])
-    return ids[kept], kept > 0
-
-
 @dataclass(slots=True)
 class TokenBatch:
     """Samples padded on the right to the longest; implements `protocols.Batch`."""

@@ -17,7 +17,6 @@ from gracekit.model_pass.batches import (
     batch_stop,
     longest_first,
     num_positions,
-    without_prompt,
 )
 from gracekit.model_pass.context import LocalContext, TargetSamples
 from gracekit.model_pass.features import FEATURES
@@ -32,6 +31,7 @@ from gracekit.progress import Progress
 from gracekit.protocols import OptimizerState, Reader, Scorer
 from gracekit.recipe import ScoringSection
 from gracekit.rounding import to_float16
+from gracekit.samples.other_prompts import without_prompt
 from gracekit.types import Float32, Int64, Json, MeasuredTarget, Measurement, Rows
 
 ENOUGH_TO_JUDGE = 32

@@ -55,7 +55,7 @@ def with_factors(
     Returns None where there are no factors at all.
     """
     factors = {name: f for name, f in places.factors.items() if name not in _WITHOUT_TARGET}
-    signals = {name: s for name, s in places.signals.items() if name != "pmi"}
+    signals = {name: s for name, s in places.signals.items() if name != "evidence"}
     settings = recipe.selection
     if "aim" in factors:
         factors["dose"] = dose(state, settings.dose, len(samples))
@@ -65,12 +65,14 @@ def with_factors(
         factors["copies"] = copies(graph, samples, counted)
     loss = scores.scores.get("loss")
     if reference is not None:
-        of_reference, pmi = reference.of(samples.content_hashes)
+        of_reference, evidence = reference.of(samples.content_hashes)
         if settings.trust != "off":
             is_cut = settings.trust == "cut"
-            factors["trust"] = (~distrusted(pmi)).astype(np.float32) if is_cut else trust(pmi)
-            signals["pmi"] = pmi
-            _warn_of_unknown(counted, pmi, settings)
+            factors["trust"] = (
+                (~distrusted(evidence)).astype(np.float32) if is_cut else trust(evidence)
+            )
+            signals["evidence"] = evidence
+            _warn_of_unknown(counted, evidence, settings)
         if settings.excess and loss is not None:
             factors["excess"] = excess(loss, of_reference, samples.groups, settings.excess)
         if settings.group_quota == "learned" and loss is not None:
@@ -80,19 +82,19 @@ def with_factors(
     return Places(factors=factors, signals=signals) if factors else None
 
 
-def _warn_of_unknown(counted: Bool, pmi: Float32, settings: SelectionSection) -> None:
+def _warn_of_unknown(counted: Bool, evidence: Float32, settings: SelectionSection) -> None:
     """Say so where trust has little to go by, or distrusts most."""
-    known = counted & np.isfinite(pmi)
+    known = counted & np.isfinite(evidence)
     num_known, num_counted = int(known.sum()), int(counted.sum())
     if num_known < 0.9 * num_counted:
         logger.warning(
-            "the prompts' part in the loss is known of %d of %d samples (others have no prompt, or "
+            "what the prompts tell of the responses is known of %d of %d samples (others have no prompt, or "
             "are not in %s yet; `gracekit reference` adds them): the others are trusted",
             num_known,
             num_counted,
             settings.reference,
         )
-    num_distrusted = int(distrusted(pmi[known]).sum())
+    num_distrusted = int(distrusted(evidence[known]).sum())
     if num_known and num_distrusted > num_known / 2:
         logger.warning(
             "%d of %d samples are distrusted: their prompts tell the reference model nothing. It "

@@ -22,7 +22,7 @@ from gracekit.samples import RawSamples, tokens_key
 from gracekit.samples.other_prompts import WithOtherPrompts
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.tabular import ShortRepr
-from gracekit.types import Checkpoint, Json, Rows
+from gracekit.types import Checkpoint, Int32, Json, Rows
 from gracekit.version.json_text import plain_json
 
 logger = logging.getLogger(__name__)
@@ -112,20 +112,22 @@ def measure_reference(
             both = WithOtherPrompts(tokens, samples.groups, samples.content_hashes)
             executor = model.executor(both, None)
             try:
-                known = _measured(executor, missing, known, samples, output, progress)
+                known = _measured(
+                    executor, missing, known, samples, tokens.num_targets, output, progress
+                )
             finally:
                 executor.close()
     if not output.exists():
         known.write(output)
-    loss, pmi = known.of(hashes[usable])
+    loss, evidence = known.of(hashes[usable])
     there = np.isfinite(loss)
     return ReferenceResult(
         path=str(output),
         num_samples=len(usable),
         num_measured=len(missing),
         num_known=int(there.sum()),
-        num_without_prompt=int((there & ~np.isfinite(pmi)).sum()),
-        num_distrusted=int(distrusted(pmi).sum()),
+        num_without_prompt=int((there & ~np.isfinite(evidence)).sum()),
+        num_distrusted=int(distrusted(evidence).sum()),
         mean_loss=float(loss[there].mean(dtype=np.float64)) if there.any() else float("nan"),
     )
 
@@ -138,7 +140,13 @@ def _begun(output: Path, facts: Json, checkpoint: Checkpoint) -> ReferenceLosses
         nothing = np.zeros(0, np.float32)
         texts = np.zeros(0, object)
         return ReferenceLosses(
-            content_hashes=texts, sample_ids=texts, loss=nothing, loss_other=nothing, facts=facts
+            content_hashes=texts,
+            sample_ids=texts,
+            loss=nothing,
+            loss_other=nothing,
+            loss_alone=nothing,
+            num_targets=nothing.astype(np.int32),
+            facts=facts,
         )
     found = ReferenceLosses.read(output)
     for name, what in (("model", "another model"), ("rendering", "another rendering of samples")):
@@ -155,19 +163,20 @@ def _measured(
     rows: Rows,
     known: ReferenceLosses,
     samples: RawSamples,
+    num_targets: Int32,
     output: Path,
     progress: Progress,
 ) -> ReferenceLosses:
     """With what the pass says of the rows, part by part; each is written down when it is done.
 
-    Row r + n of the executor's is row r after another prompt.
+    Rows r + n and r + 2n of the executor's are row r after another prompt, and without one.
     """
     n = len(samples)
     for start in range(0, len(rows), PART):
         part = rows[start : start + PART]
-        losses = np.full((2, n), np.nan, np.float32)
-        is_done = np.zeros((2, n), np.bool_)
-        for shard in executor.measure(np.concatenate([part, part + n]), progress):
+        losses = np.full((3, n), np.nan, np.float32)
+        is_done = np.zeros((3, n), np.bool_)
+        for shard in executor.measure(np.concatenate([part, part + n, part + 2 * n]), progress):
             losses.reshape(-1)[shard.rows] = shard.scores["loss"]
             is_done.reshape(-1)[shard.rows] = True
         done = part[is_done[:, part].all(axis=0)]
@@ -177,6 +186,8 @@ def _measured(
                 sample_ids=samples.sample_ids[done],
                 loss=losses[0, done],
                 loss_other=losses[1, done],
+                loss_alone=losses[2, done],
+                num_targets=num_targets[done],
             )
         )
         known.write(output)

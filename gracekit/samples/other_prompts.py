@@ -1,4 +1,4 @@
-"""Samples, and their responses after another sample's prompt, to ask what the own prompt tells."""
+"""Samples, and their responses after another prompt or none, to ask what the own prompt tells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TRIES = 32
 
 
 class WithOtherPrompts:
-    """Token source of 2n samples: n as they are, then each response after its partner's prompt.
+    """Token source of 3n samples: as they are, after their partners' prompts, and without one.
 
     The prompt is what comes before the first token with loss. A partner's prompt that would make
     a sample longer than the longest of all loses tokens in its middle: it keeps its beginning,
@@ -40,24 +40,34 @@ class WithOtherPrompts:
         own = tokens.lengths - self._firsts
         most = int(tokens.lengths.max(initial=0))
         swapped = np.minimum(self._firsts[self.partners], most - own) + own
+        there = self.partners >= 0
         self.lengths: Int64 = np.concatenate(
-            [tokens.lengths, np.where(self.partners >= 0, swapped, 0)]
+            [
+                tokens.lengths,
+                np.where(there, swapped, 0),
+                np.where(there, tokens.num_targets + 1, 0),
+            ]
         )
-        """[2n] tokens; 0 of a sample without a partner."""
+        """[3n] tokens; 0 where a sample has no partner."""
 
     def take(self, rows: Rows) -> list[tuple[Int32, Bool]]:
         """(token ids, loss mask) of each row."""
-        n = len(self._tokens)
-        own = self._tokens.take(rows % n)
-        others = iter(self._tokens.take(self.partners[rows[rows >= n] - n]))
-        return [
-            sample if row < n else self._swapped(row - n, sample, next(others)[0])
-            for row, sample in zip(rows.tolist(), own, strict=True)
-        ]
+        kinds, rows = np.divmod(rows, len(self._tokens))
+        own = self._tokens.take(rows)
+        others = iter(self._tokens.take(self.partners[rows[kinds == 1]]))
+        found = []
+        for kind, row, sample in zip(kinds.tolist(), rows.tolist(), own, strict=True):
+            other = next(others)[0] if kind == 1 else None
+            if kind and self.partners[row] < 0:
+                sample = sample[0][:0], sample[1][:0]
+            elif other is not None:
+                sample = self._swapped(row, sample, other)
+            elif kind:
+                sample = without_prompt(sample)
+            found.append(sample)
+        return found
 
     def _swapped(self, row: int, sample: tuple[Int32, Bool], other: Int32) -> tuple[Int32, Bool]:
-        if self.partners[row] < 0:
-            return sample[0][:0], sample[1][:0]
         ids, mask = (part[int(self._firsts[row]) :] for part in sample)
         room = int(self.lengths[len(self._tokens) + row]) - len(ids)
         prompt = other[: int(self._firsts[self.partners[row]])]
@@ -65,6 +75,14 @@ class WithOtherPrompts:
             head = room // 2
             prompt = np.concatenate([prompt[:head], prompt[len(prompt) - (room - head) :]])
         return np.concatenate([prompt, ids]), np.concatenate([np.zeros(len(prompt), bool), mask])
+
+
+def without_prompt(sample: tuple[Int32, Bool]) -> tuple[Int32, Bool]:
+    """The target tokens of a sample after its very first token, which begins any text."""
+    ids, mask = sample
+    targets = np.flatnonzero(mask[1:]) + 1
+    kept = np.concatenate([[0], targets])
+    return ids[kept], kept > 0
 
 
 def partners(groups: Int32, content_hashes: Strings, prompts: Int64, has_prompt: Bool) -> Int64:

@@ -19,15 +19,20 @@ import pyarrow.parquet as pq
 from gracekit.errors import DataError
 from gracekit.files import write_atomic
 from gracekit.foreign import foreign
-from gracekit.types import Float32, Json, Strings
+from gracekit.types import Float32, Int32, Json, Strings
 
 FORMAT = 1
+_FIELDS = (
+    "content_hashes", "sample_ids", "loss", "loss_other", "loss_alone", "num_targets",
+)  # fmt: skip
 _KEY = b"gracekit.reference"
 _COLUMNS = {
     "content_hash": pa.string(),
     "sample_id": pa.string(),
     "loss": pa.float32(),
     "loss_other": pa.float32(),
+    "loss_alone": pa.float32(),
+    "num_targets": pa.int32(),
 }
 
 
@@ -42,7 +47,11 @@ class ReferenceLosses:
     loss: Float32
     """[m] mean loss of the target tokens, in nats; NaN where it was not finite."""
     loss_other: Float32
-    """[m] the same after another sample's prompt; NaN also where the sample has no prompt."""
+    """[m] the same after the prompt of another sample; NaN also where the sample has none."""
+    loss_alone: Float32
+    """[m] the same without a prompt; NaN also where the sample has none."""
+    num_targets: Int32
+    """[m] target tokens."""
     facts: Json = field(default_factory=dict)
     """Of the model and of how samples are read: what must be equal to add to the file."""
 
@@ -51,15 +60,25 @@ class ReferenceLosses:
 
     @property
     def pmi(self) -> Float32:
-        """[m] nats a target token that the own prompt tells of the response, and another does not.
+        """[m] nats a target token that the own prompt tells of the response; NaN: not known.
 
-        `loss_other` - `loss`: pointwise mutual information of prompt and response, where what any
-        prompt of the group tells (the form of the answer) counts for nothing; NaN: not known.
+        The pointwise mutual information of prompt and response, as far as the model knows them: the
+        mean of `loss_other` and `loss_alone`, less `loss`. After another prompt of the group a
+        response has what any of its prompts tells (its form), which says nothing of the right one.
         """
-        return self.loss_other - self.loss
+        return (self.loss_other + self.loss_alone) / 2 - self.loss
+
+    @property
+    def evidence(self) -> Float32:
+        """[m] that the response belongs to the prompt: `pmi` by the root of the target tokens.
+
+        A mean over few tokens is uncertain, with an error that falls with the root of their number.
+        """
+        found: Float32 = self.pmi * np.sqrt(self.num_targets.astype(np.float32))
+        return found
 
     def of(self, content_hashes: Strings) -> tuple[Float32, Float32]:
-        """([n] loss, [n] pmi) of samples by their contents; NaN for those that are not known."""
+        """([n] loss, [n] evidence) of samples by their contents; NaN where not known."""
         order = np.argsort(self.content_hashes.astype(str))
         known = self.content_hashes.astype(str)[order]
         asked = content_hashes.astype(str)
@@ -71,7 +90,7 @@ class ReferenceLosses:
         rows = order[place]
         return (
             np.where(is_known, self.loss[rows], np.nan).astype(np.float32),
-            np.where(is_known, self.pmi[rows], np.nan).astype(np.float32),
+            np.where(is_known, self.evidence[rows], np.nan).astype(np.float32),
         )
 
     def joined(self, more: Self) -> Self:
@@ -81,12 +100,14 @@ class ReferenceLosses:
             sample_ids=np.concatenate([self.sample_ids, more.sample_ids]),
             loss=np.concatenate([self.loss, more.loss]),
             loss_other=np.concatenate([self.loss_other, more.loss_other]),
+            loss_alone=np.concatenate([self.loss_alone, more.loss_alone]),
+            num_targets=np.concatenate([self.num_targets, more.num_targets]),
             facts=self.facts,
         )
 
     def write(self, path: Path) -> None:
         """Put the file in place in one step; nothing is lost of what was there if that fails."""
-        values = (self.content_hashes, self.sample_ids, self.loss, self.loss_other)
+        values = [getattr(self, name) for name in _FIELDS]
         content = json.dumps({"format": FORMAT, **self.facts}, sort_keys=True)
         schema = pa.schema(list(_COLUMNS.items()), metadata={_KEY: content})
         arrays = [
@@ -126,5 +147,7 @@ class ReferenceLosses:
             sample_ids=columns["sample_id"].astype(object),
             loss=columns["loss"].astype(np.float32),
             loss_other=columns["loss_other"].astype(np.float32),
+            loss_alone=columns["loss_alone"].astype(np.float32),
+            num_targets=columns["num_targets"].astype(np.int32),
             facts=facts,
         )

@@ -370,7 +370,7 @@ SIGNALS = {
     "likeness": "signal_likeness",
     "group": "signal_group",
     "influence_mass": "influence_mass",
-    "pmi": "pmi",
+    "evidence": "evidence",
 }
 """What the factors `aim` and `trust` are made from, and the columns."""
 
@@ -449,10 +449,10 @@ _PLACED: tuple[Column[Places], ...] = (
         _factor("learned"),
     ),
     Column(
-        "pmi",
+        "evidence",
         "float32",
-        "nats a target token that its prompt tells a reference model; NULL where not known",
-        _signal("pmi"),
+        "that its response belongs to its prompt, by a reference model; NULL where not known",
+        _signal("evidence"),
     ),
     Column(
         "signal_influence",

@@ -63,18 +63,18 @@ _NUM_SHOWN = 3
 
 def trust_in_words(places: Places, samples: SampleTable) -> list[str]:
     """How many samples are distrusted, and those of which their prompts tell least, in words."""
-    factor, pmi = places.factors.get("trust"), places.signals.get("pmi")
-    if factor is None or pmi is None:
+    factor, evidence = places.factors.get("trust"), places.signals.get("evidence")
+    if factor is None or evidence is None:
         return []
     rows = np.flatnonzero((factor < 1) & samples.present)
-    known = int((np.isfinite(pmi) & samples.present).sum())
+    known = int((np.isfinite(evidence) & samples.present).sum())
     found = [
         f"{len(rows):,} of {known:,} samples, whose prompts tell a reference model little of their "
         "responses"
     ]
-    worst = rows[np.argsort(pmi[rows], kind="stable")][:_NUM_SHOWN]
+    worst = rows[np.argsort(evidence[rows], kind="stable")][:_NUM_SHOWN]
     found += [
-        f"{samples.sample_ids[r]} ({pmi[r]:+.2f} nats a token): {samples.previews[r]}"
+        f"{samples.sample_ids[r]} (evidence {evidence[r]:+.1f}): {samples.previews[r]}"
         for r in worst
     ]
     if len(rows) > len(worst):

@@ -77,13 +77,13 @@ def _query(name: str, about: str, sql: str, **parameters: Parameter) -> NamedQue
 _QUERIES = (
     _query(
         "distrusted",
-        "samples of the newest version whose prompts tell a reference model least of their "
-        "responses, with the texts (selection.trust)",
+        "samples of the newest version whose responses belong to their prompts least, by a "
+        "reference model, with the texts (selection.trust)",
         """
-        SELECT sample_id, places.group_name, pmi, factor_trust, preview
+        SELECT sample_id, places.group_name, evidence, factor_trust, preview
         FROM places JOIN samples USING (sample_id)
         WHERE version = (SELECT max(version) FROM places) AND factor_trust < 1
-        ORDER BY pmi LIMIT $count
+        ORDER BY evidence LIMIT $count
         """,
         count=_COUNT,
     ),
