@@ -250,8 +250,10 @@ def test_partners_have_other_prompts() -> None:
 
 def test_a_long_prompt_of_another_is_cut_in_its_middle(tmp_path: Path) -> None:
     words = " ".join(["red"] * 20)
-    rows = [{"prompt": words, "response": "blue", "source": "a"},
-            {"prompt": "green green", "response": " ".join(["blue"] * 18), "source": "a"}]  # fmt: skip
+    rows = [
+        {"prompt": words, "response": "blue", "source": "a"},
+        {"prompt": "green green", "response": " ".join(["blue"] * 18), "source": "a"},
+    ]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = tiny_recipe(tmp_path)
     samples = load_samples(recipe.data)

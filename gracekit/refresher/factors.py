@@ -88,8 +88,8 @@ def _warn_of_unknown(counted: Bool, evidence: Float32, settings: SelectionSectio
     num_known, num_counted = int(known.sum()), int(counted.sum())
     if num_known < 0.9 * num_counted:
         logger.warning(
-            "what the prompts tell of the responses is known of %d of %d samples (others have no prompt, or "
-            "are not in %s yet; `gracekit reference` adds them): the others are trusted",
+            "what the prompts tell of the responses is known of %d of %d samples (others have no "
+            "prompt, or are not in %s yet; `gracekit reference` adds them): the others are trusted",
             num_known,
             num_counted,
             settings.reference,

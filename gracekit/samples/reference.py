@@ -66,7 +66,8 @@ class ReferenceLosses:
         mean of `loss_other` and `loss_alone`, less `loss`. After another prompt of the group a
         response has what any of its prompts tells (its form), which says nothing of the right one.
         """
-        return (self.loss_other + self.loss_alone) / 2 - self.loss
+        found: Float32 = (self.loss_other + self.loss_alone) / np.float32(2) - self.loss
+        return found
 
     @property
     def evidence(self) -> Float32:
