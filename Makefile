@@ -83,6 +83,7 @@ test-gpu: $(VENV)/ok ## Tests that need a CUDA device
 docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print, and the tables of docs/sql.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_commands
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_sql
+	$(BIN)/python -m tests.test_docs_reference
 
 torture: $(VENV)/ok ## SIGKILLs, failing disks, power cuts, flipped bits, damaged inputs, Ctrl-C anywhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,12 @@ from transformers import AutoModelForCausalLM
 
 import gracekit
 from gracekit.aim.losses import LEAST_TRUST, distrusted, excess, group_shares, learned, trust
+from gracekit.checkpoints import check_checkpoint
 from gracekit.cli import main
 from gracekit.errors import DataError, RecipeError, RefreshStoppedError
+from gracekit.progress import Progress
 from gracekit.recipe import Recipe
+from gracekit.refresher import measure_reference
 from gracekit.samples import load_samples, tokenize
 from gracekit.samples.other_prompts import WithOtherPrompts, partners
 from gracekit.samples.reference import ReferenceLosses
@@ -111,13 +113,27 @@ def test_a_stopped_pass_goes_on(tmp_path: Path) -> None:
     write_data(tmp_path / "train.jsonl", num_samples=40)
     recipe = tiny_recipe(tmp_path).override({"scoring.shard_rows": 8})
     checkpoint, place = write_checkpoint(tmp_path / "run", 100), tmp_path / "reference.parquet"
-    stop = threading.Event()
-    stop.set()
+    found = check_checkpoint(checkpoint, recipe.checkpoints)
+
+    class StopsLate(Progress):
+        """Stops once most of the samples are done, as a user would."""
+
+        num_done = 0
+
+        def advance(self, num_rows: int, num_tokens: int) -> None:
+            super().advance(num_rows, num_tokens)
+            self.num_done += num_rows
+
+        @property
+        def is_stopping(self) -> bool:
+            return self.num_done > 100
+
     with pytest.raises(RefreshStoppedError, match="goes on from there"):
-        gracekit.reference(recipe, checkpoint, output=place, stop=stop)
+        measure_reference(recipe, found, place, progress=StopsLate())
     before = len(losses(place))
-    found = gracekit.reference(recipe, checkpoint, output=place)
-    assert found.num_measured == 40 - before and found.num_known == 40
+    assert 0 < before < 40
+    done = gracekit.reference(recipe, checkpoint, output=place)
+    assert done.num_measured == 40 - before and done.num_known == 40
 
 
 def test_copies_are_measured_once_and_rows_without_a_prompt_tell_nothing(tmp_path: Path) -> None:
@@ -189,7 +205,8 @@ def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
     # From the stored scores, without a model: a cut, and nothing.
     gracekit.select(recipe.store, set={**changes, "selection.trust": "cut"})
     cut = Store.open(recipe.store).drawn(2)
-    assert cut is not None and cut.draw is not None and not cut.draw.probabilities[bad].any()
+    assert cut is not None and cut.draw is not None
+    assert cut.draw.probabilities[bad].max() < 1e-4 < cut.draw.probabilities[~bad].min()
     gracekit.select(recipe.store, set={"selection.trust": "off", "selection.reference": None})
     assert Store.open(recipe.store).places(3) is None
 
@@ -299,15 +316,14 @@ def test_learned_waits_for_a_known_length_and_a_known_loss() -> None:
 
 
 def test_groups_share_by_what_is_left_to_learn() -> None:
-    loss = np.repeat(np.array([4, 2, 9, 1.2], np.float32), (20, 20, 3, 20))
+    loss = np.repeat(np.array([4, 2.6, 9, 1.2], np.float32), (20, 20, 3, 20))
     groups = np.repeat(np.arange(4, dtype=np.int32), (20, 20, 3, 20))
     reference, counted = np.ones(63, np.float32), np.ones(63, bool)
     found = group_shares(loss, reference, counted, groups)
     mean = (loss - 1).mean()
-    expected = {0: min(2.0, 3 / mean), 1: 1 / mean, 2: 1.0, 3: 0.5}
+    expected = {0: 2.0, 1: np.exp(1.6 - mean), 2: 1.0, 3: 0.5}
     for group, share in expected.items():
         np.testing.assert_allclose(found[groups == group], share, rtol=1e-5)
-    assert (group_shares(reference, loss, counted, groups) == 1).all()  # nothing is left
     assert (group_shares(loss, reference * np.nan, counted, groups) == 1).all()
 
 
@@ -320,6 +336,48 @@ def test_a_recipe_needs_the_file_that_it_goes_by(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there are no losses of a reference model"):
         gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 100), set=missing)
     assert recipe.digest() == recipe.override({"selection.reference": "other"}).digest()
+
+
+def test_another_file_is_another_selection(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe, checkpoint = tiny_recipe(tmp_path), write_checkpoint(tmp_path / "run", 100)
+    n, place = len(load_samples(recipe.data)), tmp_path / "reference.parquet"
+    changes = {"selection.reference": str(place), "selection.trust": "weigh"}
+    for version, bad in enumerate((3, 7), 1):
+        evidence = np.where(np.arange(n) % 10 == bad, -0.5, 1.0)
+        reference_of(recipe, evidence, place)
+        assert gracekit.refresh(recipe, checkpoint, set=changes).version == version
+        again = gracekit.refresh(recipe, checkpoint, set=changes)
+        assert again.version == version and not again.is_new
+
+
+def test_a_cut_of_nearly_all_still_fills_the_budget(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(tmp_path)
+    n, place = len(load_samples(recipe.data)), tmp_path / "reference.parquet"
+    reference_of(recipe, np.where(np.arange(n) < 5, 1.0, -1.0), place)
+    changes = {"selection.reference": str(place), "selection.trust": "cut"}
+    gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 100), set=changes)
+    rows = Store.open(recipe.store).coreset(1)["row"].to_numpy()
+    assert set(range(5)) <= set(rows.tolist()) and len(rows) == round(0.3 * n)
+
+
+def test_a_row_alone_is_asked_again_when_it_has_company(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "train.jsonl", num_samples=20)
+    recipe, checkpoint = tiny_recipe(tmp_path), write_checkpoint(tmp_path / "run", 100)
+    lines, place = data.read_text().splitlines(keepends=True), tmp_path / "reference.parquet"
+    data.write_text(lines[0])
+    assert gracekit.reference(recipe, checkpoint, output=place).num_without_prompt == 1
+    data.write_text("".join(lines))
+    found = gracekit.reference(recipe, checkpoint, output=place)
+    assert (found.num_measured, found.num_without_prompt) == (20, 0)
+    assert len(losses(place)) == 20
+
+
+def test_recipes_of_before_keep_their_hash() -> None:
+    """By it a version is recognised: a restarted daemon makes none anew."""
+    recipe = Recipe.from_dict({"data": {"path": "x.jsonl"}})
+    assert recipe.digest() == "56239a26b1c5a852"
 
 
 def test_the_command_says_what_it_measured(tmp_path: Path) -> None:

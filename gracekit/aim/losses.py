@@ -14,12 +14,14 @@ TRUSTED_FROM = 0.8
 """Evidence from which a response is trusted whole (docs/selection.md)."""
 LEAST_TRUST = 0.1
 """What a place is lowered to for a response of which its prompt tells nothing."""
+CUT_TRUST = 1e-6
+"""The place of a distrusted response that is cut: drawn where nothing else is left."""
 _WIDTH = 1.0
 """Evidence over which trust falls from whole to `LEAST_TRUST`."""
 LEAST_OF_GROUP = 10
 """Rows of a group whose excess loss is known, from which its share follows it."""
 MOST_OF_SHARE = 2.0
-"""How far a group's share rises, and falls, by excess loss."""
+"""How far the places of a group's rows rise, and fall, by excess loss."""
 LAST_PART = 0.125
 """Share of the run at its end in which what is learned counts in full again."""
 
@@ -44,7 +46,7 @@ def distrusted(evidence: Float32) -> Bool:
 
 
 def excess(loss: Float32, reference: Float32, groups: Int32, strength: float) -> Float32:
-    """[n] 2^-strength to 2^strength by the rank of the excess loss within the group.
+    """[n] about 2^-strength to 2^strength by the rank of the excess loss within the group.
 
     The excess is the loss now less that under the reference model: high where there is most left
     to learn of what can be learned (Mindermann et al. 2022, arXiv 2206.07137). Where either is not
@@ -71,10 +73,10 @@ def excess(loss: Float32, reference: Float32, groups: Int32, strength: float) ->
 
 
 def group_shares(loss: Float32, reference: Float32, counted: Bool, groups: Int32) -> Float32:
-    """[n] the mean excess loss of a row's group beside that of all rows, from 1/2 to 2.
+    """[n] e to the mean excess loss of a row's group, less that of all rows; from 1/2 to 2.
 
-    The excess is as for `excess`; by it groups get shares as domains do in DoReMi (Xie et al. 2023,
-    arXiv 2305.10429), within bounds and without its running sum. Groups of which fewer than
+    The excess is as for `excess`, in nats a target token; domains get their shares by it in DoReMi
+    (Xie et al. 2023, arXiv 2305.10429), there summed up over the run. Groups of which fewer than
     `LEAST_OF_GROUP` rows are known have 1.
 
     Args:
@@ -83,19 +85,16 @@ def group_shares(loss: Float32, reference: Float32, counted: Bool, groups: Int32
         counted: [n] rows that may be trained on.
         groups: [n] at least 0.
     """
-    found = np.ones(len(loss), np.float32)
     above = loss.astype(np.float64) - reference
     rows = np.flatnonzero(counted & np.isfinite(above))
     if not len(rows):
-        return found
+        return np.ones(len(loss), np.float32)
     counts = np.bincount(groups[rows], minlength=int(groups.max()) + 1)
     sums = np.bincount(groups[rows], above[rows], minlength=len(counts))
-    mean = sums.sum() / len(rows)
-    if mean <= 0:
-        return found
-    known = counts >= LEAST_OF_GROUP
-    factors = np.divide(sums, counts * mean, out=np.ones(len(counts)), where=known)
-    factors[known] = factors[known].clip(1 / MOST_OF_SHARE, MOST_OF_SHARE)
+    means = np.divide(sums, counts, out=np.zeros(len(counts)), where=counts > 0)
+    factors = np.exp((means - sums.sum() / len(rows)).clip(-1, 1))
+    factors = factors.clip(1 / MOST_OF_SHARE, MOST_OF_SHARE)
+    factors[counts < LEAST_OF_GROUP] = 1
     of_rows: Float32 = factors[groups].astype(np.float32)
     return of_rows
 

@@ -256,9 +256,10 @@ def reference(
     strict: bool = False,
     stop: threading.Event | None = None,
 ) -> ReferenceResult:
-    """Measure every sample once with a reference model: its loss, with its prompt and without.
+    """Measure every sample once with a reference model: its loss after its prompt and without.
 
-    Two forward passes over contents that the file does not have yet; a call that was stopped goes
+    Three forward passes (after the prompt, after another of its group, and alone) over contents
+    that the file does not have yet; a call that was stopped goes
     on. `selection.trust` and `selection.excess` read the file, in any store of the same data.
 
     Args:

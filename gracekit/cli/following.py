@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +15,8 @@ import click
 
 from gracekit.cli import terminal
 
+_AGE = re.compile(r"[\d.,]+ (second|minute|hour|day)s?\b")
+"""What changes by itself, and is no change."""
 _HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -30,10 +34,11 @@ def follow(page: Callable[[], None], *, every_s: float) -> None:
             text = _text_of(page)
             if in_place:
                 text = _HOME_AND_CLEAR + _cut_to_terminal(text)
-            if text != shown:
+            told = text if in_place else _AGE.sub("", text)
+            if told != shown:
                 click.echo(text, nl=False)
                 sys.stdout.flush()
-                shown = text
+                shown = told
             time.sleep(every_s)
 
 
@@ -60,5 +65,5 @@ def _text_of(page: Callable[[], None]) -> str:
 def _cut_to_terminal(text: str) -> str:
     """As many lines as there is room for: what is above the first line could not be cleared."""
     lines = text.splitlines()
-    room = max(os.get_terminal_size(sys.stdout.fileno()).lines - 1, 1)
+    room = max(shutil.get_terminal_size().lines - 1, 1)
     return "".join(f"{line}\n" for line in lines[:room])

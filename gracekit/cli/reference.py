@@ -41,8 +41,8 @@ def reference(
 ) -> None:
     """Measure every sample once with the model of CHECKPOINT, which trains nothing.
 
-    Its loss, and its loss without the prompt: what the prompt tells of the response. With
-    `selection: {reference: FILE, trust: weigh}` a response of which its prompt tells nothing is
+    Its loss after its prompt, after another one and without: what the prompt tells. With
+    `selection: {reference: FILE, trust: weigh}` a response of which its prompt tells little is
     trained on less; with `excess: 1` those more of which most is left to learn. What the file has
     is not measured again.
     """
@@ -68,6 +68,6 @@ def _print(out: Output, found: ReferenceResult) -> None:
             "measured now": f"{found.num_measured:,} contents",
             "mean loss": loss,
             "without a prompt": f"{found.num_without_prompt:,}",
-            "distrusted": f"{found.num_distrusted:,}: their prompts tell nothing of the responses",
+            "distrusted": f"{found.num_distrusted:,}: their prompts tell little of the responses",
         }
     )

@@ -159,7 +159,8 @@ def _new_links(num_features: int) -> Any:
     except ImportError as error:
         raise RecipeError(
             f"graph.backend hnsw needs hnswlib, which cannot be imported ({error}); install "
-            "`gracekit[hnsw]` (it is compiled, by a C++ compiler), or set graph.backend: auto"
+            "`gracekit[hnsw]` (it is compiled, by a C++ compiler), or set graph.backend: auto and "
+            "make a version by `gracekit refresh`, which then has another index"
         ) from None
 
     return hnswlib.Index(space="ip", dim=num_features)

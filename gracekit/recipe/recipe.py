@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gracekit.errors import RecipeError
+from gracekit.files import sha256
 from gracekit.recipe.compare_section import CompareSection
 from gracekit.recipe.score_columns import PAIR_MARGIN
 from gracekit.recipe.section import Section
@@ -144,7 +146,7 @@ class Recipe(Section):
                 checkpoints = checkpoints.model_copy(update=update)
         selection = recipe.selection
         if selection.reference is not None:
-            reference = os.path.normpath(folder / selection.reference)
+            reference = str((folder / selection.reference).resolve())
             selection = selection.model_copy(update={"reference": reference})
         return recipe.model_copy(
             update={
@@ -202,7 +204,11 @@ class Recipe(Section):
             training.pop("checkpoint_every", None)
         if training.get("stop") == "advise":
             training.pop("stop", None)
+        if "graph" in content:  # its default was another; neither gives other results to build on
+            content["graph"]["hnsw_below"] = 200_000
         selection = content.get("selection", {})
+        if selection and self.selection.reads_reference:
+            selection["losses"] = _content_of(self.selection.reference or "")
         for key in _LATER_KEYS:
             if key in selection and selection[key] == SelectionSection.model_fields[key].default:
                 selection.pop(key)
@@ -225,6 +231,20 @@ class Recipe(Section):
                 if not any((data.get(key) or {}).values()):
                     data.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _content_of(path: str) -> str:
+    """Hash of a file's content; empty where it cannot be read."""
+    try:
+        found = os.stat(path)
+        return _hash_of_file(path, found.st_mtime_ns, found.st_size)
+    except OSError:
+        return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of_file(path: str, changed_ns: int, size: int) -> str:
+    return sha256(Path(path))
 
 
 def _dotted(content: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -420,10 +420,10 @@ class SelectionSection(Section):
     graph, have one place together."""
     reference: str | None = None
     """Losses of the samples under a reference model, a file that `gracekit reference` writes; for
-    `trust` and `excess`."""
+    `trust`, `excess` and `group_quota: learned`. Of `balanced` alone, as all four."""
     trust: Literal["off", "weigh", "cut"] = "off"
     """Responses of which their prompts tell nothing to the reference model: `weigh` gives them a
-    smaller place, `cut` none."""
+    smaller place, `cut` one so small that they come only where nothing else is left."""
     excess: float = Field(default=0.0, ge=0, le=3)
     """By how much a sample's place follows its loss above that under the reference model: from
     2^-excess for the least of its group to 2^excess for the most. 0: not at all."""
@@ -441,8 +441,8 @@ class SelectionSection(Section):
     ] = "none"
     """Shares of the groups in the coreset: as in the data, by the square root of their size, equal,
     by a power of their size (`group_temperature`), those of `group_shares`, or `learned`: the more
-    there is left to learn of a group by the losses of `reference`, the more of it, from half to
-    twice its share of the data (`balanced` alone)."""
+    there is left to learn of a group by the losses of `reference`, the more often each of its
+    samples is wanted, from half to twice (`balanced` alone)."""
     group_temperature: float | None = Field(default=None, ge=0, le=1)
     """The power of the size for `group_quota: temperature`: 0 is equal, 1 proportional."""
     group_shares: dict[str, float] | None = None
@@ -475,13 +475,18 @@ class SelectionSection(Section):
             raise ValueError(f"give one budget: {' or '.join(given)}")
         return self
 
+    @property
+    def reads_reference(self) -> bool:
+        """Whether anything goes by the losses of the reference model."""
+        return self.trust != "off" or self.excess > 0 or self.group_quota == "learned"
+
     @model_validator(mode="after")
     def _reference_is_named(self) -> SelectionSection:
         needing = ["trust"] * (self.trust != "off") + ["excess"] * (self.excess > 0)
-        needing += ["group_quota: learned"] * (self.group_quota == "learned")
-        if needing and self.reference is None:
+        if self.reads_reference and self.reference is None:
             raise ValueError(
-                f"{needing[0]} goes by the losses of a reference model; name their file in "
+                f"{(needing or ['group_quota: learned'])[0]} goes by the losses of a reference "
+                "model; name their file in "
                 "reference, which `gracekit reference CHECKPOINT` writes"
             )
         return self

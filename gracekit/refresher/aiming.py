@@ -60,6 +60,7 @@ class Aiming:
         recipe: Recipe,
         pace: TrainerPace,
         step: int,
+        rendering: str | None = None,
     ) -> Aiming:
         """What a store's versions say of the target in the run that has come to a step.
 
@@ -68,10 +69,11 @@ class Aiming:
             contents: Hashes of the contents of the target's samples; None without a target.
             recipe: Names what a reference model says, and what is known of the training.
             pace: What the trainer says of itself.
+            rendering: Of the samples, as a file of reference losses keeps it.
             step: Of the checkpoint. A version at the same step or a later one ends an earlier run.
         """
         num_steps = recipe.training.steps or pace.num_steps
-        reference = read_reference(recipe)
+        reference = read_reference(recipe, rendering)
         share_of_run = math.nan if num_steps is None else step / num_steps
         if contents is None:
             return cls(reference=reference, share_of_run=share_of_run)

@@ -24,16 +24,35 @@ from gracekit.types import (
 logger = logging.getLogger(__name__)
 
 
-def read_reference(recipe: Recipe) -> ReferenceLosses | None:
+def read_reference(recipe: Recipe, rendering: str | None = None) -> ReferenceLosses | None:
     """What a reference model says, where the selection goes by it.
+
+    Args:
+        recipe: Names the file.
+        rendering: Of the samples in the run, as the file keeps its own; None: not known.
 
     Raises `DataError` where its file is not there, or is no such file.
     """
-    selection = recipe.selection
-    asks = selection.trust != "off" or selection.excess or selection.group_quota == "learned"
-    if selection.reference is None or not asks:
+    settings = recipe.selection
+    if settings.reference is None or not settings.reads_reference:
         return None
-    return ReferenceLosses.read(selection.reference)
+    if settings.selector != "balanced":
+        logger.warning(
+            "selection.trust, excess and group_quota: learned are followed by the selector "
+            "balanced alone; %s goes by none of them",
+            settings.selector,
+        )
+        return None
+    found = ReferenceLosses.read(settings.reference)
+    compares = settings.excess > 0 or settings.group_quota == "learned"
+    if compares and rendering is not None and found.facts.get("rendering") != rendering:
+        logger.warning(
+            "%s was measured with other tokens than this run has (another tokenizer, chat template "
+            "or data section), so its losses and those of now are not of the same tokens: measure "
+            "it with a model that has the run's tokenizer",
+            settings.reference,
+        )
+    return found
 
 
 _WITHOUT_TARGET = ("dose", "copies", "trust", "excess", "group", "learned")
@@ -66,39 +85,47 @@ def with_factors(
     loss = scores.scores.get("loss")
     if reference is not None:
         of_reference, evidence = reference.of(samples.content_hashes)
+        _warn_of_unknown(counted, of_reference, evidence, settings)
         if settings.trust != "off":
             is_cut = settings.trust == "cut"
             factors["trust"] = (
                 (~distrusted(evidence)).astype(np.float32) if is_cut else trust(evidence)
             )
             signals["evidence"] = evidence
-            _warn_of_unknown(counted, evidence, settings)
         if settings.excess and loss is not None:
             factors["excess"] = excess(loss, of_reference, samples.groups, settings.excess)
         if settings.group_quota == "learned" and loss is not None:
             factors["group"] = group_shares(loss, of_reference, counted, samples.groups)
-    if settings.learned < 1 and loss is not None:
+    if loss is None and (settings.learned < 1 or reference is not None):
+        logger.warning(
+            "scoring.scores has no loss, so selection.excess, learned and group_quota: learned "
+            "have nothing to go by; add loss"
+        )
+    if settings.learned < 1 and loss is not None and settings.selector == "balanced":
         factors["learned"] = learned(loss, counted, settings.learned, share_of_run)
     return Places(factors=factors, signals=signals) if factors else None
 
 
-def _warn_of_unknown(counted: Bool, evidence: Float32, settings: SelectionSection) -> None:
-    """Say so where trust has little to go by, or distrusts most."""
-    known = counted & np.isfinite(evidence)
-    num_known, num_counted = int(known.sum()), int(counted.sum())
+def _warn_of_unknown(
+    counted: Bool, of_reference: Float32, evidence: Float32, settings: SelectionSection
+) -> None:
+    """Say so where there is little to go by, or most responses are distrusted."""
+    num_counted = int(counted.sum())
+    num_known = int((counted & np.isfinite(of_reference)).sum())
     if num_known < 0.9 * num_counted:
         logger.warning(
-            "what the prompts tell of the responses is known of %d of %d samples (others have no "
-            "prompt, or are not in %s yet; `gracekit reference` adds them): the others are trusted",
+            "%s knows %d of %d samples: the others are wanted as if nothing were known of them; "
+            "`gracekit reference` adds them",
+            settings.reference,
             num_known,
             num_counted,
-            settings.reference,
         )
+    known = counted & np.isfinite(evidence)
     num_distrusted = int(distrusted(evidence[known]).sum())
-    if num_known and num_distrusted > num_known / 2:
+    if settings.trust != "off" and num_distrusted > known.sum() / 2:
         logger.warning(
-            "%d of %d samples are distrusted: their prompts tell the reference model nothing. It "
+            "%d of %d samples are distrusted: their prompts tell the reference model little. It "
             "may be unfit for this data; see docs/selection.md, or set selection.trust: off",
             num_distrusted,
-            num_known,
+            int(known.sum()),
         )

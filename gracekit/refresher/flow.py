@@ -265,6 +265,7 @@ class Refresher:
                     contents=None if target is None else target.contents,
                     recipe=recipe,
                     pace=pace,
+                    rendering=tokens_key(model.tokenizer, model.data(self.samples), ""),
                     step=pinned.step,
                 ),
                 store=store,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from gracekit.errors import RecipeError, StoreError, StoreFormatError, VersionNotFoundError
-from gracekit.graph import build_index, load_index, symmetric, unit_features
+from gracekit.graph import Index, build_index, load_index, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.factors import read_reference, with_factors
@@ -157,7 +158,7 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
             "make one with `gracekit watch` or `gracekit refresh`"
         )
     cache = store.load_cache(version)
-    index = load_index(cache.index_directory, settings=recipe.graph) if cache else None
+    index = None if cache is None else _index_of(cache.index_directory, recipe)
     if cache is None or index is None:
         raise StoreFormatError(
             f"the graph of version {version} in {store.paths.cache} is missing or damaged, or "
@@ -178,7 +179,7 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
             graph=graph,
             state=state,
             reference=read_reference(recipe),
-            share_of_run=_share_of_run(store.header(version)),
+            share_of_run=_share_of_run(recipe, store.header(version)),
         ),
         features=cache.features,
         target_features=cache.target_features,
@@ -191,8 +192,19 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
     )
 
 
-def _share_of_run(header: Header) -> float:
+def _index_of(directory: Path, recipe: Recipe) -> Index | None:
+    """The index as the recipe asks for it, or as earlier releases made it by default."""
+    found = load_index(directory, settings=recipe.graph)
+    if found is None and recipe.graph.backend == "auto":
+        earlier = recipe.graph.model_copy(update={"hnsw_below": 200_000})
+        found = load_index(directory, settings=earlier)
+    return found
+
+
+def _share_of_run(recipe: Recipe, header: Header) -> float:
     """How much of the training was done at a version; NaN: not known."""
+    if recipe.training.steps is not None and header.checkpoint.step is not None:
+        return header.checkpoint.step / recipe.training.steps
     cost = header.cost
     if cost is None or not cost.training_tokens > 0:
         return math.nan

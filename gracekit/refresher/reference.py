@@ -27,8 +27,8 @@ from gracekit.version.json_text import plain_json
 
 logger = logging.getLogger(__name__)
 
-PART = 1024
-"""Contents after which what is measured is written down."""
+PART = 256
+"""Contents that are measured together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -64,9 +64,10 @@ def measure_reference(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> ReferenceResult:
-    """Measure what the file does not have yet, and add it there as it comes.
+    """Measure what the file does not have yet, and add it there, part by part.
 
-    A call that is stopped or killed leaves what was measured; the next one goes on.
+    A call that is stopped leaves what was measured of both; one that is killed loses the part in
+    progress. The next one goes on.
 
     Args:
         recipe: How the data is read and rendered.
@@ -104,12 +105,15 @@ def measure_reference(
         hashes = samples.content_hashes.astype(str)
         _, first = np.unique(hashes[usable], return_index=True)
         asked = usable[np.sort(first)]
-        missing = asked[~np.isin(hashes[asked], known.content_hashes.astype(str))]
+        both = WithOtherPrompts(tokens, samples.groups, samples.content_hashes)
+        # Asked again is also what had no partner then, and what was not finite.
+        losses, told = known.of(hashes[asked])
+        missing = asked[~np.isfinite(losses) | (~np.isfinite(told) & (both.partners[asked] >= 0))]
         logger.info(
             "%d of %d contents to measure with %s", len(missing), len(asked), checkpoint.path
         )
         if len(missing):
-            both = WithOtherPrompts(tokens, samples.groups, samples.content_hashes)
+            known = known.without(hashes[missing])
             executor = model.executor(both, None)
             try:
                 known = _measured(
@@ -167,11 +171,11 @@ def _measured(
     output: Path,
     progress: Progress,
 ) -> ReferenceLosses:
-    """With what the pass says of the rows, part by part; each is written down when it is done.
+    """With what the pass says of the rows, part by part; what is done is written down in between.
 
     Rows r + n and r + 2n of the executor's are row r after another prompt, and without one.
     """
-    n = len(samples)
+    n, written = len(samples), 0
     for start in range(0, len(rows), PART):
         part = rows[start : start + PART]
         losses = np.full((3, n), np.nan, np.float32)
@@ -190,7 +194,11 @@ def _measured(
                 num_targets=num_targets[done],
             )
         )
-        known.write(output)
+        written += len(done)
+        is_last = start + PART >= len(rows) or progress.is_stopping
+        if is_last or written >= len(known) / 10:  # the whole file is written each time
+            known.write(output)
+            written = 0
         if progress.is_stopping:
             raise RefreshStoppedError(
                 f"stopped after {start + len(done):,} of {len(rows):,} contents; {output} has "

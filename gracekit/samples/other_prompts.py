@@ -89,7 +89,7 @@ def partners(groups: Int32, content_hashes: Strings, prompts: Int64, has_prompt:
     """[n] a partner of each sample: another of its group with another prompt, as if at random.
 
     Where a group has no other prompt it is any sample with one; where no sample has, and for
-    samples without a prompt, it is -1. It depends on the contents alone.
+    samples without a prompt, it is -1. The order of the samples does not matter.
 
     Args:
         groups: int32 [n]

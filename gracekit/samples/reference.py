@@ -94,6 +94,11 @@ class ReferenceLosses:
             np.where(is_known, self.evidence[rows], np.nan).astype(np.float32),
         )
 
+    def without(self, content_hashes: Strings) -> Self:
+        """These but for some contents."""
+        kept = ~np.isin(self.content_hashes.astype(str), content_hashes.astype(str))
+        return type(self)(**{name: getattr(self, name)[kept] for name in _FIELDS}, facts=self.facts)
+
     def joined(self, more: Self) -> Self:
         """These and contents that are not among them."""
         return type(self)(
@@ -125,6 +130,8 @@ class ReferenceLosses:
         Raises `DataError` where there is none, or it is not one that `gracekit reference` wrote.
         """
         path = Path(path)
+        if path.is_dir():
+            raise DataError(f"{path} is a directory; give the name of a file in it")
         if not path.is_file():
             raise DataError(
                 f"there are no losses of a reference model at {path}; "

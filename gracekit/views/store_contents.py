@@ -43,8 +43,9 @@ class LatestVersion:
     worth: tuple[str, ...]
     """What its coreset is worth, a sentence an entry; empty where nothing is known."""
     aim: tuple[str, ...]
-    trust: tuple[str, ...]
     """What it follows towards the target, a sentence an entry; empty without one."""
+    trust: tuple[str, ...]
+    """Which responses it distrusts, an entry each for the worst; empty where it trusts all."""
     cost: tuple[str, ...]
     """What its scores cost, a sentence an entry; empty where nothing is known."""
     misses_target: bool
@@ -160,7 +161,8 @@ def _trust(store: StoreReader, header: Header) -> list[str]:
     if settings is None or settings.trust == "off":
         return []
     try:
-        places, samples = store.places(header.version), store.samples(header.version)
+        version = header.rollback_of or header.version
+        places, samples = store.places(version), store.samples(header.version)
     except StoreError:
         return []
     return [] if places is None else trust_in_words(places, samples)

@@ -82,7 +82,7 @@ _QUERIES = (
         """
         SELECT sample_id, places.group_name, evidence, factor_trust, preview
         FROM places JOIN samples USING (sample_id)
-        WHERE version = (SELECT max(version) FROM places) AND factor_trust < 1
+        WHERE version = (SELECT max(version) FROM versions) AND factor_trust < 1
         ORDER BY evidence LIMIT $count
         """,
         count=_COUNT,
