@@ -14,7 +14,7 @@ TRUSTED_FROM = 0.8
 """Evidence from which a response is trusted whole (docs/selection.md)."""
 LEAST_TRUST = 0.1
 """What a place is lowered to for a response of which its prompt tells nothing."""
-CUT_TRUST = 1e-6
+CUT_TRUST = 1e-4
 """The place of a distrusted response that is cut: drawn where nothing else is left."""
 _WIDTH = 1.0
 """Evidence over which trust falls from whole to `LEAST_TRUST`."""

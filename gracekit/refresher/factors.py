@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from gracekit.aim import copies, dose
-from gracekit.aim.losses import distrusted, excess, group_shares, learned, trust
+from gracekit.aim.losses import CUT_TRUST, distrusted, excess, group_shares, learned, trust
 from gracekit.recipe import Recipe, SelectionSection
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.types import (
@@ -87,16 +87,15 @@ def with_factors(
         of_reference, evidence = reference.of(samples.content_hashes)
         _warn_of_unknown(counted, of_reference, evidence, settings)
         if settings.trust != "off":
-            is_cut = settings.trust == "cut"
-            factors["trust"] = (
-                (~distrusted(evidence)).astype(np.float32) if is_cut else trust(evidence)
-            )
+            cut = np.where(distrusted(evidence), CUT_TRUST, 1).astype(np.float32)
+            factors["trust"] = cut if settings.trust == "cut" else trust(evidence)
             signals["evidence"] = evidence
         if settings.excess and loss is not None:
             factors["excess"] = excess(loss, of_reference, samples.groups, settings.excess)
         if settings.group_quota == "learned" and loss is not None:
             factors["group"] = group_shares(loss, of_reference, counted, samples.groups)
-    if loss is None and (settings.learned < 1 or reference is not None):
+    goes_by_loss = settings.learned < 1 or settings.excess or settings.group_quota == "learned"
+    if loss is None and goes_by_loss:
         logger.warning(
             "scoring.scores has no loss, so selection.excess, learned and group_quota: learned "
             "have nothing to go by; add loss"
