@@ -1,0 +1,85 @@
+"""Tables, lists of samples and lists of pairs as HTML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gracekit.reporting.finding import Finding, Texts
+from gracekit.reporting.numbers import format_of, show
+from gracekit.reporting.texts import LONGEST_NAME, name, plain, shown
+
+MOST_ROWS = 100
+"""Rows of a table on the page; the last ones are shown where there are more."""
+
+
+def table(finding: Finding) -> str:
+    """All columns of a finding."""
+    rows = list(finding.rows())
+    kept = rows[-MOST_ROWS:]
+    is_text = {
+        column: any(isinstance(row[column], str) for row in kept) for column in finding.columns
+    }
+    head = "".join(
+        f'<th scope="col"{" class=t" if is_text[column] else ""}>{column.replace("_", " ")}</th>'
+        for column in finding.columns
+    )
+    body = "".join(
+        "<tr>" + "".join(_cell(column, row[column], is_text[column]) for column in row) + "</tr>"
+        for row in kept
+    )
+    label = plain(finding.title, LONGEST_NAME)
+    more = len(rows) - len(kept)
+    rest = f'<p class="note">The last {len(kept):,} of {len(rows):,} rows.</p>' if more else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers: {_quoted(label)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{rest}"
+    )
+
+
+def _cell(column: str, value: Any, is_text: bool) -> str:
+    if is_text:
+        return f'<td class="t">{shown("–" if value is None else value, LONGEST_NAME)}</td>'
+    return f"<td>{shown(show(value, format_of(column)))}</td>"
+
+
+def _quoted(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+
+
+def sample_list(finding: Finding, chart: Texts) -> str:
+    """Samples with their numbers and the first characters of their texts."""
+    items = []
+    for row in finding.rows():
+        numbers = " · ".join(
+            f"{called} {show(row[column], format_of(column), 3)}"
+            for column, called in chart.numbers.items()
+        )
+        items.append(
+            f'<li><div class="meta"><b>{name(row["sample_id"])}</b>'
+            f"{_group(row['group_name'])} · {numbers}</div>"
+            f'<p class="text" dir="auto">{shown(row["preview"])}</p></li>'
+        )
+    return f'<ol class="texts">{"".join(items)}</ol>'
+
+
+def pair_list(finding: Finding) -> str:
+    """Two samples beside each other, each pair an entry."""
+    items = []
+    for row in finding.rows():
+        how = (
+            f"cosine {row['similarity']:.3f}"
+            if "similarity" in row
+            else f"{row['copies']:,} samples of this content"
+        )
+        sides = "".join(
+            f'<div><div class="meta"><b>{name(row[f"{side}_id"])}</b>'
+            f"{_group(row[f'{side}_group'])}</div>"
+            f'<p class="text" dir="auto">{shown(row[f"{side}_text"])}</p></div>'
+            for side in ("first", "second")
+        )
+        items.append(f'<li><div class="meta">{how}</div><div class="pair">{sides}</div></li>')
+    return f'<ol class="texts">{"".join(items)}</ol>'
+
+
+def _group(value: Any) -> str:
+    return "" if value in (None, "") else f" · {name(value)}"
