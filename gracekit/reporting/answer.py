@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gracekit.reporting.curves import Curves
 from gracekit.types import Json
 from gracekit.version.header import Header
+from gracekit.views.aim_words import aim_in_words
 from gracekit.views.cost_words import cost_in_words
 from gracekit.views.meter_words import worth_in_words
 from gracekit.views.status import Status
@@ -63,6 +64,9 @@ def _worth(newest: Header, metered: Header | None, curves: Curves | None) -> str
                 f" (version {newest.version} was selected from stored scores, and what it is "
                 "worth was not measured)"
             )
+    aim = aim_in_words(newest.aim)
+    if aim:
+        told += f"; of the target, {aim[0]}"
     if curves is not None and curves.verdict:
         told += f"; trained with, {curves.verdict[0].rstrip('.')}"
     return f"{told}."

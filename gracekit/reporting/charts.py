@@ -30,8 +30,9 @@ def line_chart(finding: Finding, chart: Lines) -> str:
     if not xs or not values:
         return ""
     is_count = all(float(x).is_integer() for x in xs) and chart.x == "version"
-    marks = [(x, f"{x:,.0f}") for x in sorted(set(xs))] if is_count else None
     low, high = min(xs), max(xs)
+    whole = range(int(low), int(high) + 1)
+    marks = [(float(x), f"{x:,}") for x in whole] if is_count else None
     if low == high:
         low, high = low - 1, high + 1
     axes = frame(
@@ -196,7 +197,7 @@ def row_chart(finding: Finding, chart: Rows) -> str:
     """Horizontal bars, a name above each group of them."""
     rows = list(finding.rows())[:MOST_ROWS]
     most = max([_known(row[s.column]) or 0.0 for row in rows for s in chart.series] or [0.0]) or 1.0
-    line, thick = 20, 11
+    line, thick = 20, 15
     height_of_one = line + thick * len(chart.series) + 10
     height = height_of_one * len(rows) + 24
     room = WIDTH - 74
@@ -214,7 +215,7 @@ def row_chart(finding: Finding, chart: Rows) -> str:
             parts.append(
                 f'<rect class="bar {_class(chart.series, place)}" x="2" y="{y}" '
                 f'width="{long:.1f}" height="{thick - 2}"><title>{escape(told)}</title></rect>'
-                f'<text class="tick" x="{long + 8:.1f}" y="{y + 8.5}">'
+                f'<text class="tick" x="{long + 8:.1f}" y="{y + 11}">'
                 f"{escape(show(value, chart.x_format))}</text>"
             )
     parts.append(f'<text class="axis" x="2" y="{height - 6}">{escape(chart.x_name)}</text>')

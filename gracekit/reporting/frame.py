@@ -11,9 +11,9 @@ from gracekit.axes import ticks
 from gracekit.reporting.finding import Format
 from gracekit.reporting.numbers import tick
 
-WIDTH, HEIGHT = 420, 250
-"""Of every chart, in its own units: on a screen of 360 pixels a unit is about 0.75 of one."""
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 28, 44
+WIDTH, HEIGHT = 380, 240
+"""Of every chart, in its own units: on a screen of 360 pixels a unit is about 0.85 of one."""
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 28, 44
 _LETTER = 6.8
 """Width of a character, in the same units."""
 
@@ -53,7 +53,7 @@ def frame(
 
     Args:
         xs: Least and largest value across.
-        ys: The same upwards; the axis ends at the round values around them.
+        ys: The same upwards; the axis ends there or at the round values around them.
         x_name: With the unit.
         y_name: With the unit.
         y_format: Of the numbers beside the axis.
@@ -64,7 +64,9 @@ def frame(
         across = ticks(*xs, number=5)
         across = [value for value in across if xs[0] - 1e-9 <= value <= xs[1] + 1e-9] or [xs[0]]
         marks = [(value, tick(value, "number")) for value in across]
-    made = Frame(x_low=xs[0], x_high=xs[1], y_low=up[0], y_high=up[-1], parts=())
+    low, high = _ends(ys, up)
+    up = [value for value in up if low - 1e-9 <= value <= high + 1e-9]
+    made = Frame(x_low=xs[0], x_high=xs[1], y_low=low, y_high=high, parts=())
     bottom = HEIGHT - BOTTOM
     parts = [f'<text class="axis" x="4" y="14">{escape(y_name)}</text>']
     for value in up:
@@ -82,6 +84,14 @@ def frame(
         x_low=made.x_low, x_high=made.x_high, y_low=made.y_low, y_high=made.y_high,
         parts=tuple(parts),
     )  # fmt: skip
+
+
+def _ends(ys: tuple[float, float], up: list[float]) -> tuple[float, float]:
+    """Of the axis upwards: round values, unless that leaves much of the picture empty."""
+    step, room = up[1] - up[0], 0.04 * (ys[1] - ys[0])
+    low = up[0] if ys[0] - up[0] <= 0.4 * step else ys[0] - room
+    high = up[-1] if up[-1] - ys[1] <= 0.4 * step else ys[1] + room
+    return low, high
 
 
 def _inside(x: float, label: str) -> float:

@@ -89,7 +89,7 @@ def _likeness(questions: Questions, version: int) -> Finding:
         columns=questions.ask(sql),
         chart=Bars(
             x="from_likeness",
-            x_name="mean cosine of its features with those of the target, centred",
+            x_name="mean cosine of features with the target's",
             y_name="share of the samples",
             series=_BOTH,
         ),
@@ -116,7 +116,7 @@ def _lengths(questions: Questions, version: int) -> Finding:
         columns=questions.ask(sql),
         chart=Bars(
             x="from_tokens",
-            x_name="tokens that carry loss, from this number to the next",
+            x_name="tokens that carry loss, at least",
             y_name="share of the samples",
             series=_BOTH,
         ),

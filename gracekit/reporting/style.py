@@ -28,7 +28,7 @@ nav ul,.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin
 .legend{font-size:.85rem;margin:.25rem 0}
 .legend li{display:flex;align-items:center;gap:.35rem;max-width:100%;overflow-wrap:anywhere}
 .key{width:26px;height:12px;flex:none}
-.grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,25rem),1fr));
+.grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));
 gap:1.75rem 2rem;align-items:start;margin-top:1rem}
 .wide{grid-column:1/-1}
 figure,.finding{margin:0;min-width:0}

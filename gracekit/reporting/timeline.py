@@ -30,6 +30,13 @@ _USES = query("""
 _CHURN = query("""
     SELECT version, step, churn, 1 - num_selected / num_samples AS churn_random, num_selected
     FROM versions WHERE churn IS NOT NULL ORDER BY version""")
+_TARGET_LOSS = query("""
+    SELECT version, step, target_loss FROM versions
+    WHERE target_loss IS NOT NULL ORDER BY version""")
+_FOLLOWED = query("""
+    SELECT version, step, share_influence, share_likeness, share_group, share_uniform,
+           num_alike, uses_of_alike, steps_left
+    FROM versions WHERE share_uniform IS NOT NULL ORDER BY version""")
 _LIST = query("""
     SELECT version, step, operation, num_samples, num_selected, measured_fraction, value,
            value_kept, cost_in_all / training_tokens AS cost_share, churn,
@@ -71,7 +78,7 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
         ),
         "kept": Finding(
             title="How much of the gain of perfect norms is kept",
-            good="100 % is as good as if every norm were known; Below "
+            good="100 % is as good as if every norm were known. Below "
             "0 % the coreset is worth less than random rows.",
             sql=_KEPT,
             columns=questions.ask(_KEPT),
@@ -122,6 +129,7 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
             why_empty="No version measured anything: the coresets come from scores that were "
             "there.",
         ),
+        **_target(questions),
         "uses": _uses(questions),
         "churn": Finding(
             title="Share of the parent's coreset that each version replaced",
@@ -156,6 +164,49 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
         "estimated, and a coreset drawn.",
         findings=findings,
     )
+
+
+def _target(questions: Questions) -> dict[str, Finding]:
+    """What is known of the target at each version; nothing without one."""
+    losses, followed = questions.ask(_TARGET_LOSS), questions.ask(_FOLLOWED)
+    if not losses["version"] and not followed["version"]:
+        return {}
+    return {
+        "target_loss": Finding(
+            title="Loss on the target set",
+            good="It should fall. Where it rises from one version to the next and goes on to, the "
+            "training has had enough of what is like the target.",
+            sql=_TARGET_LOSS,
+            columns=losses,
+            chart=Lines(
+                x="version",
+                x_name="version",
+                y_name="mean loss, nats a token",
+                series=(Series("target_loss", "target loss"),),
+            ),
+            why_empty="No version measured the loss on the target set.",
+        ),
+        "followed": Finding(
+            title="What selection followed towards the target",
+            good="The more follows a signal, the surer it is that it helps; all samples alike "
+            "says that none was found to.",
+            sql=_FOLLOWED,
+            columns=followed,
+            chart=Bars(
+                x="version",
+                x_name="version",
+                y_name="share of what is trained on",
+                series=(
+                    Series("share_uniform", "all samples alike"),
+                    Series("share_likeness", "likeness of features"),
+                    Series("share_influence", "smoothed influence"),
+                    Series("share_group", "groups"),
+                ),
+                is_stacked=True,
+            ),
+            why_empty="No version says what it followed.",
+        ),
+    }
 
 
 def _uses(questions: Questions) -> Finding:
