@@ -165,7 +165,7 @@ def draft_of(
         else None,
         checkpoint=CheckpointInfo(step=100 * version, path=f"/runs/checkpoint-{100 * version}"),
         settings=Settings(
-            scoring=ScoringSection(scores=["gradient-norm", "loss"]), graph=GraphSection()
+            scoring=ScoringSection(scores=("gradient-norm", "loss")), graph=GraphSection()
         ),
         timings=Timings(model_pass_s=2.0, other_s=0.5, total_s=2.5),
     )  # fmt: skip

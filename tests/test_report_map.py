@@ -13,7 +13,7 @@ import gracekit
 from gracekit.reporting import earlier_projection
 from gracekit.reporting.feature_map import NUM_POINTS, Projection, feature_map
 from gracekit.store import StoreCache
-from gracekit.types import Float32
+from gracekit.types import Bool, Float32
 from tests.report_stores import draft_of, features_of, report_store
 
 
@@ -27,8 +27,8 @@ def cache_of(features: Float32) -> StoreCache:
     )
 
 
-def everyone(n: int) -> np.ndarray:  # type: ignore[type-arg]
-    return np.ones(n, bool)
+def everyone(n: int) -> Bool:
+    return np.ones(n, np.bool_)
 
 
 def test_the_plane_is_that_of_the_two_main_directions() -> None:

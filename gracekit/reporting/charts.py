@@ -138,7 +138,7 @@ def bar_chart(finding: Finding, chart: Bars) -> str:
         tops += [sum(values)] if chart.is_stacked else values
         if chart.level:
             tops.append(_known(row[chart.level]) or 0.0)
-    marks = [(k + 0.5, tick(row[chart.x], "number")) for k, row in enumerate(rows)]
+    marks = [(k + 0.5, _below(row[chart.x])) for k, row in enumerate(rows)]
     axes = frame(
         (0.0, float(len(rows))), (0.0, max([*tops, 0.0]) or 1.0), x_name=chart.x_name,
         y_name=chart.y_name, y_format=chart.y_format, marks=marks,
@@ -158,6 +158,11 @@ def bar_chart(finding: Finding, chart: Bars) -> str:
     if chart.level:
         names.append(("level line", chart.level_name))
     return _legend(names) + picture(finding.title, parts)
+
+
+def _below(value: float) -> str:
+    """What stands below a bar."""
+    return tick(value, "number") if float(value).is_integer() else f"{value:.2g}"
 
 
 def _bars_of(axes: Frame, chart: Bars, row: dict[str, Any], left: float, width: float) -> (

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 
 from gracekit.reporting.answer import Answer
 from gracekit.reporting.charts import bar_chart, line_chart, row_chart
@@ -77,16 +78,20 @@ def _hash(content: str) -> str:
 
 
 def _section(section: Section, pictures: dict[str, str]) -> str:
-    parts = "".join(
-        _finding(finding, pictures.get(f"{section.key}/{name}", ""))
-        for name, finding in section.findings.items()
-    )
+    grids = []
+    for are_lists, named in groupby(section.findings.items(), key=lambda item: _is_list(item[1])):
+        parts = "".join(_finding(f, pictures.get(f"{section.key}/{name}", "")) for name, f in named)
+        grids.append(f'<div class="{"grid2 lists" if are_lists else "grid2"}">{parts}</div>')
     return (
         f'<section id="{section.key}" aria-labelledby="{section.key}-title">'
         f'<h2 id="{section.key}-title">{escape(section.title)}</h2>'
         f'<p class="about">{sentence(section.about)}</p>'
-        f'<div class="grid2">{parts}</div></section>\n'
+        f"{''.join(grids)}</section>\n"
     )
+
+
+def _is_list(finding: Finding) -> bool:
+    return isinstance(finding.chart, Texts)
 
 
 def _finding(finding: Finding, drawn: str) -> str:

@@ -2,10 +2,10 @@
 
 STYLE = """
 :root{--bg:#fff;--fg:#1b1f24;--soft:#57606a;--rule:#d0d7de;--panel:#f6f8fa;--accent:#0a5ca8;
---core:#c2410c;--s0:#0a5ca8;--s1:#b45309;--s2:#047857;--s3:#a21caf;--s4:#0e7490;--s5:#be123c;
+--s0:#0a5ca8;--s1:#b45309;--s2:#047857;--s3:#a21caf;--s4:#0e7490;--s5:#be123c;
 --s6:#4d7c0f;--s7:#57534e;--l0:#c9d1d9;--l1:#7aa7d6;--l2:#2f6fb0;--l3:#0b2f57}
 @media (prefers-color-scheme:dark){:root{--bg:#0f1318;--fg:#e6edf3;--soft:#a3afbb;--rule:#38414b;
---panel:#181e25;--accent:#7cb7f2;--core:#ff9a5c;--s0:#7cb7f2;--s1:#f0b35c;--s2:#5fd0a5;--s3:#e39af0;
+--panel:#181e25;--accent:#7cb7f2;--s0:#7cb7f2;--s1:#f0b35c;--s2:#5fd0a5;--s3:#e39af0;
 --s4:#67d3e6;--s5:#ff8fa3;--s6:#b5d66b;--s7:#c4bfb9;--l0:#3b4552;--l1:#3f77b3;--l2:#7cb0e6;
 --l3:#d5e7fb}}
 *{box-sizing:border-box}
@@ -30,6 +30,7 @@ nav ul,.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin
 .key{width:26px;height:12px;flex:none}
 .grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));
 gap:1.75rem 2rem;align-items:start;margin-top:1rem}
+.lists{grid-template-columns:repeat(auto-fill,minmax(min(100%,26rem),1fr))}
 .wide{grid-column:1/-1}
 figure,.finding{margin:0;min-width:0}
 svg.chart{display:block;width:100%;max-width:34rem;height:auto}
@@ -84,14 +85,14 @@ font-size:.85rem;cursor:pointer}
 .pic{position:relative;border:1px solid var(--rule);border-radius:4px;overflow:hidden}
 svg.map{display:block;width:100%;height:auto;max-height:80vh}
 .dots{fill:none;stroke-linecap:round;stroke-width:3px;vector-effect:non-scaling-stroke;opacity:.6}
-.dots.core{stroke:var(--core);stroke-width:5px;opacity:.95;visibility:hidden}
+.dots.core{stroke:var(--fg);stroke-width:4.5px;opacity:.95;visibility:hidden}
 #mv0:checked~.pic .c0,#mv1:checked~.pic .c1,#mv2:checked~.pic .c2,#mv3:checked~.pic .c3,
 #mv4:checked~.pic .c4,#mv5:checked~.pic .c5{visibility:visible}
-.g0{stroke:var(--s0)}.g1{stroke:var(--s2)}.g2{stroke:var(--s3)}.g3{stroke:var(--s4)}
-.g4{stroke:var(--s6)}.g5{stroke:var(--s5)}.g6{stroke:var(--s7)}
-.spot{stroke:none}.spot.g0{fill:var(--s0)}.spot.g1{fill:var(--s2)}.spot.g2{fill:var(--s3)}
-.spot.g3{fill:var(--s4)}.spot.g4{fill:var(--s6)}.spot.g5{fill:var(--s5)}.spot.g6{fill:var(--s7)}
-.core-key{fill:var(--core)}
+.g0{stroke:var(--s0)}.g1{stroke:var(--s1)}.g2{stroke:var(--s3)}.g3{stroke:var(--s2)}
+.g4{stroke:var(--s4)}.g5{stroke:var(--s5)}.g6{stroke:var(--s7)}
+.spot{stroke:none}.spot.g0{fill:var(--s0)}.spot.g1{fill:var(--s1)}.spot.g2{fill:var(--s3)}
+.spot.g3{fill:var(--s2)}.spot.g4{fill:var(--s4)}.spot.g5{fill:var(--s5)}.spot.g6{fill:var(--s7)}
+.core-key{fill:var(--fg)}
 #tip{position:fixed;z-index:9;max-width:20rem;padding:.35rem .55rem;background:var(--fg);
 color:var(--bg);border-radius:4px;font-size:.82rem;pointer-events:none;overflow-wrap:anywhere}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);
@@ -100,7 +101,7 @@ footer{margin-top:3rem;padding-bottom:2rem;color:var(--soft);font-size:.85rem}
 @media (max-width:30rem){.dots{stroke-width:2px}.dots.core{stroke-width:3px}
 h1{font-size:1.3rem}.answer{font-size:1rem;padding:.75rem .85rem}}
 @media print{:root{--bg:#fff;--fg:#000;--soft:#444;--rule:#bbb;--panel:#f4f4f4;--accent:#0a5ca8;
---core:#c2410c;--s0:#0a5ca8;--s1:#b45309;--s2:#047857;--s3:#a21caf;--s4:#0e7490;--s5:#be123c;
+--s0:#0a5ca8;--s1:#b45309;--s2:#047857;--s3:#a21caf;--s4:#0e7490;--s5:#be123c;
 --s6:#4d7c0f;--s7:#57534e;--l0:#c9d1d9;--l1:#7aa7d6;--l2:#2f6fb0;--l3:#0b2f57}
 nav,.tools,details,#tip{display:none}
 .finding,.texts>li{break-inside:avoid}h2,h3{break-after:avoid}
