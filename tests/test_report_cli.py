@@ -116,8 +116,11 @@ def test_chromium_runs_the_script_and_nothing_is_wider_than_the_screen(
     measuring = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8")).replace(
         "</body>",
         "<script>document.querySelectorAll('details').forEach(d => d.open = true);"
+        "let cut = 0; document.querySelectorAll('svg.chart text').forEach(t => {"
+        "const b = t.getBBox(), v = t.ownerSVGElement.viewBox.baseVal;"
+        "if (b.x < 0 || b.y < 0 || b.x + b.width > v.width || b.y + b.height > v.height) cut++});"
         "document.title = 'wide ' + document.documentElement.scrollWidth + ' of ' + "
-        "document.documentElement.clientWidth</script></body>",
+        "document.documentElement.clientWidth + ', cut ' + cut</script></body>",
     )
     (tmp_path / "measuring.html").write_text(measuring, encoding="utf-8")
     shown = subprocess.run(
@@ -126,5 +129,6 @@ def test_chromium_runs_the_script_and_nothing_is_wider_than_the_screen(
          (tmp_path / "measuring.html").as_uri()],
         capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
-    found = re.search(r"<title>wide (\d+) of (\d+)</title>", shown)
+    found = re.search(r"<title>wide (\d+) of (\d+), cut (\d+)</title>", shown)
     assert found is not None and int(found[1]) <= int(found[2])
+    assert found[3] == "0", "labels of charts that are cut off"

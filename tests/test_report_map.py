@@ -31,8 +31,9 @@ def everyone(n: int) -> Bool:
     return np.ones(n, np.bool_)
 
 
-def test_the_plane_is_that_of_the_two_main_directions() -> None:
-    features = features_of(500, 1)
+@pytest.mark.parametrize("width", [16, 300])
+def test_the_plane_is_that_of_the_two_main_directions(width: int) -> None:
+    features = np.hstack([features_of(500, 1), np.zeros((500, width - 16), np.float32)])
     found = feature_map(cache_of(features), everyone(500), {1: np.arange(50)}, fingerprint="a")
     assert found is not None
     half = features.astype(np.float16).astype(np.float64)

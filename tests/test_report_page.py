@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gracekit
 from gracekit.errors import ExportError
+from gracekit.recipe import DataSection
 from gracekit.reporting import Report
 from gracekit.reporting.texts import LONGEST_TEXT, plain, script_json, shown
-from tests.report_stores import report_store
+from gracekit.store import Store
+from gracekit.version.header import DataDescription
+from tests.report_stores import draft_of, report_store, samples_of
+from tests.stores import strings
 
 HOSTILE = (
     '<script>alert("x")</script><img src=x onerror=alert(1)>',
@@ -27,6 +33,7 @@ HOSTILE = (
     "\x00\x07\x1b[31mred\x1b[0m\r\nline",
     "",
 )
+DESCRIPTION = DataDescription(settings=DataSection(path="train.jsonl", format="messages"))
 VOID = {"meta", "input", "img", "br", "hr", "link"}
 
 
@@ -146,14 +153,6 @@ def test_texts_with_markup_are_text(tmp_path: Path) -> None:
 
 
 def test_hostile_names_of_groups_and_ids(tmp_path: Path) -> None:
-    import dataclasses
-
-    from gracekit.recipe import DataSection
-    from gracekit.store import Store
-    from gracekit.version.header import DataDescription
-    from tests.report_stores import draft_of, samples_of
-    from tests.stores import strings
-
     n = 64
     names = ("<b>bold</b>", "x" * 5000, "\u202eright to left", "")
     samples = dataclasses.replace(
@@ -203,3 +202,40 @@ def test_a_later_report_replaces_an_earlier_one_and_nothing_else(tmp_path: Path)
         gracekit.report(store, tmp_path / "store" / "report.html")
     with pytest.raises(ExportError, match="it is a directory"):
         gracekit.report(store, tmp_path)
+
+
+# --- many of everything ---
+
+
+def test_many_groups_and_a_group_of_each_sample_stay_readable(tmp_path: Path) -> None:
+    n = 200
+    samples = dataclasses.replace(
+        samples_of(n),
+        groups=np.arange(n, dtype=np.int32),
+        group_names=tuple(f"group {i} of the many" for i in range(n)),
+    )
+    store = Store.create(tmp_path / "store", samples=samples, dataset=DESCRIPTION)
+    for _ in range(2):
+        store.commit(draft_of(store))
+    report = gracekit.report(store)
+    page = report.html()
+    checked(page)
+    assert "188 smaller groups are in the numbers below" in page
+    assert "The first 100 of 200 rows." in page
+    assert "194 other groups" in page
+    assert len(report.finding("coreset", "groups")) == n
+
+
+def test_many_versions_show_the_last_ones_and_fold_the_rest(tmp_path: Path) -> None:
+    report = gracekit.report(report_store(tmp_path / "store", n=64, versions=15))
+    page = report.html()
+    checked(page)
+    assert "The last 12 of 15 rows." in page
+    assert page.count('type="radio"') == 6 and "version 15</label>" in page
+    assert len(report.finding("timeline", "versions")) == 15
+
+
+def test_names_of_axes_have_room(report: Report) -> None:
+    names = re.findall(r'<text class="axis"[^>]*>([^<]*)</text>', report.html())
+    assert len(names) > 10
+    assert all(len(text) <= 44 for text in names), max(names, key=len)

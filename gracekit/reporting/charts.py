@@ -49,7 +49,7 @@ def line_chart(finding: Finding, chart: Lines) -> str:
     for place, (called, across, ys) in enumerate(lines):
         parts.append(_line(axes, across, ys, place))
         parts += _dots(axes, across, ys, place, called, chart)
-    names = [(f"s{place % 8} line", called) for place, (called, _, _) in enumerate(lines)]
+    names = [(f"{place} line", called) for place, (called, _, _) in enumerate(lines)]
     if chart.level is not None:
         names.append(("level line", chart.level_name))
     return _legend(names) + picture(finding.title, parts)
@@ -106,14 +106,20 @@ def _line(axes: Frame, across: Sequence[float], ys: Sequence[_Triple], place: in
         for x, (y, _, _) in zip(across, ys, strict=True)
         if y is not None
     )
-    return f'<polyline class="curve s{place % 8} dash{place % 4}" points="{points}"/>'
+    return f'<polyline class="curve s{place % 8} dash{_dash(place)}" points="{points}"/>'
+
+
+def _dash(place: int) -> int:
+    """Of eight lines each has its colour; the next eight have other dashes than these."""
+    return (place + place // 8) % 4
 
 
 def _dots(
     axes: Frame, across: Sequence[float], ys: Sequence[_Triple], place: int, called: str,
     chart: Lines,
 ) -> list[str]:  # fmt: skip
-    parts = []
+    parts: list[str] = []
+    radius = 3 if len(across) <= 30 else 2
     for x, (y, low, high) in zip(across, ys, strict=True):
         if y is None:
             continue
@@ -123,7 +129,8 @@ def _dots(
         if low is not None and high is not None:
             told += f" ({show(low, chart.y_format)} to {show(high, chart.y_format)})"
         parts.append(
-            f'<circle class="dot s{place % 8}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="3">'
+            f'<circle class="dot s{place % 8}" cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" '
+            f'r="{radius}">'
             f"<title>{escape(told)}</title></circle>"
         )
     return parts
@@ -243,7 +250,8 @@ def _key(kind: str) -> str:
     if kind == "level line":
         return '<line class="level" x1="0" x2="26" y1="6" y2="6"/>'
     if kind.endswith(" line"):
-        place = int(kind[1])
-        return (f'<line class="curve s{place} dash{place % 4}" x1="0" x2="26" y1="6" y2="6"/>'
-                f'<circle class="dot s{place}" cx="13" cy="6" r="3"/>')  # fmt: skip
+        place = int(kind.removesuffix(" line"))
+        return (f'<line class="curve s{place % 8} dash{_dash(place)}" x1="0" x2="26" '
+                'y1="6" y2="6"/>'
+                f'<circle class="dot s{place % 8}" cx="13" cy="6" r="3"/>')  # fmt: skip
     return f'<rect class="bar {kind}" x="4" y="1" width="18" height="10"/>'

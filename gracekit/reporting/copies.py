@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gracekit.graph import load_index
+from gracekit.graph import load_graph
 from gracekit.recipe import GraphSection
 from gracekit.reporting.finding import Finding, Pairs, Section
 from gracekit.reporting.questions import Questions, in_list, query
@@ -70,15 +70,15 @@ def _near(questions: Questions, header: Header | None, cache: StoreCache | None)
     title = "Near copies: the most similar pairs that differ"
     good = "Few is good. Two texts that differ in a name or a number teach the same twice."
     settings = None if header is None else header.settings.graph
-    index = None
+    graph = None
     if cache is not None:
-        index = load_index(cache.index_directory, settings=settings or GraphSection())
-    if index is None:
+        graph = load_graph(cache.index_directory, settings=settings or GraphSection())
+    if graph is None:
         lost = (
             "The features and the graph are not kept or are damaged; the next refresh makes them."
         )
         return Finding(title=title, good=good, chart=Pairs(), why_empty=lost)
-    nearest, cosines = index.graph.neighbors[:, 0], index.graph.similarities[:, 0]
+    nearest, cosines = graph.neighbors[:, 0], graph.similarities[:, 0]
     pairs, found = _pairs(nearest, cosines)
     rows = np.unique(pairs).tolist()
     sql = query(f"""

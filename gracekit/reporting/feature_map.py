@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.sparse.linalg import svds
 
 from gracekit.graph import unit_features
 from gracekit.store import StoreCache
@@ -28,6 +29,8 @@ NUM_CORESETS = 6
 """Versions whose coresets are drawn, the newest ones."""
 _NUM_FITTED = 20_000
 """Samples that the directions are found from, at most."""
+_FEW = 256
+"""Width up to which all directions are found."""
 STILL_GOOD = 0.7
 """Share of the best possible spread in the plane from which an earlier projection is kept."""
 FORMAT = 1
@@ -194,9 +197,8 @@ def _principal(unit: Float32, fingerprint: str) -> Projection:
     """The two directions of largest spread, with signs that do not depend on the library."""
     middle = unit.mean(axis=0, dtype=np.float64)
     apart = unit - middle
-    _, vectors = np.linalg.eigh(np.asarray(apart.T @ apart, np.float64))
     axes = np.zeros((unit.shape[1], 2))
-    found = vectors[:, ::-1][:, :2]
+    found = _largest_directions(apart)
     axes[:, : found.shape[1]] = found
     skew = np.sum((apart @ axes) ** 3, axis=0)
     axes *= np.where(skew < 0, -1.0, 1.0)
@@ -205,6 +207,16 @@ def _principal(unit: Float32, fingerprint: str) -> Projection:
         axes=axes.astype(np.float32),
         middle=(middle @ axes).astype(np.float32),
     )
+
+
+def _largest_directions(apart: Float64) -> Float64:
+    """[d, 2] at most, of centred [f, d]; for wide features by Lanczos's method."""
+    width = apart.shape[1]
+    if width <= _FEW:
+        return np.asarray(np.linalg.eigh(apart.T @ apart)[1][:, ::-1][:, :2], np.float64)
+    start = np.random.default_rng(0).normal(size=min(apart.shape))
+    _, sizes, directions = svds(apart, k=2, v0=start)
+    return np.asarray(directions[np.argsort(-sizes)].T, np.float64)
 
 
 def _kept_or_new(

@@ -9,13 +9,14 @@ from gracekit.reporting.numbers import format_of, show
 from gracekit.reporting.texts import LONGEST_NAME, name, plain, shown
 
 MOST_ROWS = 100
-"""Rows of a table on the page; the last ones are shown where there are more."""
+"""Rows of a table at most."""
 
 
-def table(finding: Finding) -> str:
-    """All columns of a finding."""
+def table(finding: Finding, most: int = MOST_ROWS) -> str:
+    """All columns of a finding; of many rows the first, or of versions the last."""
     rows = list(finding.rows())
-    kept = rows[-MOST_ROWS:]
+    are_versions = "version" in finding.columns
+    kept = rows[-most:] if are_versions else rows[:most]
     is_text = {
         column: any(isinstance(row[column], str) for row in kept) for column in finding.columns
     }
@@ -29,7 +30,14 @@ def table(finding: Finding) -> str:
     )
     label = plain(finding.title, LONGEST_NAME)
     more = len(rows) - len(kept)
-    rest = f'<p class="note">The last {len(kept):,} of {len(rows):,} rows.</p>' if more else ""
+    rest = (
+        (
+            f'<p class="note">The {"last" if are_versions else "first"} {len(kept):,} of '
+            f"{len(rows):,} rows.</p>"
+        )
+        if more
+        else ""
+    )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers: {_quoted(label)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{rest}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -80,11 +81,21 @@ def make_report(
         versions=tuple(kept),
         step=None if newest is None else newest.checkpoint.step,
         answer=answer(status, newest, _metered(store, kept), compared),
-        status=tuple(status.sentences()),
+        status=tuple(_without_folders(status.sentences(), store)),
         sections=tuple(sections),
         map=drawn,
         created_at=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
+
+
+def _without_folders(sentences: Iterable[str], store: StoreReader) -> list[str]:
+    """Sentences with the store and its data by their names alone: a report may be given away."""
+    data = Path(store.dataset().settings.name or ".")
+    folders = {f"{folder}{os.sep}" for folder in (store.paths.root.parent, data.parent)} - {"./"}
+    found = list(sentences)
+    for folder in sorted(folders, key=len, reverse=True):
+        found = [text.replace(folder, "") for text in found]
+    return found
 
 
 def _sections(

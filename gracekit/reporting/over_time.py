@@ -150,6 +150,7 @@ _SWINGS = """swings AS (
            min(importance) AS lowest, max(importance) AS highest
     FROM score_history h JOIN samples USING (row)
     WHERE origin = 'measured' AND version >= content_version AND removed_version IS NULL
+      AND version > (SELECT max(version) - 20 FROM versions)
     GROUP BY h.row HAVING count(*) >= 2
 )"""
 
@@ -168,8 +169,8 @@ def _volatile(questions: Questions) -> Finding:
         "have to be measured often.",
         numbers={"spread": "standard deviation", "lowest": "lowest", "highest": "highest",
                  "times": "times measured"},
-        told="{n:,} samples were measured at least twice; the median of their standard "
-        "deviations is {middle:.2f}, on a scale of 0 to 1.",
+        told="{n:,} samples were measured at least twice at the last 20 versions; the median of "
+        "their standard deviations is {middle:.2f}, on a scale of 0 to 1.",
         why_empty=_SEEN_TWICE,
     )  # fmt: skip
 

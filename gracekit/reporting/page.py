@@ -20,6 +20,8 @@ from gracekit.types import Json
 MARK = '<meta name="generator" content="gracekit report">'
 """By which a file is known as one that a report may replace."""
 LAYOUT_ID = "map-layout"
+MOST_IN_SIGHT = 12
+"""Rows of a table that is not folded away."""
 
 
 def page(
@@ -121,12 +123,14 @@ def _drawn(finding: Finding) -> str:
         return sample_list(finding, chart)
     if isinstance(chart, Pairs):
         return pair_list(finding)
-    return table(finding)
+    return table(finding, MOST_IN_SIGHT)
 
 
 def _behind(finding: Finding) -> str:
     """The numbers and the query, folded away."""
-    is_chart = isinstance(finding.chart, Lines | Bars | Rows)
+    is_chart = isinstance(finding.chart, Lines | Bars | Rows) or (
+        finding.chart is None and len(finding) > MOST_IN_SIGHT
+    )
     if not finding.sql and not (is_chart and finding):
         return ""
     numbers = table(finding) if is_chart and finding else ""

@@ -9,7 +9,7 @@ from gracekit.reporting.answer import Answer
 from gracekit.reporting.finding import Finding, Section
 from gracekit.reporting.map_picture import MapPicture
 from gracekit.reporting.page import page
-from gracekit.tabular import ShortRepr
+from gracekit.tabular import ShortRepr, html_table
 from gracekit.types import Json
 
 
@@ -78,6 +78,10 @@ class Report(ShortRepr):
             pictures={} if self.map is None else {"map/map": self.map.html()},
             layout=None if self.map is None else self.map.found.projection.to_json(),
         )
+
+    def _repr_html_(self) -> str:
+        told = self.answer
+        return html_table(["Report"], [[told.worth], [told.cost], [told.advice]])
 
     def __repr__(self) -> str:
         newest = f"version {self.versions[-1]}" if self.versions else "no version"

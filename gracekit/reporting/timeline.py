@@ -25,7 +25,8 @@ _USES = query("""
     SELECT version, count(*) FILTER (uses = 0) AS never, count(*) FILTER (uses = 1) AS once,
            count(*) FILTER (uses = 2) AS twice, count(*) FILTER (uses > 2) AS often
     FROM draws JOIN samples USING (row)
-    WHERE removed_version IS NULL OR removed_version > version
+    WHERE (removed_version IS NULL OR removed_version > version)
+      AND version > (SELECT max(version) - 60 FROM versions)
     GROUP BY version ORDER BY version""")
 _CHURN = query("""
     SELECT version, step, churn, 1 - num_selected / num_samples AS churn_random, num_selected
