@@ -11,6 +11,7 @@ from gracekit.reporting.questions import Questions, in_list, query
 from gracekit.store import StoreCache
 from gracekit.types import Float32, Int32, Int64
 from gracekit.version.header import Header
+from gracekit.words import count_of
 
 ALIKE = 0.95
 """Cosine of the centred features from which two samples count as near copies, as in
@@ -53,8 +54,9 @@ def _exact(questions: Questions) -> Finding:
     found = questions.ask(_EXACT)
     notes: tuple[str, ...] = ()
     if any(found.values()):
-        notes = ("{m:,} contents occur more than once, in {n:,} samples.".format(
-            **questions.one(_NUM_EXACT)),)  # fmt: skip
+        of = questions.one(_NUM_EXACT)
+        contents = count_of(of["m"], "content occurs", "contents occur")
+        notes = (f"{contents} more than once, in {of['n']:,} samples.",)
     return Finding(
         title="Exact copies, the most frequent first",
         good="None is good; a few do no harm.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 from gracekit.reporting.finding import Finding, Texts
@@ -39,7 +40,7 @@ def table(finding: Finding, most: int = MOST_ROWS) -> str:
         else ""
     )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers: {_quoted(label)}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="Numbers: {escape(label)}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{rest}"
     )
 
@@ -48,10 +49,6 @@ def _cell(column: str, value: Any, is_text: bool) -> str:
     if is_text:
         return f'<td class="t">{shown("–" if value is None else value, LONGEST_NAME)}</td>'
     return f"<td>{shown(show(value, format_of(column)))}</td>"
-
-
-def _quoted(text: str) -> str:
-    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
 
 
 def sample_list(finding: Finding, chart: Texts) -> str:
@@ -65,7 +62,7 @@ def sample_list(finding: Finding, chart: Texts) -> str:
         items.append(
             f'<li><div class="meta"><b>{name(row["sample_id"])}</b>'
             f"{_group(row['group_name'])} · {numbers}</div>"
-            f'<p class="text" dir="auto">{shown(row["preview"])}</p></li>'
+            f"{_text(row['preview'])}</li>"
         )
     return f'<ol class="texts">{"".join(items)}</ol>'
 
@@ -82,11 +79,17 @@ def pair_list(finding: Finding) -> str:
         sides = "".join(
             f'<div><div class="meta"><b>{name(row[f"{side}_id"])}</b>'
             f"{_group(row[f'{side}_group'])}</div>"
-            f'<p class="text" dir="auto">{shown(row[f"{side}_text"])}</p></div>'
+            f"{_text(row[f'{side}_text'])}</div>"
             for side in ("first", "second")
         )
         items.append(f'<li><div class="meta">{how}</div><div class="pair">{sides}</div></li>')
     return f'<ol class="texts">{"".join(items)}</ol>'
+
+
+def _text(value: Any) -> str:
+    """The first characters of a sample, in the direction that its language has."""
+    text = escape(plain(value or "")) or "(no text)"
+    return f'<p class="text" dir="auto">{text}</p>'
 
 
 def _group(value: Any) -> str:

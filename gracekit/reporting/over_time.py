@@ -165,8 +165,8 @@ def _volatile(questions: Questions) -> Finding:
         questions, sql,
         f"WITH {_SWINGS} SELECT count(*) AS n, median(spread) AS middle FROM swings",
         title="Volatile: the importance swings most",
-        good="A median below about 0.1 says that scores may be carried over; much above it, they "
-        "have to be measured often.",
+        good="Near 0 a score may be carried over from version to version; ranks drawn at random "
+        "would have about 0.29.",
         numbers={"spread": "standard deviation", "lowest": "lowest", "highest": "highest",
                  "times": "times measured"},
         told="{n:,} samples were measured at least twice at the last 20 versions; the median of "
