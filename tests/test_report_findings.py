@@ -20,7 +20,17 @@ from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 NOW = 1_800_000_000.0
 NAMES = {
-    "timeline": {"worth", "kept", "cost", "measured", "uses", "churn", "versions"},
+    "timeline": {
+        "worth",
+        "kept",
+        "cost",
+        "measured",
+        "trust",
+        "losses",
+        "uses",
+        "churn",
+        "versions",
+    },
     "coreset": {
         "groups",
         "lengths",
@@ -107,6 +117,24 @@ def test_uses_are_counted_by_version(store: Store, report: Report) -> None:
         found = [row[k] for k in ("never", "once", "twice", "often")]
         assert found == [int((uses == 0).sum()), int((uses == 1).sum()), int((uses == 2).sum()),
                          int((uses > 2).sum())]  # fmt: skip
+
+
+def test_losses_of_groups_are_means_of_what_was_measured_at_random(
+    store: Store, report: Report
+) -> None:
+    rows = list(report.finding("timeline", "losses").rows())
+    assert len(rows) == 3 * len(GROUPS)
+    for row in rows:
+        table = store.measurement(row["version"])
+        group = GROUPS.index(row["group_name"])
+        of_group = table["row"].to_numpy() % len(GROUPS) == group
+        losses = table["loss"].to_numpy()[of_group].astype(np.float64)
+        half = 1.645 * losses.std(ddof=1) / len(losses) ** 0.5
+        assert row["measured"] == len(losses)
+        assert row["loss"] == pytest.approx(losses.mean())
+        assert (row["loss_low"], row["loss_high"]) == pytest.approx(
+            (losses.mean() - half, losses.mean() + half)
+        )
 
 
 def test_what_was_planted_is_found(report: Report) -> None:

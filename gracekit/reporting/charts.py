@@ -14,6 +14,8 @@ from gracekit.reporting.texts import LONGEST_NAME, plain
 
 MOST_ROWS = 12
 """Horizontal groups of bars; the rest is told in words."""
+LONGEST_IN_LEGEND = 40
+"""Characters of a name."""
 MOST_BARS = 60
 """Bars of a chart over versions, the last ones."""
 
@@ -62,7 +64,9 @@ def _lines(finding: Finding, chart: Lines) -> list[tuple[str, list[float], list[
     """Name, places and (value, low, high) of each line; values that are not known are left out."""
     if chart.by:
         names = list(dict.fromkeys(finding.columns[chart.by]))
-        wanted = [(str(name), chart.series[0], name) for name in names]
+        wanted = [
+            (plain(name or "(no name)", LONGEST_IN_LEGEND), chart.series[0], name) for name in names
+        ]
     else:
         wanted = [(series.name, series, None) for series in chart.series]
     found = []

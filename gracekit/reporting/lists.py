@@ -14,19 +14,21 @@ MOST_ROWS = 100
 
 
 def table(finding: Finding, most: int = MOST_ROWS) -> str:
-    """All columns of a finding; of many rows the first, or of versions the last."""
+    """All columns of a finding; of many rows the first, or of versions the last.
+
+    Columns of which nothing is known are left out.
+    """
     rows = list(finding.rows())
     are_versions = "version" in finding.columns
     kept = rows[-most:] if are_versions else rows[:most]
-    is_text = {
-        column: any(isinstance(row[column], str) for row in kept) for column in finding.columns
-    }
+    known = [c for c in finding.columns if any(row[c] is not None for row in kept)]
+    is_text = {column: any(isinstance(row[column], str) for row in kept) for column in known}
     head = "".join(
         f'<th scope="col"{" class=t" if is_text[column] else ""}>{column.replace("_", " ")}</th>'
-        for column in finding.columns
+        for column in known
     )
     body = "".join(
-        "<tr>" + "".join(_cell(column, row[column], is_text[column]) for column in row) + "</tr>"
+        "<tr>" + "".join(_cell(column, row[column], is_text[column]) for column in known) + "</tr>"
         for row in kept
     )
     label = plain(finding.title, LONGEST_NAME)

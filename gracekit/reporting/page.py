@@ -11,6 +11,7 @@ from itertools import groupby
 from gracekit.reporting.answer import Answer
 from gracekit.reporting.charts import bar_chart, line_chart, row_chart
 from gracekit.reporting.finding import Bars, Finding, Lines, Pairs, Rows, Section, Texts
+from gracekit.reporting.glossary import GLOSSARY
 from gracekit.reporting.lists import pair_list, sample_list, table
 from gracekit.reporting.script import SCRIPT
 from gracekit.reporting.style import STYLE
@@ -65,11 +66,22 @@ def page(
         f"<li>{sentence(answer.advice)}</li></ul>\n"
         f"<details><summary>The same in more words</summary>"
         f"{''.join(f'<p>{sentence(plain(text, 4000))}</p>' for text in status)}</details>\n"
-        f'<nav aria-label="Parts of this report"><ul>{links}</ul></nav>\n{body}</main>\n'
+        f'<nav aria-label="Parts of this report"><ul>{links}'
+        f'<li><a href="#words">Words</a></li></ul></nav>\n{body}{_words()}</main>\n'
         "<footer>Numbers were read from the store with the queries below the pictures; "
         "<code>gracekit sql QUERY</code> asks them again. Texts are the first characters of the "
         "samples.</footer>\n"
         f"{kept}<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _words() -> str:
+    items = "".join(
+        f"<dt>{escape(word)}</dt><dd>{escape(about)}</dd>" for word, about in GLOSSARY.items()
+    )
+    return (
+        '<section class="words" id="words" aria-labelledby="words-title">'
+        f'<h2 id="words-title">Words</h2><dl>{items}</dl></section>\n'
     )
 
 

@@ -97,6 +97,9 @@ svg.map{display:block;width:100%;height:auto;max-height:80vh}
 color:var(--bg);border-radius:4px;font-size:.82rem;pointer-events:none;overflow-wrap:anywhere}
 .hidden{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%);
 white-space:nowrap}
+dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:.25rem 1rem;margin:.5rem 0;
+font-size:.9rem}
+dt{font-weight:600}dd{margin:0;color:var(--soft)}
 footer{margin-top:3rem;padding-bottom:2rem;color:var(--soft);font-size:.85rem}
 @media (max-width:30rem){.dots{stroke-width:2px}.dots.core{stroke-width:3px}
 h1{font-size:1.3rem}.answer{font-size:1rem;padding:.75rem .85rem}}

@@ -28,6 +28,20 @@ _USES = query("""
     WHERE (removed_version IS NULL OR removed_version > version)
       AND version > (SELECT max(version) - 60 FROM versions)
     GROUP BY version ORDER BY version""")
+_TRUST = query("""
+    SELECT version, step, rank_correlation, rank_correlation_stale, rank_correlation_all, num_probe
+    FROM versions WHERE rank_correlation IS NOT NULL ORDER BY version""")
+_LOSSES = query("""
+    WITH largest AS (
+        SELECT group_name FROM samples WHERE removed_version IS NULL
+        GROUP BY group_name ORDER BY count(*) DESC, group_name LIMIT 8
+    )
+    SELECT version, coalesce(m.group_name, '') AS group_name, count(*) AS measured,
+           avg(loss) AS loss, avg(loss) - 1.645 * stddev_samp(loss) / sqrt(count(*)) AS loss_low,
+           avg(loss) + 1.645 * stddev_samp(loss) / sqrt(count(*)) AS loss_high
+    FROM measurements m
+    WHERE reason IN ('first', 'probe') AND isfinite(loss) AND m.group_name IN (FROM largest)
+    GROUP BY ALL ORDER BY group_name, version""")
 _CHURN = query("""
     SELECT version, step, churn, 1 - num_selected / num_samples AS churn_random, num_selected
     FROM versions WHERE churn IS NOT NULL ORDER BY version""")
@@ -131,6 +145,25 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
             "there.",
         ),
         **_target(questions),
+        "trust": Finding(
+            title="How well the samples that were not measured are known",
+            good="Near 1 is good: the order of the estimates is that of the measurements. The "
+            "further above the dashed line, the more estimating from similar samples brings.",
+            sql=_TRUST,
+            columns=questions.ask(_TRUST),
+            chart=Lines(
+                x="version",
+                x_name="version",
+                y_name="rank correlation with measurements",
+                series=(
+                    Series("rank_correlation", "as estimated"),
+                    Series("rank_correlation_stale", "had they been left as they were"),
+                ),
+            ),
+            why_empty="No version compared estimates with measurements: everything was measured, "
+            "or too little at random.",
+        ),
+        **_losses(questions),
         "uses": _uses(questions),
         "churn": Finding(
             title="Share of the parent's coreset that each version replaced",
@@ -207,6 +240,30 @@ def _target(questions: Questions) -> dict[str, Finding]:
             ),
             why_empty="No version says what it followed.",
         ),
+    }
+
+
+def _losses(questions: Questions) -> dict[str, Finding]:
+    """Losses by group; nothing where losses are no score of the store."""
+    if "loss" not in questions.columns_of("measurements"):
+        return {}
+    return {
+        "losses": Finding(
+            title="Loss of each group",
+            good="All should fall. A group whose loss stays up, or rises, is shown too rarely, or "
+            "cannot be learned.",
+            sql=_LOSSES,
+            columns=questions.ask(_LOSSES),
+            chart=Lines(
+                x="version",
+                x_name="version",
+                y_name="mean loss, nats a token (interval of 90 %)",
+                series=(Series("loss", "loss", "loss_low", "loss_high"),),
+                by="group_name",
+            ),
+            notes=("Of the eight largest groups, by the samples that were measured at random.",),
+            why_empty="No loss was measured at random.",
+        )
     }
 
 
