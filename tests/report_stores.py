@@ -85,9 +85,12 @@ def losses_of(n: int, version: int) -> Float32:
 
 
 def draft_of(
-    store: Store, *, measured: float = 0.5, is_aimed: bool = False, with_features: bool = True
+    store: Store, *, measured: float = 0.5, is_aimed: bool = False, is_indexed: bool = True
 ) -> VersionDraft:
-    """The next version of a store: measures a share of the rows, and draws an eighth of them."""
+    """The next version of a store: measures a share of the rows, and draws an eighth of them.
+
+    Of many rows the graph takes longest: `is_indexed=False` leaves it out.
+    """
     n, version = len(store.samples()), store.next_version()
     rng = np.random.default_rng(100 + version)
     losses = losses_of(n, version)
@@ -111,7 +114,9 @@ def draft_of(
     weights = (1 / probabilities[chosen]).astype(np.float32)
     features = features_of(n, version)
     unit = unit_features(features, np.ones(n, bool))
-    index = build_index(unit, GraphSection(), valid=np.ones(n, bool), seed=0)
+    save_index = None
+    if is_indexed:
+        save_index = build_index(unit, GraphSection(), valid=np.ones(n, bool), seed=0).save
     places = None
     if is_aimed:
         likeness = (unit @ unit[0]).astype(np.float32)
@@ -159,10 +164,8 @@ def draft_of(
             training_tokens=1e5, cost_seconds=3.0 * version, training_seconds=200.0, max_cost=0.1,
         ),
         cache=CachePayload(
-            features=features.astype(np.float16), valid=np.ones(n, bool), save_index=index.save
-        )
-        if with_features
-        else None,
+            features=features.astype(np.float16), valid=np.ones(n, bool), save_index=save_index
+        ),
         checkpoint=CheckpointInfo(step=100 * version, path=f"/runs/checkpoint-{100 * version}"),
         settings=Settings(
             scoring=ScoringSection(scores=("gradient-norm", "loss")), graph=GraphSection()

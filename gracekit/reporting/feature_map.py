@@ -23,7 +23,7 @@ from gracekit.types import Bool, Float32, Float64, Json, Rows
 
 NUM_POINTS = 4000
 """Samples of the data that are drawn at most."""
-NUM_CORESET_POINTS = 1500
+NUM_CORESET_POINTS = 1000
 """Samples of each coreset that are drawn at most."""
 NUM_CORESETS = 6
 """Versions whose coresets are drawn, the newest ones."""

@@ -16,8 +16,8 @@ WIDTH, HEIGHT = 1000, 700
 _MARGIN = 24
 NUM_COLOURS = 6
 """Groups that have a colour of their own; the others share one."""
-_LONGEST_HINT = 120
-"""Characters of a text that hovering shows."""
+_LONGEST_HINT, _LONGEST_ID = 80, 40
+"""Characters of a text and of an id that hovering shows: of ten thousand points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class MapPicture:
         return (
             f'<div class="mapbox">{self._choice()}{self._legend(order)}'
             f'<div class="pic">{picture}</div></div>'
-            f'<script type="application/json" id="map-points">{self._data(at)}</script>'
+            f'<script type="application/json" id="map-points">{self._data(at, order)}</script>'
         )
 
     def _choice(self) -> str:
@@ -89,13 +89,15 @@ class MapPicture:
             )
         return f'<ul class="legend">{"".join(items)}</ul>'
 
-    def _data(self, at: Int64) -> str:
+    def _data(self, at: Int64, order: Sequence[str]) -> str:
+        place = {group: k for k, group in enumerate(order)}
         return script_json(
             {
                 "x": at[:, 0],
                 "y": at[:, 1],
-                "id": [plain(value, LONGEST_NAME) for value in self.sample_ids],
-                "group": [plain(value, LONGEST_NAME) for value in self.groups],
+                "id": [plain(value, _LONGEST_ID) for value in self.sample_ids],
+                "groups": [plain(value, LONGEST_NAME) for value in order],
+                "group": [place[value] for value in self.groups],
                 "text": [plain(value, _LONGEST_HINT) for value in self.texts],
                 "core": list(self.found.coresets.values()),
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,10 +70,13 @@ class Report(ShortRepr):
         if self.step is not None:
             facts.append(f"training step {self.step:,}")
         facts.append(f"made {self.created_at[:16].replace('T', ' ')} UTC")
+        folder = f"{Path(self.store).parent}{os.sep}"  # a page may be given away
+        told = (self.answer.worth, self.answer.cost, self.answer.advice)
+        short = [text.replace(folder, "") for text in told]
         return page(
             name=Path(self.data).name or Path(self.store).name,
             facts=facts,
-            answer=self.answer,
+            answer=Answer(worth=short[0], cost=short[1], advice=short[2]),
             status=self.status,
             sections=self.sections,
             pictures={} if self.map is None else {"map/map": self.map.html()},

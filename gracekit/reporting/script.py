@@ -86,8 +86,8 @@ SCRIPT = """
       if (d < least) { least = d; best = i; }
     }
     if (best < 0) { hush(); return; }
-    say(data.id[best] + (data.group[best] ? " (" + data.group[best] + "): " : ": ") +
-        data.text[best], event);
+    var group = data.groups[data.group[best]];
+    say(data.id[best] + (group ? " (" + group + "): " : ": ") + data.text[best], event);
   });
 })();
 """

@@ -46,7 +46,7 @@ def sentence(text: str) -> str:
 
 def script_json(value: Any) -> str:
     """JSON that nothing can end early inside of a `<script>` element."""
-    text = json.dumps(plain_json(value), ensure_ascii=True, separators=(",", ":"))
-    for character in "<>&":
+    text = json.dumps(plain_json(value), ensure_ascii=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
