@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import gracekit
 from gracekit.cli import main
 from tests.report_stores import report_store
 from tests.stores import make_store
+from tests.test_report_curves import all_results, write
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,28 @@ def test_it_loads_no_torch(root: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "transformers"} & set(done.stdout.split())
+
+
+def test_what_docs_report_md_shows_can_be_typed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
+    shutil.copytree(root, tmp_path / "gracekit-store")
+    write(tmp_path / "gracekit-store-compare", all_results())
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    gracekit (report [^#\n]*?) *(?:#.*)?$", text, flags=re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        done = CliRunner().invoke(main, command.split())
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "today.html").is_file()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {"gracekit": gracekit})
+    for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text):
+        size = (Path(__file__).parent.parent / "docs" / picture).stat().st_size
+        assert 1000 < size < 150_000, picture
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
