@@ -2,8 +2,8 @@
 
 `making` puts it together: `timeline`, `newest_coreset`, `over_time`, `copies` and `curves` each
 make a section of findings (`finding`: numbers, title, what is good, SQL), asked in SQL through
-`questions`; `feature_map` lays out the map, and `answer` has the three sentences. `page` writes the
-file from `charts`, `lists` and `map_picture`. Loads no torch.
+`questions`; `map_section` makes that of the map, which `feature_map` lays out, and `answer` has the
+three sentences. `page` writes the file from `charts`, `lists` and `map_picture`. Loads no torch.
 """
 
 from gracekit.reporting.finding import Finding, Section

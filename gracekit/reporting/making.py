@@ -15,23 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from gracekit.errors import GracekitError, QueryError, StoreError
 from gracekit.reporting.answer import answer
 from gracekit.reporting.copies import copies
 from gracekit.reporting.curves import Curves, curves
-from gracekit.reporting.feature_map import FeatureMap, Projection, feature_map
+from gracekit.reporting.feature_map import Projection
 from gracekit.reporting.finding import Finding, Section
-from gracekit.reporting.map_picture import MapPicture
+from gracekit.reporting.map_section import map_of, map_section
 from gracekit.reporting.newest_coreset import newest_coreset
 from gracekit.reporting.over_time import over_time
 from gracekit.reporting.page import LAYOUT_ID, MARK
-from gracekit.reporting.questions import Questions, in_list
+from gracekit.reporting.questions import Questions
 from gracekit.reporting.report import Report
 from gracekit.reporting.timeline import timeline
 from gracekit.store import StoreCache, StoreReader
-from gracekit.types import Rows
 from gracekit.version.header import Header
 from gracekit.views.status import Status
 
@@ -72,8 +69,8 @@ def make_report(
     cache = None if source is None else _tried(lambda: store.load_cache(source))
     with Questions(store) as questions:
         sections = _sections(questions, kept, newest, scored, cache, compared)
-        drawn = _tried(lambda: _map(questions, kept, cache, earlier))
-    sections.insert(_place_of_map(sections), _map_section(drawn, kept))
+        drawn = _tried(lambda: map_of(questions, kept, cache, earlier))
+    sections.insert(_place_of_map(sections), map_section(drawn, kept))
     return Report(
         store=str(store.paths.root),
         data=store.dataset().settings.name or "",
@@ -159,97 +156,10 @@ def _metered(store: StoreReader, kept: list[int]) -> Header | None:
     return None
 
 
-# --- the map ---
-
-
-def _map(
-    questions: Questions, kept: list[int], cache: StoreCache | None, earlier: Projection | None
-) -> MapPicture | None:
-    store = questions.store
-    if cache is None or not kept:
-        return None
-    coresets: dict[int, Rows] = {
-        version: np.asarray(store.coreset(version)["row"].to_numpy(), np.int64)
-        for version in kept[-6:]
-    }
-    found = feature_map(
-        cache,
-        store.samples().present,
-        coresets,
-        fingerprint=store.info.dataset.fingerprint,
-        earlier=earlier,
-    )
-    return None if found is None else _with_texts(questions, found)
-
-
-def _with_texts(questions: Questions, found: FeatureMap) -> MapPicture:
-    answer = questions.ask(
-        "SELECT sample_id, coalesce(group_name, '') AS group_name, left(preview, 400) AS preview "
-        f"FROM samples WHERE row IN ({in_list(found.rows.tolist())}) ORDER BY row"
-    )
-    return MapPicture(
-        found=found,
-        sample_ids=answer["sample_id"],
-        groups=answer["group_name"],
-        texts=answer["preview"],
-    )
-
-
 def _place_of_map(sections: list[Section]) -> int:
     """After the lists of samples, before a comparison."""
     keys = [section.key for section in sections]
     return keys.index("comparison") if "comparison" in keys else len(keys)
-
-
-def _map_section(drawn: MapPicture | None, kept: list[int]) -> Section:
-    why = (
-        "There is no version yet, so there are no features."
-        if not kept
-        else "The features are not kept, or fewer than three samples have ones that differ; the "
-        "next refresh makes them."
-    )
-    notes: tuple[str, ...] = ()
-    if drawn is not None:
-        notes = _map_notes(drawn.found)
-    finding = Finding(
-        title="Where the coreset lies among all samples",
-        good="The coreset should be found wherever there are samples, more densely where rows "
-        "count more; with a target, around what is like it. A whole cloud without a dot of the "
-        "coreset is left out.",
-        notes=notes,
-        why_empty=why,
-    )
-    return Section(
-        key="map",
-        title="Map of the samples",
-        about="Near each other is what the features take for alike, as far as a plane can show it.",
-        findings={"map": finding},
-    )
-
-
-def _map_notes(found: FeatureMap) -> tuple[str, ...]:
-    drawn = int(np.count_nonzero(found.is_of_data))
-    which = "All" if drawn == found.num_samples else f"{drawn:,} of"
-    sizes = ", ".join(
-        f"{len(found.coresets[v]):,} of {size:,} in version {v}"
-        for v, size in found.coreset_sizes.items()
-        if len(found.coresets[v]) < size
-    )
-    shown = f" Of the coresets, {sizes}." if sizes else ""
-    stays = (
-        "The picture is laid out as in the report that this one replaced, so samples move only as "
-        "far as their features did."
-        if found.is_kept
-        else "A later report that replaces this file keeps the layout."
-    )
-    return (
-        f"{which} {found.num_samples:,} samples with features are drawn.{shown} The plane is that "
-        f"of the two main directions of the centred features and shows {found.spread:.0%} of their "
-        f"spread; the axes have no unit. {stays}",
-        "Coordinates come from the features in the store's cache, which SQL does not show; "
-        "`gracekit report --json` has them, `SELECT row FROM coresets WHERE version = …` the "
-        "coreset's rows. Zoom with the buttons, or with + and − on the map.",
-    )
 
 
 def earlier_projection(path: Path) -> Projection | None:

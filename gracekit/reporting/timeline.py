@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gracekit.reporting.finding import Bars, Finding, Lines, Section, Series
 from gracekit.reporting.questions import Questions, query
+from gracekit.reporting.towards_target import towards_target
 
 _WORTH = query("""
     SELECT version, step, 1000 * value AS worth, 1000 * value_low AS worth_low,
@@ -45,13 +46,6 @@ _LOSSES = query("""
 _CHURN = query("""
     SELECT version, step, churn, 1 - num_selected / num_samples AS churn_random, num_selected
     FROM versions WHERE churn IS NOT NULL ORDER BY version""")
-_TARGET_LOSS = query("""
-    SELECT version, step, target_loss FROM versions
-    WHERE target_loss IS NOT NULL ORDER BY version""")
-_FOLLOWED = query("""
-    SELECT version, step, share_influence, share_likeness, share_group, share_uniform,
-           num_alike, uses_of_alike, steps_left
-    FROM versions WHERE share_uniform IS NOT NULL ORDER BY version""")
 _LIST = query("""
     SELECT version, step, operation, num_samples, num_selected, measured_fraction, value,
            value_kept, cost_in_all / training_tokens AS cost_share, churn,
@@ -144,7 +138,7 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
             why_empty="No version measured anything: the coresets come from scores that were "
             "there.",
         ),
-        **_target(questions),
+        **towards_target(questions),
         "trust": Finding(
             title="How well the samples that were not measured are known",
             good="Near 1 is good: the order of the estimates is that of the measurements. The "
@@ -198,49 +192,6 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
         "estimated, and a coreset drawn.",
         findings=findings,
     )
-
-
-def _target(questions: Questions) -> dict[str, Finding]:
-    """What is known of the target at each version; nothing without one."""
-    losses, followed = questions.ask(_TARGET_LOSS), questions.ask(_FOLLOWED)
-    if not losses["version"] and not followed["version"]:
-        return {}
-    return {
-        "target_loss": Finding(
-            title="Loss on the target set",
-            good="It should fall. Where it rises from one version to the next and goes on to, the "
-            "training has had enough of what is like the target.",
-            sql=_TARGET_LOSS,
-            columns=losses,
-            chart=Lines(
-                x="version",
-                x_name="version",
-                y_name="mean loss, nats a token",
-                series=(Series("target_loss", "target loss"),),
-            ),
-            why_empty="No version measured the loss on the target set.",
-        ),
-        "followed": Finding(
-            title="What selection followed towards the target",
-            good="The more follows a signal, the surer it is that it helps; all samples alike "
-            "says that none was found to.",
-            sql=_FOLLOWED,
-            columns=followed,
-            chart=Bars(
-                x="version",
-                x_name="version",
-                y_name="share of what is trained on",
-                series=(
-                    Series("share_uniform", "all samples alike"),
-                    Series("share_likeness", "likeness of features"),
-                    Series("share_influence", "smoothed influence"),
-                    Series("share_group", "groups"),
-                ),
-                is_stacked=True,
-            ),
-            why_empty="No version says what it followed.",
-        ),
-    }
 
 
 def _losses(questions: Questions) -> dict[str, Finding]:
