@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print, an
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_commands
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.test_docs_sql
 	$(BIN)/python -m tests.test_docs_reference
+
+docs-pictures: $(VENV)/ok ## The pictures of docs/report.md (needs Chromium, and what make run and make run-target left)
+	$(BIN)/python -m tests.report_pictures runs/quickstart/store runs/target/store
 
 torture: $(VENV)/ok ## SIGKILLs, failing disks, power cuts, flipped bits, damaged inputs, Ctrl-C anywhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s

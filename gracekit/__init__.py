@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gracekit.api.keeping import gc, pin, rollback, unpin
     from gracekit.api.making import plan, reference, refresh, watch
     from gracekit.api.reading import diff, status, verify, versions
+    from gracekit.api.reporting import report
     from gracekit.api.samples import explain, similar
     from gracekit.api.selecting import select
     from gracekit.api.starting import init
@@ -58,6 +59,7 @@ __all__ = [
     "plan",
     "reference",
     "refresh",
+    "report",
     "reselect",
     "rollback",
     "schema",
@@ -89,6 +91,7 @@ _NAMES_OF = {
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),
     "gracekit.api.making": ("plan", "reference", "refresh", "watch"),
     "gracekit.api.reading": ("diff", "status", "verify", "versions"),
+    "gracekit.api.reporting": ("report",),
     "gracekit.api.samples": ("explain", "similar"),
     "gracekit.api.selecting": ("select",),
     "gracekit.api.starting": ("init",),

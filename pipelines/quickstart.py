@@ -7,7 +7,8 @@
 The trainer (`train_quickstart.py`) is an ordinary Hugging Face training script with one callback
 of gracekit's. The watcher follows its checkpoint folder and publishes a coreset version for each
 checkpoint; the trainer takes each version at its next epoch. At the end: what happened, an export,
-and two questions to the score history. Everything lies under runs/, which may be deleted.
+two questions to the score history, and a report to look at. Everything lies under runs/, which may
+be deleted.
 """
 
 from __future__ import annotations
@@ -91,8 +92,12 @@ def main() -> int:
     if recipe.follows_target:
         show("How the loss on the target moved, and what was followed:")
         gracekit("sql", OF_TARGET, "--recipe", str(recipe_path))
+    report = run_dir / "report.html"
+    show("All of it to look at, with pictures of the data:")
+    gracekit("report", "--recipe", str(recipe_path), "-o", str(report))
     show(
         "Where to look next:\n"
+        f"  {tidy(report)}   in a browser: {report.resolve().as_uri()}\n"
         f"  gracekit status --recipe {tidy(recipe_path)}\n"
         f"  gracekit sql --list --recipe {tidy(recipe_path)}\n"
         f"  gracekit diff 1 {options.epochs - 1} --recipe {tidy(recipe_path)}\n"
@@ -233,7 +238,7 @@ def inclusion_probabilities(store: Path, version: int) -> dict[str, float]:
 
 def clear(run_dir: Path, store: Path) -> None:
     """Remove what an earlier run of this script left in `run_dir`, and nothing else."""
-    made = {"checkpoints", "final", "coreset", "drawn.jsonl", store.name}
+    made = {"checkpoints", "final", "coreset", "drawn.jsonl", "report.html", store.name}
     run_dir.mkdir(parents=True, exist_ok=True)
     strange = sorted(path.name for path in run_dir.iterdir() if path.name not in made)
     if strange:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gracekit.aim.directions import directions
+from gracekit.axes import ticks
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.comparison import compare_results
 from gracekit.comparing.controls import (
@@ -26,7 +27,7 @@ from gracekit.comparing.controls import (
     Stratified,
     nearest_in_turn,
 )
-from gracekit.comparing.curves import Curve, draw, ticks
+from gracekit.comparing.curves import Curve, draw
 from gracekit.comparing.run_result import Point, RunResult
 from gracekit.comparing.statistics import difference, first_reached, share_closed
 from gracekit.types import Float64

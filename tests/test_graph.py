@@ -16,6 +16,7 @@ from gracekit.graph import (
     build_index,
     effective_rank,
     grow_index,
+    load_graph,
     load_index,
     refresh_index,
     symmetric,
@@ -527,6 +528,10 @@ def test_saved_index_goes_on_as_before(settings: GraphSection, tmp_path: Path) -
     np.testing.assert_array_equal(loaded.unit, index.unit)
     np.testing.assert_array_equal(loaded.graph.neighbors, index.graph.neighbors)
     np.testing.assert_array_equal(loaded.graph.similarities, index.graph.similarities)
+    graph = load_graph(tmp_path, settings=settings)
+    assert graph is not None
+    np.testing.assert_array_equal(graph.neighbors, index.graph.neighbors)
+    np.testing.assert_array_equal(graph.similarities, index.graph.similarities)
     turned = unit.copy()
     turned[:30] = -turned[:30]
     for each in (index, loaded):
@@ -543,6 +548,8 @@ def test_damaged_or_unfitting_files_mean_rebuild(settings: GraphSection, tmp_pat
     assert load_index(tmp_path, settings=wider) is None
     assert load_index(tmp_path, settings=other) is None
     assert load_index(tmp_path / "nowhere", settings=settings) is None
+    assert load_graph(tmp_path, settings=wider) is None
+    assert load_graph(tmp_path / "nowhere", settings=settings) is None
     for file in files:
         content = file.read_bytes()
         middle = len(content) // 2

@@ -112,6 +112,14 @@ def test_it_says_what_a_newcomer_wants_to_know(run_dir: Path) -> None:
     assert list((run_dir / "coreset").glob("*.jsonl"))
 
 
+def test_it_ends_with_a_report(run_dir: Path) -> None:
+    page = (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "gracekit report: train.jsonl" in page
+    out = (run_dir.parent / "out.txt").read_text()
+    assert "report.html   in a browser: file:///" in out
+    assert out.index("What to do: ") < out.index("Where to look next")
+
+
 def test_it_removes_only_what_it_made(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "thesis.txt").write_text("years of work")

@@ -5,6 +5,7 @@ from gracekit.daemon import WatchReport
 from gracekit.exports import Exported
 from gracekit.first_recipe import FirstRecipe
 from gracekit.refresher import CostEstimate, PlanPreview, RefreshResult
+from gracekit.reporting import Finding, Report, Section
 from gracekit.store import GcReport, NamedQuery, Pinned, Problem
 from gracekit.training.parity_report import TokenCheck, TokenDifference
 from gracekit.views.compare import Comparison, SelectorOutcome
@@ -22,6 +23,7 @@ __all__ = [
     "Diff",
     "DiffSide",
     "Exported",
+    "Finding",
     "FirstRecipe",
     "GcReport",
     "GroupChanges",
@@ -34,7 +36,9 @@ __all__ = [
     "PlanPreview",
     "Problem",
     "RefreshResult",
+    "Report",
     "SampleExplanation",
+    "Section",
     "SelectedNeighbors",
     "SelectorOutcome",
     "SimilarSamples",

@@ -24,6 +24,7 @@ from gracekit.cli import (
     plan,
     reference,
     refresh,
+    report,
     rollback,
     samples,
     select,
@@ -41,6 +42,7 @@ A first run:
   gracekit init data/train.jsonl            writes gracekit.yaml
   gracekit watch runs/sft                   a new version per checkpoint
   gracekit status                           what there is, and what to do next
+  gracekit report                           the same to look at: writes report.html
   gracekit export --format jsonl -o subset  the newest coreset as training data
   gracekit sql --list                       questions to ask the score history
 """
@@ -75,6 +77,7 @@ COMMANDS = (
     export.export,
     samples.explain,
     samples.similar,
+    report.report,
     status.status,
     versions.versions,
     diff.diff,

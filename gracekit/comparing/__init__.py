@@ -3,10 +3,30 @@
 `compare` trains what is missing and says what came of it. `bed` has the rows and the steps, `arms`
 the tables of what can be compared, `controls` the arms that are no selection of gracekit's;
 `trainer` and `external` train, `runs` makes a result file of each run, `statistics` and
-`comparison` put them together, `curves` and `page` draw them. Loads torch and transformers.
+`comparison` put them together, `curves` and `page` draw them. What is named here loads torch and
+transformers when it is first used; `run_result` and `statistics`, which reports read, do not.
 """
 
-from gracekit.comparing.comparing import compare
-from gracekit.comparing.comparison import ArmOutcome, Comparison
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gracekit.comparing.comparing import compare
+    from gracekit.comparing.comparison import ArmOutcome, Comparison
 
 __all__ = ["ArmOutcome", "Comparison", "compare"]
+
+_HOMES = {
+    "ArmOutcome": "gracekit.comparing.comparison",
+    "Comparison": "gracekit.comparing.comparison",
+    "compare": "gracekit.comparing.comparing",
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)

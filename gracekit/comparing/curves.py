@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+
+from gracekit.axes import number, ticks
 
 WIDTH, HEIGHT = 760, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 190, 34, 52
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8c564b")
 """Of Okabe and Ito, which people who see few colours can tell apart; then dashes change."""
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
-TICKS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,22 +103,3 @@ def _line(curve: Curve, place: int, at: object, frame: str) -> list[str]:
 def _shown(curve: Curve) -> Sequence[float]:
     """The values that the axis is made for: the first, before training, would flatten the rest."""
     return curve.y[1:] if len(curve.y) > 2 else curve.y
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Round values at equal distances, from at most `low` to at least `high`."""
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
-    rough = (high - low) / (TICKS - 1)
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 2.5, 5, 10) if size * factor >= rough)
-    start, end = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 12) for k in range(start, end + 1)]
-
-
-def number(value: float) -> str:
-    """As short as an axis needs: 1.25, 400, 12k, 3M."""
-    for unit, name in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= unit and (unit == 1e6 or abs(value) >= 1e4):
-            return f"{value / unit:g}{name}"
-    return f"{value:g}"

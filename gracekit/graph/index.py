@@ -14,7 +14,7 @@ from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.lists import NeighborLists
 from gracekit.graph.seal import backend_for, purpose, unbroken_seal
 from gracekit.recipe import GraphSection
-from gracekit.types import Bool, Float32, Rows
+from gracekit.types import Bool, Float32, KnnGraph, Rows
 
 Index = NeighborLists
 
@@ -60,6 +60,20 @@ def load_index(directory: Path, *, settings: GraphSection) -> Index | None:
         return None
     backend = _BACKENDS[backend_for(shape[0], settings)]
     return backend.load(directory, settings=settings, seed=seed)
+
+
+def load_graph(directory: Path, *, settings: GraphSection) -> KnnGraph | None:
+    """The graph of the index saved in `directory`, without its directions; None as `load_index`.
+
+    For who only looks: of a large index it takes a fraction of the memory and the time.
+    """
+    content = unbroken_seal(directory)
+    if content is None:
+        return None
+    shape = tuple(content["made_for"]["shape"])
+    if content["made_for"] != purpose(shape, settings):
+        return None
+    return _BACKENDS[backend_for(shape[0], settings)].load_graph(directory, settings=settings)
 
 
 def moved_rows(index: Index, unit: Float32, *, above: float) -> Rows:

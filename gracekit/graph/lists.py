@@ -73,6 +73,13 @@ class NeighborLists(ABC):
         index._publish()
         return index
 
+    @classmethod
+    def load_graph(cls, directory: Path, *, settings: GraphSection) -> KnnGraph:
+        """The graph alone of the index that `save` wrote."""
+        k = settings.num_neighbors
+        with np.load(directory / cls.file_name) as arrays:
+            return knn_graph(arrays["neighbors"][:, :k], arrays["cosines"][:, :k])
+
     def _forget_lists(self, width: int) -> None:
         """Make all lists empty."""
         self._neighbors = np.full((len(self.unit), width), -1, np.int32)
