@@ -6,8 +6,8 @@
     ... --bf16 --whole --max-length 96 --truth-at 1,4 --truth-rows 400 -o runs/price/smollm2-bf16
     ... --lora -o runs/price/smollm2-lora
 
-A Hugging Face trainer with `CoresetTrainerMixin` trains epochs of some samples. After each but the
-last it saves a checkpoint, and `gracekit.refresh` makes a version of it by the default recipe with
+A Hugging Face trainer with `CoresetTrainerMixin` trains epochs of some samples. After each (or each
+`--every` epochs) but the last it saves a checkpoint, and `gracekit.refresh` makes a version of it by the default recipe with
 its budget. CPU seconds of the training and of all of `refresh` (loading, measuring, propagation,
 graph, draw, commit) are counted apart. Then all samples (or `--truth-rows` drawn at random) are
 measured at the same checkpoint, in a store of its own, which is no part of either: by these norms
@@ -58,10 +58,11 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
         *,
         truth_at: set[int] | None,
         truth_share: float | None = None,
+        every: int = 1,
     ) -> None:
-        """`truth_share` of the rows tell the truth; None: all."""
+        """`truth_share` of the rows tell the truth (None: all); a version each `every` epochs."""
         self.recipe, self.output, self.truth_at = recipe, output, truth_at
-        self.truth_share = truth_share
+        self.truth_share, self.every = truth_share, every
         self.lines: list[dict[str, Any]] = []
         self.selecting_s = self.away_s = 0.0
         self.began = 0.0
@@ -72,8 +73,9 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
         self.began = time.process_time()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint after each epoch but the last."""
-        control.should_save = state.global_step < state.max_steps
+        """A checkpoint after each epoch, or each few, but not after the last."""
+        due = round(state.epoch) % self.every == 0
+        control.should_save = due and state.global_step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Select, and look at what it is worth."""
@@ -148,6 +150,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--whole", action="store_true", help="only rows that --max-length cuts not")
     parser.add_argument("--samples", type=int, default=600, help="of an epoch")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--every", type=int, default=1, help="epochs from version to version")
     parser.add_argument("--loss", choices=("tokens", "samples"), default="tokens")
     parser.add_argument("--max-cost", type=float, default=0.1)
     parser.add_argument("--bf16", action="store_true", help="train and score in bfloat16")
@@ -247,6 +250,7 @@ def main() -> None:
         options.output,
         truth_at=options.truth_at,
         truth_share=options.truth_rows and options.truth_rows / len(rows),
+        every=options.every,
     )
     train(options, rows, selecting)
     training_s = time.process_time() - selecting.began - selecting.away_s
