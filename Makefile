@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,15 @@ docs: $(VENV)/ok ## Write docs/commands.md anew from what the commands print, an
 
 docs-pictures: $(VENV)/ok ## The pictures of docs/report.md (needs Chromium, and what make run and make run-target left)
 	$(BIN)/python -m tests.report_pictures runs/quickstart/store runs/target/store
+
+site: docs runs/docs/ok ## The documentation as pages, in runs/site (open index.html)
+	runs/docs/bin/mkdocs build -q --strict
+	@echo "runs/site/index.html"
+
+runs/docs/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check mkdocs-material==9.8.2
+	@touch $@
 
 torture: $(VENV)/ok ## SIGKILLs, failing disks, power cuts, flipped bits, damaged inputs, Ctrl-C anywhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s

@@ -39,7 +39,7 @@ In a terminal of 80 columns: the least important columns of a table are left out
 below it says which; long texts end in `…`. `--all-columns` shows tables whole, `--json` everything.
 In a pipe or a file a table is whole, one line a row, unless the variable `COLUMNS` is set.
 
-The store is that of a test: 400 rows of [the shipped data](../data/README.md), a Llama of two small
+The store is that of a test: 400 rows of the shipped data (`data/README.md`), a Llama of two small
 layers, three checkpoints, and a selection afterwards. This page is written by `make docs`.
 """
 COMMANDS = {
