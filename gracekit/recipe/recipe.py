@@ -255,6 +255,7 @@ _NEUTRAL = (
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
     "checkpoints.base_model",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
+    "scoring.executor",
     "refresh.max_lost",
 )  # fmt: skip
 """Where files lie and how long, how checkpoints are awaited, what only changes the speed, what only

@@ -233,6 +233,18 @@ class ScoringSection(Section):
     processes: int | None = Field(default=None, ge=1)
     """Processes of the model pass, each with its own copy of the model; default: one for each
     visible GPU with `device: auto` (or `cuda`), else one."""
+    executor: str = "auto"
+    """Who runs the model pass: `local`, this process; `processes`, one for each device; `auto`,
+    the first for one device and the second for several; or `package.module:Class`."""
+
+    @model_validator(mode="after")
+    def _one_process_is_not_several(self) -> ScoringSection:
+        if self.executor == "local" and (self.processes or 1) > 1:
+            raise ValueError(
+                f"executor is 'local', this process alone, and processes is {self.processes}; set "
+                "executor: processes, or leave processes out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _block_is_of_hidden_mean(self) -> ScoringSection:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_ide
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
 from gracekit.errors import DataError
 from gracekit.model_pass.context import TargetSamples
+from gracekit.model_pass.executor_names import open_executor
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
-from gracekit.model_pass.processes import ProcessExecutor
+from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.protocols import Executor
 from gracekit.recipe import DataSection, Recipe
 from gracekit.samples import (
@@ -131,9 +133,9 @@ class CheckpointModel:
         return found.take(order[tokens.num_targets[order] > 0])
 
     def executor(self, tokens: TokenTable, target: TargetSamples | None) -> Executor:
-        """The pass over samples: in this process, or in one for each device.
+        """The pass over samples, by the executor that the recipe names.
 
-        Raises as `checkpoints.model.load_checked` does.
+        Raises as `checkpoints.model.load_checked` does, and `RecipeError` for a name of none.
         """
         scoring = self._recipe.scoring
         load = partial(
@@ -144,18 +146,21 @@ class CheckpointModel:
             tokenizer=self.tokenizer,
             with_optimizer=bool(needs(scoring.scores, "optimizer")),
         )
-        devices = devices_for(scoring.device, scoring.processes)
-        rejected, of_rejected = tokens.rejected, scoring_of_rejected(scoring)
-        if len(devices) > 1:
-            own: Executor = ProcessExecutor(load, devices, tokens, scoring, target=target)
-            if rejected is None:
-                return own
-            return PairExecutor(own, ProcessExecutor(load, devices, rejected, of_rejected))
-        model, optimizer = load(devices[0])
-        own = LocalExecutor(model, tokens, scoring, target=target, optimizer=optimizer)
-        if rejected is None:
+        inputs = PassInputs(
+            load=load,
+            devices=tuple(devices_for(scoring.device, scoring.processes)),
+            tokens=tokens,
+            scoring=scoring,
+            target=target,
+        )
+        own = open_executor(inputs)
+        if tokens.rejected is None:
             return own
-        return PairExecutor(own, LocalExecutor(model, rejected, of_rejected))
+        of_rejected = scoring_of_rejected(scoring)
+        if isinstance(own, LocalExecutor):  # the model is in memory once
+            return PairExecutor(own, own.beside(tokens.rejected, of_rejected))
+        rejected = replace(inputs, tokens=tokens.rejected, scoring=of_rejected, target=None)
+        return PairExecutor(own, open_executor(rejected))
 
 
 MOST_OF_GROUP = 0.2
