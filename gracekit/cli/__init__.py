@@ -31,6 +31,7 @@ from gracekit.cli import (
     verify,
     versions,
     watch,
+    work,
 )
 from gracekit.version import __version__
 
@@ -65,6 +66,7 @@ def main(verbose: bool, quiet: bool, log_format: str) -> None:
 COMMANDS = (
     init.init,
     watch.watch,
+    work.work,
     refresh.refresh,
     plan.plan,
     check.check,

@@ -288,7 +288,7 @@ def _serve(
     try:
         model, optimizer = load(device)
     except Exception as error:
-        _answer(connection, _sendable(error))
+        _answer(connection, sendable(error))
         return
     first = LocalExecutor(
         model, Shard([]), scoring, target=target, optimizer=optimizer, show_progress=False
@@ -311,7 +311,7 @@ def _serve(
                 shards = list((executor.look if task.is_look else executor.measure)(rows, report))
                 _answer(connection, Measurement.concatenate(shards) if shards else None)
         except Exception as error:
-            _answer(connection, _sendable(error))
+            _answer(connection, sendable(error))
 
 
 def _answer(connection: Connection, result: object) -> None:
@@ -321,7 +321,7 @@ def _answer(connection: Connection, result: object) -> None:
         return
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """Our own errors as they are; others with their traceback as text."""
     if isinstance(error, GracekitError):
         return type(error)(str(error))

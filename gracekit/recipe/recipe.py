@@ -91,6 +91,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_are_not_shared(self) -> Recipe:
+        if self.scoring.share and self.data.pair == "margin":
+            raise ValueError(
+                "scoring.share is true, and data.pair is margin: the two sides of pairs are not "
+                "shared with other hosts; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _selected_score_is_measured(self) -> Recipe:
         score = self.selection.selector.removeprefix("top-")
         if score not in (self.selection.selector, *self.scoring.scores):
@@ -255,7 +264,7 @@ _NEUTRAL = (
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
     "checkpoints.base_model",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
-    "scoring.executor",
+    "scoring.executor", "scoring.share", "scoring.lease_s",
     "refresh.max_lost",
 )  # fmt: skip
 """Where files lie and how long, how checkpoints are awaited, what only changes the speed, what only

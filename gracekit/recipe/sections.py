@@ -236,6 +236,10 @@ class ScoringSection(Section):
     executor: str = "auto"
     """Who runs the model pass: `local`, this process; `processes`, one for each device; `auto`,
     the first for one device and the second for several; or `package.module:Class`."""
+    share: bool = False
+    """Whether other hosts may measure too: those on which `gracekit work STORE` runs."""
+    lease_s: float = Field(default=60.0, gt=0)
+    """Seconds without a sign after which what another host measures is measured anew."""
 
     @model_validator(mode="after")
     def _one_process_is_not_several(self) -> ScoringSection:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gracekit.refresher.cost import CostEstimate, estimate
     from gracekit.refresher.flow import Refresher, refresh
+    from gracekit.refresher.joining import WorkReport, work
     from gracekit.refresher.last import LastRefresh
     from gracekit.refresher.loading import selection_inputs
     from gracekit.refresher.outlook import Prospect, prospect
@@ -34,6 +35,7 @@ _HOMES = {
     "RefreshResult": "result",
     "Refreshed": "step",
     "Refresher": "flow",
+    "WorkReport": "joining",
     "estimate": "cost",
     "preview": "previewing",
     "prospect": "outlook",
@@ -42,6 +44,7 @@ _HOMES = {
     "reselect_in": "selecting",
     "rollback": "selecting",
     "selection_inputs": "loading",
+    "work": "joining",
 }
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "RefreshResult",
     "Refreshed",
     "Refresher",
+    "WorkReport",
     "estimate",
     "preview",
     "prospect",
@@ -61,6 +65,7 @@ __all__ = [
     "reselect_in",
     "rollback",
     "selection_inputs",
+    "work",
 ]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
 from gracekit.errors import DataError
+from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executor_names import open_executor
 from gracekit.model_pass.executors import LocalExecutor
@@ -25,6 +26,7 @@ from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
 from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.protocols import Executor
 from gracekit.recipe import DataSection, Recipe
+from gracekit.refresher.sharing import share
 from gracekit.samples import (
     RawSamples,
     TokenTable,
@@ -34,6 +36,7 @@ from gracekit.samples import (
     tokenize_pairs,
 )
 from gracekit.scores.meaning import needs
+from gracekit.store import StorePaths
 from gracekit.types import Json, PinnedCheckpoint, Rows
 
 logger = logging.getLogger(__name__)
@@ -161,6 +164,26 @@ class CheckpointModel:
             return PairExecutor(own, own.beside(tokens.rejected, of_rejected))
         rejected = replace(inputs, tokens=tokens.rejected, scoring=of_rejected, target=None)
         return PairExecutor(own, open_executor(rejected))
+
+    def share(
+        self,
+        own: Executor,
+        tokens: TokenSource,
+        target: TargetSamples | None,
+        paths: StorePaths,
+        measure_id: str,
+    ) -> Executor:
+        """`own` and the workers of other hosts together; raises `StoreWriteError`."""
+        return share(
+            own,
+            paths=paths,
+            measure_id=measure_id,
+            pinned=self.pinned,
+            identity=self.identity,
+            recipe=self._recipe,
+            tokens=tokens,
+            target=target,
+        )
 
 
 MOST_OF_GROUP = 0.2

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.pinned import Pinned
     from gracekit.store.files.process import birth_of
     from gracekit.store.files.shards import ShardFiles
+    from gracekit.store.files.shared_work import Claim, Offer, SharedWork, shared_work
     from gracekit.store.files.uses import (
         KEPT_USES,
         LoggedUses,
@@ -82,6 +83,7 @@ _HOMES = {
     "gracekit.store.files.pinned": ("Pinned",),
     "gracekit.store.files.process": ("birth_of",),
     "gracekit.store.files.shards": ("ShardFiles",),
+    "gracekit.store.files.shared_work": ("Claim", "Offer", "SharedWork", "shared_work"),
     "gracekit.store.files.uses": (
         "KEPT_USES",
         "LoggedUses",
@@ -120,15 +122,18 @@ __all__ = [
     "NAMED_QUERIES",
     "Answer",
     "CachePayload",
+    "Claim",
     "GcReport",
     "KnownFacts",
     "Lease",
     "LoggedUses",
     "NamedQuery",
     "NewerFormatError",
+    "Offer",
     "Pinned",
     "Problem",
     "ShardFiles",
+    "SharedWork",
     "Snapshot",
     "Store",
     "StoreCache",
@@ -164,6 +169,7 @@ __all__ = [
     "rows_where",
     "run_sql",
     "schema",
+    "shared_work",
     "trainer_view",
     "uses_path",
     "verify",
