@@ -266,5 +266,6 @@ def test_arguments_of_a_worker_are_checked(tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()
     assert gracekit.work(tmp_path, stop=stop).num_shards == 0
-    with pytest.raises(RecipeError, match="the two sides of pairs are not shared"):
-        tiny_recipe(tmp_path, scoring={"share": True}, data={"pair": "margin"})
+    for scoring in ({"share": True}, {"executor": "ray"}):
+        with pytest.raises(RecipeError, match="the two sides of pairs are measured on one host"):
+            tiny_recipe(tmp_path, scoring=scoring, data={"pair": "margin"})

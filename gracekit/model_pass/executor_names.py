@@ -13,6 +13,7 @@ from gracekit.errors import RecipeError
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.model_pass.processes import ProcessExecutor
+from gracekit.model_pass.ray_executor import RayExecutor
 from gracekit.plugins import load_class
 from gracekit.protocols import Executor
 
@@ -29,6 +30,7 @@ class ExecutorClass(Protocol):
 EXECUTORS: dict[str, ExecutorClass] = {
     "local": LocalExecutor,
     "processes": ProcessExecutor,
+    "ray": RayExecutor,
 }
 
 _MEMBERS = ("open", "measure", "look", "target", "optimizer", "close")

@@ -31,7 +31,9 @@ class PassInputs:
 
     load: Load
     devices: tuple[str, ...]
-    """Devices of this host that the recipe's `scoring.device` and `processes` stand for."""
+    """Devices of this host that the recipe's `scoring.device` and `processes` stand for; for an
+    executor other than `local` and `processes`, the recipe's `device` alone where this host has no
+    such devices."""
     tokens: TokenSource
     """Of all n samples."""
     scoring: ScoringSection

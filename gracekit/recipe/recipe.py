@@ -91,12 +91,18 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _pairs_are_not_shared(self) -> Recipe:
-        if self.scoring.share and self.data.pair == "margin":
-            raise ValueError(
-                "scoring.share is true, and data.pair is margin: the two sides of pairs are not "
-                "shared with other hosts; leave one of them out"
-            )
+    def _pairs_are_measured_here(self) -> Recipe:
+        if self.data.pair != "margin":
+            return self
+        for key, is_set in (
+            ("share is true", self.scoring.share),
+            ("executor is ray", self.scoring.executor == "ray"),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"scoring.{key}, and data.pair is margin: the two sides of pairs are measured "
+                    "on one host only, by the executors local and processes; change one of them"
+                )
         return self
 
     @model_validator(mode="after")

@@ -235,7 +235,8 @@ class ScoringSection(Section):
     visible GPU with `device: auto` (or `cuda`), else one."""
     executor: str = "auto"
     """Who runs the model pass: `local`, this process; `processes`, one for each device; `auto`,
-    the first for one device and the second for several; or `package.module:Class`."""
+    the first for one device and the second for several; `ray`, actors of a Ray cluster; or
+    `package.module:Class`."""
     share: bool = False
     """Whether other hosts may measure too: those on which `gracekit work STORE` runs."""
     lease_s: float = Field(default=60.0, gt=0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
-from gracekit.errors import DataError
+from gracekit.errors import DataError, RecipeError
 from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executor_names import open_executor
@@ -25,7 +25,7 @@ from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
 from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.protocols import Executor
-from gracekit.recipe import DataSection, Recipe
+from gracekit.recipe import DataSection, Recipe, ScoringSection
 from gracekit.refresher.sharing import share
 from gracekit.samples import (
     RawSamples,
@@ -151,7 +151,7 @@ class CheckpointModel:
         )
         inputs = PassInputs(
             load=load,
-            devices=tuple(devices_for(scoring.device, scoring.processes)),
+            devices=_devices(scoring),
             tokens=tokens,
             scoring=scoring,
             target=target,
@@ -184,6 +184,16 @@ class CheckpointModel:
             tokens=tokens,
             target=target,
         )
+
+
+def _devices(scoring: ScoringSection) -> tuple[str, ...]:
+    """The devices of this host; as the recipe has it where others are to measure."""
+    if scoring.executor in ("auto", "local", "processes"):
+        return tuple(devices_for(scoring.device, scoring.processes))
+    try:
+        return tuple(devices_for(scoring.device, scoring.processes))
+    except RecipeError:  # this host has none of that kind, or fewer
+        return (scoring.device,)
 
 
 MOST_OF_GROUP = 0.2
