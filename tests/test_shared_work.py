@@ -25,7 +25,7 @@ SHARDS = [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])]
 class Clock:
     """A steady clock of one host; it says what it is told."""
 
-    now = 0.0
+    now = 1000.0
 
     def __call__(self) -> float:
         return self.now
@@ -183,5 +183,7 @@ def test_a_claim_that_cannot_be_read_ends_as_all_do(tmp_path: Path, content: str
     offer = offered(work)
     claim_path(work, 0, 0).write_text(content)
     assert work.claim(offer, {0}) is None
-    clock.now += 60.0
+    clock.now += 59.0
+    assert work.claim(offer, {0}) is None
+    clock.now += 1.0
     assert work.claim(offer, {0}) is not None

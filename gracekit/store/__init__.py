@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gracekit.store.checks import verify
     from gracekit.store.commit import VersionDraft
     from gracekit.store.files.cache import CachePayload, StoreCache
+    from gracekit.store.files.claims import Claim
     from gracekit.store.files.draw_reading import read_sample_rows, read_trainer_draw
     from gracekit.store.files.formats import NewerFormatError
     from gracekit.store.files.heartbeat import ailment, read_heartbeat
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.pinned import Pinned
     from gracekit.store.files.process import birth_of
     from gracekit.store.files.shards import ShardFiles
-    from gracekit.store.files.shared_work import Claim, Offer, SharedWork, shared_work
+    from gracekit.store.files.shared_work import Offer, SharedWork, shared_work
     from gracekit.store.files.uses import (
         KEPT_USES,
         LoggedUses,
@@ -67,6 +68,7 @@ _HOMES = {
     "gracekit.store.checks": ("verify",),
     "gracekit.store.commit": ("VersionDraft",),
     "gracekit.store.files.cache": ("CachePayload", "StoreCache"),
+    "gracekit.store.files.claims": ("Claim",),
     "gracekit.store.files.draw_reading": ("read_sample_rows", "read_trainer_draw"),
     "gracekit.store.files.formats": ("NewerFormatError",),
     "gracekit.store.files.heartbeat": ("ailment", "read_heartbeat"),
@@ -83,7 +85,7 @@ _HOMES = {
     "gracekit.store.files.pinned": ("Pinned",),
     "gracekit.store.files.process": ("birth_of",),
     "gracekit.store.files.shards": ("ShardFiles",),
-    "gracekit.store.files.shared_work": ("Claim", "Offer", "SharedWork", "shared_work"),
+    "gracekit.store.files.shared_work": ("Offer", "SharedWork", "shared_work"),
     "gracekit.store.files.uses": (
         "KEPT_USES",
         "LoggedUses",

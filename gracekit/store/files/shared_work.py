@@ -21,12 +21,10 @@ from __future__ import annotations
 import io
 import os
 import re
-import secrets
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +33,9 @@ import numpy as np
 from gracekit import files
 from gracekit.errors import StoreFormatError
 from gracekit.foreign import foreign
+from gracekit.store.files.claims import Claim
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.process import birth_of, is_alive, pid_namespace
+from gracekit.store.files.process import is_alive, pid_namespace
 from gracekit.store.files.sealing import read_sealed_json, sealed_json
 from gracekit.store.files.shards import SHARED, SUFFIX, ShardFiles, read_shard, write_shard
 from gracekit.types import Bool, Int32, Int64, Json, Measurement, Rows
@@ -74,69 +73,6 @@ class Offer:
     def place(self, shard: int) -> slice:
         """Where the rows of a shard stand."""
         return slice(int(self.ends[shard - 1]) if shard else 0, int(self.ends[shard]))
-
-
-class Claim:
-    """The right to measure one shard, for as long as it is renewed."""
-
-    def __init__(self, path: Path, shard: int) -> None:
-        self.shard = shard
-        self._path, self._number = path, 0
-        self._token = secrets.token_hex(8)
-        self._over = threading.Event()
-
-    def make(self) -> bool:
-        """Whether nobody else has made it."""
-        try:
-            with self._path.open("x", encoding="utf-8") as file:
-                file.write(self._text())
-        except (FileExistsError, FileNotFoundError):  # not found: the work is over
-            return False
-        return True
-
-    def finish(self, state: str) -> None:
-        """Say that the shard is `done`, or `released` to others."""
-        with suppress(OSError):
-            self._write(state)
-
-    @contextmanager
-    def kept(self, every_s: float) -> Iterator[None]:
-        """Renew it for as long as the block runs."""
-        self._over.clear()
-        thread = threading.Thread(target=self._renew, args=(every_s,), name="claim", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
-
-    def _renew(self, every_s: float) -> None:
-        while not self._over.wait(every_s):
-            self._number += 1
-            with suppress(OSError):  # it may be abandoned then, which costs another one's time
-                self._write("held")
-
-    def _write(self, state: str) -> None:
-        temporary = files.temporary_path(self._path)
-        try:
-            temporary.write_text(self._text(state), encoding="utf-8")
-            files.replace(temporary, self._path)
-        finally:
-            files.remove(temporary)
-
-    def _text(self, state: str = "held") -> str:
-        return sealed_json(
-            {
-                "state": state,
-                "number": self._number,
-                "token": self._token,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "birth": birth_of(os.getpid()),
-                "pid_namespace": pid_namespace(),
-            }
-        )
 
 
 class SharedWork:
@@ -341,10 +277,10 @@ class SharedWork:
             text = path.read_bytes()
         except OSError:
             return False  # being renewed, or removed with the round
-        said, since = self._seen.get(path.name, (b"", 0.0))
+        now = self._clock()
+        said, since = self._seen.get(path.name, (None, now))
         if said != text:
-            self._seen[path.name] = text, self._clock()
-            since = self._clock()
+            self._seen[path.name], since = (text, now), now
         content: Json = {}
         with suppress(ValueError, OSError):
             content = read_sealed_json(path)
@@ -355,7 +291,7 @@ class SharedWork:
         is_here &= content.get("pid_namespace") == pid_namespace()
         if is_here and not is_alive(content.get("pid"), content.get("birth")):
             return True
-        return content.get("state") == "released" or self._clock() - since >= self.lease_s
+        return content.get("state") == "released" or now - since >= self.lease_s
 
     def _names(self) -> set[str]:
         try:
