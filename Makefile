@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-ray test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,16 @@ runs/axolotl/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps axolotl==0.19.0 colorama addict
+	@touch $@
+
+# Ray is large, and few need it.
+test-ray: runs/ray/ok ## The model pass in actors of a Ray cluster on this machine
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/ray/bin/python -m pytest -m ray tests/test_scoring_ray.py
+
+runs/ray/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' ray==2.60.0
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gracekit.api.samples import explain, similar
     from gracekit.api.selecting import select
     from gracekit.api.starting import init
+    from gracekit.api.working import work
     from gracekit.daemon import stop_on_signals
     from gracekit.errors import GracekitError
     from gracekit.recipe import Recipe
@@ -73,6 +74,7 @@ __all__ = [
     "verify",
     "versions",
     "watch",
+    "work",
 ]
 
 _NAMES_OF = {
@@ -95,6 +97,7 @@ _NAMES_OF = {
     "gracekit.api.samples": ("explain", "similar"),
     "gracekit.api.selecting": ("select",),
     "gracekit.api.starting": ("init",),
+    "gracekit.api.working": ("work",),
     "gracekit.daemon": ("stop_on_signals",),
     "gracekit.errors": ("GracekitError",),
     "gracekit.recipe": ("Recipe",),

@@ -1,8 +1,8 @@
 """What can be swapped: one protocol per seam.
 
 Concrete classes are chosen in `Refresher.from_recipe`. A strategy is a class in a dict
-(`SCORERS`, `SELECTORS`, `LAYOUTS`, `FORMATS`); a miss lists what exists. torch appears here as
-types only. Above 400 lines, so that all seams are seen together.
+(`SCORERS`, `EXECUTORS`, `SELECTORS`, `LAYOUTS`, `FORMATS`); a miss lists what exists. torch appears
+here as types only. Above 400 lines, so that all seams are seen together.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 torch.set_num_threads(1)
 COMMANDS = ["init", "watch", "plan", "check", "compare", "refresh", "select", "explain", "similar",
             "export", "sql", "report", "status", "versions", "diff", "verify", "rollback", "pin",
-            "unpin", "gc"]  # fmt: skip
+            "unpin", "gc", "work"]  # fmt: skip
 
 
 def invoke(*arguments: str) -> Result:

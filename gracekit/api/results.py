@@ -4,7 +4,7 @@ from gracekit.api.asking import AnswerBatches, SqlAnswer
 from gracekit.daemon import WatchReport
 from gracekit.exports import Exported
 from gracekit.first_recipe import FirstRecipe
-from gracekit.refresher import CostEstimate, PlanPreview, RefreshResult
+from gracekit.refresher import CostEstimate, PlanPreview, RefreshResult, WorkReport
 from gracekit.reporting import Finding, Report, Section
 from gracekit.store import GcReport, NamedQuery, Pinned, Problem
 from gracekit.training.parity_report import TokenCheck, TokenDifference
@@ -51,4 +51,5 @@ __all__ = [
     "VersionRecord",
     "Versions",
     "WatchReport",
+    "WorkReport",
 ]

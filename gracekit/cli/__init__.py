@@ -33,6 +33,7 @@ from gracekit.cli import (
     verify,
     versions,
     watch,
+    work,
 )
 from gracekit.version import __version__
 
@@ -68,6 +69,7 @@ def main(verbose: bool, quiet: bool, log_format: str) -> None:
 COMMANDS = (
     init.init,
     watch.watch,
+    work.work,
     refresh.refresh,
     plan.plan,
     reference.reference,

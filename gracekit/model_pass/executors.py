@@ -23,6 +23,7 @@ from gracekit.model_pass.features import FEATURES
 from gracekit.model_pass.layers import head_size
 from gracekit.model_pass.model_limits import require_known_tokens, require_length
 from gracekit.model_pass.model_pass import ModelPass
+from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.model_pass.scorers import build_scorers
 from gracekit.model_pass.sketch import KroneckerSketch, unit_sketches
 from gracekit.model_pass.token_budget import TokenBudget, free_memory, is_out_of_memory
@@ -73,6 +74,16 @@ class LocalExecutor:
             embedding=model.get_input_embeddings(),
             optimizer=optimizer,
         )
+
+    @classmethod
+    def open(cls, inputs: PassInputs) -> LocalExecutor:
+        """Load the model onto the first of the devices; raises as the inputs' `load`."""
+        model, optimizer = inputs.load(inputs.devices[0])
+        return cls(model, inputs.tokens, inputs.scoring, target=inputs.target, optimizer=optimizer)
+
+    def beside(self, tokens: TokenSource, scoring: ScoringSection) -> LocalExecutor:
+        """Another executor over the same model in memory, for other samples and scores."""
+        return LocalExecutor(self._model, tokens, scoring)
 
     def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
         """Measure distinct rows; yields one `Measurement` a shard, the last one cut off where

@@ -2,7 +2,11 @@
 
 The parent cuts the rows into shards, longest first, and hands each process a shard as soon as it
 is free, so that no device waits for another. It sends tokens, never the whole table, and gets back
-what `LocalExecutor` measured. Results do not depend on the number of processes beyond rounding.
+what `LocalExecutor` measured. Results do not depend on the number of processes; on that of the
+threads that each has they do, in the last bits.
+
+A process that dies is replaced, and its shard measured again: nothing of what is finished is lost.
+Over the same shard `MAX_TRIES` of them may die.
 
 Processes are spawned: a script that measures must guard its start with `if __name__ == "__main__"`.
 They ignore signals (the parent decides when to stop) and end with the parent, however that ends.
@@ -15,7 +19,7 @@ import logging
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -24,19 +28,17 @@ import torch
 from tqdm import tqdm
 
 from gracekit.errors import GracekitError, MeasureError
-from gracekit.model_pass.batches import TokenSource, longest_first
+from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
+from gracekit.model_pass.pass_inputs import MAX_TRIES, Load, PassInputs, Shard, cut_shards
 from gracekit.progress import Progress
-from gracekit.protocols import OptimizerState
 from gracekit.recipe import ScoringSection
 from gracekit.scores.meaning import needs
-from gracekit.types import Bool, Int32, Int64, Json, MeasuredTarget, Measurement, Rows
+from gracekit.types import Json, MeasuredTarget, Measurement, Rows
 
 logger = logging.getLogger(__name__)
 
-Load = Callable[[str], tuple[torch.nn.Module, OptimizerState | None]]
-"""Loads model and optimizer state onto a device; it is sent to the processes."""
 TARGET, OPTIMIZER = "target", "optimizer"
 """Questions to a process."""
 STOP = "stop"
@@ -47,22 +49,19 @@ END_S = 5.0
 """Seconds that a process has to end by itself."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Shard:
-    """Tokens of some rows: implements `TokenSource`, where a row is a place in the shard."""
+class _ProcessEndedError(Exception):
+    """A process ended by itself."""
 
-    samples: list[tuple[Int32, Bool]]
-    is_look: bool = False
-    """Whether only features are wanted."""
 
-    @property
-    def lengths(self) -> Int64:
-        """Tokens of each sample."""
-        return np.array([len(ids) for ids, _ in self.samples], np.int64)
+@dataclasses.dataclass(slots=True)
+class _Job:
+    """A shard to measure, and what became of it so far."""
 
-    def take(self, rows: Rows) -> list[tuple[Int32, Bool]]:
-        """The samples at these places."""
-        return [self.samples[row] for row in rows]
+    rows: Rows
+    num_deaths: int = 0
+    """Processes that have died over it."""
+    done: tuple[int, int] = (0, 0)
+    """Rows and tokens that the process which works on it has reported."""
 
 
 class ProcessExecutor:
@@ -93,14 +92,29 @@ class ProcessExecutor:
         self._with_optimizer = bool(needs(scoring.scores, "optimizer"))
         self._work = (load, scoring, target)
         self._processes: dict[Connection, Any] = {}
+        self._places: dict[Connection, int] = {}
+        """Which of the devices a process has, by its place."""
+        self.num_workers = len(devices)
+        """Shards that are measured at the same time."""
+
+    @classmethod
+    def open(cls, inputs: PassInputs) -> ProcessExecutor:
+        """A process for each device; they are started when the first rows are to be measured."""
+        return cls(
+            inputs.load,
+            list(inputs.devices),
+            inputs.tokens,
+            inputs.scoring,
+            target=inputs.target,
+        )
 
     def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
         """As `LocalExecutor.measure`; shards come in the order in which they are finished.
 
         A stop reaches every process after the batch that it works on.
 
-        Raises `MeasureError` too when a process ends by itself, as one does that the system kills
-        for its memory.
+        Raises `MeasureError` too when `MAX_TRIES` processes have ended by themselves over the same
+        shard, as those do that the system kills for their memory.
         """
         return self._shards(rows, progress, is_look=False)
 
@@ -117,42 +131,53 @@ class ProcessExecutor:
         self._start_processes()
         lengths = self._tokens.lengths[rows]
         progress.plan(len(rows), int(lengths.sum()))
-        ordered = rows[longest_first(lengths)]
-        waiting = [
-            ordered[start : start + self._shard_rows]
-            for start in range(0, len(ordered), self._shard_rows)
-        ][::-1]
-        busy: dict[Connection, Rows] = {}
+        waiting = [_Job(part) for part in cut_shards(rows, lengths, self._shard_rows)][::-1]
+        busy: dict[Connection, _Job] = {}
         is_stopping = False
         with tqdm(total=int(lengths.sum()), unit="tok", unit_scale=True, disable=None) as bar:
             while waiting or busy:
+                ended: set[Connection] = set()
                 if progress.is_stopping and not is_stopping:
                     is_stopping, waiting = True, []
-                    for connection in busy:
-                        self._send(connection, STOP)
-                    continue
+                    ended |= {c for c in busy if not self._send(c, STOP)}
                 for connection in self._processes:
                     if waiting and connection not in busy:
-                        busy[connection] = waiting.pop()
-                        self._send(connection, Shard(self._tokens.take(busy[connection]), is_look))
-                ready = set(wait([*busy], STOP_LOOK_S))
+                        job = busy[connection] = waiting.pop()
+                        shard = Shard(self._tokens.take(job.rows), is_look)
+                        if not self._send(connection, shard):
+                            ended.add(connection)
+                ready = set(wait([*busy], 0 if ended else STOP_LOOK_S)) - ended
                 for connection in [c for c in busy if c in ready]:
-                    answer = self._receive(connection)
+                    job = busy[connection]
+                    try:
+                        answer = self._receive(connection)
+                    except _ProcessEndedError:
+                        ended.add(connection)
+                        continue
                     if isinstance(answer, tuple):
+                        job.done = job.done[0] + answer[0], job.done[1] + answer[1]
                         progress.advance(*answer)
                         bar.update(answer[1])
                         continue
-                    of_shard = busy.pop(connection)
+                    del busy[connection]
                     if answer is not None:
-                        yield dataclasses.replace(answer, rows=of_shard[answer.rows])
+                        yield dataclasses.replace(answer, rows=job.rows[answer.rows])
+                for connection in ended:
+                    job = busy.pop(connection)
+                    self._bury(connection, job, is_last=is_stopping)
+                    progress.advance(-job.done[0], -job.done[1])
+                    bar.update(-job.done[1])
+                    if not is_stopping:
+                        waiting.append(_Job(job.rows, job.num_deaths))
+                        self._start_processes()
 
     def target(self) -> MeasuredTarget | None:
-        """What the first process measured of the target set; None without one."""
+        """What one of the processes measured of the target set; None without one."""
         found: MeasuredTarget | None = self._ask_any(TARGET) if self._has_target else None
         return found
 
     def optimizer(self) -> Json | None:
-        """What the first process found; none is started to say that nothing was asked for."""
+        """What one of the processes found; none is started to say that nothing was asked for."""
         found: Json | None = self._ask_any(OPTIMIZER) if self._with_optimizer else None
         return found
 
@@ -164,50 +189,74 @@ class ProcessExecutor:
             if process.exitcode is None:
                 process.kill()
                 process.join()
-        self._processes = {}
+        self._processes, self._places = {}, {}
 
     def _start_processes(self) -> None:
-        if self._processes:
-            return
+        """Start those that are not there yet, or no more."""
+        missing = sorted(set(range(len(self._devices))) - set(self._places.values()))
         context = multiprocessing.get_context("spawn")
-        for device in self._devices:
+        for place in missing:
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, device, *self._work), daemon=True
+                target=_serve, args=(theirs, self._devices[place], *self._work), daemon=True
             )
             process.start()
             theirs.close()
-            self._processes[ours] = process
-        logger.info("measuring in %d processes: %s", len(self._devices), ", ".join(self._devices))
+            self._processes[ours], self._places[ours] = process, place
+        if missing:
+            named = ", ".join(self._devices[place] for place in missing)
+            logger.info("measuring in %d processes: started %s", len(self._devices), named)
 
     def _ask_any(self, question: str) -> Any:
-        self._start_processes()
-        connection = next(iter(self._processes))
-        self._send(connection, question)
-        return self._receive(connection)
+        job = _Job(np.zeros(0, np.int64))
+        while True:
+            self._start_processes()
+            connection = next(iter(self._processes))
+            try:
+                if self._send(connection, question):
+                    return self._receive(connection)
+            except _ProcessEndedError:
+                pass
+            self._bury(connection, job)
 
-    def _send(self, connection: Connection, task: Shard | str) -> None:
+    def _send(self, connection: Connection, task: Shard | str) -> bool:
+        """Whether the process is there to take it."""
         try:
             connection.send(task)
         except OSError:
-            raise self._ended_by_itself(connection) from None
+            return False
+        return True
 
     def _receive(self, connection: Connection) -> Any:
         try:
             result = connection.recv()
         except (EOFError, OSError):
-            raise self._ended_by_itself(connection) from None
+            raise _ProcessEndedError from None
         if isinstance(result, Exception):
             raise result
         return result
 
-    def _ended_by_itself(self, connection: Connection) -> MeasureError:
-        process = self._processes[connection]
+    def _bury(self, connection: Connection, job: _Job, *, is_last: bool = False) -> None:
+        """Let go of a process that has ended by itself, and note that it has over this job.
+
+        Raises `MeasureError` where too many have, unless nothing is to be measured after this.
+        """
+        process, device = self._processes.pop(connection), self._devices[self._places[connection]]
+        del self._places[connection]
+        connection.close()
         process.join(END_S)
-        device = self._devices[list(self._processes).index(connection)]
-        return MeasureError(
-            f"the process measuring on {device} ended by itself (exit code {process.exitcode}; -9 "
-            "is mostly the system, out of memory); lower scoring.processes or scoring.batch_tokens"
+        job.num_deaths += 1
+        what = f"the process measuring on {device} ended by itself (exit code {process.exitcode}"
+        if job.num_deaths < MAX_TRIES or is_last:
+            logger.warning(
+                "%s); what it worked on is measured again: %d rows, try %d of %d",
+                *(what, len(job.rows), job.num_deaths + 1, MAX_TRIES),
+            )
+            return
+        over = f"the same {len(job.rows)} rows" if len(job.rows) else "the target set"
+        raise MeasureError(
+            f"{what}; -9 is mostly the system, out of memory), as {MAX_TRIES} processes did one "
+            f"after the other over {over}; lower scoring.processes or scoring.batch_tokens"
         )
 
 
@@ -239,7 +288,7 @@ def _serve(
     try:
         model, optimizer = load(device)
     except Exception as error:
-        _answer(connection, _sendable(error))
+        _answer(connection, sendable(error))
         return
     first = LocalExecutor(
         model, Shard([]), scoring, target=target, optimizer=optimizer, show_progress=False
@@ -262,7 +311,7 @@ def _serve(
                 shards = list((executor.look if task.is_look else executor.measure)(rows, report))
                 _answer(connection, Measurement.concatenate(shards) if shards else None)
         except Exception as error:
-            _answer(connection, _sendable(error))
+            _answer(connection, sendable(error))
 
 
 def _answer(connection: Connection, result: object) -> None:
@@ -272,7 +321,7 @@ def _answer(connection: Connection, result: object) -> None:
         return
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """Our own errors as they are; others with their traceback as text."""
     if isinstance(error, GracekitError):
         return type(error)(str(error))

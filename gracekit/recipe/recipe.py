@@ -93,6 +93,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _pairs_are_measured_here(self) -> Recipe:
+        if self.data.pair != "margin":
+            return self
+        for key, is_set in (
+            ("share is true", self.scoring.share),
+            ("executor is ray", self.scoring.executor == "ray"),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"scoring.{key}, and data.pair is margin: the two sides of pairs are measured "
+                    "on one host only, by the executors local and processes; change one of them"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _selected_score_is_measured(self) -> Recipe:
         score = self.selection.selector.removeprefix("top-")
         if score not in (self.selection.selector, *self.scoring.scores):
@@ -286,6 +301,7 @@ _NEUTRAL = (
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
     "checkpoints.base_model", "selection.reference",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
+    "scoring.executor", "scoring.share", "scoring.lease_s",
     "refresh.max_lost",
 )  # fmt: skip
 """Where files lie and how long, how checkpoints are awaited, what only changes the speed, what only

@@ -233,6 +233,23 @@ class ScoringSection(Section):
     processes: int | None = Field(default=None, ge=1)
     """Processes of the model pass, each with its own copy of the model; default: one for each
     visible GPU with `device: auto` (or `cuda`), else one."""
+    executor: str = "auto"
+    """Who runs the model pass: `local`, this process; `processes`, one for each device; `auto`,
+    the first for one device and the second for several; `ray`, actors of a Ray cluster; or
+    `package.module:Class`."""
+    share: bool = False
+    """Whether other hosts may measure too: those on which `gracekit work STORE` runs."""
+    lease_s: float = Field(default=60.0, gt=0)
+    """Seconds without a sign after which what another host measures is measured anew."""
+
+    @model_validator(mode="after")
+    def _one_process_is_not_several(self) -> ScoringSection:
+        if self.executor == "local" and (self.processes or 1) > 1:
+            raise ValueError(
+                f"executor is 'local', this process alone, and processes is {self.processes}; set "
+                "executor: processes, or leave processes out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _block_is_of_hidden_mean(self) -> ScoringSection:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gracekit.refresher.cost import CostEstimate, estimate
     from gracekit.refresher.flow import Refresher, refresh
+    from gracekit.refresher.joining import WorkReport, work
     from gracekit.refresher.last import LastRefresh
     from gracekit.refresher.loading import selection_inputs
     from gracekit.refresher.outlook import Prospect, prospect
@@ -37,6 +38,7 @@ _HOMES = {
     "RefreshResult": "result",
     "Refreshed": "step",
     "Refresher": "flow",
+    "WorkReport": "joining",
     "estimate": "cost",
     "measure_reference": "reference",
     "preview": "previewing",
@@ -46,6 +48,7 @@ _HOMES = {
     "reselect_in": "selecting",
     "rollback": "selecting",
     "selection_inputs": "loading",
+    "work": "joining",
 }
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "RefreshResult",
     "Refreshed",
     "Refresher",
+    "WorkReport",
     "estimate",
     "measure_reference",
     "preview",
@@ -67,6 +71,7 @@ __all__ = [
     "reselect_in",
     "rollback",
     "selection_inputs",
+    "work",
 ]
 
 

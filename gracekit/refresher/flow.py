@@ -93,7 +93,7 @@ class Refresher:
                 "`target: {path: target.jsonl}`"
             )
         selector_for(recipe.selection.selector)
-        recipe = _with_features_of_store(recipe)
+        recipe = with_features_of_store(recipe)
         refresher = cls(recipe, CurrentData(recipe.data, strict=strict))
         if Store.exists(recipe.store):
             refresher.check_data(refresher.samples)
@@ -235,9 +235,13 @@ class Refresher:
                 left_over=store.left_over(measure_id),
             )
             allowance, measured_target = with_target(allowance, target, recipe)
+            arranged = tokens.arranged(growth.places)
+            executor = model.executor(arranged, measured_target)
+            if recipe.scoring.share:
+                executor = model.share(executor, arranged, measured_target, paths, measure_id)
             measure = held.enter_context(
                 MeasuredRows(
-                    model.executor(tokens.arranged(growth.places), measured_target),
+                    executor,
                     store.shards(measure_id),
                     store.shards(measure_id, looks=True),
                     growth.samples.present,
@@ -468,7 +472,7 @@ def refresh(
         return refresher.refresh(found, progress=Progress(stop))
 
 
-def _with_features_of_store(recipe: Recipe) -> Recipe:
+def with_features_of_store(recipe: Recipe) -> Recipe:
     """A recipe that names no features has those that its store was made with.
 
     Features compare with each other only: with others the store would begin anew.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ import numpy as np
 
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
-from gracekit.errors import DataError
+from gracekit.errors import DataError, RecipeError
 from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples
+from gracekit.model_pass.executor_names import open_executor
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
-from gracekit.model_pass.processes import ProcessExecutor
+from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.protocols import Executor
-from gracekit.recipe import DataSection, Recipe
+from gracekit.recipe import DataSection, Recipe, ScoringSection
+from gracekit.refresher.sharing import share
 from gracekit.samples import (
     RawSamples,
     TokenTable,
@@ -33,6 +36,7 @@ from gracekit.samples import (
     tokenize_pairs,
 )
 from gracekit.scores.meaning import needs
+from gracekit.store import StorePaths
 from gracekit.types import Json, PinnedCheckpoint, Rows
 
 logger = logging.getLogger(__name__)
@@ -132,11 +136,9 @@ class CheckpointModel:
         return found.take(order[tokens.num_targets[order] > 0])
 
     def executor(self, tokens: TokenSource, target: TargetSamples | None) -> Executor:
-        """The pass over samples: in this process, or in one for each device.
+        """The pass over samples, by the executor that the recipe names; of pairs both sides.
 
-        Of a `TokenTable` of pairs both sides are measured.
-
-        Raises as `checkpoints.model.load_checked` does.
+        Raises as `checkpoints.model.load_checked` does, and `RecipeError` for a name of none.
         """
         scoring = self._recipe.scoring
         load = partial(
@@ -147,19 +149,52 @@ class CheckpointModel:
             tokenizer=self.tokenizer,
             with_optimizer=bool(needs(scoring.scores, "optimizer")),
         )
-        devices = devices_for(scoring.device, scoring.processes)
-        rejected = tokens.rejected if isinstance(tokens, TokenTable) else None
-        of_rejected = scoring_of_rejected(scoring)
-        if len(devices) > 1:
-            own: Executor = ProcessExecutor(load, devices, tokens, scoring, target=target)
-            if rejected is None:
-                return own
-            return PairExecutor(own, ProcessExecutor(load, devices, rejected, of_rejected))
-        model, optimizer = load(devices[0])
-        own = LocalExecutor(model, tokens, scoring, target=target, optimizer=optimizer)
-        if rejected is None:
+        inputs = PassInputs(
+            load=load,
+            devices=_devices(scoring),
+            tokens=tokens,
+            scoring=scoring,
+            target=target,
+        )
+        own = open_executor(inputs)
+        rejected_tokens = tokens.rejected if isinstance(tokens, TokenTable) else None
+        if rejected_tokens is None:
             return own
-        return PairExecutor(own, LocalExecutor(model, rejected, of_rejected))
+        of_rejected = scoring_of_rejected(scoring)
+        if isinstance(own, LocalExecutor):  # the model is in memory once
+            return PairExecutor(own, own.beside(rejected_tokens, of_rejected))
+        rejected = replace(inputs, tokens=rejected_tokens, scoring=of_rejected, target=None)
+        return PairExecutor(own, open_executor(rejected))
+
+    def share(
+        self,
+        own: Executor,
+        tokens: TokenSource,
+        target: TargetSamples | None,
+        paths: StorePaths,
+        measure_id: str,
+    ) -> Executor:
+        """`own` and the workers of other hosts together; raises `StoreWriteError`."""
+        return share(
+            own,
+            paths=paths,
+            measure_id=measure_id,
+            pinned=self.pinned,
+            identity=self.identity,
+            recipe=self._recipe,
+            tokens=tokens,
+            target=target,
+        )
+
+
+def _devices(scoring: ScoringSection) -> tuple[str, ...]:
+    """The devices of this host; as the recipe has it where others are to measure."""
+    if scoring.executor in ("auto", "local", "processes"):
+        return tuple(devices_for(scoring.device, scoring.processes))
+    try:
+        return tuple(devices_for(scoring.device, scoring.processes))
+    except RecipeError:  # this host has none of that kind, or fewer
+        return (scoring.device,)
 
 
 MOST_OF_GROUP = 0.2

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gracekit.store.checks import verify
     from gracekit.store.commit import VersionDraft
     from gracekit.store.files.cache import CachePayload, StoreCache
+    from gracekit.store.files.claims import Claim
     from gracekit.store.files.draw_reading import read_sample_rows, read_trainer_draw
     from gracekit.store.files.formats import NewerFormatError
     from gracekit.store.files.heartbeat import ailment, read_heartbeat
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.pinned import Pinned
     from gracekit.store.files.process import birth_of
     from gracekit.store.files.shards import ShardFiles
+    from gracekit.store.files.shared_work import Offer, SharedWork, shared_work
     from gracekit.store.files.uses import (
         KEPT_USES,
         LoggedUses,
@@ -66,6 +68,7 @@ _HOMES = {
     "gracekit.store.checks": ("verify",),
     "gracekit.store.commit": ("VersionDraft",),
     "gracekit.store.files.cache": ("CachePayload", "StoreCache"),
+    "gracekit.store.files.claims": ("Claim",),
     "gracekit.store.files.draw_reading": ("read_sample_rows", "read_trainer_draw"),
     "gracekit.store.files.formats": ("NewerFormatError",),
     "gracekit.store.files.heartbeat": ("ailment", "read_heartbeat"),
@@ -82,6 +85,7 @@ _HOMES = {
     "gracekit.store.files.pinned": ("Pinned",),
     "gracekit.store.files.process": ("birth_of",),
     "gracekit.store.files.shards": ("ShardFiles",),
+    "gracekit.store.files.shared_work": ("Offer", "SharedWork", "shared_work"),
     "gracekit.store.files.uses": (
         "KEPT_USES",
         "LoggedUses",
@@ -120,15 +124,18 @@ __all__ = [
     "NAMED_QUERIES",
     "Answer",
     "CachePayload",
+    "Claim",
     "GcReport",
     "KnownFacts",
     "Lease",
     "LoggedUses",
     "NamedQuery",
     "NewerFormatError",
+    "Offer",
     "Pinned",
     "Problem",
     "ShardFiles",
+    "SharedWork",
     "Snapshot",
     "Store",
     "StoreCache",
@@ -164,6 +171,7 @@ __all__ = [
     "rows_where",
     "run_sql",
     "schema",
+    "shared_work",
     "trainer_view",
     "uses_path",
     "verify",

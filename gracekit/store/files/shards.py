@@ -12,13 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.files import clear_write_errors, remove, write_atomic
+from gracekit.files import (
+    clear_write_errors,
+    remove,
+    replace_surely,
+    sync_file,
+    temporary_path,
+    write_atomic,
+)
 from gracekit.store.files.paths import StorePaths
 from gracekit.types import Measurement, Rows
 
 SUFFIX = ".shard"
 LOOKS = "-looks"
 """Ends the name of a directory of shards that have features alone."""
+SHARED = "-shared"
+"""Ends the name of a directory in which other hosts take part (see `shared_work`)."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -30,7 +39,7 @@ class ShardFiles:
 
     def load(self) -> list[Measurement]:
         """All whole shards in the order they were finished; damaged ones are passed over."""
-        found = [_read(path) for path in self._files()]
+        found = [read_shard(path) for path in self._files()]
         return [shard for shard in found if shard is not None]
 
     def save(self, shard: Measurement) -> None:
@@ -57,7 +66,8 @@ def left_over_rows(paths: StorePaths, measure_id: str) -> tuple[Rows, Rows]:
     """Rows measured, and rows looked at, in the shards of all measurements but one."""
     found: tuple[list[Rows], list[Rows]] = [], []
     for directory in sorted(paths.shards.iterdir()) if paths.shards.is_dir() else []:
-        if directory.name.removesuffix(LOOKS) != measure_id and directory.is_dir():
+        name = directory.name.removesuffix(LOOKS).removesuffix(SHARED)
+        if name != measure_id and directory.is_dir():
             of_kind = found[directory.name.endswith(LOOKS)]
             of_kind += [shard.rows for shard in ShardFiles(directory).load()]
     measured, looked = (np.concatenate([np.zeros(0, np.int64), *rows]) for rows in found)
@@ -94,6 +104,18 @@ def _pack(shard: Measurement) -> bytes:
     return hashlib.sha256(content).digest() + content
 
 
+def write_shard(path: Path, shard: Measurement) -> bool:
+    """Write a finished shard into a directory that exists; True. Raises OSError."""
+    temporary = temporary_path(path)
+    try:
+        temporary.write_bytes(_pack(shard))
+        sync_file(temporary)
+        replace_surely(temporary, path)
+    finally:
+        remove(temporary)
+    return True
+
+
 def _write(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
@@ -113,7 +135,8 @@ def _content(path: Path) -> bytes | None:
     return content if hashlib.sha256(content).digest() == digest else None
 
 
-def _read(path: Path) -> Measurement | None:
+def read_shard(path: Path) -> Measurement | None:
+    """A finished shard; None where it is damaged or cannot be read."""
     content = _content(path)
     if content is None:
         return None
