@@ -8,11 +8,12 @@
 
 A Hugging Face trainer with `CoresetTrainerMixin` trains epochs of some samples. After each (or each
 `--every` epochs) but the last it saves a checkpoint, and `gracekit.refresh` makes a version of it
-by the default recipe with its budget. CPU seconds of the training and of all of `refresh` (loading, measuring, propagation,
-graph, draw, commit) are counted apart. Then all samples (or `--truth-rows` drawn at random) are
-measured at the same checkpoint, in a store of its own, which is no part of either: by these norms
-the version's draw and one from exact scores are worth what the table says, and the last column is
-what is kept of the gain. A line is printed and saved as soon as its version is there.
+by the default recipe with its budget. CPU seconds of the training and of all of `refresh` (loading,
+measuring, propagation, graph, draw, commit) are counted apart. Then all samples (or `--truth-rows`
+drawn at random) are measured at the same checkpoint, in a store of its own, which is no part of
+either: by these norms the version's draw and one from exact scores are worth what the table says,
+and the last column is what is kept of the gain. A line is printed and saved as soon as its version
+is there.
 """
 
 from __future__ import annotations

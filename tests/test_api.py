@@ -60,8 +60,7 @@ def test_every_command_is_a_verb_with_its_options() -> None:
     verb_of = {"check": "check_tokens"}
     of_the_terminal = {
         "named", "params", "list_named", "show", "show_schema", "file", "as_csv", "parquet",
-        "whole",
-    }  # fmt: skip
+        "whole", "follow", "every_s"}  # fmt: skip
     for name, command in main.commands.items():
         verb = getattr(gracekit, verb_of.get(name, name))
         assert "Example" in (inspect.getdoc(verb) or ""), name

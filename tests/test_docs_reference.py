@@ -142,6 +142,9 @@ def python_page() -> str:
             continue
         signature = f"{name}{inspect.signature(thing)}"
         signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # annotations are texts
+        signature = re.sub(
+            r"<[^<>]* at 0x[0-9a-f]+>|<function [^ ]*<lambda>[^>]*>", "...", signature
+        )
         lines += ["", f"## {name}", "", "```python", *wrapped(signature), "```",
                   "", "```text", inspect.getdoc(thing) or "", "```"]  # fmt: skip
     return "\n".join(lines) + "\n"

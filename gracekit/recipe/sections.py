@@ -294,7 +294,7 @@ class GraphSection(Section):
     """The k-NN graph over the features."""
 
     num_neighbors: int = Field(default=10, ge=1, le=256)
-    """k."""
+    """k, the neighbours of each sample."""
     backend: Literal["auto", "exact", "hnsw", "descent"] = "auto"
     """`auto`: exact below `exact_below` samples, else neighbour descent, whose lists are improved
     and not built anew when all rows moved. `hnsw` is hnswlib, an extra of its own."""
