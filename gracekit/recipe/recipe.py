@@ -201,6 +201,10 @@ class Recipe(Section):
         for key in ("aim", "aim_width", "aim_uniform", "dose", "duplicates", "group_temperature"):
             if key in selection and selection[key] == SelectionSection.model_fields[key].default:
                 selection.pop(key)
+        checkpoints = content.get("checkpoints", {})
+        for key in ("convert_cmd", "adapter"):
+            if checkpoints.get(key) is None:
+                checkpoints.pop(key, None)
         for section in ("data", "target"):  # keys that came later: unset, they change no hash
             data = content.get(section) or {}
             for name in ("chosen", "rejected"):
@@ -253,7 +257,7 @@ def read_yaml(text: str, name: str) -> Any:
 _NEUTRAL = (
     "store", "retention", "compare", "data.path", "target.path", "checkpoints.poll_interval_s",
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
-    "checkpoints.base_model",
+    "checkpoints.base_model", "checkpoints.depth",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
     "refresh.max_lost",
 )  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
+from gracekit.checkpoints.convert import ensure_weights
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
 from gracekit.errors import DataError
 from gracekit.model_pass.context import TargetSamples
@@ -144,6 +145,7 @@ class CheckpointModel:
             tokenizer=self.tokenizer,
             with_optimizer=bool(needs(scoring.scores, "optimizer")),
         )
+        ensure_weights(self.pinned, self._recipe.checkpoints)  # once, not in each process
         devices = devices_for(scoring.device, scoring.processes)
         rejected, of_rejected = tokens.rejected, scoring_of_rejected(scoring)
         if len(devices) > 1:
