@@ -191,8 +191,8 @@ def test_it_waits_for_what_is_being_written(world: World, caplog: pytest.LogCapt
         assert world.steps(LATEST) == [20]
     assert caplog.messages == [
         f"waiting for {world.root}: there is no such directory yet",
-        "waiting for checkpoint-20: nothing says that it is complete, so 60 s without a change must "
-        "pass",
+        "waiting for checkpoint-20: nothing says that it is complete, so 60 s without a change "
+        "must pass",
         "waiting for checkpoint-20: trainer_state.json does not parse: it is cut off or damaged",
     ]
 

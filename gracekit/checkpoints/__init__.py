@@ -21,12 +21,14 @@ from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES, layout_of
 from gracekit.checkpoints.pace import TrainerPace, read_pace
 from gracekit.checkpoints.pins import pin
+from gracekit.checkpoints.survey import Finding, survey, why_none
 from gracekit.checkpoints.trainer import is_of_trl_sft
 from gracekit.checkpoints.watch import watch_checkpoints
 
 __all__ = [
     "LAYOUTS",
     "OPTIMIZER_FILES",
+    "Finding",
     "TrainerPace",
     "check_checkpoint",
     "describe_architecture",
@@ -37,5 +39,7 @@ __all__ = [
     "model_identity",
     "pin",
     "read_pace",
+    "survey",
     "watch_checkpoints",
+    "why_none",
 ]

@@ -15,7 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -177,6 +177,8 @@ class _TableUnpickler(pickle.Unpickler):
             ("torch", "Size"), ("torch.serialization", "_get_layout"),
             ("collections", "OrderedDict"),
         )  # fmt: skip
+        if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
+            return PurePosixPath  # where it was saved, which nobody reads
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not (is_of_table or is_plain or is_dtype):
             raise pickle.UnpicklingError(f"{TABLE} names {module}.{name}, which is not run")

@@ -46,6 +46,10 @@ class Record:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Record:
+        """What a function that was made by a pickle would give."""
+        return Record(self, *args)
+
     def __setstate__(self, state: Any) -> None:
         self.state = state
 

@@ -43,6 +43,18 @@ class Sight:
         return f"it holds {folders} and {count_of(self.num_files, 'file')} ({shown})"
 
 
+EXPECTED = "a folder such as checkpoint-N with config.json and *.safetensors, or a file *.ckpt"
+
+
+def nothing_there(root: Path, sight: Sight, depth: int) -> str:
+    """That nothing of a folder looks like a checkpoint, what there is, and what is expected."""
+    deep = f" or down to {count_of(depth, 'folder')} below it" if depth else ""
+    return (
+        f"there is no checkpoint in {root}{deep} yet; {sight}; expected {EXPECTED}; "
+        "`gracekit doctor` says what is there"
+    )
+
+
 def unfinished_name(name: str) -> str | None:
     """The pattern by which a name says that it is being written."""
     return next((p for p in _UNFINISHED_NAMES if fnmatch.fnmatchcase(name, p)), None)
@@ -54,8 +66,8 @@ def candidates(
     """What may be a checkpoint: `root` itself, and what lies below it, in the order of the names.
 
     Folders directly below `root` and files `*.ckpt` are all given; deeper ones where `is_one` says
-    that they look like a checkpoint. Below a checkpoint only what is named like one is looked at. Links
-    into `root` (`latest -> checkpoint-20`) are left out: the target is there itself.
+    that they look like a checkpoint. Below a checkpoint only what is named like one is looked at.
+    Links into `root` (`latest -> checkpoint-20`) are left out: the target is there itself.
     What cannot be told from a directory (a loop of links) is not: a look at it says what is wrong.
 
     Args:

@@ -29,11 +29,11 @@ from gracekit.checkpoints.places import (
     Sight,
     by_run,
     newest_run,
+    nothing_there,
     real_path,
     run_of,
     words_of_runs,
 )
-from gracekit.checkpoints.survey import nothing_there
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.foreign import foreign
 from gracekit.recipe import CheckpointSection
@@ -190,10 +190,9 @@ class _Watcher:
         for gone in self._sightings.keys() - set(directories):
             del self._sightings[gone]
             self._said.pop(gone, None)
-        if num_seen:
-            self._said.pop(self._root, None)
-        else:
-            self._say_once(self._root, nothing_there(self._root, sight, self._settings))
+        if not num_seen:
+            nothing = nothing_there(self._root, sight, self._settings.depth)
+            self._say_once(self._root, f"waiting: {nothing}", about="nothing is there")
         return self._of_run(in_order(without_copies(complete)))
 
     def _of_run(self, complete: list[Checkpoint]) -> list[Checkpoint]:
@@ -202,7 +201,9 @@ class _Watcher:
         if not runs:
             return []
         chosen = newest_run(runs, self._began)
-        if len(runs) > 1:
+        if len(runs) == 1:
+            self._said.pop(self._root, None)
+        else:
             self._say_once(self._root, words_of_runs(runs, chosen, self._root))
         return runs[chosen]
 
@@ -250,9 +251,10 @@ class _Watcher:
         why = f"it has no {missing[0]}, as those before it" if missing else "it is the run's first"
         return f"{why}, and may be a copy under way, so {settle_s:g} s without a change must pass"
 
-    def _say_once(self, place: Path, message: str) -> None:
-        if self._said.get(place) != message:
-            self._said[place] = message
+    def _say_once(self, place: Path, message: str, about: str | None = None) -> None:
+        """Say it where the last thing said of the place was another, or about something else."""
+        if self._said.get(place) != (about or message):
+            self._said[place] = about or message
             logger.info("%s", message)
 
     def _say(self, directory: Path, obstacle: Obstacle) -> None:
