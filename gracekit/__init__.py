@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gracekit.api.checking import check_tokens
     from gracekit.api.comparing import compare
     from gracekit.api.deprecated import reselect
+    from gracekit.api.doctoring import doctor
     from gracekit.api.exporting import export
     from gracekit.api.keeping import gc, pin, rollback, unpin
     from gracekit.api.making import plan, refresh, watch
@@ -48,6 +49,7 @@ __all__ = [
     "compare",
     "connect",
     "diff",
+    "doctor",
     "explain",
     "export",
     "find_query",
@@ -84,6 +86,7 @@ _NAMES_OF = {
     "gracekit.api.checking": ("check_tokens",),
     "gracekit.api.comparing": ("compare",),
     "gracekit.api.deprecated": ("reselect",),
+    "gracekit.api.doctoring": ("doctor",),
     "gracekit.api.exporting": ("export",),
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),
     "gracekit.api.making": ("plan", "refresh", "watch"),

@@ -1,12 +1,12 @@
-"""Checkpoints of other trainers: found, complete only when they are, and loaded to the same logits.
+"""Checkpoints of other trainers: complete only when they are, and loaded to the same logits.
 
-The files are written by accelerate, torch and PEFT themselves where they are installed; nested
-layouts hold models that transformers saved. Libraries in environments of their own are in
-test_matrix.py.
+The files are written by accelerate, torch and transformers themselves; what Lightning and nested
+layouts hold has their shape. Libraries in environments of their own are in test_matrix.py.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,14 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gracekit.checkpoints import check_checkpoint, find_checkpoints, pin, watch_checkpoints
-from gracekit.checkpoints.model import load_model, load_tokenizer
+from gracekit.checkpoints import find_checkpoints, watch_checkpoints
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
-from tests.tiny import make_tokenizer, write_checkpoint
-
-torch.set_num_threads(1)
-IDS = torch.tensor([[3, 4, 5, 29, 31, 40, 63]])
+from tests.checkpoint_writers import WRITERS, Trap, loaded, logits
+from tests.tiny import write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -37,98 +34,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the trainer has in memory."""
     saved = write_checkpoint(tmp_path_factory.mktemp("trained"), 30)
     return AutoModelForCausalLM.from_pretrained(saved).eval()
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model(IDS).logits
-    return found
-
-
-def loaded(path: Path, settings: CheckpointSection, pins: Path) -> torch.Tensor:
-    """What our loading of a checkpoint says, with a tokenizer that is there."""
-    with pin(check_checkpoint(path, settings), pins, settings) as pinned:
-        assert len(load_tokenizer(pinned, settings)) == 64 - 33
-        found = load_model(pinned, settings, device="cpu", dtype="float32")
-    return logits(found)
-
-
-# --- writers: each gives the checkpoint's path
-
-
-def save_pretrained(model: Any, run: Path) -> Path:
-    model.save_pretrained(run / "epoch_3")
-    make_tokenizer().save_pretrained(run / "epoch_3")
-    return run / "epoch_3"
-
-
-def save_sharded(model: Any, run: Path) -> Path:
-    model.save_pretrained(run / "step_3", max_shard_size="20KB")
-    make_tokenizer().save_pretrained(run / "step_3")
-    assert (run / "step_3/model.safetensors.index.json").is_file()
-    return run / "step_3"
-
-
-def save_state(model: Any, run: Path) -> Path:
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    optimizer = torch.optim.AdamW(model.parameters())
-    prepared, optimizer = accelerator.prepare(model, optimizer)
-    accelerator.save_state(str(run / "checkpoint_3"))
-    accelerator.free_memory()
-    return run / "checkpoint_3"
-
-
-def save_distributed(model: Any, run: Path) -> Path:
-    """As torchtitan and plain torch write it, with the optimizer's state beside the model."""
-    import torch.distributed.checkpoint as dcp
-
-    state = {"model": model.state_dict(), "optim": {"a": torch.ones(3)}, "step": 3}
-    dcp.save(state, checkpoint_id=str(run / "step-3"))  # type: ignore[attr-defined]
-    return run / "step-3"
-
-
-def save_fsdp_of_trainer(model: Any, run: Path) -> Path:
-    """`SHARDED_STATE_DICT` in the Trainer: accelerate's names, and trainer_state.json."""
-    import torch.distributed.checkpoint as dcp
-
-    place = run / "checkpoint-3"
-    dcp.save(  # type: ignore[attr-defined]
-        {"model": {f"_fsdp_wrapped_module.{n}": t for n, t in model.state_dict().items()}},
-        checkpoint_id=str(place / "pytorch_model_fsdp_0"),
-    )
-    make_tokenizer().save_pretrained(place)
-    (place / "trainer_state.json").write_text('{"global_step": 3}')
-    return place
-
-
-def save_as_lightning_does(model: Any, run: Path) -> Path:
-    """A file of torch.save with the keys of Lightning, and an object that must not be made."""
-    run.mkdir(parents=True, exist_ok=True)
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    content = {"state_dict": state, "global_step": 3, "hyper_parameters": Trap()}
-    torch.save(content, run / "last.ckpt")
-    return run / "last.ckpt"
-
-
-class Trap:
-    """Makes a file where it is unpickled."""
-
-    place = ""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (Path(Trap.place),)
-
-
-WRITERS: dict[str, Callable[[Any, Path], Path]] = {
-    "save_pretrained": save_pretrained,
-    "shards of safetensors": save_sharded,
-    "accelerate save_state": save_state,
-    "torch distributed": save_distributed,
-    "FSDP shards of the Trainer": save_fsdp_of_trainer,
-    "Lightning's keys": save_as_lightning_does,
-}
 
 
 @pytest.fixture(params=WRITERS)
@@ -156,7 +61,9 @@ def test_each_layout_loads_to_the_same_logits(
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("order", ["name", "size", "large first", "reversed", "marker first"])
+@pytest.mark.parametrize(
+    "order", ["name", "size", "large first", "reversed", "marker first", "times kept"]
+)
 def test_half_copied_it_is_never_picked_up_and_never_lost(
     written: tuple[Path, torch.Tensor],
     base: Path,
@@ -170,6 +77,8 @@ def test_half_copied_it_is_never_picked_up_and_never_lost(
     copy = Copy(path, tmp_path / "copy", order)
     begun = time.time()
     monkeypatch.setattr("gracekit.checkpoints.base_layout.time.time", lambda: begun + copy.now)
+    # The time at which a file was copied, which no program can set, by the clock of the copy.
+    monkeypatch.setattr("gracekit.checkpoints.watch.quiet_s", lambda files: copy.quiet_s)
     seen = list(copy.watched(settings))
     assert [c.step for c in seen] == [3] and copy.is_whole
 
@@ -188,25 +97,33 @@ class Copy:
             "size": lambda f: (f.stat().st_size, str(f)),
             "large first": lambda f: (-f.stat().st_size, str(f)),
             "reversed": str,
+            "times kept": lambda f: (not _is_marker(f), str(f)),
             "marker first": lambda f: (not _is_marker(f), str(f)),
         }
         files.sort(key=keys[order], reverse=order == "reversed")
+        self._keeps_times = order == "times kept"
         self._left = [
-            (target / f.relative_to(home), part) for f in files for part in _halves(f.read_bytes())
+            (target / f.relative_to(home), part, f.stat().st_mtime)
+            for f in files
+            for part in _halves(f.read_bytes())
         ]
         self._started: set[Path] = set()
-        self.now = 0.0
+        self.now = self.quiet_s = 0.0
         self.is_whole = False
         self._more = 40
 
     def wait(self, seconds: float) -> bool:
         self.now += seconds
+        self.quiet_s += seconds
         if self._left:
-            target, part = self._left.pop(0)
+            self.quiet_s = 0.0
+            target, part, at = self._left.pop(0)
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("ab" if target in self._started else "wb") as file:
                 file.write(part)
             self._started.add(target)
+            if self._keeps_times:
+                os.utime(target, (at, at - 3600))
             return False
         self._more -= 1
         return self._more == 0

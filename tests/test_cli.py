@@ -18,9 +18,9 @@ from gracekit.cli import main
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
-COMMANDS = ["init", "watch", "plan", "check", "compare", "refresh", "select", "explain", "similar",
-            "export", "sql", "status", "versions", "diff", "verify", "rollback", "pin", "unpin",
-            "gc"]  # fmt: skip
+COMMANDS = ["init", "watch", "plan", "doctor", "check", "compare", "refresh", "select",
+            "explain", "similar", "export", "sql", "status", "versions", "diff", "verify",
+            "rollback", "pin", "unpin", "gc"]  # fmt: skip
 
 
 def invoke(*arguments: str) -> Result:

@@ -21,7 +21,7 @@ from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES, layout_of
 from gracekit.checkpoints.pace import TrainerPace, read_pace
 from gracekit.checkpoints.pins import pin
-from gracekit.checkpoints.survey import Finding, survey, why_none
+from gracekit.checkpoints.survey import Finding, newest_usable, survey, why_none
 from gracekit.checkpoints.trainer import is_of_trl_sft
 from gracekit.checkpoints.watch import watch_checkpoints
 
@@ -37,6 +37,7 @@ __all__ = [
     "is_of_trl_sft",
     "layout_of",
     "model_identity",
+    "newest_usable",
     "pin",
     "read_pace",
     "survey",

@@ -64,14 +64,18 @@ def find_checkpoints(
             found.append(outcome)
         elif outcome is not None:
             logger.info("leaving out %s: %s", name_below(directory, root), outcome.reason)
-    root = real_path(root)
-    runs = by_run(without_copies(found), root)
-    if not runs:
-        return []
-    chosen = newest_run(runs, {})
-    if len(runs) > 1:
-        logger.info("%s", words_of_runs(runs, chosen, root))
-    return in_order(runs[chosen])
+    runs, chosen = followed(found, root)
+    if len(runs) > 1 and chosen is not None:
+        logger.info("%s", words_of_runs(runs, chosen, real_path(root)))
+    return [] if chosen is None else in_order(runs[chosen])
+
+
+def followed(
+    checkpoints: list[Checkpoint], root: Path
+) -> tuple[dict[Path, list[Checkpoint]], Path | None]:
+    """Run -> complete checkpoints, and the run that is followed; None where there are none."""
+    runs = by_run(without_copies(checkpoints), real_path(root))
+    return runs, newest_run(runs, {}) if runs else None
 
 
 def check_checkpoint(

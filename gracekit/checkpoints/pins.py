@@ -76,18 +76,19 @@ def pin(
             reason = layout.unready(source)
             if reason:
                 raise CheckpointIncompleteError(f"{checkpoint.path} is not complete: {reason}")
-            is_model = is_model_directory(layout.parts(source), settings)
+            parts = layout.parts(source)
+            is_model = is_model_directory(parts, settings)
             pinned = PinnedCheckpoint(
                 checkpoint=checkpoint,
-                directory=source if is_model else model,
+                directory=parts[0] if is_model else model,
                 digest=weights_digest(layout.weight_files(source)),
                 is_linked=is_linked,
-                trainer_files=None if is_model else source,
+                trainer_files=None if is_model and parts[0] == source else source,
                 conversion=conversions or directory.with_name(f"{directory.name}.converted"),
             )
         require_unchanged(pinned, settings)
         if not is_model:
-            assemble(pinned, layout.parts(source), settings, also=also)
+            assemble(pinned, parts, settings, also=also)
             require_unchanged(pinned, settings)
         yield pinned
     finally:

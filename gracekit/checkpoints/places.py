@@ -48,11 +48,8 @@ EXPECTED = "a folder such as checkpoint-N with config.json and *.safetensors, or
 
 def nothing_there(root: Path, sight: Sight, depth: int) -> str:
     """That nothing of a folder looks like a checkpoint, what there is, and what is expected."""
-    deep = f" or down to {count_of(depth, 'folder')} below it" if depth else ""
-    return (
-        f"there is no checkpoint in {root}{deep} yet; {sight}; expected {EXPECTED}; "
-        "`gracekit doctor` says what is there"
-    )
+    deep = f", nor down to {count_of(depth, 'folder')} below it" if depth else ""
+    return f"there is no checkpoint in {root} yet{deep}: {sight}; expected {EXPECTED}"
 
 
 def unfinished_name(name: str) -> str | None:

@@ -15,6 +15,8 @@ from gracekit.checkpoints.config import describe_checkpoint
 from gracekit.checkpoints.discover import (
     Obstacle,
     candidates_below,
+    followed,
+    in_order,
     look,
     name_below,
 )
@@ -81,6 +83,16 @@ def survey(root: Path, settings: CheckpointSection) -> list[Finding]:
     return sorted(found, key=lambda f: (f.run, -1 if f.step is None else f.step, f.name))
 
 
+def newest_usable(found: list[Finding], root: Path) -> Finding | None:
+    """The complete one with the highest step of the run that is followed; None: there is none."""
+    complete = [f.checkpoint for f in found if f.state == "complete" and f.checkpoint is not None]
+    runs, chosen = followed(complete, root)
+    if chosen is None:
+        return None
+    newest = in_order(runs[chosen])[-1]
+    return next(f for f in found if f.checkpoint == newest)
+
+
 def why_none(root: Path, settings: CheckpointSection) -> str:
     """Why a folder has no complete checkpoint: what each of those that are there lacks.
 
@@ -121,9 +133,8 @@ def _finding(
     try:
         with foreign(path, CheckpointError):
             parts = layout.parts(path)
-            finding = dataclasses.replace(
-                finding, weights=_form(parts, settings), base=_base(path, parts, settings)
-            )
+            finding = dataclasses.replace(finding, weights=_form(parts, settings))
+            finding = dataclasses.replace(finding, base=_base(path, parts, settings))
             if is_complete:
                 facts = describe_checkpoint(guess, settings)
                 finding = dataclasses.replace(finding, architecture=facts)

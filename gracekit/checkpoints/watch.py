@@ -192,7 +192,11 @@ class _Watcher:
             self._said.pop(gone, None)
         if not num_seen:
             nothing = nothing_there(self._root, sight, self._settings.depth)
-            self._say_once(self._root, f"waiting: {nothing}", about="nothing is there")
+            self._say_once(
+                self._root,
+                f"waiting: {nothing}; docs/checkpoints.md lists what is read",
+                about="nothing is there",
+            )
         return self._of_run(in_order(without_copies(complete)))
 
     def _of_run(self, complete: list[Checkpoint]) -> list[Checkpoint]:
