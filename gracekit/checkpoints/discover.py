@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def find_checkpoints(
     runs, chosen = followed(found, root)
     if len(runs) > 1 and chosen is not None:
         logger.info("%s", words_of_runs(runs, chosen, real_path(root)))
-    return [] if chosen is None else in_order(runs[chosen])
+    return [] if chosen is None else runs[chosen]
 
 
 def followed(
@@ -202,11 +202,6 @@ def _look(
             error=CheckpointVanishedError, reason=f"{directory} was deleted by the trainer"
         )
     return next((o for o in outcomes if isinstance(o, Checkpoint)), outcomes[0])
-
-
-def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """Ascending by step, then by path."""
-    return sorted(checkpoints, key=lambda c: (c.step, c.path))
 
 
 def _read(directory: Path, layout: CheckpointLayout) -> Checkpoint | Obstacle:

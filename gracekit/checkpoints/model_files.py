@@ -35,7 +35,8 @@ _WHOLE_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.js
 _END_BYTES = 64
 STEP_NAME = re.compile(r"(?:^|[-_=])(\d+)$")
 """What names of checkpoints end with."""
-_OTHER_SAVES = {"final", "best", "last", "latest", "merged"}
+OTHER_SAVES = {"final", "final_model", "final_checkpoint", "best", "last", "latest", "merged"}
+"""Names of checkpoints that have no number."""
 
 UNSUPPORTED = (
     (
@@ -248,5 +249,5 @@ def named_adapters(directory: Path) -> dict[str, Path]:
     return {
         folder.name: folder
         for folder in (*found, *half)
-        if not (STEP_NAME.search(folder.name) or folder.name in _OTHER_SAVES)
+        if not (STEP_NAME.search(folder.name) or folder.name in OTHER_SAVES)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import os
 import re
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit.checkpoints.base_layout import step_directory
+from gracekit.checkpoints.model_files import OTHER_SAVES
 from gracekit.errors import CheckpointError
 from gracekit.types import Checkpoint
 from gracekit.words import count_of
@@ -20,6 +22,8 @@ _FILE_SUFFIX = ".ckpt"
 _STEP_NAME = re.compile(r"(?!global_step|optimizer|pytorch_model).*[-_=]\d+")
 """Folders that may be checkpoints within a checkpoint: one of several is saved where they all are,
 and what trainers put into one is none."""
+_KNOW_THEIR_STEP = ("hf-trainer", "lightning")
+"""Layouts whose files tell the step."""
 _MODEL_FILES = ("*.safetensors", "*/.metadata", "*/*_states.pt", "*/adapter_config.json")
 _MOST_FOLDERS = 5_000
 """A run's folder has fewer; what is below a home or a data folder is not looked through."""
@@ -104,7 +108,7 @@ def candidates(
 
 
 def _named_like_steps(paths: list[Path]) -> list[Path]:
-    return [path for path in paths if _STEP_NAME.fullmatch(path.name)]
+    return [p for p in paths if _STEP_NAME.fullmatch(p.name) or p.name in OTHER_SAVES]
 
 
 def _listed(folder: Path, sight: Sight | None, root: Path | None = None) -> Iterator[Path]:
@@ -162,11 +166,41 @@ def run_of(checkpoint: Checkpoint, root: Path) -> Path:
 
 
 def by_run(checkpoints: Iterable[Checkpoint], root: Path) -> dict[Path, list[Checkpoint]]:
-    """Run -> its checkpoints, in the order in which they are given."""
+    """Run -> its checkpoints, ascending by step.
+
+    A model that is saved into the run's own folder, and one whose name has no number (`final`),
+    have the step of the last checkpoint before them.
+    """
     found: dict[Path, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
         found.setdefault(run_of(checkpoint, root), []).append(checkpoint)
-    return found
+    for checkpoint in [c for run in found.values() for c in run if c.path in found]:
+        outer = run_of(checkpoint, root)
+        if outer != checkpoint.path:
+            found[outer].remove(checkpoint)
+            found[checkpoint.path].append(checkpoint)
+    return {
+        run: in_order(_with_step(c, run, members) for c in members)
+        for run, members in found.items()
+        if members
+    }
+
+
+def _with_step(checkpoint: Checkpoint, run: Path, members: list[Checkpoint]) -> Checkpoint:
+    is_named = step_directory(checkpoint.path).name[-1:].isdigit() and checkpoint.path != run
+    if is_named or checkpoint.layout in _KNOW_THEIR_STEP:
+        return checkpoint
+    before = [
+        c.step
+        for c in members
+        if c != checkpoint and c.completed_at <= checkpoint.completed_at
+    ]  # fmt: skip
+    return dataclasses.replace(checkpoint, step=max(before, default=checkpoint.step))
+
+
+def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Ascending by step, then by path."""
+    return sorted(checkpoints, key=lambda c: (c.step, c.path))
 
 
 def newest_run(runs: dict[Path, list[Checkpoint]], began: dict[Path, float]) -> Path:

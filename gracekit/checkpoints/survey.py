@@ -16,7 +16,6 @@ from gracekit.checkpoints.discover import (
     Obstacle,
     candidates_below,
     followed,
-    in_order,
     look,
     name_below,
 )
@@ -89,8 +88,9 @@ def newest_usable(found: list[Finding], root: Path) -> Finding | None:
     runs, chosen = followed(complete, root)
     if chosen is None:
         return None
-    newest = in_order(runs[chosen])[-1]
-    return next(f for f in found if f.checkpoint == newest)
+    newest = runs[chosen][-1]
+    named = next(f for f in found if f.path == newest.path)
+    return dataclasses.replace(named, step=newest.step, checkpoint=newest)
 
 
 def why_none(root: Path, settings: CheckpointSection) -> str:

@@ -17,7 +17,6 @@ from gracekit.checkpoints.discover import (
     Layouts,
     Obstacle,
     candidates_below,
-    in_order,
     look,
     name_below,
     obstacle_of,
@@ -197,7 +196,7 @@ class _Watcher:
                 f"waiting: {nothing}; docs/checkpoints.md lists what is read",
                 about="nothing is there",
             )
-        return self._of_run(in_order(without_copies(complete)))
+        return self._of_run(without_copies(complete))
 
     def _of_run(self, complete: list[Checkpoint]) -> list[Checkpoint]:
         """Those of the run that is followed."""
@@ -238,18 +237,19 @@ class _Watcher:
         """Why it has to be quiet for longer; None when it is to be used."""
         settle_s, path = self._settings.settle_s, checkpoint.path
         layout = self._layouts[checkpoint.layout](self._settings)
-        if not layout.is_marked(path):
+        is_marked = layout.is_marked(path)
+        if not is_marked:
             settle_s = layout.settle_s(path)
-        if self._settings.ready_marker or unchanged_s >= settle_s:
+        if self._settings.ready_marker or (not is_marked and unchanged_s >= settle_s):
             return None
-        if not layout.is_marked(path):
+        if not is_marked:
             return f"nothing says that it is complete, so {settle_s:g} s without a change must pass"
         files = layout.files(path)
         run = run_of(checkpoint, self._root)
         names = frozenset(str(f.relative_to(path)) for f in files if f != path)
         missing = sorted(self._files.get(run, names) - names)
         is_known = run in self._files and not missing
-        if is_known or quiet_s(files) >= settle_s:
+        if is_known or unchanged_s >= settle_s or quiet_s(files) >= settle_s:
             self._files[run] = names
             return None
         why = f"it has no {missing[0]}, as those before it" if missing else "it is the run's first"
