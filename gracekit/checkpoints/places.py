@@ -199,8 +199,8 @@ def _with_step(checkpoint: Checkpoint, run: Path, members: list[Checkpoint]) -> 
 
 
 def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """Ascending by step, then by path."""
-    return sorted(checkpoints, key=lambda c: (c.step, c.path))
+    """Ascending by step, then by time, then by path."""
+    return sorted(checkpoints, key=lambda c: (c.step, c.completed_at, c.path))
 
 
 def newest_run(runs: dict[Path, list[Checkpoint]], began: dict[Path, float]) -> Path:

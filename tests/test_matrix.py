@@ -1,0 +1,146 @@
+"""Checkpoints written by the trainers' own libraries, each in an environment of its own.
+
+`make matrix` makes the environments under runs/ and runs what each can. A library that is not
+installed skips its tests. docs/checkpoints.md has the versions.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoModelForCausalLM
+
+from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.errors import CheckpointError
+from gracekit.recipe import CheckpointSection
+from tests.checkpoint_writers import loaded, logits
+from tests.half_copies import ORDERS, Copy
+from tests.tiny import make_tokenizer, write_checkpoint
+
+pytestmark = [pytest.mark.matrix, pytest.mark.filterwarnings("ignore")]
+ROWS = [torch.tensor([3, 4, 5, 29, 31, 40, 62, i + 13]) for i in range(8)]
+
+
+class Rows(Dataset[torch.Tensor]):
+    """The rows for a loader."""
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return ROWS[index]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base"), 0)
+
+
+@pytest.fixture
+def settings(base: Path) -> CheckpointSection:
+    return CheckpointSection(base_model=str(base), settle_s=0)
+
+
+def expect_same(
+    path: Path, model: Any, settings: CheckpointSection, pins: Path, tolerance: float = 0.0
+) -> None:
+    """The checkpoint loads to what the model in memory says."""
+    expected = logits(model.eval())
+    found = loaded(path, settings, pins)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def expect_never_early(path: Path, folder: Path, settings: CheckpointSection, step: int) -> None:
+    """Copied in every order, it is picked up when it is whole, and then it is."""
+    careful = settings.model_copy(update={"settle_s": 12, "poll_interval_s": 5})
+    for i, order in enumerate(ORDERS):
+        copy = Copy(path, folder / f"copy-{i}", order)
+        with pytest.MonkeyPatch.context() as patch:
+            copy.set_clocks(patch)
+            assert [c.step for c in copy.watched(careful)] == [step]
+
+
+def test_lightning(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters({"path": Path("here"), "rate": 1e-3})
+            self.network = AutoModelForCausalLM.from_pretrained(base)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return self.network(batch, labels=batch).loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    module = Module()
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    keep = ModelCheckpoint(every_n_train_steps=2, save_top_k=-1, save_last=True)
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path / "run", accelerator="cpu", max_steps=4, logger=True,
+        callbacks=[keep], enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(Rows(), batch_size=2))
+    found = find_checkpoints(tmp_path / "run", settings)
+    assert [c.step for c in found] == [2, 4]  # last.ckpt is the same as the last
+    expect_same(found[-1].path, module.network, settings, tmp_path / "pins")
+    expect_same(found[-1].path.with_name("last.ckpt"), module.network, settings, tmp_path / "pins")
+    expect_never_early(found[-1].path, tmp_path, settings, 4)
+
+
+def test_accelerate(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from accelerate.utils import ProjectConfiguration
+
+    project = ProjectConfiguration(tmp_path / "run", automatic_checkpoint_naming=True)
+    accelerator = accelerate.Accelerator(cpu=True, project_config=project)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model, optimizer, loader = accelerator.prepare(
+        model, torch.optim.AdamW(model.parameters(), lr=1e-3), DataLoader(Rows(), batch_size=2)
+    )
+    for batch in loader:
+        accelerator.backward(model(batch, labels=batch).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    for _ in range(2):
+        accelerator.save_state()
+    found = find_checkpoints(tmp_path / "run", settings)
+    assert [(c.step, c.layout) for c in found] == [(0, "accelerate"), (1, "accelerate")]
+    expect_same(found[-1].path, accelerator.unwrap_model(model), settings, tmp_path / "pins")
+    expect_never_early(found[-1].path, tmp_path, settings, 1)
+    with pytest.raises(CheckpointError, match=r"set checkpoints\.base_model"):
+        check_checkpoint(found[-1].path, CheckpointSection())
+
+
+def test_transformers(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    pytest.importorskip("accelerate")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    arguments = TrainingArguments(
+        str(tmp_path / "run/v0-1"), max_steps=4, save_steps=2, use_cpu=True, report_to=[],
+        per_device_train_batch_size=2, disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in ROWS]
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=make_tokenizer())
+    trainer.train()
+    trainer.save_model()
+    found = find_checkpoints(tmp_path / "run", CheckpointSection(settle_s=0))
+    assert [(c.step, c.layout) for c in found] == [
+        (2, "hf-trainer"),
+        (4, "hf-trainer"),
+        (4, "pretrained"),
+    ]
+    for checkpoint in found[1:]:
+        expect_same(checkpoint.path, model, CheckpointSection(), tmp_path / "pins")
+    expect_never_early(found[1].path, tmp_path, settings, 4)
+    state = json.loads((found[1].path / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
