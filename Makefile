@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,16 @@ runs/axolotl/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps axolotl==0.19.0 colorama addict
+	@touch $@
+
+matrix: $(VENV)/ok runs/matrix/lightning/ok ## Checkpoints written by the trainers' own libraries, each in its environment
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/lightning/bin/python -m pytest -m matrix tests/test_matrix.py
+
+# accelerate, peft and Lightning agree with our versions.
+runs/matrix/lightning/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate lightning==2.6.6
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

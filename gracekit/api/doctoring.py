@@ -122,8 +122,7 @@ def doctor(
     newest = newest_usable(found, root)
     reason = None
     if newest is None:
-        unusable = [f"{f.name}: {f.reason}" for f in found if f.reason is not None]
-        reason = "\n  ".join(unusable) if unusable else why_none(root, settings)
+        reason = why_none(root, settings)
     plan, plan_error = _plan(loaded, newest)
     return Diagnosis(
         path=os.fspath(root),

@@ -114,6 +114,8 @@ def _not_one(directory: Path, settings: CheckpointSection, layouts: Layouts) -> 
     more = f" and {len(inside) - _MOST_NAMED} more" if len(inside) > _MOST_NAMED else ""
     named = ", ".join(inside[:_MOST_NAMED]) + more
     hint = f"; it holds checkpoints, so name one of them: {named}" if inside else ""
+    if settings.ready_marker and not (directory / settings.ready_marker).exists():
+        hint += f"; {settings.ready_marker} (checkpoints.ready_marker) is not there yet"
     return CheckpointError(
         f"{directory} is not a checkpoint: expected config.json and *.safetensors "
         f"(layouts: {', '.join(layouts)}){hint}"

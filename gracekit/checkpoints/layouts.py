@@ -136,11 +136,16 @@ class PretrainedLayout(Layout):
 
     def matches(self, path: Path) -> bool:
         """A directory with a model's config, an adapter's, or weights of any known kind."""
-        unsupported = (pattern for pattern, _, _ in UNSUPPORTED)
+        is_numbered = STEP_NAME.search(path.name) is not None
+        unsupported = (
+            pattern
+            for pattern, _, _ in UNSUPPORTED
+            if is_numbered or not pattern.startswith("global_step*/")  # a run's folder has these
+        )
         own = (CONFIG, ADAPTER_CONFIG, "*.safetensors", TABLE, SHARDS)
         if any(True for pattern in (*own, *unsupported) for _ in path.glob(pattern)):
             return True
-        return STEP_NAME.search(path.name) is not None and bool(named_adapters(path))
+        return is_numbered and bool(named_adapters(path))
 
     def parts(self, path: Path) -> list[Path]:
         """The directory; before it the folder of an adapter that is not called `default`."""

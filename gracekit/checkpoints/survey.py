@@ -103,10 +103,15 @@ def why_none(root: Path, settings: CheckpointSection) -> str:
     for path in candidates_below(root, settings, LAYOUTS, sight):
         outcome = look(path, settings, LAYOUTS)
         if isinstance(outcome, Obstacle):
-            reasons.append(f"{name_below(path, root)}: {outcome.reason}")
+            reasons.append(_in_one_line(f"{name_below(path, root)}: {outcome.reason}"))
     if not reasons:
         return nothing_there(root, sight, settings.depth)
     return f"there is no complete checkpoint in {root} yet:\n  " + "\n  ".join(reasons)
+
+
+def _in_one_line(text: str) -> str:
+    """A folder's name may hold anything, also what would look like another line of ours."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _finding(
