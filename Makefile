@@ -77,14 +77,24 @@ runs/axolotl/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps axolotl==0.19.0 colorama addict
 	@touch $@
 
-matrix: $(VENV)/ok runs/matrix/lightning/ok ## Checkpoints written by the trainers' own libraries, each in its environment
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/lightning/bin/python -m pytest -m matrix tests/test_matrix.py
+MATRIX := lightning deepspeed torchtune
+matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own libraries, each in its environment
+	@for name in $(MATRIX); do \
+		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/$$name/bin/python -m pytest -m matrix tests/test_matrix.py \
+			|| exit 1; \
+	done
 
-# accelerate, peft and Lightning agree with our versions.
-runs/matrix/lightning/ok:
+# A library that an environment lacks skips its tests. DeepSpeed is built from source, without its kernels; the
+# last torchtune needs a torchao that has what it imports.
+FOR_lightning := accelerate peft lightning==2.6.6
+FOR_deepspeed := accelerate deepspeed==0.19.8
+FOR_torchtune := torchtune==0.6.1 torchao==0.15.0
+runs/matrix/%/ok:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate lightning==2.6.6
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH) setuptools wheel ninja
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	DS_BUILD_OPS=0 $(@D)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation \
+		-c constraints.txt $(FOR_$*)
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

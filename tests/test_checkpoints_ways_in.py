@@ -193,7 +193,8 @@ def test_without_a_base_model_it_says_so(model: Any, tmp_path: Path, name: str) 
     [
         (["checkpoint-5/trainer_state.json", "checkpoint-5/global_step5/x_model_states.pt"],
          r"ZeRO shards.*convert_cmd"),
-        (["global_step5/mp_rank_00_model_states.pt", "global_step6/x"], r"ZeRO.*--tag global_step\{step\}"),
+        (["global_step5/mp_rank_00_model_states.pt", "global_step6/x"],
+         r"ZeRO.*--tag global_step\{step\}"),
         (["global_step_5/actor/model_world_size_2_rank_0.pt"], r"verl's FSDP .*model_merger"),
         (["epoch_0_step_5/model/shard-00001-model-00001-of-00001.safetensors"], "consolidate"),
     ],

@@ -7,6 +7,8 @@ installed skips its tests. docs/checkpoints.md has the versions.
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -195,3 +197,78 @@ def test_deepspeed(
     expect_same(path, trained, converting, tmp_path / "pins")
     (tmp_path / "run/latest").write_text("global_step0")
     assert find_checkpoints(tmp_path / "run", converting) == []
+
+
+def _fsdp_rank(rank: int, base: str, run: str, port: int) -> None:
+    """One of two processes that train with torch's FSDP2 and save their shards."""
+    import os
+
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for batch in DataLoader(Rows(), batch_size=2):
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    said = logits(model)
+    dcp.save(  # type: ignore[attr-defined]
+        {"model": get_model_state_dict(model), "optim": optimizer.state_dict()},
+        checkpoint_id=f"{run}/step-4",
+    )
+    if rank == 0:
+        torch.save(said, f"{run}/said.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_fsdp_of_torch(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    """Shards of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "run").mkdir()
+    torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+        _fsdp_rank, (str(base), str(tmp_path / "run"), port), nprocs=2, join=True
+    )
+    (found,) = find_checkpoints(tmp_path / "run", settings)
+    assert found.step == 4 and len(list(found.path.glob("*.distcp"))) == 2
+    said = torch.load(tmp_path / "run/said.pt", weights_only=True)
+    got = loaded(found.path, settings, tmp_path / "pins")
+    torch.testing.assert_close(got, said, atol=0, rtol=0)
+    expect_never_early(found.path, tmp_path, settings, 4)
+
+
+def test_torchtune(base: Path, tmp_path: Path) -> None:
+    """Its checkpointer for Hugging Face models: weights under our names, and config, in epoch_N."""
+    training = pytest.importorskip("torchtune.training")
+    clean = shutil.copytree(base, tmp_path / "base")
+    (clean / "trainer_state.json").unlink()  # it copies what it does not know into each checkpoint
+    checkpointer = training.FullModelHFCheckpointer(
+        checkpoint_dir=str(clean), checkpoint_files=["model.safetensors"], model_type="LLAMA2",
+        output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    state = checkpointer.load_checkpoint()
+    with torch.no_grad():
+        state["model"]["layers.0.mlp.w1.weight"] += 0.01
+    checkpointer.save_checkpoint(state, epoch=2)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate_proj.weight += 0.01
+    settings = CheckpointSection(settle_s=0)
+    (found,) = find_checkpoints(tmp_path / "run", settings)
+    assert (found.step, found.layout) == (2, "pretrained")
+    expect_same(found.path, model, settings, tmp_path / "pins")
+    expect_never_early(found.path, tmp_path, settings, 2)
