@@ -8,6 +8,7 @@ without any unpickling. Of a training state only what the model has is read: no 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import re
@@ -33,7 +34,7 @@ from gracekit.checkpoints.assembly import (
     needs_conversion,
     shards_of,
 )
-from gracekit.checkpoints.distributed import TABLE, read_table
+from gracekit.checkpoints.distributed import SHARDS, TABLE, read_table
 from gracekit.checkpoints.inert_pickle import SavedTensor, mapping, read_archive, saved_tensors
 from gracekit.checkpoints.layouts import layout_of
 from gracekit.checkpoints.weights import WHOLE
@@ -189,6 +190,7 @@ def _from_shards(place: Path, ours: dict[str, str]) -> dict[str, torch.Tensor]:
     reader = _Reader(place)
     metadata = reader.read_metadata()
     entries = metadata.state_dict_metadata
+    _require_covered(place, [entries[theirs] for theirs in ours.values()])
     tensors = {
         name: torch.empty(entries[theirs].size, dtype=entries[theirs].properties.dtype)
         for name, theirs in ours.items()
@@ -201,6 +203,23 @@ def _from_shards(place: Path, ours: dict[str, str]) -> dict[str, torch.Tensor]:
             no_dist=True,
         )
     return tensors
+
+
+def _require_covered(place: Path, entries: Iterable[Any]) -> None:
+    """Raise `CheckpointError` where tensors are claimed that the files do not hold whole."""
+    num_bytes = 0
+    for entry in entries:
+        num_bytes += math.prod(entry.size) * entry.properties.dtype.itemsize
+        if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+            raise CheckpointError(
+                f"{place / TABLE} does not place all parts of a tensor of {place}"
+            )
+    found = sum(file.stat().st_size for file in place.glob(SHARDS))
+    if num_bytes > found:
+        raise CheckpointError(
+            f"{place / TABLE} says tensors of {num_bytes:,} bytes, and its files have {found:,}: "
+            "it is damaged"
+        )
 
 
 def _few(names: list[str]) -> str:

@@ -80,10 +80,10 @@ def _read_table(path: Path, size: int, _time: int) -> Table:
         for stored in mapping(state["storage_data"]).values():
             facts = _state(stored)
             name, end = facts["relative_path"], facts["offset"] + facts["length"]
-            if not isinstance(name, str) or Path(name).name != name:
-                raise ValueError(f"{path.name} names a file outside the checkpoint: {name!r}")
-            if whole_number(end) is None:
+            if not isinstance(name, str) or whole_number(end) is None:
                 raise TypeError
+            if Path(name).name != name:
+                raise ValueError(f"{path.name} names a file outside the checkpoint: {name[:80]!r}")
             sizes[name] = max(sizes.get(name, 0), end)
         shapes = {
             name: _shape(mapping(_state(entry))["size"])

@@ -170,7 +170,8 @@ def _read_archive(path: Path, _size: int, _time: int) -> Archive:
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
                 table = next((i for i in infos if i.filename.endswith("/data.pkl")), None)
-                if table is None or table.file_size > _MOST_BYTES:
+                is_usable = table is not None and table.file_size <= _MOST_BYTES
+                if table is None or not is_usable or table.compress_type != zipfile.ZIP_STORED:
                     raise ValueError(f"{path.name} is no file of torch.save: it has no data.pkl")
                 content = read_records(archive.read(table), path.name)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
@@ -224,7 +225,9 @@ def _tensor(archive: Archive, value: Any) -> SavedTensor | None:
         start = first + int(offset) * _BYTES[dtype]
         reach = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         fits = min((*shape, *stride, offset), default=0) >= 0
-        fits &= not math.prod(shape) or start + reach * _BYTES[dtype] <= stop
+        num_bytes = math.prod(shape) * _BYTES[dtype]
+        fits &= not num_bytes or start + reach * _BYTES[dtype] <= stop
+        fits &= num_bytes <= stop - first  # none is larger than what is stored of it
     except (ValueError, TypeError, KeyError, AttributeError):
         fits = False
     if not fits:

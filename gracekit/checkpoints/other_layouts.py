@@ -84,9 +84,10 @@ class LightningLayout(Layout):
         except ValueError as error:
             return str(error)
         if not num_tensors:
+            keys = [key[:40] for key in mapping(archive.content) if isinstance(key, str)][:5]
             raise CheckpointError(
                 f"{path} has no tensors in a state_dict, as Lightning's checkpoints do; found "
-                f"{', '.join(map(str, mapping(archive.content))) or 'nothing'}"
+                f"{', '.join(keys) or 'nothing'}"
             )
         if not uses_command([path.parent], self.settings):
             base_of(path, self.settings)
