@@ -347,3 +347,15 @@ def test_only_newer_ones_than_those_that_are_done_stand_behind(world: World) -> 
         if checkpoint.step == 40:
             refused.add(checkpoint)
     assert list(watch) == [] and world.script == []
+
+
+def test_a_trainer_that_deletes_each_before_it_has_settled_is_followed(world: World) -> None:
+    """Saves every 5 s and keeps one: none is unchanged for 12 s."""
+
+    def rotate(step: int) -> None:
+        world.delete(f"checkpoint-{step - 10}")
+        world.save(f"checkpoint-{step}")
+
+    world.save("checkpoint-10")
+    world.script = [lambda step=step: rotate(step) for step in (20, 30, 40, 50, 60)]  # type: ignore[misc]
+    assert world.steps(SETTLED) == [40, 50, 60]

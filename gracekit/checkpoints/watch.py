@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 _MOST_NESTED = 2
 """Folders in a checkpoint that are looked into for changes: `actor/huggingface`."""
 
+_MOST_SEEN = 50
+"""Checkpoints of a run whose files are remembered: more than a trainer saves in `settle_s`."""
+
 Signature = tuple[str | None, tuple[tuple[str, int, int, int], ...]]
 """The marker that says it is being written, and name, size, time and mode of what it contains:
 changes when anything changes that tells whether the checkpoint is complete."""
@@ -69,9 +72,10 @@ def watch_checkpoints(
     caller refuses the latest: then the next older one comes. With `all` each is yielded in turn.
     `root` need not exist yet.
 
-    The first checkpoint of a run, and one that lacks a file that those before it had, are used
+    The first checkpoint of a run, and one that lacks a file that the one before it had, are used
     when nothing has changed for `settle_s`, whatever marker they have: a copy may bring the marker
-    first.
+    first. Where the trainer deletes each before that, the first that comes `settle_s` later is
+    used.
 
     Logs, each message once: INFO "waiting for checkpoint-20: trainer_state.json is not there yet",
     "waiting for runs/sft: there is no such directory yet", what is there where nothing looks like a
@@ -127,8 +131,8 @@ class _Watcher:
         self._said: dict[Path, str] = {}
         self._began: dict[Path, float] = {}
         """When each run began, as far as it was seen."""
-        self._files: dict[Path, frozenset[str]] = {}
-        """Names of the files of the newest checkpoint of each run that was whole."""
+        self._seen: dict[Path, dict[Path, tuple[float, frozenset[str]]]] = {}
+        """Of each run the last checkpoints with a marker: since when, and names of their files."""
         self._handled: dict[Path, Checkpoint] = {}
         """Yielded, done or passed over, in the state in which that happened."""
         self._yielded: Checkpoint | None = None
@@ -245,15 +249,28 @@ class _Watcher:
         if not is_marked:
             return f"nothing says that it is complete, so {settle_s:g} s without a change must pass"
         files = layout.files(path)
-        run = run_of(checkpoint, self._root)
         names = frozenset(str(f.relative_to(path)) for f in files if f != path)
-        missing = sorted(self._files.get(run, names) - names)
-        is_known = run in self._files and not missing
-        if is_known or unchanged_s >= settle_s or quiet_s(files) >= settle_s:
-            self._files[run] = names
+        others = self._others(checkpoint, names, settle_s)
+        missing = sorted(others[-1] - names) if others else []
+        if (others and not missing) or max(unchanged_s, quiet_s(files)) >= settle_s:
             return None
         why = f"it has no {missing[0]}, as those before it" if missing else "it is the run's first"
         return f"{why}, and may be a copy under way, so {settle_s:g} s without a change must pass"
+
+    def _others(
+        self, checkpoint: Checkpoint, names: frozenset[str], settle_s: float
+    ) -> list[frozenset[str]]:
+        """What other checkpoints of the run hold, of those seen for so long, deleted ones too."""
+        seen, now = self._seen.setdefault(run_of(checkpoint, self._root), {}), self._clock()
+        since, _ = seen.get(checkpoint.path, (now, names))
+        seen[checkpoint.path] = since, names
+        for old in sorted(seen, key=lambda path: seen[path][0])[:-_MOST_SEEN]:
+            del seen[old]
+        return [
+            found
+            for path, (since, found) in seen.items()
+            if path != checkpoint.path and now - since >= settle_s
+        ]
 
     def _say_once(self, place: Path, message: str, about: str | None = None) -> None:
         """Say it where the last thing said of the place was another, or about something else."""
