@@ -91,6 +91,18 @@ def test_a_model_without_a_number_has_the_step_of_the_last_before_it(tmp_path: P
     assert find_checkpoints(tmp_path / "run-1", SETTINGS) == found
 
 
+def test_a_store_and_the_base_model_hold_no_checkpoints(tmp_path: Path) -> None:
+    """Watching the folder in which everything lies, also while the first refresh runs."""
+    write_checkpoint(tmp_path / "run/checkpoint-3")
+    write_checkpoint(tmp_path / "base-9", state=False)
+    write_checkpoint(tmp_path / "gracekit-store/pins/checkpoint-3")
+    (tmp_path / "gracekit-store/.lock").touch()
+    settings = SETTINGS.model_copy(update={"base_model": str(tmp_path / "base-9")})
+    (found,) = find_checkpoints(tmp_path, settings)
+    assert found.path == tmp_path / "run/checkpoint-3"
+    assert len(find_checkpoints(tmp_path / "base-9", settings)) == 1
+
+
 def test_links_to_what_is_below_are_left_out(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a/checkpoint-3")
     (tmp_path / "latest").symlink_to("a/checkpoint-3")

@@ -58,7 +58,7 @@ def find_checkpoints(
     be listed.
     """
     found = []
-    for directory in candidates(root, settings.depth, _is_one(settings, layouts)):
+    for directory in candidates_below(root, settings, layouts):
         outcome = look(directory, settings, layouts)
         if isinstance(outcome, Checkpoint):
             found.append(outcome)
@@ -139,8 +139,10 @@ def _is_one(settings: CheckpointSection, layouts: Layouts) -> Callable[[Path], b
 def candidates_below(
     root: Path, settings: CheckpointSection, layouts: Layouts, sight: Sight | None = None
 ) -> list[Path]:
-    """`places.candidates`, by the layouts and the depth that are set."""
-    return list(candidates(root, settings.depth, _is_one(settings, layouts), sight))
+    """`places.candidates`, by the layouts and the depth that are set, without the base model."""
+    found = candidates(root, settings.depth, _is_one(settings, layouts), sight)
+    base = None if settings.base_model is None else real_path(Path(settings.base_model))
+    return [path for path in found if path != base or path == real_path(root)]
 
 
 def name_below(path: Path, root: Path) -> str:

@@ -68,7 +68,8 @@ def candidates(
 
     Folders directly below `root` and files `*.ckpt` are all given; deeper ones where `is_one` says
     that they look like a checkpoint. Below a checkpoint only what is named like one is looked at.
-    Links into `root` (`latest -> checkpoint-20`) are left out: the target is there itself.
+    Links into `root` (`latest -> checkpoint-20`) are left out: the target is there itself. So are
+    stores of ours.
     What cannot be told from a directory (a loop of links) is not: a look at it says what is wrong.
 
     Args:
@@ -129,12 +130,26 @@ def _listed(folder: Path, sight: Sight | None, root: Path | None = None) -> Iter
             is_directory = entry.is_dir()
         except OSError:
             is_directory = True
+        if is_directory and _is_store(Path(entry.path)):
+            continue
         if sight is not None:
             sight.num_folders += is_directory
             sight.num_files += not is_directory
         is_wanted = is_directory or entry.name.endswith(_FILE_SUFFIX)
         if is_wanted and not (entry.is_symlink() and _leads_into(Path(entry.path), root)):
             yield Path(entry.path)
+
+
+def _is_store(path: Path) -> bool:
+    """A store of ours, which holds pinned and converted checkpoints, also before its first version.
+
+    Nothing in it is a trainer's.
+    """
+    try:
+        is_one = (path / "store.json").is_file() and (path / "manifests").is_dir()
+        return is_one or ((path / ".lock").exists() and (path / "pins").is_dir())
+    except OSError:
+        return False
 
 
 def real_path(path: Path) -> Path:
