@@ -308,12 +308,10 @@ def test_export(world: Path, recipe: list[str], tmp_path: Path, name: str) -> No
 
 
 def test_doctor_says_what_is_there(world: Path, recipe: list[str], tmp_path: Path) -> None:
-    found = json.loads(ok("doctor", str(world), *recipe, "--json"))
-    assert found["ok"] and found["newest"] == "run/checkpoint-20"
+    found = json.loads(ok("doctor", str(world / "run"), *recipe, "--json"))
+    assert found["ok"] and found["newest"] == "checkpoint-20"
     states = {c["name"]: (c["layout"], c["step"], c["state"]) for c in found["checkpoints"]}
-    assert states == {
-        f"run/checkpoint-{step}": ("hf-trainer", step, "complete") for step in (10, 20)
-    }
+    assert states == {f"checkpoint-{step}": ("hf-trainer", step, "complete") for step in (10, 20)}
     assert found["plan"]["num_samples"] == 160
     text = ok("doctor", str(world / "run"), *recipe)
     assert "checkpoint-20 can be used: step 20, safetensors, a llama of 2 layers" in text
