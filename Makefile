@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-ray test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-ray matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -85,6 +85,26 @@ runs/ray/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' ray==2.60.0
+	@touch $@
+
+MATRIX := lightning deepspeed torchtune
+matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own libraries, each in its environment
+	@for name in $(MATRIX); do \
+		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/$$name/bin/python -m pytest -m matrix tests/test_matrix.py \
+			|| exit 1; \
+	done
+
+# A library that an environment lacks skips its tests. DeepSpeed is built from source, without its kernels; the
+# last torchtune needs a torchao that has what it imports.
+FOR_lightning := accelerate peft lightning==2.6.6
+FOR_deepspeed := accelerate deepspeed==0.19.8
+FOR_torchtune := torchtune==0.6.1 torchao==0.15.0
+runs/matrix/%/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH) setuptools wheel ninja
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	DS_BUILD_OPS=0 $(@D)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation \
+		-c constraints.txt $(FOR_$*)
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

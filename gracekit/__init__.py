@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gracekit.api.checking import check_tokens
     from gracekit.api.comparing import compare
     from gracekit.api.deprecated import reselect
+    from gracekit.api.doctoring import doctor
     from gracekit.api.exporting import export
     from gracekit.api.keeping import gc, pin, rollback, unpin
     from gracekit.api.making import plan, reference, refresh, watch
@@ -50,6 +51,7 @@ __all__ = [
     "compare",
     "connect",
     "diff",
+    "doctor",
     "explain",
     "export",
     "find_query",
@@ -89,6 +91,7 @@ _NAMES_OF = {
     "gracekit.api.checking": ("check_tokens",),
     "gracekit.api.comparing": ("compare",),
     "gracekit.api.deprecated": ("reselect",),
+    "gracekit.api.doctoring": ("doctor",),
     "gracekit.api.exporting": ("export",),
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),
     "gracekit.api.making": ("plan", "reference", "refresh", "watch"),

@@ -36,7 +36,7 @@ from gracekit.types import (
 if TYPE_CHECKING:
     import torch
 
-    from gracekit.recipe import ScoringSection, SelectionSection
+    from gracekit.recipe import CheckpointSection, ScoringSection, SelectionSection
     from gracekit.version.header import Header
 
 
@@ -48,27 +48,48 @@ readers want layers."""
 
 @runtime_checkable
 class CheckpointLayout(Protocol):
-    """How one family of trainers lays out a checkpoint directory. No torch."""
+    """How one family of trainers lays out a checkpoint. No torch.
+
+    `path` is a directory, or the file of a layout whose checkpoints are single files.
+    """
 
     name: str
-    has_marker: bool
-    """Whether a file written last tells that the checkpoint is complete. Without one, a watcher
-    also waits until nothing has changed for a while."""
 
-    def matches(self, directory: Path) -> bool:
-        """Whether the directory looks like this layout, complete or not."""
+    def __init__(self, settings: CheckpointSection | None = None) -> None:
+        """With the recipe's settings; defaults for None."""
 
-    def step(self, directory: Path) -> int:
+    def matches(self, path: Path) -> bool:
+        """Whether it looks like this layout, complete or not."""
+
+    def is_marked(self, path: Path) -> bool:
+        """Whether something that is written last tells that the checkpoint is complete.
+
+        Without it, a watcher also waits until nothing has changed for `settle_s`.
+        """
+
+    def settle_s(self, path: Path) -> float:
+        """Seconds without a change after which one that is not marked counts as complete."""
+
+    def step(self, path: Path) -> int:
         """Training step; raises `CheckpointError` when it cannot be told."""
 
-    def unready(self, directory: Path) -> str | None:
-        """Why the checkpoint is not complete yet; None when it is."""
+    def unready(self, path: Path) -> str | None:
+        """Why the checkpoint is not complete yet; None when it is.
 
-    def files(self, directory: Path) -> list[Path]:
+        Raises `CheckpointError` for one that waiting does not mend.
+        """
+
+    def files(self, path: Path) -> list[Path]:
         """The files that loading needs (weights, config, tokenizer): what is pinned."""
 
-    def weight_files(self, directory: Path) -> list[Path]:
+    def weight_files(self, path: Path) -> list[Path]:
         """The files whose bytes are the checkpoint's identity."""
+
+    def parts(self, path: Path) -> list[Path]:
+        """The directories that hold the model; of files of one name the first one's counts.
+
+        `[path]` where the checkpoint is a model directory as it is.
+        """
 
 
 @runtime_checkable

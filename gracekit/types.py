@@ -61,10 +61,11 @@ class Reason(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint directory of a trainer, found but not yet read."""
+    """One checkpoint of a trainer, found but not yet read."""
 
     step: int
     path: Path
+    """Its directory; the file of a layout that is one file."""
     layout: str
     completed_at: float
     """Newest modification time of its files, seconds since the epoch."""
@@ -80,11 +81,21 @@ class PinnedCheckpoint:
     digest: str
     """xxh3_128 of the weight files' bytes: the identity of the checkpoint."""
     is_linked: bool
+    trainer_files: Path | None = None
+    """What the trainer wrote, as it was pinned, where `directory` is put together from it and the
+    base model; None where both are the same."""
+    conversion: Path | None = None
+    """Where converted weights are kept from one reading to the next."""
 
     @property
     def step(self) -> int:
         """Training step."""
         return self.checkpoint.step
+
+    @property
+    def original(self) -> Path:
+        """The trainer's own files, pinned or in place: what its layout can be asked about."""
+        return self.trainer_files or self.directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

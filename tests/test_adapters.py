@@ -180,7 +180,6 @@ def pickled(directory: Path) -> None:
     ("spoil", "message"),
     [
         (edit(peft_type="IA3"), "of type IA3, .* merge it"),
-        (edit(use_dora=True), "of type DoRA"),
         (pickled, "pickled adapter"),
     ],
 )

@@ -56,7 +56,9 @@ def test_every_command_is_a_verb_with_its_options() -> None:
     renamed = {"recipe_path": "recipe", "store_path": "store", "changes": "set", "as_json": None,
                "all_columns": None, "names": "compare", "format_name": "format",
                "data_path": "data", "directory": "out", "max_age_s": "max_age",
-               "store_or_recipe": "store", "max_idle": "max_idle_s"}  # fmt: skip
+               "store_or_recipe": "store", "max_idle": "max_idle_s", "path": "checkpoint_dir",
+               # short for changes to the recipe
+               "depth": "set", "ready_marker": "set", "convert_cmd": "set"}  # fmt: skip
     verb_of = {"check": "check_tokens"}
     of_the_terminal = {
         "named", "params", "list_named", "show", "show_schema", "file", "as_csv", "parquet",

@@ -128,9 +128,9 @@ def reference(directory: Path) -> torch.Tensor:
 def test_what_the_trainer_writes_is_found(run_dir: Path) -> None:
     found = find_checkpoints(run_dir, SETTINGS)
     assert [(c.step, c.path.name, c.layout) for c in found] == [
-        (0, "final", "pretrained"),
         (4, "checkpoint-4", "hf-trainer"),
         (6, "checkpoint-6", "hf-trainer"),
+        (6, "final", "pretrained"),  # without a number: the step of the last before it
     ]
 
 

@@ -18,8 +18,8 @@ from gracekit.cli import main
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
-COMMANDS = ["init", "watch", "plan", "check", "compare", "refresh", "select", "explain", "similar",
-            "export", "sql", "report", "status", "versions", "diff", "verify", "rollback", "pin",
+COMMANDS = ["init", "watch", "plan", "doctor", "check", "compare", "refresh", "reference",
+            "select", "explain", "similar", "export", "sql", "report", "status", "versions", "diff", "verify", "rollback", "pin",
             "unpin", "gc", "work"]  # fmt: skip
 
 
@@ -305,3 +305,51 @@ def test_export(world: Path, recipe: list[str], tmp_path: Path, name: str) -> No
     again = invoke("export", "--format", name, "-o", str(out), *recipe)
     assert again.exit_code == 1
     ok("export", "--format", name, "-o", str(out), "--force", *recipe)
+
+
+def test_doctor_says_what_is_there(world: Path, recipe: list[str], tmp_path: Path) -> None:
+    found = json.loads(ok("doctor", str(world / "run"), *recipe, "--json"))
+    assert found["ok"] and found["newest"] == "checkpoint-20"
+    states = {c["name"]: (c["layout"], c["step"], c["state"]) for c in found["checkpoints"]}
+    assert states == {f"checkpoint-{step}": ("hf-trainer", step, "complete") for step in (10, 20)}
+    assert found["plan"]["num_samples"] == 160
+    text = ok("doctor", str(world / "run"), *recipe)
+    assert "checkpoint-20 can be used: step 20, safetensors, a llama of 2 layers" in text
+    assert "would make   version" in text
+    for folder, reason in ((tmp_path, "it is empty"), (world / "run/checkpoint-10", None)):
+        result = invoke("doctor", str(folder), "--depth", "0")
+        assert result.exit_code == (1 if reason else 0) and (reason or "") in result.stdout
+
+
+def test_once_without_a_complete_checkpoint_fails_with_the_reason(
+    recipe: list[str], tmp_path: Path
+) -> None:
+    result = invoke("watch", str(tmp_path), "--once", *recipe)
+    assert result.exit_code == 1 and "there is no checkpoint in" in result.stderr
+    directory = write_checkpoint(tmp_path, 30)
+    (directory / "trainer_state.json").unlink()
+    (directory / "training_args.bin").touch()
+    for command in ("--once", "--dry-run"):
+        result = invoke("watch", str(tmp_path), command, *recipe)
+        assert result.exit_code == 1
+        assert "checkpoint-30: trainer_state.json is not there yet" in result.stderr
+
+
+def test_options_for_checkpoints_of_other_trainers(
+    world: Path, recipe: list[str], tmp_path: Path
+) -> None:
+    """A command that copies, as the only layout that has what the marker says."""
+    write_checkpoint(tmp_path, 10).rename(tmp_path / "it-10")
+    for name in ("trainer_state.json", "config.json"):
+        (tmp_path / "it-10" / name).unlink()
+    (tmp_path / "it-10/model.safetensors").rename(tmp_path / "it-10/weights")
+    options = [
+        "--ready-marker", "DONE", "--convert-cmd", "cp {src}/weights {dst}/model.safetensors",
+        "--set", f"checkpoints.base_model={world}/run/checkpoint-20",
+        "--store", str(tmp_path / "store"),
+    ]  # fmt: skip
+    result = invoke("refresh", str(tmp_path / "it-10"), *options, *recipe)
+    assert result.exit_code == 1 and "DONE" in result.stderr
+    (tmp_path / "it-10/DONE").touch()
+    assert "step 10" in ok("refresh", str(tmp_path / "it-10"), *options, *recipe)
+    assert json.loads(ok("versions", "--store", str(tmp_path / "store"), "--json"))

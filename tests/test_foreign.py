@@ -298,7 +298,7 @@ if os.getuid() == 0:
     os.seteuid(65534)
 looks = iter([False, True])
 found = watch_checkpoints(
-    Path(sys.argv[1]), CheckpointSection(on_backlog="all"), stop=threading.Event(),
+    Path(sys.argv[1]), CheckpointSection(on_backlog="all", settle_s=0), stop=threading.Event(),
     is_done=lambda c: False, wait=lambda s: next(looks),
 )
 print([c.step for c in found])
@@ -355,7 +355,7 @@ def test_settling_goes_by_a_steady_clock(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "run/checkpoint-20/trainer_state.json").unlink()
     (tmp_path / "run/checkpoint-20").rename(tmp_path / "run/step-20")
     now, wall = [0.0], iter([1.8e9, 1.0, 4e9] + [2e9] * 50)
-    monkeypatch.setattr("gracekit.checkpoints.layouts.time.time", lambda: next(wall))
+    monkeypatch.setattr("gracekit.checkpoints.base_layout.time.time", lambda: next(wall))
     seen: list[tuple[int, float]] = []
 
     def wait(seconds: float) -> bool:

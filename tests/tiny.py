@@ -99,7 +99,7 @@ def recipe_content(**sections: Any) -> dict[str, Any]:
     content: dict[str, Any] = {
         "data": {"path": "train.jsonl", "group_column": "source", "max_length": 64},
         "store": "store",
-        "checkpoints": {"poll_interval_s": 0.05},
+        "checkpoints": {"poll_interval_s": 0.05, "settle_s": 0},
         "scoring": {"shard_rows": 16, "num_threads": 1, "device": "cpu"},
         "refresh": {"min_fraction": 0.4, "max_fraction": 0.5, "min_probe": 20},
         "propagation": {"min_measured": 20},

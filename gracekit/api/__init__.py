@@ -6,5 +6,6 @@ under the names that they have on the command line, and a version as its number 
 
 `starting` writes a recipe, `making` measures checkpoints and `selecting` selects anew; `reading`
 and `samples` look at versions, `keeping` holds and removes them, `exporting` writes training data,
-`asking` answers SQL. They are apart so that a verb loads what it needs: only `making` loads torch.
+`asking` answers SQL, `doctoring` looks at checkpoints. They are apart so that a verb loads what it
+needs: only `making`, and `doctoring` where it plans, load torch.
 """

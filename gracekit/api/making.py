@@ -11,7 +11,7 @@ from typing import Literal, overload
 
 from gracekit import daemon, refresher
 from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, path
-from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.checkpoints import check_checkpoint, find_checkpoints, why_none
 from gracekit.daemon import WatchReport
 from gracekit.errors import CheckpointError
 from gracekit.progress import Progress
@@ -74,15 +74,17 @@ def watch(
 ) -> WatchReport | PlanPreview:
     """Follow a directory of checkpoints: a new version for each complete one.
 
-    Training is never paused. The call returns when `stop` is set, or as `once` and
-    `max_checkpoints` say.
+    They are looked for in the directory itself and below it, down to `checkpoints.depth` folders;
+    of several runs the one that began last is followed. Training is never paused. The call returns
+    when `stop` is set, or as `once` and `max_checkpoints` say.
 
     Args:
         recipe: A `Recipe`, or the path of one.
-        checkpoint_dir: Where the trainer writes its checkpoints; it may not exist yet.
+        checkpoint_dir: Where the trainer writes its checkpoints, or a folder above; it may not
+            exist yet.
         store: A store to use instead of the recipe's.
         set: Changes to the recipe, such as `{"selection.fraction": 0.2}`.
-        once: Handle the newest complete checkpoint, if there is one, and return.
+        once: Handle the newest complete checkpoint and return.
         on_backlog: Which to take when several checkpoints wait; default: as the recipe says.
         max_checkpoints: Return after so many new versions.
         dry_run: Only return the plan for the newest checkpoint.
@@ -95,7 +97,8 @@ def watch(
 
     Raises:
         StoreLockedError: Another daemon follows a run for this store.
-        CheckpointError: With `dry_run`: there is no complete checkpoint yet.
+        CheckpointError: With `once` or `dry_run`: there is no complete checkpoint; it says what
+            there is.
         GracekitError: Recipe, data or store cannot be used.
 
     Example:
@@ -110,7 +113,7 @@ def watch(
     if dry_run:
         found = find_checkpoints(checkpoint_dir, loaded.checkpoints)
         if not found:
-            raise CheckpointError(f"there is no complete checkpoint in {checkpoint_dir} yet")
+            raise CheckpointError(why_none(checkpoint_dir, loaded.checkpoints))
         return refresher.preview(loaded, found[-1], strict=strict)
     with ExitStack() as stack:
         metrics = None
@@ -164,7 +167,8 @@ def refresh(
 
     Args:
         recipe: A `Recipe`, or the path of one.
-        checkpoint: A complete checkpoint; its layout is recognised.
+        checkpoint: A complete checkpoint, a directory or (Lightning) a file; its layout is
+            recognised.
         store: A store to use instead of the recipe's.
         set: Changes to the recipe, such as `{"selection.fraction": 0.2}`.
         dry_run: Only return the plan; writes nothing.

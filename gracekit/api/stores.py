@@ -71,7 +71,7 @@ def load_recipe(
     if not isinstance(recipe, (Recipe, str, os.PathLike)):
         raise UsageError(f"a recipe is its path or a gracekit.Recipe, found {recipe!r}")
     loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    values = _values(changes or {})
+    values = values_of(changes or {})
     if store is not None:
         values["store"] = str(root_of(store))
     return loaded.override(values) if values else loaded
@@ -109,7 +109,8 @@ def list_of_names(value: object, name: str) -> list[str]:
     raise UsageError(f"{name} is a list of names, found {value!r}")
 
 
-def _values(changes: Changes) -> dict[str, Any]:
+def values_of(changes: Changes) -> dict[str, Any]:
+    """Changes to a recipe as values by their dotted keys; raises `RecipeError` for what is none."""
     if isinstance(changes, Mapping):
         return {text(key, "a key of the changes"): value for key, value in changes.items()}
     if isinstance(changes, str):

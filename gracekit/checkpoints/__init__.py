@@ -2,31 +2,45 @@
 
 A checkpoint directory goes through three hands:
 
-    find / check / watch  ->  Checkpoint          layouts.py, weights.py, discover.py, watch.py
+    find / check / watch  ->  Checkpoint          layouts, weights, places, discover, watch
     describe_architecture  ->  kind and sizes     config.py, adapters.py
-    pin                   ->  PinnedCheckpoint    pins.py
+    pin                   ->  PinnedCheckpoint    pins.py, assembly.py
     read_pace             ->  TrainerPace         pace.py
-    load                  ->  model, tokenizer    model.py, to be imported by its full name
+    load                  ->  model, tokenizer    model.py and convert.py, to be imported by name
+
+A trainer's layout (`layouts.py`, `other_layouts.py`) says which directories hold a checkpoint and
+when it is complete, whatever the form of its weights, which `model_files.py` knows.
 """
 
-from gracekit.checkpoints.config import describe_architecture, model_identity
+from gracekit.checkpoints.config import (
+    describe_architecture,
+    describe_checkpoint,
+    model_identity,
+)
 from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
-from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES
+from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES, layout_of
 from gracekit.checkpoints.pace import TrainerPace, read_pace
 from gracekit.checkpoints.pins import pin
+from gracekit.checkpoints.survey import Finding, newest_usable, survey, why_none
 from gracekit.checkpoints.trainer import is_of_trl_sft
 from gracekit.checkpoints.watch import watch_checkpoints
 
 __all__ = [
     "LAYOUTS",
     "OPTIMIZER_FILES",
+    "Finding",
     "TrainerPace",
     "check_checkpoint",
     "describe_architecture",
+    "describe_checkpoint",
     "find_checkpoints",
     "is_of_trl_sft",
+    "layout_of",
     "model_identity",
+    "newest_usable",
     "pin",
     "read_pace",
+    "survey",
     "watch_checkpoints",
+    "why_none",
 ]

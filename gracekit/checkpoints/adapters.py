@@ -36,8 +36,8 @@ def incomplete_adapter(directory: Path) -> str | None:
     except ValueError:
         return f"{ADAPTER_CONFIG} does not parse: it is cut off or damaged"
     kind = config.get("peft_type")
-    if kind not in SUPPORTED or config.get("use_dora"):
-        what = "DoRA" if config.get("use_dora") else " ".join(str(kind)[:80].split())
+    if kind not in SUPPORTED:
+        what = " ".join(str(kind)[:80].split())
         raise CheckpointError(
             f"{directory} holds a PEFT adapter of type {what}, which gracekit cannot read; it "
             f"reads {', '.join(SUPPORTED)}, and full models: merge it into its base model "
@@ -65,6 +65,11 @@ def _read_config(directory: Path) -> Json:
     return config
 
 
+def is_dora(directory: Path) -> bool:
+    """Whether an adapter decomposes weights into direction and magnitude (DoRA)."""
+    return bool(_read_config(directory).get("use_dora"))
+
+
 def read_adapter(directory: Path) -> Json:
     """Type, rank and target modules: equal for the adapters of one run.
 
@@ -85,12 +90,13 @@ def read_adapter(directory: Path) -> Json:
             f"{repr(alpha)[:40]} and target_modules {repr(targets)[:80]}; expected a whole number, "
             "a number, and names: it is damaged; save the checkpoint again"
         )
-    return {
+    facts: Json = {
         "type": config.get("peft_type"),
         "rank": rank,
         "alpha": alpha,
         "targets": sorted(targets) if isinstance(targets, list) else targets,
     }
+    return {**facts, "dora": True} if config.get("use_dora") else facts
 
 
 def num_saved_rows(directory: Path, module: str) -> int | None:
@@ -119,7 +125,7 @@ def model_directory(directory: Path, settings: CheckpointSection) -> Path:
     config = _read_config(directory)
     named = settings.base_model or config.get("base_model_name_or_path")
     where = "checkpoints.base_model" if settings.base_model else ADAPTER_CONFIG
-    base = _find(named) if named and isinstance(named, str) else None
+    base = base_named(named) if named and isinstance(named, str) else None
     if base is None:
         raise CheckpointError(
             f"{directory} is an adapter, and its base model {repr(named)[:200]} (from {where}) is "
@@ -161,7 +167,8 @@ def _digest(stamps: tuple[tuple[Path, int, int], ...]) -> str:
     return weights_digest([path for path, _, _ in stamps])
 
 
-def _find(name: str) -> Path | None:
+def base_named(name: str) -> Path | None:
+    """The directory of that path, or of that name in the local cache of the model hub."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from gracekit.checkpoints.adapters import base_digest, model_directory, read_adapter
-from gracekit.checkpoints.layouts import CONFIG
+from gracekit.checkpoints.layouts import layout_of
+from gracekit.checkpoints.model_files import CONFIG, base_of, config_in
 from gracekit.checkpoints.weights import ADAPTER_CONFIG, is_adapter
 from gracekit.errors import CheckpointError
 from gracekit.files import read_json, sha256
 from gracekit.foreign import foreign, whole_number
 from gracekit.recipe import CheckpointSection
-from gracekit.types import Json
+from gracekit.types import Checkpoint, Json
 
 _NAMES = {
     "model_type": ("model_type",),
@@ -39,6 +40,21 @@ def describe_architecture(directory: Path, settings: CheckpointSection) -> Json:
     """
     with foreign(directory, CheckpointError):
         return _described(directory, model_directory(directory, settings) / CONFIG)
+
+
+def describe_checkpoint(checkpoint: Checkpoint, settings: CheckpointSection) -> Json:
+    """The same of a checkpoint in any layout, before it is pinned.
+
+    Raises `CheckpointError` also where it has no config and no base model is named.
+    """
+    with foreign(checkpoint.path, CheckpointError):
+        parts = layout_of(checkpoint, settings).parts(checkpoint.path)
+        config = config_in(parts)
+        if is_adapter(parts[0]):
+            home = parts[0]
+        else:
+            home = base_of(checkpoint.path, settings) if config is None else config.parent
+    return describe_architecture(home, settings)
 
 
 def _described(directory: Path, path: Path) -> Json:

@@ -5,6 +5,7 @@ A little above 400 lines: the refusals need what loading holds.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,37 +17,33 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from gracekit.checkpoints.adapters import model_directory, num_saved_rows
+from gracekit.checkpoints.adapters import is_dora, model_directory, num_saved_rows
 from gracekit.checkpoints.claims import require_claim
-from gracekit.checkpoints.layouts import CONFIG, layout_of
+from gracekit.checkpoints.convert import ensure_weights
+from gracekit.checkpoints.layouts import layout_of
+from gracekit.checkpoints.model_files import CONFIG, base_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
 from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
 from gracekit.checkpoints.quantised import DEQUANTISED, quantisation_of
+from gracekit.checkpoints.vocabulary import (
+    TOKENIZER_SUFFIXES,
+    VOCABULARY_FILES,
+    has_vocabulary,
+)
 from gracekit.errors import (
     CheckpointError,
     CheckpointIncompleteError,
     CheckpointMismatchError,
     MeasureError,
     RecipeError,
+    StoreWriteError,
 )
 from gracekit.files import MAX_JSON_BYTES, read_json
 from gracekit.foreign import foreign
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
 
-_VOCABULARY_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-    "*.tiktoken",
-)
-"""A directory without any of these has no tokenizer, whatever tokenizer_config.json says."""
-
-_TOKENIZER_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".tiktoken"}
+logger = logging.getLogger(__name__)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -153,6 +150,7 @@ def _load(
 ) -> torch.nn.Module:
     try:
         with _quiet():
+            ensure_weights(pinned, settings)
             base = model_directory(pinned.directory, settings)
             model, info = _from_pretrained(base, settings, torch_dtype)
             _require_all_weights(pinned, info)
@@ -164,12 +162,14 @@ def _load(
             f"the model of {pinned.checkpoint.path} does not fit into the memory of "
             f"{torch_device}: free some, or set scoring.device or scoring.dtype in the recipe"
         ) from error
+    except StoreWriteError:
+        raise
     except Exception as error:  # transformers and model code raise anything
-        _require_whole(pinned)
+        _require_whole(pinned, settings)
         if isinstance(error, CheckpointError):
             raise
         raise _load_error(pinned, settings, error) from error
-    require_unchanged(pinned)
+    require_unchanged(pinned, settings)
     loaded: torch.nn.Module = model
     return loaded
 
@@ -185,26 +185,28 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
 
 def _load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any:
     directory = pinned.directory
-    if not _has_vocabulary(directory) and settings.tokenizer is None:
+    if not has_vocabulary(directory) and settings.tokenizer is None:
         directory = model_directory(directory, settings)  # an adapter's base
-    if not _has_vocabulary(directory):
+        if directory == pinned.directory and settings.base_model is not None:
+            directory = base_of(pinned.checkpoint.path, settings)
+    if not has_vocabulary(directory):
         if settings.tokenizer is None:
-            _require_whole(pinned)
+            _require_whole(pinned, settings)
             raise CheckpointError(
                 f"{pinned.checkpoint.path} holds no tokenizer; name a directory with one as "
                 "checkpoints.tokenizer in the recipe, or let the trainer save it (processing_class)"
             )
         directory = Path(settings.tokenizer)
-        if not _has_vocabulary(directory):
+        if not has_vocabulary(directory):
             raise CheckpointError(
                 f"checkpoints.tokenizer: expected a directory with one of "
-                f"{', '.join(_VOCABULARY_FILES)}; found none in {directory}"
+                f"{', '.join(VOCABULARY_FILES)}; found none in {directory}"
             )
     try:
         return read_tokenizer(directory, trust_remote_code=settings.trust_remote_code)
     except CheckpointError:
         if directory == pinned.directory:
-            _require_whole(pinned)
+            _require_whole(pinned, settings)
         raise
 
 
@@ -218,16 +220,16 @@ def read_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def _read_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
-    if not _has_vocabulary(directory):
-        inner = [path.parent for name in _VOCABULARY_FILES for path in directory.glob(f"*/{name}")]
+    if not has_vocabulary(directory):
+        inner = [path.parent for name in VOCABULARY_FILES for path in directory.glob(f"*/{name}")]
         if not inner:
             raise CheckpointError(
                 f"there is no tokenizer in {directory}; expected one of "
-                f"{', '.join(_VOCABULARY_FILES)}, in it or in a checkpoint in it"
+                f"{', '.join(VOCABULARY_FILES)}, in it or in a checkpoint in it"
             )
         directory = max(inner, key=lambda path: path.stat().st_mtime)
     for file in directory.iterdir():
-        if file.suffix in _TOKENIZER_SUFFIXES and file.stat().st_size > MAX_JSON_BYTES:
+        if file.suffix in TOKENIZER_SUFFIXES and file.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(
                 f"{file} is larger than {MAX_JSON_BYTES:,} bytes, which no tokenizer is; name the "
                 "directory of another one as checkpoints.tokenizer in the recipe"
@@ -309,6 +311,10 @@ def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
         # Tokens were added in training: the adapter's file holds the embeddings as they are now.
         model.resize_token_embeddings(num_rows, mean_resizing=False)
     adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
+    if is_dora(pinned.directory):
+        # Its layers call each other with inputs that are no samples': measured as a full model.
+        logger.info("%s is a DoRA adapter: it is merged into its base", pinned.checkpoint.path)
+        return adapted.merge_and_unload()
     return adapted.get_base_model()
 
 
@@ -325,12 +331,12 @@ def _prepare(model: Any, device: torch.device) -> None:
         model.gradient_checkpointing_disable()
 
 
-def _require_whole(pinned: PinnedCheckpoint) -> None:
+def _require_whole(pinned: PinnedCheckpoint, settings: CheckpointSection) -> None:
     """Raise the error that fits when files were deleted, cut off or written again."""
     checkpoint = pinned.checkpoint
-    require_unchanged(pinned)
+    require_unchanged(pinned, settings)
     with vanished_errors(checkpoint):
-        reason = layout_of(checkpoint).unready(pinned.directory)
+        reason = layout_of(checkpoint, settings).unready(pinned.original)
     if reason is None:
         return
     if not pinned.is_linked:
@@ -397,14 +403,12 @@ def _quiet() -> Iterator[None]:
                 transformers_logging.enable_progress_bar()
 
 
-def _has_vocabulary(directory: Path) -> bool:
-    return any(True for pattern in _VOCABULARY_FILES for _ in directory.glob(pattern))
-
-
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """With the second where the first only announces it."""
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

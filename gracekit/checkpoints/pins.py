@@ -1,4 +1,8 @@
-"""Pin a checkpoint while it is read: hard links keep its files when the trainer deletes them."""
+"""Pin a checkpoint while it is read: hard links keep its files when the trainer deletes them.
+
+Where a checkpoint is no model directory as it is, one is put together beside the pin
+(`assembly.py`).
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gracekit import files
+from gracekit.checkpoints.assembly import assemble, is_model_directory
 from gracekit.checkpoints.layouts import layout_of
 from gracekit.checkpoints.weights import weights_digest
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.foreign import foreign
 from gracekit.protocols import CheckpointLayout
+from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint, PinnedCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -32,53 +38,80 @@ _CANNOT_LINK = {
 
 @contextmanager
 def pin(
-    checkpoint: Checkpoint, pins_dir: Path, *, also: tuple[str, ...] = ()
+    checkpoint: Checkpoint,
+    pins_dir: Path,
+    settings: CheckpointSection | None = None,
+    *,
+    also: tuple[str, ...] = (),
+    conversions: Path | None = None,
 ) -> Iterator[PinnedCheckpoint]:
     """Hold a checkpoint for reading: links to its files under `pins_dir`, removed at exit.
 
-    `also` names further files to hold where they exist, such as the optimizer's.
-
     Where hard links are impossible the original is read in place, and may vanish. Links to files
     elsewhere (a hub snapshot) are followed. Reads all weights once, for the digest.
+
+    Args:
+        checkpoint: As it was found.
+        pins_dir: Where the links are made.
+        settings: What stands in for what the checkpoint lacks.
+        also: Further files to hold where they exist, such as the optimizer's.
+        conversions: Where converted weights are kept; by default they go with the pin.
 
     Raises:
         CheckpointVanishedError: The trainer deleted the checkpoint before it was held.
         CheckpointIncompleteError: The trainer is writing it again.
         StoreWriteError: `pins_dir` cannot be written.
     """
-    layout = layout_of(checkpoint)
+    settings = settings or CheckpointSection()
+    layout = layout_of(checkpoint, settings)
     directory = pins_dir / f"{checkpoint.path.name}-{secrets.token_hex(4)}"
+    model = directory.with_name(f"{directory.name}.model")
     try:
         with vanished_errors(checkpoint):
             is_linked = _link(checkpoint, layout, directory)
-            source = directory if is_linked else checkpoint.path
-            for name in also if is_linked else ():
+            source = _held(checkpoint, directory) if is_linked else checkpoint.path
+            for name in also if is_linked and checkpoint.path.is_dir() else ():
                 with suppress(OSError):  # whoever needs it says that it is not there
                     files.link(checkpoint.path / name, directory / name)
             reason = layout.unready(source)
             if reason:
                 raise CheckpointIncompleteError(f"{checkpoint.path} is not complete: {reason}")
+            parts = layout.parts(source)
+            is_model = is_model_directory(parts, settings)
             pinned = PinnedCheckpoint(
                 checkpoint=checkpoint,
-                directory=source,
+                directory=parts[0] if is_model else model,
                 digest=weights_digest(layout.weight_files(source)),
                 is_linked=is_linked,
+                trainer_files=None if is_model and parts[0] == source else source,
+                conversion=conversions or directory.with_name(f"{directory.name}.converted"),
             )
-        require_unchanged(pinned)
+        require_unchanged(pinned, settings)
+        if not is_model:
+            assemble(pinned, parts, settings, also=also)
+            require_unchanged(pinned, settings)
         yield pinned
     finally:
-        with suppress(OSError):  # what is left goes at the next start
-            files.remove(directory)
+        for place in (directory, model, directory.with_name(f"{directory.name}.converted")):
+            with suppress(OSError):  # what is left goes at the next start
+                files.remove(place)
 
 
-def require_unchanged(pinned: PinnedCheckpoint) -> None:
+def _held(checkpoint: Checkpoint, directory: Path) -> Path:
+    """Where the links lie: the directory, or the link to a checkpoint that is a file."""
+    link = directory / checkpoint.path.name
+    return link if link.is_file() and not checkpoint.path.is_dir() else directory
+
+
+def require_unchanged(pinned: PinnedCheckpoint, settings: CheckpointSection | None = None) -> None:
     """Raise `CheckpointIncompleteError` if the trainer wrote to the files since they were found.
 
     A hard link shares its bytes with the original, so it shows what is written in place.
     """
     checkpoint = pinned.checkpoint
     with vanished_errors(checkpoint):
-        times = {f.name: f.stat().st_mtime for f in layout_of(checkpoint).files(pinned.directory)}
+        found = layout_of(checkpoint, settings).files(pinned.original)
+        times = {f.name: f.stat().st_mtime for f in found}
         newer = [name for name, time in times.items() if time > checkpoint.completed_at]
         if pinned.is_linked and max(times.values(), default=0.0) < checkpoint.completed_at:
             newer = [*times]  # none was deleted, so a clock was set back: all may be written anew
@@ -115,9 +148,10 @@ def vanished(checkpoint: Checkpoint) -> CheckpointVanishedError:
 def _link(checkpoint: Checkpoint, layout: CheckpointLayout, directory: Path) -> bool:
     """Hard-link the checkpoint's files into the new `directory`; False where that is impossible."""
     originals = layout.files(checkpoint.path)
+    home = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
     is_linked = True
     for file in originals:
-        target = directory / file.relative_to(checkpoint.path)
+        target = directory / file.relative_to(home)
         with files.clear_write_errors(target):
             files.make_directory(target.parent)
         try:

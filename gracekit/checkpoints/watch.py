@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from gracekit.checkpoints.base_layout import quiet_s
 from gracekit.checkpoints.discover import (
+    Layouts,
     Obstacle,
-    candidates,
-    in_order,
+    candidates_below,
     look,
+    name_below,
     obstacle_of,
-    real_path,
     unfinished,
+    without_copies,
 )
 from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S
+from gracekit.checkpoints.places import (
+    Sight,
+    by_run,
+    newest_run,
+    nothing_there,
+    real_path,
+    run_of,
+    words_of_runs,
+)
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.foreign import foreign
-from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint
 
 logger = logging.getLogger(__name__)
+
+_MOST_NESTED = 2
+"""Folders in a checkpoint that are looked into for changes: `actor/huggingface`."""
+
+_MOST_SEEN = 50
+"""Checkpoints of a run whose files are remembered: more than a trainer saves in `settle_s`."""
 
 Signature = tuple[str | None, tuple[tuple[str, int, int, int], ...]]
 """The marker that says it is being written, and name, size, time and mode of what it contains:
@@ -40,11 +58,13 @@ def watch_checkpoints(
     is_done: Callable[[Checkpoint], bool],
     is_refused: Callable[[Checkpoint], bool] = lambda checkpoint: False,
     stop: threading.Event,
-    layouts: Mapping[str, type[CheckpointLayout]] = LAYOUTS,
+    layouts: Layouts = LAYOUTS,
     clock: Callable[[], float] = time.monotonic,
     wait: Callable[[float], bool] | None = None,
 ) -> Iterator[Checkpoint]:
-    """Yield complete checkpoints below `root` as they appear, until `stop` is set.
+    """Yield complete checkpoints of `root` and below it as they appear, until `stop` is set.
+
+    Of several runs below it the one that began last is followed.
 
     Polls, because notifications of a file system do not reach other hosts. Each checkpoint is
     yielded once, and again only when its files change; so one that the caller could not use is
@@ -52,11 +72,17 @@ def watch_checkpoints(
     caller refuses the latest: then the next older one comes. With `all` each is yielded in turn.
     `root` need not exist yet.
 
+    The first checkpoint of a run, and one that lacks a file that the one before it had, are used
+    when nothing has changed for `settle_s`, whatever marker they have: a copy may bring the marker
+    first. Where the trainer deletes each before that, the first that comes `settle_s` later is
+    used.
+
     Logs, each message once: INFO "waiting for checkpoint-20: trainer_state.json is not there yet",
-    "waiting for runs/sft: there is no such directory yet"; WARNING "cannot use checkpoint-20: ...".
+    "waiting for runs/sft: there is no such directory yet", what is there where nothing looks like a
+    checkpoint, and which of several runs is followed; WARNING "cannot use checkpoint-20: ...".
 
     Args:
-        root: The trainer's output directory.
+        root: The trainer's output directory, one above it, or a checkpoint.
         settings: Polling, quiet period, ready marker and backlog policy of the recipe.
         is_done: Whether a checkpoint needs no refresh; asked before it is yielded.
         is_refused: Whether a checkpoint that was yielded could not be used.
@@ -92,7 +118,7 @@ class _Watcher:
         settings: CheckpointSection,
         is_done: Callable[[Checkpoint], bool],
         is_refused: Callable[[Checkpoint], bool],
-        layouts: Mapping[str, type[CheckpointLayout]],
+        layouts: Layouts,
         clock: Callable[[], float],
     ) -> None:
         self._root = root
@@ -103,6 +129,10 @@ class _Watcher:
         self._clock = clock
         self._sightings: dict[Path, _Sighting] = {}
         self._said: dict[Path, str] = {}
+        self._began: dict[Path, float] = {}
+        """When each run began, as far as it was seen."""
+        self._seen: dict[Path, dict[Path, tuple[float, frozenset[str]]]] = {}
+        """Of each run the last checkpoints with a marker: since when, and names of their files."""
         self._handled: dict[Path, Checkpoint] = {}
         """Yielded, done or passed over, in the state in which that happened."""
         self._yielded: Checkpoint | None = None
@@ -140,20 +170,21 @@ class _Watcher:
         return waiting[0]
 
     def _complete(self) -> list[Checkpoint]:
-        """Every checkpoint that is complete and settled, ascending by step."""
+        """Every checkpoint of the run that is complete and settled, ascending by step."""
+        sight = Sight()
         try:
-            directories = list(candidates(self._root))
+            directories = candidates_below(self._root, self._settings, self._layouts, sight)
         except CheckpointError as error:
             self._say_unlisted(error)
             return []
-        self._said.pop(self._root, None)
-        complete = []
+        complete, num_seen = [], 0
         for directory in directories:
             try:
                 with foreign(directory, CheckpointError):
                     outcome = self._look(directory)
             except CheckpointError as error:
                 outcome = obstacle_of(error)
+            num_seen += outcome is not None
             if isinstance(outcome, Checkpoint):
                 complete.append(outcome)
                 self._said.pop(directory, None)
@@ -162,7 +193,26 @@ class _Watcher:
         for gone in self._sightings.keys() - set(directories):
             del self._sightings[gone]
             self._said.pop(gone, None)
-        return in_order(complete)
+        if not num_seen:
+            nothing = nothing_there(self._root, sight, self._settings.depth)
+            self._say_once(
+                self._root,
+                f"waiting: {nothing}; docs/checkpoints.md lists what is read",
+                about="nothing is there",
+            )
+        return self._of_run(without_copies(complete))
+
+    def _of_run(self, complete: list[Checkpoint]) -> list[Checkpoint]:
+        """Those of the run that is followed."""
+        runs = by_run(complete, self._root)
+        if not runs:
+            return []
+        chosen = newest_run(runs, self._began)
+        if len(runs) == 1:
+            self._said.pop(self._root, None)
+        else:
+            self._say_once(self._root, words_of_runs(runs, chosen, self._root))
+        return runs[chosen]
 
     def _look(self, directory: Path) -> Checkpoint | Obstacle | None:
         """`discover.look` at directories that have changed, plus the quiet period."""
@@ -180,18 +230,53 @@ class _Watcher:
             # What is written under an old marker counts as complete when it has been quiet.
             sighting.since, sighting.outcome = now, look(directory, self._settings, self._layouts)
         outcome = sighting.outcome
-        settle_s = self._settings.settle_s
-        if (
-            isinstance(outcome, Checkpoint)
-            and not self._layouts[outcome.layout].has_marker
-            and not self._settings.ready_marker
-            and now - sighting.since < settle_s
-        ):
-            reason = (
-                f"nothing says that it is complete, so {settle_s:g} s without a change must pass"
-            )
-            return Obstacle(error=CheckpointIncompleteError, reason=reason)
-        return outcome
+        if not isinstance(outcome, Checkpoint):
+            return outcome
+        reason = self._unsettled(outcome, now - sighting.since)
+        if reason is None:
+            return outcome
+        return Obstacle(error=CheckpointIncompleteError, reason=reason)
+
+    def _unsettled(self, checkpoint: Checkpoint, unchanged_s: float) -> str | None:
+        """Why it has to be quiet for longer; None when it is to be used."""
+        settle_s, path = self._settings.settle_s, checkpoint.path
+        layout = self._layouts[checkpoint.layout](self._settings)
+        is_marked = layout.is_marked(path)
+        if not is_marked:
+            settle_s = layout.settle_s(path)
+        if self._settings.ready_marker or (not is_marked and unchanged_s >= settle_s):
+            return None
+        if not is_marked:
+            return f"nothing says that it is complete, so {settle_s:g} s without a change must pass"
+        files = layout.files(path)
+        names = frozenset(str(f.relative_to(path)) for f in files if f != path)
+        others = self._others(checkpoint, names, settle_s)
+        missing = sorted(others[-1] - names) if others else []
+        if (others and not missing) or max(unchanged_s, quiet_s(files)) >= settle_s:
+            return None
+        why = f"it has no {missing[0]}, as those before it" if missing else "it is the run's first"
+        return f"{why}, and may be a copy under way, so {settle_s:g} s without a change must pass"
+
+    def _others(
+        self, checkpoint: Checkpoint, names: frozenset[str], settle_s: float
+    ) -> list[frozenset[str]]:
+        """What other checkpoints of the run hold, of those seen for so long, deleted ones too."""
+        seen, now = self._seen.setdefault(run_of(checkpoint, self._root), {}), self._clock()
+        since, _ = seen.get(checkpoint.path, (now, names))
+        seen[checkpoint.path] = since, names
+        for old in sorted(seen, key=lambda path: seen[path][0])[:-_MOST_SEEN]:
+            del seen[old]
+        return [
+            found
+            for path, (since, found) in seen.items()
+            if path != checkpoint.path and now - since >= settle_s
+        ]
+
+    def _say_once(self, place: Path, message: str, about: str | None = None) -> None:
+        """Say it where the last thing said of the place was another, or about something else."""
+        if self._said.get(place) != (about or message):
+            self._said[place] = about or message
+            logger.info("%s", message)
 
     def _say(self, directory: Path, obstacle: Obstacle) -> None:
         if (
@@ -201,9 +286,10 @@ class _Watcher:
             return
         self._said[directory] = obstacle.reason
         if obstacle.error is CheckpointIncompleteError:
-            logger.info("waiting for %s: %s", directory.name, obstacle.reason)
+            logger.info("waiting for %s: %s", name_below(directory, self._root), obstacle.reason)
         else:
-            logger.warning("cannot use %s: %s", directory.name, obstacle.reason)
+            name = name_below(directory, self._root)
+            logger.warning("cannot use %s: %s", name, obstacle.reason)
 
     def _say_unlisted(self, error: CheckpointError) -> None:
         """The root is not there yet, or a network mount fails for a while; else it is an error."""
@@ -215,9 +301,7 @@ class _Watcher:
             message = f"{error}; trying again"
         else:
             raise error
-        if self._said.get(self._root) != message:
-            self._said[self._root] = message
-            logger.info("%s", message)
+        self._say_once(self._root, message)
 
 
 def _is_newer(checkpoint: Checkpoint, handled: list[Checkpoint]) -> bool:
@@ -228,8 +312,15 @@ def _is_newer(checkpoint: Checkpoint, handled: list[Checkpoint]) -> bool:
     )
 
 
-def _listing(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
-    listing = []
+def _listing(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Of a directory and those in it down to where trainers nest a model's files, or of a file."""
+    if not path.is_dir():
+        status = path.stat()
+        return ((path.name, status.st_size, status.st_mtime_ns, status.st_mode),)
+    return tuple(sorted(_entries(path, _MOST_NESTED)))
+
+
+def _entries(directory: Path, depth: int) -> Iterator[tuple[str, int, int, int]]:
     with os.scandir(directory) as entries:
         for entry in entries:
             try:
@@ -238,5 +329,10 @@ def _listing(directory: Path) -> tuple[tuple[str, int, int, int], ...]:
                 continue
             except OSError:  # a link that leads nowhere; what needs it says so
                 status = entry.stat(follow_symlinks=False)
-            listing.append((entry.name, status.st_size, status.st_mtime_ns, status.st_mode))
-    return tuple(sorted(listing))
+            yield entry.name, status.st_size, status.st_mtime_ns, status.st_mode
+            if depth and stat.S_ISDIR(status.st_mode) and not entry.is_symlink():
+                with suppress(OSError):
+                    inner = list(_entries(Path(entry.path), depth - 1))
+                    yield from (
+                        (f"{entry.name}/{n}", size, at, mode) for n, size, at, mode in inner
+                    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -81,6 +82,26 @@ version_option = click.option(
 )  # fmt: skip
 
 
+_ready_marker_option = click.option(
+    "--ready-marker",
+    metavar="NAME",
+    default=None,
+    help="A file that the trainer writes into each checkpoint once it is complete.",
+)
+_convert_option = click.option(
+    "--convert-cmd",
+    metavar="CMD",
+    default=None,
+    help="A command that makes a model folder of other checkpoints: 'CMD {src} {dst}'.",
+)
+_depth_option = click.option(
+    "--depth",
+    type=click.IntRange(0, 12),
+    default=None,
+    help="How many folders below to look for checkpoints; default: 4, or as the recipe says.",
+)
+
+
 def answers(command: Command) -> Command:
     """Give the command `out`, where its answer goes, from the option --json."""
     return _with_output(_json_option(command))
@@ -112,6 +133,31 @@ def takes_store(command: Command) -> Command:
 def takes_recipe(command: Command) -> Command:
     """Give the command what a verb takes of a recipe: `recipe_path`, `store_path`, `changes`."""
     return recipe_option(store_option(set_option(command)))
+
+
+def takes_checkpoints(*, depth: bool = False) -> Callable[[Command], Command]:
+    """Options that are short for keys of the recipe's section `checkpoints`: part of `changes`.
+
+    Args:
+        depth: Also how deep below a folder to look.
+    """
+    keys = ("ready_marker", "convert_cmd", "depth")
+
+    def wrap(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*args: Any, changes: tuple[str, ...], **kwargs: Any) -> Any:
+            given = {key: kwargs.pop(key, None) for key in keys}
+            own = tuple(
+                f"checkpoints.{key}={json.dumps(value)}"
+                for key, value in given.items()
+                if value is not None
+            )
+            return command(*args, changes=(*changes, *own), **kwargs)
+
+        wrapped = _ready_marker_option(_convert_option(run))
+        return _depth_option(wrapped) if depth else wrapped  # type: ignore[return-value]
+
+    return wrap
 
 
 def clear_errors(command: Command) -> Command:

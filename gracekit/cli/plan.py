@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 import gracekit
-from gracekit.cli.options import answers, clear_errors, strict_option, takes_recipe
+from gracekit.cli.options import (
+    answers,
+    clear_errors,
+    strict_option,
+    takes_checkpoints,
+    takes_recipe,
+)
 from gracekit.cli.output import Output
 from gracekit.cli.results import in_at_most, print_plan
 from gracekit.errors import MeasureError
@@ -26,8 +32,9 @@ if TYPE_CHECKING:
     "  gracekit plan runs/sft/checkpoint-300 --set refresh.max_fraction=1.0 --json\n"
     "  gracekit plan models/base --worth",
 )
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
 @click.option("--worth", is_flag=True, help="Say what selection could bring on this data.")
+@takes_checkpoints()
 @takes_recipe
 @strict_option
 @clear_errors

@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 import gracekit
-from gracekit.cli.options import answers, clear_errors, strict_option, takes_recipe
+from gracekit.cli.options import (
+    answers,
+    clear_errors,
+    strict_option,
+    takes_checkpoints,
+    takes_recipe,
+)
 from gracekit.cli.output import Output
 from gracekit.cli.results import show_plan, show_result
 
@@ -19,6 +25,7 @@ from gracekit.cli.results import show_plan, show_result
 )
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--dry-run", is_flag=True, help="Print the plan and exit.")
+@takes_checkpoints()
 @takes_recipe
 @strict_option
 @clear_errors

@@ -10,7 +10,13 @@ import click
 
 import gracekit
 from gracekit.cli.logs import is_json
-from gracekit.cli.options import answers, clear_errors, strict_option, takes_recipe
+from gracekit.cli.options import (
+    answers,
+    clear_errors,
+    strict_option,
+    takes_checkpoints,
+    takes_recipe,
+)
 from gracekit.cli.output import Output
 from gracekit.cli.results import show_plan, show_result
 
@@ -25,6 +31,7 @@ logger = logging.getLogger(__name__)
     epilog="\b\nExamples:\n"
     "  gracekit watch runs/sft\n"
     "  gracekit watch runs/sft --once --dry-run\n"
+    "  gracekit watch runs/own --ready-marker DONE --convert-cmd 'python to_hf.py {src} {dst}'\n"
     "  gracekit watch runs/sft --set selection.fraction=0.2 --max-checkpoints 5",
 )
 @click.argument("checkpoint_dir", type=click.Path(path_type=Path))
@@ -38,6 +45,7 @@ logger = logging.getLogger(__name__)
               help="Serve metrics for Prometheus; needs gracekit[metrics].")  # fmt: skip
 @click.option("--metrics-address", default="127.0.0.1", show_default=True,
               help="Where to serve them.")  # fmt: skip
+@takes_checkpoints(depth=True)
 @takes_recipe
 @strict_option
 @clear_errors
@@ -58,9 +66,10 @@ def watch(
 ) -> None:
     """Follow CHECKPOINT_DIR: a new version for each complete checkpoint.
 
-    Training is never paused. Stop with Ctrl-C or SIGTERM: the batch in progress is finished, what
-    is measured is kept, and the next start goes on; a second one ends at once. docs/daemon.md says
-    how to run it for weeks.
+    CHECKPOINT_DIR is the trainer's output directory, one above it, or a checkpoint; `gracekit
+    doctor` says what it holds. Training is never paused. Stop with Ctrl-C or SIGTERM: the batch in
+    progress is finished, what is measured is kept, and the next start goes on; a second one ends at
+    once. docs/daemon.md says how to run it for weeks.
     """
     if dry_run:
         plan = gracekit.watch(

@@ -31,7 +31,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gracekit.checkpoints import find_checkpoints, watch_checkpoints
+from gracekit.checkpoints import find_checkpoints, watch_checkpoints, why_none
 from gracekit.daemon.heartbeat import Heartbeat, beating
 from gracekit.daemon.notify import Notifier
 from gracekit.daemon.release_memory import release_memory
@@ -96,14 +96,15 @@ def watch(
         refresher: Made from the recipe.
         checkpoint_dir: Where the trainer writes its checkpoints; may not exist yet.
         stop: Ends the loop after the batch in progress.
-        once: Handle the newest complete checkpoint, if there is one, and return.
+        once: Handle the newest complete checkpoint and return.
         max_checkpoints: Return after so many new versions.
         on_version: Called with each result.
         metrics: Counts what happens.
 
     Raises:
         StoreLockedError: Another daemon follows a run for this store.
-        GracekitError: What every checkpoint would meet; with `once` also what this one met.
+        GracekitError: What every checkpoint would meet; with `once` also what this one met,
+            or that there is no complete checkpoint, with the reason.
     """
     progress, notifier = Progress(stop), Notifier()
     path = StorePaths(refresher.root).heartbeat
@@ -176,7 +177,10 @@ class _Loop:
         """The newest complete checkpoint alone (`once`), or each as it appears."""
         settings = self._refresher.recipe.checkpoints
         if once:
-            return iter(find_checkpoints(self._checkpoint_dir, settings)[-1:])
+            found = find_checkpoints(self._checkpoint_dir, settings)
+            if not found:
+                raise CheckpointError(why_none(self._checkpoint_dir, settings))
+            return iter(found[-1:])
         return watch_checkpoints(
             self._checkpoint_dir,
             settings,

@@ -227,6 +227,10 @@ class Recipe(Section):
         for key in _LATER_KEYS:
             if key in selection and selection[key] == SelectionSection.model_fields[key].default:
                 selection.pop(key)
+        checkpoints = content.get("checkpoints", {})
+        for key in ("convert_cmd", "adapter"):
+            if checkpoints.get(key) is None:
+                checkpoints.pop(key, None)
         for section in ("data", "target"):  # keys that came later: unset, they change no hash
             data = content.get(section) or {}
             for name in ("chosen", "rejected"):
@@ -299,7 +303,7 @@ _LATER_KEYS = (
 _NEUTRAL = (
     "store", "retention", "compare", "data.path", "target.path", "checkpoints.poll_interval_s",
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
-    "checkpoints.base_model", "selection.reference",
+    "checkpoints.base_model", "selection.reference", "checkpoints.depth",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
     "scoring.executor", "scoring.share", "scoring.lease_s",
     "refresh.max_lost",

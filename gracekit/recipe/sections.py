@@ -182,12 +182,20 @@ class CheckpointSection(Section):
     """Seconds between two looks at the directory."""
     settle_s: float = Field(default=15.0, ge=0)
     """Seconds without a change before a layout that has no completion marker counts as complete."""
+    depth: int = Field(default=4, ge=0, le=12)
+    """Folders below the watched one in which checkpoints are looked for; 0: it alone."""
     ready_marker: str | None = None
     """File name that says a checkpoint is complete, for trainers that write one."""
+    convert_cmd: str | None = None
+    """Command that makes a model folder of a checkpoint that gracekit cannot read itself, such as
+    `python to_hf.py {src} {dst}`; {step} is the training step. No shell is used."""
     tokenizer: str | None = None
     """Directory of the tokenizer, where the checkpoints do not hold it."""
     base_model: str | None = None
-    """Directory of the base model of adapter (LoRA) checkpoints, if not the one that they name."""
+    """Directory of the model that training began from: the base of adapters (LoRA), if not the one
+    that they name, and config and tokenizer of checkpoints that hold weights alone."""
+    adapter: str | None = None
+    """Name of the adapter to read, where a checkpoint holds several in folders of their own."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint. Only for checkpoints that you trust."""
 

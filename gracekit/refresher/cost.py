@@ -87,7 +87,10 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     probe = recipe.override({"scoring.batch_tokens": probe_tokens})
     refresher = Refresher.from_recipe(probe, strict=strict)
     clock = StageClock()
-    with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pin(checkpoint, Path(folder), recipe.checkpoints) as pinned,
+    ):
         cache = Path(folder)
         model = open_beside(refresher, pinned, cache)
         tokens = model.tokens(refresher.samples)

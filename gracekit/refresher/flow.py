@@ -199,7 +199,12 @@ class Refresher:
         also = OPTIMIZER_FILES if needs(recipe.scoring.scores, "optimizer") else ()
         enter("pin")
         with ExitStack() as held:  # let go of once all is measured, or when something fails
-            pinned = held.enter_context(pin(checkpoint, paths.pins, also=also))
+            pinned = held.enter_context(
+                pin(
+                    checkpoint, paths.pins, recipe.checkpoints,
+                    also=also, conversions=paths.cache / "converted",
+                )
+            )  # fmt: skip
             enter("load")
             model = self.open(pinned, paths.cache)
             self._take_up_data(model)

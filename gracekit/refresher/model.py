@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
+from gracekit.checkpoints.convert import ensure_weights
 from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
 from gracekit.errors import DataError, RecipeError
 from gracekit.model_pass.batches import TokenSource
@@ -149,6 +150,7 @@ class CheckpointModel:
             tokenizer=self.tokenizer,
             with_optimizer=bool(needs(scoring.scores, "optimizer")),
         )
+        ensure_weights(self.pinned, self._recipe.checkpoints)  # once, not in each process
         inputs = PassInputs(
             load=load,
             devices=_devices(scoring),

@@ -96,7 +96,10 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     scoring = {"scoring.scores": [_NORM], "scoring.importance": _NORM}
     changed = recipe.override({**scoring, "selection.selector": "balanced"})
     refresher = Refresher.from_recipe(changed, strict=strict)
-    with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pin(checkpoint, Path(folder), recipe.checkpoints) as pinned,
+    ):
         model = open_beside(refresher, pinned, Path(folder))
         tokens = model.tokens(refresher.samples)
         target = model.target_samples(refresher.samples)

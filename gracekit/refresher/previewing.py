@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gracekit.checkpoints import LAYOUTS, describe_architecture, pin, read_pace
+from gracekit.checkpoints import describe_checkpoint, layout_of, pin, read_pace
 from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import Allowance
 from gracekit.refresher.budget import first_plan, of_first_version
@@ -94,7 +94,7 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
         @functools.cache
         def model() -> CheckpointModel:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            pinned = stack.enter_context(pin(checkpoint, cache))
+            pinned = stack.enter_context(pin(checkpoint, cache, recipe.checkpoints))
             return open_beside(refresher, pinned, cache)
 
         target = model().target_samples(refresher.samples) if recipe.target is not None else None
@@ -129,7 +129,7 @@ def plan_next(
     What `clock` has counted stands for what the refresh will have taken by then.
     """
     recipe = refresher.recipe
-    layout = LAYOUTS[checkpoint.layout]()
+    layout = layout_of(checkpoint, recipe.checkpoints)
     weight_bytes = sum(f.stat().st_size for f in layout.weight_files(checkpoint.path))
     store = Store.open(recipe.store) if Store.exists(recipe.store) else None
     if store is None:
@@ -152,7 +152,7 @@ def plan_next(
     spending = allowance_at(
         store,
         recipe,
-        describe_architecture(checkpoint.path, recipe.checkpoints),
+        describe_checkpoint(checkpoint, recipe.checkpoints),
         read_pace(checkpoint.path),
         step=checkpoint.step,
         samples=samples,

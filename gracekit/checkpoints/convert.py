@@ -1,0 +1,227 @@
+"""Weights in a form of torch written as safetensors, under the names that transformers has.
+
+Torch distributed shards (FSDP, DCP) are read by torch's own reader, with a table that is read by an
+unpickler that knows the classes of such a table and nothing else; files of `torch.save` (Lightning)
+without any unpickling. Of a training state only what the model has is read: no optimizer.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from gracekit import files
+from gracekit.checkpoints.assembly import (
+    conversion_of,
+    link_or_point,
+    needs_conversion,
+    shards_of,
+)
+from gracekit.checkpoints.distributed import SHARDS, TABLE, read_table
+from gracekit.checkpoints.inert_pickle import SavedTensor, mapping, read_archive, saved_tensors
+from gracekit.checkpoints.layouts import layout_of
+from gracekit.checkpoints.weights import WHOLE
+from gracekit.errors import CheckpointError, CheckpointMismatchError
+from gracekit.recipe import CheckpointSection
+from gracekit.types import PinnedCheckpoint
+
+logger = logging.getLogger(__name__)
+
+_WRAPPERS = re.compile(
+    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+"""What wrappers of a module put into the names of its parameters."""
+_MOST_SHOWN = 3
+
+
+def ensure_weights(pinned: PinnedCheckpoint, settings: CheckpointSection) -> None:
+    """Put `model.safetensors` into a directory that was assembled without weights.
+
+    Converted once for each checkpoint, kept where `pinned.conversion` says. Does nothing where
+    there are weights.
+
+    Raises:
+        CheckpointMismatchError: The checkpoint's tensors are not those of the model that its config
+            describes.
+        CheckpointError: They cannot be read.
+        StoreWriteError: They cannot be written.
+    """
+    if not needs_conversion(pinned):
+        return
+    final = conversion_of(pinned, f"safetensors 1 torch {torch.__version__}")
+    if not (final / WHOLE).is_file():
+        logger.info("converting %s to safetensors", pinned.checkpoint.path)
+        tensors = _tensors(pinned, settings)
+
+        def write(target: Path) -> None:
+            save_file(tensors, target / WHOLE, metadata={"format": "pt"})
+
+        files.write_directory_atomic(final, write)
+    with suppress(OSError):
+        os.utime(final)
+    link_or_point(final / WHOLE, pinned.directory / WHOLE)
+
+
+def _tensors(pinned: PinnedCheckpoint, settings: CheckpointSection) -> dict[str, torch.Tensor]:
+    """Our name -> tensor, each with memory of its own."""
+    original = pinned.original
+    if original.is_file():
+        archive = read_archive(original)
+        saved = dict(saved_tensors(archive, mapping(mapping(archive.content)["state_dict"])))
+        ours = _names(pinned, saved, settings)
+        with original.open("rb") as file:
+            return {name: _read(file, saved[theirs]) for name, theirs in ours.items()}
+    parts = layout_of(pinned.checkpoint, settings).parts(original)
+    place = shards_of(pinned, parts)
+    if place is None:
+        raise CheckpointError(f"{pinned.checkpoint.path} holds no weights that can be converted")
+    shapes = read_table(place).shapes
+    ours = _names(pinned, shapes, settings)
+    return _from_shards(place, ours)
+
+
+def _names(
+    pinned: PinnedCheckpoint, theirs: Iterable[str], settings: CheckpointSection
+) -> dict[str, str]:
+    """Name in the model -> name in the checkpoint, whatever wrappers put before it."""
+    config = transformers.AutoConfig.from_pretrained(
+        pinned.directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
+    wanted = set(model.state_dict())
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    if not config.get_text_config().tie_word_embeddings:
+        tied = set()
+    plain = {_WRAPPERS.sub("", name): name for name in theirs}
+    prefixes = Counter(
+        name.removesuffix(ours)
+        for name in plain
+        for ours in (_longest_ending(name, wanted),)
+        if ours is not None
+    )
+    for prefix, _ in sorted(prefixes.items(), key=lambda p: (-p[1], len(p[0]))):
+        found = {
+            name.removeprefix(prefix): original
+            for name, original in plain.items()
+            if name.startswith(prefix) and name.removeprefix(prefix) in wanted
+        }
+        if wanted - found.keys() <= tied:
+            return found
+    missing = sorted(wanted - tied - {n.removeprefix(p) for n in plain for p in (*prefixes, "")})
+    raise CheckpointMismatchError(
+        f"{pinned.checkpoint.path} does not hold the weights of its model under the names of "
+        f"transformers: expected {_few(missing or sorted(wanted))}, found {_few(sorted(plain))}. "
+        "Is it of another model than checkpoints.base_model? Weights under other names are "
+        "converted by the trainer's own export; set checkpoints.convert_cmd to run it"
+    )
+
+
+def _longest_ending(name: str, wanted: set[str]) -> str | None:
+    """The longest of our names that theirs ends with, from a dot on."""
+    words = name.split(".")
+    endings = (".".join(words[i:]) for i in range(len(words)))
+    return next((ending for ending in endings if ending in wanted), None)
+
+
+def _read(file: Any, saved: SavedTensor) -> torch.Tensor:
+    """The numbers of one tensor."""
+    dtype = getattr(torch, saved.dtype)
+    file.seek(saved.start)
+    content = np.frombuffer(file.read(saved.stop - saved.start), np.uint8).copy()
+    whole = torch.from_numpy(content[: len(content) // dtype.itemsize * dtype.itemsize]).view(dtype)
+    return whole.as_strided(saved.shape, saved.stride).clone(memory_format=torch.contiguous_format)
+
+
+class _Reader(FileSystemReader):
+    """Torch's reader; its table names only the classes of such tables."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        """As the reader of torch, which would run what the pickle says."""
+        with (Path(self.path) / TABLE).open("rb") as file:
+            metadata = _TableUnpickler(file).load()
+        if getattr(metadata, "storage_meta", None) is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _TableUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> Any:
+        is_of_table = module in (
+            "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem",
+        ) and name in (
+            "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+            "TensorProperties", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+            "_StorageInfo", "_StoragePrefix",
+        )  # fmt: skip
+        is_plain = (module, name) in (
+            ("torch", "Size"), ("torch.serialization", "_get_layout"),
+            ("collections", "OrderedDict"),
+        )  # fmt: skip
+        if module.partition(".")[0] == "pathlib" and name.endswith("Path"):
+            return PurePosixPath  # where it was saved, which nobody reads
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if not (is_of_table or is_plain or is_dtype):
+            raise pickle.UnpicklingError(f"{TABLE} names {module}.{name}, which is not run")
+        return super().find_class(module, name)
+
+
+def _from_shards(place: Path, ours: dict[str, str]) -> dict[str, torch.Tensor]:
+    reader = _Reader(place)
+    metadata = reader.read_metadata()
+    entries = metadata.state_dict_metadata
+    _require_covered(place, [entries[theirs] for theirs in ours.values()])
+    tensors = {
+        name: torch.empty(entries[theirs].size, dtype=entries[theirs].properties.dtype)
+        for name, theirs in ours.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no process group is there, which is meant
+        load(
+            {theirs: tensors[name] for name, theirs in ours.items()},
+            storage_reader=reader,
+            no_dist=True,
+        )
+    return tensors
+
+
+def _require_covered(place: Path, entries: Iterable[Any]) -> None:
+    """Raise `CheckpointError` where tensors are claimed that the files do not hold whole."""
+    num_bytes = 0
+    for entry in entries:
+        num_bytes += math.prod(entry.size) * entry.properties.dtype.itemsize
+        if sum(math.prod(chunk.sizes) for chunk in entry.chunks) != math.prod(entry.size):
+            raise CheckpointError(
+                f"{place / TABLE} does not place all parts of a tensor of {place}"
+            )
+    found = sum(file.stat().st_size for file in place.glob(SHARDS))
+    if num_bytes > found:
+        raise CheckpointError(
+            f"{place / TABLE} says tensors of {num_bytes:,} bytes, and its files have {found:,}: "
+            "it is damaged"
+        )
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
+    return ", ".join(names[:_MOST_SHOWN]) + more

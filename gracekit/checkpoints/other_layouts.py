@@ -1,0 +1,224 @@
+"""Layouts of trainers that are not built on the Trainer of transformers: one class each."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from gracekit.checkpoints.base_layout import Layout, all_files, step_in_name
+from gracekit.checkpoints.inert_pickle import Archive, mapping, read_archive, saved_tensors
+from gracekit.checkpoints.model_files import (
+    STEP_NAME,
+    base_of,
+    incomplete_model,
+    uses_command,
+)
+from gracekit.checkpoints.weights import weight_files
+from gracekit.errors import CheckpointError
+from gracekit.foreign import whole_number
+
+_LAST = 64
+"""Bytes of a file that names a step."""
+
+
+class AccelerateLayout(Layout):
+    """`accelerator.save_state`: weights without config, then the optimizer, then random states."""
+
+    name = "accelerate"
+
+    def matches(self, path: Path) -> bool:
+        """A directory with a state of a random number generator for each process."""
+        has_states = next(path.glob("random_states_*.pkl"), None) is not None
+        has_optimizer = (path / "optimizer.bin").is_file() or (path / "optimizer_0").is_dir()
+        has_own = (path / "trainer_state.json").is_file() or (path / "config.json").is_file()
+        is_trainers = has_own or next(path.glob("rng_state*.pth"), None) is not None
+        return not is_trainers and (
+            has_states or (has_optimizer and not (path / "training_args.bin").is_file())
+        )
+
+    def unready(self, path: Path) -> str | None:
+        """Why it is not complete: also the random states, which are written last, have to be there.
+
+        Raises `CheckpointError` where no base model is named, whose config it needs.
+        """
+        reason = incomplete_model(self.parts(path), self.settings)
+        if reason and not self.settings.base_model and "config.json" in reason:
+            base_of(path, self.settings)
+        if reason is None and not (path / "random_states_0.pkl").is_file():
+            return "random_states_0.pkl, which accelerate writes last, is not there yet"
+        return reason
+
+    def files(self, path: Path) -> list[Path]:
+        """Weights, tokenizer if there is one, and the random states, by which it is recognised."""
+        states = path / "random_states_0.pkl"
+        return sorted({*super().files(path), *([states] if states.is_file() else [])})
+
+
+class LightningLayout(Layout):
+    """A `.ckpt` file of Lightning: one file of `torch.save`, renamed into place when it is whole.
+
+    It is looked into without running its pickle.
+    """
+
+    name = "lightning"
+
+    def matches(self, path: Path) -> bool:
+        """A file called *.ckpt."""
+        return path.suffix == ".ckpt" and path.is_file()
+
+    def is_marked(self, path: Path) -> bool:
+        """The table at the end of the file is written last."""
+        return True
+
+    def step(self, path: Path) -> int:
+        """Its `global_step`; 0 where it has none."""
+        found = whole_number(mapping(self._archive(path).content).get("global_step"))
+        return 0 if found is None else found
+
+    def unready(self, path: Path) -> str | None:
+        """Why the file is not whole; raises `CheckpointError` where it cannot be read."""
+        try:
+            archive = read_archive(path)
+            state = mapping(mapping(archive.content).get("state_dict"))
+            num_tensors = sum(1 for _ in saved_tensors(archive, state))
+        except ValueError as error:
+            return str(error)
+        if not num_tensors:
+            keys = [key[:40] for key in mapping(archive.content) if isinstance(key, str)][:5]
+            raise CheckpointError(
+                f"{path} has no tensors in a state_dict, as Lightning's checkpoints do; found "
+                f"{', '.join(keys) or 'nothing'}"
+            )
+        if not uses_command([path.parent], self.settings):
+            base_of(path, self.settings)
+        return None
+
+    def files(self, path: Path) -> list[Path]:
+        """The file."""
+        return [path]
+
+    def weight_files(self, path: Path) -> list[Path]:
+        """The file."""
+        return [path]
+
+    def _archive(self, path: Path) -> Archive:
+        try:
+            return read_archive(path)
+        except ValueError as error:
+            raise CheckpointError(f"cannot tell the training step of {path}: {error}") from None
+
+
+class AutoModelLayout(Layout):
+    """NeMo AutoModel: `epoch_E_step_S/model/consolidated`, `.incomplete` while it is written."""
+
+    name = "nemo-automodel"
+
+    def matches(self, path: Path) -> bool:
+        """A directory called epoch_E_step_S that holds a folder `model`."""
+        is_named = re.fullmatch(r"epoch_\d+_step_\d+", path.name) is not None
+        return is_named and (path / "model").is_dir()
+
+    def parts(self, path: Path) -> list[Path]:
+        """The consolidated model, or the folder of an adapter."""
+        whole = path / "model/consolidated"
+        return [whole] if whole.is_dir() else [path / "model"]
+
+
+class VerlLayout(Layout):
+    """verl: `global_step_N/actor/huggingface`; a file beside it names the last complete step."""
+
+    name = "verl"
+    _TRACKER = "latest_checkpointed_iteration.txt"
+
+    def matches(self, path: Path) -> bool:
+        """A directory called global_step_N that holds the folder of a model."""
+        is_named = re.fullmatch(r"global_step_\d+", path.name) is not None
+        return is_named and any((path / name).is_dir() for name in ("actor", "huggingface"))
+
+    def is_marked(self, path: Path) -> bool:
+        """By the file beside it."""
+        return (path.parent / self._TRACKER).is_file()
+
+    def unready(self, path: Path) -> str | None:
+        """Why it is not complete; raises `CheckpointError` where only shards were saved."""
+        tracker = path.parent / self._TRACKER
+        if tracker.is_file():
+            text = tracker.read_bytes()[:_LAST].decode("ascii", "replace").strip()
+            if not text.isdigit():
+                return f"{self._TRACKER} beside it holds no step yet"
+            if int(text) < step_in_name(path):
+                return f"{self._TRACKER} beside it says {text}, expected {step_in_name(path)}"
+        return super().unready(path)
+
+    def parts(self, path: Path) -> list[Path]:
+        """The model in the format of Hugging Face; the shards where it was not saved."""
+        home = path / "actor" if (path / "actor").is_dir() else path
+        for inner in ("huggingface", "lora_adapter"):
+            if _has_weights(home / inner):
+                return [home / inner]
+        return [home, home / "huggingface"] if (home / "huggingface").is_dir() else [home]
+
+
+class DeepSpeedLayout(Layout):
+    """DeepSpeed's own `global_stepN`: `latest` beside it names the last complete one."""
+
+    name = "deepspeed"
+
+    def matches(self, path: Path) -> bool:
+        """A directory with the states of a model's partitions."""
+        return next(path.glob("*_model_states.pt"), None) is not None
+
+    def is_marked(self, path: Path) -> bool:
+        """By the file beside it."""
+        return (path.parent / "latest").is_file()
+
+    def unready(self, path: Path) -> str | None:
+        """Why it is not complete; raises `CheckpointError` where no command converts it."""
+        latest = path.parent / "latest"
+        if latest.is_file():
+            name = latest.read_bytes()[:256].decode("utf-8", "replace").strip()
+            if name != path.name and step_in_name(Path(name)) < step_in_name(path):
+                return f"`latest` beside it names {name}, expected {path.name}"
+        return super().unready(path)
+
+    def files(self, path: Path) -> list[Path]:
+        """All files."""
+        return all_files(path)
+
+    def weight_files(self, path: Path) -> list[Path]:
+        """All files: a command reads them."""
+        return all_files(path)
+
+
+class OwnLayout(Layout):
+    """A trainer of one's own, whose checkpoints `checkpoints.convert_cmd` makes models of."""
+
+    name = "own"
+
+    def matches(self, path: Path) -> bool:
+        """A directory with the ready marker, or (without one) files and a number in its name."""
+        if self.settings.convert_cmd is None or not path.is_dir():
+            return False
+        if self.settings.ready_marker is not None:
+            return (path / self.settings.ready_marker).exists()
+        is_numbered = STEP_NAME.search(path.name) is not None
+        return is_numbered and any(child.is_file() for child in path.iterdir())
+
+    def unready(self, path: Path) -> str | None:
+        """Nothing but the marker and quiet can tell."""
+        return None
+
+    def files(self, path: Path) -> list[Path]:
+        """All files below it."""
+        return all_files(path)
+
+    def weight_files(self, path: Path) -> list[Path]:
+        """All files below it: which are weights is not known."""
+        return all_files(path)
+
+
+def _has_weights(path: Path) -> bool:
+    try:
+        return path.is_dir() and bool(weight_files(path))
+    except ValueError:
+        return True

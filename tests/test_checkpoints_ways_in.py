@@ -1,0 +1,212 @@
+"""Adapters under names of their own, commands that convert, and refusals with their way out."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gracekit.checkpoints import check_checkpoint, find_checkpoints, pin, survey, why_none
+from gracekit.checkpoints.model import load_model
+from gracekit.errors import CheckpointError, CheckpointMismatchError
+from gracekit.recipe import CheckpointSection
+from tests.checkpoint_writers import WRITERS, Trap, loaded, logits, save_pretrained
+from tests.tiny import make_tokenizer, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base"), 0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the trainer has in memory."""
+    saved = write_checkpoint(tmp_path_factory.mktemp("trained"), 30)
+    return AutoModelForCausalLM.from_pretrained(saved).eval()
+
+
+# --- adapters
+
+
+def trained_adapter(base: Path, **settings: Any) -> Any:
+    """A PEFT model on the base, with its changes away from zero."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(7)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "up_proj"], **settings)
+    adapted = peft.get_peft_model(model, config, adapter_name="policy").eval()
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name or "magnitude" in name or "trainable_tokens_delta" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return adapted
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "DoRA": {"use_dora": True},
+    "trainable tokens": {"trainable_token_indices": {"embed_tokens": [3, 4]}},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("folder", ["checkpoint-3", "step_3"])
+def test_an_adapter_under_a_name_of_its_own(
+    base: Path, tmp_path: Path, name: str, folder: str
+) -> None:
+    """PEFT saves it in a folder of its name; tokenizer and state are those of the checkpoint."""
+    adapted = trained_adapter(base, **ADAPTERS[name])
+    path = tmp_path / "run" / folder
+    adapted.save_pretrained(path)
+    assert (path / "policy/adapter_config.json").is_file()
+    make_tokenizer().save_pretrained(path)
+    if folder == "checkpoint-3":
+        (path / "trainer_state.json").write_text('{"global_step": 3}')
+    settings = CheckpointSection(settle_s=0)
+    found = loaded(path, settings, tmp_path / "pins")
+    torch.testing.assert_close(found, logits(adapted), atol=1e-5, rtol=1e-5)
+    (checkpoint,) = find_checkpoints(tmp_path / "run", settings)
+    assert checkpoint.step == 3
+    (finding,) = survey(tmp_path / "run", settings)
+    assert (finding.weights, finding.base) == ("an adapter", str(base))
+
+
+def test_of_several_adapters_one_is_named(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint-3"
+    for name in ("policy", "reference"):
+        trained_adapter(base).save_pretrained(tmp_path / "x")
+        shutil.copytree(tmp_path / "x/policy", path / name)
+    (path / "trainer_state.json").write_text('{"global_step": 3}')
+    with pytest.raises(CheckpointError, match=r"several adapters \(policy, reference\); name the"):
+        check_checkpoint(path, CheckpointSection())
+    assert check_checkpoint(path, CheckpointSection(adapter="reference")).step == 3
+    with pytest.raises(CheckpointError, match=r"no adapter 'other' .* holds policy, reference"):
+        check_checkpoint(path, CheckpointSection(adapter="other"))
+
+
+# --- commands and markers
+
+TO_MODEL = """
+import shutil, sys
+from pathlib import Path
+source, target, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+if (source / "fail").exists():
+    sys.exit("this one has no weights")
+if not (source / "nothing").exists():
+    shutil.copy(source / "weights.own", target / "model.safetensors")
+with (source.parent / "log").open("a") as log:
+    print(step, file=log)
+"""
+
+
+def save_own(model: Any, run: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A checkpoint in a form of its own, and the command that makes a model of it."""
+    save_pretrained(model, tmp_path / "x")
+    path = run / "it-12"
+    path.mkdir(parents=True)
+    shutil.copy(tmp_path / "x/epoch_3/model.safetensors", path / "weights.own")
+    (tmp_path / "to model.py").write_text(TO_MODEL)
+    return path, f"'{sys.executable}' '{tmp_path}/to model.py' {{src}} {{dst}} {{step}}"
+
+
+@pytest.mark.parametrize("marker", [None, "DONE"])
+def test_a_command_makes_models_of_other_checkpoints(
+    model: Any, base: Path, tmp_path: Path, marker: str | None
+) -> None:
+    path, command = save_own(model, tmp_path / "run", tmp_path)
+    settings = CheckpointSection(
+        base_model=str(base), settle_s=0, convert_cmd=command, ready_marker=marker
+    )
+    if marker is not None:
+        assert find_checkpoints(tmp_path / "run", settings) == []
+        (path / marker).touch()
+    (found,) = find_checkpoints(tmp_path / "run", settings)
+    assert (found.step, found.layout) == (12, "own")
+    for _ in range(2):  # it is run once, and what it made is kept
+        pinned = pin(found, tmp_path / "pins", settings, conversions=tmp_path / "converted")
+        with pinned as checkpoint:
+            got = load_model(checkpoint, settings, device="cpu", dtype="float32")
+        torch.testing.assert_close(logits(got), logits(model), atol=0, rtol=0)
+    assert (tmp_path / "run/log").read_text() == "12\n"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "command", "message"),
+    [
+        ("fail", None, r"ended with code 1 for .*it-12; it said:\s+this one has no weights"),
+        ("nothing", None, r"made no model of .*it-12 in \{dst\}: model.safetensors .* not there"),
+        ("", "no-such-command {src} {dst}", r"cannot be run for .*: No such file .*no-such"),
+        ("", "cp {src}", r"cannot be run: expected \{src\} and \{dst\} in it"),
+    ],
+)
+def test_a_command_that_fails_says_why(
+    model: Any, base: Path, tmp_path: Path, spoil: str, command: str | None, message: str
+) -> None:
+    path, own = save_own(model, tmp_path / "run", tmp_path)
+    (path / (spoil or "log")).touch()
+    settings = CheckpointSection(base_model=str(base), convert_cmd=command or own)
+    found = check_checkpoint(path, settings)
+    with pytest.raises(CheckpointError, match=message), pin(found, tmp_path / "pins", settings):
+        pass
+    assert list((tmp_path / "pins").iterdir()) == []
+
+
+# --- what cannot be loaded
+
+
+def test_weights_under_other_names_are_refused_with_the_way_out(
+    model: Any, base: Path, tmp_path: Path
+) -> None:
+    """As torchtitan's own models have them."""
+    import torch.distributed.checkpoint as dcp
+
+    state = {f"layers.{i}.attention.wq.weight": torch.ones(2, 2) for i in range(3)}
+    with pytest.warns(UserWarning, match="single process"):
+        dcp.save(state, checkpoint_id=str(tmp_path / "step-5"))  # type: ignore[attr-defined]
+    settings = CheckpointSection(base_model=str(base))
+    with pytest.raises(CheckpointMismatchError, match=r"names of transformers: expected lm_head"):
+        loaded(tmp_path / "step-5", settings, tmp_path / "pins")
+
+
+@pytest.mark.parametrize("name", ["accelerate save_state", "torch distributed", "Lightning's keys"])
+@pytest.mark.filterwarnings("ignore")
+def test_without_a_base_model_it_says_so(model: Any, tmp_path: Path, name: str) -> None:
+    Trap.place = str(tmp_path / "was-run")
+    path = WRITERS[name](model, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"no config.json .* set checkpoints.base_model"):
+        check_checkpoint(path, CheckpointSection())
+    assert "set checkpoints.base_model" in why_none(tmp_path / "run", CheckpointSection())
+    missing = CheckpointSection(base_model=str(tmp_path / "nowhere"))
+    with pytest.raises(CheckpointError, match=r"base_model .*nowhere.* is no directory here"):
+        check_checkpoint(path, missing)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["checkpoint-5/trainer_state.json", "checkpoint-5/global_step5/x_model_states.pt"],
+         r"ZeRO shards.*convert_cmd"),
+        (["global_step5/mp_rank_00_model_states.pt", "global_step6/x"],
+         r"ZeRO.*--tag global_step\{step\}"),
+        (["global_step_5/actor/model_world_size_2_rank_0.pt"], r"verl's FSDP .*model_merger"),
+        (["epoch_0_step_5/model/shard-00001-model-00001-of-00001.safetensors"], "consolidate"),
+    ],
+)  # fmt: skip
+def test_what_is_known_and_not_read_has_a_way_out(
+    tmp_path: Path, files: list[str], message: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text('{"global_step": 5}')
+    path = tmp_path / files[0].partition("/")[0]
+    with pytest.raises(CheckpointError, match=message) as caught:
+        check_checkpoint(path, CheckpointSection())
+    assert type(caught.value) is CheckpointError
+    assert find_checkpoints(tmp_path, CheckpointSection()) == []

@@ -1,0 +1,274 @@
+"""Checkpoints written by the trainers' own libraries, each in an environment of its own.
+
+`make matrix` makes the environments under runs/ and runs what each can. A library that is not
+installed skips its tests. docs/checkpoints.md has the versions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoModelForCausalLM
+
+from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.errors import CheckpointError
+from gracekit.recipe import CheckpointSection
+from tests.checkpoint_writers import loaded, logits
+from tests.half_copies import ORDERS, Copy
+from tests.tiny import make_tokenizer, write_checkpoint
+
+pytestmark = [pytest.mark.matrix, pytest.mark.filterwarnings("ignore")]
+ROWS = [torch.tensor([3, 4, 5, 29, 31, 40, 62, i + 13]) for i in range(8)]
+
+
+class Rows(Dataset[torch.Tensor]):
+    """The rows for a loader."""
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return ROWS[index]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base"), 0)
+
+
+@pytest.fixture
+def settings(base: Path) -> CheckpointSection:
+    return CheckpointSection(base_model=str(base), settle_s=0)
+
+
+def expect_same(
+    path: Path, model: Any, settings: CheckpointSection, pins: Path, tolerance: float = 0.0
+) -> None:
+    """The checkpoint loads to what the model in memory says."""
+    expected = logits(model.eval())
+    found = loaded(path, settings, pins)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+
+
+def expect_never_early(path: Path, folder: Path, settings: CheckpointSection, step: int) -> None:
+    """Copied in every order, it is picked up when it is whole, and then it is."""
+    careful = settings.model_copy(update={"settle_s": 12, "poll_interval_s": 5})
+    for i, order in enumerate(ORDERS):
+        copy = Copy(path, folder / f"copy-{i}", order)
+        with pytest.MonkeyPatch.context() as patch:
+            copy.set_clocks(patch)
+            assert [c.step for c in copy.watched(careful)] == [step]
+
+
+def test_lightning(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+
+    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.save_hyperparameters({"path": Path("here"), "rate": 1e-3})
+            self.network = AutoModelForCausalLM.from_pretrained(base)
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            return self.network(batch, labels=batch).loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+    module = Module()
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    keep = ModelCheckpoint(every_n_train_steps=2, save_top_k=-1, save_last=True)
+    trainer = lightning.Trainer(
+        default_root_dir=tmp_path / "run", accelerator="cpu", max_steps=4, logger=True,
+        callbacks=[keep], enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(Rows(), batch_size=2))
+    found = find_checkpoints(tmp_path / "run", settings)
+    assert [c.step for c in found] == [2, 4]  # last.ckpt is the same as the last
+    expect_same(found[-1].path, module.network, settings, tmp_path / "pins")
+    expect_same(found[-1].path.with_name("last.ckpt"), module.network, settings, tmp_path / "pins")
+    expect_never_early(found[-1].path, tmp_path, settings, 4)
+
+
+def test_accelerate(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from accelerate.utils import ProjectConfiguration
+
+    project = ProjectConfiguration(tmp_path / "run", automatic_checkpoint_naming=True)
+    accelerator = accelerate.Accelerator(cpu=True, project_config=project)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model, optimizer, loader = accelerator.prepare(
+        model, torch.optim.AdamW(model.parameters(), lr=1e-3), DataLoader(Rows(), batch_size=2)
+    )
+    for batch in loader:
+        accelerator.backward(model(batch, labels=batch).loss)
+        optimizer.step()
+        optimizer.zero_grad()
+    for _ in range(2):
+        accelerator.save_state()
+    found = find_checkpoints(tmp_path / "run", settings)
+    assert [(c.step, c.layout) for c in found] == [(0, "accelerate"), (1, "accelerate")]
+    expect_same(found[-1].path, accelerator.unwrap_model(model), settings, tmp_path / "pins")
+    expect_never_early(found[-1].path, tmp_path, settings, 1)
+    with pytest.raises(CheckpointError, match=r"set checkpoints\.base_model"):
+        check_checkpoint(found[-1].path, CheckpointSection())
+
+
+def test_transformers(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    pytest.importorskip("accelerate")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    arguments = TrainingArguments(
+        str(tmp_path / "run/v0-1"), max_steps=4, save_steps=2, use_cpu=True, report_to=[],
+        per_device_train_batch_size=2, disable_tqdm=True,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in ROWS]
+    trainer = Trainer(model, arguments, train_dataset=rows, processing_class=make_tokenizer())
+    trainer.train()
+    trainer.save_model()
+    found = find_checkpoints(tmp_path / "run", CheckpointSection(settle_s=0))
+    assert [(c.step, c.layout) for c in found] == [
+        (2, "hf-trainer"),
+        (4, "hf-trainer"),
+        (4, "pretrained"),
+    ]
+    for checkpoint in found[1:]:
+        expect_same(checkpoint.path, model, CheckpointSection(), tmp_path / "pins")
+    expect_never_early(found[1].path, tmp_path, settings, 4)
+    state = json.loads((found[1].path / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed(
+    base: Path, settings: CheckpointSection, tmp_path: Path, monkeypatch: Any, stage: int
+) -> None:
+    """Its own layout, through the script that it puts beside its shards."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(29600 + stage),
+    }.items():
+        monkeypatch.setenv(name, value)  # fmt: skip
+    deepspeed = pytest.importorskip("deepspeed")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
+    deepspeed.init_distributed("gloo")
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3), config=config
+    )
+    for batch in DataLoader(Rows(), batch_size=2):
+        engine.backward(engine(batch, labels=batch).loss)
+        engine.step()
+    engine.save_checkpoint(str(tmp_path / "run"))
+    step = engine.global_steps
+    path = tmp_path / f"run/global_step{step}"
+    with pytest.raises(CheckpointError, match=r"ZeRO shards.*zero_to_fp32\.py"):
+        check_checkpoint(path, settings)
+    command = (
+        f"{sys.executable} {{src}}/../zero_to_fp32.py {{src}}/.. {{dst}} "
+        "--tag global_step{step} --safe_serialization"
+    )
+    converting = settings.model_copy(update={"convert_cmd": command})
+    (found,) = find_checkpoints(tmp_path / "run", converting)
+    assert (found.step, found.layout) == (step, "deepspeed")
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = AutoModelForCausalLM.from_pretrained(base)
+    trained.load_state_dict(state)
+    expect_same(path, trained, converting, tmp_path / "pins")
+    (tmp_path / "run/latest").write_text("global_step0")
+    assert find_checkpoints(tmp_path / "run", converting) == []
+
+
+def _fsdp_rank(rank: int, base: str, run: str, port: int) -> None:
+    """One of two processes that train with torch's FSDP2 and save their shards."""
+    import os
+
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for batch in DataLoader(Rows(), batch_size=2):
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    said = logits(model)
+    dcp.save(  # type: ignore[attr-defined]
+        {"model": get_model_state_dict(model), "optim": optimizer.state_dict()},
+        checkpoint_id=f"{run}/step-4",
+    )
+    if rank == 0:
+        torch.save(said, f"{run}/said.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_fsdp_of_torch(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
+    """Shards of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "run").mkdir()
+    torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
+        _fsdp_rank, (str(base), str(tmp_path / "run"), port), nprocs=2, join=True
+    )
+    (found,) = find_checkpoints(tmp_path / "run", settings)
+    assert found.step == 4 and len(list(found.path.glob("*.distcp"))) == 2
+    said = torch.load(tmp_path / "run/said.pt", weights_only=True)
+    got = loaded(found.path, settings, tmp_path / "pins")
+    torch.testing.assert_close(got, said, atol=0, rtol=0)
+    expect_never_early(found.path, tmp_path, settings, 4)
+
+
+def test_torchtune(base: Path, tmp_path: Path) -> None:
+    """Its checkpointer for Hugging Face models: weights under our names, and config, in epoch_N."""
+    training = pytest.importorskip("torchtune.training")
+    clean = shutil.copytree(base, tmp_path / "base")
+    (clean / "trainer_state.json").unlink()  # it copies what it does not know into each checkpoint
+    checkpointer = training.FullModelHFCheckpointer(
+        checkpoint_dir=str(clean), checkpoint_files=["model.safetensors"], model_type="LLAMA2",
+        output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    state = checkpointer.load_checkpoint()
+    with torch.no_grad():
+        state["model"]["layers.0.mlp.w1.weight"] += 0.01
+    checkpointer.save_checkpoint(state, epoch=2)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.layers[0].mlp.gate_proj.weight += 0.01
+    settings = CheckpointSection(settle_s=0)
+    (found,) = find_checkpoints(tmp_path / "run", settings)
+    assert (found.step, found.layout) == (2, "pretrained")
+    expect_same(found.path, model, settings, tmp_path / "pins")
+    expect_never_early(found.path, tmp_path, settings, 2)
