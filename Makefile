@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-formats test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -55,7 +55,7 @@ runs/trl/ok:
 
 # Their data code alone, with our versions of everything else: what it imports is added by name.
 test-llamafactory: runs/llamafactory/ok ## Tokens and labels beside those of LLaMA-Factory
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) DISABLE_VERSION_CHECK=1 runs/llamafactory/bin/python -m pytest -m llamafactory tests/test_samples_trainers.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) DISABLE_VERSION_CHECK=1 runs/llamafactory/bin/python -m pytest -m llamafactory tests/test_samples_trainers.py tests/test_exports_trainers.py
 
 # It imports torchaudio for audio files; there is none for this torch, and no test has audio.
 runs/llamafactory/ok:
@@ -75,6 +75,19 @@ runs/axolotl/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps axolotl==0.19.0 colorama addict
+	@touch $@
+
+test-formats: runs/formats/ok ## Exports read by webdataset, MosaicML Streaming and torchtune
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py
+
+# Streaming and torchtune ask for older versions of what we have: what they import is added by name.
+runs/formats/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' webdataset==1.0.2 \
+		lightning==2.6.6 brotli zstd python-snappy boto3 catalogue torchao torchdata kagglehub omegaconf tiktoken \
+		blobfile sentencepiece
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 torchtune==0.6.1
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device
