@@ -80,14 +80,14 @@ runs/axolotl/ok:
 test-formats: runs/formats/ok ## Exports read by webdataset, MosaicML Streaming and torchtune
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py
 
-# Streaming and torchtune ask for older versions of what we have: what they import is added by name.
+# Streaming and torchtune ask for other versions of what we have: what they import is added by name.
 runs/formats/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' webdataset==1.0.2 \
-		lightning==2.6.6 brotli zstd python-snappy boto3 catalogue torchao torchdata kagglehub omegaconf tiktoken \
-		blobfile sentencepiece
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 torchtune==0.6.1
+		lightning==2.6.6 brotli zstd python-snappy catalogue omegaconf antlr4-python3-runtime==4.9.3 tiktoken sentencepiece
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 boto3 botocore \
+		jmespath s3transfer torchtune==0.6.1 torchao==0.15.0 torchdata==0.11.0 kagglehub blobfile
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device
