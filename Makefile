@@ -78,14 +78,14 @@ runs/axolotl/ok:
 	@touch $@
 
 test-formats: runs/formats/ok ## Exports read by webdataset, MosaicML Streaming and torchtune
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py tests/test_training_*.py
 
 # Streaming and torchtune ask for other versions of what we have: what they import is added by name.
 runs/formats/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' webdataset==1.0.2 \
-		lightning==2.6.6 brotli zstd python-snappy catalogue omegaconf antlr4-python3-runtime==4.9.3 tiktoken sentencepiece
+		lightning==2.6.6 tensorboard brotli zstd python-snappy catalogue omegaconf antlr4-python3-runtime==4.9.3 tiktoken sentencepiece
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 boto3 botocore \
 		jmespath s3transfer torchtune==0.6.1 torchao==0.15.0 torchdata==0.11.0 kagglehub blobfile
 	@touch $@

@@ -26,6 +26,7 @@ from gracekit.training.pace import PaceClock
 from gracekit.training.ranks import gather_over_ranks
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.record import drawn, keep_epochs_before
+from gracekit.training.reporting import Reporter, in_words
 from gracekit.training.sampler import CoresetSampler, Follow, check_choice
 from gracekit.training.trained_losses import LossNotes
 from gracekit.training.weighing import WeighedTrainer
@@ -127,6 +128,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._logged_step = -1
         self._pace = PaceClock()
         self._ending = Ending(self.store)
+        self._reporter = Reporter(self.store)
+
+    def log_to(self, trainer: Any) -> None:
+        """Log each version's number, value, churn and cost with this trainer.
+
+        They get into whatever it reports to (`coreset/version` and so on). `CoresetTrainerMixin`
+        calls it by itself; a trainer tells its callbacks nothing of itself, so with the callback
+        alone it is for you to call.
+        """
+        self._reporter.log_to(trainer)
 
     def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
         """Compare the first rows with what was measured; a difference is a warning.
@@ -203,6 +214,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         has_logged = bool(runs) and any(version > 0 for _, _, version in log)
         self._num_noted = len(log)
         self._logged_step = -1
+        self._reporter.begin()
         self.losses = LossNotes()
         self.sampler.expected_step = state.global_step or -1
         self.sampler.load_state_dict(
@@ -225,8 +237,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler.set_epoch(_epoch(state))
         self._note(state)
         self._note_run(state)
+        counts = (self._reaches_loss and self.weigh_loss) or self.mode == "weighted"
         if state.is_world_process_zero:
-            logger.info("epoch %d trains on %s", self.sampler.epoch + 1, self._described())
+            self._reporter.speak(
+                in_words(self.sampler, reaches_loss=counts),
+                f"epoch {self.sampler.epoch + 1} trains on {self._described()}",
+            )
+        self._reporter.tell(self.sampler.version, control)
         self._end(state, control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -289,6 +306,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             self._note(state)
             if state.is_world_process_zero:
                 logger.info("from step %d on: %s", state.global_step, self._described())
+            self._reporter.tell(self.sampler.version, control)
             self._end(state, control)
 
     def _tell_rows(self, loader: Any, given: dict[str, Any]) -> None:
@@ -425,6 +443,7 @@ class CoresetTrainerMixin(WeighedTrainer):
             if isinstance(callback, CoresetCallback) and num_rows is not None:
                 collate = getattr(self, "data_collator", None)
                 callback.tell_rows(dataset, collate, getattr(self, "processing_class", None))
+                callback.log_to(self)
                 sampler = callback.make_sampler(
                     num_rows, callback.num_samples, weighs=callback.weigh_loss
                 )

@@ -158,6 +158,19 @@ class CoresetSampler:
         return self._epochs.streams[self.version].chances is not None
 
     @property
+    def num_rows(self) -> int:
+        """Rows of the trainer's dataset."""
+        return self._num_rows
+
+    @property
+    def num_drawable(self) -> int:
+        """Rows that the present version's draws can have."""
+        stream = self._epochs.streams[self.version]
+        if stream.chances is None:
+            return len(stream.positions)
+        return int((stream.chances.probabilities > 0).sum())
+
+    @property
     def step(self) -> int:
         """Training step of that version's checkpoint; -1 for the whole dataset."""
         return self._epochs.streams[self.version].step
