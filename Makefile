@@ -44,8 +44,8 @@ test-slow: $(VENV)/ok ## Tests on the real SmolLM2-135M weights
 test-templates: runs/trl/ok ## Loss masks beside the templates that TRL trains with, and weights in its loss
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m templates -s tests/test_*_trl.py
 
-test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl tests/test_*_trl.py
+test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer, and two ranks of it killed and resumed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl tests/test_*_trl.py tests/test_training_killed.py
 
 runs/trl/ok:
 	$(PYTHON) -m venv $(@D)

@@ -259,6 +259,13 @@ class CoresetSampler:
         """
         return self._epochs.samples(self.epoch if epoch is None else epoch).positions
 
+    def draws(self) -> Iterator[Drawn]:
+        """What the present epoch draws, in order, without drawing it: `num_drawn` stays."""
+        samples, turns = self._epochs.samples(self.epoch), self._epochs.turns(self.epoch)[::-1]
+        for index, position in enumerate(samples.positions.tolist()):
+            version = next((turn.version for turn in turns if turn.start <= index), 0)
+            yield Drawn(position, float(samples.weights[index]), version)
+
     def weights(self) -> Float32:
         """Weight [dataset rows] of a use of each row in the draw in force, mean about 1.
 
