@@ -45,7 +45,7 @@ test-templates: runs/trl/ok ## Loss masks beside the templates that TRL trains w
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m templates -s tests/test_*_trl.py
 
 test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer, and two ranks of it killed and resumed
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl tests/test_*_trl.py tests/test_training_killed.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl tests/test_*_trl.py tests/test_training_killed.py tests/test_docs_trainers.py
 
 runs/trl/ok:
 	$(PYTHON) -m venv $(@D)
@@ -77,8 +77,8 @@ runs/axolotl/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps axolotl==0.19.0 colorama addict
 	@touch $@
 
-test-formats: runs/formats/ok ## Exports read by webdataset, MosaicML Streaming and torchtune
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py tests/test_training_*.py
+test-formats: runs/formats/ok ## Exports and streams with webdataset, MosaicML Streaming, torchtune, torchdata, Lightning, TensorBoard
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py tests/test_training_*.py tests/test_docs_trainers.py
 
 # Streaming and torchtune ask for other versions of what we have: what they import is added by name.
 runs/formats/ok:

@@ -348,11 +348,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
         batches = getattr(loader, "batch_sampler", None)
         inner = getattr(batches, "batch_sampler", batches)
-        num_rows = _num_rows(getattr(loader, "dataset", None))
+        dataset = getattr(loader, "dataset", None)
+        num_rows = _num_rows(dataset)
+        if isinstance(getattr(dataset, "sampler", None), CoresetSampler):
+            logger.info("the stream draws from the coreset by itself; the callback leaves it alone")
+            return None
         if num_rows is None or type(inner) is not BatchSampler:
             logger.warning(
                 "the trainer streams its data or batches it by itself (%s), so no coreset can be "
-                "drawn from: training goes on without. Export coresets and train on those instead",
+                "drawn from: training goes on without. Give it a CoresetIterableDataset, or export "
+                "coresets and train on those",
                 type(inner).__name__,
             )
             return None
