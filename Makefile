@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-formats test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-formats test-swift test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -88,6 +88,18 @@ runs/formats/ok:
 		lightning==2.6.6 tensorboard brotli zstd python-snappy catalogue omegaconf antlr4-python3-runtime==4.9.3 tiktoken sentencepiece
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 boto3 botocore \
 		jmespath s3transfer torchtune==0.6.1 torchao==0.15.0 torchdata==0.11.0 kagglehub blobfile
+	@touch $@
+
+test-swift: runs/swift/ok ## An export read by ms-swift, and `swift sft` with the plugin
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 runs/swift/bin/python -m pytest -m swift \
+		tests/test_exports_trainers.py tests/test_docs_trainers.py
+
+# Versions that are known to fit together: pip searches for them for many minutes.
+runs/swift/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.16.1 accelerate==1.15.0 \
+		datasets==4.8.4 peft==0.20.0 trl==0.29.0 ms-swift==4.6.0 -e . pytest pytest-timeout hypothesis
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

@@ -21,6 +21,7 @@ from gracekit.cli import main
 from gracekit.recipe import Recipe
 from gracekit.training import Coreset
 from gracekit.types import Json
+from tests.templates_of_families import CHATML
 from tests.tiny import make_tokenizer, write_checkpoint
 
 torch.set_num_threads(1)
@@ -42,16 +43,24 @@ def commands(name: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in re.findall(r"^    (gracekit .*)$", guide(name), re.M)]
 
 
+def write_rows() -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"is {i} large"},
+                {"role": "assistant", "content": f"the {i} is small"},
+            ]
+        }
+        for i in range(NUM_ROWS)
+    ]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A store and a recipe by the names that the guides use, in the present directory."""
     monkeypatch.chdir(tmp_path)
-    rows = [
-        {"messages": [{"role": "user", "content": f"is {i} large"},
-                      {"role": "assistant", "content": f"the {i} is small"}]}
-        for i in range(NUM_ROWS)
-    ]  # fmt: skip
-    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows()
     gracekit.init("train.jsonl")
     found = Recipe.load("gracekit.yaml").override(
         {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
@@ -237,19 +246,45 @@ def test_the_lines_for_axolotl_are_those_of_the_plugin() -> None:
     assert told["gracekit"].keys() <= {"store", "num_samples"}
 
 
-@pytest.mark.usefixtures("world")
-def test_the_plugin_of_ms_swift(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ms-swift where it is installed, else with its table of callbacks alone."""
-    import sys
-    from types import ModuleType
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
+def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's plugin in `swift sft`."""
+    from swift.pipelines.train.sft import sft_main
 
-    if importlib.util.find_spec("swift") is None:
-        package, table = ModuleType("swift"), ModuleType("swift.callbacks")
-        table.callbacks_map = {}  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "swift", package)
-        monkeypatch.setitem(sys.modules, "swift.callbacks", table)
-    exec(compile(blocks("ms-swift", "python")[0], "docs/trainers/ms-swift.md", "exec"), {})
-    from swift.callbacks import callbacks_map
+    from tests.trainer_kinds import made_tokenizer
 
-    made = callbacks_map["gracekit"](None, object())
-    assert made.store == Path("gracekit-store")
+    monkeypatch.chdir(tmp_path)
+    tokens = made_tokenizer(chat_template=CHATML.replace("<|im_end|>", "</s>"))
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokens), hidden_size=16, intermediate_size=16,
+                    num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=256)
+    )  # fmt: skip
+    for folder in (Path("base"), Path("run/checkpoint-10")):
+        model.save_pretrained(folder)
+        tokens.save_pretrained(folder)
+    Path("run/checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
+    write_rows()
+    gracekit.init("train.jsonl")
+    settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None,
+                "data.loss_on": "all"}  # fmt: skip
+    gracekit.refresh(Recipe.load("gracekit.yaml").override(settings), Path("run/checkpoint-10"))
+    (code,) = blocks("ms-swift", "python")
+    plugin = code.replace("num_samples=2000", 'num_samples=8, record="drawn.jsonl", redraw="never"')
+    Path("coresets.py").write_text(plugin)
+    sft_main(shlex.split(
+        "--model base --model_type llama --template dummy --template_backend jinja "
+        "--dataset train.jsonl --external_plugins coresets.py --callbacks gracekit "
+        "--tuner_type full --num_train_epochs 2 --per_device_train_batch_size 4 "
+        "--gradient_accumulation_steps 1 --output_dir out --save_strategy no --logging_steps 1 "
+        "--torch_dtype float32 --use_cpu true --report_to none --split_dataset_ratio 0 "
+        "--check_model false --max_length 128 --attn_impl eager --use_hf true "
+        "--gradient_checkpointing false --dataloader_num_workers 0"
+    ))  # fmt: skip
+    drawn = [json.loads(line) for line in Path("drawn.jsonl").read_text().splitlines()]
+    coreset = Coreset.load("gracekit-store")
+    assert [(line["epoch"], line["version"]) for line in drawn] == [(1, 1), (2, 1)]
+    for line in drawn:
+        assert len(coreset) == len(line["sample_ids"]) == 8
+        assert set(line["sample_ids"]) == set(coreset.sample_ids)

@@ -397,6 +397,31 @@ def test_torchtune_reads_its_chats(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(masked == (role != "assistant") for found in seen for role, _, masked in found)
 
 
+@pytest.mark.swift
+@installed("swift")
+@pytest.mark.filterwarnings("default")
+def test_ms_swift_keeps_every_row(tmp_path: Path) -> None:
+    from swift.dataset import load_dataset
+
+    rows = [
+        openai("system", "user", "assistant"),
+        openai("user", "call", "tool", "tool", "assistant", tools=TOOLS),
+        openai("user", "user", "assistant", "assistant"),
+        openai("assistant", "user", "assistant", "user"),
+    ]
+    pairs = [PAIR, PAIR | {"rejected": "worse"}]
+    for name, given_rows in {"chats": rows, "sharegpt": MIXED, "pairs": pairs}.items():
+        report = export(content_of(given_rows), "ms-swift", tmp_path / name)
+        loaded, _ = load_dataset(report.details["dataset"], use_hf=True, load_from_cache_file=False)
+        exported = read_lines(tmp_path / name / "coreset.jsonl")
+        assert len(loaded) == len(given_rows)
+        for found, row in zip(loaded, exported, strict=True):
+            kept = [(m["role"], m["content"]) for m in found["messages"]]
+            assert kept == [(m["role"], m["content"]) for m in row["messages"]]
+            assert found.get("rejected_response") == row.get("rejected_response")
+            assert (found.get("tools") or []) == json.loads(row.get("tools", "[]"))
+
+
 # --- domain weights ---
 
 

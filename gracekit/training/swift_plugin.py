@@ -14,6 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from accelerate.data_loader import skip_first_batches
+from transformers import Trainer
+
 from gracekit.training.callback import CoresetCallback
 
 NAME = "gracekit"
@@ -23,19 +26,45 @@ NAME = "gracekit"
 def register(store: str | Path, **options: Any) -> None:
     """Make `--callbacks gracekit` known to ms-swift.
 
-    ms-swift shuffles the data, so rows are told by their tokens (docs/trainers.md); it batches
-    packed and streamed data by itself, which no coreset can be drawn from.
+    ms-swift shuffles the data, so rows are told by their tokens (docs/trainers/ms-swift.md). Its
+    trainer batches by itself, so it gets the data loader of transformers instead, with a sampler
+    that draws from the coreset; a streamed dataset keeps ms-swift's own, which no coreset is drawn
+    from. Rows count alike in the loss.
 
     Args:
         store: Directory of the store.
-        options: Any other argument of `CoresetCallback`. `num_samples` has no effect: the trainer
-            has fixed its steps.
+        options: Any other argument of `CoresetCallback` but `weigh_loss`; `num_samples` is the
+            length of an epoch.
     """
     from swift.callbacks import callbacks_map
 
     def make(args: Any, trainer: Any) -> CoresetCallback:
-        callback = CoresetCallback(store, **options)
+        callback = CoresetCallback(store, weigh_loss=False, **options)
         callback.log_to(trainer)
+        _take_loader(trainer, callback)
         return callback
 
     callbacks_map[NAME] = make
+
+
+def _take_loader(trainer: Any, callback: CoresetCallback) -> None:
+    """Let the trainer load by a sampler, which is the callback's where there is one."""
+    own_loader = trainer.get_train_dataloader
+    own_sampler = trainer._get_train_sampler
+
+    def get_train_sampler(train_dataset: Any = None) -> Any:
+        dataset = trainer.train_dataset if train_dataset is None else train_dataset
+        if callback.sampler is not None:  # a resumed run asks again for what it skips
+            return callback.sampler
+        callback.tell_rows(dataset, trainer.data_collator, trainer.processing_class)
+        sampler = callback.make_sampler(len(dataset), callback.num_samples)
+        return own_sampler(train_dataset) if sampler is None else sampler
+
+    def get_train_dataloader(skip_batches: int = 0) -> Any:
+        if not hasattr(trainer.train_dataset, "__len__"):
+            return own_loader(skip_batches)
+        loader = Trainer.get_train_dataloader(trainer)
+        return skip_first_batches(loader, skip_batches) if skip_batches else loader
+
+    trainer._get_train_sampler = get_train_sampler
+    trainer.get_train_dataloader = get_train_dataloader
