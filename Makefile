@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-formats test-swift test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs lint types imports format ci data clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -75,6 +75,17 @@ runs/axolotl/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' peft accelerate
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps axolotl==0.19.0 colorama addict
+	@touch $@
+
+test-axolotl-training: runs/axolotl-training/ok ## Axolotl's own training with the plugin
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 runs/axolotl-training/bin/python -m pytest \
+		-m axolotl tests/test_docs_trainers.py
+
+# What its training imports, without what it asks for besides (kernels, remote folders, evaluation).
+runs/axolotl-training/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/data/axolotl_training.txt -e .
 	@touch $@
 
 test-formats: runs/formats/ok ## Exports and streams with webdataset, MosaicML Streaming, torchtune, torchdata, Lightning, TensorBoard

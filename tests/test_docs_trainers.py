@@ -246,6 +246,79 @@ def test_the_lines_for_axolotl_are_those_of_the_plugin() -> None:
     assert told["gracekit"].keys() <= {"store", "num_samples"}
 
 
+def make_world_of_templates(**changes: Any) -> Any:
+    """As `world`, with a tokenizer and a template that trainers render with; the tokenizer."""
+    from tests.trainer_kinds import made_tokenizer
+
+    tokens = made_tokenizer(chat_template=CHATML.replace("<|im_end|>", "</s>"))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokens),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=256,
+        )
+    )
+    for folder in (Path("base"), Path("run/checkpoint-10")):
+        model.save_pretrained(folder)
+        tokens.save_pretrained(folder)
+    Path("run/checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
+    write_rows()
+    gracekit.init("train.jsonl")
+    settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
+    recipe = Recipe.load("gracekit.yaml").override(settings | changes)
+    gracekit.refresh(recipe, Path("run/checkpoint-10"))
+    return tokens
+
+
+def require_exactly_the_coreset(record: Path) -> None:
+    """Of two epochs, each as long as the coreset."""
+    drawn = [json.loads(line) for line in record.read_text().splitlines()]
+    coreset = Coreset.load("gracekit-store")
+    assert [(line["epoch"], line["version"]) for line in drawn] == [(1, 1), (2, 1)]
+    for line in drawn:
+        assert len(coreset) == len(line["sample_ids"]) == 8
+        assert set(line["sample_ids"]) == set(coreset.sample_ids)
+
+
+@pytest.mark.axolotl
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("rendering", ["axolotl", "auto"])
+def test_axolotl_trains_on_the_coreset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendering: str
+) -> None:
+    """Its own training with the guide's plugin, with its own shuffle of the data."""
+    pytest.importorskip("axolotl.train", exc_type=ImportError)
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+    from axolotl.train import train
+
+    monkeypatch.chdir(tmp_path)
+    tokens = make_world_of_templates(**{"data.rendering": rendering})
+    told = yaml.safe_load(blocks("axolotl", "yaml")[0])
+    told["gracekit"] |= {"num_samples": 8, "record": "drawn.jsonl", "redraw": "never"}
+    told |= {
+        "base_model": "base",
+        "datasets": [{"path": "train.jsonl", "ds_type": "json", "type": "chat_template",
+                      "field_messages": "messages"}],
+        "chat_template": "tokenizer_default", "output_dir": "out", "num_epochs": 2,
+        "micro_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+        "optimizer": "adamw_torch", "lr_scheduler": "constant", "sequence_len": 128,
+        "sample_packing": False, "bf16": False, "fp16": False, "tf32": False, "device": "cpu",
+        "save_strategy": "no", "logging_steps": 1, "dataset_num_proc": 1, "val_set_size": 0.0,
+        "dataset_prepared_path": "prepared", "special_tokens": {"pad_token": tokens.pad_token},
+    }  # fmt: skip
+    Path("axolotl.yaml").write_text(yaml.safe_dump(told))
+    cfg = load_cfg("axolotl.yaml")
+    data = load_datasets(cfg=cfg)
+    order = [tokens.decode(ids) for ids in data.train_dataset["input_ids"]]
+    assert [f"is {i} large" in text for i, text in enumerate(order)] != [True] * NUM_ROWS
+    train(cfg=cfg, dataset_meta=data)
+    require_exactly_the_coreset(Path("drawn.jsonl"))
+
+
 @pytest.mark.swift
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
@@ -253,23 +326,8 @@ def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.Monk
     """The guide's plugin in `swift sft`."""
     from swift.pipelines.train.sft import sft_main
 
-    from tests.trainer_kinds import made_tokenizer
-
     monkeypatch.chdir(tmp_path)
-    tokens = made_tokenizer(chat_template=CHATML.replace("<|im_end|>", "</s>"))
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokens), hidden_size=16, intermediate_size=16,
-                    num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=256)
-    )  # fmt: skip
-    for folder in (Path("base"), Path("run/checkpoint-10")):
-        model.save_pretrained(folder)
-        tokens.save_pretrained(folder)
-    Path("run/checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
-    write_rows()
-    gracekit.init("train.jsonl")
-    settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None,
-                "data.loss_on": "all"}  # fmt: skip
-    gracekit.refresh(Recipe.load("gracekit.yaml").override(settings), Path("run/checkpoint-10"))
+    make_world_of_templates(**{"data.loss_on": "all"})
     (code,) = blocks("ms-swift", "python")
     plugin = code.replace("num_samples=2000", 'num_samples=8, record="drawn.jsonl", redraw="never"')
     Path("coresets.py").write_text(plugin)
@@ -282,9 +340,4 @@ def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.Monk
         "--check_model false --max_length 128 --attn_impl eager --use_hf true "
         "--gradient_checkpointing false --dataloader_num_workers 0"
     ))  # fmt: skip
-    drawn = [json.loads(line) for line in Path("drawn.jsonl").read_text().splitlines()]
-    coreset = Coreset.load("gracekit-store")
-    assert [(line["epoch"], line["version"]) for line in drawn] == [(1, 1), (2, 1)]
-    for line in drawn:
-        assert len(coreset) == len(line["sample_ids"]) == 8
-        assert set(line["sample_ids"]) == set(coreset.sample_ids)
+    require_exactly_the_coreset(Path("drawn.jsonl"))

@@ -54,6 +54,14 @@ class CoresetPlugin(BasePlugin):  # type: ignore[misc]
 
         return type("CoresetAxolotlTrainer", (CoresetTrainerMixin, AxolotlTrainer), {})
 
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        """With `num_samples` the trainer counts its steps by the length of its epochs.
+
+        Axolotl counts them by the rows of the data; its own `max_steps` still holds.
+        """
+        is_shorter = arguments(cfg).get("num_samples") and not cfg.get("max_steps")
+        return {"max_steps": -1} if is_shorter else {}
+
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
         """The callback, which logs with this trainer."""
         callback = CoresetCallback(**arguments(cfg))
