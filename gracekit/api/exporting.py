@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from gracekit.api.stores import StoreLike, VersionLike, open_store, path, resolv
 from gracekit.errors import UsageError
 from gracekit.exports import Exported, Weighting, link_latest, place_of, rows_of
 from gracekit.exports import export as write_export
-from gracekit.views.sample_map import sample_map
+from gracekit.store import Store
+from gracekit.types import SampleMap
 
 
 def export(
@@ -63,7 +65,7 @@ def export(
         number,
         data_path=_places(data),
         with_scores=with_scores,
-        open_map=lambda: sample_map(opened, number),
+        open_map=lambda: _sample_map(opened, number),
     )
     name = text(format, "format")
     if versions_in is None:
@@ -74,6 +76,14 @@ def export(
     written = write_export(rows, name, place, weights=weights, overwrite=force)
     written.details["latest"] = str(link_latest(Path(written.path).parent))
     return written
+
+
+def _sample_map(store: Store, version: int) -> SampleMap:
+    """Loaded only where an atlas is asked for: with the graph come numba and scipy."""
+    found: SampleMap = importlib.import_module("gracekit.views.sample_map").sample_map(
+        store, version
+    )
+    return found
 
 
 def _places(data: str | Path | Sequence[str | Path] | None) -> str | tuple[str, ...] | None:

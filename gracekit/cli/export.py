@@ -31,7 +31,7 @@ from gracekit.cli.output import Output
 )
 @click.option("-o", "--out", "directory", type=click.Path(path_type=Path), default=None,
               help="The directory to write.")  # fmt: skip
-@click.option("--versions-in", "folder", type=click.Path(path_type=Path), default=None,
+@click.option("--versions-in", "versions_in", type=click.Path(path_type=Path), default=None,
               help="Instead of --out: a directory in which each version gets its own (v000012), "
               "and the link `latest` names the newest.")  # fmt: skip
 @version_option
@@ -53,7 +53,7 @@ from gracekit.cli.output import Output
 @answers
 def export(
     directory: Path | None,
-    folder: Path | None,
+    versions_in: Path | None,
     version: int | Literal["latest"],
     format_name: str,
     weights: Literal["column", "repeat", "none"],
@@ -68,7 +68,7 @@ def export(
 
     Exactly one of --out and --versions-in is needed. Either is complete or as it was before.
     """
-    if (directory is None) == (folder is None):
+    if (directory is None) == (versions_in is None):
         raise click.UsageError("give either --out or --versions-in")
     store = resolve_store(store_path, recipe_path)
     written = gracekit.export(
@@ -78,11 +78,11 @@ def export(
         format=format_name,
         weights=weights,
         with_scores=with_scores,
-        versions_in=folder,
+        versions_in=versions_in,
         data=data_path or _data_of(recipe_path, store),
         force=force,
     )
-    place = directory if folder is None else folder / Path(written.path).name
+    place = directory if versions_in is None else versions_in / Path(written.path).name
     out.show(
         written,
         lambda: out.line(

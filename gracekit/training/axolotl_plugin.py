@@ -10,6 +10,7 @@ This module imports Axolotl, so it is loaded only where Axolotl asks for it.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
@@ -50,9 +51,9 @@ class CoresetPlugin(BasePlugin):  # type: ignore[misc]
         others = ("rl", "reward_model", "process_reward_model")
         if any(cfg.get(name) for name in others) or cfg.get("model_config_type") == "mamba":
             return None
-        from axolotl.core.trainers import AxolotlTrainer
-
-        return type("CoresetAxolotlTrainer", (CoresetTrainerMixin, AxolotlTrainer), {})
+        # Loaded as late as Axolotl itself does, which changes modules before.
+        trainer = importlib.import_module("axolotl.core.trainers").AxolotlTrainer
+        return type("CoresetAxolotlTrainer", (CoresetTrainerMixin, trainer), {})
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """With `num_samples` the trainer counts its steps by the length of its epochs.

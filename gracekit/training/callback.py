@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from torch.utils.data import BatchSampler
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.pace_log import RUN
@@ -137,7 +138,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         calls it by itself; a trainer tells its callbacks nothing of itself, so with the callback
         alone it is for you to call.
         """
-        self._reporter.log_to(trainer)
+        # That of all trainers: TRL's would also close averages that it is in the middle of.
+        self._reporter.log_to(partial(Trainer.log, trainer))
 
     def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
         """Compare the first rows with what was measured; a difference is a warning.

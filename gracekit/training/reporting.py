@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ class Reporter:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        self._trainer: Any = None
+        self._log: Callable[[dict[str, float]], None] | None = None
         self._told = -1
         self._has_spoken = False
 
-    def log_to(self, trainer: Any) -> None:
-        """Log with this trainer, and so with all that it reports to."""
-        self._trainer = trainer
+    def log_to(self, log: Callable[[dict[str, float]], None]) -> None:
+        """Log with this method of a trainer, and so with all that it reports to."""
+        self._log = log
 
     def begin(self) -> None:
         """A training begins."""
@@ -49,19 +50,14 @@ class Reporter:
             version: that is drawn from now; 0 is the whole dataset.
             control: the trainer's; what it was going to do, it still does.
         """
-        if version == self._told or self._trainer is None:
+        if version == self._told or self._log is None:
             return
         self._told = version
         numbers = decide_on_rank_zero(lambda: version_numbers(self.store, version))
         if numbers is None:
             return
-        # Only with transformers at hand is there a trainer. Its own `log`: that of TRL would also
-        # close the averages that it is in the middle of.
-        from transformers import Trainer
-
-        log = Trainer.log if isinstance(self._trainer, Trainer) else type(self._trainer).log
         is_due = control.should_log
-        log(self._trainer, {PREFIX + name: value for name, value in numbers.items()})
+        self._log({PREFIX + name: value for name, value in numbers.items()})
         control.should_log = is_due
 
     def speak(self, first: str, later: str) -> None:

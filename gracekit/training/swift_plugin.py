@@ -6,7 +6,7 @@ ms-swift takes a file as a plugin, so write one of two lines:
     register("gracekit-store")
 
 and train with `swift sft --external_plugins that_file.py --callbacks gracekit`. This module imports
-ms-swift only when it registers.
+ms-swift, so it is loaded only there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.data_loader import skip_first_batches
+from swift.callbacks import callbacks_map
 from transformers import Trainer
 
 from gracekit.training.callback import CoresetCallback
@@ -36,7 +37,6 @@ def register(store: str | Path, **options: Any) -> None:
         options: Any other argument of `CoresetCallback` but `weigh_loss`; `num_samples` is the
             length of an epoch.
     """
-    from swift.callbacks import callbacks_map
 
     def make(args: Any, trainer: Any) -> CoresetCallback:
         callback = CoresetCallback(store, weigh_loss=False, **options)
