@@ -75,6 +75,8 @@ WRONG_ORDER = [
     MIXED,
     [openai("user", "user", "assistant"), openai("user", "call", "tool", "tool", "assistant")],
     [openai("developer", "user", "assistant"), openai("system", "user", "assistant", "user")],
+    [sharegpt("human", "gpt", "system", "gpt"), sharegpt("human", "gpt")],
+    [openai("user", "assistant", "system", "assistant"), openai("user", "assistant")],
 ]
 
 
@@ -126,7 +128,7 @@ def test_chats_that_llamafactory_keeps_stay_as_they_are(tmp_path: Path, rows: li
 def test_chats_in_another_order_are_written_anew(tmp_path: Path) -> None:
     report = export(content_of(MIXED), "llamafactory", tmp_path / "lf")
     assert report.details["changed"] == {
-        "rows": 6, "joined": 6, "empty_turns": 2, "cut_off": 1,
+        "rows": 6, "joined": 6, "empty_turns": 2, "cut_off": 1, "later_system": 1,
     }  # fmt: skip
     found = [row["conversations"] for row in read_lines(tmp_path / "lf/coreset.jsonl")]
     assert [turn["from"] for turn in found[1]] == ["system", "human", "gpt"]
@@ -135,6 +137,20 @@ def test_chats_in_another_order_are_written_anew(tmp_path: Path) -> None:
     assert [t["from"] for t in found[9]] == ["human", "gpt"]
     (entry,) = json.loads((tmp_path / "lf/dataset_info.json").read_text()).values()
     assert entry["columns"] == {"messages": "conversations", "tools": "tools"}
+
+
+@pytest.mark.parametrize("name", ["llamafactory", "torchtune"])
+def test_a_system_turn_between_answers_becomes_a_prompt(tmp_path: Path, name: str) -> None:
+    rows = [sharegpt("human", "gpt", "system", "gpt"), sharegpt("human", "gpt")]
+    report = export(content_of(rows), name, tmp_path / "out")
+    assert report.details["changed"] == {
+        "rows": 1, "joined": 0, "empty_turns": 0, "cut_off": 0, "later_system": 1,
+    }  # fmt: skip
+    (first, _) = read_lines(tmp_path / "out/coreset.jsonl")
+    turns = first.get("conversations") or first["messages"]
+    roles = [turn.get("from") or turn["role"] for turn in turns]
+    prompt, answer = ("human", "gpt") if name == "llamafactory" else ("user", "assistant")
+    assert roles == [prompt, answer, prompt, answer]
 
 
 @pytest.mark.llamafactory
@@ -226,7 +242,61 @@ def test_trl(tmp_path: Path, row: Json, expected: Json, section: Json) -> None:
         options["dataset_name"], split="train", cache_dir=str(tmp_path / "cache")
     )
     assert loaded.to_list() == [found]
-    assert options.get("assistant_only_loss") is (True if "messages" in expected else None)
+    learns_answers = not section  # TRL's own way, which is measured too, learns all turns
+    assert options.get("assistant_only_loss") is (
+        learns_answers if "messages" in expected else None
+    )
+
+
+LISTS: Json = {
+    "prompt": [{"role": "user", "content": "p"}],
+    "completion": [{"role": "assistant", "content": "c"}],
+}
+CHAT: Json = {"messages": [*LISTS["prompt"], *LISTS["completion"]]}
+
+
+@pytest.mark.parametrize(
+    ("row", "loss_on", "expected"),
+    [
+        (CHAT, "auto", {"assistant_only_loss": False}),
+        (CHAT, "all", {"assistant_only_loss": False}),
+        (CHAT, "response", {"assistant_only_loss": True}),
+        (LISTS, "auto", {"completion_only_loss": True, "assistant_only_loss": False}),
+        (LISTS, "all", {"completion_only_loss": False, "assistant_only_loss": False}),
+        (LISTS, "response", {"completion_only_loss": True, "assistant_only_loss": True}),
+        ({"prompt": "p", "completion": "c"}, "auto", {"completion_only_loss": True}),
+    ],
+)
+def test_trl_learns_the_tokens_that_were_measured(
+    tmp_path: Path, row: Json, loss_on: str, expected: Json
+) -> None:
+    content = content_of([row], rendering="trl", loss_on=loss_on)
+    export(content, "trl", tmp_path / "out")
+    options = yaml.safe_load((tmp_path / "out/trl.yaml").read_text())
+    assert options == {"dataset_name": str(tmp_path / "out"), **expected}
+
+
+QUIET: Json = {"messages": [
+    {"role": "user", "content": "u"}, {"role": "assistant", "content": "no", "weight": 0},
+    {"role": "user", "content": "v"}, {"role": "assistant", "content": "yes"}]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "expected"),
+    [
+        ("trl", {}, 1),
+        ("trl", {"loss_on": "all"}, None),
+        ("trl", {"rendering": "trl"}, None),
+        ("torchtune", {}, 1),
+        ("ms-swift", {}, None),
+    ],
+)
+def test_turns_without_loss_are_counted(
+    tmp_path: Path, name: str, section: Json, expected: int | None
+) -> None:
+    rows = [QUIET, openai("user", "assistant")]
+    report = export(content_of(rows, **section), name, tmp_path / "out")
+    assert report.details.get("silent_turns") == expected
 
 
 def test_tools_come_to_trl_as_they_are(tmp_path: Path) -> None:
@@ -238,10 +308,7 @@ def test_tools_come_to_trl_as_they_are(tmp_path: Path) -> None:
 
 
 def test_ms_swift(tmp_path: Path) -> None:
-    quiet: Json = {"messages": [
-        {"role": "user", "content": "u"}, {"role": "assistant", "content": "no", "weight": 0},
-        {"role": "user", "content": "v"}, {"role": "assistant", "content": "yes"}]}  # fmt: skip
-    rows = [openai("user", "call", "tool", "assistant", tools=TOOLS), quiet]
+    rows = [openai("user", "call", "tool", "assistant", tools=TOOLS), QUIET]
     export(content_of(rows), "ms-swift", tmp_path / "out", weights="none")
     first, second = read_lines(tmp_path / "out/coreset.jsonl")
     assert [m["role"] for m in first["messages"]] == [

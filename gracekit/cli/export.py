@@ -94,18 +94,26 @@ def export(
 
 
 def _remarks(details: dict[str, Any], format_name: str) -> Iterator[str]:
-    """What was changed so that the trainer keeps every row."""
+    """What was changed so that the trainer keeps every row, and what it will not know."""
     changed = details.get("changed")
     if changed:
         parts = {
             "joined": "turns joined to the one before",
             "empty_turns": "empty turns of the user put before an answer",
             "cut_off": "turns without an answer left out at the end",
+            "later_system": "later system messages made turns of the user",
         }
         done = ", ".join(f"{changed[key]} {text}" for key, text in parts.items() if changed[key])
         yield (
             f"{changed['rows']:,} rows were changed, since {format_name} takes only chats whose "
             f"turns alternate: {done}"
+        )
+    silent = details.get("silent_turns")
+    if silent:
+        yield (
+            f"{silent:,} turns of the assistant carry no loss in the data (weight 0, or the like), "
+            f"and {format_name} knows no such mark, so the trainer learns them. Export as ms-swift, "
+            "or leave such rows out with selection.exclude in the recipe"
         )
 
 

@@ -42,21 +42,41 @@ class Trl:
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """The directory is what `datasets.load_dataset` and `dataset_name` take."""
         settings = content.header.dataset.settings
+        as_trl, silent = settings.rendering == "trl", 0
         kinds: set[str] = set()
+        is_chat = False
 
         def row(conversation: Conversation, record: Json) -> Json:
+            nonlocal silent, is_chat
             found = _trl_row(conversation, record, settings.rendering)
             kinds.update(found)
+            is_chat |= isinstance(found.get("completion"), list)
+            if not as_trl and "chosen" not in found:  # TRL's rendering is measured without marks
+                silent += _num_silent(conversation, settings.loss_on)
             return found
 
         _write(row, content, directory)
         options: Json = {"dataset_name": str(out)}
         if "messages" in kinds:
-            options["assistant_only_loss"] = settings.loss_on != "all"
+            learns = ("response",) if as_trl else ("response", "auto")
+            options["assistant_only_loss"] = settings.loss_on in learns
         elif "completion" in kinds:
             options["completion_only_loss"] = settings.loss_on != "all"
+            if as_trl and is_chat:
+                options["assistant_only_loss"] = settings.loss_on == "response"
         (directory / self.file_name).write_text(_yaml(options), encoding="utf-8")
-        return {"files": [Jsonl.file_name, self.file_name]}
+        return {
+            "files": [Jsonl.file_name, self.file_name],
+            **({"silent_turns": silent} if silent else {}),
+        }
+
+
+def _num_silent(conversation: Conversation, loss_on: str) -> int:
+    """Answers that are marked to carry no loss, of those that otherwise would."""
+    if loss_on == "all":
+        return 0
+    answers = conversation.messages[conversation.num_prompt_messages :]
+    return sum(not message.get("has_loss", True) for message in answers)
 
 
 def _trl_row(conversation: Conversation, record: Json, rendering: str) -> Json:
@@ -160,11 +180,15 @@ class TorchTune:
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """`ExportError` for tokens and for calls of tools, which its chats do not have."""
-        changes, kinds = Changes(), set[str]()
+        changes, kinds, silent = Changes(), set[str](), 0
+        loss_on = content.header.dataset.settings.loss_on
 
         def row(conversation: Conversation, record: Json) -> Json:
+            nonlocal silent
             found = _torchtune_row(conversation, changes)
             kinds.update(found)
+            if "messages" in found:
+                silent += _num_silent(conversation, loss_on)
             return found
 
         _write(row, content, directory)
@@ -178,7 +202,7 @@ class TorchTune:
             dataset |= {"_component_": "torchtune.datasets.text_completion_dataset"}
             dataset |= {"column": "text"}
         else:
-            dataset["train_on_input"] = content.header.dataset.settings.loss_on == "all"
+            dataset["train_on_input"] = loss_on == "all"
             if "chosen" in kinds:
                 dataset["_component_"] = "torchtune.datasets.preference_dataset"
             else:
@@ -187,6 +211,7 @@ class TorchTune:
         return {
             "files": [Jsonl.file_name, self.file_name],
             **({"changed": changes.to_json()} if changes.rows else {}),
+            **({"silent_turns": silent} if silent else {}),
         }
 
 

@@ -42,6 +42,8 @@ class Changes:
     """Empty turns of the user that were put in front of an answer that follows nothing."""
     cut_off: int = 0
     """Turns at the end that no answer follows, and that carry no loss."""
+    later_system: int = 0
+    """System messages behind the first turn, which became prompts of the user."""
 
     def to_json(self) -> Json:
         """As a JSON object."""
@@ -50,6 +52,7 @@ class Changes:
             "joined": self.joined,
             "empty_turns": self.empty_turns,
             "cut_off": self.cut_off,
+            "later_system": self.later_system,
         }
 
 
@@ -86,15 +89,17 @@ def turns_of(messages: Sequence[Json], names: Sequence[str] = ()) -> list[Turn]:
 def alternating(turns: Sequence[Turn], changes: Changes) -> list[Turn]:
     """The turns with the system's first, then prompt and answer in turn, an answer last.
 
-    A later system message joins the prompt that it stands before or behind. What is given twice on
+    A later system message becomes a prompt, or joins the one that it stands beside. What is given twice on
     one side is joined; where a text of the assistant and a call meet, and where an answer comes
     first, an empty turn of the user stands between. `changes` counts what was done.
     """
     system = [turn.text for turn in _leading_system(turns)]
     found: list[Turn] = []
-    joined, empty = max(len(system) - 1, 0), 0
+    joined, empty, later = max(len(system) - 1, 0), 0, 0
     for turn in turns[len(system) :]:
-        turn = Turn("user", turn.text) if turn.kind == "system" else turn
+        if turn.kind == "system":
+            turn = Turn("user", turn.text)
+            later += 1
         last = found[-1] if found else None
         if _answers(turn):
             one = None if last is None else _one_answer(last, turn)
@@ -112,10 +117,11 @@ def alternating(turns: Sequence[Turn], changes: Changes) -> list[Turn]:
         found.append(turn)
     num_cut = 1 if found and not _answers(found[-1]) else 0
     found = found[: len(found) - num_cut]
-    changes.rows += bool(joined or empty or num_cut)
+    changes.rows += bool(joined or empty or num_cut or later)
     changes.joined += joined
     changes.empty_turns += empty
     changes.cut_off += num_cut
+    changes.later_system += later
     return [Turn("system", JOINT.join(system)), *found] if system else found
 
 
