@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-ray matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,8 +44,8 @@ test-slow: $(VENV)/ok ## Tests on the real SmolLM2-135M weights
 test-templates: runs/trl/ok ## Loss masks beside the templates that TRL trains with, and weights in its loss
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m templates -s tests/test_*_trl.py
 
-test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl tests/test_*_trl.py
+test-trl: runs/trl/ok ## Tokens and labels beside those of TRL's SFTTrainer, and two ranks of it killed and resumed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trl/bin/python -m pytest -m trl tests/test_*_trl.py tests/test_training_killed.py tests/test_docs_trainers.py
 
 runs/trl/ok:
 	$(PYTHON) -m venv $(@D)
@@ -55,7 +55,7 @@ runs/trl/ok:
 
 # Their data code alone, with our versions of everything else: what it imports is added by name.
 test-llamafactory: runs/llamafactory/ok ## Tokens and labels beside those of LLaMA-Factory
-	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) DISABLE_VERSION_CHECK=1 runs/llamafactory/bin/python -m pytest -m llamafactory tests/test_samples_trainers.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) DISABLE_VERSION_CHECK=1 runs/llamafactory/bin/python -m pytest -m llamafactory tests/test_samples_trainers.py tests/test_exports_trainers.py
 
 # It imports torchaudio for audio files; there is none for this torch, and no test has audio.
 runs/llamafactory/ok:
@@ -105,6 +105,42 @@ runs/matrix/%/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	DS_BUILD_OPS=0 $(@D)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation \
 		-c constraints.txt $(FOR_$*)
+	@touch $@
+
+test-axolotl-training: runs/axolotl-training/ok ## Axolotl's own training with the plugin
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 runs/axolotl-training/bin/python -m pytest \
+		-m axolotl tests/test_docs_trainers.py
+
+# What its training imports, without what it asks for besides (kernels, remote folders, evaluation).
+runs/axolotl-training/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/data/axolotl_training.txt -e .
+	@touch $@
+
+test-formats: runs/formats/ok ## Exports and streams with webdataset, MosaicML Streaming, torchtune, torchdata, Lightning, TensorBoard
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py tests/test_training_*.py tests/test_docs_trainers.py
+
+# Streaming and torchtune ask for other versions of what we have: what they import is added by name.
+runs/formats/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' webdataset==1.0.2 \
+		lightning==2.6.6 tensorboard brotli zstd python-snappy catalogue omegaconf antlr4-python3-runtime==4.9.3 tiktoken sentencepiece
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 boto3 botocore \
+		jmespath s3transfer torchtune==0.6.1 torchao==0.15.0 torchdata==0.11.0 kagglehub blobfile
+	@touch $@
+
+test-swift: runs/swift/ok ## An export read by ms-swift, and `swift sft` with the plugin
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 runs/swift/bin/python -m pytest -m swift \
+		tests/test_exports_trainers.py tests/test_docs_trainers.py
+
+# Versions that are known to fit together: pip searches for them for many minutes.
+runs/swift/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.16.1 accelerate==1.15.0 \
+		datasets==4.8.4 peft==0.20.0 trl==0.29.0 ms-swift==4.6.0 -e . pytest pytest-timeout hypothesis
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

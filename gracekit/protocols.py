@@ -27,10 +27,12 @@ from gracekit.types import (
     Measurement,
     Places,
     Rows,
+    SampleMap,
     SampleTable,
     ScoreTable,
     Selection,
     SparseGraph,
+    Strings,
 )
 
 if TYPE_CHECKING:
@@ -506,5 +508,15 @@ class ExportContent(Protocol):
     def columns(self) -> tuple[str, ...]:
         """Names of the user's columns in any of the rows; a row need not have them all."""
 
+    @property
+    def groups(self) -> Strings | None:
+        """[m] the user's label of each row when it was selected; None: there is none."""
+
     def records(self) -> Iterator[Json]:
-        """The user's rows with `sample_id`, and `weight` where wanted; may be asked for again."""
+        """The user's rows with the columns of `beside`; may be asked for again."""
+
+    def beside(self) -> Iterator[Json]:
+        """Of each row `sample_id`, and where wanted `weight` and scores; may be asked for again."""
+
+    def sample_map(self) -> SampleMap:
+        """All samples of the version, with their places on a plane; may raise `ExportError`."""

@@ -302,6 +302,19 @@ class KnnGraph(ShortRepr):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SampleMap(ShortRepr):
+    """All n rows of a version, with their places on a plane."""
+
+    samples: SampleTable
+    scores: ScoreTable
+    probabilities: Float64 | None
+    """[n] inclusion probability; None where the selector does not draw with known ones."""
+    coordinates: Float32
+    """[n, 2]; NaN for a row without features."""
+    graph: KnnGraph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SparseGraph(ShortRepr):
     """Symmetric weighted graph in CSR form, no self loops; the rows of an edge list are sorted."""
 

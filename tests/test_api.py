@@ -296,7 +296,7 @@ verbs: Any = gracekit
         (lambda s, o: verbs.select(s, compare="random"), "compare is a list of names"),
         (lambda s, o: verbs.select(s, set=[5]), "list of changes is a list of names"),
         (lambda s, o: verbs.select(s, set={1: 2}), "a key of the changes is a text"),
-        (lambda s, o: verbs.export(s, None), "out is a path"),
+        (lambda s, o: verbs.export(s, 5), "out is a path"),
         (lambda s, o: verbs.export(s, o, weights="bar"), "no way 'bar' to write weights"),
         (lambda s, o: verbs.Coreset.load(5), "a store is its directory or an open"),
     ],

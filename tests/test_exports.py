@@ -23,13 +23,15 @@ from hypothesis import strategies as st
 from gracekit import files
 from gracekit.errors import DataError, ExportError, RecipeError
 from gracekit.exports import FORMATS, ExportedRows, export, rows_of
+from gracekit.exports.exporting import WITHOUT_ROWS
 from gracekit.recipe import DataSection
 from gracekit.samples import load_samples, open_records, open_source
 from gracekit.store import Store
 from gracekit.types import Json, Rows
 from gracekit.version.header import DataDescription
+from tests.exported import content_of
 from tests.faults import count_operations, failing_at
-from tests.stores import make_draft, make_header, make_samples
+from tests.stores import make_draft, make_samples
 
 HOSTILE = [
     "plain",
@@ -41,24 +43,6 @@ HOSTILE = [
     "",
     "  spaces  ",
 ]
-
-
-def content_of(records: list[Json], weights: list[float] | None = None) -> ExportedRows:
-    """A coreset of every other row of a data set, whose rows are the given records."""
-    b = len(records)
-    source_rows = 3 + 2 * np.arange(b)
-
-    def open_records(wanted: Rows) -> Iterator[Json]:
-        return (dict(records[(row - 3) // 2]) for row in wanted.tolist())
-
-    return ExportedRows(
-        rows=np.arange(b) * 2,
-        source_rows=source_rows,
-        sample_ids=[f"id {i}" for i in range(b)],
-        weights=np.array(weights or [1.0] * b, np.float32),
-        header=make_header(7),
-        open_records=open_records,
-    )
 
 
 def alpaca(count: int = len(HOSTILE)) -> list[Json]:
@@ -151,7 +135,7 @@ def test_ids_need_one_line_each(tmp_path: Path) -> None:
         export(content, "ids", tmp_path / "out")
 
 
-CHAT = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+CHAT = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant")]
 SHAREGPT = [{"from": "human", "value": "u"}, {"from": "gpt", "value": "a"}]
 
 
@@ -504,7 +488,7 @@ def failing_after(count: int, error: Exception) -> ExportedRows:
     return dataclasses.replace(content, open_records=open_records)
 
 
-@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"ids", "indices-npy"}))
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - WITHOUT_ROWS))
 @pytest.mark.parametrize("error", [DataError("gone"), OSError(28, "No space left on device")])
 def test_a_failing_export_leaves_everything_as_it_was(
     tmp_path: Path, name: str, error: Exception
@@ -721,8 +705,10 @@ def test_names_of_roles_are_told_to_llamafactory(tmp_path: Path) -> None:
     ]
     entry = tags(tmp_path, "openai", {"messages": turns[:1] + turns[3:]}, {"messages": turns})
     assert entry["formatting"] == "openai" and entry["tags"]["observation_tag"] == "tool"
-    with pytest.raises(ExportError, match="call the role user 'human' and 'user'"):
-        tags(tmp_path, "mixed", short, chat("user", "gpt"))
+    entry = tags(tmp_path, "mixed", short, chat("user", "gpt"))  # one name for each
+    assert (entry["tags"]["user_tag"], entry["columns"]) == ("human", {"messages": "conversations"})
+    lines = (tmp_path / "mixed/coreset.jsonl").read_text().splitlines()
+    assert [json.loads(line)["conversations"][0]["from"] for line in lines] == ["human", "human"]
 
 
 def test_names_of_roles_are_told_to_axolotl(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from gracekit.exports import export
 from gracekit.refresher import rollback
 from gracekit.store import Store, verify
 from gracekit.store.files.pinned import pinned
+from tests.exported import content_of
 from tests.power import Disk, Moment, after_a_power_cut
 from tests.stores import make_draft, make_reselect, make_store
-from tests.test_exports import alpaca, content_of
+from tests.test_exports import alpaca
 
 SEED = 20260718
 Promises = dict[str, dict[str, bytes]]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from gracekit.api.stores import StoreLike, VersionLike, open_store, path, resolve, text
-from gracekit.exports import Exported, Weighting, rows_of
+from gracekit.errors import UsageError
+from gracekit.exports import Exported, Weighting, link_latest, place_of, rows_of
 from gracekit.exports import export as write_export
+from gracekit.store import Store
+from gracekit.types import SampleMap
 
 
 def export(
     store: StoreLike,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     version: VersionLike = "latest",
     format: str = "jsonl",
     weights: Weighting = "column",
     data: str | Path | Sequence[str | Path] | None = None,
+    with_scores: bool = False,
+    versions_in: str | Path | None = None,
     force: bool = False,
 ) -> Exported:
     """Write the coreset of a version as training data for any framework.
@@ -26,14 +32,19 @@ def export(
         store: Path of the store, or an open `Store`.
         out: The directory to make; it may exist if it is empty.
         version: A version's number, or `"latest"`.
-        format: jsonl, parquet, hf-dataset, ids, indices-npy, llamafactory or axolotl.
+        format: jsonl, parquet, hf-dataset, ids, indices-npy; llamafactory, axolotl, trl, ms-swift,
+            torchtune; webdataset, mds; atlas, domain-weights.
         weights: `column` adds a weight column; `repeat` writes whole copies by weight, as many rows
             in all; `none` writes each row once.
         data: Where the data is now, when it moved; a list where it is several files.
+        with_scores: Join to each row its scores, importance, origin and probability.
+        versions_in: In place of `out`: a directory in which each version has a directory of its
+            own, such as `v000012`, and the link `latest` names the newest; it is swapped at once.
         force: Replace an earlier export at `out`; nothing else is ever replaced.
 
     Raises:
-        RecipeError: There is no such format.
+        UsageError: Neither `out` nor `versions_in` is given, or both are.
+        RecipeError: There is no such format, or none that scores can be joined to.
         VersionNotFoundError: There is no such version, or gc removed it.
         ExportError: `out` exists or cannot be written, or the data has changed.
         DataError: The data cannot be read.
@@ -42,11 +53,37 @@ def export(
         >>> gracekit.export("gracekit-store", "subset", format="parquet").num_rows
         3600
     """
+    if (out is None) == (versions_in is None):
+        raise UsageError(
+            "export: expected either out, the directory to write, or versions_in, the directory of "
+            f"all versions; found {'neither' if out is None else 'both'}"
+        )
     opened = open_store(store)
-    rows = rows_of(opened, resolve(opened, version), data_path=_places(data))
-    return write_export(
-        rows, text(format, "format"), path(out, "out"), weights=weights, overwrite=force
+    number = resolve(opened, version)
+    rows = rows_of(
+        opened,
+        number,
+        data_path=_places(data),
+        with_scores=with_scores,
+        open_map=lambda: _sample_map(opened, number),
     )
+    name = text(format, "format")
+    if versions_in is None:
+        assert out is not None
+        return write_export(rows, name, path(out, "out"), weights=weights, overwrite=force)
+    folder = path(versions_in, "versions_in")
+    place = place_of(folder, number)
+    written = write_export(rows, name, place, weights=weights, overwrite=force)
+    written.details["latest"] = str(link_latest(Path(written.path).parent))
+    return written
+
+
+def _sample_map(store: Store, version: int) -> SampleMap:
+    """Loaded only where an atlas is asked for: with the graph come numba and scipy."""
+    found: SampleMap = importlib.import_module("gracekit.views.sample_map").sample_map(
+        store, version
+    )
+    return found
 
 
 def _places(data: str | Path | Sequence[str | Path] | None) -> str | tuple[str, ...] | None:

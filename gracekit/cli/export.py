@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -23,18 +24,26 @@ from gracekit.cli.output import Output
     short_help="Write a version's coreset as training data.",
     epilog="\b\nExamples:\n"
     "  gracekit export -o subset\n"
-    "  gracekit export --version 3 --format parquet -o subset-v3\n"
+    "  gracekit export --version 3 --format parquet --with-scores -o subset-v3\n"
+    "  gracekit export --format trl --versions-in data/coresets   # data/coresets/latest\n"
+    "  gracekit export --format atlas -o atlas\n"
     "  gracekit export --format ids -o ids",
 )
-@click.option("-o", "--out", "directory", type=click.Path(path_type=Path), required=True,
+@click.option("-o", "--out", "directory", type=click.Path(path_type=Path), default=None,
               help="The directory to write.")  # fmt: skip
+@click.option("--versions-in", "versions_in", type=click.Path(path_type=Path), default=None,
+              help="Instead of --out: a directory in which each version gets its own (v000012), "
+              "and the link `latest` names the newest.")  # fmt: skip
 @version_option
 @click.option("-f", "--format", "format_name", default="jsonl", show_default=True,
-              help="jsonl, parquet, hf-dataset, ids, indices-npy, llamafactory or "
-              "axolotl.")  # fmt: skip
+              help="Rows: jsonl, parquet, hf-dataset. Lists: ids, indices-npy. For trainers: "
+              "llamafactory, axolotl, trl, ms-swift, torchtune. Shards: webdataset, mds. To look "
+              "at: atlas. To mix: domain-weights.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["column", "repeat", "none"]), default="column",
               show_default=True,
               help="A weight column, rows repeated by weight, or neither.")  # fmt: skip
+@click.option("--with-scores", is_flag=True,
+              help="Join to each row its scores, importance, origin and probability.")  # fmt: skip
 @click.option("--data", "data_path", default=None,
               help="Where the data is now, when it moved.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing directory.")
@@ -43,17 +52,24 @@ from gracekit.cli.output import Output
 @clear_errors
 @answers
 def export(
-    directory: Path,
+    directory: Path | None,
+    versions_in: Path | None,
     version: int | Literal["latest"],
     format_name: str,
     weights: Literal["column", "repeat", "none"],
+    with_scores: bool,
     data_path: str | None,
     force: bool,
     recipe_path: Path,
     store_path: Path | None,
     out: Output,
 ) -> None:
-    """Write the coreset of a version as training data for any framework."""
+    """Write the coreset of a version as training data for any framework.
+
+    Exactly one of --out and --versions-in is needed. Either is complete or as it was before.
+    """
+    if (directory is None) == (versions_in is None):
+        raise click.UsageError("give either --out or --versions-in")
     store = resolve_store(store_path, recipe_path)
     written = gracekit.export(
         store,
@@ -61,15 +77,44 @@ def export(
         version=version,
         format=format_name,
         weights=weights,
+        with_scores=with_scores,
+        versions_in=versions_in,
         data=data_path or _data_of(recipe_path, store),
         force=force,
     )
+    place = directory if versions_in is None else versions_in / Path(written.path).name
     out.show(
         written,
         lambda: out.line(
-            f"version {written.version}: {written.num_rows:,} rows ({format_name}) in {directory}"
+            f"version {written.version}: {written.num_rows:,} rows ({format_name}) in {place}"
         ),
     )
+    for text in _remarks(written.details, format_name):
+        out.remark(text)
+
+
+def _remarks(details: dict[str, Any], format_name: str) -> Iterator[str]:
+    """What was changed so that the trainer keeps every row, and what it will not know."""
+    changed = details.get("changed")
+    if changed:
+        parts = {
+            "joined": "turns joined to the one before",
+            "empty_turns": "empty turns of the user put before an answer",
+            "cut_off": "turns without an answer left out at the end",
+            "later_system": "later system messages made turns of the user",
+        }
+        done = ", ".join(f"{changed[key]} {text}" for key, text in parts.items() if changed[key])
+        yield (
+            f"{changed['rows']:,} rows were changed, since {format_name} takes only chats whose "
+            f"turns alternate: {done}"
+        )
+    silent = details.get("silent_turns")
+    if silent:
+        yield (
+            f"{silent:,} turns of the assistant carry no loss in the data (weight 0, or the like), "
+            f"and {format_name} knows no such mark, so the trainer learns them. Export as ms-swift, "
+            "or leave such rows out with selection.exclude in the recipe"
+        )
 
 
 def _data_of(recipe_path: Path, store: Path) -> str | tuple[str, ...] | None:

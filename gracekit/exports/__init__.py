@@ -5,5 +5,15 @@
 
 from gracekit.exports.exported_rows import ExportedRows, Weighting, rows_of
 from gracekit.exports.exporting import FORMATS, Exported, export
+from gracekit.exports.versions_folder import link_latest, place_of
 
-__all__ = ["FORMATS", "Exported", "ExportedRows", "Weighting", "export", "rows_of"]
+__all__ = [
+    "FORMATS",
+    "Exported",
+    "ExportedRows",
+    "Weighting",
+    "export",
+    "link_latest",
+    "place_of",
+    "rows_of",
+]

@@ -8,11 +8,16 @@ from typing import get_args
 
 from gracekit import files
 from gracekit.errors import ExportError, RecipeError, StoreWriteError
+from gracekit.exports.atlas import Atlas
+from gracekit.exports.axolotl import Axolotl
+from gracekit.exports.chat_trainers import MsSwift, TorchTune, Trl
+from gracekit.exports.domain_weights import DomainWeights
 from gracekit.exports.exported_rows import ExportedRows, Weighting
 from gracekit.exports.lists import Ids, Indices
+from gracekit.exports.llamafactory import LlamaFactory
 from gracekit.exports.placing import MANIFEST, check_place, list_written, put_in_place
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
-from gracekit.exports.trainers import Axolotl, LlamaFactory
+from gracekit.exports.shards import Mds, WebDataset
 from gracekit.protocols import ExportFormat
 from gracekit.types import Json
 from gracekit.version.json_text import json_text, plain_json
@@ -25,8 +30,17 @@ FORMATS: dict[str, type[ExportFormat]] = {
     "indices-npy": Indices,
     "llamafactory": LlamaFactory,
     "axolotl": Axolotl,
+    "trl": Trl,
+    "ms-swift": MsSwift,
+    "torchtune": TorchTune,
+    "webdataset": WebDataset,
+    "mds": Mds,
+    "atlas": Atlas,
+    "domain-weights": DomainWeights,
 }
 """Name on the command line -> class."""
+WITHOUT_ROWS = frozenset({"ids", "indices-npy", "atlas", "domain-weights"})
+"""Formats that do not hold the selected rows, so that nothing can be joined to these."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +99,12 @@ def export(
         raise RecipeError(f"there is no way {weights!r} to write weights; known: {known}")
     if format_name not in FORMATS:
         raise RecipeError(f"there is no export format {format_name!r}; known: {', '.join(FORMATS)}")
+    if content.scores and format_name in WITHOUT_ROWS:
+        more = "; it has the scores of all samples anyway" if format_name == "atlas" else ""
+        raise RecipeError(
+            f"the format {format_name} does not hold the rows that scores could be joined to"
+            f"{more}. Leave --with-scores out, or export as jsonl"
+        )
     out = Path(out).expanduser().absolute()
     check_place(out, overwrite)
     written = content.weighted(weights)

@@ -45,11 +45,16 @@ class Jsonl:
 
         Of other rows, numbers that JSON lacks (NaN, infinities) become null, dates become text.
         """
-        with (directory / self.file_name).open("w", encoding="utf-8", newline="\n") as file:
-            for record in content.records():
-                file.write(_json_line(record))
-        _write_card(content, directory, self.file_name)
+        write_rows(content.records(), content, directory)
         return {"files": [self.file_name]}
+
+
+def write_rows(rows: Iterable[Json], content: ExportContent, directory: Path) -> None:
+    """Rows as the file of `Jsonl`, with its card."""
+    with (directory / Jsonl.file_name).open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json_line(row))
+    _write_card(content, directory, Jsonl.file_name)
 
 
 class Parquet:
@@ -102,7 +107,7 @@ class HfDataset:
         return {"files": sorted(path.name for path in directory.iterdir())}
 
 
-def _json_line(record: Json) -> str:
+def json_line(record: Json) -> str:
     """One line of JSON that every reader takes for one line, and for valid UTF-8."""
     text: str | None = getattr(record, "text", None)
     if text is not None:  # line ends stand between values only, in strings they are escaped

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from torch.utils.data import BatchSampler
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
 from gracekit.pace_log import RUN
@@ -26,6 +27,7 @@ from gracekit.training.pace import PaceClock
 from gracekit.training.ranks import gather_over_ranks
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.record import drawn, keep_epochs_before
+from gracekit.training.reporting import Reporter, in_words
 from gracekit.training.sampler import CoresetSampler, Follow, check_choice
 from gracekit.training.trained_losses import LossNotes
 from gracekit.training.weighing import WeighedTrainer
@@ -127,6 +129,17 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._logged_step = -1
         self._pace = PaceClock()
         self._ending = Ending(self.store)
+        self._reporter = Reporter(self.store)
+
+    def log_to(self, trainer: Any) -> None:
+        """Log each version's number, value, churn and cost with this trainer.
+
+        They get into whatever it reports to (`coreset/version` and so on). `CoresetTrainerMixin`
+        calls it by itself; a trainer tells its callbacks nothing of itself, so with the callback
+        alone it is for you to call.
+        """
+        # That of all trainers: TRL's would also close averages that it is in the middle of.
+        self._reporter.log_to(partial(Trainer.log, trainer))
 
     def tell_rows(self, dataset: Any, collate: Any, tokenizer: Any) -> None:
         """Compare the first rows with what was measured; a difference is a warning.
@@ -203,6 +216,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         has_logged = bool(runs) and any(version > 0 for _, _, version in log)
         self._num_noted = len(log)
         self._logged_step = -1
+        self._reporter.begin()
         self.losses = LossNotes()
         self.sampler.expected_step = state.global_step or -1
         self.sampler.load_state_dict(
@@ -225,8 +239,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler.set_epoch(_epoch(state))
         self._note(state)
         self._note_run(state)
+        counts = (self._reaches_loss and self.weigh_loss) or self.mode == "weighted"
         if state.is_world_process_zero:
-            logger.info("epoch %d trains on %s", self.sampler.epoch + 1, self._described())
+            self._reporter.speak(
+                in_words(self.sampler, reaches_loss=counts),
+                f"epoch {self.sampler.epoch + 1} trains on {self._described()}",
+            )
+        self._reporter.tell(self.sampler.version, control)
         self._end(state, control)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -289,6 +308,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             self._note(state)
             if state.is_world_process_zero:
                 logger.info("from step %d on: %s", state.global_step, self._described())
+            self._reporter.tell(self.sampler.version, control)
             self._end(state, control)
 
     def _tell_rows(self, loader: Any, given: dict[str, Any]) -> None:
@@ -330,11 +350,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
         batches = getattr(loader, "batch_sampler", None)
         inner = getattr(batches, "batch_sampler", batches)
-        num_rows = _num_rows(getattr(loader, "dataset", None))
+        dataset = getattr(loader, "dataset", None)
+        num_rows = _num_rows(dataset)
+        if isinstance(getattr(dataset, "sampler", None), CoresetSampler):
+            logger.info("the stream draws from the coreset by itself; the callback leaves it alone")
+            return None
         if num_rows is None or type(inner) is not BatchSampler:
             logger.warning(
                 "the trainer streams its data or batches it by itself (%s), so no coreset can be "
-                "drawn from: training goes on without. Export coresets and train on those instead",
+                "drawn from: training goes on without. Give it a CoresetIterableDataset, or export "
+                "coresets and train on those",
                 type(inner).__name__,
             )
             return None
@@ -425,6 +450,7 @@ class CoresetTrainerMixin(WeighedTrainer):
             if isinstance(callback, CoresetCallback) and num_rows is not None:
                 collate = getattr(self, "data_collator", None)
                 callback.tell_rows(dataset, collate, getattr(self, "processing_class", None))
+                callback.log_to(self)
                 sampler = callback.make_sampler(
                     num_rows, callback.num_samples, weighs=callback.weigh_loss
                 )

@@ -158,6 +158,19 @@ class CoresetSampler:
         return self._epochs.streams[self.version].chances is not None
 
     @property
+    def num_rows(self) -> int:
+        """Rows of the trainer's dataset."""
+        return self._num_rows
+
+    @property
+    def num_drawable(self) -> int:
+        """Rows that the present version's draws can have."""
+        stream = self._epochs.streams[self.version]
+        if stream.chances is None:
+            return len(stream.positions)
+        return int((stream.chances.probabilities > 0).sum())
+
+    @property
     def step(self) -> int:
         """Training step of that version's checkpoint; -1 for the whole dataset."""
         return self._epochs.streams[self.version].step
@@ -245,6 +258,13 @@ class CoresetSampler:
         It may change from `num_drawn` on when `swap` takes a new version.
         """
         return self._epochs.samples(self.epoch if epoch is None else epoch).positions
+
+    def draws(self) -> Iterator[Drawn]:
+        """What the present epoch draws, in order, without drawing it: `num_drawn` stays."""
+        samples, turns = self._epochs.samples(self.epoch), self._epochs.turns(self.epoch)[::-1]
+        for index, position in enumerate(samples.positions.tolist()):
+            version = next((turn.version for turn in turns if turn.start <= index), 0)
+            yield Drawn(position, float(samples.weights[index]), version)
 
     def weights(self) -> Float32:
         """Weight [dataset rows] of a use of each row in the draw in force, mean about 1.

@@ -61,6 +61,15 @@ class WeighedDataset:
             return WeighedItem(self.dataset[int(index)], index)
         return self.dataset[index]
 
+    @property
+    def column_names(self) -> list[str]:
+        """Those of the dataset; none where it does not tell. Axolotl's trainer asks for them."""
+        return list(getattr(self.dataset, "column_names", None) or [])
+
+    def remove_columns(self, names: Sequence[str]) -> WeighedDataset:
+        """The same of the dataset without these columns."""
+        return WeighedDataset(self.dataset.remove_columns(names))
+
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The items of a batch; what a data loader asks for."""
         positions = [int(index) for index in indices]

@@ -224,11 +224,11 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
     """
     row = _row(store, version, sample_id)
     header, samples, scores = store.header(version), store.samples(version), store.scores(version)
-    graph_version, cache = _kept(store, version)
+    graph_version, cache = kept_cache(store, version)
     graph_settings = store.header(graph_version).settings.graph or GraphSection()
     index = load_index(cache.index_directory, settings=graph_settings)
     if index is None:
-        raise _lost(store, version)
+        raise lost_cache(store, version)
     coreset = store.coreset(version).sort_by("rank")
     parent = None
     drawn, places = store.drawn(version), _places(store, header)
@@ -302,7 +302,7 @@ def similar(store: StoreReader, sample_id: str, version: int, *, count: int = 10
     Raises as `explain`.
     """
     row = _row(store, version, sample_id)
-    _, cache = _kept(store, version)
+    _, cache = kept_cache(store, version)
     unit = unit_features(cache.features.astype(np.float32), cache.valid)
     samples, scores = store.samples(version), store.scores(version)
     selected = _mask(store.coreset(version)["row"].to_numpy(), len(cache.valid))
@@ -361,7 +361,7 @@ def _row(store: StoreReader, version: int, sample_id: str) -> int:
         ) from None
 
 
-def _kept(store: StoreReader, version: int) -> tuple[int, StoreCache]:
+def kept_cache(store: StoreReader, version: int) -> tuple[int, StoreCache]:
     """The features and the graph for a version, and the refresh that they are of.
 
     Only those of the newest refresh are kept. Versions made since are of the same data, so a
@@ -372,11 +372,12 @@ def _kept(store: StoreReader, version: int) -> tuple[int, StoreCache]:
     source = own if newest is None or version < newest else newest
     cache = store.load_cache(source)
     if cache is None:
-        raise _lost(store, version)
+        raise lost_cache(store, version)
     return source, cache
 
 
-def _lost(store: StoreReader, version: int) -> StoreFormatError:
+def lost_cache(store: StoreReader, version: int) -> StoreFormatError:
+    """That what is kept of the features is gone, and what to ask for."""
     return StoreFormatError(
         f"the features and the graph of version {version} in {store.paths.cache} are no longer "
         "kept or damaged; those of the newest refresh are kept: ask for version "

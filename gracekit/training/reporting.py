@@ -1,0 +1,132 @@
+"""What a version is, in numbers for a trainer's log and in one line for people."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gracekit.errors import GracekitError
+from gracekit.training.coreset import Coreset
+from gracekit.training.ranks import decide_on_rank_zero
+from gracekit.training.sampler import CoresetSampler
+
+logger = logging.getLogger("gracekit.training")
+
+PREFIX = "coreset/"
+"""Begins the names of numbers in a trainer's log."""
+
+
+class Reporter:
+    """Tells a trainer's log of each version that it begins to draw from.
+
+    Args:
+        store: directory of the store; only rank 0 reads it.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self._log: Callable[[dict[str, float]], None] | None = None
+        self._told = -1
+        self._has_spoken = False
+
+    def log_to(self, log: Callable[[dict[str, float]], None]) -> None:
+        """Log with this method of a trainer, and so with all that it reports to."""
+        self._log = log
+
+    def begin(self) -> None:
+        """A training begins."""
+        self._told, self._has_spoken = -1, False
+
+    def tell(self, version: int, control: Any) -> None:
+        """Log the numbers of a version, once; all ranks must call it at the same time.
+
+        Args:
+            version: that is drawn from now; 0 is the whole dataset.
+            control: the trainer's; what it was going to do, it still does.
+        """
+        if version == self._told or self._log is None:
+            return
+        self._told = version
+        numbers = decide_on_rank_zero(lambda: version_numbers(self.store, version))
+        if numbers is None:
+            return
+        is_due = control.should_log
+        self._log({PREFIX + name: value for name, value in numbers.items()})
+        control.should_log = is_due
+
+    def speak(self, first: str, later: str) -> None:
+        """Say at the beginning of an epoch what it trains on; to be called on one rank.
+
+        The line of the first epoch of a training is seen wherever logs go: where nobody asked for
+        logs of this level it is written to stderr.
+
+        Args:
+            first: the line for the first epoch of a training.
+            later: that for any other.
+        """
+        text = later if self._has_spoken else first
+        is_logged = logger.isEnabledFor(logging.INFO) and logger.hasHandlers()
+        if is_logged or self._has_spoken:
+            logger.info("%s", text)
+        else:
+            tqdm.write(f"gracekit: {text}", file=sys.stderr)
+        self._has_spoken = True
+
+
+def version_numbers(store: Path, version: int) -> dict[str, float] | None:
+    """Name -> number of a version, those that are known; None where it cannot be read.
+
+    `version`, `step` (of its checkpoint), `rows` (that are selected), `value` (how many random
+    rows one of them is worth), `churn` (share of the coreset before that was replaced, 0 to 1),
+    `cost_tokens` (what measuring cost so far, in trained tokens) and `cost_share` (the same as a
+    share of the training).
+    """
+    if version == 0:
+        return {"version": 0}
+    try:
+        coreset = Coreset.load(store, version)
+    except GracekitError as error:
+        logger.warning("what version %d is worth cannot be read: %s", version, error)
+        return None
+    content = coreset.view.content
+    meter, cost = content.get("meter") or {}, content.get("cost") or {}
+    overlap = (content.get("stats") or {}).get("overlap_with_parent") or {}
+    in_all, training = _known(cost.get("cost_in_all")), _known(cost.get("training_tokens"))
+    found = {
+        "version": version,
+        "step": coreset.step,
+        "rows": len(coreset),
+        "value": _known(meter.get("value")),
+        "churn": _known(overlap.get("churn")),
+        "cost_tokens": in_all,
+        "cost_share": None if in_all is None or not training else in_all / training,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _known(value: Any) -> float | None:
+    """A number that is one, else None."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def in_words(sampler: CoresetSampler, *, reaches_loss: bool) -> str:
+    """What the present epoch trains on, in one line."""
+    draws = f"{sampler.num_samples:,} draws an epoch"
+    if sampler.version == 0:
+        return (
+            f"epoch {sampler.epoch + 1} trains on all {sampler.num_rows:,} samples, since there is "
+            f"no coreset in {sampler.store} yet; {draws}"
+        )
+    loss = "their weights count in the loss" if reaches_loss else "rows count alike in the loss"
+    how = "drawn anew from" if sampler.is_drawn_anew else "the coreset's"
+    return (
+        f"epoch {sampler.epoch + 1} trains on coreset version {sampler.version} "
+        f"(step {sampler.step}): {how} {sampler.num_drawable:,} of {sampler.num_rows:,} rows, "
+        f"{draws}; {loss}"
+    )

@@ -1,0 +1,70 @@
+"""A plugin for ms-swift: its trainer draws from the newest coreset of a store.
+
+ms-swift takes a file as a plugin, so write one of two lines:
+
+    from gracekit.training.swift_plugin import register
+    register("gracekit-store")
+
+and train with `swift sft --external_plugins that_file.py --callbacks gracekit`. This module imports
+ms-swift, so it is loaded only there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate.data_loader import skip_first_batches
+from swift.callbacks import callbacks_map
+from transformers import Trainer
+
+from gracekit.training.callback import CoresetCallback
+
+NAME = "gracekit"
+"""Of the callback, for `--callbacks`."""
+
+
+def register(store: str | Path, **options: Any) -> None:
+    """Make `--callbacks gracekit` known to ms-swift.
+
+    ms-swift shuffles the data, so rows are told by their tokens (docs/trainers/ms-swift.md). Its
+    trainer batches by itself, so it gets the data loader of transformers instead, with a sampler
+    that draws from the coreset; a streamed dataset keeps ms-swift's own, which no coreset is drawn
+    from. Rows count alike in the loss.
+
+    Args:
+        store: Directory of the store.
+        options: Any other argument of `CoresetCallback` but `weigh_loss`; `num_samples` is the
+            length of an epoch.
+    """
+
+    def make(args: Any, trainer: Any) -> CoresetCallback:
+        callback = CoresetCallback(store, weigh_loss=False, **options)
+        callback.log_to(trainer)
+        _take_loader(trainer, callback)
+        return callback
+
+    callbacks_map[NAME] = make
+
+
+def _take_loader(trainer: Any, callback: CoresetCallback) -> None:
+    """Let the trainer load by a sampler, which is the callback's where there is one."""
+    own_loader = trainer.get_train_dataloader
+    own_sampler = trainer._get_train_sampler
+
+    def get_train_sampler(train_dataset: Any = None) -> Any:
+        dataset = trainer.train_dataset if train_dataset is None else train_dataset
+        if callback.sampler is not None:  # a resumed run asks again for what it skips
+            return callback.sampler
+        callback.tell_rows(dataset, trainer.data_collator, trainer.processing_class)
+        sampler = callback.make_sampler(len(dataset), callback.num_samples)
+        return own_sampler(train_dataset) if sampler is None else sampler
+
+    def get_train_dataloader(skip_batches: int = 0) -> Any:
+        if not hasattr(trainer.train_dataset, "__len__"):
+            return own_loader(skip_batches)
+        loader = Trainer.get_train_dataloader(trainer)
+        return skip_first_batches(loader, skip_batches) if skip_batches else loader
+
+    trainer._get_train_sampler = get_train_sampler
+    trainer.get_train_dataloader = get_train_dataloader

@@ -1,0 +1,343 @@
+"""The guides of docs/trainers: their code runs as it stands there, and trains on the coreset."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import gracekit
+from gracekit.cli import main
+from gracekit.recipe import Recipe
+from gracekit.training import Coreset
+from gracekit.types import Json
+from tests.templates_of_families import CHATML
+from tests.tiny import make_tokenizer, write_checkpoint
+
+torch.set_num_threads(1)
+DOCS = Path(__file__).parent.parent / "docs"
+GUIDES = sorted(path.stem for path in (DOCS / "trainers").glob("*.md"))
+NUM_ROWS = 24
+MOST_LINES = 20
+
+
+def guide(name: str) -> str:
+    return (DOCS / f"trainers/{name}.md").read_text("utf-8")
+
+
+def blocks(name: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", guide(name), re.DOTALL)
+
+
+def commands(name: str) -> list[list[str]]:
+    return [shlex.split(line)[1:] for line in re.findall(r"^    (gracekit .*)$", guide(name), re.M)]
+
+
+def write_rows() -> None:
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"is {i} large"},
+                {"role": "assistant", "content": f"the {i} is small"},
+            ]
+        }
+        for i in range(NUM_ROWS)
+    ]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A store and a recipe by the names that the guides use, in the present directory."""
+    monkeypatch.chdir(tmp_path)
+    write_rows()
+    gracekit.init("train.jsonl")
+    found = Recipe.load("gracekit.yaml").override(
+        {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
+    )
+    gracekit.refresh(found, write_checkpoint(tmp_path / "run", 10))
+    return found
+
+
+def selected() -> set[int]:
+    return set(Coreset.load("gracekit-store").source_rows.tolist())
+
+
+ROWS = [{"input_ids": [i, 3, 4], "labels": [i, 3, 4]} for i in range(NUM_ROWS)]
+"""Their first token is their position."""
+
+
+def collate(rows: list[Json]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_guide_is_short_and_is_listed(name: str) -> None:
+    code = "".join(blocks(name, "python") + blocks(name, "yaml"))
+    shown = [line for line in code.splitlines() if line.strip()] + commands(name)
+    assert 0 < len(shown) <= MOST_LINES
+    assert f"(trainers/{name}.md)" in (DOCS / "trainers.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in GUIDES if commands(name)])
+def test_the_exports_of_a_guide_are_written(world: Recipe, name: str) -> None:
+    Path("data").mkdir()
+    for arguments in commands(name):
+        done = CliRunner().invoke(main, [*arguments, "--json"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        written = json.loads(done.stdout)
+        assert written["num_rows"] == len(Coreset.load("gracekit-store"))
+        place = "--versions-in" if "--versions-in" in arguments else "-o"
+        named = Path(arguments[arguments.index(place) + 1])
+        assert all((Path(written["path"]) / file).exists() for file in written["files"])
+        assert (named / "latest").exists() == (place == "--versions-in")
+    if name == "llamafactory":
+        (told,) = (yaml.safe_load(text) for text in blocks(name, "yaml"))
+        assert Path(told["dataset_dir"]).absolute() == Path(written["dataset_dir"])
+        assert told["dataset"] == written["dataset"]
+
+
+def run_loop(name: str) -> list[list[int]]:
+    """Positions of each batch that a guide's own loop trains on."""
+    (code,) = blocks(name, "python")
+    fed: list[list[int]] = []
+    space: dict[str, Any] = {
+        "dataset": ROWS,
+        "collate": collate,
+        "train_step": lambda batch: fed.append(batch["input_ids"][:, 0].tolist()),
+        "save_checkpoint": lambda step: None,
+    }
+    exec(compile(code, f"docs/trainers/{name}.md", "exec"), space)
+    if name == "torchtune":
+        fed += [batch["input_ids"][:, 0].tolist() for batch in space["loader"]]
+    return fed
+
+
+@pytest.mark.parametrize("name", ["pytorch", "streaming", "torchtune"])
+@pytest.mark.usefixtures("world")
+def test_loops_train_on_the_coreset(name: str) -> None:
+    fed = run_loop(name)
+    num_samples = NUM_ROWS if name == "torchtune" else NUM_ROWS // 3
+    num_epochs = 1 if name == "torchtune" else 3
+    assert sum(map(len, fed)) == num_samples * num_epochs
+    rows = {p for batch in fed for p in batch}
+    assert rows <= set(range(NUM_ROWS)) and len(rows) >= len(selected())
+
+
+def make_model() -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                    num_attention_heads=1)
+    )  # fmt: skip
+
+
+def note_batches(model: Any) -> list[list[int]]:
+    fed: list[list[int]] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.append(kwargs["input_ids"][:, 0].tolist()),
+        with_kwargs=True,
+    )
+    return fed
+
+
+@pytest.mark.usefixtures("world")
+def test_the_trainer_of_hugging_face(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    model = make_model()
+    fed = note_batches(model)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"), num_train_epochs=2, per_device_train_batch_size=4,
+        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )  # fmt: skip
+    space: dict[str, Any] = {"model": model, "args": arguments, "train_dataset": ROWS}
+    (code,) = blocks("huggingface", "python")
+    exec(compile(code, "docs/trainers/huggingface.md", "exec"), space)
+    assert sum(map(len, fed)) == 2 * (NUM_ROWS // 3)
+    names = {name for entry in space["trainer"].state.log_history for name in entry}
+    assert {"coreset/version", "coreset_version"} <= names
+    for name in re.findall(r"`(coreset/\w+)`", guide("huggingface")):
+        assert name.removeprefix("coreset/") in ["version", "value", "churn", "cost_share"]
+
+
+@pytest.mark.trl
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="not installed")
+def test_trl(world: Recipe, tmp_path: Path) -> None:
+    import trl
+
+    model = make_model()
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path / "out"), num_train_epochs=2, per_device_train_batch_size=4,
+        save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, bf16=False,
+        dataloader_pin_memory=False, gradient_checkpointing=False, max_length=64,
+    )  # fmt: skip
+    space: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": datasets.Dataset.from_list(ROWS),
+        "tokenizer": make_tokenizer(),
+    }
+    fed = note_batches(model)
+    (code,) = blocks("trl", "python")
+    exec(compile(code, "docs/trainers/trl.md", "exec"), space)
+    assert sum(map(len, fed)) == 2 * (NUM_ROWS // 3)
+    # The file, too: what SFTTrainer makes of it are the rows of the coreset.
+    gracekit.export(world.store, "data/subset", format="trl")
+    loaded = datasets.load_dataset("data/subset", split="train", cache_dir=str(tmp_path / "cache"))
+    assert set(loaded["sample_id"]) == set(Coreset.load("gracekit-store").sample_ids)
+
+
+@pytest.mark.formats
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="not installed")
+@pytest.mark.usefixtures("world")
+def test_lightning(tmp_path: Path) -> None:
+    import lightning
+
+    fed: dict[int, list[int]] = {}
+
+    class Module(lightning.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make_model()
+
+        def training_step(self, batch: Any, index: int) -> Any:
+            found = fed.setdefault(self.current_epoch, [])
+            found.extend(batch["input_ids"][:, 0].tolist())
+            return self.model(**batch).loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    space: dict[str, Any] = {
+        "dataset": ROWS, "collate": collate, "trainer": trainer, "module": Module(),
+    }  # fmt: skip
+    (code,) = blocks("lightning", "python")
+    exec(compile(code, "docs/trainers/lightning.md", "exec"), space)
+    sampler = space["sampler"]
+    assert [turn.epoch for turn in sampler.version_log] == [0, 1]
+    for epoch in (0, 1):
+        assert fed[epoch] == sampler.order(epoch).tolist()
+
+
+def test_the_lines_for_axolotl_are_those_of_the_plugin() -> None:
+    (text,) = blocks("axolotl", "yaml")
+    told = yaml.safe_load(text)
+    module, name = told["plugins"][0].rsplit(".", 1)
+    source = Path(*module.split(".")).with_suffix(".py")
+    assert f"class {name}(" in (DOCS.parent / source).read_text("utf-8")
+    assert told["gracekit"].keys() <= {"store", "num_samples"}
+
+
+def make_world_of_templates(**changes: Any) -> Any:
+    """As `world`, with a tokenizer and a template that trainers render with; the tokenizer."""
+    from tests.trainer_kinds import made_tokenizer
+
+    tokens = made_tokenizer(chat_template=CHATML.replace("<|im_end|>", "</s>"))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokens),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=256,
+        )
+    )
+    for folder in (Path("base"), Path("run/checkpoint-10")):
+        model.save_pretrained(folder)
+        tokens.save_pretrained(folder)
+    Path("run/checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
+    write_rows()
+    gracekit.init("train.jsonl")
+    settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
+    recipe = Recipe.load("gracekit.yaml").override(settings | changes)
+    gracekit.refresh(recipe, Path("run/checkpoint-10"))
+    return tokens
+
+
+def require_exactly_the_coreset(record: Path) -> None:
+    """Of two epochs, each as long as the coreset."""
+    drawn = [json.loads(line) for line in record.read_text().splitlines()]
+    coreset = Coreset.load("gracekit-store")
+    assert [(line["epoch"], line["version"]) for line in drawn] == [(1, 1), (2, 1)]
+    for line in drawn:
+        assert len(coreset) == len(line["sample_ids"]) == 8
+        assert set(line["sample_ids"]) == set(coreset.sample_ids)
+
+
+@pytest.mark.axolotl
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("rendering", ["axolotl", "auto"])
+def test_axolotl_trains_on_the_coreset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rendering: str
+) -> None:
+    """Its own training with the guide's plugin, with its own shuffle of the data."""
+    pytest.importorskip("axolotl.train", exc_type=ImportError)
+    from axolotl.cli.config import load_cfg
+    from axolotl.common.datasets import load_datasets
+    from axolotl.train import train
+
+    monkeypatch.chdir(tmp_path)
+    tokens = make_world_of_templates(**{"data.rendering": rendering})
+    told = yaml.safe_load(blocks("axolotl", "yaml")[0])
+    told["gracekit"] |= {"num_samples": 8, "record": "drawn.jsonl", "redraw": "never"}
+    told |= {
+        "base_model": "base",
+        "datasets": [{"path": "train.jsonl", "ds_type": "json", "type": "chat_template",
+                      "field_messages": "messages"}],
+        "chat_template": "tokenizer_default", "output_dir": "out", "num_epochs": 2,
+        "micro_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+        "optimizer": "adamw_torch", "lr_scheduler": "constant", "sequence_len": 128,
+        "sample_packing": False, "bf16": False, "fp16": False, "tf32": False, "device": "cpu",
+        "save_strategy": "no", "logging_steps": 1, "dataset_num_proc": 1, "val_set_size": 0.0,
+        "dataset_prepared_path": "prepared", "special_tokens": {"pad_token": tokens.pad_token},
+    }  # fmt: skip
+    Path("axolotl.yaml").write_text(yaml.safe_dump(told))
+    cfg = load_cfg("axolotl.yaml")
+    data = load_datasets(cfg=cfg)
+    order = [tokens.decode(ids) for ids in data.train_dataset["input_ids"]]
+    assert [f"is {i} large" in text for i, text in enumerate(order)] != [True] * NUM_ROWS
+    train(cfg=cfg, dataset_meta=data)
+    require_exactly_the_coreset(Path("drawn.jsonl"))
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
+def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's plugin in `swift sft`."""
+    from swift.pipelines.train.sft import sft_main
+
+    monkeypatch.chdir(tmp_path)
+    make_world_of_templates(**{"data.loss_on": "all"})
+    (code,) = blocks("ms-swift", "python")
+    plugin = code.replace("num_samples=2000", 'num_samples=8, record="drawn.jsonl", redraw="never"')
+    Path("coresets.py").write_text(plugin)
+    sft_main(shlex.split(
+        "--model base --model_type llama --template dummy --template_backend jinja "
+        "--dataset train.jsonl --external_plugins coresets.py --callbacks gracekit "
+        "--tuner_type full --num_train_epochs 2 --per_device_train_batch_size 4 "
+        "--gradient_accumulation_steps 1 --output_dir out --save_strategy no --logging_steps 1 "
+        "--torch_dtype float32 --use_cpu true --report_to none --split_dataset_ratio 0 "
+        "--check_model false --max_length 128 --attn_impl eager --use_hf true "
+        "--gradient_checkpointing false --dataloader_num_workers 0"
+    ))  # fmt: skip
+    require_exactly_the_coreset(Path("drawn.jsonl"))

@@ -1,0 +1,154 @@
+"""A coreset as a stream: in a data loader, over workers and ranks, in trainers, resumed."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from gracekit.errors import RecipeError
+from gracekit.store import Store
+from gracekit.training import Coreset, CoresetIterableDataset, CoresetSampler
+from tests.drawable import publish_draw
+from tests.stores import N, make_draft, make_store
+from tests.test_training_callback import ROWS, train
+
+torch.set_num_threads(1)
+NUM_ROWS = 2 * N
+ROW_NUMBERS = list(range(NUM_ROWS))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    found = make_store(tmp_path / "store")
+    found.commit(make_draft(found, "first"))
+    return found
+
+
+def positions(loader: Any) -> list[int]:
+    return [int(p) for batch in loader for p in batch]
+
+
+def stream(store: Store, **options: Any) -> CoresetIterableDataset:
+    return CoresetIterableDataset(store.paths.root, ROW_NUMBERS, **options)
+
+
+def test_it_yields_what_the_sampler_draws(store: Store) -> None:
+    dataset, sampler = stream(store), CoresetSampler(store.paths.root, NUM_ROWS, weighs=False)
+    for epoch in range(3):
+        if epoch == 1:
+            publish_draw(store)
+        dataset.set_epoch(epoch)
+        sampler.set_epoch(epoch)
+        assert positions(DataLoader(dataset, batch_size=5)) == list(sampler)
+    assert dataset.sampler.version_log == sampler.version_log
+    assert dataset.sampler.num_drawn == len(dataset) == NUM_ROWS
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_workers_share_the_samples(store: Store, num_workers: int) -> None:
+    publish_draw(store)
+    dataset = stream(store, num_samples=17)
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        loader = DataLoader(dataset, batch_size=2, num_workers=num_workers)
+        assert sorted(positions(loader)) == sorted(dataset.sampler.order().tolist())
+
+
+def test_ranks_share_the_samples(store: Store) -> None:
+    publish_draw(store)
+    ranks = [stream(store, num_samples=17, rank=rank, num_ranks=2) for rank in (0, 1)]
+    for epoch in range(2):
+        for rank in ranks:
+            rank.set_epoch(epoch)
+        found = [list(rank) for rank in ranks]
+        assert [len(samples) for samples in found] == [len(rank) for rank in ranks] == [8, 8]
+        in_turn = [p for pair in zip(*found, strict=True) for p in pair]
+        assert in_turn == ranks[0].sampler.order()[:16].tolist()
+
+
+def test_rows_get_their_weights(store: Store) -> None:
+    publish_draw(store)
+    rows = [{"position": i} for i in range(NUM_ROWS)]
+    dataset = CoresetIterableDataset(store.paths.root, rows, weight_key="weight")
+    dataset.set_epoch(0)
+    for row in dataset:
+        assert row["weight"] == dataset.sampler.weight_of(row["position"])
+    assert len({row["weight"] for row in dataset}) > 3
+
+
+def test_it_goes_on_in_the_middle_of_an_epoch(store: Store) -> None:
+    publish_draw(store)
+    whole, cut = stream(store), stream(store)
+    for dataset in (whole, cut):
+        dataset.set_epoch(0)
+    expected, first = list(whole), []
+    for sample in cut:
+        first.append(sample)
+        if len(first) == 7:
+            break
+    state = cut.state_dict()
+    publish_draw(store)  # the epoch that was begun keeps its version
+    resumed = stream(store)
+    resumed.load_state_dict(state)
+    resumed.set_epoch(0)
+    assert first + list(resumed) == expected
+    for dataset in (whole, resumed):
+        dataset.set_epoch(1)
+    assert list(resumed) == list(whole) and resumed.sampler.version == 3
+
+
+def test_a_trainer_trains_on_the_coreset(store: Store, tmp_path: Path) -> None:
+    dataset = CoresetIterableDataset(store.paths.root, ROWS, num_samples=16)
+    trainer, fed = train(tmp_path / "run", kind=Trainer, dataset=dataset, num_train_epochs=2)
+    assert trainer.state.max_steps == 8
+    coreset = Coreset.load(store.paths.root)
+    drawn = [p for batch in fed for p in batch]
+    assert sorted(drawn) == sorted(coreset.source_rows.tolist() * 4)
+
+
+@pytest.mark.formats
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("torchdata") is None, reason="not installed")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stateful_data_loader_goes_on(store: Store, num_workers: int) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    publish_draw(store)
+
+    def loader() -> Any:
+        dataset = stream(store)
+        dataset.set_epoch(0)
+        return StatefulDataLoader(dataset, batch_size=3, num_workers=num_workers)
+
+    whole = [batch.tolist() for batch in loader()]
+    cut, first = loader(), []
+    for batch in cut:
+        first.append(batch.tolist())
+        if len(first) == 5:
+            break
+    state = cut.state_dict()
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert first + [batch.tolist() for batch in resumed] == whole
+
+
+def test_what_would_go_wrong_is_refused(store: Store) -> None:
+    with pytest.raises(RecipeError, match="found rank 2 of 2"):
+        stream(store, rank=2, num_ranks=2)
+    with pytest.raises(RecipeError, match="1 sample_ids for 48 rows"):
+        stream(store, sample_ids=["a"])
+    dataset = stream(store)
+    with pytest.raises(RecipeError, match=r"epoch 0 has not begun. With workers, call set_epoch"):
+        list(DataLoader(dataset, num_workers=1))
+    dataset.set_epoch(0)
+    loader = DataLoader(dataset, num_workers=1, persistent_workers=True)
+    assert len(list(loader)) == NUM_ROWS
+    with pytest.raises(RecipeError, match="without persistent_workers"):
+        list(loader)
