@@ -18,9 +18,31 @@ from gracekit.cli import main
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
 
 torch.set_num_threads(1)
-COMMANDS = ["init", "watch", "plan", "doctor", "check", "compare", "refresh", "reference",
-            "select", "explain", "similar", "export", "sql", "report", "status", "versions", "diff", "verify", "rollback", "pin",
-            "unpin", "gc", "work"]  # fmt: skip
+COMMANDS = [
+    "init",
+    "watch",
+    "plan",
+    "doctor",
+    "check",
+    "compare",
+    "refresh",
+    "reference",
+    "select",
+    "explain",
+    "similar",
+    "export",
+    "sql",
+    "report",
+    "status",
+    "versions",
+    "diff",
+    "verify",
+    "rollback",
+    "pin",
+    "unpin",
+    "gc",
+    "work",
+]
 
 
 def invoke(*arguments: str) -> Result:
