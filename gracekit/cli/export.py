@@ -112,8 +112,8 @@ def _remarks(details: dict[str, Any], format_name: str) -> Iterator[str]:
     if silent:
         yield (
             f"{silent:,} turns of the assistant carry no loss in the data (weight 0, or the like), "
-            f"and {format_name} knows no such mark, so the trainer learns them. Export as ms-swift, "
-            "or leave such rows out with selection.exclude in the recipe"
+            f"and {format_name} knows no such mark, so the trainer learns them. Export as "
+            "ms-swift, or leave such rows out with selection.exclude in the recipe"
         )
 
 

@@ -11,6 +11,7 @@ ms-swift, so it is loaded only there.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from swift.callbacks import callbacks_map
 from transformers import Trainer
 
 from gracekit.training.callback import CoresetCallback
+
+logger = logging.getLogger("gracekit.training")
 
 NAME = "gracekit"
 """Of the callback, for `--callbacks`."""
@@ -29,8 +32,8 @@ def register(store: str | Path, **options: Any) -> None:
 
     ms-swift shuffles the data, so rows are told by their tokens (docs/trainers/ms-swift.md). Its
     trainer batches by itself, so it gets the data loader of transformers instead, with a sampler
-    that draws from the coreset; a streamed dataset keeps ms-swift's own, which no coreset is drawn
-    from. Rows count alike in the loss.
+    that draws from the coreset. A streamed dataset, sequences that are split over ranks and rows
+    that no coreset can be drawn for keep ms-swift's own. Rows count alike in the loss.
 
     Args:
         store: Directory of the store.
@@ -52,19 +55,38 @@ def _take_loader(trainer: Any, callback: CoresetCallback) -> None:
     own_loader = trainer.get_train_dataloader
     own_sampler = trainer._get_train_sampler
 
+    made: list[Any] = []
+
     def get_train_sampler(train_dataset: Any = None) -> Any:
         dataset = trainer.train_dataset if train_dataset is None else train_dataset
         if callback.sampler is not None:  # a resumed run asks again for what it skips
             return callback.sampler
+        if made:
+            return made[0]
         callback.tell_rows(dataset, trainer.data_collator, trainer.processing_class)
-        sampler = callback.make_sampler(len(dataset), callback.num_samples)
-        return own_sampler(train_dataset) if sampler is None else sampler
+        made.append(callback.make_sampler(len(dataset), callback.num_samples))
+        return made[0]
 
     def get_train_dataloader(skip_batches: int = 0) -> Any:
-        if not hasattr(trainer.train_dataset, "__len__"):
+        why = _why_own(trainer)
+        if not why and get_train_sampler() is None:
+            why = "no coreset can be drawn for its rows"
+        if why:
+            logger.warning("the trainer keeps its own data loader, without coresets: %s", why)
+            trainer._get_train_sampler = own_sampler
             return own_loader(skip_batches)
         loader = Trainer.get_train_dataloader(trainer)
         return skip_first_batches(loader, skip_batches) if skip_batches else loader
 
     trainer._get_train_sampler = get_train_sampler
     trainer.get_train_dataloader = get_train_dataloader
+
+
+def _why_own(trainer: Any) -> str:
+    """Why no other data loader can take the place of the trainer's own; empty: one can."""
+    if not hasattr(trainer.train_dataset, "__len__"):
+        return "it streams its data"
+    template = getattr(trainer, "template", None)
+    if (getattr(template, "sequence_parallel_size", 1) or 1) > 1:
+        return "it splits sequences over ranks (sequence_parallel_size)"
+    return ""
