@@ -385,15 +385,13 @@ def test_axolotl_trains_on_the_coreset(
     require_exactly_the_coreset(Path("drawn.jsonl"))
 
 
-@pytest.mark.swift
-@pytest.mark.filterwarnings("default")
-@pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
-def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guide's plugin in `swift sft`."""
+SWIFT = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
+
+
+def run_swift() -> None:
+    """`swift sft` with the guide's plugin, in the present directory."""
     from swift.pipelines.train.sft import sft_main
 
-    monkeypatch.chdir(tmp_path)
-    make_world_of_templates(**{"data.loss_on": "all"})
     (code,) = blocks("ms-swift", "python")
     plugin = code.replace("num_samples=2000", 'num_samples=8, record="drawn.jsonl", redraw="never"')
     Path("coresets.py").write_text(plugin)
@@ -406,4 +404,27 @@ def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.Monk
         "--check_model false --max_length 128 --attn_impl eager --use_hf true "
         "--gradient_checkpointing false --dataloader_num_workers 0"
     ))  # fmt: skip
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@SWIFT
+def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_world_of_templates(**{"data.loss_on": "all"})
+    run_swift()
     require_exactly_the_coreset(Path("drawn.jsonl"))
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@SWIFT
+def test_ms_swift_keeps_its_loader_where_nothing_can_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rows have other tokens than those that were measured."""
+    monkeypatch.chdir(tmp_path)
+    make_world_of_templates(**{"data.rendering": "plain"})
+    run_swift()
+    assert "keeps its own data loader, without coresets: no coreset can be drawn" in caplog.text
+    assert not Path("drawn.jsonl").exists()

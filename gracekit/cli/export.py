@@ -95,6 +95,8 @@ def export(
 
 def _remarks(details: dict[str, Any], format_name: str) -> Iterator[str]:
     """What was changed so that the trainer keeps every row, and what it will not know."""
+    if details.get("was_there"):
+        yield "this version was there already; it is left as it is, and latest names the newest"
     changed = details.get("changed")
     if changed:
         parts = {

@@ -123,6 +123,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.losses = LossNotes()
         """Of the rows that this rank trained on since uses were logged last; `CoresetTrainerMixin`
         notes them."""
+        self.keeps_loader = False
+        """Whether the trainer's data loader is left as it is, so that no coreset is drawn from."""
         self._num_noted = 0
         self._first_rows = FirstRows(self.store)
         self._reaches_loss = False
@@ -359,6 +361,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         inner = getattr(batches, "batch_sampler", batches)
         dataset = getattr(loader, "dataset", None)
         num_rows = _num_rows(dataset)
+        if self.keeps_loader:
+            return None
         stream = _stream_of(dataset)
         if stream is not None:
             logger.info("the stream draws from the coreset by itself, as it was told to")

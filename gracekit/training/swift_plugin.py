@@ -20,6 +20,7 @@ from swift.callbacks import callbacks_map
 from transformers import Trainer
 
 from gracekit.training.callback import CoresetCallback
+from gracekit.training.drawn import unknown_ids
 
 logger = logging.getLogger("gracekit.training")
 
@@ -54,7 +55,6 @@ def _take_loader(trainer: Any, callback: CoresetCallback) -> None:
     """Let the trainer load by a sampler, which is the callback's where there is one."""
     own_loader = trainer.get_train_dataloader
     own_sampler = trainer._get_train_sampler
-
     made: list[Any] = []
 
     def get_train_sampler(train_dataset: Any = None) -> Any:
@@ -64,8 +64,10 @@ def _take_loader(trainer: Any, callback: CoresetCallback) -> None:
         if made:
             return made[0]
         callback.tell_rows(dataset, trainer.data_collator, trainer.processing_class)
-        made.append(callback.make_sampler(len(dataset), callback.num_samples))
-        return made[0]
+        is_known = callback.sample_ids is None or callback.sample_ids != unknown_ids(len(dataset))
+        sampler = callback.make_sampler(len(dataset), callback.num_samples) if is_known else None
+        made.append(sampler)
+        return sampler
 
     def get_train_dataloader(skip_batches: int = 0) -> Any:
         why = _why_own(trainer)
@@ -73,6 +75,7 @@ def _take_loader(trainer: Any, callback: CoresetCallback) -> None:
             why = "no coreset can be drawn for its rows"
         if why:
             logger.warning("the trainer keeps its own data loader, without coresets: %s", why)
+            callback.keeps_loader = True
             trainer._get_train_sampler = own_sampler
             return own_loader(skip_batches)
         loader = Trainer.get_train_dataloader(trainer)
