@@ -6,10 +6,13 @@ import importlib.util
 import json
 import re
 import shlex
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,7 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import gracekit
 from gracekit.cli import main
 from gracekit.recipe import Recipe
+from gracekit.store import StoreReader
 from gracekit.training import Coreset
+from gracekit.training.measured import Measured
 from gracekit.types import Json
 from tests.templates_of_families import CHATML
 from tests.tiny import make_tokenizer, write_checkpoint
@@ -73,12 +78,52 @@ def selected() -> set[int]:
     return set(Coreset.load("gracekit-store").source_rows.tolist())
 
 
-ROWS = [{"input_ids": [i, 3, 4], "labels": [i, 3, 4]} for i in range(NUM_ROWS)]
-"""Their first token is their position."""
+def measured_rows() -> list[Json]:
+    """What a trainer's dataset has: the tokens that were measured, in the order of the data."""
+    measured = Measured.of_store(StoreReader.open("gracekit-store"))
+    rows = []
+    for position in range(NUM_ROWS):
+        tokens = measured.tokens(measured.row_at[position])
+        assert tokens is not None
+        ids, has_loss = tokens
+        labels = np.where(has_loss, ids, -100).tolist()
+        rows.append({"input_ids": ids.tolist(), "labels": labels})
+    return rows
+
+
+PADDING = {"input_ids": 0, "labels": -100, "attention_mask": 0}
 
 
 def collate(rows: list[Json]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}
+    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    length = max(len(row["input_ids"]) for row in rows)
+    return {
+        name: torch.tensor([row[name] + [pad] * (length - len(row[name])) for row in rows])
+        for name, pad in PADDING.items()
+    }
+
+
+def positions(batch: Any) -> list[int]:
+    """Places in the data of the rows of a batch, by their tokens."""
+    place = {tuple(row["input_ids"]): k for k, row in enumerate(measured_rows())}
+    assert len(place) == NUM_ROWS
+    pad = PADDING["input_ids"]
+    return [place[tuple(t for t in row if t != pad)] for row in batch["input_ids"].tolist()]
+
+
+def with_own_coreset(code: str) -> str:
+    """A guide's code that draws the version's own coreset, so that it is known what is drawn."""
+    made = r'(= Coreset\w+\(\s*"gracekit-store"(?:[^()]|\([^()]*\))*?),?\s*\)$'
+    found = re.sub(made, r'\1, redraw="never")', code, flags=re.M)
+    assert found != code
+    return found
+
+
+def require_selected(epochs: list[list[int]]) -> None:
+    """Each epoch has all selected rows and no others, each as often."""
+    for drawn in epochs:
+        assert set(drawn) == selected()
+        assert set(Counter(drawn).values()) == {len(drawn) // len(selected())}
 
 
 @pytest.mark.parametrize("name", GUIDES)
@@ -107,31 +152,35 @@ def test_the_exports_of_a_guide_are_written(world: Recipe, name: str) -> None:
         assert told["dataset"] == written["dataset"]
 
 
-def run_loop(name: str) -> list[list[int]]:
-    """Positions of each batch that a guide's own loop trains on."""
+def run_loop(name: str, edit: Callable[[str], str]) -> tuple[list[list[int]], int]:
+    """Positions of each batch that a guide's own loop trains on, and the version at its end."""
     (code,) = blocks(name, "python")
     fed: list[list[int]] = []
     space: dict[str, Any] = {
-        "dataset": ROWS,
+        "dataset": measured_rows(),
         "collate": collate,
-        "train_step": lambda batch: fed.append(batch["input_ids"][:, 0].tolist()),
+        "train_step": lambda batch: fed.append(positions(batch)),
         "save_checkpoint": lambda step: None,
     }
-    exec(compile(code, f"docs/trainers/{name}.md", "exec"), space)
+    exec(compile(edit(code), f"docs/trainers/{name}.md", "exec"), space)
     if name == "torchtune":
-        fed += [batch["input_ids"][:, 0].tolist() for batch in space["loader"]]
-    return fed
+        fed += [positions(batch) for batch in space["loader"]]
+    sampler = space["stream"].sampler if name == "streaming" else space["sampler"]
+    return fed, sampler.version
 
 
 @pytest.mark.parametrize("name", ["pytorch", "streaming", "torchtune"])
 @pytest.mark.usefixtures("world")
 def test_loops_train_on_the_coreset(name: str) -> None:
-    fed = run_loop(name)
     num_samples = NUM_ROWS if name == "torchtune" else NUM_ROWS // 3
     num_epochs = 1 if name == "torchtune" else 3
+    fed, version = run_loop(name, str)
+    assert version == 1
     assert sum(map(len, fed)) == num_samples * num_epochs
-    rows = {p for batch in fed for p in batch}
-    assert rows <= set(range(NUM_ROWS)) and len(rows) >= len(selected())
+    fed, version = run_loop(name, with_own_coreset)
+    assert version == 1
+    drawn = [p for batch in fed for p in batch]
+    require_selected([drawn[k : k + num_samples] for k in range(0, len(drawn), num_samples)])
 
 
 def make_model() -> Any:
@@ -145,14 +194,28 @@ def make_model() -> Any:
 def note_batches(model: Any) -> list[list[int]]:
     fed: list[list[int]] = []
     model.register_forward_pre_hook(
-        lambda module, args, kwargs: fed.append(kwargs["input_ids"][:, 0].tolist()),
+        lambda module, args, kwargs: fed.append(positions(kwargs)),
         with_kwargs=True,
     )
     return fed
 
 
+EDITS = pytest.mark.parametrize("edit", [str, with_own_coreset], ids=["as it is", "own coreset"])
+
+
+def require_coresets(fed: list[list[int]], state: Any, *, is_own: bool) -> None:
+    """Of two epochs, each as long as the coreset, in batches of four."""
+    drawn = [p for batch in fed for p in batch]
+    assert len(drawn) == 2 * (NUM_ROWS // 3)
+    versions = [e["coreset_version"] for e in state.log_history if "coreset_version" in e]
+    assert versions == [1, 1]
+    if is_own:
+        require_selected([drawn[: NUM_ROWS // 3], drawn[NUM_ROWS // 3 :]])
+
+
+@EDITS
 @pytest.mark.usefixtures("world")
-def test_the_trainer_of_hugging_face(tmp_path: Path) -> None:
+def test_the_trainer_of_hugging_face(tmp_path: Path, edit: Callable[[str], str]) -> None:
     from transformers import TrainingArguments
 
     model = make_model()
@@ -162,20 +225,23 @@ def test_the_trainer_of_hugging_face(tmp_path: Path) -> None:
         save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
         dataloader_pin_memory=False,
     )  # fmt: skip
-    space: dict[str, Any] = {"model": model, "args": arguments, "train_dataset": ROWS}
+    space: dict[str, Any] = {"model": model, "args": arguments, "train_dataset": measured_rows()}
     (code,) = blocks("huggingface", "python")
+    code = edit(code).replace("args=args,", "args=args, data_collator=collate,")
+    space["collate"] = collate
     exec(compile(code, "docs/trainers/huggingface.md", "exec"), space)
-    assert sum(map(len, fed)) == 2 * (NUM_ROWS // 3)
+    require_coresets(fed, space["trainer"].state, is_own=edit is not str)
     names = {name for entry in space["trainer"].state.log_history for name in entry}
     assert {"coreset/version", "coreset_version"} <= names
     for name in re.findall(r"`(coreset/\w+)`", guide("huggingface")):
         assert name.removeprefix("coreset/") in ["version", "value", "churn", "cost_share"]
 
 
+@EDITS
 @pytest.mark.trl
 @pytest.mark.filterwarnings("default")
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="not installed")
-def test_trl(world: Recipe, tmp_path: Path) -> None:
+def test_trl(world: Recipe, tmp_path: Path, edit: Callable[[str], str]) -> None:
     import trl
 
     model = make_model()
@@ -187,13 +253,13 @@ def test_trl(world: Recipe, tmp_path: Path) -> None:
     space: dict[str, Any] = {
         "model": model,
         "args": arguments,
-        "train_dataset": datasets.Dataset.from_list(ROWS),
+        "train_dataset": datasets.Dataset.from_list(measured_rows()),
         "tokenizer": make_tokenizer(),
     }
     fed = note_batches(model)
     (code,) = blocks("trl", "python")
-    exec(compile(code, "docs/trainers/trl.md", "exec"), space)
-    assert sum(map(len, fed)) == 2 * (NUM_ROWS // 3)
+    exec(compile(edit(code), "docs/trainers/trl.md", "exec"), space)
+    require_coresets(fed, space["trainer"].state, is_own=edit is not str)
     # The file, too: what SFTTrainer makes of it are the rows of the coreset.
     gracekit.export(world.store, "data/subset", format="trl")
     loaded = datasets.load_dataset("data/subset", split="train", cache_dir=str(tmp_path / "cache"))
@@ -216,7 +282,7 @@ def test_lightning(tmp_path: Path) -> None:
 
         def training_step(self, batch: Any, index: int) -> Any:
             found = fed.setdefault(self.current_epoch, [])
-            found.extend(batch["input_ids"][:, 0].tolist())
+            found.extend(positions(batch))
             return self.model(**batch).loss
 
         def configure_optimizers(self) -> Any:
@@ -227,7 +293,7 @@ def test_lightning(tmp_path: Path) -> None:
         enable_progress_bar=False, default_root_dir=tmp_path,
     )  # fmt: skip
     space: dict[str, Any] = {
-        "dataset": ROWS, "collate": collate, "trainer": trainer, "module": Module(),
+        "dataset": measured_rows(), "collate": collate, "trainer": trainer, "module": Module(),
     }  # fmt: skip
     (code,) = blocks("lightning", "python")
     exec(compile(code, "docs/trainers/lightning.md", "exec"), space)
@@ -319,15 +385,13 @@ def test_axolotl_trains_on_the_coreset(
     require_exactly_the_coreset(Path("drawn.jsonl"))
 
 
-@pytest.mark.swift
-@pytest.mark.filterwarnings("default")
-@pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
-def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guide's plugin in `swift sft`."""
+SWIFT = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
+
+
+def run_swift() -> None:
+    """`swift sft` with the guide's plugin, in the present directory."""
     from swift.pipelines.train.sft import sft_main
 
-    monkeypatch.chdir(tmp_path)
-    make_world_of_templates(**{"data.loss_on": "all"})
     (code,) = blocks("ms-swift", "python")
     plugin = code.replace("num_samples=2000", 'num_samples=8, record="drawn.jsonl", redraw="never"')
     Path("coresets.py").write_text(plugin)
@@ -340,4 +404,27 @@ def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.Monk
         "--check_model false --max_length 128 --attn_impl eager --use_hf true "
         "--gradient_checkpointing false --dataloader_num_workers 0"
     ))  # fmt: skip
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@SWIFT
+def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_world_of_templates(**{"data.loss_on": "all"})
+    run_swift()
     require_exactly_the_coreset(Path("drawn.jsonl"))
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@SWIFT
+def test_ms_swift_keeps_its_loader_where_nothing_can_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rows have other tokens than those that were measured."""
+    monkeypatch.chdir(tmp_path)
+    make_world_of_templates(**{"data.rendering": "plain"})
+    run_swift()
+    assert "keeps its own data loader, without coresets: no coreset can be drawn" in caplog.text
+    assert not Path("drawn.jsonl").exists()

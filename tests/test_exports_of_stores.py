@@ -108,6 +108,8 @@ def test_atlas_has_all_samples(tmp_path: Path, recipe: Recipe) -> None:
     apart = np.linalg.norm(plane[:, None] - plane, axis=2)
     near = [apart[k, r["neighbors"]["ids"][:5]].mean() for k, r in enumerate(rows)]
     assert np.mean(near) < 0.8 * apart.mean()
+    with pytest.raises(RecipeError, match="has a row for each sample of the data"):
+        gracekit.export(recipe.store, tmp_path / "again", format="atlas", weights="repeat")
     gracekit.export(recipe.store, tmp_path / "again", format="atlas")
     assert pq.read_table(tmp_path / "again/atlas.parquet").equals(table)
 
@@ -134,13 +136,30 @@ def test_each_version_has_a_directory_and_latest_names_the_newest(
     assert sorted(p.name for p in folder.iterdir()) == ["latest", "v000001", "v000002"]
     for number, name in ((1, "v000001"), (2, "v000002"), (2, "latest")):
         assert json.loads((folder / name / "manifest.json").read_text())["version"] == number
-    # An older one that is written again does not become the latest.
-    with pytest.raises(ExportError, match="holds an earlier export"):
-        gracekit.export(recipe.store, versions_in=folder, version=1)
+    # An older one that is asked for or written again does not become the latest.
+    again = gracekit.export(recipe.store, versions_in=folder, version=1)
+    assert again.details["was_there"] and again.num_rows == first.num_rows
+    assert (folder / "latest").readlink().name == "v000002"
+    with pytest.raises(ExportError, match=r"is in .*v000001 already, as jsonl with weights column"):
+        gracekit.export(recipe.store, versions_in=folder, version=1, format="ids")
     gracekit.export(recipe.store, versions_in=folder, version=1, force=True, format="ids")
     assert (folder / "latest").readlink().name == "v000002"
     moved = folder.rename(tmp_path / "moved")
     assert len(lines(moved / "latest/coreset.jsonl")) == second.num_rows
+
+
+def test_an_export_that_was_killed_before_the_link_is_finished(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    command = ("export", "--store", str(recipe.store), "--versions-in", str(tmp_path / "all"))
+    assert run(*command).exit_code == 0
+    (tmp_path / "all/latest").unlink()
+    before = (tmp_path / "all/v000002/coreset.jsonl").stat().st_mtime_ns
+    result = run(*command)
+    assert result.exit_code == 0, result.output
+    assert "was there already" in result.stderr
+    assert (tmp_path / "all/latest").readlink().name == "v000002"
+    assert (tmp_path / "all/latest/coreset.jsonl").stat().st_mtime_ns == before
 
 
 def test_latest_always_leads_to_a_whole_export(tmp_path: Path, recipe: Recipe) -> None:

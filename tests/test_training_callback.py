@@ -403,6 +403,19 @@ def test_ids_of_another_length_train_without_coresets(
     assert "48 rows but 2 sample_ids were given" in caplog.text
 
 
+def test_a_version_that_is_refused_is_not_called_missing(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(store, 0)
+    callback = CoresetCallback(store.paths.root, sample_ids=[f"x{i}" for i in range(NUM_ROWS)])
+    with caplog.at_level(logging.INFO, logger="gracekit.training"):
+        train(tmp_path / "run", callback, num_train_epochs=2, save_strategy="no")
+    assert "coreset version 1 is not used" in caplog.text
+    assert f"since no coreset of {store.paths.root} was taken (where one was refused" in caplog.text
+    assert "epoch 2 trains on all samples (no coreset was taken)" in caplog.text
+    assert "yet" not in caplog.text
+
+
 def test_a_streamed_dataset_trains_without_coresets(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,10 +13,10 @@ from transformers import Trainer
 
 from gracekit.errors import RecipeError
 from gracekit.store import Store
-from gracekit.training import Coreset, CoresetIterableDataset, CoresetSampler
+from gracekit.training import Coreset, CoresetCallback, CoresetIterableDataset, CoresetSampler
 from tests.drawable import publish_draw
 from tests.stores import N, make_draft, make_store
-from tests.test_training_callback import ROWS, train
+from tests.test_training_callback import ROWS, StopAt, logged, train
 
 torch.set_num_threads(1)
 NUM_ROWS = 2 * N
@@ -73,6 +73,40 @@ def test_ranks_share_the_samples(store: Store) -> None:
         assert in_turn == ranks[0].sampler.order()[:16].tolist()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_with_workers_have_as_many_samples(
+    store: Store, num_workers: int, num_ranks: int
+) -> None:
+    publish_draw(store)
+    found: list[int] = []
+    for rank in range(num_ranks):
+        dataset = stream(store, num_samples=13, rank=rank, num_ranks=num_ranks)
+        dataset.set_epoch(0)
+        drawn = positions(DataLoader(dataset, batch_size=2, num_workers=num_workers))
+        assert len(drawn) == len(dataset) == 13 // num_ranks
+        order = dataset.sampler.order().tolist()
+        assert sorted(drawn) == sorted(order[rank : len(dataset) * num_ranks : num_ranks])
+        found += drawn
+    assert len(found) == 13 // num_ranks * num_ranks
+
+
+def test_an_epoch_that_is_gone_over_again_is_a_warning(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = stream(store)
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        next(iter(dataset))  # a look at the first is none
+        list(dataset)
+    assert not caplog.records
+    for _ in range(2):
+        list(dataset)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "epoch 1 was gone over and is iterated over again" in caplog.text
+
+
 def test_rows_get_their_weights(store: Store) -> None:
     publish_draw(store)
     rows = [{"position": i} for i in range(NUM_ROWS)]
@@ -111,6 +145,37 @@ def test_a_trainer_trains_on_the_coreset(store: Store, tmp_path: Path) -> None:
     coreset = Coreset.load(store.paths.root)
     drawn = [p for batch in fed for p in batch]
     assert sorted(drawn) == sorted(coreset.source_rows.tolist() * 4)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_trainer_that_is_resumed_goes_on_with_the_same_batches(
+    store: Store, tmp_path: Path, num_workers: int
+) -> None:
+    """A version that came out after the epoch was begun is not taken up in the middle of it."""
+    publish_draw(store)
+
+    def go_on(name: str, *callbacks: Any, resume: bool = False) -> tuple[Any, list[list[int]]]:
+        dataset = CoresetIterableDataset(store.paths.root, ROWS, num_samples=16)
+        return train(
+            tmp_path / name, CoresetCallback(store.paths.root), *callbacks, resume=resume,
+            dataset=dataset, num_train_epochs=2, save_strategy="steps", save_steps=2,
+            dataloader_num_workers=num_workers,
+        )  # fmt: skip
+
+    _, whole = go_on("whole")
+    trainer, first = go_on("cut", StopAt(2))
+    assert logged(trainer) == [(0, 0, 2)]
+    publish_draw(store)
+    trainer, rest = go_on("cut", resume=True)
+    assert logged(trainer) == [(0, 0, 2), (1, 0, 3)]
+    epoch = [p for batch in first[:2] + rest[:2] for p in batch]
+    assert epoch == [p for batch in whole[:4] for p in batch]
+    run = next(
+        entry["coreset_run"] for entry in trainer.state.log_history if "coreset_run" in entry
+    )
+    assert sorted(path.stem for path in (store.paths.root / "uses" / run).iterdir()) == [
+        f"s{step:06d}" for step in (2, 4, 6, 8)
+    ]
 
 
 @pytest.mark.formats

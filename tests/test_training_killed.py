@@ -37,18 +37,20 @@ def fed(path: Path) -> list[list[int]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("follow", ["epoch", "step"])
+TRL = [
+    pytest.mark.trl,
+    pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="not installed"),
+]
+
+
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "follow"),
     [
-        pytest.param("hf", marks=pytest.mark.slow),
-        pytest.param(
-            "trl",
-            marks=[
-                pytest.mark.trl,
-                pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="not installed"),
-            ],
-        ),
+        pytest.param("hf", "epoch", marks=pytest.mark.slow),
+        pytest.param("hf", "step", marks=pytest.mark.slow),
+        pytest.param("stream", "epoch", marks=pytest.mark.slow),
+        pytest.param("trl", "epoch", marks=TRL),
+        pytest.param("trl", "step", marks=TRL),
     ],
 )
 def test_killed_ranks_go_on_with_the_same_batches_and_weights(

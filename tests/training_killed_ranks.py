@@ -1,9 +1,9 @@
 """Run by test_training_killed.py under torchrun: a data-parallel trainer that may kill itself.
 
-Arguments: store, output directory, `hf` or `trl`, `follow` of the callback, the step after which
-each rank kills itself (0: none), and whether to resume (1). Versions are published by rank 0 while
-the run lasts, unless it is resumed. Each rank writes what it was fed, step by step, and at the end
-a hash of its weights.
+Arguments: store, output directory, `hf`, `stream` or `trl`, `follow` of the callback, the step
+after which each rank kills itself (0: none), and whether to resume (1). Versions are published by
+rank 0 while the run lasts, unless it is resumed. Each rank writes what it was fed, step by
+step, and at the end a hash of its weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from gracekit.store import Store
-from gracekit.training import CoresetCallback, CoresetTrainerMixin
+from gracekit.training import CoresetCallback, CoresetIterableDataset, CoresetTrainerMixin
 from tests.drawable import publish_draw
 from tests.stores import N
 
@@ -63,7 +63,7 @@ class KillAfter(TrainerCallback):  # type: ignore[misc]
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_trainer(kind: str, out: Path, callbacks: list[Any]) -> Any:
+def make_trainer(kind: str, root: str, out: Path, callbacks: list[Any]) -> Any:
     rows = [{"input_ids": [i, 50, 51], "labels": [i, 50, 51]} for i in range(NUM_ROWS)]
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -76,13 +76,14 @@ def make_trainer(kind: str, out: Path, callbacks: list[Any]) -> Any:
         "report_to": "none", "use_cpu": True, "ddp_backend": "gloo", "disable_tqdm": True,
         "dataloader_pin_memory": False, "learning_rate": 1e-2,
     }  # fmt: skip
-    if kind == "hf":
+    if kind in ("hf", "stream"):
+        data: Any = CoresetIterableDataset(root, rows) if kind == "stream" else rows
 
         class HfTrainer(CoresetTrainerMixin, Trainer):  # type: ignore[misc]
             """As a user writes it."""
 
         return HfTrainer(
-            model=model, args=TrainingArguments(**settings), train_dataset=rows, callbacks=callbacks
+            model=model, args=TrainingArguments(**settings), train_dataset=data, callbacks=callbacks
         )
     import trl
 
@@ -109,7 +110,7 @@ def main() -> None:
     if resumed == "0":
         callbacks.append(Publish(Store.open(root)))
     callbacks.append(KillAfter(int(killed)))
-    trainer = make_trainer(kind, Path(out), callbacks)
+    trainer = make_trainer(kind, root, Path(out), callbacks)
     fed = Path(out) / f"fed-{rank}{'-resumed' if resumed == '1' else ''}.jsonl"
     fed.parent.mkdir(parents=True, exist_ok=True)
     file = fed.open("w")

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gracekit.api.stores import StoreLike, VersionLike, open_store, path, resolve, text
-from gracekit.errors import UsageError
-from gracekit.exports import Exported, Weighting, link_latest, place_of, rows_of
+from gracekit.errors import ExportError, UsageError
+from gracekit.exports import Exported, Weighting, exported_at, link_latest, place_of, rows_of
 from gracekit.exports import export as write_export
 from gracekit.store import Store
 from gracekit.types import SampleMap
@@ -40,6 +40,7 @@ def export(
         with_scores: Join to each row its scores, importance, origin and probability.
         versions_in: In place of `out`: a directory in which each version has a directory of its
             own, such as `v000012`, and the link `latest` names the newest; it is swapped at once.
+            A version that is there already is left as it is (`was_there` in the details).
         force: Replace an earlier export at `out`; nothing else is ever replaced.
 
     Raises:
@@ -73,7 +74,16 @@ def export(
         return write_export(rows, name, path(out, "out"), weights=weights, overwrite=force)
     folder = path(versions_in, "versions_in")
     place = place_of(folder, number)
-    written = write_export(rows, name, place, weights=weights, overwrite=force)
+    written = None if force else exported_at(place, rows.header)
+    if written is None:
+        written = write_export(rows, name, place, weights=weights, overwrite=force)
+    elif (written.format, written.weights) != (name, weights):
+        link_latest(Path(written.path).parent)
+        raise ExportError(
+            f"version {number} is in {written.path} already, as {written.format} with weights "
+            f"{written.weights}; asked for was {name} with weights {weights}. Use another "
+            "directory for each format, or replace it with --force"
+        )
     written.details["latest"] = str(link_latest(Path(written.path).parent))
     return written
 

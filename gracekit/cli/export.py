@@ -95,6 +95,8 @@ def export(
 
 def _remarks(details: dict[str, Any], format_name: str) -> Iterator[str]:
     """What was changed so that the trainer keeps every row, and what it will not know."""
+    if details.get("was_there"):
+        yield "this version was there already; it is left as it is, and latest names the newest"
     changed = details.get("changed")
     if changed:
         parts = {
@@ -112,8 +114,8 @@ def _remarks(details: dict[str, Any], format_name: str) -> Iterator[str]:
     if silent:
         yield (
             f"{silent:,} turns of the assistant carry no loss in the data (weight 0, or the like), "
-            f"and {format_name} knows no such mark, so the trainer learns them. Export as ms-swift, "
-            "or leave such rows out with selection.exclude in the recipe"
+            f"and {format_name} knows no such mark, so the trainer learns them. Export as "
+            "ms-swift, or leave such rows out with selection.exclude in the recipe"
         )
 
 

@@ -4,7 +4,7 @@
 """
 
 from gracekit.exports.exported_rows import ExportedRows, Weighting, rows_of
-from gracekit.exports.exporting import FORMATS, Exported, export
+from gracekit.exports.exporting import FORMATS, Exported, export, exported_at
 from gracekit.exports.versions_folder import link_latest, place_of
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "ExportedRows",
     "Weighting",
     "export",
+    "exported_at",
     "link_latest",
     "place_of",
     "rows_of",

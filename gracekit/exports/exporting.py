@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -15,11 +16,18 @@ from gracekit.exports.domain_weights import DomainWeights
 from gracekit.exports.exported_rows import ExportedRows, Weighting
 from gracekit.exports.lists import Ids, Indices
 from gracekit.exports.llamafactory import LlamaFactory
-from gracekit.exports.placing import MANIFEST, check_place, list_written, put_in_place
+from gracekit.exports.placing import (
+    MANIFEST,
+    check_place,
+    list_written,
+    put_in_place,
+    written_at,
+)
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
 from gracekit.exports.shards import Mds, WebDataset
 from gracekit.protocols import ExportFormat
 from gracekit.types import Json
+from gracekit.version.header import Header
 from gracekit.version.json_text import json_text, plain_json
 
 FORMATS: dict[str, type[ExportFormat]] = {
@@ -89,7 +97,7 @@ def export(
             with one of them there it is refused.
 
     Raises:
-        RecipeError: There is no such format.
+        RecipeError: There is no such format, or it does not write weights in that way.
         ExportError: `out` exists, lies in a store or cannot be written, or the data has changed.
             Then `out` is what it was before.
         DataError: The data cannot be read.
@@ -104,6 +112,12 @@ def export(
         raise RecipeError(
             f"the format {format_name} does not hold the rows that scores could be joined to"
             f"{more}. Leave --with-scores out, or export as jsonl"
+        )
+    if format_name == "atlas" and weights != "column":
+        raise RecipeError(
+            f"the format atlas has a row for each sample of the data, selected or not, with its "
+            f"weight in a column, so weights cannot be {weights!r}. Leave --weights out, or export "
+            "as parquet"
         )
     out = Path(out).expanduser().absolute()
     check_place(out, overwrite)
@@ -132,3 +146,26 @@ def export(
             "of the directory, and export again"
         ) from error
     return report
+
+
+def exported_at(place: Path, header: Header) -> Exported | None:
+    """The export of this very version that is at a place already; None where none is.
+
+    Its details have `was_there`, since what else it was told then is not known.
+    """
+    place = place.expanduser().absolute()
+    if place.is_symlink() or written_at(place) is None:
+        return None
+    manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    told = manifest.pop("export")
+    is_this = manifest == json.loads(json_text(header.to_json()))
+    if not is_this or not {"format", "version", "num_rows", "weights"} <= told.keys():
+        return None
+    return Exported(
+        format=told["format"],
+        path=str(place),
+        version=told["version"],
+        num_rows=told["num_rows"],
+        weights=told["weights"],
+        details={"was_there": True},
+    )

@@ -89,9 +89,9 @@ def turns_of(messages: Sequence[Json], names: Sequence[str] = ()) -> list[Turn]:
 def alternating(turns: Sequence[Turn], changes: Changes) -> list[Turn]:
     """The turns with the system's first, then prompt and answer in turn, an answer last.
 
-    A later system message becomes a prompt, or joins the one that it stands beside. What is given twice on
-    one side is joined; where a text of the assistant and a call meet, and where an answer comes
-    first, an empty turn of the user stands between. `changes` counts what was done.
+    A later system message becomes a prompt, or joins the one that it stands beside. What is given
+    twice on one side is joined; where a text of the assistant and a call meet, and where an answer
+    comes first, an empty turn of the user stands between. `changes` counts what was done.
     """
     system = [turn.text for turn in _leading_system(turns)]
     found: list[Turn] = []

@@ -22,12 +22,13 @@ from gracekit.pace_log import RUN
 from gracekit.training.drawn import unknown_ids
 from gracekit.training.ending import Ending
 from gracekit.training.first_rows import FirstRows
+from gracekit.training.iterable import CoresetIterableDataset
 from gracekit.training.loss_units import Average, LossUnits
 from gracekit.training.pace import PaceClock
 from gracekit.training.ranks import gather_over_ranks
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.record import drawn, keep_epochs_before
-from gracekit.training.reporting import Reporter, in_words
+from gracekit.training.reporting import Reporter, described, in_words
 from gracekit.training.sampler import CoresetSampler, Follow, check_choice
 from gracekit.training.trained_losses import LossNotes
 from gracekit.training.weighing import WeighedTrainer
@@ -39,7 +40,8 @@ logger = logging.getLogger("gracekit.training")
 class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     """Trains on the newest coreset of a store, version after version.
 
-    It puts a `CoresetSampler` into the trainer's data loader when training begins. Each epoch says
+    It puts a `CoresetSampler` into the trainer's data loader when training begins; of a
+    `CoresetIterableDataset` it takes up the sampler, whose own arguments hold. Each epoch says
     in the log which version it trains on, and notes it in `state.log_history` (`coreset_version`
     and so on), so `trainer_state.json` holds the version log and a resumed run draws the same
     batches. What was trained on is logged in the store with each checkpoint, and at the end, for
@@ -121,6 +123,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.losses = LossNotes()
         """Of the rows that this rank trained on since uses were logged last; `CoresetTrainerMixin`
         notes them."""
+        self.keeps_loader = False
+        """Whether the trainer's data loader is left as it is, so that no coreset is drawn from."""
         self._num_noted = 0
         self._first_rows = FirstRows(self.store)
         self._reaches_loss = False
@@ -204,8 +208,9 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if self.sampler is None:
             return
         self.units = LossUnits(self.store, self.loss)
-        self._reaches_loss = isinstance(train_dataloader.dataset, WeighedDataset)
-        self._measure(self.sampler, train_dataloader)
+        dataset = train_dataloader.dataset
+        self._reaches_loss = isinstance(dataset, WeighedDataset) or _stream_weighs(dataset)
+        self._measure(self.sampler, train_dataloader, args.world_size)
         log = [
             (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
             for entry in state.log_history
@@ -239,11 +244,11 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self.sampler.set_epoch(_epoch(state))
         self._note(state)
         self._note_run(state)
-        counts = (self._reaches_loss and self.weigh_loss) or self.mode == "weighted"
+        counts = (self._reaches_loss and self.weigh_loss) or self.sampler.mode == "weighted"
         if state.is_world_process_zero:
             self._reporter.speak(
                 in_words(self.sampler, reaches_loss=counts),
-                f"epoch {self.sampler.epoch + 1} trains on {self._described()}",
+                f"epoch {self.sampler.epoch + 1} trains on {described(self.sampler)}",
             )
         self._reporter.tell(self.sampler.version, control)
         self._end(state, control)
@@ -307,7 +312,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if self.sampler.swap():
             self._note(state)
             if state.is_world_process_zero:
-                logger.info("from step %d on: %s", state.global_step, self._described())
+                logger.info("from step %d on: %s", state.global_step, described(self.sampler))
             self._reporter.tell(self.sampler.version, control)
             self._end(state, control)
 
@@ -317,15 +322,19 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             collate = getattr(loader, "collate_fn", None)
             self.tell_rows(getattr(loader, "dataset", None), collate, tokenizer)
 
-    def _measure(self, sampler: CoresetSampler, loader: Any) -> None:
+    def _measure(self, sampler: CoresetSampler, loader: Any, num_processes: int) -> None:
         """Learn how many samples an epoch and a batch have, over all ranks."""
         batches = loader.batch_sampler
         inner = getattr(batches, "batch_sampler", batches)
         num_ranks = getattr(batches, "num_processes", 1)
         is_split = getattr(batches, "split_batches", False)
+        is_stream = _stream_of(loader.dataset) is not None
+        if is_stream:  # which accelerate shares out without a batch sampler
+            num_ranks = num_processes
+            is_split = any(getattr(b, "split_batches", False) for b in (loader, loader.dataset))
         self._batches = len(loader)
         self._batch_size = inner.batch_size * (1 if is_split else num_ranks)
-        is_filled_up = num_ranks > 1 and getattr(batches, "even_batches", False)
+        is_filled_up = num_ranks > 1 and (is_stream or getattr(batches, "even_batches", False))
         if inner.drop_last or is_filled_up:
             sampler.trained_per_epoch = self._batches * self._batch_size
         else:
@@ -352,9 +361,12 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         inner = getattr(batches, "batch_sampler", batches)
         dataset = getattr(loader, "dataset", None)
         num_rows = _num_rows(dataset)
-        if isinstance(getattr(dataset, "sampler", None), CoresetSampler):
-            logger.info("the stream draws from the coreset by itself; the callback leaves it alone")
+        if self.keeps_loader:
             return None
+        stream = _stream_of(dataset)
+        if stream is not None:
+            logger.info("the stream draws from the coreset by itself, as it was told to")
+            return stream.sampler
         if num_rows is None or type(inner) is not BatchSampler:
             logger.warning(
                 "the trainer streams its data or batches it by itself (%s), so no coreset can be "
@@ -424,12 +436,6 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             }
         )
 
-    def _described(self) -> str:
-        assert self.sampler is not None
-        if self.sampler.version == 0:
-            return "all samples (no coreset yet)"
-        return f"coreset version {self.sampler.version} (step {self.sampler.step})"
-
 
 class CoresetTrainerMixin(WeighedTrainer):
     """Brings a version's weights into the loss, and `num_samples` into the length of an epoch.
@@ -457,6 +463,17 @@ class CoresetTrainerMixin(WeighedTrainer):
                 if sampler is not None:
                     return sampler
         return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+
+
+def _stream_of(dataset: Any) -> CoresetIterableDataset | None:
+    """The stream that is trained on; accelerate wraps it to share it out over ranks."""
+    inner = getattr(dataset, "dataset", None)
+    return next((d for d in (dataset, inner) if isinstance(d, CoresetIterableDataset)), None)
+
+
+def _stream_weighs(dataset: Any) -> bool:
+    stream = _stream_of(dataset)
+    return stream is not None and stream.weighs
 
 
 def _num_rows(dataset: Any) -> int | None:

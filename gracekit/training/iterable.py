@@ -6,6 +6,7 @@ its order.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from gracekit.training.drawn import Drawn
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.sampler import CoresetSampler
 from gracekit.types import Json
+
+logger = logging.getLogger("gracekit.training")
 
 
 class CoresetIterableDataset(IterableDataset[Any]):
@@ -90,10 +93,17 @@ class CoresetIterableDataset(IterableDataset[Any]):
         self._rank, self._num_ranks = rank, num_ranks
         self._num_yielded = self._start = 0
         self._done_in_worker: int | None = None
+        self._gone_over: int | None = None  # an epoch, to its end
+        self._has_warned = False
 
     def __len__(self) -> int:
         """Samples of an epoch on this rank."""
         return self.sampler.num_samples // self._num_ranks
+
+    @property
+    def weighs(self) -> bool:
+        """Whether rows get their weights (`weight_key`)."""
+        return self._weight_key is not None
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch with the newest version; all ranks must call it."""
@@ -108,7 +118,15 @@ class CoresetIterableDataset(IterableDataset[Any]):
         share, shares = self._rank, self._num_ranks
         if worker is not None:
             self._require_begun()
-            share, shares = share * worker.num_workers + worker.id, shares * worker.num_workers
+            share += shares * worker.id  # so that each rank has as many, whatever its workers
+            shares *= worker.num_workers
+        elif self._gone_over == self.sampler.epoch and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "CoresetIterableDataset: epoch %d was gone over and is iterated over again, with "
+                "the same draw and no new version. Call set_epoch(epoch) before each epoch",
+                self.sampler.epoch,
+            )
         draws = self.sampler if worker is None else self.sampler.draws()
         stop = len(self) * self._num_ranks
         mine = range(share, stop, shares)[start:]
@@ -119,6 +137,8 @@ class CoresetIterableDataset(IterableDataset[Any]):
                 continue
             self._num_yielded += 1
             yield self._row(drawn)
+        if worker is None:
+            self._gone_over = self.sampler.epoch
 
     def _row(self, drawn: Drawn) -> Any:
         row = self._dataset[int(drawn)]
@@ -152,3 +172,4 @@ class CoresetIterableDataset(IterableDataset[Any]):
         """
         self.sampler.load_state_dict(state)
         self._start = self._num_yielded = state.get("num_yielded", 0)
+        self._gone_over = None

@@ -11,7 +11,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gracekit.errors import GracekitError
+from gracekit.errors import GracekitError, StoreError
+from gracekit.store import list_versions
 from gracekit.training.coreset import Coreset
 from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.sampler import CoresetSampler
@@ -119,9 +120,15 @@ def in_words(sampler: CoresetSampler, *, reaches_loss: bool) -> str:
     """What the present epoch trains on, in one line."""
     draws = f"{sampler.num_samples:,} draws an epoch"
     if sampler.version == 0:
+        why = (
+            f"no coreset of {sampler.store} was taken (where one was refused, a warning above says "
+            "why)"
+            if _has_versions(sampler.store)
+            else f"there is no coreset in {sampler.store} yet"
+        )
         return (
-            f"epoch {sampler.epoch + 1} trains on all {sampler.num_rows:,} samples, since there is "
-            f"no coreset in {sampler.store} yet; {draws}"
+            f"epoch {sampler.epoch + 1} trains on all {sampler.num_rows:,} samples, since {why}; "
+            f"{draws}"
         )
     loss = "their weights count in the loss" if reaches_loss else "rows count alike in the loss"
     how = "drawn anew from" if sampler.is_drawn_anew else "the coreset's"
@@ -130,3 +137,19 @@ def in_words(sampler: CoresetSampler, *, reaches_loss: bool) -> str:
         f"(step {sampler.step}): {how} {sampler.num_drawable:,} of {sampler.num_rows:,} rows, "
         f"{draws}; {loss}"
     )
+
+
+def described(sampler: CoresetSampler) -> str:
+    """What is drawn from now, in few words."""
+    if sampler.version == 0:
+        none = "no coreset was taken" if _has_versions(sampler.store) else "no coreset yet"
+        return f"all samples ({none})"
+    return f"coreset version {sampler.version} (step {sampler.step})"
+
+
+def _has_versions(store: Path) -> bool:
+    """Whether there is a version, of which then none is in use."""
+    try:
+        return bool(list_versions(store))
+    except StoreError:
+        return False
