@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from gracekit.files import open_regular
 from gracekit.foreign import reason_of
@@ -77,11 +77,14 @@ class Record:
 class _Inert(pickle._Unpickler):
     """Makes records alone.
 
-    It is the unpickler that is written in Python: the one in C takes memory by what a file says, and
-    its tuples, nested a million times, end the process where one of them is a key.
+    It is the unpickler that is written in Python: the one in C takes memory by what a file says,
+    and tuples that are nested a million times end the process where one of them is a key.
     """
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    memo: dict[int, Any]
+    read: Callable[[int], bytes]
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
@@ -102,7 +105,7 @@ class _Inert(pickle._Unpickler):
         return Stored(pid)
 
     def _operation(self, code: int) -> None:
-        operation = pickle._Unpickler.dispatch[code]
+        operation: Callable[[Any], None] = pickle._Unpickler.dispatch[code]
         if code in _MEMO:
             index = _MEMO[code].unpack(self.read(_MEMO[code].size))[0]
             if index > self._num_bytes:
@@ -176,7 +179,9 @@ def _require_keys(keys: list[Any]) -> None:
 def _is_key(value: Any) -> bool:
     """Whether it can be hashed at no cost: a tuple only of such that are no tuples."""
     if type(value) is tuple:
-        return len(value) <= _MOST_IN_KEY and all(type(v) is not tuple and _is_key(v) for v in value)
+        return len(value) <= _MOST_IN_KEY and all(
+            type(v) is not tuple and _is_key(v) for v in value
+        )
     return value is None or isinstance(value, str | bytes | int | float | type | Record | Stored)
 
 
