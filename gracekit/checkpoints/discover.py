@@ -66,7 +66,8 @@ def find_checkpoints(
     for directory in candidates_below(root, settings, layouts):
         outcome = look(directory, settings, layouts)
         if isinstance(outcome, Checkpoint):
-            found.append(outcome)
+            is_root = directory == real_path(root)
+            found.append(among_others(outcome, settings, layouts) if is_root else outcome)
         elif outcome is not None:
             logger.info("leaving out %s: %s", name_below(directory, root), outcome.reason)
     runs, chosen, why = followed(found, root)
@@ -99,7 +100,7 @@ def check_checkpoint(
         raise CheckpointError(f"there is no checkpoint directory at {directory}")
     outcome = look(directory, settings, layouts)
     if isinstance(outcome, Checkpoint):
-        return _among_others(outcome, settings, layouts)
+        return among_others(outcome, settings, layouts)
     if outcome is None:
         raise _not_one(directory, settings, layouts)
     if outcome.error is CheckpointIncompleteError:
@@ -107,7 +108,7 @@ def check_checkpoint(
     raise outcome.error(outcome.reason)
 
 
-def _among_others(
+def among_others(
     checkpoint: Checkpoint, settings: CheckpointSection, layouts: Layouts
 ) -> Checkpoint:
     """With its step in the run, where its name tells none: that of the last one before it."""

@@ -14,6 +14,7 @@ from gracekit.checkpoints.adapters import model_directory
 from gracekit.checkpoints.config import describe_checkpoint
 from gracekit.checkpoints.discover import (
     Obstacle,
+    among_others,
     candidates_below,
     followed,
     look,
@@ -79,6 +80,8 @@ def survey(root: Path, settings: CheckpointSection) -> list[Finding]:
     found = []
     for path in candidates_below(root, settings, LAYOUTS):
         outcome = look(path, settings, LAYOUTS)
+        if isinstance(outcome, Checkpoint) and path == real_path(root):
+            outcome = among_others(outcome, settings, LAYOUTS)
         if outcome is not None:
             found.append(_finding(path, real_path(root), outcome, settings))
     return sorted(found, key=lambda f: (f.run, -1 if f.step is None else f.step, f.name))

@@ -16,6 +16,7 @@ from gracekit.checkpoints.base_layout import quiet_s
 from gracekit.checkpoints.discover import (
     Layouts,
     Obstacle,
+    among_others,
     candidates_below,
     look,
     name_below,
@@ -188,6 +189,8 @@ class _Watcher:
                 outcome = obstacle_of(error)
             num_seen += outcome is not None
             if isinstance(outcome, Checkpoint):
+                if directory == self._root:
+                    outcome = among_others(outcome, self._settings, self._layouts)
                 complete.append(outcome)
                 self._said.pop(directory, None)
             elif outcome is not None:
