@@ -171,10 +171,10 @@ def test_the_command_runs_for_a_refresh_and_not_to_look(
     source = str(base / "model.safetensors")
     script.write_text(
         f"import shutil, sys\nopen({str(log)!r}, 'a').write('x')\n"
-        f"shutil.copy({source!r}, sys.argv[1])\n"
+        f"shutil.copy({source!r}, sys.argv[2])\n"
     )
     write_data(tmp_path / "train.jsonl")
-    command = f"{sys.executable} {script} {{dst}}"
+    command = f"{sys.executable} {script} {{src}} {{dst}}"
     recipe = tiny_recipe(
         tmp_path, checkpoints={"base_model": str(base), "convert_cmd": command, "settle_s": 0}
     )
@@ -186,7 +186,7 @@ def test_the_command_runs_for_a_refresh_and_not_to_look(
     assert log.read_text() == "x"
     lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "train.jsonl").write_text("".join([*lines, lines[0].replace("0 ", "0 new ", 1)]))
-    gracekit.plan(path, recipe)
+    gracekit.plan(recipe, path)
     assert log.read_text() == "x"
 
 
