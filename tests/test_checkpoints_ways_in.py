@@ -207,6 +207,11 @@ def test_of_two_models_in_one_state_none_is_taken(
     torch.save({"state_dict": two, "global_step": 3}, tmp_path / "two.ckpt")
     with pytest.raises(CheckpointError, match=rf"holds 2 models.*'{names[0]}\.' and '{names[1]}"):
         loaded(tmp_path / "two.ckpt", section, tmp_path / "pins")
+    state = {f"ref.{key}": tensor for key, tensor in tensors.items()}
+    state["policy.q_proj.lora_A.default.weight"] = torch.ones(1)
+    torch.save({"state_dict": state, "global_step": 3}, tmp_path / "adapter.ckpt")
+    with pytest.raises(CheckpointError, match="a whole model and an adapter"):
+        loaded(tmp_path / "adapter.ckpt", section, tmp_path / "pins")
 
 
 def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:

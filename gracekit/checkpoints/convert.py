@@ -140,6 +140,12 @@ def _names(
             whole[prefix] = found
     chosen = next(iter(whole.values()), None)
     if chosen is not None:
+        adapter = next((name for name in plain if ".lora_" in name), None)
+        if adapter is not None:
+            raise CheckpointError(
+                f"{pinned.checkpoint.path} holds a whole model and an adapter ({adapter}), which "
+                f"would be left out: {_ONE_MODEL}"
+            )
         for other in whole.values():
             common = chosen.keys() & other.keys()
             if not all(_is_same(theirs, chosen[name], other[name]) for name in common):
