@@ -150,3 +150,26 @@ def test_a_length_without_end_is_no_memory(tmp_path: Path) -> None:
     content = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 62)
     with pytest.raises(ValueError, match="cut off or damaged"):
         read_records(content, "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02})" + b"\x85" * 1_000_000 + b"K\x01s.", "nests more than"),
+        (b"\x80\x02})\x85\x85K\x01s.", "keys other than"),
+        (b"\x80\x02}()\x85\x85K\x01u.", "keys other than"),
+        (b"\x80\x02()\x85\x85K\x01d.", "keys other than"),
+        (b"\x80\x04\x8f()\x85\x85\x90.", "keys other than"),
+        (b"\x80\x04()\x85\x85\x91.", "keys other than"),
+        (
+            b"\x80\x02Nr" + (20_000_000).to_bytes(4, "little") + b".",
+            "more values than it has bytes",
+        ),
+        (b"\x80\x02cos\nsystem\n]R.", "no tuple"),
+        (b"\x80\x02]))\x85R.", "no class"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b".", "cut off"),
+    ],
+)
+def test_what_would_end_the_process_or_take_memory_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_records(content, "x")

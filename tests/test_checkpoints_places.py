@@ -22,6 +22,7 @@ from gracekit.checkpoints.discover import candidates_below
 from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S
 from gracekit.errors import CheckpointError, CheckpointIncompleteError
 from gracekit.recipe import CheckpointSection
+from gracekit.types import Checkpoint
 from tests.test_checkpoints import SETTINGS, write_checkpoint
 
 NOW = CheckpointSection(settle_s=0, on_backlog="all")
@@ -89,6 +90,9 @@ def test_a_model_without_a_number_has_the_step_of_the_last_before_it(tmp_path: P
         zip(names, (10, 20, 20, 30, 30), strict=True)
     )
     assert find_checkpoints(tmp_path / "run-1", SETTINGS) == found
+    for checkpoint in found:
+        assert check_checkpoint(checkpoint.path, SETTINGS) == checkpoint
+    assert find_checkpoints(tmp_path / "run-1/final", SETTINGS) == [found[-3]]
 
 
 def test_a_store_and_the_base_model_hold_no_checkpoints(tmp_path: Path) -> None:
@@ -157,6 +161,115 @@ def test_a_restart_in_a_new_folder_is_followed_at_once(tmp_path: Path) -> None:
     )
     names = [str(c.path.relative_to(tmp_path)) for c in seen]
     assert names == ["v0/checkpoint-20", "v1/checkpoint-10", "v1/checkpoint-20"]
+
+
+def aged(path: Path, at: float) -> Path:
+    for file in path.iterdir():
+        os.utime(file, (at, at))
+    return path
+
+
+@pytest.mark.parametrize("name", ["models/reward-model", "eval/Llama-3", "reward-model"])
+def test_a_model_of_another_kind_takes_no_run_away(tmp_path: Path, name: str) -> None:
+    """Also in the folder of the checkpoints; where nothing else is there it is used."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    aged(place(tmp_path / name), 50)
+    (alone,) = find_checkpoints(tmp_path, SETTINGS)
+    assert alone.path == tmp_path / name
+    for step, at in ((10, 10), (20, 20)):
+        aged(write_checkpoint(tmp_path / f"checkpoint-{step}"), at)
+    assert [c.step for c in find_checkpoints(tmp_path, SETTINGS)] == [10, 20]
+
+
+def test_the_run_in_the_folder_itself_is_preferred(tmp_path: Path) -> None:
+    for name, at in (("checkpoint-10", 10), ("checkpoint-20", 20), ("b/checkpoint-5", 30)):
+        aged(write_checkpoint(tmp_path / name), at)
+    assert [c.step for c in find_checkpoints(tmp_path, SETTINGS)] == [10, 20]
+
+
+def test_where_the_followed_run_is_silent_one_that_goes_on_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    times = {"checkpoint-10": 10, "checkpoint-20": 20, "b/checkpoint-5": 30, "b/checkpoint-6": 39}
+    for name, at in times.items():
+        aged(write_checkpoint(tmp_path / name), at)
+    assert [c.step for c in find_checkpoints(tmp_path, SETTINGS)] == [10, 20]
+    aged(write_checkpoint(tmp_path / "b/checkpoint-7"), 40)
+    with caplog.at_level(logging.INFO, "gracekit.checkpoints"):
+        assert [c.step for c in find_checkpoints(tmp_path, SETTINGS)] == [5, 6, 7]
+    assert "following b, which goes on while the others are silent" in caplog.text
+    aged(write_checkpoint(tmp_path / "checkpoint-30"), 41)
+    assert [c.step for c in find_checkpoints(tmp_path, SETTINGS)] == [10, 20, 30]
+
+
+def test_refused_checkpoints_hold_no_run(tmp_path: Path) -> None:
+    aged(write_checkpoint(tmp_path / "a/checkpoint-10"), 10)
+    aged(write_checkpoint(tmp_path / "b/checkpoint-5"), 20)
+    refused: set[Checkpoint] = set()
+    found = watch_checkpoints(
+        tmp_path, NOW, is_done=lambda c: False, is_refused=refused.__contains__,
+        stop=threading.Event(), wait=lambda s: True,
+    )  # fmt: skip
+    names = []
+    for checkpoint in found:
+        refused.add(checkpoint)
+        names.append(checkpoint.path.name)
+    assert names == ["checkpoint-5", "checkpoint-10"]
+
+
+@pytest.mark.parametrize("command", [None, "convert {src} {dst}"])
+def test_a_numbered_folder_of_runs_is_no_checkpoint(tmp_path: Path, command: str | None) -> None:
+    settings = SETTINGS.model_copy(update={"convert_cmd": command})
+    (tmp_path / "run-1/sub").mkdir(parents=True)
+    (tmp_path / "run-1/README.md").touch()
+    write_checkpoint(tmp_path / "run-1/checkpoint-10")
+    for step in (10, 20):
+        (tmp_path / f"zero-1/global_step{step}").mkdir(parents=True)
+        (tmp_path / f"zero-1/global_step{step}/x_model_states.pt").touch()
+    write_checkpoint(tmp_path / "exp_1/lora_a/checkpoint-10")
+    (tmp_path / "exp_1/lora_a/adapter_config.json").write_text("{}")
+    (tmp_path / "version_0/checkpoints").mkdir(parents=True)
+    (tmp_path / "version_0/hparams.yaml").touch()
+    (tmp_path / "version_0/checkpoints/a.ckpt").touch()
+    names = {f.name for f in survey(tmp_path, settings)}
+    assert {"run-1/checkpoint-10", "zero-1/global_step10", "exp_1/lora_a/checkpoint-10"} <= names
+    assert not names & {"run-1", "zero-1", "exp_1", "version_0"}
+
+
+def test_parts_that_are_written_first_are_no_checkpoints(tmp_path: Path) -> None:
+    for name in ("pytorch_model_fsdp_0", "optimizer_0"):
+        (tmp_path / "step_10" / name).mkdir(parents=True)
+        (tmp_path / "step_10" / name / "__0_0.distcp").touch()
+    assert {f.name for f in survey(tmp_path, SETTINGS)} <= {"step_10"}
+
+
+def test_weights_alone_beside_whole_states_wait_for_the_rest(tmp_path: Path) -> None:
+    for step in (10, 20):
+        path = write_checkpoint(tmp_path / f"step-{step}", state=False)
+        for name in ("config.json", "training_args.bin"):
+            (path / name).unlink()
+    (tmp_path / "step-10/random_states_0.pkl").touch()
+    settings = SETTINGS.model_copy(update={"base_model": str(write_checkpoint(tmp_path / "x-1"))})
+    with pytest.raises(CheckpointIncompleteError, match="random_states_0"):
+        check_checkpoint(tmp_path / "step-20", settings)
+    (tmp_path / "step-10/random_states_0.pkl").unlink()
+    layout = LAYOUTS["pretrained"](settings)
+    assert layout.settle_s(tmp_path / "step-20") == QUIET_S
+
+
+def test_a_folder_of_shards_that_lightning_calls_ckpt_has_its_step(tmp_path: Path) -> None:
+    assert LAYOUTS["pretrained"]().step(tmp_path / "epoch=0-step=20.ckpt") == 20
+
+
+def test_a_large_folder_does_not_hide_a_run_and_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gracekit.checkpoints.places._MOST_FOLDERS", 10)
+    for i in range(20):
+        (tmp_path / f"data/d{i}").mkdir(parents=True)
+    assert "only 10 folders were looked at" in why_none(tmp_path, SETTINGS)
+    write_checkpoint(tmp_path / "run/checkpoint-10")
+    assert len(find_checkpoints(tmp_path, SETTINGS)) == 1
 
 
 # --- what is said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import gracekit
 from gracekit.checkpoints import check_checkpoint, find_checkpoints, pin, survey, why_none
 from gracekit.checkpoints.model import load_model
+from gracekit.checkpoints.pins import require_unchanged
 from gracekit.errors import CheckpointError, CheckpointMismatchError
 from gracekit.recipe import CheckpointSection
+from gracekit.types import PinnedCheckpoint
 from tests.checkpoint_writers import WRITERS, Trap, loaded, logits, save_pretrained
-from tests.tiny import make_tokenizer, write_checkpoint
+from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +162,74 @@ def test_a_command_that_fails_says_why(
     assert list((tmp_path / "pins").iterdir()) == []
 
 
+def test_the_command_runs_for_a_refresh_and_not_to_look(
+    model: Any, base: Path, tmp_path: Path
+) -> None:
+    """What it made for the store is there for a plan as well."""
+    path, _ = save_own(model, tmp_path / "run", tmp_path)
+    log, script = tmp_path / "ran.txt", tmp_path / "count.py"
+    source = str(base / "model.safetensors")
+    script.write_text(
+        f"import shutil, sys\nopen({str(log)!r}, 'a').write('x')\n"
+        f"shutil.copy({source!r}, sys.argv[2])\n"
+    )
+    write_data(tmp_path / "train.jsonl")
+    command = f"{sys.executable} {script} {{src}} {{dst}}"
+    recipe = tiny_recipe(
+        tmp_path, checkpoints={"base_model": str(base), "convert_cmd": command, "settle_s": 0}
+    )
+    seen = gracekit.doctor(path.parent, recipe)
+    assert seen.ok and seen.plan is None and seen.needs_command
+    assert "`gracekit plan` runs the command" in seen.sentences()[-1]
+    assert not log.exists()
+    gracekit.refresh(recipe, path)
+    assert log.read_text() == "x"
+    lines = (tmp_path / "train.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join([*lines, lines[0].replace("0 ", "0 new ", 1)]))
+    gracekit.plan(recipe, path)
+    assert log.read_text() == "x"
+
+
 # --- what cannot be loaded
+
+
+@pytest.mark.parametrize("names", [("policy", "ref"), ("ema", "model"), ("student", "teacher")])
+def test_of_two_models_in_one_state_none_is_taken(
+    names: tuple[str, str], model: Any, base: Path, tmp_path: Path
+) -> None:
+    """The same model under two names is one."""
+    section = CheckpointSection(base_model=str(base), settle_s=0)
+    tensors = model.state_dict()
+    state = {f"{name}.{key}": tensor for name in names for key, tensor in tensors.items()}
+    torch.save({"state_dict": state, "global_step": 3}, tmp_path / "same.ckpt")
+    assert torch.equal(loaded(tmp_path / "same.ckpt", section, tmp_path / "pins"), logits(model))
+    two = {key: tensor.clone() for key, tensor in state.items()}
+    torch.save({"state_dict": two, "global_step": 3}, tmp_path / "two.ckpt")
+    with pytest.raises(CheckpointError, match=rf"holds 2 models.*'{names[0]}\.' and '{names[1]}"):
+        loaded(tmp_path / "two.ckpt", section, tmp_path / "pins")
+    state = {f"ref.{key}": tensor for key, tensor in tensors.items()}
+    state["policy.q_proj.lora_A.default.weight"] = torch.ones(1)
+    torch.save({"state_dict": state, "global_step": 3}, tmp_path / "adapter.ckpt")
+    with pytest.raises(CheckpointError, match="a whole model and an adapter"):
+        loaded(tmp_path / "adapter.ckpt", section, tmp_path / "pins")
+
+
+def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    section = CheckpointSection(convert_cmd="convert {src} {dst}")
+    step = tmp_path / "step_5"
+    for name, at in (("a", 10), ("b", 20)):
+        (step / name).mkdir(parents=True)
+        (step / name / "x.bin").touch()
+        os.utime(step / name / "x.bin", (at, at))
+    (step / "info.txt").touch()
+    os.utime(step / "info.txt", (5, 5))
+    pinned = PinnedCheckpoint(
+        checkpoint=check_checkpoint(step, section), directory=step, digest="", is_linked=True
+    )
+    require_unchanged(pinned, section)
+    os.utime(step / "a/x.bin", (30, 30))
+    with pytest.raises(CheckpointError, match=r"\(a/x\.bin\)"):
+        require_unchanged(pinned, section)
 
 
 def test_weights_under_other_names_are_refused_with_the_way_out(

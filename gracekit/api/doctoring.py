@@ -31,9 +31,13 @@ class Diagnosis(ShortRepr):
     reason: str | None
     """Why there is none."""
     plan: PlanPreview | None = None
-    """What a refresh of the newest would measure and cost; None without a recipe."""
+    """What a refresh of the newest would measure and cost; None without a recipe, and where a
+    command of the user's has to make the model first."""
     plan_error: str | None = None
     """Why that cannot be told."""
+
+    needs_command: bool = False
+    """Whether a plan was left out because `checkpoints.convert_cmd` would have to be run."""
 
     @property
     def ok(self) -> bool:
@@ -52,7 +56,12 @@ class Diagnosis(ShortRepr):
         runs = {found.run for found in self.checkpoints}
         if len(runs) > 1:
             said.append(
-                f"these are {count_of(len(runs), 'run')}; watch follows the one that began last"
+                f"these are {count_of(len(runs), 'run')}; watch follows that of {self.newest}"
+            )
+        if self.needs_command:
+            said.append(
+                "a refresh is not planned here: that takes the model that checkpoints.convert_cmd "
+                "makes; `gracekit plan` runs the command"
             )
         if self.plan_error is not None:
             first, *more = self.plan_error.splitlines()
@@ -69,6 +78,7 @@ class Diagnosis(ShortRepr):
             "checkpoints": [found.to_json() for found in self.checkpoints],
             "plan": None if self.plan is None else self.plan.to_json(),
             "plan_error": self.plan_error,
+            "needs_command": self.needs_command,
         }
 
 
@@ -131,12 +141,15 @@ def doctor(
         reason=reason,
         plan=plan,
         plan_error=plan_error,
+        needs_command=loaded is not None and newest is not None and newest.needs_command,
     )
 
 
 def _plan(recipe: Recipe | None, newest: Finding | None) -> tuple[PlanPreview | None, str | None]:
     """What a refresh would do, or why it cannot be told."""
     if recipe is None or newest is None or newest.checkpoint is None:
+        return None, None
+    if newest.needs_command:
         return None, None
     try:
         return refresher.preview(recipe, newest.checkpoint), None

@@ -75,8 +75,8 @@ def watch(
     """Follow a directory of checkpoints: a new version for each complete one.
 
     They are looked for in the directory itself and below it, down to `checkpoints.depth` folders;
-    of several runs the one that began last is followed. Training is never paused. The call returns
-    when `stop` is set, or as `once` and `max_checkpoints` say.
+    of several runs one is followed (docs/checkpoints.md). Training is never paused. The call
+    returns when `stop` is set, or as `once` and `max_checkpoints` say.
 
     Args:
         recipe: A `Recipe`, or the path of one.

@@ -20,7 +20,8 @@ _INNER_NAMES = frozenset(
     ("huggingface", "hf", "hf_model", "model", "consolidated", "actor", "lora_adapter", "weights")
 )
 """Folders that trainers put into a checkpoint: its step is in the name of one above them."""
-_NUMBER_AT_END = re.compile(r"(\d+)$")
+_NUMBER_AT_END = re.compile(r"(\d+)(?:\.ckpt)?$")
+"""Of a step; Lightning calls its folders of shards `epoch=0-step=10.ckpt`."""
 _MOST_INNER = 3
 _MOST_FILES = 10_000
 """Of a checkpoint that a command converts."""

@@ -14,7 +14,7 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -49,6 +49,9 @@ _WRAPPERS = re.compile(
 )
 """What wrappers of a module put into the names of its parameters."""
 _MOST_SHOWN = 3
+_ONE_MODEL = (
+    "save only the one that is trained, or set checkpoints.convert_cmd to a command that writes it"
+)
 
 
 def ensure_weights(pinned: PinnedCheckpoint, settings: CheckpointSection) -> None:
@@ -112,13 +115,21 @@ def _names(
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     if not config.get_text_config().tie_word_embeddings:
         tied = set()
-    plain = {_WRAPPERS.sub("", name): name for name in theirs}
+    plain: dict[str, str] = {}
+    for name in theirs:
+        first = plain.setdefault(_WRAPPERS.sub("", name), name)
+        if not _is_same(theirs, first, name):
+            raise CheckpointError(
+                f"{pinned.checkpoint.path} holds both {first} and {name}, which are one parameter "
+                f"without the names of wrappers: {_ONE_MODEL}"
+            )
     prefixes = Counter(
         name.removesuffix(ours)
         for name in plain
         for ours in (_longest_ending(name, wanted),)
         if ours is not None
     )
+    whole: dict[str, dict[str, str]] = {}
     for prefix, _ in sorted(prefixes.items(), key=lambda p: (-p[1], len(p[0]))):
         found = {
             name.removeprefix(prefix): original
@@ -126,7 +137,24 @@ def _names(
             if name.startswith(prefix) and name.removeprefix(prefix) in wanted
         }
         if wanted - found.keys() <= tied:
-            return found
+            whole[prefix] = found
+    chosen = next(iter(whole.values()), None)
+    if chosen is not None:
+        adapter = next((name for name in plain if ".lora_" in name), None)
+        if adapter is not None:
+            raise CheckpointError(
+                f"{pinned.checkpoint.path} holds a whole model and an adapter ({adapter}), which "
+                f"would be left out: {_ONE_MODEL}"
+            )
+        for other in whole.values():
+            common = chosen.keys() & other.keys()
+            if not all(_is_same(theirs, chosen[name], other[name]) for name in common):
+                names = " and ".join(repr(prefix) for prefix in sorted(whole))
+                raise CheckpointError(
+                    f"{pinned.checkpoint.path} holds {len(whole)} models, under names that begin "
+                    f"with {names}, and nothing tells which one is trained: {_ONE_MODEL}"
+                )
+        return chosen
     missing = sorted(wanted - tied - {n.removeprefix(p) for n in plain for p in (*prefixes, "")})
     raise CheckpointMismatchError(
         f"{pinned.checkpoint.path} does not hold the weights of its model under the names of "
@@ -134,6 +162,16 @@ def _names(
         "Is it of another model than checkpoints.base_model? Weights under other names are "
         "converted by the trainer's own export; set checkpoints.convert_cmd to run it"
     )
+
+
+def _is_same(theirs: Iterable[str], first: str, second: str) -> bool:
+    """Whether two names are of the same numbers of the file, as of a module with two names."""
+    if first == second:
+        return True
+    if not isinstance(theirs, Mapping):
+        return False
+    place = theirs[first]
+    return isinstance(place, SavedTensor) and place == theirs[second]
 
 
 def _longest_ending(name: str, wanted: set[str]) -> str | None:

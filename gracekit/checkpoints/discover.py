@@ -14,13 +14,15 @@ from pathlib import Path
 
 from gracekit.checkpoints.base_layout import step_directory
 from gracekit.checkpoints.layouts import LAYOUTS
+from gracekit.checkpoints.model_files import is_step_folder
 from gracekit.checkpoints.places import (
     Sight,
     by_run,
     candidates,
-    newest_run,
+    followed_run,
     real_path,
     unfinished_name,
+    with_step,
     words_of_runs,
 )
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
@@ -51,7 +53,10 @@ class Obstacle:
 def find_checkpoints(
     root: Path, settings: CheckpointSection, layouts: Layouts = LAYOUTS
 ) -> list[Checkpoint]:
-    """The complete checkpoints of `root` and below it, of the run that began last, by step.
+    """The complete checkpoints of `root` and below it, of the run that is followed, by step.
+
+    `places.followed_run` says which one that is.
+
 
     One look, so a layout without a completion marker is judged by its files alone;
     `watch_checkpoints` waits for a quiet period too. Raises `CheckpointError` when `root` cannot
@@ -61,21 +66,22 @@ def find_checkpoints(
     for directory in candidates_below(root, settings, layouts):
         outcome = look(directory, settings, layouts)
         if isinstance(outcome, Checkpoint):
-            found.append(outcome)
+            is_root = directory == real_path(root)
+            found.append(among_others(outcome, settings, layouts) if is_root else outcome)
         elif outcome is not None:
             logger.info("leaving out %s: %s", name_below(directory, root), outcome.reason)
-    runs, chosen = followed(found, root)
+    runs, chosen, why = followed(found, root)
     if len(runs) > 1 and chosen is not None:
-        logger.info("%s", words_of_runs(runs, chosen, real_path(root)))
+        logger.info("%s", words_of_runs(runs, chosen, why, real_path(root)))
     return [] if chosen is None else runs[chosen]
 
 
 def followed(
     checkpoints: list[Checkpoint], root: Path
-) -> tuple[dict[Path, list[Checkpoint]], Path | None]:
-    """Run -> complete checkpoints, and the run that is followed; None where there are none."""
+) -> tuple[dict[Path, list[Checkpoint]], Path | None, str]:
+    """Run -> complete checkpoints, the run that is followed (None: there is none), and why."""
     runs = by_run(without_copies(checkpoints), real_path(root))
-    return runs, newest_run(runs, {}) if runs else None
+    return (runs, *followed_run(runs, {}, real_path(root))) if runs else (runs, None, "")
 
 
 def check_checkpoint(
@@ -94,12 +100,27 @@ def check_checkpoint(
         raise CheckpointError(f"there is no checkpoint directory at {directory}")
     outcome = look(directory, settings, layouts)
     if isinstance(outcome, Checkpoint):
-        return outcome
+        return among_others(outcome, settings, layouts)
     if outcome is None:
         raise _not_one(directory, settings, layouts)
     if outcome.error is CheckpointIncompleteError:
         raise CheckpointIncompleteError(f"{directory} is not complete: {outcome.reason}")
     raise outcome.error(outcome.reason)
+
+
+def among_others(
+    checkpoint: Checkpoint, settings: CheckpointSection, layouts: Layouts
+) -> Checkpoint:
+    """With its step in the run, where its name tells none: that of the last one before it."""
+    for run in (checkpoint.path, checkpoint.path.parent):
+        with foreign(run, CheckpointError):
+            places = sorted(run.iterdir()) if run.is_dir() else []
+        steps = [place for place in places if is_step_folder(place.name)]
+        seen = [look(place, settings, layouts) for place in steps]
+        others = [c for c in seen if isinstance(c, Checkpoint) and c.path != checkpoint.path]
+        if others and not is_step_folder(checkpoint.path.name):
+            return with_step(checkpoint, run, [checkpoint, *others])
+    return checkpoint
 
 
 def _not_one(directory: Path, settings: CheckpointSection, layouts: Layouts) -> CheckpointError:

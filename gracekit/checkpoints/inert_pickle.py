@@ -12,17 +12,21 @@ import math
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from gracekit.files import open_regular
 from gracekit.foreign import reason_of
 
 _MOST_BYTES = 1 << 30
 """Of a table of names: a model of a million tensors has a tenth of that."""
+_MOST_KINDS = 10_000
+_MOST_NESTED = 50
+"""Tuples in tuples; tables and training states have a few."""
+_MOST_IN_KEY = 100
 _LOCAL_HEADER = struct.Struct("<26xHH")
 """The part of a zip entry before its name: lengths of the name and of what follows it."""
 
@@ -66,27 +70,122 @@ class Record:
 
     def pairs(self) -> dict[Any, Any]:
         """The items of one that was a mapping."""
-        return {p[0]: p[1] for p in self.items if isinstance(p, tuple) and len(p) == 2}
+        pairs = (p for p in self.items if isinstance(p, tuple) and len(p) == 2)
+        return {p[0]: p[1] for p in pairs if _is_key(p[0])}
 
 
-class _Inert(pickle.Unpickler):
-    """Makes records alone."""
+class _Inert(pickle._Unpickler):
+    """Makes records alone.
 
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
+    It is the unpickler that is written in Python: the one in C takes memory by what a file says,
+    and tuples that are nested a million times end the process where one of them is a key.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    memo: dict[int, Any]
+    read: Callable[[int], bytes]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
         self._kinds: dict[str, type[Record]] = {}
+        self._depths: dict[int, tuple[Any, int]] = {}
+        """Of each tuple of tuples, which is held so that no other one gets its number."""
+        self._num_bytes = len(content)
 
     def find_class(self, module: str, name: str, /) -> Any:
         path = f"{module}.{name}"
         if path not in self._kinds:
+            if len(self._kinds) == _MOST_KINDS:
+                raise ValueError(f"it names more than {_MOST_KINDS:,} classes")
             self._kinds[path] = type("Record", (Record,), {"path": path})
         return self._kinds[path]
 
     def persistent_load(self, pid: Any, /) -> Any:
         return Stored(pid)
 
+    def _operation(self, code: int) -> None:
+        operation: Callable[[Any], None] = pickle._Unpickler.dispatch[code]
+        if code in _MEMO:
+            index = _MEMO[code].unpack(self.read(_MEMO[code].size))[0]
+            if index > self._num_bytes:
+                raise ValueError("it numbers more values than it has bytes")
+            self.memo[index] = self.stack[-1]
+        elif code in _CALLS:
+            if code == pickle.NEWOBJ_EX[0]:
+                self.stack.pop()
+            args, made = self.stack.pop(), self.stack.pop()
+            self.stack.append(_called(made, args))
+        elif code == pickle.BYTEARRAY8[0]:
+            self.stack.append(self.read(_EIGHT_BYTES.unpack(self.read(8))[0]))
+        else:
+            if code in _OF_MARK:
+                _require_keys(self.stack[:: _OF_MARK[code]])
+            elif code == pickle.SETITEM[0]:
+                _require_keys(self.stack[-2:-1])
+            operation(self)
+            if code in _TUPLES:
+                self._require_flat(self.stack[-1])
 
-@dataclass(frozen=True, slots=True)
+    def _require_flat(self, made: tuple[Any, ...]) -> None:
+        inner = [self._depths.get(id(v), (v, 1))[1] for v in made if type(v) is tuple]
+        depth = 1 + max(inner, default=0)
+        if depth > _MOST_NESTED:
+            raise ValueError(f"it nests more than {_MOST_NESTED} tuples")
+        if depth > 1:
+            self._depths[id(made)] = made, depth
+
+
+_EIGHT_BYTES = struct.Struct("<Q")
+_MEMO = {pickle.BINPUT[0]: struct.Struct("<B"), pickle.LONG_BINPUT[0]: struct.Struct("<I")}
+_CALLS = {pickle.REDUCE[0], pickle.NEWOBJ[0], pickle.NEWOBJ_EX[0]}
+_TUPLES = {pickle.TUPLE[0], pickle.TUPLE1[0], pickle.TUPLE2[0], pickle.TUPLE3[0]}
+_OF_MARK = {
+    pickle.DICT[0]: 2, pickle.SETITEMS[0]: 2, pickle.ADDITEMS[0]: 1, pickle.FROZENSET[0]: 1
+}  # fmt: skip
+"""Operations on all values since a mark -> of how many one is hashed."""
+
+
+def _guarded(code: int) -> Callable[[_Inert], None]:
+    return lambda inert: inert._operation(code)
+
+
+for _code in (*_MEMO, *_CALLS, *_TUPLES, *_OF_MARK, pickle.SETITEM[0], pickle.BYTEARRAY8[0]):
+    _Inert.dispatch[_code] = _guarded(_code)
+# A number in decimal digits, of the oldest protocol, which torch does not write.
+del _Inert.dispatch[pickle.PUT[0]]
+
+
+def _called(made: Any, args: Any) -> Record:
+    """The record of what a call would give; it shares the arguments, which may be many."""
+    if not isinstance(args, tuple):
+        raise ValueError("it calls something with no tuple")
+    if isinstance(made, type) and issubclass(made, Record):
+        record = made()
+        record.args = args
+        return record
+    if not isinstance(made, Record):
+        raise ValueError("it calls what is no class")
+    record = Record()
+    record.args = (made, *args[:_MOST_NESTED])
+    return record
+
+
+def _require_keys(keys: list[Any]) -> None:
+    if not all(map(_is_key, keys)):
+        raise ValueError("it has keys other than texts, numbers and plain objects")
+
+
+def _is_key(value: Any) -> bool:
+    """Whether it can be hashed at no cost: a tuple only of such that are no tuples."""
+    if type(value) is tuple:
+        return len(value) <= _MOST_IN_KEY and all(
+            type(v) is not tuple and _is_key(v) for v in value
+        )
+    return value is None or isinstance(value, str | bytes | int | float | type | Record | Stored)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Stored:
     """What a pickle says is kept outside of it."""
 
@@ -99,7 +198,7 @@ def read_records(content: bytes, name: str) -> Any:
     Raises ValueError, with `name`, for what is no pickle or was cut off.
     """
     try:
-        return _Inert(io.BytesIO(content)).load()
+        return _Inert(content).load()
     except Exception as error:
         raise ValueError(f"{name} is cut off or damaged: {reason_of(error)}") from None
 
@@ -219,6 +318,8 @@ def _tensor(archive: Archive, value: Any) -> SavedTensor | None:
     try:
         storage, offset, shape, stride = value.args[:4]
         _, kind, key, _, _ = storage.pid
+        if not isinstance(key, str | int):
+            raise ValueError("no key of a storage")
         dtype = _STORAGES[kind.path.rpartition(".")[2]]
         shape, stride = tuple(map(int, shape)), tuple(map(int, stride))
         first, stop = archive.entries[str(key)]

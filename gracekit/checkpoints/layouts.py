@@ -14,9 +14,10 @@ from gracekit.checkpoints.base_layout import Layout, unwritten_s
 from gracekit.checkpoints.distributed import SHARDS, TABLE
 from gracekit.checkpoints.model_files import (
     CONFIG,
-    STEP_NAME,
     UNSUPPORTED,
+    holds_steps,
     incomplete_model,
+    is_step_folder,
     named_adapters,
 )
 from gracekit.checkpoints.other_layouts import (
@@ -136,16 +137,23 @@ class PretrainedLayout(Layout):
 
     def matches(self, path: Path) -> bool:
         """A directory with a model's config, an adapter's, or weights of any known kind."""
-        is_numbered = STEP_NAME.search(path.name) is not None
+        is_step = is_step_folder(path.name) and not _holds_steps(path)
         unsupported = (
             pattern
             for pattern, _, _ in UNSUPPORTED
-            if is_numbered or not pattern.startswith("global_step*/")  # a run's folder has these
+            if is_step or not pattern.startswith("global_step*/")  # a run's folder has these
         )
         own = (CONFIG, ADAPTER_CONFIG, "*.safetensors", TABLE, SHARDS)
         if any(True for pattern in (*own, *unsupported) for _ in path.glob(pattern)):
             return True
-        return is_numbered and bool(named_adapters(path))
+        return is_step and bool(named_adapters(path))
+
+    def settle_s(self, path: Path) -> float:
+        """Longer for weights alone: a trainer may go on with its optimizer and random states."""
+        parts = self.parts(path)
+        vouched = (CONFIG, ADAPTER_CONFIG, TABLE)
+        is_alone = not any((part / name).is_file() for part in parts for name in vouched)
+        return max(self.settings.settle_s, QUIET_S if is_alone else 0)
 
     def parts(self, path: Path) -> list[Path]:
         """The directory; before it the folder of an adapter that is not called `default`."""
@@ -205,6 +213,10 @@ def _adapter(path: Path, settings: CheckpointSection) -> Path | None:
             "checkpoints.adapter in the recipe"
         )
     return next(iter(named.values()))
+
+
+def _holds_steps(path: Path) -> bool:
+    return path.is_dir() and holds_steps(path)
 
 
 def _has_weights(path: Path) -> bool:

@@ -33,8 +33,12 @@ _LOADED_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tikto
 _WHOLE_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
 """Files of a tokenizer that end with a bracket when they are whole."""
 _END_BYTES = 64
+_MOST_LOOKED = 200
+"""Folders in which those of steps are looked for."""
 STEP_NAME = re.compile(r"(?:^|[-_=])(\d+)$")
 """What names of checkpoints end with."""
+_STEP_WORDS = r"(?:checkpoint|ckpt|chkpt|global_?step|steps?|epoch|iter|iteration|round|save)"
+_STEP_FOLDER = re.compile(rf"(?:.*[-_.])?{_STEP_WORDS}[-_=]?\d+(?:[-_=].*)?(?:\.ckpt)?|\d+", re.I)
 OTHER_SAVES = {"final", "final_model", "final_checkpoint", "best", "last", "latest", "merged"}
 """Names of checkpoints that have no number."""
 
@@ -237,6 +241,42 @@ def model_weights(directory: Path) -> list[Path]:
         raise CheckpointError(f"{directory}: {error}") from None
     shards = None if found else shards_directory(directory)
     return found if shards is None else shard_files(shards)
+
+
+def is_step_folder(name: str) -> bool:
+    """Whether a name says that it is of a step: checkpoint-N, step_N, global_stepN, epoch_E_step_S.
+
+    A number alone does not: that of `run-1` or `Llama-3` is none of a step.
+    """
+    return _STEP_FOLDER.fullmatch(name) is not None
+
+
+def holds_steps(path: Path, depth: int = 3) -> bool:
+    """Whether folders of steps lie below, so that it is the folder of a run or of several.
+
+    In the folder of a step itself one of the same number is part of it: Trainer and DeepSpeed
+    save `checkpoint-10/global_step10`. Links are not followed.
+    """
+    own = _numbers(path.name)[-1:] if is_step_folder(path.name) else []
+    waiting = [(path, depth)]
+    for _ in range(_MOST_LOOKED):
+        if not waiting:
+            break
+        place, left = waiting.pop(0)
+        for child in place.iterdir():
+            if not own and child.suffix == ".ckpt":
+                return True
+            if child.is_symlink() or not child.is_dir():
+                continue
+            if is_step_folder(child.name) and _numbers(child.name)[-1:] != own:
+                return True
+            if left > 1:
+                waiting.append((child, left - 1))
+    return False
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def named_adapters(directory: Path) -> dict[str, Path]:

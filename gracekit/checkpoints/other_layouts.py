@@ -10,6 +10,7 @@ from gracekit.checkpoints.inert_pickle import Archive, mapping, read_archive, sa
 from gracekit.checkpoints.model_files import (
     STEP_NAME,
     base_of,
+    holds_steps,
     incomplete_model,
     uses_command,
 )
@@ -33,7 +34,9 @@ class AccelerateLayout(Layout):
         has_own = (path / "trainer_state.json").is_file() or (path / "config.json").is_file()
         is_trainers = has_own or next(path.glob("rng_state*.pth"), None) is not None
         return not is_trainers and (
-            has_states or (has_optimizer and not (path / "training_args.bin").is_file())
+            has_states
+            or (has_optimizer and not (path / "training_args.bin").is_file())
+            or _is_begun_state(path)
         )
 
     def unready(self, path: Path) -> str | None:
@@ -196,13 +199,17 @@ class OwnLayout(Layout):
     name = "own"
 
     def matches(self, path: Path) -> bool:
-        """A directory with the ready marker, or (without one) files and a number in its name."""
+        """A directory with the ready marker, or (without one) files and a number in its name.
+
+        Without a marker the folder of a run, which holds those of steps, is none.
+        """
         if self.settings.convert_cmd is None or not path.is_dir():
             return False
         if self.settings.ready_marker is not None:
             return (path / self.settings.ready_marker).exists()
         is_numbered = STEP_NAME.search(path.name) is not None
-        return is_numbered and any(child.is_file() for child in path.iterdir())
+        has_files = is_numbered and any(child.is_file() for child in path.iterdir())
+        return has_files and not holds_steps(path)
 
     def unready(self, path: Path) -> str | None:
         """Nothing but the marker and quiet can tell."""
@@ -215,6 +222,13 @@ class OwnLayout(Layout):
     def weight_files(self, path: Path) -> list[Path]:
         """All files below it: which are weights is not known."""
         return all_files(path)
+
+
+def _is_begun_state(path: Path) -> bool:
+    """Weights alone, beside whole states of accelerate, which writes the rest after them."""
+    has_weights = next(path.glob("model*.safetensors"), None) is not None
+    others = path.parent.glob("*/random_states_0.pkl") if has_weights else iter(())
+    return next(others, None) is not None
 
 
 def _has_weights(path: Path) -> bool:

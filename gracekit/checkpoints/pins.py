@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -111,7 +112,8 @@ def require_unchanged(pinned: PinnedCheckpoint, settings: CheckpointSection | No
     checkpoint = pinned.checkpoint
     with vanished_errors(checkpoint):
         found = layout_of(checkpoint, settings).files(pinned.original)
-        times = {f.name: f.stat().st_mtime for f in found}
+        home = pinned.original if pinned.original.is_dir() else pinned.original.parent
+        times = {os.path.relpath(f, home): f.stat().st_mtime for f in found}
         newer = [name for name, time in times.items() if time > checkpoint.completed_at]
         if pinned.is_linked and max(times.values(), default=0.0) < checkpoint.completed_at:
             newer = [*times]  # none was deleted, so a clock was set back: all may be written anew

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import heapq
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit.checkpoints.base_layout import step_directory
-from gracekit.checkpoints.model_files import OTHER_SAVES
+from gracekit.checkpoints.model_files import OTHER_SAVES, is_step_folder
 from gracekit.errors import CheckpointError
 from gracekit.types import Checkpoint
 from gracekit.words import count_of
@@ -22,12 +24,20 @@ _FILE_SUFFIX = ".ckpt"
 _STEP_NAME = re.compile(r"(?!global_step|optimizer|pytorch_model).*[-_=]\d+")
 """Folders that may be checkpoints within a checkpoint: one of several is saved where they all are,
 and what trainers put into one is none."""
+_PART_NAME = re.compile(r"pytorch_model_fsdp|optimizer(?:$|[-_.\d])")
+"""Parts of a checkpoint, which trainers write before the rest of it."""
+_LAST_SAVE = re.compile(r"(?:^|[-_.])(?:final|best|last|latest|merged|end)(?:$|[-_.])", re.I)
+"""Names of models without a number that belong to the run beside whose checkpoints they lie."""
+_TELL_NO_RUN = ("pretrained", "hf-trainer")
+"""Layouts of which any model may be, such as a reward model: their name has to tell a step."""
 _KNOW_THEIR_STEP = ("hf-trainer", "lightning")
 """Layouts whose files tell the step."""
 _MODEL_FILES = ("*.safetensors", "*/.metadata", "*/*_states.pt", "*/adapter_config.json")
 _MOST_FOLDERS = 5_000
 """A run's folder has fewer; what is below a home or a data folder is not looked through."""
 _MOST_SHOWN = 4
+_MOST_TIMES = 100
+"""Checkpoints of a run whose times are kept, besides the first."""
 
 
 @dataclass(slots=True)
@@ -38,6 +48,8 @@ class Sight:
     num_files: int = 0
     names: tuple[str, ...] = ()
     """The first names in the folder itself."""
+    is_cut: bool = False
+    """Whether there are more folders than are looked at."""
 
     def __str__(self) -> str:
         if not (self.num_folders or self.num_files):
@@ -53,7 +65,13 @@ EXPECTED = "a folder such as checkpoint-N with config.json and *.safetensors, or
 def nothing_there(root: Path, sight: Sight, depth: int) -> str:
     """That nothing of a folder looks like a checkpoint, what there is, and what is expected."""
     deep = f", nor down to {count_of(depth, 'folder')} below it" if depth else ""
-    return f"there is no checkpoint in {root} yet{deep}: {sight}; expected {EXPECTED}"
+    cut = ""
+    if sight.is_cut:
+        cut = (
+            f"; only {_MOST_FOLDERS:,} folders were looked at, those named as checkpoints first: "
+            "name the folder of the run itself"
+        )
+    return f"there is no checkpoint in {root} yet{deep}: {sight}{cut}; expected {EXPECTED}"
 
 
 def unfinished_name(name: str) -> str | None:
@@ -64,10 +82,11 @@ def unfinished_name(name: str) -> str | None:
 def candidates(
     root: Path, depth: int, is_one: Callable[[Path], bool], sight: Sight | None = None
 ) -> Iterator[Path]:
-    """What may be a checkpoint: `root` itself, and what lies below it, in the order of the names.
+    """What may be a checkpoint: `root` itself, and what lies below it, by name.
 
     Folders directly below `root` and files `*.ckpt` are all given; deeper ones where `is_one` says
     that they look like a checkpoint. Below a checkpoint only what is named like one is looked at.
+    At most 5,000 folders are looked at, those with names of steps first.
     Links into `root` (`latest -> checkpoint-20`) are left out: the target is there itself. So are
     stores of ours.
     What cannot be told from a directory (a loop of links) is not: a look at it says what is wrong.
@@ -89,10 +108,17 @@ def candidates(
         yield root
         if any(True for pattern in _MODEL_FILES for _ in root.glob(pattern)):
             listed = _named_like_steps(listed)
-    waiting = [(path, 1) for path in listed] if depth > 0 else []
-    num_seen = 0
-    while waiting and num_seen < _MOST_FOLDERS:
-        path, level = waiting.pop(0)
+    waiting: list[tuple[bool, int, int, Path]] = []
+    num_found = num_seen = 0
+    for path in listed if depth > 0 else []:
+        heapq.heappush(waiting, (not is_step_folder(path.name), 1, num_found, path))
+        num_found += 1
+    while waiting:
+        if num_seen == _MOST_FOLDERS:
+            if sight is not None:
+                sight.is_cut = True
+            return
+        _, level, _, path = heapq.heappop(waiting)
         num_seen += 1
         is_checkpoint = is_one(path)
         if is_checkpoint or level == 1 or path.suffix == _FILE_SUFFIX:
@@ -105,7 +131,10 @@ def candidates(
             continue
         if is_checkpoint:
             inner = _named_like_steps(inner)
-        waiting += [(child, level + 1) for child in inner]
+        for child in inner:
+            entry = (not is_step_folder(child.name), level + 1, num_found, child)
+            heapq.heappush(waiting, entry)
+            num_found += 1
 
 
 def _named_like_steps(paths: list[Path]) -> list[Path]:
@@ -136,6 +165,7 @@ def _listed(folder: Path, sight: Sight | None, root: Path | None = None) -> Iter
             sight.num_folders += is_directory
             sight.num_files += not is_directory
         is_wanted = is_directory or entry.name.endswith(_FILE_SUFFIX)
+        is_wanted &= _PART_NAME.match(entry.name) is None
         if is_wanted and not (entry.is_symlink() and _leads_into(Path(entry.path), root)):
             yield Path(entry.path)
 
@@ -183,8 +213,10 @@ def run_of(checkpoint: Checkpoint, root: Path) -> Path:
 def by_run(checkpoints: Iterable[Checkpoint], root: Path) -> dict[Path, list[Checkpoint]]:
     """Run -> its checkpoints, ascending by step.
 
-    A model that is saved into the run's own folder, and one whose name has no number (`final`),
-    have the step of the last checkpoint before them.
+    A run is a folder with checkpoints whose layout or name tells a step. To it belong a model that
+    is saved into the run's own folder, and one whose name says that it is the last or the best
+    (`final`); they have the step of the last checkpoint before them. Other models are left out,
+    but where there is no run at all: then each folder that holds some is one.
     """
     found: dict[Path, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
@@ -194,15 +226,32 @@ def by_run(checkpoints: Iterable[Checkpoint], root: Path) -> dict[Path, list[Che
         if outer != checkpoint.path:
             found[outer].remove(checkpoint)
             found[checkpoint.path].append(checkpoint)
-    return {
-        run: in_order(_with_step(c, run, members) for c in members)
+    of_steps = {
+        run: [c for c in members if _is_of_run(c, run)]
         for run, members in found.items()
+        if any(map(_tells_step, members))
+    }
+    return {
+        run: in_order(with_step(c, run, members) for c in members)
+        for run, members in (of_steps or found).items()
         if members
     }
 
 
-def _with_step(checkpoint: Checkpoint, run: Path, members: list[Checkpoint]) -> Checkpoint:
-    is_named = step_directory(checkpoint.path).name[-1:].isdigit() and checkpoint.path != run
+def _tells_step(checkpoint: Checkpoint) -> bool:
+    name = step_directory(checkpoint.path).name
+    return checkpoint.layout not in _TELL_NO_RUN or is_step_folder(name)
+
+
+def _is_of_run(checkpoint: Checkpoint, run: Path) -> bool:
+    is_last = _LAST_SAVE.search(checkpoint.path.name) is not None
+    return _tells_step(checkpoint) or checkpoint.path == run or is_last
+
+
+def with_step(checkpoint: Checkpoint, run: Path, members: list[Checkpoint]) -> Checkpoint:
+    """The checkpoint; where nothing tells its step, with that of the last of the run before it."""
+    name = step_directory(checkpoint.path).name.removesuffix(_FILE_SUFFIX)
+    is_named = name[-1:].isdigit() and checkpoint.path != run
     if is_named or checkpoint.layout in _KNOW_THEIR_STEP:
         return checkpoint
     before = [
@@ -218,24 +267,50 @@ def in_order(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda c: (c.step, c.completed_at, c.path))
 
 
-def newest_run(runs: dict[Path, list[Checkpoint]], began: dict[Path, float]) -> Path:
-    """The run that began last: of those side by side always the same one, and a restart.
+History = dict[Path, list[float]]
+"""Run -> when its checkpoints were written, ascending, as far as they were seen."""
+
+
+def followed_run(
+    runs: dict[Path, list[Checkpoint]], history: History, root: Path
+) -> tuple[Path, str]:
+    """The run that is followed, and why in words.
+
+    The one in `root` itself, else the one that began last: of those side by side always the same
+    one, and a restart. Where it is silent, one that goes on is taken: one with two checkpoints that
+    are newer than its newest, the last of them by twice the longest time that it took for one.
 
     Args:
         runs: Each with at least one checkpoint.
-        began: When the first checkpoint of a run was written, as far as it was seen; kept up.
+        history: Kept up.
+        root: The folder that is watched.
     """
     for run, checkpoints in runs.items():
-        first = min(checkpoint.completed_at for checkpoint in checkpoints)
-        began[run] = min(first, began.get(run, first))
-    return max(runs, key=lambda run: (began[run], run))
+        # A model that is saved at the end does not tell that a run goes on.
+        of_steps = [c for c in checkpoints if _tells_step(c) and c.path != run] or checkpoints
+        seen = sorted({*history.get(run, ()), *(c.completed_at for c in of_steps)})
+        history[run] = [*seen[:1], *seen[1:][-_MOST_TIMES:]]
+    order = sorted(runs, key=lambda run: (run == root, history[run][0], run), reverse=True)
+    chosen, why = order[0], "which began last"
+    if chosen == root:
+        why = "which is in the folder itself"
+    for other in order[1:]:
+        if _goes_on_after(history[other], history[chosen]):
+            chosen, why = other, "which goes on while the others are silent"
+    return chosen, why
 
 
-def words_of_runs(runs: dict[Path, list[Checkpoint]], chosen: Path, root: Path) -> str:
+def _goes_on_after(other: list[float], times: list[float]) -> bool:
+    longest = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+    newer = [time for time in other if time > times[-1]]
+    return len(newer) > 1 and newer[-1] - times[-1] >= 2 * longest
+
+
+def words_of_runs(runs: dict[Path, list[Checkpoint]], chosen: Path, why: str, root: Path) -> str:
     """That there are several runs, and which one is followed."""
     names = sorted(str(run.relative_to(root)) if root in run.parents else "." for run in runs)
     name = str(chosen.relative_to(root)) if root in chosen.parents else "."
     return (
         f"{root} holds checkpoints of {len(runs)} runs ({', '.join(names)}); following {name}, "
-        "which began last; to follow another one, name its folder"
+        f"{why}; to follow another one, name its folder"
     )

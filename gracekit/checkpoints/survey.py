@@ -14,6 +14,7 @@ from gracekit.checkpoints.adapters import model_directory
 from gracekit.checkpoints.config import describe_checkpoint
 from gracekit.checkpoints.discover import (
     Obstacle,
+    among_others,
     candidates_below,
     followed,
     look,
@@ -49,6 +50,8 @@ class Finding:
     """None where it cannot be told."""
     reason: str | None = None
     """Why it is not complete or cannot be used; None for a complete one."""
+    needs_command: bool = False
+    """Whether `checkpoints.convert_cmd` makes the model of it."""
     weights: str | None = None
     """The form of its weights, in words."""
     base: str | None = None
@@ -60,7 +63,7 @@ class Finding:
 
     def to_json(self) -> Json:
         """As a JSON object."""
-        left_out = ("checkpoint", "path", "run")
+        left_out = ("checkpoint", "path", "run", "needs_command")
         own = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -77,6 +80,8 @@ def survey(root: Path, settings: CheckpointSection) -> list[Finding]:
     found = []
     for path in candidates_below(root, settings, LAYOUTS):
         outcome = look(path, settings, LAYOUTS)
+        if isinstance(outcome, Checkpoint) and path == real_path(root):
+            outcome = among_others(outcome, settings, LAYOUTS)
         if outcome is not None:
             found.append(_finding(path, real_path(root), outcome, settings))
     return sorted(found, key=lambda f: (f.run, -1 if f.step is None else f.step, f.name))
@@ -85,7 +90,7 @@ def survey(root: Path, settings: CheckpointSection) -> list[Finding]:
 def newest_usable(found: list[Finding], root: Path) -> Finding | None:
     """The complete one with the highest step of the run that is followed; None: there is none."""
     complete = [f.checkpoint for f in found if f.state == "complete" and f.checkpoint is not None]
-    runs, chosen = followed(complete, root)
+    runs, chosen, _ = followed(complete, root)
     if chosen is None:
         return None
     newest = runs[chosen][-1]
@@ -138,7 +143,10 @@ def _finding(
     try:
         with foreign(path, CheckpointError):
             parts = layout.parts(path)
-            finding = dataclasses.replace(finding, weights=_form(parts, settings))
+            is_converted = not parts[0].is_file() and uses_command(parts, settings)
+            finding = dataclasses.replace(
+                finding, weights=_form(parts, settings), needs_command=is_converted
+            )
             finding = dataclasses.replace(finding, base=_base(path, parts, settings))
             if is_complete:
                 facts = describe_checkpoint(guess, settings)

@@ -16,6 +16,7 @@ from gracekit.checkpoints.base_layout import quiet_s
 from gracekit.checkpoints.discover import (
     Layouts,
     Obstacle,
+    among_others,
     candidates_below,
     look,
     name_below,
@@ -25,9 +26,10 @@ from gracekit.checkpoints.discover import (
 )
 from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S
 from gracekit.checkpoints.places import (
+    History,
     Sight,
     by_run,
-    newest_run,
+    followed_run,
     nothing_there,
     real_path,
     run_of,
@@ -64,7 +66,8 @@ def watch_checkpoints(
 ) -> Iterator[Checkpoint]:
     """Yield complete checkpoints of `root` and below it as they appear, until `stop` is set.
 
-    Of several runs below it the one that began last is followed.
+    Of several runs one is followed, as `places.followed_run` says: the one in the folder itself,
+    else the one that began last, and where that is silent one that goes on.
 
     Polls, because notifications of a file system do not reach other hosts. Each checkpoint is
     yielded once, and again only when its files change; so one that the caller could not use is
@@ -129,8 +132,8 @@ class _Watcher:
         self._clock = clock
         self._sightings: dict[Path, _Sighting] = {}
         self._said: dict[Path, str] = {}
-        self._began: dict[Path, float] = {}
-        """When each run began, as far as it was seen."""
+        self._history: History = {}
+        """When the checkpoints of each run were written, as far as they were seen."""
         self._seen: dict[Path, dict[Path, tuple[float, frozenset[str]]]] = {}
         """Of each run the last checkpoints with a marker: since when, and names of their files."""
         self._handled: dict[Path, Checkpoint] = {}
@@ -186,6 +189,8 @@ class _Watcher:
                 outcome = obstacle_of(error)
             num_seen += outcome is not None
             if isinstance(outcome, Checkpoint):
+                if directory == self._root:
+                    outcome = among_others(outcome, self._settings, self._layouts)
                 complete.append(outcome)
                 self._said.pop(directory, None)
             elif outcome is not None:
@@ -203,16 +208,23 @@ class _Watcher:
         return self._of_run(without_copies(complete))
 
     def _of_run(self, complete: list[Checkpoint]) -> list[Checkpoint]:
-        """Those of the run that is followed."""
-        runs = by_run(complete, self._root)
+        """Those of the run that is followed, without those that the caller refused."""
+        refused = [c for c in complete if self._was_refused(c)]
+        runs = by_run([c for c in complete if c not in refused], self._root)
         if not runs:
             return []
-        chosen = newest_run(runs, self._began)
+        chosen, why = followed_run(runs, self._history, self._root)
         if len(runs) == 1:
             self._said.pop(self._root, None)
         else:
-            self._say_once(self._root, words_of_runs(runs, chosen, self._root))
+            self._say_once(self._root, words_of_runs(runs, chosen, why, self._root))
         return runs[chosen]
+
+    def _was_refused(self, checkpoint: Checkpoint) -> bool:
+        """Whether it was yielded as it is and could not be used, whatever step it had."""
+        handled = self._handled.get(checkpoint.path)
+        is_same = handled is not None and handled.completed_at == checkpoint.completed_at
+        return handled is not None and is_same and self._is_refused(handled)
 
     def _look(self, directory: Path) -> Checkpoint | Obstacle | None:
         """`discover.look` at directories that have changed, plus the quiet period."""

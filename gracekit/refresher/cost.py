@@ -17,7 +17,7 @@ from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.memory_probe import MemoryProbe
-from gracekit.refresher.previewing import PlanPreview, open_beside, plan_next
+from gracekit.refresher.previewing import PlanPreview, kept_conversions, open_beside, plan_next
 from gracekit.samples import TokenTable
 from gracekit.tabular import ShortRepr
 from gracekit.types import Checkpoint, Json, Rows
@@ -89,7 +89,12 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     clock = StageClock()
     with (
         tempfile.TemporaryDirectory() as folder,
-        pin(checkpoint, Path(folder), recipe.checkpoints) as pinned,
+        pin(
+            checkpoint,
+            Path(folder),
+            recipe.checkpoints,
+            conversions=kept_conversions(refresher),
+        ) as pinned,
     ):
         cache = Path(folder)
         model = open_beside(refresher, pinned, cache)

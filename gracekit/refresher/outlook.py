@@ -23,7 +23,7 @@ from gracekit.graph import unit_features
 from gracekit.protocols import Executor
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher
-from gracekit.refresher.previewing import open_beside
+from gracekit.refresher.previewing import kept_conversions, open_beside
 from gracekit.scores.norms import part_norms
 from gracekit.selection.pool import DEFAULT_FRACTION
 from gracekit.tabular import ShortRepr
@@ -98,7 +98,12 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     refresher = Refresher.from_recipe(changed, strict=strict)
     with (
         tempfile.TemporaryDirectory() as folder,
-        pin(checkpoint, Path(folder), recipe.checkpoints) as pinned,
+        pin(
+            checkpoint,
+            Path(folder),
+            recipe.checkpoints,
+            conversions=kept_conversions(refresher),
+        ) as pinned,
     ):
         model = open_beside(refresher, pinned, Path(folder))
         tokens = model.tokens(refresher.samples)

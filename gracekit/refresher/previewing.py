@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -86,7 +87,11 @@ class Planned:
 
 
 def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> PlanPreview:
-    """The plan of the next refresh, without loading the model; writes nothing to the store."""
+    """The plan of the next refresh, without loading the model.
+
+    Writes nothing to the store but, where there is one, what the checkpoint is converted to, which
+    the refresh then takes.
+    """
     refresher = Refresher.from_recipe(recipe, strict=strict)
     clock = StageClock()
     with ExitStack() as stack:
@@ -94,7 +99,9 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
         @functools.cache
         def model() -> CheckpointModel:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            pinned = stack.enter_context(pin(checkpoint, cache, recipe.checkpoints))
+            pinned = stack.enter_context(
+                pin(checkpoint, cache, recipe.checkpoints, conversions=kept_conversions(refresher))
+            )
             return open_beside(refresher, pinned, cache)
 
         target = model().target_samples(refresher.samples) if recipe.target is not None else None
@@ -105,6 +112,13 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
             target=target,
             clock=clock,
         ).shown
+
+
+def kept_conversions(refresher: Refresher) -> Path | None:
+    """Where the store keeps converted checkpoints; None where it is not there or is read-only."""
+    paths = StorePaths(refresher.root)
+    is_there = Store.exists(refresher.root) and os.access(refresher.root, os.W_OK)
+    return paths.cache / "converted" if is_there else None
 
 
 def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
