@@ -417,7 +417,8 @@ def test_named_queries_answer(store: Store, name: str) -> None:
     query = named_query(name)
     given = {"sample_id": "id-003"} if "sample_id" in query.parameters else {}
     columns, found = run_sql(store.paths.root, query.sql, parameters=query.bind(given))
-    assert columns and found
+    # No version of this store distrusts anything; tests/test_reference.py has one that does.
+    assert columns and (found or name == "distrusted")
     (statement,) = parse_queries(query.sql)
     assert statement.named_parameters == query.parameters.keys()
 
