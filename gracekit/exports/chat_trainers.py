@@ -192,22 +192,22 @@ class TorchTune:
             return found
 
         _write(row, content, directory)
-        dataset: Json = {
+        section: Json = {
             "_component_": "torchtune.datasets.chat_dataset",
             "source": "json",
             "data_files": str(out / Jsonl.file_name),
             "split": "train",
         }
         if "text" in kinds:
-            dataset |= {"_component_": "torchtune.datasets.text_completion_dataset"}
-            dataset |= {"column": "text"}
+            section |= {"_component_": "torchtune.datasets.text_completion_dataset"}
+            section |= {"column": "text"}
         else:
-            dataset["train_on_input"] = loss_on == "all"
+            section["train_on_input"] = loss_on == "all"
             if "chosen" in kinds:
-                dataset["_component_"] = "torchtune.datasets.preference_dataset"
+                section["_component_"] = "torchtune.datasets.preference_dataset"
             else:
-                dataset |= {"conversation_column": "messages", "conversation_style": "openai"}
-        (directory / self.file_name).write_text(_yaml({"dataset": dataset}), encoding="utf-8")
+                section |= {"conversation_column": "messages", "conversation_style": "openai"}
+        (directory / self.file_name).write_text(_yaml({"dataset": section}), encoding="utf-8")
         return {
             "files": [Jsonl.file_name, self.file_name],
             **({"changed": changes.to_json()} if changes.rows else {}),
