@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -393,3 +394,17 @@ def test_the_command_says_what_it_measured(tmp_path: Path) -> None:
     assert "20 contents" in shown.output and (tmp_path / "ref.parquet").exists()
     again = CliRunner().invoke(main, [*command, "--json"])
     assert json.loads(again.stdout)["num_measured"] == 0
+
+
+def test_weights_alone_take_the_rest_from_the_base_model(tmp_path: Path) -> None:
+    """As for a refresh: what `accelerate save_state` leaves has neither config nor tokenizer."""
+    write_data(tmp_path / "train.jsonl", num_samples=20)
+    base, state = write_checkpoint(tmp_path / "run", 100), tmp_path / "states/step_5"
+    state.mkdir(parents=True)
+    shutil.copy(base / "model.safetensors", state)
+    for name in ("optimizer.bin", "random_states_0.pkl"):
+        (state / name).write_bytes(b"not read")
+    recipe = tiny_recipe(tmp_path).override({"checkpoints.base_model": str(base)})
+    found = gracekit.reference(recipe, state, output=tmp_path / "reference.parquet")
+    expected = gracekit.reference(tiny_recipe(tmp_path), base, output=tmp_path / "of-base.parquet")
+    assert found.num_known == 20 and found.mean_loss == pytest.approx(expected.mean_loss)

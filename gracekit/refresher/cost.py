@@ -5,19 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from gracekit.checkpoints import pin
 from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.memory_probe import MemoryProbe
-from gracekit.refresher.previewing import PlanPreview, kept_conversions, open_beside, plan_next
+from gracekit.refresher.previewing import PlanPreview, model_beside, plan_next
 from gracekit.samples import TokenTable
 from gracekit.tabular import ShortRepr
 from gracekit.types import Checkpoint, Json, Rows
@@ -87,17 +84,7 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     probe = recipe.override({"scoring.batch_tokens": probe_tokens})
     refresher = Refresher.from_recipe(probe, strict=strict)
     clock = StageClock()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        pin(
-            checkpoint,
-            Path(folder),
-            recipe.checkpoints,
-            conversions=kept_conversions(refresher),
-        ) as pinned,
-    ):
-        cache = Path(folder)
-        model = open_beside(refresher, pinned, cache)
+    with model_beside(refresher, checkpoint) as (_, model):
         tokens = model.tokens(refresher.samples)
         target = model.target_samples(refresher.samples)
         planned = plan_next(refresher, checkpoint, lambda: tokens, target=target, clock=clock)

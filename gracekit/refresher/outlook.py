@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gracekit.checkpoints import pin
 from gracekit.draw.capped import capped_probabilities
 from gracekit.graph import unit_features
 from gracekit.protocols import Executor
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher
-from gracekit.refresher.previewing import kept_conversions, open_beside
+from gracekit.refresher.previewing import model_beside
 from gracekit.scores.norms import part_norms
 from gracekit.selection.pool import DEFAULT_FRACTION
 from gracekit.tabular import ShortRepr
@@ -96,16 +93,7 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     scoring = {"scoring.scores": [_NORM], "scoring.importance": _NORM}
     changed = recipe.override({**scoring, "selection.selector": "balanced"})
     refresher = Refresher.from_recipe(changed, strict=strict)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        pin(
-            checkpoint,
-            Path(folder),
-            recipe.checkpoints,
-            conversions=kept_conversions(refresher),
-        ) as pinned,
-    ):
-        model = open_beside(refresher, pinned, Path(folder))
+    with model_beside(refresher, checkpoint) as (_, model):
         tokens = model.tokens(refresher.samples)
         target = model.target_samples(refresher.samples)
         usable = np.flatnonzero(tokens.num_targets > 0)

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,11 +98,7 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
 
         @functools.cache
         def model() -> CheckpointModel:
-            cache = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            pinned = stack.enter_context(
-                pin(checkpoint, cache, recipe.checkpoints, conversions=kept_conversions(refresher))
-            )
-            return open_beside(refresher, pinned, cache)
+            return stack.enter_context(model_beside(refresher, checkpoint))[1]
 
         target = model().target_samples(refresher.samples) if recipe.target is not None else None
         return plan_next(
@@ -119,6 +115,23 @@ def kept_conversions(refresher: Refresher) -> Path | None:
     paths = StorePaths(refresher.root)
     is_there = Store.exists(refresher.root) and os.access(refresher.root, os.W_OK)
     return paths.cache / "converted" if is_there else None
+
+
+@contextmanager
+def model_beside(
+    refresher: Refresher, checkpoint: Checkpoint
+) -> Iterator[tuple[PinnedCheckpoint, CheckpointModel]]:
+    """The pinned checkpoint and its model, in a folder of their own that is removed afterwards."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        pin(
+            checkpoint,
+            Path(folder),
+            refresher.recipe.checkpoints,
+            conversions=kept_conversions(refresher),
+        ) as pinned,
+    ):
+        yield pinned, open_beside(refresher, pinned, Path(folder))
 
 
 def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gracekit.aim.losses import distrusted
-from gracekit.checkpoints import pin
 from gracekit.errors import DataError, RefreshStoppedError
 from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.recipe import Recipe
 from gracekit.refresher.flow import Refresher
-from gracekit.refresher.previewing import open_beside
+from gracekit.refresher.previewing import model_beside
 from gracekit.samples import RawSamples, tokens_key
 from gracekit.samples.other_prompts import WithOtherPrompts
 from gracekit.samples.reference import ReferenceLosses
@@ -93,8 +91,7 @@ def measure_reference(
     })  # fmt: skip
     refresher = Refresher.from_recipe(measured_with, strict=strict)
     samples = refresher.samples
-    with tempfile.TemporaryDirectory() as folder, pin(checkpoint, Path(folder)) as pinned:
-        model = open_beside(refresher, pinned, Path(folder))
+    with model_beside(refresher, checkpoint) as (pinned, model):
         tokens = model.tokens(samples)
         facts = {
             "model": f"{pinned.digest} {model.identity}",
