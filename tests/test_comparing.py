@@ -108,6 +108,10 @@ def test_four_arms_are_compared_and_a_stopped_comparison_goes_on(world: Path) ->
     assert {file: file.stat().st_mtime_ns for file in others} == others
     one, two = json.loads(before[again.name]), json.loads(again.read_text())
     assert [p["losses"] for p in one["points"]] == [p["losses"] for p in two["points"]]
+    steps = -(-rows // 8)  # of an epoch; the last epoch's checkpoint gets no version
+    assert [aim["step"] for aim in one["aims"]] == [0, steps, 2 * steps]
+    assert one["aims"] == two["aims"] and all(aim["target_loss"] > 0 for aim in one["aims"])
+    assert json.loads(before["random-seed0.json"])["aims"] == []
     report = gracekit.compare(world, output=output, report_only=True)
     assert report.to_json()["verdict"] == found.verdict
     json.dumps(report.to_json(), allow_nan=False)

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.evaluation import row_losses
-from gracekit.comparing.run_result import Point
+from gracekit.comparing.run_result import AimPoint, Point
 from gracekit.types import Int64, Rows
 
 
@@ -27,6 +27,8 @@ class Course:
     """Rows of each epoch, in order."""
     selection_tokens: float = 0.0
     versions: int = 0
+    aims: list[AimPoint] = field(default_factory=list)
+    """What each version said of its target set."""
     model: Any = None
     """The trained model."""
 

@@ -44,6 +44,21 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AimPoint:
+    """What a version of a selection said of its target set; None: not known."""
+
+    step: int
+    """Of the checkpoint that the version was made of."""
+    target_loss: float | None
+    """Mean loss over the target set, in nats a token."""
+    predicted_fall: float | None
+    """Mean cosine of the target's gradient with those of the rows trained on from here on, less
+    that of all rows (`versions.predicted_fall`)."""
+    advice: str | None
+    """Why the training should end; None: it should go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """One run."""
 
@@ -69,6 +84,8 @@ class RunResult:
     weights_digest: str = ""
     """Of the trained weights; empty where they were not looked at."""
     remarks: list[str] = dataclasses.field(default_factory=list)
+    aims: list[AimPoint] = dataclasses.field(default_factory=list)
+    """Of each version of a selection with a target."""
 
     def losses(self, point: int = -1) -> Float64:
         """[k] mean losses of the held-out rows at a point, the last by default."""
@@ -96,7 +113,8 @@ class RunResult:
             raise StoreFormatError(_damaged(path, f"expected a result of format {FORMAT}"))
         try:
             points = [Point(**point) for point in content.pop("points")]
-            result = cls(points=points, **content)
+            aims = [AimPoint(**aim) for aim in content.pop("aims", [])]
+            result = cls(points=points, aims=aims, **content)
         except (TypeError, KeyError) as error:
             raise StoreFormatError(_damaged(path, str(error))) from None
         if not points or not all(math.isfinite(loss) for loss in points[-1].losses):

@@ -157,6 +157,7 @@ def _result(bed: Bed, run: Run, course: Course, metric: list[float] | None) -> R
             for name, marked in bed.marks.items()
         },
         weights_digest=digest_of(course.model),
+        aims=course.aims,
     )
 
 

@@ -14,15 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
-from gracekit.pace_log import RUN
 from gracekit.training.drawn import unknown_ids
 from gracekit.training.ending import Ending
 from gracekit.training.first_rows import FirstRows
-from gracekit.training.iterable import CoresetIterableDataset
+from gracekit.training.history import note_run, note_turns, run_in, turns_in, whole_epochs
+from gracekit.training.loader import (
+    EpochSize,
+    count_rows,
+    epoch_size,
+    put_sampler,
+    weights_reach_loss,
+)
 from gracekit.training.loss_units import Average, LossUnits
 from gracekit.training.pace import PaceClock
 from gracekit.training.ranks import gather_over_ranks
@@ -128,8 +133,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._num_noted = 0
         self._first_rows = FirstRows(self.store)
         self._reaches_loss = False
-        self._batches = 0  # of an epoch, on this rank
-        self._batch_size = 0  # of all ranks together
+        self._size = EpochSize()
         self._logged_step = -1
         self._pace = PaceClock()
         self._ending = Ending(self.store)
@@ -204,21 +208,18 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Put the sampler into the data loader; a resumed run gets its version log back."""
         self._tell_rows(train_dataloader, kwargs)
-        self.sampler = self._install(train_dataloader)
+        self.sampler = None
+        if not self.keeps_loader:
+            self.sampler = put_sampler(train_dataloader, self.make_sampler, self.num_samples)
         if self.sampler is None:
             return
         self.units = LossUnits(self.store, self.loss)
-        dataset = train_dataloader.dataset
-        self._reaches_loss = isinstance(dataset, WeighedDataset) or _stream_weighs(dataset)
-        self._measure(self.sampler, train_dataloader, args.world_size)
-        log = [
-            (entry["coreset_epoch"], entry["coreset_start"], entry["coreset_version"])
-            for entry in state.log_history
-            if "coreset_version" in entry
-        ]
-        runs = [entry[RUN] for entry in state.log_history if RUN in entry]
+        self._reaches_loss = weights_reach_loss(train_dataloader.dataset)
+        self._size = epoch_size(train_dataloader, args.world_size)
+        self.sampler.trained_per_epoch = self._size.num_trained(self.sampler.num_samples)
+        log, run = turns_in(state), run_in(state)
         # Before the first version there is nothing to log.
-        has_logged = bool(runs) and any(version > 0 for _, _, version in log)
+        has_logged = run is not None and any(version > 0 for _, _, version in log)
         self._num_noted = len(log)
         self._logged_step = -1
         self._reporter.begin()
@@ -228,22 +229,22 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             {
                 **self.sampler.state_dict(),
                 "version_log": log,
-                "epoch": _epoch(state),
-                "run": runs[-1] if runs else None,
+                "epoch": whole_epochs(state),
+                "run": run,
                 "uses_step": state.global_step if has_logged else None,
             }
         )
         if self.record is not None and state.is_world_process_zero:
-            keep_epochs_before(self.record, _epoch(state) + 1)
+            keep_epochs_before(self.record, whole_epochs(state) + 1)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the newest version and say so."""
         if self.sampler is None:
             return
         self._tell_rows(kwargs.get("train_dataloader"), kwargs)
-        self.sampler.set_epoch(_epoch(state))
+        self.sampler.set_epoch(whole_epochs(state))
         self._note(state)
-        self._note_run(state)
+        note_run(state, self.sampler.run)
         counts = (self._reaches_loss and self.weigh_loss) or self.sampler.mode == "weighted"
         if state.is_world_process_zero:
             self._reporter.speak(
@@ -322,90 +323,26 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
             collate = getattr(loader, "collate_fn", None)
             self.tell_rows(getattr(loader, "dataset", None), collate, tokenizer)
 
-    def _measure(self, sampler: CoresetSampler, loader: Any, num_processes: int) -> None:
-        """Learn how many samples an epoch and a batch have, over all ranks."""
-        batches = loader.batch_sampler
-        inner = getattr(batches, "batch_sampler", batches)
-        num_ranks = getattr(batches, "num_processes", 1)
-        is_split = getattr(batches, "split_batches", False)
-        is_stream = _stream_of(loader.dataset) is not None
-        if is_stream:  # which accelerate shares out without a batch sampler
-            num_ranks = num_processes
-            is_split = any(getattr(b, "split_batches", False) for b in (loader, loader.dataset))
-        self._batches = len(loader)
-        self._batch_size = inner.batch_size * (1 if is_split else num_ranks)
-        is_filled_up = num_ranks > 1 and (is_stream or getattr(batches, "even_batches", False))
-        if inner.drop_last or is_filled_up:
-            sampler.trained_per_epoch = self._batches * self._batch_size
-        else:
-            sampler.trained_per_epoch = sampler.num_samples
-
     def _log_uses(self, state: Any) -> None:
         """Log what was trained on up to this step, once."""
         assert self.sampler is not None
         if self._logged_step == state.global_step or state.epoch is None:
             return
         self._logged_step = state.global_step
-        # The trainer keeps the epoch as a fraction: batches done of all batches.
-        done = round((state.epoch - self.sampler.epoch) * self._batches)
-        num_trained = self.sampler.trained_per_epoch
-        if done < self._batches:
-            num_trained = done * self._batch_size
+        num_trained = self._size.num_trained(
+            self.sampler.num_samples, done=state.epoch - self.sampler.epoch
+        )
         for seen in gather_over_ranks(self.losses.take()):
             self.sampler.note_losses(*seen)
         self.sampler.log_uses(state.global_step, num_trained=num_trained)
 
-    def _install(self, loader: Any) -> CoresetSampler | None:
-        """Our sampler in the trainer's data loader; None, with a warning, where it cannot be."""
-        batches = getattr(loader, "batch_sampler", None)
-        inner = getattr(batches, "batch_sampler", batches)
-        dataset = getattr(loader, "dataset", None)
-        num_rows = _num_rows(dataset)
-        if self.keeps_loader:
-            return None
-        stream = _stream_of(dataset)
-        if stream is not None:
-            logger.info("the stream draws from the coreset by itself, as it was told to")
-            return stream.sampler
-        if num_rows is None or type(inner) is not BatchSampler:
-            logger.warning(
-                "the trainer streams its data or batches it by itself (%s), so no coreset can be "
-                "drawn from: training goes on without. Give it a CoresetIterableDataset, or export "
-                "coresets and train on those",
-                type(inner).__name__,
-            )
-            return None
-        if isinstance(inner.sampler, CoresetSampler):
-            sampler: CoresetSampler | None = inner.sampler
-        else:
-            sampler = self.make_sampler(num_rows)
-            if self.num_samples not in (None, num_rows):
-                logger.warning(
-                    "num_samples=%s has no effect, an epoch has %d: the trainer has already fixed "
-                    "its steps. Use `class MyTrainer(CoresetTrainerMixin, Trainer)`",
-                    self.num_samples,
-                    num_rows,
-                )
-        if sampler is not None:
-            loader.set_sampler(sampler)
-        return sampler
-
     def _note(self, state: Any) -> None:
         """Copy new entries of the version log to `state.log_history`, which checkpoints hold."""
         assert self.sampler is not None
-        for turn in self.sampler.version_log[self._num_noted :]:
-            self._num_noted += 1
-            state.log_history.append(
-                {
-                    "coreset_version": turn.version,
-                    "coreset_epoch": turn.epoch,
-                    "coreset_start": turn.start,
-                    "epoch": state.epoch,
-                    "step": state.global_step,
-                }
-            )
+        turns = self.sampler.version_log
+        note_turns(state, turns[self._num_noted :])
+        self._num_noted = len(turns)
         if self.weigh_loss:
-            turns = self.sampler.version_log
             self.units.learn(
                 {turn.version for turn in turns if turn.epoch == self.sampler.epoch},
                 reach_loss=self._reaches_loss or self.mode == "weighted",
@@ -415,26 +352,13 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
 
     def _note_pace(self, args: Any, state: Any) -> None:
         """Say in `state.log_history` how fast it goes, which `refresh.max_cost` is a share of."""
-        if self._batch_size:
+        if self._size.batch_size:
             self._pace.note(
                 state.log_history,
-                samples_a_step=self._batch_size * args.gradient_accumulation_steps,
+                samples_a_step=self._size.batch_size * args.gradient_accumulation_steps,
                 epoch=state.epoch,
                 step=state.global_step,
             )
-
-    def _note_run(self, state: Any) -> None:
-        """Name the run in `state.log_history`, once: a resumed run takes up its log of uses."""
-        assert self.sampler is not None
-        if any(entry.get(RUN) == self.sampler.run for entry in state.log_history):
-            return
-        state.log_history.append(
-            {
-                RUN: self.sampler.run,
-                "epoch": state.epoch,
-                "step": state.global_step,
-            }
-        )
 
 
 class CoresetTrainerMixin(WeighedTrainer):
@@ -452,7 +376,7 @@ class CoresetTrainerMixin(WeighedTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         for callback in self.callback_handler.callbacks:
-            num_rows = _num_rows(dataset)
+            num_rows = count_rows(dataset)
             if isinstance(callback, CoresetCallback) and num_rows is not None:
                 collate = getattr(self, "data_collator", None)
                 callback.tell_rows(dataset, collate, getattr(self, "processing_class", None))
@@ -463,27 +387,3 @@ class CoresetTrainerMixin(WeighedTrainer):
                 if sampler is not None:
                     return sampler
         return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
-
-
-def _stream_of(dataset: Any) -> CoresetIterableDataset | None:
-    """The stream that is trained on; accelerate wraps it to share it out over ranks."""
-    inner = getattr(dataset, "dataset", None)
-    return next((d for d in (dataset, inner) if isinstance(d, CoresetIterableDataset)), None)
-
-
-def _stream_weighs(dataset: Any) -> bool:
-    stream = _stream_of(dataset)
-    return stream is not None and stream.weighs
-
-
-def _num_rows(dataset: Any) -> int | None:
-    """Length of a dataset; None for a streamed one."""
-    try:
-        return len(dataset)
-    except TypeError:
-        return None
-
-
-def _epoch(state: Any) -> int:
-    """Number of whole epochs trained; the trainer keeps it as a fraction."""
-    return int((state.epoch or 0.0) + 1e-6)
