@@ -39,9 +39,9 @@ def run_in(state: Any) -> str | None:
     return runs[-1] if runs else None
 
 
-def note_run(state: Any, run: str) -> None:
-    """Name the run, once: a resumed run takes up its log of uses."""
-    if all(entry.get(RUN) != run for entry in state.log_history):
+def note_run(state: Any, run: str | None) -> None:
+    """Name the run, once, as soon as it has a name: a resumed run takes up its log of uses."""
+    if run is not None and all(entry.get(RUN) != run for entry in state.log_history):
         _note(state, **{RUN: run})
 
 
