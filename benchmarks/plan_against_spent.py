@@ -12,6 +12,7 @@ version says, in counted tokens.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def planned_and_spent(name: str, output: Path) -> Planning:
     """Train one of the runs to its end."""
     arguments, changes = RUNS[name]
     options = parse([*arguments, "-o", str(output)])
+    shutil.rmtree(output, ignore_errors=True)
     rows, recipe = begin(options)
     planning = Planning(recipe.override(changes), output, truth_at=set())
     train(options, rows, planning)

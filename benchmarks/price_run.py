@@ -13,7 +13,8 @@ measuring, propagation, graph, draw, commit) are counted apart. Then all samples
 drawn at random) are measured at the same checkpoint, in a store of its own, which is no part of
 either: by these norms the version's draw and one from exact scores are worth what the table says,
 and the last column is what is kept of the gain. A line is printed and saved as soon as its version
-is there.
+is there. Stopped or killed, a run with the same options goes on from its last whole epoch; what was
+done after that is done, and counted, again.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines.train_quickstart import PRESETS, encode, read_rows, smollm2, tiny_llama
 
 DATA = Path(__file__).parent.parent / "data/train.jsonl"
+ACCOUNT = "account.json"
 
 
 class CoresetTrainer(CoresetTrainerMixin, Trainer):  # type: ignore[misc]
@@ -65,42 +67,76 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
         self.recipe, self.output, self.truth_at = recipe, output, truth_at
         self.truth_share, self.every = truth_share, every
         self.lines: list[dict[str, Any]] = []
-        self.selecting_s = self.away_s = 0.0
-        self.began = 0.0
-        self.planned = float("nan")
+        self.step = 0
+        """That was done last when the account was written."""
+        self._before_s = self._away_s = self._began = 0.0
+
+    @property
+    def training_s(self) -> float:
+        """CPU seconds of the training so far, those before a stop included."""
+        return self._before_s + time.process_time() - self._began - self._away_s
+
+    @property
+    def selecting_s(self) -> float:
+        """CPU seconds of all versions so far."""
+        return float(sum(line["took_s"] for line in self.lines))
+
+    @property
+    def planned(self) -> float:
+        """Share of the training that was planned at the first checkpoint."""
+        return float(self.lines[0]["planned"]) if self.lines else float("nan")
+
+    def write_account(self, step: int) -> None:
+        """Write down what the run has come to at a step."""
+        account = {"step": step, "training_s": self.training_s, "lines": self.lines}
+        temporary = self.output / "account.tmp"
+        temporary.write_text(json.dumps(account), encoding="utf-8")
+        temporary.replace(self.output / ACCOUNT)
+
+    def take_up(self) -> None:
+        """Go on from the account of a run that was stopped."""
+        account = json.loads((self.output / ACCOUNT).read_text(encoding="utf-8"))
+        self.step, self._before_s = account["step"], account["training_s"]
+        self.lines = account["lines"]
+        # What a stopped refresh has measured is measured, and counted, once more.
+        shutil.rmtree(self.output / "store/shards", ignore_errors=True)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
-        self.began = time.process_time()
+        self._began = time.process_time()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint after each epoch, or each few, but not after the last."""
-        due = round(state.epoch) % self.every == 0
-        control.should_save = due and state.global_step < state.max_steps
+        """A checkpoint after each epoch but the last."""
+        control.should_save = state.global_step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make a version, where one is due, and keep the account."""
+        if round(state.epoch) % self.every == 0:
+            self.select(state.global_step)
+        self.write_account(state.global_step)
+
+    def select(self, step: int) -> None:
         """Select, and look at what it is worth."""
-        training_s = time.process_time() - self.began - self.away_s
-        checkpoint = self.output / f"checkpoints/checkpoint-{state.global_step}"
+        training_s, planned = self.training_s, self.planned
+        checkpoint = self.output / f"checkpoints/checkpoint-{step}"
         looked_away = time.process_time()
         if not self.lines:  # what a user is told before anything is measured
             run = gracekit.refresh(self.recipe, checkpoint, dry_run=True).run
-            self.planned = run.selection / run.training
+            planned = run.selection / run.training
         started = time.process_time()
         header = gracekit.refresh(self.recipe, checkpoint).header
         took = time.process_time() - started
-        self.selecting_s += took
         nan = float("nan")
         looks = self.truth_at is None or header.version in self.truth_at
         kept = self.kept(header.version, checkpoint) if looks else (nan, nan)
-        self.away_s += time.process_time() - looked_away
+        self._away_s += time.process_time() - looked_away
         assert header.cost is not None and header.meter is not None
         self.lines.append(
             {
                 "version": header.version,
-                "step": state.global_step,
+                "step": step,
                 "measured": header.stats.num_measured,
-                "planned": self.planned,
+                "planned": planned,
                 "counted": header.cost.share,
                 "training_s": training_s,
                 "took_s": took,
@@ -109,7 +145,6 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
                 "meter": header.meter.value,
             }
         )
-        (self.output / "lines.json").write_text(json.dumps(self.lines))
         print(json.dumps(self.lines[-1]), flush=True)
 
     def kept(self, version: int, checkpoint: Path) -> tuple[float, float]:
@@ -167,10 +202,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def begin(options: argparse.Namespace) -> tuple[list[dict[str, str]], Recipe]:
-    """The rows to train on, which are written down anew, and the default recipe for them."""
+    """The rows to train on, and the default recipe for them; a run of other options is removed."""
     output: Path = options.output
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    asked = json.dumps(vars(options), default=str, sort_keys=True)
+    file = output / "options.json"
+    if not (file.is_file() and file.read_text(encoding="utf-8") == asked and (
+        output / ACCOUNT).is_file()):  # fmt: skip
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        file.write_text(asked, encoding="utf-8")
     rows = read_rows(DATA, None)
     if options.whole:
         _, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(rows)
@@ -200,9 +240,12 @@ def begin(options: argparse.Namespace) -> tuple[list[dict[str, str]], Recipe]:
 
 
 def train(
-    options: argparse.Namespace, rows: list[dict[str, str]], selecting: TrainerCallback
+    options: argparse.Namespace,
+    rows: list[dict[str, str]],
+    selecting: TrainerCallback,
+    checkpoint: Path | None = None,
 ) -> None:
-    """Train on the rows from a fresh start, with `selecting` at the checkpoints."""
+    """Train on the rows, from a fresh start or a checkpoint, with `selecting` at checkpoints."""
     torch.set_num_threads(1)
     transformers.set_seed(options.seed)
     transformers.utils.logging.set_verbosity_error()
@@ -225,6 +268,7 @@ def train(
             seed=options.seed,
             logging_strategy="epoch",
             save_strategy="no",
+            save_total_limit=2,
             report_to="none",
             use_cpu=True,
             bf16=options.bf16,
@@ -239,7 +283,7 @@ def train(
             selecting,
         ],
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def main() -> None:
@@ -253,8 +297,13 @@ def main() -> None:
         truth_share=options.truth_rows and options.truth_rows / len(rows),
         every=options.every,
     )
-    train(options, rows, selecting)
-    training_s = time.process_time() - selecting.began - selecting.away_s
+    checkpoint = None
+    if (options.output / ACCOUNT).is_file():
+        selecting.take_up()
+        checkpoint = options.output / f"checkpoints/checkpoint-{selecting.step}"
+        print(f"goes on from step {selecting.step}", flush=True)
+    train(options, rows, selecting, checkpoint)
+    training_s = selecting.training_s
     print(
         f"\n{len(rows)} samples, {options.epochs} epochs of {options.samples}; training "
         f"{training_s:.0f} CPU s, all selection {selecting.selecting_s:.0f} "
