@@ -495,6 +495,27 @@ def test_shards_round_trip_and_pass_over_damage(tmp_path: Path) -> None:
     assert shards.load() == []
 
 
+def test_shards_are_numbered_without_listing_and_never_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = ShardFiles(tmp_path), ShardFiles(tmp_path)
+    for row in (0, 1):
+        one.save(shard([row]))
+    for row in (2, 3, 4):
+        other.save(shard([row]))
+    one.save(shard([5]))  # a number that it has not seen is taken
+    listed = []
+    monkeypatch.setattr(ShardFiles, "_files", lambda self: listed.append(self))
+    for row in (6, 7, 8):
+        one.save(shard([row]))
+    monkeypatch.undo()
+    assert not listed, "a listing for every shard takes n² in all"
+    assert [s.rows.tolist() for s in one.load()] == [[row] for row in range(9)]
+    one.clear()
+    one.save(shard([9]))
+    assert [path.name for path in tmp_path.iterdir()] == ["000001.shard"]
+
+
 @given(position=st.integers(min_value=0), flip=st.integers(1, 255))
 @settings(max_examples=60)
 def test_no_flipped_byte_of_a_shard_goes_unnoticed(position: int, flip: int) -> None:

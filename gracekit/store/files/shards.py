@@ -36,6 +36,7 @@ class ShardFiles:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._last: int | None = None  # listing the directory for every shard takes n² in all
 
     def load(self) -> list[Measurement]:
         """All whole shards in the order they were finished; damaged ones are passed over."""
@@ -44,17 +45,24 @@ class ShardFiles:
 
     def save(self, shard: Measurement) -> None:
         """Keep a finished shard; raises `StoreWriteError`."""
-        last = max((int(path.stem) for path in self._files()), default=0)
+        if self._last is None or self._path(self._last + 1).exists():
+            self._last = max((int(path.stem) for path in self._files()), default=0)
         content = _pack(shard)
-        write_atomic(self.directory / f"{last + 1:06d}{SUFFIX}", lambda path: _write(path, content))
+        write_atomic(self._path(self._last + 1), lambda path: _write(path, content))
+        self._last += 1
 
     def clear(self) -> None:
         """Forget all shards."""
         with clear_write_errors(self.directory):
             remove(self.directory)
+        self._last = None
+
+    def _path(self, number: int) -> Path:
+        return self.directory / f"{number:06d}{SUFFIX}"
 
     def _files(self) -> list[Path]:
-        return sorted(p for p in self.directory.glob(f"*{SUFFIX}") if p.stem.isdigit())
+        found = (p for p in self.directory.glob(f"*{SUFFIX}") if p.stem.isdecimal())
+        return sorted(found, key=lambda path: int(path.stem))
 
 
 def count_shards(paths: StorePaths) -> int:
