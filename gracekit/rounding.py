@@ -34,7 +34,7 @@ def whole_copies(weights: Float32 | Float64, random: np.random.Generator) -> Int
     return copies
 
 
-def to_float16(features: Float32) -> NDArray[np.float16]:
+def to_float16(features: NDArray[np.float16] | Float32) -> NDArray[np.float16]:
     """Round [m, d] to float16: large values are cut to its range, rows not finite are all NaN."""
     largest = np.finfo(np.float16).max
     rounded = np.clip(features, -largest, largest).astype(np.float16)

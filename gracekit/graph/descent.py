@@ -14,6 +14,8 @@ from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
+_BLOCK = 65_536
+"""Rows of which a copy is made at a time."""
 _NUM_PASSES = 3
 """How often rows without neighbours are divided into cells, each time around other pivots."""
 _MOST_ROUNDS = 8
@@ -53,9 +55,10 @@ class DescentIndex(NeighborLists):
         Returns whether the moved rows' lists were found from nothing, as a sample of them held too
         few of the true neighbours.
         """
-        self.unit[moved] = features[moved]
-        present = np.flatnonzero(has_direction(self.unit))
-        here = has_direction(self.unit[moved])
+        for some in np.array_split(moved, len(moved) // _BLOCK + 1):
+            self.unit[some] = features[some]
+        has = has_direction(self.unit)
+        present, here = np.flatnonzero(has), has[moved]
         has_list = self._neighbors[moved, 0] >= 0
         arrived, turned = moved[here & ~has_list], moved[here & has_list]
         self._search(turned, num_passes=1)

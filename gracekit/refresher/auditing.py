@@ -78,7 +78,7 @@ def audit_refresh(
         stale=working_importance(last.values[name], samples, recipe.scoring)[rows],
         predicted_features=features.held_out[is_audited],
         measured_features=measurement.features[place].astype(np.float32),
-        stale_features=last.features[audited],
+        stale_features=last.features[audited].astype(np.float32),
         centre=measurement.features[measurement.valid].astype(np.float32).mean(axis=0),
         variance=float(measured[np.isfinite(values)].var(dtype=np.float64)),
         calibration=scores.calibration[name],

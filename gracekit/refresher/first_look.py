@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.graph import build_index, refresh_index, symmetric, unit_features
 from gracekit.recipe import Recipe
@@ -19,6 +20,7 @@ from gracekit.refresher.allowance import Allowance
 from gracekit.refresher.budget import FirstPlan
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.rounds import Measure
+from gracekit.rounding import to_float16
 from gracekit.scores.working_values import from_working
 from gracekit.types import (
     Bool,
@@ -53,8 +55,7 @@ def started(
             return _seen_only(recipe, samples, measure, allowance)
         looked = rows_to_look_at(samples, first)
         measurement = measure(first.plan.rows)
-        features = measure.look(looked).astype(np.float32)
-        return _begun(recipe, samples, measurement, looked, features), looked
+        return _begun(recipe, samples, measurement, looked, measure.look(looked)), looked
     waiting = np.setdiff1d(_never_measured(samples, last.scores), first.plan.rows)
     if not len(waiting):
         return last, nobody
@@ -62,7 +63,7 @@ def started(
     if allowance.of_looking(looked) > allowance.tokens - allowance.of_measuring(first.plan.rows):
         looked = nobody
     if len(looked):
-        last = _with_looks(recipe, last, looked, measure.look(looked).astype(np.float32))
+        last = _with_looks(recipe, last, looked, measure.look(looked))
     return _with_guesses(last, waiting), looked
 
 
@@ -82,7 +83,7 @@ def _seen_only(
         scores={name: np.zeros(0, np.float32) for name in recipe.scoring.scores},
         features=features[:0],
     )
-    return _blank(recipe, samples, nothing, looked, features.astype(np.float32)), looked
+    return _blank(recipe, samples, nothing, looked, features), looked
 
 
 def rows_to_look_at(samples: SampleTable, first: FirstPlan) -> Rows:
@@ -99,7 +100,7 @@ def _begun(
     samples: SampleTable,
     measurement: Measurement,
     looked: Rows,
-    features: Float32,
+    features: NDArray[np.float16],
 ) -> LastRefresh:
     """What the first version starts from: guesses for all rows, and the features that are there."""
     blank = _blank(recipe, samples, measurement, looked, features)
@@ -111,7 +112,7 @@ def _blank(
     samples: SampleTable,
     measurement: Measurement,
     looked: Rows,
-    features: Float32,
+    features: NDArray[np.float16],
 ) -> LastRefresh:
     """The features that are there, and no score.
 
@@ -123,9 +124,9 @@ def _blank(
         features: [q, d] these.
     """
     n, width = len(samples), measurement.features.shape[1]
-    all_features, valid = np.zeros((n, width), np.float32), np.zeros(n, bool)
+    all_features, valid = np.zeros((n, width), np.float16), np.zeros(n, bool)
     _fill(all_features, valid, looked, features)
-    _fill(all_features, valid, measurement.rows, measurement.features.astype(np.float32))
+    _fill(all_features, valid, measurement.rows, to_float16(measurement.features))
     unit = unit_features(all_features, valid)
     index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed)
     nothing = {name: np.full(n, np.nan, np.float32) for name in measurement.scores}
@@ -181,7 +182,9 @@ def _with_guesses(last: LastRefresh, rows: Rows) -> LastRefresh:
     return replace(last, values=values, scores=replace(last.scores, scores=scores, origin=origin))
 
 
-def _with_looks(recipe: Recipe, last: LastRefresh, rows: Rows, features: Float32) -> LastRefresh:
+def _with_looks(
+    recipe: Recipe, last: LastRefresh, rows: Rows, features: NDArray[np.float16]
+) -> LastRefresh:
     """The last refresh with features of rows that had none; they find their neighbours.
 
     Args:
@@ -213,7 +216,9 @@ def _means(values: Float32, known: Bool, groups: Int32) -> Float32:
     return means.astype(np.float32)
 
 
-def _fill(features: Float32, valid: Bool, rows: Rows, found: Float32) -> None:
+def _fill(
+    features: NDArray[np.float16], valid: Bool, rows: Rows, found: NDArray[np.float16]
+) -> None:
     """Put features that are finite into place."""
     good = np.isfinite(found).all(axis=1)
     features[rows[good]] = found[good]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.graph import Index, grow_index, symmetric
 from gracekit.recipe import GraphSection
@@ -48,8 +49,8 @@ class LastRefresh:
     """score name -> [n] working values (see `scores.working_values`)."""
     changes: dict[str, Float32]
     """score name -> [n] change of the working values in the last refresh; 0 where none is known."""
-    features: Float32
-    """[n, d]"""
+    features: NDArray[np.float16]
+    """[n, d] as a store keeps them."""
     valid: Bool
     """[n] rows that have features."""
     index: Index

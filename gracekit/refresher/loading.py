@@ -51,10 +51,9 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
             obstacle,
         )
         return None
-    features = cache.features.astype(np.float32)
     index = load_index(cache.index_directory, settings=recipe.graph)
     if index is None:
-        unit = unit_features(features, cache.valid)
+        unit = unit_features(cache.features, cache.valid)
         index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed)
     samples = store.samples(version)
     values = to_working(scores.scores, samples.num_response_tokens)
@@ -66,7 +65,7 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
         scores=scores,
         values=values,
         changes=_last_changes(store, version, values),
-        features=features,
+        features=cache.features,
         valid=cache.valid,
         index=index,
         graph=symmetric(index.graph),

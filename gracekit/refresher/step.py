@@ -131,7 +131,7 @@ class Refreshed:
                 self.samples,
                 version=0 if before is None else before.version,
             ),
-            features=to_float16(self.features).astype(np.float32),
+            features=to_float16(self.features),
             valid=self.valid,
             index=self.index,
             graph=self.graph,
@@ -346,7 +346,7 @@ def _all_features(
     measurement = measured.measurement
     rows, good = measurement.rows, measurement.valid
     if last is not None and not len(rows):
-        return last.features.copy(), last.valid.copy()
+        return last.features.astype(np.float32), last.valid.copy()
     if last is None or measured.features is None:
         features = np.zeros((len(samples), measurement.features.shape[1]), np.float32)
         valid = np.zeros(len(samples), bool)
