@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import tracemalloc
 from html.parser import HTMLParser
@@ -18,8 +19,9 @@ import gracekit
 from gracekit.errors import ExportError
 from gracekit.recipe import DataSection
 from gracekit.reporting import Report
+from gracekit.reporting.charts import line_chart
 from gracekit.reporting.feature_map import feature_map
-from gracekit.reporting.finding import Bars, Lines, Rows
+from gracekit.reporting.finding import Bars, Finding, Lines, Rows, Series
 from gracekit.reporting.map_picture import MapPicture
 from gracekit.reporting.texts import LONGEST_TEXT, plain, script_json, shown
 from gracekit.store import Store
@@ -297,6 +299,23 @@ def test_many_versions_show_the_last_ones_and_fold_the_rest(tmp_path: Path) -> N
     assert "The last 12 of 15 rows." in page
     assert page.count('type="radio"') == 6 and "version 15</label>" in page
     assert len(report.finding("timeline", "versions")) == 15
+
+
+def test_a_line_over_thousands_of_versions_stays_small() -> None:
+    versions = 5000
+    finding = Finding(
+        title="Many",
+        good="Few.",
+        columns={
+            "version": [*range(1, versions + 1)],
+            "loss": [1 + math.sin(version) for version in range(versions)],
+        },
+    )
+    series = (Series("loss", "a", "loss", "loss"), Series("loss", "b"))
+    chart = Lines(x="version", x_name="version", y_name="loss", series=series)
+    found = line_chart(finding, chart)
+    assert f"a, version {versions:,}: " in found, "the last one can be pointed at"
+    assert found.count("<circle") < 2 * 160 and len(found) < 400_000
 
 
 def test_names_of_axes_have_room(report: Report) -> None:

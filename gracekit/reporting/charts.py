@@ -19,6 +19,8 @@ LONGEST_IN_LEGEND = 40
 """Characters of a name."""
 WIDEST_NAME = 44
 """Columns of a name above bars, as wide as a digit; characters of some scripts take two."""
+MOST_DOTS = 150
+"""Dots of a line, at equal distances; the line goes through all of its values."""
 MOST_BARS = 60
 """Bars of a chart over versions, the last ones."""
 
@@ -127,7 +129,9 @@ def _dots(
 ) -> list[str]:  # fmt: skip
     parts: list[str] = []
     radius = 3 if len(across) <= 30 else 2
-    for x, (y, low, high) in zip(across, ys, strict=True):
+    every = -(-len(across) // MOST_DOTS)
+    first = (len(across) - 1) % every  # the last one has a dot
+    for x, (y, low, high) in zip(across[first::every], ys[first::every], strict=True):
         if y is None:
             continue
         told = f"{called}, {chart.x} {show(int(x) if x.is_integer() else x)}: " + show(
