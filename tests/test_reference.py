@@ -370,6 +370,17 @@ def test_a_row_alone_is_asked_again_when_it_has_company(tmp_path: Path) -> None:
     data.write_text(lines[0])
     assert gracekit.reference(recipe, checkpoint, output=place).num_without_prompt == 1
     data.write_text("".join(lines))
+
+    class StopsAtOnce(Progress):
+        """As a user does who thinks better of it while the model is loaded."""
+
+        is_stopping = True
+
+    with pytest.raises(RefreshStoppedError, match=r"stopped after 0 of 20"):
+        measure_reference(
+            recipe, check_checkpoint(checkpoint, recipe.checkpoints), place, progress=StopsAtOnce()
+        )
+    assert len(losses(place)) == 1, "what it had is lost only for something better"
     found = gracekit.reference(recipe, checkpoint, output=place)
     assert (found.num_measured, found.num_without_prompt) == (20, 0)
     assert len(losses(place)) == 20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,9 +15,11 @@ from click.testing import CliRunner, Result
 
 import gracekit
 from gracekit.cli import main
-from tests.report_stores import report_store
+from gracekit.store import Store
+from tests.report_stores import draft_of, report_store, samples_of
 from tests.stores import make_store
 from tests.test_report_curves import all_results, write
+from tests.test_report_page import DESCRIPTION, HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +126,20 @@ def test_what_docs_report_md_shows_can_be_typed(
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 def test_chromium_runs_the_script_and_nothing_is_wider_than_the_screen(
-    root: Path, tmp_path: Path, width: int
+    tmp_path: Path, width: int
 ) -> None:
     """A copy of the page tells its own width; the policy lets its script run."""
     page = tmp_path / "report.html"
-    assert run(root, "-o", page).exit_code == 0
+    names = ("x" * 300, "漢字" * 90, "ا" * 200, "short")
+    samples = dataclasses.replace(
+        samples_of(240, lambda row: HOSTILE[row % len(HOSTILE)]), group_names=names
+    )
+    store = Store.create(tmp_path / "store", samples=samples, dataset=DESCRIPTION)
+    for _ in range(4):
+        store.commit(draft_of(store, is_aimed=True))
+    assert run(store.paths.root, "-o", page).exit_code == 0
     shown = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu",
          f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom",
@@ -137,22 +147,29 @@ def test_chromium_runs_the_script_and_nothing_is_wider_than_the_screen(
         capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
     assert 'id="tip"' in shown and ">Zoom in</button>" in shown, "the script ran"
+    # In a frame, since a window has a least width of its own.
     measuring = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8")).replace(
         "</body>",
         "<script>document.querySelectorAll('details').forEach(d => d.open = true);"
         "let cut = 0; document.querySelectorAll('svg.chart text').forEach(t => {"
         "const b = t.getBBox(), v = t.ownerSVGElement.viewBox.baseVal;"
         "if (b.x < 0 || b.y < 0 || b.x + b.width > v.width || b.y + b.height > v.height) cut++});"
-        "document.title = 'wide ' + document.documentElement.scrollWidth + ' of ' + "
-        "document.documentElement.clientWidth + ', cut ' + cut</script></body>",
+        "parent.postMessage('wide ' + document.documentElement.scrollWidth + ' of ' + "
+        "innerWidth + ' of ' + document.documentElement.clientWidth + ', cut ' + cut, '*')"
+        "</script></body>",
     )
     (tmp_path / "measuring.html").write_text(measuring, encoding="utf-8")
+    (tmp_path / "frame.html").write_text(
+        f'<iframe src="measuring.html" style="width:{width}px;height:800px;border:0"></iframe>'
+        "<script>onmessage = e => {document.title = e.data}</script>"
+    )
     shown = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu",
-         f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom",
-         (tmp_path / "measuring.html").as_uri()],
+         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1600,900", "--dump-dom",
+         "--virtual-time-budget=20000", (tmp_path / "frame.html").as_uri()],
         capture_output=True, text=True, timeout=300, check=True,
     ).stdout  # fmt: skip
-    found = re.search(r"<title>wide (\d+) of (\d+), cut (\d+)</title>", shown)
-    assert found is not None and int(found[1]) <= int(found[2])
-    assert found[3] == "0", "labels of charts that are cut off"
+    found = re.search(r"<title>wide (\d+) of (\d+) of (\d+), cut (\d+)</title>", shown)
+    assert found is not None and int(found[2]) == width
+    assert int(found[1]) <= int(found[3])
+    assert found[4] == "0", "labels of charts that are cut off"

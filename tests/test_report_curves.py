@@ -135,6 +135,8 @@ def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
         "list.json": "[]",
         "text.json": "hello",
         "arms.json": '{"arms": [1]}',
+        "deep.json": "[" * 100_000,
+        "infinite.json": '{"arms": [{"arm": "a", "seeds": 1e999}], "verdict": []}',
     }.items():
         (tmp_path / name).write_text(content)
         with pytest.raises(UsageError, match="does not hold what `gracekit compare --json`"):

@@ -11,11 +11,20 @@ import numpy as np
 import pytest
 
 import gracekit
+from gracekit.recipe import DataSection
 from gracekit.reporting import Report
 from gracekit.store import Store, run_sql
 from gracekit.types import Origin
+from gracekit.version.header import DataDescription
 from tests.releases import RELEASES, unpack
-from tests.report_stores import DOUBTFUL, FORGOTTEN, GROUPS, draft_of, report_store
+from tests.report_stores import (
+    DOUBTFUL,
+    FORGOTTEN,
+    GROUPS,
+    draft_of,
+    report_store,
+    samples_of,
+)
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 NOW = 1_800_000_000.0
@@ -164,6 +173,32 @@ def test_what_was_planted_is_found(report: Report) -> None:
     near = next(report.finding("copies", "near").rows())
     assert {near["first_id"], near["second_id"]} == {"id-000002", "id-000003"}
     assert "Question 2:" in near["first_text"] + near["second_text"]
+
+
+def test_what_a_sample_was_before_it_changed_does_not_acquit_it(tmp_path: Path) -> None:
+    """Row 20 had a low loss once; with its new content it is the worst of its group."""
+    description = DataDescription(settings=DataSection(path="train.jsonl"))
+    store = Store.create(tmp_path / "store", samples=samples_of(240), dataset=description)
+    for version in range(1, 4):
+        draft = draft_of(store, measured=1.0)
+        scores, measurement = draft.scores, draft.measurement
+        assert scores is not None and measurement is not None
+        losses = scores.scores["loss"].copy()
+        losses[20] = 0.01 if version == 1 else 9.0 + version
+        scores = dataclasses.replace(scores, scores={**scores.scores, "loss": losses})
+        of_rows = {**measurement.scores, "loss": losses[measurement.rows]}
+        measurement = dataclasses.replace(measurement, scores=of_rows)
+        samples = None
+        if version == 2:
+            samples = samples_of(240)
+            contents = samples.content_versions.copy()
+            contents[20] = 2
+            samples = dataclasses.replace(samples, content_versions=contents)
+        store.commit(
+            dataclasses.replace(draft, scores=scores, measurement=measurement, samples=samples)
+        )
+    found = gracekit.report(store).finding("samples", "doubtful")
+    assert "id-000020" in found.columns["sample_id"]
 
 
 def test_learned_is_of_measured_losses_alone(store: Store, report: Report) -> None:
@@ -321,4 +356,6 @@ def test_a_damaged_part_leaves_the_others(tmp_path: Path, caplog: pytest.LogCapt
     assert len(report.finding("timeline", "versions")) == 2
     assert "This part cannot be made" in report.section("coreset").findings["nothing"].why_empty
     assert any("of the report is empty" in message for message in caplog.messages)
-    assert np.isfinite(len(report.html()))
+    page = report.html()
+    assert "This part cannot be made" in page
+    assert str(tmp_path) not in page, "the folder of a store is left out"

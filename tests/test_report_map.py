@@ -12,6 +12,7 @@ import pytest
 import gracekit
 from gracekit.reporting import earlier_projection
 from gracekit.reporting.feature_map import NUM_POINTS, Projection, feature_map
+from gracekit.reporting.page import LAYOUT_ID, MARK
 from gracekit.store import StoreCache
 from gracekit.types import Bool, Float32
 from tests.report_stores import draft_of, features_of, report_store
@@ -134,7 +135,8 @@ def test_a_projection_survives_its_json_and_damage_is_noticed() -> None:
     assert again is not None and again.frame == pytest.approx(first.projection.frame)
     np.testing.assert_array_equal(again.axes, first.projection.axes)
     for change in ({"format": 9}, {"axes": "!!"}, {"width": 3}, {"middle": [1]}, {"frame": [0.0]},
-                   {"middle": [float("nan"), 0.0]}):  # fmt: skip
+                   {"middle": [float("nan"), 0.0]}, {"width": float("inf")},
+                   {"frame": [10**400, 1, 1, 1]}, {"middle": [1e30, 0.0]}):  # fmt: skip
         assert Projection.from_json({**content, **change}) is None
     assert Projection.from_json([]) is None
 
@@ -143,4 +145,8 @@ def test_a_file_that_is_no_report_has_no_layout(tmp_path: Path) -> None:
     assert earlier_projection(tmp_path / "absent.html") is None
     page = tmp_path / "page.html"
     page.write_bytes(b"\xff\xfe")
+    assert earlier_projection(page) is None
+    page.write_text(
+        f'{MARK}<script type="application/json" id="{LAYOUT_ID}">{"[" * 100_000}</script>'
+    )
     assert earlier_projection(page) is None

@@ -6,7 +6,9 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import re
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,12 +19,16 @@ import gracekit
 from gracekit.errors import ExportError
 from gracekit.recipe import DataSection
 from gracekit.reporting import Report
-from gracekit.reporting.finding import Bars, Lines, Rows
+from gracekit.reporting.charts import line_chart
+from gracekit.reporting.feature_map import feature_map
+from gracekit.reporting.finding import Bars, Finding, Lines, Rows, Series
+from gracekit.reporting.map_picture import MapPicture
 from gracekit.reporting.texts import LONGEST_TEXT, plain, script_json, shown
 from gracekit.store import Store
 from gracekit.version.header import DataDescription
-from tests.report_stores import draft_of, report_store, samples_of
+from tests.report_stores import draft_of, features_of, report_store, samples_of
 from tests.stores import strings
+from tests.test_report_map import cache_of
 
 HOSTILE = (
     '<script>alert("x")</script><img src=x onerror=alert(1)>',
@@ -225,6 +231,48 @@ def test_a_page_stays_small_whatever_the_texts_are(tmp_path: Path) -> None:
     assert len(page.encode()) < 5_000_000
 
 
+def picture_of(groups: list[str], sample_ids: list[str], texts: list[str]) -> MapPicture:
+    """A map whose points are some of all samples, and more of six coresets."""
+    n = len(groups)
+    coresets = {version: np.arange(version, n, 7) for version in range(1, 7)}
+    found = feature_map(
+        cache_of(features_of(n, 1)), np.ones(n, np.bool_), coresets, fingerprint="a"
+    )
+    assert found is not None
+    rows = found.rows.tolist()
+    return MapPicture(
+        found=found,
+        groups=[groups[row] for row in rows],
+        sample_ids=[sample_ids[row] for row in rows],
+        texts=[texts[row] for row in rows],
+    )
+
+
+def test_a_map_stays_small_where_ids_and_groups_are_long_too() -> None:
+    """Ids, a group of each sample and texts: the longest that are shown, of six bytes each."""
+    n = 8000
+    names = [f"{i}" + "<" * 90 for i in range(n)]
+    page = picture_of(names, names, names).html()
+    points = re.search(r'id="map-points">(.*?)</script>', page, flags=re.DOTALL)
+    assert points is not None
+    found = json.loads(points[1])
+    assert len(found["text"]) == len(found["id"]) > 4000
+    assert len(page.encode()) < 4_000_000
+    short = picture_of(["a"] * 9, ["b" * 40] * 9, ["c" * 80] * 9).html()
+    assert "b" * 40 in short and "c" * 80 in short
+
+
+def test_a_group_may_have_a_name_of_any_length_and_with_any_character() -> None:
+    names = ["G" * 1_000_000, *["ends in zero\0"] * 2000, *["\u202ec"] * 1999]
+    picture = picture_of(names, ["id"] * 4000, ["text"] * 4000)
+    tracemalloc.start()
+    page = picture.html()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "ends in zero" in page and len(page) < 1_000_000
+    assert most < 1 << 28
+
+
 def test_many_groups_and_a_group_of_each_sample_stay_readable(tmp_path: Path) -> None:
     n = 200
     samples = dataclasses.replace(
@@ -251,6 +299,23 @@ def test_many_versions_show_the_last_ones_and_fold_the_rest(tmp_path: Path) -> N
     assert "The last 12 of 15 rows." in page
     assert page.count('type="radio"') == 6 and "version 15</label>" in page
     assert len(report.finding("timeline", "versions")) == 15
+
+
+def test_a_line_over_thousands_of_versions_stays_small() -> None:
+    versions = 5000
+    finding = Finding(
+        title="Many",
+        good="Few.",
+        columns={
+            "version": [*range(1, versions + 1)],
+            "loss": [1 + math.sin(version) for version in range(versions)],
+        },
+    )
+    series = (Series("loss", "a", "loss", "loss"), Series("loss", "b"))
+    chart = Lines(x="version", x_name="version", y_name="loss", series=series)
+    found = line_chart(finding, chart)
+    assert f"a, version {versions:,}: " in found, "the last one can be pointed at"
+    assert found.count("<circle") < 2 * 160 and len(found) < 400_000
 
 
 def test_names_of_axes_have_room(report: Report) -> None:

@@ -108,6 +108,15 @@ def test_error_of_a_process_comes_through() -> None:
         list(executor.measure(np.arange(3)))
 
 
+def test_error_of_a_process_comes_through_while_a_large_shard_is_sent_to_it() -> None:
+    """It ends before it has read the shard, which is larger than what a pipe holds."""
+    tokens = Tokens(make_samples((60_000,) * 8))
+    scoring = SCORING.model_copy(update={"shard_rows": 8})
+    executor = ProcessExecutor(load_and_fail, ["cpu"], tokens, scoring)
+    with closing(executor), pytest.raises(MeasureError, match="the model does not fit"):
+        list(executor.measure(np.arange(8)))
+
+
 def test_process_that_is_killed_is_reported() -> None:
     tokens = Tokens(samples())
     executor = ProcessExecutor(load_and_die, ["cpu"], tokens, SCORING)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,10 @@ import numpy as np
 import pytest
 
 from gracekit.store import Offer, SharedWork, StorePaths, shared_work
+from gracekit.store.files.process import pid_namespace
 from gracekit.store.files.sealing import sealed_json
+from gracekit.store.files.shards import clear_shards
+from gracekit.store.files.shared_work import end_shared
 from gracekit.types import Int64, Measurement
 from tests.test_scoring_more_scores import Tokens
 from tests.test_scoring_pass import make_samples
@@ -175,7 +180,7 @@ def test_what_was_measured_for_a_killed_refresher_is_not_lost(tmp_path: Path) ->
     assert claim is None and not worker.directory.exists()  # nothing is made anew
 
 
-@pytest.mark.parametrize("content", ["", "{}", json.dumps({"state": "held"})])
+@pytest.mark.parametrize("content", ["", "{}", "[]", json.dumps({"state": "held"})])
 def test_a_claim_that_cannot_be_read_ends_as_all_do(tmp_path: Path, content: str) -> None:
     clock = Clock()
     work = shared(tmp_path, clock)
@@ -187,3 +192,76 @@ def test_a_claim_that_cannot_be_read_ends_as_all_do(tmp_path: Path, content: str
     assert work.claim(offer, {0}) is None
     clock.now += 1.0
     assert work.claim(offer, {0}) is not None
+
+
+def test_work_of_a_refresher_that_was_killed_is_joined_by_nobody(tmp_path: Path) -> None:
+    """Its checkpoint goes at the next start; another refresh may share its work by then."""
+    paths = StorePaths(tmp_path)
+    killed, worker = shared(tmp_path), shared(tmp_path)
+    killed.open({"session": "1"}, None)
+    offer = offered(killed)
+    assert worker.task() == {"session": "1"} and shared_work(paths) == ["abc"]
+
+    other = SharedWork(paths, "def", 60.0)
+    other.open({"session": "2"}, None)
+    assert shared_work(paths) == ["def"] and not worker.is_there()
+    assert worker.save(offer, 2, measured([4, 5])), "what it was at is handed over"
+    end_shared(paths)  # as the next start does
+    assert shared_work(paths) == []
+    (left,) = shared(tmp_path).open({"session": "3"}, None)
+    assert left.rows.tolist() == [4, 5]
+    assert shared_work(paths) == ["abc"]
+
+
+def test_what_other_code_measured_is_not_taken(tmp_path: Path) -> None:
+    """The refresher was killed, installed anew, and offers rounds of the same numbers."""
+    killed, worker = shared(tmp_path), shared(tmp_path)
+    killed.open({"session": "1", "program": {"torch": "1"}}, None)
+    offer = offered(killed)
+    assert worker.task()["session"] == "1"
+    assert worker.save(offer, 1, measured([2, 3]))
+    refresher = shared(tmp_path)
+    assert refresher.open({"session": "2", "program": {"torch": "2"}}, None) == []
+    again = offered(refresher)
+    assert again.number == offer.number
+    assert not worker.save(offer, 0, measured([0, 1])), "the worker still has the former code"
+    assert refresher.results(again, {0, 1, 2}) == []
+
+
+def test_a_claim_of_a_host_with_the_same_name_counts_until_its_lease_ends(tmp_path: Path) -> None:
+    """There no process of its number runs here; it does there."""
+    clock = Clock()
+    work = shared(tmp_path, clock)
+    work.open({}, None)
+    offer = offered(work)
+    other_boot = "11111111-2222-3333-4444-555555555555"
+    held = {
+        "state": "held",
+        "number": 0,
+        "host": socket.gethostname(),
+        "pid": 2**22 + 1,
+        "pid_namespace": pid_namespace(),
+        "birth": f"{other_boot} {pid_namespace()} 77",
+    }
+    claim_path(work, 0, 0).write_text(sealed_json(held))
+    assert work.claim(offer, {0}) is None
+    clock.now += 61.0
+    assert work.claim(offer, {0}) is not None
+
+
+def test_shards_are_forgotten_while_workers_write_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = shared(tmp_path)
+    work.open({}, None)
+    assert work.save(offered(work), 1, measured([2, 3]))
+    whole = Path.glob
+
+    def with_one_more(self: Path, pattern: str) -> Any:
+        yield from whole(self, pattern)
+        yield self / "000001000002.shard.partial-0123"  # renamed since it was listed
+
+    monkeypatch.setattr(Path, "glob", with_one_more)
+    paths = StorePaths(tmp_path)
+    assert clear_shards(paths, before_ns=time.time_ns() + 10**12) == ["shards/abc-shared"]
+    assert not [*paths.shards.iterdir()]

@@ -30,7 +30,8 @@ from gracekit.errors import (
 )
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.progress import Progress
-from gracekit.refresher.sharing import SharingExecutor, describe
+from gracekit.recipe import ScoringSection
+from gracekit.refresher.sharing import SharingExecutor, describe, device_facts
 from gracekit.store import SharedWork, Store, StorePaths
 from gracekit.store.files.sealing import sealed_json
 from gracekit.types import Measurement, Rows
@@ -240,8 +241,15 @@ def test_a_worker_that_would_measure_something_else_is_refused(
     work.open(task, None)
     with pytest.raises(RecipeError, match=r"another recipe.*scoring\.scores.*differ"):
         gracekit.work(store, recipe=recipe, set={"scoring.scores": ["gradient-norm"]})
-    with pytest.raises(RecipeError, match="its sections data or target differ"):
-        gracekit.work(store, recipe=recipe, set={"data.max_length": 32})
+    changes = {"data.max_length": 32, "scoring.share": False, "scoring.lease_s": 5}
+    with pytest.raises(RecipeError, match=r"given: its sections data or target differ"):
+        gracekit.work(store, recipe=recipe, set=changes)
+    named = f"{__name__}:Patient"  # any class of a file
+    other(work, "scoring", scores=[*recipe.scoring.scores, named])
+    other(work, "own_code", **{named: "0123"})
+    with pytest.raises(StoreError, match=r"code of your own .*Patient is 0123 there"):
+        gracekit.work(store, max_idle_s=0)
+    work.open(task, None)
     other(work, "device", type="cuda", dtype="bfloat16")
     with pytest.raises(StoreError, match="on cuda in bfloat16, and this worker would on cpu in"):
         gracekit.work(store, device="cpu")
@@ -254,6 +262,15 @@ def test_a_worker_that_would_measure_something_else_is_refused(
     with pytest.raises(CheckpointError, match="is not at /no/such/place on this host"):
         gracekit.work(store)
     work.open(task, None)
+
+
+def test_workers_have_the_threads_of_the_executor_that_is_named() -> None:
+    """Processes share them; a process that measures alone, and actors of Ray, have all."""
+    for executor, processes, expected in (("processes", 2, 2), ("ray", 2, 4), ("local", None, 4)):
+        scoring = ScoringSection(
+            device="cpu", executor=executor, processes=processes, num_threads=4
+        )
+        assert device_facts(scoring)["num_threads"] == expected
 
 
 def test_arguments_of_a_worker_are_checked(tmp_path: Path) -> None:

@@ -239,11 +239,16 @@ class ProcessExecutor:
     def _bury(self, connection: Connection, job: _Job, *, is_last: bool = False) -> None:
         """Let go of a process that has ended by itself, and note that it has over this job.
 
-        Raises `MeasureError` where too many have, unless nothing is to be measured after this.
+        Raises what it said at its end, as one that cannot load the model does, and `MeasureError`
+        where too many have ended over the job, unless nothing is to be measured after this.
         """
         process, device = self._processes.pop(connection), self._devices[self._places[connection]]
         del self._places[connection]
+        last = _last_word(connection)
         connection.close()
+        if last is not None:
+            process.join(END_S)
+            raise last
         process.join(END_S)
         job.num_deaths += 1
         what = f"the process measuring on {device} ended by itself (exit code {process.exitcode}"
@@ -258,6 +263,18 @@ class ProcessExecutor:
             f"{what}; -9 is mostly the system, out of memory), as {MAX_TRIES} processes did one "
             f"after the other over {over}; lower scoring.processes or scoring.batch_tokens"
         )
+
+
+def _last_word(connection: Connection) -> Exception | None:
+    """The error that a process sent before it ended, while a shard was being sent to it."""
+    try:
+        while connection.poll():
+            answer = connection.recv()
+            if isinstance(answer, Exception):
+                return answer
+    except (EOFError, OSError):
+        pass
+    return None
 
 
 class _Report(Progress):

@@ -7,7 +7,7 @@ folder. The stages receive their section as it is; nothing changes a recipe afte
 
 from gracekit.recipe.column_names import ColumnNames
 from gracekit.recipe.compare_section import CompareSection
-from gracekit.recipe.recipe import Recipe, read_yaml
+from gracekit.recipe.recipe import Recipe, measured_keys, read_yaml
 from gracekit.recipe.section import Section
 from gracekit.recipe.sections import (
     CheckpointSection,
@@ -41,5 +41,6 @@ __all__ = [
     "SelectionSection",
     "TargetSection",
     "TrainingSection",
+    "measured_keys",
     "read_yaml",
 ]

@@ -311,6 +311,13 @@ _NEUTRAL = (
 """Where files lie and how long, how checkpoints are awaited, what only changes the speed, what only
 guards against mistakes, and what arms are compared."""
 
+
+def measured_keys() -> list[str]:
+    """Keys of the section `scoring` that decide about what is measured."""
+    neutral = {"loss", *(key.removeprefix("scoring.") for key in _NEUTRAL)}
+    return [key for key in ScoringSection.model_fields if key not in neutral]
+
+
 _BUDGETS = {"selection.fraction", "selection.count", "selection.tokens"}
 """One of them given on the command line replaces the recipe's, whichever that is."""
 

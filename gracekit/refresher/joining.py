@@ -35,13 +35,13 @@ from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pass_inputs import Shard
 from gracekit.progress import Progress
-from gracekit.recipe import CheckpointSection, Recipe, ScoringSection
+from gracekit.recipe import CheckpointSection, Recipe, ScoringSection, measured_keys
 from gracekit.refresher.flow import with_features_of_store
 from gracekit.refresher.sharing import device_facts
 from gracekit.scores.meaning import needs
 from gracekit.store import Offer, SharedWork, StorePaths, shared_work
 from gracekit.types import Checkpoint, Json, Measurement, PinnedCheckpoint
-from gracekit.version.program import differences, program
+from gracekit.version.program import differences, own_code, program
 
 logger = logging.getLogger(__name__)
 
@@ -133,11 +133,20 @@ def require_same(task: Json, *, root: Path, recipe: Recipe | None, device: str) 
             "results would differ; install the same versions on both"
         )
     scoring = ScoringSection.model_validate(task["scoring"])
+    others = differences(task["own_code"], own_code(scoring.scores))
+    if others:
+        raise StoreError(
+            f"the refresh of {root} measures with other code of your own than this worker would: "
+            f"{'; '.join(others)}. Its results would differ; put the same files on both hosts"
+        )
     if recipe is not None:
         own = with_features_of_store(recipe)
         if own.digest("data", "target", "scoring") != task["recipe_digest"]:
-            theirs, ours = task["scoring"], own.scoring.model_dump(mode="json")
-            keys = [f"scoring.{key}" for key in ours if ours[key] != theirs.get(key)]
+            keys = [
+                f"scoring.{key}"
+                for key in measured_keys()
+                if getattr(own.scoring, key) != getattr(scoring, key)
+            ]
             raise RecipeError(
                 f"the refresh of {root} goes by another recipe than the one given: "
                 f"{', '.join(keys) or 'its sections data or target'} differ. Give the refresher's "

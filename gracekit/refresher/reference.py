@@ -64,8 +64,8 @@ def measure_reference(
 ) -> ReferenceResult:
     """Measure what the file does not have yet, and add it there, part by part.
 
-    A call that is stopped leaves what was measured of both; one that is killed loses the part in
-    progress. The next one goes on.
+    A call that is stopped leaves what was measured of both; one that is killed loses what is not
+    written down, which is a tenth of all or a part. The next one goes on.
 
     Args:
         recipe: How the data is read and rendered.
@@ -110,7 +110,6 @@ def measure_reference(
             "%d of %d contents to measure with %s", len(missing), len(asked), checkpoint.path
         )
         if len(missing):
-            known = known.without(hashes[missing])
             executor = model.executor(both, None)
             try:
                 known = _measured(
@@ -181,7 +180,8 @@ def _measured(
             losses.reshape(-1)[shard.rows] = shard.scores["loss"]
             is_done.reshape(-1)[shard.rows] = True
         done = part[is_done[:, part].all(axis=0)]
-        known = known.joined(
+        # Only now, so that a stop loses nothing of what is to be measured again.
+        known = known.without(samples.content_hashes[done]).joined(
             ReferenceLosses(
                 content_hashes=samples.content_hashes[done],
                 sample_ids=samples.sample_ids[done],

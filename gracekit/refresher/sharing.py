@@ -26,7 +26,7 @@ from gracekit.protocols import Executor
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.store import Claim, Offer, SharedWork, StorePaths
 from gracekit.types import Json, MeasuredTarget, Measurement, PinnedCheckpoint, Rows
-from gracekit.version.program import program
+from gracekit.version.program import own_code, program
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +254,7 @@ def describe(
         "recipe_digest": recipe.digest("data", "target", "scoring"),
         "scoring": recipe.scoring.model_dump(mode="json"),
         "checkpoints": recipe.checkpoints.model_dump(mode="json"),
+        "own_code": own_code(recipe.scoring.scores),
         "device": device_facts(recipe.scoring),
         "target": of_target,
         "lease_s": recipe.scoring.lease_s,
@@ -268,7 +269,9 @@ def device_facts(scoring: ScoringSection, device: str | None = None) -> Json:
         device: The device; default: the recipe's.
     """
     found = resolve_device(scoring.device if device is None else device)
-    num_processes = len(devices_for(scoring.device, scoring.processes)) if device is None else 1
+    num_processes = 1
+    if device is None and scoring.executor in ("auto", "processes"):  # which share the threads
+        num_processes = len(devices_for(scoring.device, scoring.processes))
     threads = (scoring.num_threads or torch.get_num_threads()) // num_processes
     return {
         "type": found.type,

@@ -11,11 +11,16 @@ from gracekit.reporting.finding import Bars, Finding, Lines, Rows, Series
 from gracekit.reporting.frame import HEIGHT, LEFT, RIGHT, WIDTH, Frame, frame, picture
 from gracekit.reporting.numbers import show, tick
 from gracekit.reporting.texts import LONGEST_NAME, plain
+from gracekit.text_table import shorten
 
 MOST_ROWS = 12
 """Horizontal groups of bars; the rest is told in words."""
 LONGEST_IN_LEGEND = 40
 """Characters of a name."""
+WIDEST_NAME = 44
+"""Columns of a name above bars, as wide as a digit; characters of some scripts take two."""
+MOST_DOTS = 150
+"""Dots of a line, at equal distances; the line goes through all of its values."""
 MOST_BARS = 60
 """Bars of a chart over versions, the last ones."""
 
@@ -124,7 +129,9 @@ def _dots(
 ) -> list[str]:  # fmt: skip
     parts: list[str] = []
     radius = 3 if len(across) <= 30 else 2
-    for x, (y, low, high) in zip(across, ys, strict=True):
+    every = -(-len(across) // MOST_DOTS)
+    first = (len(across) - 1) % every  # the last one has a dot
+    for x, (y, low, high) in zip(across[first::every], ys[first::every], strict=True):
         if y is None:
             continue
         told = f"{called}, {chart.x} {show(int(x) if x.is_integer() else x)}: " + show(
@@ -220,7 +227,7 @@ def row_chart(finding: Finding, chart: Rows) -> str:
     parts = []
     for k, row in enumerate(rows):
         top = k * height_of_one
-        called = plain(row[chart.label] or "(no name)", min(LONGEST_NAME, 52))
+        called = shorten(plain(row[chart.label] or "(no name)", LONGEST_NAME), WIDEST_NAME)
         parts.append(f'<text class="name" x="2" y="{top + 15}">{escape(called)}</text>')
         for place, series in enumerate(chart.series):
             value = _known(row[series.column])

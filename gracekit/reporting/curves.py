@@ -69,10 +69,11 @@ def curves(path: Path) -> Curves:
             f"--comparison: cannot read {path}: {reason_of(error)}; name the directory of a "
             "comparison's results, or a file with what `gracekit compare --json` printed"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+            RecursionError) as error:  # fmt: skip
         raise UsageError(
             f"--comparison: {path} does not hold what `gracekit compare --json` prints "
-            f"({type(error).__name__}: {error}); name such a file, or the directory of the results"
+            f"({reason_of(error)}); name such a file, or the directory of the results"
         ) from None
 
 

@@ -8,7 +8,6 @@ become much worse than the best possible, a new one is made and turned to fit th
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +33,8 @@ _FEW = 256
 STILL_GOOD = 0.7
 """Share of the best possible spread in the plane from which an earlier projection is kept."""
 FORMAT = 1
+_FARTHEST = 100.0
+"""Beyond which no coordinate of a projection lies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,10 +79,11 @@ class Projection:
                 middle=np.array(content["middle"], np.float32).reshape(2),
                 frame=(left, right, lower, upper),
             )
-        except (TypeError, KeyError, ValueError, binascii.Error):
+        except (TypeError, KeyError, ValueError, OverflowError):  # a file that anybody may have cut
             return None
         numbers = np.concatenate([found.axes.ravel(), found.middle, found.frame])
-        return found if np.isfinite(numbers).all() and found.axes.size else None
+        # Axes are of length 1, and so are the directions that they place.
+        return found if found.axes.size and (np.abs(numbers) < _FARTHEST).all() else None
 
     def with_frame(self, points: Float32) -> Projection:
         """With a frame that has room for all points [p, 2], and for those of before."""

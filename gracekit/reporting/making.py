@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +26,7 @@ from gracekit.reporting.over_time import over_time
 from gracekit.reporting.page import LAYOUT_ID, MARK
 from gracekit.reporting.questions import Questions
 from gracekit.reporting.report import Report
+from gracekit.reporting.texts import without_folders
 from gracekit.reporting.timeline import timeline
 from gracekit.store import StoreCache, StoreReader
 from gracekit.version.header import Header
@@ -71,28 +71,19 @@ def make_report(
         sections = _sections(questions, kept, newest, scored, cache, compared)
         drawn = _tried(lambda: map_of(questions, kept, cache, earlier))
     sections.insert(_place_of_map(sections), map_section(drawn, kept))
+    root, data = str(store.paths.root), store.dataset().settings.name or ""
     return Report(
-        store=str(store.paths.root),
-        data=store.dataset().settings.name or "",
+        store=root,
+        data=data,
         num_samples=store.dataset().num_samples,
         versions=tuple(kept),
         step=None if newest is None else newest.checkpoint.step,
         answer=answer(status, newest, _metered(store, kept), compared),
-        status=tuple(_without_folders(status.sentences(), store)),
+        status=tuple(without_folders(text, root, data) for text in status.sentences()),
         sections=tuple(sections),
         map=drawn,
         created_at=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def _without_folders(sentences: Iterable[str], store: StoreReader) -> list[str]:
-    """Sentences with the store and its data by their names alone: a report may be given away."""
-    data = Path(store.dataset().settings.name or ".")
-    folders = {f"{folder}{os.sep}" for folder in (store.paths.root.parent, data.parent)} - {"./"}
-    found = list(sentences)
-    for folder in sorted(folders, key=len, reverse=True):
-        found = [text.replace(folder, "") for text in found]
-    return found
 
 
 def _sections(
@@ -173,7 +164,7 @@ def earlier_projection(path: Path) -> Projection | None:
         return None
     try:
         return Projection.from_json(json.loads(found[1]))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

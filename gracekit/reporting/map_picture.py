@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -18,6 +19,9 @@ NUM_COLOURS = 6
 """Groups that have a colour of their own; the others share one."""
 _LONGEST_HINT, _LONGEST_ID = 80, 40
 """Characters of a text and of an id that hovering shows: of ten thousand points."""
+MOST_DATA = 3_500_000
+"""Bytes of what hovering shows; where characters take so many that it is more, fewer are kept."""
+_SHORTEST = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +94,24 @@ class MapPicture:
         return f'<ul class="legend">{"".join(items)}</ul>'
 
     def _data(self, at: Int64, order: Sequence[str]) -> str:
+        """What hovering shows, as JSON of at most `MOST_DATA` bytes."""
         place = {group: k for k, group in enumerate(order)}
-        return script_json(
-            {
-                "x": at[:, 0],
-                "y": at[:, 1],
-                "id": [plain(value, _LONGEST_ID) for value in self.sample_ids],
-                "groups": [plain(value, LONGEST_NAME) for value in order],
-                "group": [place[value] for value in self.groups],
-                "text": [plain(value, _LONGEST_HINT) for value in self.texts],
-                "core": list(self.found.coresets.values()),
-            }
-        )
+        share = 1
+        while True:
+            found = script_json(
+                {
+                    "x": at[:, 0],
+                    "y": at[:, 1],
+                    "id": [plain(value, _LONGEST_ID // share) for value in self.sample_ids],
+                    "groups": [plain(value, LONGEST_NAME // share) for value in order],
+                    "group": [place[value] for value in self.groups],
+                    "text": [plain(value, _LONGEST_HINT // share) for value in self.texts],
+                    "core": list(self.found.coresets.values()),
+                }
+            )
+            if len(found.encode()) <= MOST_DATA or _LONGEST_ID // share <= _SHORTEST:
+                return found
+            share *= 2
 
 
 def _places(found: FeatureMap) -> Int64:
@@ -125,6 +135,5 @@ def _dots(at: Int64, positions: Rows | Int64, kind: str) -> str:
 
 
 def _largest_groups(groups: Sequence[str]) -> list[str]:
-    names, counts = np.unique(np.array([*groups], dtype=object).astype(str), return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [str(names[k]) for k in order]
+    counts = Counter(groups)  # an array of texts would be as wide as the longest, and cut zeros off
+    return sorted(counts, key=lambda group: (-counts[group], group))

@@ -42,7 +42,8 @@ def map_of(
 
 def _with_texts(questions: Questions, found: FeatureMap) -> MapPicture:
     answer = questions.ask(
-        "SELECT sample_id, coalesce(group_name, '') AS group_name, left(preview, 400) AS preview "
+        "SELECT left(sample_id, 400) AS sample_id, left(coalesce(group_name, ''), 1000) AS "
+        "group_name, left(preview, 400) AS preview "
         f"FROM samples WHERE row IN ({in_list(found.rows.tolist())}) ORDER BY row"
     )
     return MapPicture(

@@ -118,10 +118,13 @@ def _forgotten(questions: Questions | None) -> Finding:
 
 
 def _doubtful(questions: Questions | None) -> Finding:
-    suspects = f"""WITH {_LOSSES}, ranked AS (
+    suspects = f"""WITH {_LOSSES}, places_at AS (
             SELECT m.row, version, percent_rank() OVER (
                        PARTITION BY version, m.group_name ORDER BY loss) AS place
             FROM measurements m WHERE isfinite(loss)
+        ), ranked AS (
+            SELECT p.row, place FROM places_at p JOIN samples USING (row)
+            WHERE version >= content_version
         ), suspects AS (
             SELECT seen.*, avg(place) AS mean_place
             FROM seen JOIN ranked USING (row)

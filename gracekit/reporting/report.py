@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gracekit.reporting.answer import Answer
 from gracekit.reporting.finding import Finding, Section
 from gracekit.reporting.map_picture import MapPicture
 from gracekit.reporting.page import page
+from gracekit.reporting.texts import without_folders
 from gracekit.tabular import ShortRepr, html_table
 from gracekit.types import Json
 
@@ -70,18 +70,35 @@ class Report(ShortRepr):
         if self.step is not None:
             facts.append(f"training step {self.step:,}")
         facts.append(f"made {self.created_at[:16].replace('T', ' ')} UTC")
-        folder = f"{Path(self.store).parent}{os.sep}"  # a page may be given away
-        told = (self.answer.worth, self.answer.cost, self.answer.advice)
-        short = [text.replace(folder, "") for text in told]
+        told = self.answer
         return page(
             name=Path(self.data).name or Path(self.store).name,
             facts=facts,
-            answer=Answer(worth=short[0], cost=short[1], advice=short[2]),
+            answer=Answer(
+                worth=self._given_away(told.worth),
+                cost=self._given_away(told.cost),
+                advice=self._given_away(told.advice),
+            ),
             status=self.status,
-            sections=self.sections,
+            sections=[self._section_given_away(section) for section in self.sections],
             pictures={} if self.map is None else {"map/map": self.map.html()},
             layout=None if self.map is None else self.map.found.projection.to_json(),
         )
+
+    def _given_away(self, text: str) -> str:
+        """A text without the folders of the store and of the data: a page may be given away."""
+        return without_folders(text, self.store, self.data)
+
+    def _section_given_away(self, section: Section) -> Section:
+        findings = {
+            name: replace(
+                found,
+                why_empty=self._given_away(found.why_empty),
+                notes=tuple(map(self._given_away, found.notes)),
+            )
+            for name, found in section.findings.items()
+        }
+        return replace(section, findings=findings)
 
     def _repr_html_(self) -> str:
         told = self.answer

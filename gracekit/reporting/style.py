@@ -26,7 +26,8 @@ border-left:4px solid var(--accent);border-radius:4px;font-size:1.05rem}
 .answer li{margin:.35rem 0;overflow-wrap:anywhere}
 nav ul,.legend{list-style:none;display:flex;flex-wrap:wrap;gap:.2rem 1rem;margin:.5rem 0;padding:0}
 .legend{font-size:.85rem;margin:.25rem 0}
-.legend li{display:flex;align-items:center;gap:.35rem;max-width:100%;overflow-wrap:anywhere}
+.legend li{display:flex;align-items:center;gap:.35rem;max-width:100%;overflow-wrap:anywhere;
+overflow-y:clip}
 .key{width:26px;height:12px;flex:none}
 .grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,21rem),1fr));
 gap:1.75rem 2rem;align-items:start;margin-top:1rem}
@@ -66,7 +67,7 @@ pre{background:var(--panel);padding:.6rem .75rem;overflow-x:auto;font-size:.78re
 border-radius:4px}
 code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.92em}
 .texts{list-style:none;margin:.5rem 0;padding:0}
-.texts>li{padding:.5rem 0;border-top:1px solid var(--rule)}
+.texts>li{padding:.5rem 0;border-top:1px solid var(--rule);overflow:hidden}
 .meta{font-size:.82rem;color:var(--soft);overflow-wrap:anywhere}
 .meta b{color:var(--fg)}
 .text{margin:.15rem 0 0;font-size:.9rem;overflow-wrap:anywhere;unicode-bidi:plaintext}
@@ -74,8 +75,8 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:
 grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr))}
 .empty{color:var(--soft);font-style:italic;padding:.75rem;border:1px dashed var(--rule);
 border-radius:4px}
-.mapbox{margin:.5rem 0}
-.mv{position:absolute;opacity:0}
+.mapbox{margin:.5rem 0;position:relative}
+.mv{position:absolute;left:0;top:0;opacity:0;pointer-events:none}
 .mapbox label,.tools button{display:inline-block;padding:.3rem .6rem;margin:.15rem .25rem .15rem 0;
 border:1px solid var(--rule);border-radius:4px;background:var(--panel);color:var(--fg);font:inherit;
 font-size:.85rem;cursor:pointer}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from gracekit.version.json_text import clean_text, plain_json
@@ -42,6 +44,14 @@ def sentence(text: str) -> str:
     """A sentence of ours for HTML; what stands between backticks is code."""
     parts = escape(clean_text(text)).split("`")
     return "".join(f"<code>{p}</code>" if k % 2 else p for k, p in enumerate(parts))
+
+
+def without_folders(text: str, *places: str) -> str:
+    """A text that names files by the names alone which they have beside one of the places."""
+    folders = {f"{Path(place).parent}{os.sep}" for place in places if place} - {f".{os.sep}"}
+    for folder in sorted(folders, key=len, reverse=True):
+        text = text.replace(folder, "")
+    return text
 
 
 def script_json(value: Any) -> str:

@@ -16,6 +16,7 @@ from gracekit.store.files.paths import (
     numbered,
 )
 from gracekit.store.files.shards import clear_shards
+from gracekit.store.files.shared_work import end_shared
 from gracekit.store.publish import publish
 from gracekit.store.reader import StoreReader
 from gracekit.store.retention import finish
@@ -57,6 +58,7 @@ def clean_up(store: StoreReader) -> list[str]:
         for orphan in orphans:
             files.remove(orphan)
             done.append(f"removed {paths.relative(orphan)} of a version that was not committed")
+        end_shared(paths)  # before the checkpoint goes that its workers read
         if names_in(paths.pins):
             files.remove(paths.pins)
             done.append("removed links to a checkpoint that is no longer read")

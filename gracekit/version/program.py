@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 import gracekit.version
+from gracekit.plugins import load_class
 
 _PACKAGES = ("torch", "transformers", "numpy")
 
@@ -35,6 +38,26 @@ def differences(theirs: object, ours: dict[str, str]) -> list[str]:
         for name, value in ours.items()
         if known.get(name) != value
     ]
+
+
+def own_code(names: Iterable[str]) -> dict[str, str]:
+    """A hash of the file behind each `package.module:Class`; other names are gracekit's.
+
+    What that file imports is not looked at. Raises `RecipeError` where there is no such class.
+    """
+    return {name: _class_digest(name) for name in names if ":" in name}
+
+
+@cache
+def _class_digest(name: str) -> str:
+    """Read once, as `program` is."""
+    found = load_class(name, "the scorer")
+    try:
+        path = inspect.getsourcefile(found)
+    except TypeError:  # it was made without a file
+        path = None
+    content = b"" if path is None else Path(path).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _source_digest() -> str:

@@ -49,6 +49,16 @@ def birth_of(pid: int) -> str | None:
     return f"{boot} {pid_namespace()} {facts[_START]}" if len(facts) > _START else None
 
 
+def is_of_this_boot(birth: Any) -> bool:
+    """Whether a process of this birth ran since this host was started; True where that is unknown.
+
+    Hosts may have the same name; no two boots have the same id.
+    """
+    then = birth.split() if isinstance(birth, str) else []
+    own = (birth_of(os.getpid()) or "").split()
+    return len(then) != 3 or len(own) != 3 or then[0] == own[0]
+
+
 def pid_namespace() -> str:
     """Where this process's number counts: containers of one host may share its name."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from gracekit.files import (
     clear_write_errors,
     remove,
+    replace,
     replace_surely,
     sync_file,
     temporary_path,
@@ -93,11 +95,24 @@ def clear_shards(paths: StorePaths, *, before_ns: int | None = None) -> list[str
     cleared = []
     with clear_write_errors(paths.shards):
         for directory in directories:
-            times = [shard.stat().st_mtime_ns for shard in directory.glob("*")]
+            times = []
+            for shard in directory.glob("*"):
+                with suppress(FileNotFoundError):  # a worker on another host has moved it
+                    times.append(shard.stat().st_mtime_ns)
             if before_ns is None or all(time <= before_ns for time in times):
-                remove(directory)
+                remove_whole(directory)
                 cleared.append(paths.relative(directory))
     return cleared
+
+
+def remove_whole(directory: Path) -> None:
+    """Remove a directory of shards in which workers may still write: they meet none."""
+    away = temporary_path(directory)
+    try:
+        replace(directory, away)
+    except FileNotFoundError:
+        return
+    remove(away)
 
 
 def _pack(shard: Measurement) -> bytes:

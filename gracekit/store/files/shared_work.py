@@ -1,6 +1,7 @@
 """`shards/<measure_id>-shared/`: what a refresh has to measure, for workers on other hosts too.
 
     task.json             what is measured, of which checkpoint, with which code
+    ended.json            the same, once it is known that its refresher has ended: nobody joins it
     target.tokens         the tokens of the target set, where there is one
     000001.offer          the rows of one round, cut into shards
     000001.tokens         their tokens
@@ -35,9 +36,16 @@ from gracekit.errors import StoreFormatError
 from gracekit.foreign import foreign
 from gracekit.store.files.claims import Claim
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.process import is_alive, pid_namespace
+from gracekit.store.files.process import is_alive, is_of_this_boot, pid_namespace
 from gracekit.store.files.sealing import read_sealed_json, sealed_json
-from gracekit.store.files.shards import SHARED, SUFFIX, ShardFiles, read_shard, write_shard
+from gracekit.store.files.shards import (
+    SHARED,
+    SUFFIX,
+    ShardFiles,
+    read_shard,
+    remove_whole,
+    write_shard,
+)
 from gracekit.types import Bool, Int32, Int64, Json, Measurement, Rows
 
 BEATS_A_LEASE = 6
@@ -45,7 +53,7 @@ BEATS_A_LEASE = 6
 MAX_GENERATIONS = 3
 """Claims of one shard by workers; after that many were abandoned the refresher alone takes it."""
 
-_TASK, _TARGET = "task.json", "target.tokens"
+_TASK, _ENDED, _TARGET = "task.json", "ended.json", "target.tokens"
 _OFFER = re.compile(r"(\d{6,})\.offer")
 _CLAIM = re.compile(r"(\d{6,})-(\d{6})\.(\d+)\.claim")
 
@@ -92,9 +100,12 @@ class SharedWork:
         lease_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._paths = paths
         self.directory = paths.shards_of(measure_id + SHARED)
         self.lease_s = lease_s
         self._clock = clock
+        self._session: object = None
+        """Of the task that was read last."""
         self._seen: dict[str, tuple[bytes, float]] = {}
         """Claim -> what it said, and since when it says that."""
         self._done: set[tuple[int, int]] = set()
@@ -105,9 +116,13 @@ class SharedWork:
     def open(self, task: Json, target: Tokens | None) -> list[Measurement]:
         """Begin to share; returns what workers measured for a refresher that was killed.
 
-        Raises `StoreWriteError`.
+        What other code measured is not taken. The caller holds the store's lock, so whatever else
+        is shared has no refresher any more, and is marked as ended. Raises `StoreWriteError`.
         """
+        end_shared(self._paths)
         found = ShardFiles(self.directory).load()
+        if found and self._program_before() != task.get("program"):
+            found = []
         self.close()
         with files.clear_write_errors(self.directory):
             files.make_directory(self.directory)
@@ -152,13 +167,8 @@ class SharedWork:
 
     def close(self) -> None:
         """Remove all; what workers still write meets no directory. Raises `StoreWriteError`."""
-        away = files.temporary_path(self.directory)
         with files.clear_write_errors(self.directory):
-            try:
-                files.replace(self.directory, away)
-            except FileNotFoundError:
-                return
-            files.remove(away)
+            remove_whole(self.directory)
 
     def result(self, offer: Offer, shard: int) -> Measurement | None:
         """What a worker measured of a shard; None where nobody has, or it is damaged."""
@@ -220,6 +230,7 @@ class SharedWork:
         path = self.directory / _TASK
         with foreign(path, StoreFormatError):
             found: Json = read_sealed_json(path)
+            self._session = found.get("session")
             return found
 
     def is_there(self) -> bool:
@@ -259,16 +270,33 @@ class SharedWork:
         return _unpacked(np.fromfile(self.directory / _TARGET, np.int32), lengths)
 
     def save(self, offer: Offer, shard: int, result: Measurement) -> bool:
-        """Hand a result over; False where the round is over and nobody needs it.
+        """Hand a result over; False where the round is over and nobody needs it, or where another
+        refresher, maybe with other code, has offered a round of the same number since.
 
         Raises `StoreWriteError`.
         """
         path = self._result_path(offer, shard)
         with files.clear_write_errors(path):
             try:
-                return self.is_offered(offer) and write_shard(path, result)
+                is_wanted = self.is_offered(offer) and self._is_same_session()
+                return is_wanted and write_shard(path, result)
             except FileNotFoundError:
                 return False
+
+    def _is_same_session(self) -> bool:
+        before = self._session
+        return before is None or before == self._last_task().get("session")
+
+    def _last_task(self) -> Json:
+        """The task, also one whose refresher has ended; empty where it cannot be read."""
+        for name in (_TASK, _ENDED):
+            with suppress(ValueError, OSError):
+                found = read_sealed_json(self.directory / name)
+                return found if isinstance(found, dict) else {}
+        return {}
+
+    def _program_before(self) -> object:
+        return self._last_task().get("program")
 
     def _is_free(self, offer: Offer, shard: int, generation: int) -> bool:
         """Whether the holder of a claim has let go of it, or has ended."""
@@ -283,12 +311,14 @@ class SharedWork:
             self._seen[path.name], since = (text, now), now
         content: Json = {}
         with suppress(ValueError, OSError):
-            content = read_sealed_json(path)
+            found = read_sealed_json(path)
+            content = found if isinstance(found, dict) else {}
         if content.get("state") == "done":
             self._done.add((offer.number, shard))
             return False
         is_here = content.get("host") == socket.gethostname()
         is_here &= content.get("pid_namespace") == pid_namespace()
+        is_here &= is_of_this_boot(content.get("birth"))  # hosts may share a name
         if is_here and not is_alive(content.get("pid"), content.get("birth")):
             return True
         return content.get("state") == "released" or now - since >= self.lease_s
@@ -316,6 +346,17 @@ def shared_work(paths: StorePaths) -> list[str]:
     """The ids of measurements that are shared, in order."""
     found = [path.parent.name for path in paths.shards.glob(f"*{SHARED}/{_TASK}")]
     return sorted(name.removesuffix(SHARED) for name in found)
+
+
+def end_shared(paths: StorePaths) -> None:
+    """Tell workers that nobody waits for what is shared; what they have finished stays.
+
+    The caller holds the store's lock. Raises `StoreWriteError`.
+    """
+    for measure_id in shared_work(paths):
+        task = paths.shards_of(measure_id + SHARED) / _TASK
+        with files.clear_write_errors(task):
+            files.replace(task, task.with_name(_ENDED))
 
 
 def _number_of(name: str) -> int | None:
