@@ -27,7 +27,7 @@ from gracekit.graph import build_index, symmetric, unit_features
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.recipe import DataSection, GraphSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
-from gracekit.types import Float32, Int32, Measurement
+from gracekit.types import Bool, Float32, Int32, Measurement
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.aim_signals import DATA, FEATURES, auc, hashed
@@ -73,7 +73,7 @@ KINDS: dict[str, Callable[[Row, np.random.Generator], Row]] = {
 
 def nearest_in_group(features: Float32, groups: Int32) -> Float32:
     """[n] highest cosine with a row of the same group in the graph; 0 where there is none."""
-    valid = np.isfinite(features).all(axis=1)
+    valid: Bool = np.asarray(np.isfinite(features).all(axis=1))
     index = build_index(unit_features(features, valid), GraphSection(), valid=valid, seed=0)
     graph = symmetric(index.graph)
     heads = np.repeat(np.arange(len(groups)), np.diff(graph.indptr))
