@@ -22,6 +22,7 @@ from gracekit.recipe.sections import (
     SelectionSection,
     TargetSection,
     TrainingSection,
+    WatchSection,
 )
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "SelectionSection",
     "TargetSection",
     "TrainingSection",
+    "WatchSection",
     "read_yaml",
 ]
