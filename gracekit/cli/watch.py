@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 import gracekit
+from gracekit.cli.completion import tracker_names
 from gracekit.cli.logs import is_json
 from gracekit.cli.options import (
     answers,
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 @click.option("--metrics-address", default="127.0.0.1", show_default=True,
               help="Where to serve them.")  # fmt: skip
 @click.option("--tracker", "trackers", multiple=True, metavar="NAME",
+              shell_complete=tracker_names,
               help="Log each version with tensorboard, wandb, trackio or package.module:Class; "
               "default: as the recipe says. May be repeated.")  # fmt: skip
 @takes_checkpoints(depth=True)
