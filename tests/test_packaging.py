@@ -55,11 +55,18 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment with the wheel, and what it asks for, alone."""
     place = tmp_path_factory.mktemp("fresh") / "venv"
     venv.create(place, with_pip=True)
-    pip = [place / "bin/python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    constraints = ["-c", ROOT / "constraints.txt"]
+    pip: list[str | Path] = [
+        place / "bin/python",
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+    ]
+    pip += ["-c", ROOT / "constraints.txt"]
     torch = shlex.split(os.environ.get("GRACEKIT_TORCH", "torch"))
-    run(*pip, *constraints, *torch, folder=place)
-    run(*pip, *constraints, wheel, folder=place)
+    run(*pip, *torch, folder=place)
+    run(*pip, wheel, folder=place)
     return place / "bin"
 
 
