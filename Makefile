@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray test-trackers test-package matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,7 +23,7 @@ $(VENV)/ok: pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-run: $(VENV)/ok ## The quickstart: a trainer and gracekit side by side (CPU, under five minutes)
+run: $(VENV)/ok ## The quickstart: a trainer and gracekit side by side (CPU, a few minutes; the first time it ends with a comparison)
 	$(BIN)/python pipelines/quickstart.py
 
 run-target: $(VENV)/ok ## The quickstart aimed at one source of its data (CPU, about as long)
@@ -85,6 +85,25 @@ runs/ray/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' ray==2.60.0
+	@touch $@
+
+# wandb and trackio ask for other versions of what we have, and trackio for much besides.
+test-trackers: runs/trackers/ok ## Versions logged with TensorBoard, wandb (offline) and trackio
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/trackers/bin/python -m pytest -m trackers tests/test_trackers_real.py
+
+runs/trackers/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check tensorboard==2.21.0 wandb==0.31.0 trackio==0.43.0
+	@touch $@
+
+test-package: runs/package/ok ## Wheel and sdist: what is in them, and the wheel in a fresh environment (a few minutes)
+	GRACEKIT_TORCH="$(TORCH)" runs/package/bin/python -m pytest -m package tests/test_packaging.py
+
+runs/package/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling pytest pytest-timeout
 	@touch $@
 
 MATRIX := lightning deepspeed torchtune

@@ -92,6 +92,9 @@ selection:
 retention:
   keep: null                # versions to keep; older ones leave what was measured. null: all
 
+watch:
+  trackers: []              # tensorboard, wandb, trackio: where `gracekit watch` logs each version
+
 compare:                    # whether it pays on this data: `gracekit compare`, docs/comparing.md
   start: null               # directory of the model that every run starts from
   epochs: 5                 # draws that a run trains on

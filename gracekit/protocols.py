@@ -126,6 +126,47 @@ class Executor(Protocol):
         """Let go of the model, and of all that was started for it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedRun:
+    """What a tracker is told of the run that it logs to."""
+
+    id: str
+    """Eight hexadecimal digits: the same for a store and a tracker at each start of the daemon, so
+    that a tracker can go on in the same run."""
+    name: str
+    """For people: `watch.run_name` of the recipe, else the name of the store's directory."""
+    project: str | None
+    """`watch.project` of the recipe."""
+    folder: Path
+    """A directory in the store that belongs to this tracker and exists."""
+    config: Json
+    """The recipe, as plain values."""
+
+
+class Tracker(Protocol):
+    """Logs the numbers of versions to one run. It lives in a process of its own.
+
+    Whatever it raises is told to the user once; it is then made anew at the next version, and gets
+    the versions that are missing. One that does not come back is ended.
+    """
+
+    def __init__(self, run: TrackedRun) -> None:
+        """Begin a run, or go on with it."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Log one version; what it was given should survive a kill once this returns.
+
+        Args:
+            values: Name -> finite number, such as `coreset/value`; `coreset/version` is always
+                there.
+            step: Training step of the version's checkpoint. A later version may have the same or,
+                after a rollback, a lower one.
+        """
+
+    def close(self) -> None:
+        """The daemon ends."""
+
+
 class Batch(Protocol):
     """One padded batch on its device.
 

@@ -7,8 +7,8 @@
 The trainer (`train_quickstart.py`) is an ordinary Hugging Face training script with one callback
 of gracekit's. The watcher follows its checkpoint folder and publishes a coreset version for each
 checkpoint; the trainer takes each version at its next epoch. At the end: what happened, an export,
-two questions to the score history, and a report to look at. Everything lies under runs/, which may
-be deleted.
+two questions to the score history, a report to look at, and with the first of these recipes a small
+comparison with random rows. Everything lies under runs/, which may be deleted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,9 @@ from collections import Counter
 from pathlib import Path
 
 from gracekit import Coreset, Recipe, sql
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from pipelines import small_comparison
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -95,6 +99,8 @@ def main() -> int:
     report = run_dir / "report.html"
     show("All of it to look at, with pictures of the data:")
     gracekit("report", "--recipe", str(recipe_path), "-o", str(report))
+    if options.comparison:
+        show_comparison(run_dir, recipe_path)
     show(
         "Where to look next:\n"
         f"  {tidy(report)}   in a browser: {report.resolve().as_uri()}\n"
@@ -112,8 +118,15 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=HERE / "quickstart.yaml")
     parser.add_argument("--epochs", type=int, default=5, help="epochs of the trainer, at least 2")
+    parser.add_argument(
+        "--comparison",
+        action=argparse.BooleanOptionalAction,
+        help="end with a small comparison with random rows (default: with quickstart.yaml)",
+    )
     options, trainer_options = parser.parse_known_args()
     options.trainer_options = trainer_options
+    if options.comparison is None:
+        options.comparison = options.recipe.resolve() == HERE / "quickstart.yaml"
     options.model = "smollm2" if options.recipe.stem == "smollm2" else "llama-tiny"
     if options.epochs < 2:
         parser.error("--epochs must be at least 2: a version is trained on in the next epoch")
@@ -224,6 +237,29 @@ def what_it_brought(store: Path) -> str:
         found += f"; measuring for all versions cost {share:.0%} of the training's compute"
         found += "" if of_time is None else f", all selection {of_time:.0%} of its time"
     return f"{found}."
+
+
+def show_comparison(run_dir: Path, recipe: Path) -> None:
+    """Train the tiny model on random rows and on what is selected, once, and say which is better.
+
+    It starts from the checkpoint after the first epoch, which knew no coreset.
+    """
+    found = (run_dir / "checkpoints").glob("checkpoint-*")
+    first = min(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    place = run_dir.with_name(f"{run_dir.name}-comparison")
+    show(
+        "Is the selection better than random rows that are drawn anew in every epoch? A small try, "
+        f"kept in {tidy(place)}:"
+    )
+    began = cpu_seconds()
+    small_comparison.compare(small_comparison.prepare(run_dir, recipe, first, place))
+    print(f"That took {cpu_seconds() - began:.0f} CPU seconds; all before it {began:.0f}.")
+
+
+def cpu_seconds() -> float:
+    """Of the processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def inclusion_probabilities(store: Path, version: int) -> dict[str, float]:

@@ -79,16 +79,28 @@ class Preset:
     samples_per_epoch: int
     batch_size: int
     learning_rate: float
+    num_checkpoints: int | None
+    """That are kept, two at least; None: all, as small as they are."""
     num_threads: int | None
     """CPU threads; None: as torch finds them. A step of the tiny model is too short to share."""
 
 
 PRESETS = {
     "llama-tiny": Preset(
-        num_rows=None, samples_per_epoch=600, batch_size=8, learning_rate=3e-3, num_threads=1
+        num_rows=None,
+        samples_per_epoch=600,
+        batch_size=8,
+        learning_rate=3e-3,
+        num_checkpoints=None,
+        num_threads=1,
     ),
     "smollm2": Preset(
-        num_rows=500, samples_per_epoch=96, batch_size=4, learning_rate=2e-5, num_threads=None
+        num_rows=500,
+        samples_per_epoch=96,
+        batch_size=4,
+        learning_rate=2e-5,
+        num_checkpoints=2,
+        num_threads=None,
     ),
 }
 
@@ -126,7 +138,7 @@ def main() -> None:
             seed=options.seed,
             logging_strategy="epoch",
             save_strategy="no",  # EpochEnd asks for the checkpoints
-            save_total_limit=2,
+            save_total_limit=preset.num_checkpoints,
             report_to="none",
             use_cpu=True,
             dataloader_pin_memory=False,

@@ -52,6 +52,8 @@ def test_what_a_page_says_to_type_runs(page: str, world: Path, tmp_path: Path) -
     assert blocks(page), f"{page} shows nothing to type"
     for language, text in blocks(page):
         if language == "python":
+            if file := re.match(r"# (\w+\.py)$", text, re.MULTILINE):
+                (folder / file[1]).write_text(text, encoding="utf-8")
             run([sys.executable, "-c", text], folder)
             continue
         for line in text.splitlines():

@@ -14,7 +14,7 @@ import yaml
 
 from gracekit.store import Store, verify
 from gracekit.training import Coreset
-from pipelines import quickstart
+from pipelines import quickstart, small_comparison
 from tests.patience import LAST_RESORT_S
 from tests.stores import outcome
 
@@ -147,3 +147,84 @@ def test_the_check_of_drawn_samples_can_fail(
     else:
         with pytest.raises(SystemExit):
             quickstart.check_drawn_samples(drawn, run_dir / "store", 3)
+
+
+# --- the comparison at the end ---
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison of seconds."""
+    settings = {**small_comparison.SETTINGS, "seeds": 1, "epochs": 1, "evaluations": 1}
+    monkeypatch.setattr(small_comparison, "SETTINGS", settings)
+    monkeypatch.setattr(small_comparison, "NUM_DRAWN", 16)
+    monkeypatch.setattr(small_comparison, "NUM_HELD_OUT", 20)
+    monkeypatch.setattr(small_comparison, "NUM_ROWS", 60)
+
+
+def prepare(run_dir: Path, place: Path) -> Path:
+    checkpoint = run_dir / "checkpoints" / "checkpoint-3"
+    recipe = run_dir.parent / "small.yaml"
+    return small_comparison.prepare(run_dir, recipe, checkpoint, place)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_held_out_rows_are_new_to_the_start_and_to_the_training(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    prepare(run_dir, tmp_path / "place")
+    lines = (quickstart.ROOT / "data" / "train.jsonl").read_text().splitlines()
+    first = json.loads((run_dir / "drawn.jsonl").read_text().splitlines()[0])
+    seen = {lines[position] for position in first["positions"]}
+    held_out = (tmp_path / "place" / "held-out.jsonl").read_text().splitlines()
+    train = (tmp_path / "place" / "train.jsonl").read_text().splitlines()
+    assert len(held_out) == 20 and 40 < len(train) <= 60
+    assert not set(held_out) & seen
+    assert not set(held_out) & set(train)
+    assert {*held_out, *train} <= set(lines)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_comparison_ends_in_words_and_is_kept(
+    run_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "place"
+    small_comparison.compare(prepare(run_dir, place))
+    out = capfd.readouterr().out
+    assert "With 1 seed nothing is shown" in out
+    assert re.search(r"`recipe`.* `random`.*: [+-]\d\.\d+ \[[+-]\d\.\d+, [+-]\d\.\d+\]", out)
+    assert "So small a comparison tells little: 2 steps" in out
+    made = {file: file.stat().st_mtime_ns for file in place.rglob("*.json") if file.is_file()}
+    assert made
+    small_comparison.compare(prepare(run_dir, place))  # trains nothing
+    assert "run 1 of" not in capfd.readouterr().err
+    results = {file: file.stat().st_mtime_ns for file in made if "seed" in file.name}
+    assert all(made[file] == time_ns for file, time_ns in results.items())
+
+
+@pytest.mark.usefixtures("small")
+def test_another_recipe_begins_anew_and_what_is_not_ours_is_left(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = prepare(run_dir, tmp_path / "place")
+    (recipe.parent / "results").mkdir()
+    monkeypatch.setattr(small_comparison, "NUM_DRAWN", 8)
+    prepare(run_dir, tmp_path / "place")
+    assert not (recipe.parent / "results").exists()
+    assert yaml.safe_load(recipe.read_text())["selection"]["count"] == 8
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SystemExit, match="was not made by an earlier run"):
+        prepare(run_dir, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_only_the_first_recipe_is_compared_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*arguments: str) -> bool:
+        monkeypatch.setattr(sys, "argv", ["quickstart.py", *arguments])
+        return bool(quickstart.parse_options().comparison)
+
+    assert asked()
+    assert not asked("--no-comparison")
+    assert not asked("--recipe", str(quickstart.HERE / "target.yaml"))
+    assert asked("--recipe", str(quickstart.HERE / "target.yaml"), "--comparison")

@@ -65,7 +65,8 @@ def test_the_trainers_log_has_version_value_churn_and_cost(store: Store, tmp_pat
     overlap = store.header(2).stats.overlap_with_parent
     assert overlap is not None
     assert third == (24, {
-        "coreset/version": 2, "coreset/step": 24, "coreset/rows": N // 3, "coreset/value": 1.2,
+        "coreset/version": 2, "coreset/step": 24, "coreset/rows": N // 3, "coreset/samples": N,
+        "coreset/measured_share": 0.5, "coreset/value": 1.2, "coreset/value_kept": 0.5,
         "coreset/churn": overlap.churn, "coreset/cost_tokens": 100.0, "coreset/cost_share": 0.05,
     })  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal, overload
@@ -23,6 +23,7 @@ from gracekit.refresher import (
     Refresher,
     RefreshResult,
 )
+from gracekit.trackers.tracking import Tracking
 
 __all__ = ["Prospect", "ReferenceResult", "plan", "reference", "refresh", "watch"]
 
@@ -52,6 +53,7 @@ def watch(
     dry_run: Literal[False] = False,
     metrics_port: int | None = None,
     metrics_address: str = "127.0.0.1",
+    trackers: Sequence[str] | None = None,
     strict: bool = False,
     stop: threading.Event | None = None,
     on_version: Callable[[RefreshResult], None] = lambda result: None,
@@ -68,6 +70,7 @@ def watch(
     dry_run: bool = False,
     metrics_port: int | None = None,
     metrics_address: str = "127.0.0.1",
+    trackers: Sequence[str] | None = None,
     strict: bool = False,
     stop: threading.Event | None = None,
     on_version: Callable[[RefreshResult], None] = lambda result: None,
@@ -90,6 +93,8 @@ def watch(
         dry_run: Only return the plan for the newest checkpoint.
         metrics_port: Serve metrics for Prometheus there; needs `gracekit[metrics]`.
         metrics_address: The address to serve them at.
+        trackers: Where each version is logged: `tensorboard`, `wandb`, `trackio`, or the
+            `package.module:Class` of a `gracekit.protocols.Tracker`; default: as the recipe says.
         strict: Refuse data with rows that cannot be used.
         stop: Ends the call after the batch in progress; `gracekit.stop_on_signals` gives one that
             Ctrl-C and SIGTERM set.
@@ -121,14 +126,21 @@ def watch(
             metrics = daemon.Metrics(Path(loaded.store))
             port = stack.enter_context(metrics.serve(metrics_address, metrics_port))
             logger.info("metrics at http://%s:%d/metrics", metrics_address, port)
+        tracking = Tracking(loaded, loaded.watch.trackers if trackers is None else trackers)
+
+        def tell(result: RefreshResult) -> None:
+            tracking.tell()
+            on_version(result)
+
         return daemon.watch(
             Refresher.from_recipe(loaded, strict=strict),
             checkpoint_dir,
             stop=stop or threading.Event(),
             once=once,
             max_checkpoints=max_checkpoints,
-            on_version=on_version,
+            on_version=tell,
             metrics=metrics,
+            beside=tracking,
         )
 
 

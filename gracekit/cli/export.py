@@ -13,11 +13,11 @@ from gracekit.cli.options import (
     answers,
     clear_errors,
     recipe_option,
-    resolve_store,
     store_option,
     version_option,
 )
 from gracekit.cli.output import Output
+from gracekit.cli.resolving import resolve_store
 
 
 @click.command(

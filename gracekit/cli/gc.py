@@ -11,10 +11,10 @@ from gracekit.cli.options import (
     answers,
     clear_errors,
     recipe_option,
-    resolve_store,
     store_option,
 )
 from gracekit.cli.output import Output
+from gracekit.cli.resolving import resolve_store
 from gracekit.errors import RecipeError
 from gracekit.words import size, version_ranges
 

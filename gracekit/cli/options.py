@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
-import gracekit
 from gracekit import interrupts
+from gracekit.cli.completion import recipe_keys, versions_of_store
 from gracekit.cli.logs import is_json
 from gracekit.cli.output import Output
+from gracekit.cli.resolving import resolve_store
 from gracekit.cli.terminal import say
-from gracekit.errors import GracekitError, RecipeError
+from gracekit.errors import GracekitError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -50,6 +52,7 @@ set_option = click.option(
     "changes",
     multiple=True,
     metavar="KEY=VALUE",
+    shell_complete=recipe_keys,
     help="Replace a value of the recipe, such as selection.fraction=0.2. May be repeated.",
 )
 strict_option = click.option(
@@ -72,6 +75,12 @@ class VersionType(click.ParamType):  # type: ignore[type-arg]  # generic since c
         """Numbers as numbers; any other text goes on to the store, which says what there is."""
         text = str(value)
         return int(text) if text.isascii() and text.removeprefix("-").isdigit() else text
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Those of the store that the line names."""
+        return versions_of_store(ctx, incomplete)
 
 
 VERSION = VersionType()
@@ -198,15 +207,3 @@ def _say(message: str, error: str) -> None:
         logging.getLogger("gracekit").error(message, extra={"error": error})
     else:
         say(f"gracekit: {message}", err=True)
-
-
-def resolve_store(store: Path | None, recipe_path: Path) -> Path:
-    """The store that was named, else the recipe's."""
-    if store is not None:
-        return store
-    if not recipe_path.exists():
-        raise RecipeError(
-            f"which store? There is no recipe at {recipe_path}; name the store with --store, "
-            "or the recipe with --recipe"
-        )
-    return Path(gracekit.Recipe.load(recipe_path).store)

@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 import gracekit
-from gracekit.cli.options import answers, clear_errors, recipe_option, resolve_store, store_option
+from gracekit.cli.options import answers, clear_errors, recipe_option, store_option
 from gracekit.cli.output import Output
+from gracekit.cli.resolving import resolve_store
 from gracekit.errors import UsageError
 
 DEFAULT_PAGE = "report.html"

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import gracekit
+from gracekit.cli.completion import query_names, query_parameters
 from gracekit.cli.json_text import print_csv, print_json_records
 from gracekit.cli.options import (
     answers_with_tables,
     clear_errors,
     recipe_option,
-    resolve_store,
     store_option,
 )
 from gracekit.cli.output import Output, TableColumn
+from gracekit.cli.resolving import resolve_store
 from gracekit.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ COLUMNS_OF_TABLE = (
     "  gracekit sql 'FROM samples JOIN \"labels.csv\" USING (sample_id)' --allow labels.csv\n"
     "  echo 'SELECT count(*) FROM score_history' | gracekit sql -",
 )
-@click.argument("query", required=False)
-@click.option("--named", default=None, help="A ready-made query by its name, as QUERY takes it.")
+@click.argument("query", required=False, shell_complete=query_names)
+@click.option("--named", default=None, shell_complete=query_names,
+              help="A ready-made query by its name, as QUERY takes it.")  # fmt: skip
 @click.option("-p", "--param", "params", multiple=True, metavar="NAME=VALUE",
+              shell_complete=query_parameters,
               help="A value for $NAME in the query. May be repeated.")  # fmt: skip
 @click.option("--list", "list_named", is_flag=True, help="List the ready-made queries.")
 @click.option("--show", is_flag=True, help="Print the SQL of a ready-made query, to start from.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 import gracekit
+from gracekit.cli.completion import tracker_names
 from gracekit.cli.logs import is_json
 from gracekit.cli.options import (
     answers,
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
     "  gracekit watch runs/sft\n"
     "  gracekit watch runs/sft --once --dry-run\n"
     "  gracekit watch runs/own --ready-marker DONE --convert-cmd 'python to_hf.py {src} {dst}'\n"
+    "  gracekit watch runs/sft --tracker tensorboard --tracker wandb\n"
     "  gracekit watch runs/sft --set selection.fraction=0.2 --max-checkpoints 5",
 )
 @click.argument("checkpoint_dir", type=click.Path(path_type=Path))
@@ -45,6 +47,10 @@ logger = logging.getLogger(__name__)
               help="Serve metrics for Prometheus; needs gracekit[metrics].")  # fmt: skip
 @click.option("--metrics-address", default="127.0.0.1", show_default=True,
               help="Where to serve them.")  # fmt: skip
+@click.option("--tracker", "trackers", multiple=True, metavar="NAME",
+              shell_complete=tracker_names,
+              help="Log each version with tensorboard, wandb, trackio or package.module:Class; "
+              "default: as the recipe says. May be repeated.")  # fmt: skip
 @takes_checkpoints(depth=True)
 @takes_recipe
 @strict_option
@@ -61,6 +67,7 @@ def watch(
     dry_run: bool,
     metrics_port: int | None,
     metrics_address: str,
+    trackers: tuple[str, ...],
     strict: bool,
     out: Output,
 ) -> None:
@@ -88,6 +95,7 @@ def watch(
             max_checkpoints=max_checkpoints,
             metrics_port=metrics_port,
             metrics_address=metrics_address,
+            trackers=trackers or None,
             strict=strict,
             stop=stop,
             on_version=lambda result: _report(out, result),

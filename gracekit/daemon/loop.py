@@ -25,7 +25,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -89,6 +89,7 @@ def watch(
     max_checkpoints: int | None = None,
     on_version: Callable[[RefreshResult], None] = lambda result: None,
     metrics: Metrics | None = None,
+    beside: AbstractContextManager[Any] | None = None,
 ) -> WatchReport:
     """Follow `checkpoint_dir` until `stop` is set, one refresh for each complete checkpoint.
 
@@ -100,6 +101,7 @@ def watch(
         max_checkpoints: Return after so many new versions.
         on_version: Called with each result.
         metrics: Counts what happens.
+        beside: Entered once this daemon has the store to itself, and left at its end.
 
     Raises:
         StoreLockedError: Another daemon follows a run for this store.
@@ -110,7 +112,11 @@ def watch(
     path = StorePaths(refresher.root).heartbeat
     beat = (lambda content: None) if metrics is None else metrics.beat
     heartbeat = Heartbeat(path, checkpoint_dir, progress, notifier, beat)
-    with lock_daemon(refresher.root, checkpoint_dir), beating(heartbeat, notifier):
+    with (
+        lock_daemon(refresher.root, checkpoint_dir),
+        beating(heartbeat, notifier),
+        beside or contextlib.nullcontext(),
+    ):
         loop = _Loop(refresher, checkpoint_dir, stop, progress, heartbeat, metrics)
         try:
             loop.clean_up()

@@ -22,6 +22,7 @@ from gracekit.recipe.sections import (
     SelectionSection,
     TargetSection,
     TrainingSection,
+    WatchSection,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "SelectionSection",
     "TargetSection",
     "TrainingSection",
+    "WatchSection",
     "measured_keys",
     "read_yaml",
 ]

@@ -31,6 +31,7 @@ from gracekit.recipe.sections import (
     SelectionSection,
     TargetSection,
     TrainingSection,
+    WatchSection,
 )
 from gracekit.tabular import short_repr
 
@@ -55,6 +56,7 @@ class Recipe(Section):
     selection: SelectionSection = SelectionSection()
     retention: RetentionSection = RetentionSection()
     compare: CompareSection = CompareSection()
+    watch: WatchSection = WatchSection()
 
     @model_validator(mode="before")
     @classmethod
@@ -301,15 +303,15 @@ _LATER_KEYS = (
 """Of the selection: as they are by default, they change no hash."""
 
 _NEUTRAL = (
-    "store", "retention", "compare", "data.path", "target.path", "checkpoints.poll_interval_s",
-    "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
-    "checkpoints.base_model", "selection.reference", "checkpoints.depth",
+    "store", "retention", "compare", "watch", "data.path", "target.path",
+    "checkpoints.poll_interval_s", "checkpoints.settle_s", "checkpoints.ready_marker",
+    "checkpoints.on_backlog", "checkpoints.base_model", "selection.reference", "checkpoints.depth",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",
     "scoring.executor", "scoring.share", "scoring.lease_s",
     "refresh.max_lost",
 )  # fmt: skip
 """Where files lie and how long, how checkpoints are awaited, what only changes the speed, what only
-guards against mistakes, and what arms are compared."""
+guards against mistakes, what arms are compared, and where versions are logged."""
 
 
 def measured_keys() -> list[str]:

@@ -229,6 +229,7 @@ def _made_before_the_store(paths: StorePaths) -> list[Path]:
         paths.lock,
         paths.holder_of(paths.lock),
         paths.heartbeat,
+        paths.trackers,
         paths.daemon_lock,
         paths.holder_of(paths.daemon_lock),
     ]

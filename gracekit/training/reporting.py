@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,9 @@ from gracekit.store import list_versions
 from gracekit.training.coreset import Coreset
 from gracekit.training.ranks import decide_on_rank_zero
 from gracekit.training.sampler import CoresetSampler
+from gracekit.version.log_numbers import PREFIX, log_numbers
 
 logger = logging.getLogger("gracekit.training")
-
-PREFIX = "coreset/"
-"""Begins the names of numbers in a trainer's log."""
 
 
 class Reporter:
@@ -81,13 +78,7 @@ class Reporter:
 
 
 def version_numbers(store: Path, version: int) -> dict[str, float] | None:
-    """Name -> number of a version, those that are known; None where it cannot be read.
-
-    `version`, `step` (of its checkpoint), `rows` (that are selected), `value` (how many random
-    rows one of them is worth), `churn` (share of the coreset before that was replaced, 0 to 1),
-    `cost_tokens` (what measuring cost so far, in trained tokens) and `cost_share` (the same as a
-    share of the training).
-    """
+    """Name -> number of a version as `log_numbers` has them; None where it cannot be read."""
     if version == 0:
         return {"version": 0}
     try:
@@ -95,25 +86,8 @@ def version_numbers(store: Path, version: int) -> dict[str, float] | None:
     except GracekitError as error:
         logger.warning("what version %d is worth cannot be read: %s", version, error)
         return None
-    content = coreset.view.content
-    meter, cost = content.get("meter") or {}, content.get("cost") or {}
-    overlap = (content.get("stats") or {}).get("overlap_with_parent") or {}
-    in_all, training = _known(cost.get("cost_in_all")), _known(cost.get("training_tokens"))
-    found = {
-        "version": version,
-        "step": coreset.step,
-        "rows": len(coreset),
-        "value": _known(meter.get("value")),
-        "churn": _known(overlap.get("churn")),
-        "cost_tokens": in_all,
-        "cost_share": None if in_all is None or not training else in_all / training,
-    }
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _known(value: Any) -> float | None:
-    """A number that is one, else None."""
-    return value if isinstance(value, int | float) and math.isfinite(value) else None
+    found = log_numbers(coreset.view.content)
+    return {**found, "version": version, "step": coreset.step, "rows": len(coreset)}
 
 
 def in_words(sampler: CoresetSampler, *, reaches_loss: bool) -> str:

@@ -232,6 +232,11 @@ class StorePaths:
         """What the daemon does, as JSON."""
         return self.root / "heartbeat.json"
 
+    @property
+    def trackers(self) -> Path:
+        """A directory for each experiment tracker: what its run has, and its own files."""
+        return self.root / "trackers"
+
     def relative(self, path: Path) -> str:
         """A path below the store as it is written into headers."""
         return path.relative_to(self.root).as_posix()
