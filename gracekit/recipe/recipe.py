@@ -25,6 +25,7 @@ from gracekit.recipe.sections import (
     DataSection,
     GraphSection,
     PropagationSection,
+    PublishSection,
     RefreshSection,
     RetentionSection,
     ScoringSection,
@@ -54,6 +55,7 @@ class Recipe(Section):
     propagation: PropagationSection = PropagationSection()
     selection: SelectionSection = SelectionSection()
     retention: RetentionSection = RetentionSection()
+    publish: PublishSection = PublishSection()
     compare: CompareSection = CompareSection()
 
     @model_validator(mode="before")
@@ -301,7 +303,8 @@ _LATER_KEYS = (
 """Of the selection: as they are by default, they change no hash."""
 
 _NEUTRAL = (
-    "store", "retention", "compare", "data.path", "target.path", "checkpoints.poll_interval_s",
+    "store", "retention", "publish", "compare", "data.path", "target.path",
+    "checkpoints.poll_interval_s",
     "checkpoints.settle_s", "checkpoints.ready_marker", "checkpoints.on_backlog",
     "checkpoints.base_model", "selection.reference", "checkpoints.depth",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",

@@ -16,6 +16,7 @@ from gracekit.recipe.column_names import ColumnNames
 from gracekit.recipe.places import files_named, from_folder
 from gracekit.recipe.score_columns import shared_column
 from gracekit.recipe.section import Section
+from gracekit.remote import is_url
 
 DataFormat = Literal[
     "auto", "prompt-completion", "alpaca", "messages", "sharegpt", "text", "conversation",
@@ -543,3 +544,19 @@ class RetentionSection(Section):
     """Versions kept: after each new one, older ones lose their coreset and the scores of all
     samples, as by `gracekit gc`, unless they are pinned or in use. What was measured at them
     stays. null: all versions are kept."""
+
+
+class PublishSection(Section):
+    """Where each version is copied to besides. docs/how-to/use-an-object-store.md says more."""
+
+    url: str | None = None
+    """A folder of an object store, such as `s3://bucket/run`; takes `gracekit[s3]`. Trainers read
+    the versions from there. null: nowhere."""
+
+    @model_validator(mode="after")
+    def _url_is_one(self) -> PublishSection:
+        if self.url is not None and not is_url(self.url):
+            raise ValueError(
+                f"url is that of a remote folder, such as s3://bucket/run, found {self.url!r}"
+            )
+        return self

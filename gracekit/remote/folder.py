@@ -233,18 +233,16 @@ def _told_as(doing: str, url: str) -> Iterator[None]:
 
 
 def _open(url: str, create: bool) -> ObjectStore:
-    from obstore.store import MemoryStore, from_url  # the extra, looked for by `operations`
-
     scheme = url.partition("://")[0]
     if scheme == "memory":
-        return _IN_MEMORY.setdefault(url, MemoryStore())
+        return _IN_MEMORY.setdefault(url, operations.store_in_memory())
     if scheme == "file":
-        return from_url(url, mkdir=create)
+        return operations.store_of(url, mkdir=create)
     options: dict[str, Any] = dict(_TIMES)
     if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):
         options["allow_http"] = True
     settings: dict[str, Any] = {"client_options": options, "retry_config": _RETRIES}
-    return from_url(url, **settings)
+    return operations.store_of(url, **settings)
 
 
 def _object_of(meta: operations.Meta) -> RemoteObject:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 try:
     import obstore
+    from obstore.store import MemoryStore, from_url
 except ImportError as error:  # the extra `s3` is not installed; `RemoteFolder.open` says so
     _missing: ImportError | None = error
 else:
@@ -26,6 +27,16 @@ Meta = dict[str, Any]
 def why_missing() -> ImportError | None:
     """Why obstore cannot be imported; None: it can."""
     return _missing
+
+
+def store_of(url: str, **settings: Any) -> ObjectStore:
+    """The store of a URL; asks nothing of the network."""
+    return from_url(url, **settings)
+
+
+def store_in_memory() -> ObjectStore:
+    """A new one, in the memory of this process."""
+    return MemoryStore()
 
 
 def list_objects(store: ObjectStore, below: str) -> list[Meta]:

@@ -13,6 +13,16 @@ _URL = re.compile(rf"({'|'.join(SCHEMES)})://(.*)", re.DOTALL)
 _URL_AS_PATH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)(.+)", re.DOTALL)
 
 
+def cache_folder() -> Path:
+    """What is downloaded for no store in particular: `GRACEKIT_CACHE`, else `gracekit` in the
+    user's folder of caches.
+    """
+    own = os.environ.get("GRACEKIT_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gracekit"
+
+
 def is_url(place: object) -> bool:
     """Whether a text, or a `Path` that was made of one, is the address of a remote folder."""
     return address_of(place) is not None
