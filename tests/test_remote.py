@@ -169,7 +169,7 @@ def test_content_of_another_hash_is_refused(remote: RemoteFolder, tmp_path: Path
 def test_addresses_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"such as s3://bucket/prefix .* found 'runs/sft'"):
         RemoteFolder.open("runs/sft")
-    with pytest.raises(RemoteError, match=r"No such file|not there|canonicalize"):
+    with pytest.raises(RemoteError, match="there is no such directory: file://"):
         RemoteFolder.open(f"file://{tmp_path}/none")
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     with pytest.raises(RemoteDeniedError, match="AZURE_STORAGE_ACCOUNT_NAME"):

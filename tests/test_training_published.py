@@ -6,16 +6,14 @@ import logging
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import Trainer
 
 from gracekit.remote import RemoteFolder
 from gracekit.store import Store, local_store
 from gracekit.store.remote.publishing import publish_versions
-from gracekit.training import CoresetSampler, sampler
+from gracekit.training import CoresetCallback, CoresetSampler, sampler
 from tests.remote_faults import SLOW, fails_with, in_place_of
 from tests.stores import N, make_draft, make_store
-from tests.test_training_callback import Rows, TinyModel, make_trainer
+from tests.test_training_callback import logged, train
 
 NUM_ROWS = 2 * N
 
@@ -103,18 +101,31 @@ def test_training_goes_on_while_the_url_cannot_be_read(
     assert drawing.version == 2
 
 
-def test_a_callback_trains_by_a_url(store: Store, url: str, tmp_path: Path) -> None:
+def test_a_callback_trains_by_a_url_as_by_the_directory(
+    store: Store, url: str, tmp_path: Path
+) -> None:
     version(store, url)
-    trainer, callback = make_trainer(url, tmp_path)
-    assert isinstance(trainer, Trainer)
-    trainer.train()
-    assert callback.sampler is not None
-    assert callback.sampler.version == 1
-    logged = [entry["coreset_version"] for entry in trainer.state.log_history
-              if "coreset_version" in entry]  # fmt: skip
-    assert set(logged) == {1}
+    places = {"here": CoresetCallback(store.paths.root), "there": CoresetCallback(url)}
+    runs = {name: train(tmp_path / name, callback) for name, callback in places.items()}
+    assert runs["here"][1] == runs["there"][1]
+    assert logged(runs["here"][0]) == logged(runs["there"][0])
+    sampler_there = places["there"].sampler
+    assert sampler_there is not None
+    assert sampler_there.version == 1
     assert (local_store(url) / "manifests" / "v000001.parquet").is_file()
-    assert not [name for name in RemoteFolder.open(url).list() if "uses" in name]
-    assert torch.is_grad_enabled()
-    assert TinyModel is not None
-    assert Rows is not None
+
+
+def test_a_damaged_version_at_the_url_is_one_warning(
+    store: Store, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    version(store, url)
+    folder = RemoteFolder.open(url)
+    name = "samples.parquet"
+    content = bytearray(folder.read(name))
+    content[30] ^= 1
+    folder.write(name, bytes(content))
+    drawing = CoresetSampler(url, NUM_ROWS)
+    assert sorted(epoch(drawing, 0)) == list(range(NUM_ROWS))
+    assert drawing.version == 0
+    assert "coreset" in caplog.text
+    assert not (local_store(url) / "manifests" / "v000001.parquet").is_file()

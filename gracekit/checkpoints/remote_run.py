@@ -93,7 +93,8 @@ class RemoteRun:
             with_optimizer=self._with_optimizer,
             with_all=self._settings.convert_cmd is not None,
         )
-        files.make_directory(self.directory)
+        with files.clear_write_errors(self.directory):
+            files.make_directory(self.directory)
         self._drop(name for name in list(self._tags) if name not in objects)
         new = [one for one in objects.values() if self._tags.get(one.name) != _tag(one)]
         self._bring(new, between)

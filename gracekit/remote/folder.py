@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -112,13 +112,21 @@ class RemoteFolder:
         with _told_as(f"read {name}", self.url):
             return operations.get_object(self._store, name)
 
-    def download(self, found: RemoteObject, final: Path, *, sha256: str | None = None) -> None:
+    def download(
+        self,
+        found: RemoteObject,
+        final: Path,
+        *,
+        sha256: str | None = None,
+        check: Callable[[Path], object] = lambda path: None,
+    ) -> None:
         """Copy an object to a file, which is complete or absent, with the object's time.
 
         Args:
             found: As it was listed; it is read as long as it is the same one.
             final: The file; its directory is made.
             sha256: What the content has to be, where that is known.
+            check: Called with the file before it gets its name; what it raises passes.
 
         Raises:
             RemoteChangedError: It was replaced meanwhile.
@@ -138,6 +146,7 @@ class RemoteFolder:
                     f"{found.name} at {self.url} is damaged: SHA-256 {digest.hexdigest()}, "
                     f"expected {sha256}; remove it there, and what wrote it will write it again"
                 )
+            check(path)
             os.utime(path, (found.modified_at, found.modified_at))
 
         files.write_atomic(final, write)
@@ -237,6 +246,8 @@ def _open(url: str, create: bool) -> ObjectStore:
     if scheme == "memory":
         return _IN_MEMORY.setdefault(url, operations.store_in_memory())
     if scheme == "file":
+        if not create and not Path(url.removeprefix("file://")).is_dir():
+            raise RemoteNotFoundError(f"there is no such directory: {url}; correct the URL")
         return operations.store_of(url, mkdir=create)
     options: dict[str, Any] = dict(_TIMES)
     if any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS):

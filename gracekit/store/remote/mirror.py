@@ -162,7 +162,7 @@ class _Mirror:
                 f"{name} is not at {self._folder.url}, and a version there needs it: it was "
                 "removed meanwhile, or by hand"
             )
-        self._folder.download(found, path, sha256=digest)
+        self._folder.download(found, path, sha256=digest, check=is_sealed)
 
     def _take_back(self, removed: set[int], records: dict[str, RemoteObject]) -> None:
         """Let go of versions that were removed; whoever draws from one has it in memory."""
