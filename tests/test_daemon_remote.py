@@ -1,4 +1,4 @@
-"""The daemon on a run in an object store: a version for each checkpoint, whatever fails meanwhile."""
+"""The daemon on a run in an object store: a version for each checkpoint, whatever fails."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(loop, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(loop, "LONGEST_PAUSE_S", 0.05)
     monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / "user-cache"))
     write_data(tmp_path / "train.jsonl")
     for step in (10, 20, 30):
@@ -91,16 +92,9 @@ def test_an_object_store_that_fails_for_a_while_is_tried_again(
     text: str, folder: Path, run: RemoteFolder
 ) -> None:
     upload(run, folder / "saved" / "checkpoint-10")
-    # Every third call fails, downloads come short, and publishing fails now and then as well.
     meant = lambda k, name: k % 3 == 0 and k < 60  # noqa: E731
-    with (
-        in_place_of(meant, fails_with(text)) as seen,
-        watching(folder, run.url) as results,
-    ):
+    with in_place_of(meant, fails_with(text)), watching(folder, run.url) as results:
         until(lambda: results, "the version")
-        upload(RemoteFolder.open(run.url), folder / "saved" / "checkpoint-20") if len(
-            seen
-        ) >= 60 else None
     assert results[0].header.checkpoint.step == 10
     gracekit.publish(folder / "store")
     store = Store.open(folder / "store")
@@ -112,7 +106,6 @@ def test_a_first_look_that_fails_is_told_in_the_heartbeat(folder: Path, run: Rem
     with in_place_of(lambda k, name: k < 30, fails_with(DENIED)), watching(folder, run.url) as made:
         until(lambda: "denied" in str(gracekit.status(folder / "store").daemon), "the heartbeat")
         until(lambda: made, "the version")
-    assert "waiting" in str(made) or made
 
 
 def test_a_download_that_is_cut_is_no_checkpoint(folder: Path, run: RemoteFolder) -> None:
