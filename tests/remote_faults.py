@@ -92,3 +92,4 @@ DENIED = (
     "status code: 403 Forbidden: <Error><Code>AccessDenied</Code></Error>"
 )
 SLOW = "Generic S3 error: Error performing GET http://127.0.0.1/b/k - error: operation timed out"
+CUT = "Generic S3 error: Error getting list response body: request or response body error"

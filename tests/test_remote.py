@@ -18,6 +18,7 @@ from gracekit.errors import (
 from gracekit.files import TEMPORARY_MARK, sha256
 from gracekit.remote import RemoteFolder, address_of, folder, is_url
 from tests.remote_faults import (
+    CUT,
     DENIED,
     SLOW,
     THROTTLED,
@@ -130,6 +131,18 @@ def test_another_writer_s_object_after_a_lost_answer_is_not_taken_for_ours(
     with in_place_of(lambda k, name: name == "put_object", fails_with(SLOW)):
         assert not remote.write_new("k", b"ours")
     assert remote.read("k") == b"theirs"
+
+
+def test_a_listing_that_is_cut_is_asked_for_again(remote: RemoteFolder) -> None:
+    remote.write("k", b"content")
+    with in_place_of(lambda k, name: k < 3, fails_with(CUT)) as seen:
+        assert list(remote.list()) == ["k"]
+    assert len(seen) == 3
+    with (
+        in_place_of(lambda k, name: True, fails_with(CUT)),
+        pytest.raises(RemoteError, match="the answer was cut off"),
+    ):
+        remote.list()
 
 
 def test_a_download_that_comes_short_leaves_nothing(remote: RemoteFolder, tmp_path: Path) -> None:

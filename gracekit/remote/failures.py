@@ -25,6 +25,7 @@ _THROTTLED = re.compile(
     re.IGNORECASE,
 )
 _SLOW = re.compile(r"timed out|deadline", re.IGNORECASE)  # each message has `retry_timeout`
+_CUT = re.compile(r"response body error|decoding response", re.IGNORECASE)
 _UNREACHED = re.compile(r"error sending request|dns error|connect", re.IGNORECASE)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 
@@ -34,6 +35,11 @@ EXTRA = "pip install 'gracekit[s3]'"
 def is_already_there(error: BaseException) -> bool:
     """Whether a write said that there is an object of that name."""
     return type(error).__name__ == "AlreadyExistsError"
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether the answer ended too early; obstore repeats that for objects, not for listings."""
+    return _CUT.search(_without_source(error)) is not None
 
 
 def clear_error(error: BaseException, doing: str, url: str) -> RemoteError:
@@ -76,6 +82,8 @@ def clear_error(error: BaseException, doing: str, url: str) -> RemoteError:
         return RemoteError(f"{what}the service throttles; run again later ({reason})")
     if _SLOW.search(text):
         return RemoteError(f"{what}no answer in time; check the network, run again ({reason})")
+    if is_cut(error):
+        return RemoteError(f"{what}the answer was cut off; check the network, run again ({reason})")
     if _UNREACHED.search(reason):
         return RemoteError(
             f"{what}the service is not reached; check the network, the region and "

@@ -21,7 +21,7 @@ from gracekit import files
 from gracekit.errors import RemoteError, RemoteNotFoundError, UsageError
 from gracekit.foreign import ENDS
 from gracekit.remote import operations
-from gracekit.remote.failures import EXTRA, clear_error, is_already_there
+from gracekit.remote.failures import EXTRA, clear_error, is_already_there, is_cut
 from gracekit.remote.urls import SCHEMES, address_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PART_BYTES = 8 << 20
 """Of a download, a request each: a slow line loses no more than one of them."""
 NUM_TRIES = 3
-"""Of a part that came short."""
+"""Of a part that came short, and of a listing that was cut off."""
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _RETRIES: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=90)}
 _TIMES = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min"}
@@ -94,10 +94,18 @@ class RemoteFolder:
         Names that could lead out of a local copy (`..`, empty parts) are left out.
         """
         with _told_as(f"list {below or 'the objects'}", self.url):
-            found = operations.list_objects(self._store, below)
-        objects = (_object_of(meta) for meta in found)
+            objects = [_object_of(meta) for meta in self._list(below)]
         named = {found.name: found for found in objects if _is_plain(found.name)}
         return dict(sorted(named.items()))
+
+    def _list(self, below: str) -> list[operations.Meta]:
+        for _ in range(NUM_TRIES - 1):
+            try:
+                return operations.list_objects(self._store, below)
+            except Exception as error:
+                if not is_cut(error):
+                    raise
+        return operations.list_objects(self._store, below)
 
     def look_up(self, name: str) -> RemoteObject | None:
         """One object; None where there is none."""
