@@ -5,6 +5,7 @@ The faults are on the wire, below the library that talks to the server and its r
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import threading
 from collections.abc import Callable, Iterator
@@ -88,11 +89,13 @@ def _answer(
     for name, value in headers.items():
         if name.lower() not in ("content-length", "transfer-encoding", "connection"):
             request.send_header(name, value)
-    length = headers.get("Content-Length") if request.command == "HEAD" else None
+    is_head = request.command == "HEAD"
+    length = headers.get("Content-Length") if is_head else None
     request.send_header("Content-Length", length or str(len(content)))
-    request.end_headers()
-    request.wfile.write(content if sent is None else content[:sent])
-    request.wfile.flush()
+    with contextlib.suppress(ConnectionError):  # the client did not wait for it
+        request.end_headers()
+        request.wfile.write(b"" if is_head else content if sent is None else content[:sent])
+        request.wfile.flush()
 
 
 @contextmanager

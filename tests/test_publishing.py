@@ -372,6 +372,17 @@ def test_a_failed_publish_is_warned_told_and_made_up_for(
     assert Store.open(root).verify() == []
 
 
+def test_a_file_that_cannot_be_read_fails_no_refresh(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, path = url_of(tmp_path), store.paths.samples
+    path.unlink()
+    path.mkdir()  # reading it is an error of the disk, whoever runs this
+    publish_by_recipe(store.paths.root, url)
+    assert f"not published to {url}" in caplog.text
+    assert "publishing failed at " in str(gracekit.status(store.paths.root))
+
+
 def test_rollbacks_and_gc_reach_the_url_that_a_recipe_named(store: Store, tmp_path: Path) -> None:
     url, root = url_of(tmp_path), store.paths.root
     publish_by_recipe(root, url)

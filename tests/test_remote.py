@@ -117,6 +117,14 @@ def test_a_write_that_was_not_made_is_an_error(
     assert remote.list() == {}
 
 
+def test_a_write_that_is_refused_is_not_called_unclear(remote: RemoteFolder) -> None:
+    with in_place_of(lambda k, name: True, fails_with(DENIED)) as seen:
+        for write in (remote.write, remote.write_new):
+            with pytest.raises(RemoteDeniedError, match="cannot write k"):
+                write("k", b"content")
+    assert seen == ["put_object", "put_object"]
+
+
 def test_a_write_that_nobody_can_look_up_is_told_as_unclear(remote: RemoteFolder) -> None:
     meant = lambda k, name: name in ("put_object", "head_object")  # noqa: E731
     with in_place_of(meant, fails_after(SLOW)), pytest.raises(RemoteError, match="unclear whether"):

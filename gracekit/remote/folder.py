@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gracekit import files
-from gracekit.errors import RemoteError, RemoteNotFoundError, UsageError
+from gracekit.errors import RemoteDeniedError, RemoteError, RemoteNotFoundError, UsageError
 from gracekit.foreign import ENDS
 from gracekit.remote import operations
 from gracekit.remote.failures import EXTRA, clear_error, is_already_there, is_cut
@@ -98,7 +98,7 @@ class RemoteFolder:
         named = {found.name: found for found in objects if _is_plain(found.name)}
         return dict(sorted(named.items()))
 
-    def _list(self, below: str) -> list[operations.Meta]:
+    def _list(self, below: str) -> Sequence[operations.Meta]:
         for _ in range(NUM_TRIES - 1):
             try:
                 return operations.list_objects(self._store, below)
@@ -201,7 +201,9 @@ class RemoteFolder:
                 raise
 
     def _holds_after(self, name: str, content: bytes | Path, error: RemoteError) -> bool:
-        """Whether, after an error, there is an object of this content."""
+        """Whether there is an object of this content, after an error that is no refusal."""
+        if isinstance(error, (RemoteDeniedError, RemoteNotFoundError)):
+            raise error
         try:
             return self.holds(name, content)
         except RemoteError as second:

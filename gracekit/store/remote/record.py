@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from gracekit import files
-from gracekit.errors import GracekitError, RefreshStoppedError, StoreFormatError
+from gracekit.errors import GracekitError, RefreshStoppedError, RemoteError, StoreFormatError
 from gracekit.foreign import foreign, whole_number
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.sealing import sealed_json
@@ -65,7 +65,8 @@ def publish_and_record(
     version = None if known is None else known.version
     published_at = None if known is None else known.published_at
     try:
-        report = publish_versions(store, url, between=between)
+        with foreign(url, RemoteError, doing="publish to"):  # also a disk that cannot be read
+            report = publish_versions(store, url, between=between)
     except RefreshStoppedError:
         raise
     except GracekitError as error:
