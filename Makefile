@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray test-trackers test-package matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray test-trackers test-package test-s3 matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -104,6 +104,16 @@ test-package: runs/package/ok ## Wheel and sdist: what is in them, and the wheel
 runs/package/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling pytest pytest-timeout
+	@touch $@
+
+# moto needs more than thirty packages, which nobody else does.
+test-s3: runs/s3/ok ## Publishing, trainers and checkpoints beside a server of the S3 interface on this machine
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/s3/bin/python -m pytest -m s3 tests/test_remote_s3.py
+
+runs/s3/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 'moto[server]==5.2.5' polars==2.1.0
 	@touch $@
 
 MATRIX := lightning deepspeed torchtune

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gracekit.api.exporting import export
     from gracekit.api.keeping import gc, pin, rollback, unpin
     from gracekit.api.making import plan, reference, refresh, watch
+    from gracekit.api.publishing import publish
     from gracekit.api.reading import diff, status, verify, versions
     from gracekit.api.reporting import report
     from gracekit.api.samples import explain, similar
@@ -60,6 +61,7 @@ __all__ = [
     "named_queries",
     "pin",
     "plan",
+    "publish",
     "reference",
     "refresh",
     "report",
@@ -95,6 +97,7 @@ _NAMES_OF = {
     "gracekit.api.exporting": ("export",),
     "gracekit.api.keeping": ("gc", "pin", "rollback", "unpin"),
     "gracekit.api.making": ("plan", "reference", "refresh", "watch"),
+    "gracekit.api.publishing": ("publish",),
     "gracekit.api.reading": ("diff", "status", "verify", "versions"),
     "gracekit.api.reporting": ("report",),
     "gracekit.api.samples": ("explain", "similar"),

@@ -19,6 +19,11 @@
     ├── SelectionError            the selection cannot be met (budget, quota, names)
     ├── RefreshStoppedError       a stop was asked for; finished work is kept
     ├── ExportError               the destination cannot be written, or the data changed
+    ├── RemoteError               an object store: not reached, throttled, slow, no such address
+    │   ├── RemoteNotFoundError         no such bucket, folder or object
+    │   ├── RemoteDeniedError           no permission, or no credentials
+    │   ├── RemoteChangedError          an object changed while it was read
+    │   └── RemoteConflictError         what is there is of another store
     └── QueryError                the SQL is wrong or not allowed
 
 A message says what is wrong, where, what was expected, what was found, and what to do about it.
@@ -110,6 +115,26 @@ class SelectionError(GracekitError):
 
 class ExportError(GracekitError):
     """An export cannot be written."""
+
+
+class RemoteError(GracekitError):
+    """An object store cannot be used: it is not reached, throttles, or is too slow."""
+
+
+class RemoteNotFoundError(RemoteError):
+    """There is no such bucket, folder or object."""
+
+
+class RemoteDeniedError(RemoteError):
+    """The object store refuses access."""
+
+
+class RemoteChangedError(RemoteError):
+    """An object was replaced while it was being read."""
+
+
+class RemoteConflictError(RemoteError):
+    """What lies at the address belongs to another store."""
 
 
 class QueryError(GracekitError):

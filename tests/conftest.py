@@ -17,6 +17,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Nothing in the tests may wait for a network, or write into the user's caches.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gracekit-tests-")
+os.environ["GRACEKIT_CACHE"] = os.path.join(os.environ["HF_HOME"], "gracekit")  # noqa: PTH118
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 hypothesis.settings.register_profile(

@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gracekit import refresher
-from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, path, values_of
+from gracekit.api.remote_runs import downloaded
+from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, values_of
 from gracekit.checkpoints import Finding, newest_usable, survey, why_none
 from gracekit.errors import CheckpointError, GracekitError, RecipeError
 from gracekit.recipe import CheckpointSection, Recipe
@@ -109,7 +110,8 @@ def doctor(
     checkpoint's tokenizer is loaded, to tell what a refresh would measure and cost.
 
     Args:
-        checkpoint_dir: The trainer's output directory, one above it, or a checkpoint.
+        checkpoint_dir: The trainer's output directory, one above it, or a checkpoint; or the URL
+            of one in an object store, of which the newest checkpoints are downloaded.
         recipe: A `Recipe`, or the path of one; None: only the checkpoints are looked at.
         store: A store to use instead of the recipe's.
         set: Changes to the recipe; without a recipe those of its section `checkpoints`, such as
@@ -123,9 +125,9 @@ def doctor(
         >>> gracekit.doctor("runs/sft").newest
         'checkpoint-300'
     """
-    root = path(checkpoint_dir, "checkpoint_dir")
     loaded = None if recipe is None else load_recipe(recipe, set, store)
     settings = _section(set) if loaded is None else loaded.checkpoints
+    root = downloaded(checkpoint_dir, loaded, "checkpoint_dir", settings)
     if not root.exists():
         raise CheckpointError(f"there is nothing at {root}")
     found = survey(root, settings)

@@ -105,6 +105,10 @@ def gc(store: StoreLike, *, keep: int, dry_run: bool = False) -> GcReport:
         >>> gracekit.gc("gracekit-store", keep=20, dry_run=True).freed_bytes
         10485760
     """
-    return open_store(store).gc(
+    opened = open_store(store)
+    report = opened.gc(
         whole_number(keep, "keep, the number of newest versions,", least=1), dry_run=dry_run
     )
+    if not dry_run:
+        refresher.publish_again(opened.paths.root)
+    return report

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, overload
 
 from gracekit import daemon, refresher
+from gracekit.api.remote_runs import downloaded, remote_run
 from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, path
 from gracekit.checkpoints import check_checkpoint, find_checkpoints, why_none
 from gracekit.daemon import WatchReport
@@ -84,7 +85,8 @@ def watch(
     Args:
         recipe: A `Recipe`, or the path of one.
         checkpoint_dir: Where the trainer writes its checkpoints, or a folder above; it may not
-            exist yet.
+            exist yet. Or the URL of such a folder in an object store: the newest checkpoints are
+            downloaded beside the store.
         store: A store to use instead of the recipe's.
         set: Changes to the recipe, such as `{"selection.fraction": 0.2}`.
         once: Handle the newest complete checkpoint and return.
@@ -114,8 +116,11 @@ def watch(
     loaded = load_recipe(recipe, set, store)
     if on_backlog is not None:
         loaded = loaded.override({"checkpoints.on_backlog": on_backlog})
-    checkpoint_dir = path(checkpoint_dir, "checkpoint_dir")
+    remote = remote_run(checkpoint_dir, loaded)
+    checkpoint_dir = path(checkpoint_dir, "checkpoint_dir") if remote is None else remote.directory
     if dry_run:
+        if remote is not None:
+            remote.sync()
         found = find_checkpoints(checkpoint_dir, loaded.checkpoints)
         if not found:
             raise CheckpointError(why_none(checkpoint_dir, loaded.checkpoints))
@@ -141,6 +146,7 @@ def watch(
             on_version=tell,
             metrics=metrics,
             beside=tracking,
+            remote=remote,
         )
 
 
@@ -180,7 +186,7 @@ def refresh(
     Args:
         recipe: A `Recipe`, or the path of one.
         checkpoint: A complete checkpoint, a directory or (Lightning) a file; its layout is
-            recognised.
+            recognised. Or its URL in an object store: it is downloaded beside the store.
         store: A store to use instead of the recipe's.
         set: Changes to the recipe, such as `{"selection.fraction": 0.2}`.
         dry_run: Only return the plan; writes nothing.
@@ -196,10 +202,11 @@ def refresh(
         (4, True)
     """
     loaded = load_recipe(recipe, set, store)
+    place = downloaded(checkpoint, loaded, "checkpoint")
     if dry_run:
-        found = check_checkpoint(path(checkpoint, "checkpoint"), loaded.checkpoints)
+        found = check_checkpoint(place, loaded.checkpoints)
         return refresher.preview(loaded, found, strict=strict)
-    return refresher.refresh(loaded, path(checkpoint, "checkpoint"), strict=strict, stop=stop)
+    return refresher.refresh(loaded, place, strict=strict, stop=stop)
 
 
 @overload
@@ -256,7 +263,7 @@ def plan(
         []
     """
     loaded = load_recipe(recipe, set, store)
-    found = check_checkpoint(path(checkpoint, "checkpoint"), loaded.checkpoints)
+    found = check_checkpoint(downloaded(checkpoint, loaded, "checkpoint"), loaded.checkpoints)
     if worth:
         return refresher.prospect(loaded, found, strict=strict)
     return refresher.estimate(loaded, found, strict=strict)
@@ -297,7 +304,7 @@ def reference(
         12
     """
     loaded = load_recipe(recipe, set, store)
-    found = check_checkpoint(path(checkpoint, "checkpoint"), loaded.checkpoints)
+    found = check_checkpoint(downloaded(checkpoint, loaded, "checkpoint"), loaded.checkpoints)
     place = loaded.selection.reference if output is None else path(output, "output")
     place = place or Path(loaded.store).parent / "reference.parquet"
     return refresher.measure_reference(

@@ -6,7 +6,7 @@ from gracekit.exports import Exported
 from gracekit.first_recipe import FirstRecipe
 from gracekit.refresher import CostEstimate, PlanPreview, RefreshResult, WorkReport
 from gracekit.reporting import Finding, Report, Section
-from gracekit.store import GcReport, NamedQuery, Pinned, Problem
+from gracekit.store import GcReport, NamedQuery, Pinned, Problem, Published, PublishReport
 from gracekit.training.parity_report import TokenCheck, TokenDifference
 from gracekit.views.compare import Comparison, SelectorOutcome
 from gracekit.views.diff import Diff, DiffSide, GroupChanges, Mover, Movers
@@ -35,6 +35,8 @@ __all__ = [
     "Pinned",
     "PlanPreview",
     "Problem",
+    "PublishReport",
+    "Published",
     "RefreshResult",
     "Report",
     "SampleExplanation",

@@ -8,7 +8,8 @@ A checkpoint directory goes through three hands:
     read_pace             ->  TrainerPace         pace.py
     load                  ->  model, tokenizer    model.py and convert.py, to be imported by name
 
-A trainer's layout (`layouts.py`, `other_layouts.py`) says which directories hold a checkpoint and
+A run in an object store is first brought to this disk (`remote_run.py`, `remote_groups.py`). A
+trainer's layout (`layouts.py`, `other_layouts.py`) says which directories hold a checkpoint and
 when it is complete, whatever the form of its weights, which `model_files.py` knows.
 """
 
@@ -21,6 +22,7 @@ from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES, layout_of
 from gracekit.checkpoints.pace import TrainerPace, read_pace
 from gracekit.checkpoints.pins import pin
+from gracekit.checkpoints.remote_run import RemoteRun
 from gracekit.checkpoints.survey import Finding, newest_usable, survey, why_none
 from gracekit.checkpoints.trainer import is_of_trl_sft
 from gracekit.checkpoints.watch import watch_checkpoints
@@ -29,6 +31,7 @@ __all__ = [
     "LAYOUTS",
     "OPTIMIZER_FILES",
     "Finding",
+    "RemoteRun",
     "TrainerPace",
     "check_checkpoint",
     "describe_architecture",

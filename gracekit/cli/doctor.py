@@ -34,7 +34,7 @@ _COLUMNS = (
     "  gracekit doctor runs/sft/checkpoint-300 --json\n"
     "  gracekit doctor lightning_logs --set checkpoints.base_model=models/base",
 )
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path))
 @takes_checkpoints(depth=True)
 @takes_recipe
 @clear_errors

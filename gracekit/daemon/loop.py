@@ -31,7 +31,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gracekit.checkpoints import find_checkpoints, watch_checkpoints, why_none
+from gracekit.checkpoints import RemoteRun, find_checkpoints, watch_checkpoints, why_none
 from gracekit.daemon.heartbeat import Heartbeat, beating
 from gracekit.daemon.notify import Notifier
 from gracekit.daemon.release_memory import release_memory
@@ -42,6 +42,7 @@ from gracekit.errors import (
     GracekitError,
     MeasureError,
     RefreshStoppedError,
+    RemoteError,
     SelectionError,
     StoreLockedError,
     StoreWriteError,
@@ -90,6 +91,7 @@ def watch(
     on_version: Callable[[RefreshResult], None] = lambda result: None,
     metrics: Metrics | None = None,
     beside: AbstractContextManager[Any] | None = None,
+    remote: RemoteRun | None = None,
 ) -> WatchReport:
     """Follow `checkpoint_dir` until `stop` is set, one refresh for each complete checkpoint.
 
@@ -102,6 +104,7 @@ def watch(
         on_version: Called with each result.
         metrics: Counts what happens.
         beside: Entered once this daemon has the store to itself, and left at its end.
+        remote: Brings a run from an object store into `checkpoint_dir`, before each look at it.
 
     Raises:
         StoreLockedError: Another daemon follows a run for this store.
@@ -117,10 +120,11 @@ def watch(
         beating(heartbeat, notifier),
         beside or contextlib.nullcontext(),
     ):
-        loop = _Loop(refresher, checkpoint_dir, stop, progress, heartbeat, metrics)
+        loop = _Loop(refresher, checkpoint_dir, stop, progress, heartbeat, metrics, remote)
         try:
             loop.clean_up()
             heartbeat.beat("waiting")
+            refresher.publish(progress)  # what a start before this one could not
             notifier.ready()
             loop.run(once=once, max_checkpoints=max_checkpoints, on_version=on_version)
         except RefreshStoppedError as stopped:
@@ -143,6 +147,7 @@ class _Loop:
         progress: Progress,
         heartbeat: Heartbeat,
         metrics: Metrics | None,
+        remote: RemoteRun | None,
     ) -> None:
         self._refresher = refresher
         self._checkpoint_dir = checkpoint_dir
@@ -150,6 +155,7 @@ class _Loop:
         self._progress = progress
         self._heartbeat = heartbeat
         self._metrics = metrics
+        self._remote = remote
         self._refused: set[Checkpoint] = set()
         self.num_published = self.num_skipped = 0
 
@@ -168,6 +174,10 @@ class _Loop:
         for checkpoint in self._checkpoints(once):
             result = self._handle(checkpoint, once)
             release_memory()
+            if self._remote is not None:
+                self._remote.handled(checkpoint.path)
+                if not once and not self._bring():
+                    return
             if result is None:
                 continue
             if result.is_new:
@@ -175,6 +185,7 @@ class _Loop:
                 if self._metrics is not None:
                     self._metrics.published(result.header)
             self._beat("waiting", version=result.version)
+            self._refresher.publish(self._progress)
             on_version(result)
             if max_checkpoints is not None and self.num_published >= max_checkpoints:
                 return
@@ -183,18 +194,57 @@ class _Loop:
         """The newest complete checkpoint alone (`once`), or each as it appears."""
         settings = self._refresher.recipe.checkpoints
         if once:
+            if self._remote is not None:
+                self._remote.sync(self._require_going_on)
             found = find_checkpoints(self._checkpoint_dir, settings)
             if not found:
                 raise CheckpointError(why_none(self._checkpoint_dir, settings))
             return iter(found[-1:])
+        if not self._bring():
+            return iter(())
         return watch_checkpoints(
             self._checkpoint_dir,
             settings,
             is_done=self._refresher.is_done,
             is_refused=self._refused.__contains__,
             stop=self._stop,
-            wait=self._pause,
+            wait=self._wait_for_next_look,
         )
+
+    def _wait_for_next_look(self, seconds: float) -> bool:
+        """Wait, and bring what a remote run has by then; whether to stop."""
+        return self._pause(seconds) or not self._bring()
+
+    def _bring(self) -> bool:
+        """Bring a remote run to this disk, with growing pauses until it can be read; False: a stop.
+
+        Until then nothing is looked at: a checkpoint could lack files that are to come.
+        """
+        num_tries = 0
+        while self._remote is not None:
+            try:
+                self._remote.sync(self._require_going_on)
+                if num_tries:
+                    logger.info("%s can be read again", self._remote.url)
+                    self._beat("waiting")
+                break
+            except RefreshStoppedError:
+                return False
+            except (RemoteError, StoreWriteError) as error:
+                num_tries += 1
+                self._count(error)
+                pause_s = min(FIRST_PAUSE_S * 2 ** (num_tries - 1), LONGEST_PAUSE_S)
+                logger.warning("%s; next try in %g s", error, pause_s)
+                self._beat("failing", error=str(error), num_tries=num_tries)
+                if self._pause(pause_s):
+                    return False
+        return True
+
+    def _require_going_on(self) -> None:
+        """A sign of life between two downloads; raises `RefreshStoppedError` at a stop."""
+        self._progress.sign()
+        if self._stop.is_set():
+            raise RefreshStoppedError("stopped while a checkpoint was downloaded")
 
     def _handle(self, checkpoint: Checkpoint, once: bool) -> RefreshResult | None:
         """One refresh; None when the checkpoint was skipped."""

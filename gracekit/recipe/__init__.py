@@ -22,8 +22,8 @@ from gracekit.recipe.sections import (
     SelectionSection,
     TargetSection,
     TrainingSection,
-    WatchSection,
 )
+from gracekit.recipe.where_versions_go import PublishSection, WatchSection
 
 __all__ = [
     "CheckpointSection",
@@ -34,6 +34,7 @@ __all__ = [
     "GraphSection",
     "LengthCorrection",
     "PropagationSection",
+    "PublishSection",
     "Recipe",
     "RefreshSection",
     "RetentionSection",

@@ -31,8 +31,8 @@ from gracekit.recipe.sections import (
     SelectionSection,
     TargetSection,
     TrainingSection,
-    WatchSection,
 )
+from gracekit.recipe.where_versions_go import PublishSection, WatchSection
 from gracekit.tabular import short_repr
 
 
@@ -55,6 +55,7 @@ class Recipe(Section):
     propagation: PropagationSection = PropagationSection()
     selection: SelectionSection = SelectionSection()
     retention: RetentionSection = RetentionSection()
+    publish: PublishSection = PublishSection()
     compare: CompareSection = CompareSection()
     watch: WatchSection = WatchSection()
 
@@ -303,7 +304,7 @@ _LATER_KEYS = (
 """Of the selection: as they are by default, they change no hash."""
 
 _NEUTRAL = (
-    "store", "retention", "compare", "watch", "data.path", "target.path",
+    "store", "retention", "publish", "compare", "watch", "data.path", "target.path",
     "checkpoints.poll_interval_s", "checkpoints.settle_s", "checkpoints.ready_marker",
     "checkpoints.on_backlog", "checkpoints.base_model", "selection.reference", "checkpoints.depth",
     "scoring.batch_tokens", "scoring.shard_rows", "scoring.num_threads", "scoring.processes",

@@ -543,16 +543,3 @@ class RetentionSection(Section):
     """Versions kept: after each new one, older ones lose their coreset and the scores of all
     samples, as by `gracekit gc`, unless they are pinned or in use. What was measured at them
     stays. null: all versions are kept."""
-
-
-class WatchSection(Section):
-    """What `gracekit watch` does besides. docs/how-to/log-to-a-tracker.md says more."""
-
-    trackers: tuple[str, ...] = ()
-    """Where each version is logged: `tensorboard`, `wandb`, `trackio`, or a `package.module:Class`
-    of your own."""
-    project: str | None = None
-    """Project that wandb and trackio put the run into; default: `gracekit`, or what the variable
-    WANDB_PROJECT says."""
-    run_name: str | None = None
-    """Name of the run; default: that of the store's directory."""

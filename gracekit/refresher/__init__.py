@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gracekit.refresher.loading import selection_inputs
     from gracekit.refresher.outlook import Prospect, prospect
     from gracekit.refresher.previewing import PlanPreview, preview
+    from gracekit.refresher.publishing import publish_again
     from gracekit.refresher.reference import ReferenceResult, measure_reference
     from gracekit.refresher.result import RefreshResult
     from gracekit.refresher.rounds import Measure
@@ -42,6 +43,7 @@ _HOMES = {
     "estimate": "cost",
     "measure_reference": "reference",
     "preview": "previewing",
+    "publish_again": "publishing",
     "prospect": "outlook",
     "refresh": "flow",
     "reselect": "selecting",
@@ -66,6 +68,7 @@ __all__ = [
     "measure_reference",
     "preview",
     "prospect",
+    "publish_again",
     "refresh",
     "reselect",
     "reselect_in",

@@ -32,6 +32,7 @@ from gracekit.refresher.data import CurrentData, require_same_data
 from gracekit.refresher.drafting import draft_version
 from gracekit.refresher.loading import earlier_losses, last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
+from gracekit.refresher.publishing import publish_by_recipe
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.spent import allowance_at, with_seconds, with_target
 from gracekit.refresher.step import step
@@ -305,6 +306,10 @@ class Refresher:
         version = store.commit(draft, keep=recipe.retention.keep)
         return RefreshResult(version=version, is_new=True, header=store.header(version))
 
+    def publish(self, progress: Progress | None = None) -> None:
+        """Copy new versions to `publish.url`, where the recipe has one; see `publish_by_recipe`."""
+        publish_by_recipe(self.root, self.recipe.publish.url, progress)
+
     def _target_contents(self) -> tuple[str, ...]:
         """The contents of the target samples so far, where a group of the data is the target."""
         store = self._store()
@@ -473,8 +478,11 @@ def refresh(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     found = check_checkpoint(Path(checkpoint), recipe.checkpoints)
     refresher = Refresher.from_recipe(recipe, strict=strict)
+    progress = Progress(stop)
     with refresher.locked():
-        return refresher.refresh(found, progress=Progress(stop))
+        result = refresher.refresh(found, progress=progress)
+    refresher.publish(progress)
+    return result
 
 
 def with_features_of_store(recipe: Recipe) -> Recipe:

@@ -14,6 +14,7 @@ import numpy as np
 from gracekit.errors import RecipeError, StoreDataMismatchError, VersionNotFoundError
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.loading import last_coreset, selection_inputs
+from gracekit.refresher.publishing import publish_again
 from gracekit.refresher.result import RefreshResult
 from gracekit.refresher.uses import num_distinct_random, state_now
 from gracekit.selection import repetition, select
@@ -40,6 +41,12 @@ def reselect(recipe: Recipe | str | Path) -> RefreshResult:
 
 def reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshResult:
     """`reselect` in an open store, by the recipe that is made of it once nobody else writes."""
+    result = _reselect_in(store, recipe_for)
+    publish_again(store.paths.root)
+    return result
+
+
+def _reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> RefreshResult:
     with store.writing():
         recipe = recipe_for(store)
         started = time.perf_counter()
@@ -95,7 +102,12 @@ def rollback(root: str | Path, version: int) -> RefreshResult:
         StoreFormatError: It is damaged.
         StoreDataMismatchError: None of its samples is in the data any more.
     """
-    store = Store.open(root)
+    result = _rollback(Store.open(root), version)
+    publish_again(Path(root))
+    return result
+
+
+def _rollback(store: Store, version: int) -> RefreshResult:
     with store.writing():
         started = time.perf_counter()
         coreset = store.coreset(version)

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from gracekit.store.outside import output_file, require_outside
     from gracekit.store.problems import Problem
     from gracekit.store.reader import StoreReader
+    from gracekit.store.remote.mirror import bring, local_store, url_of_mirror
+    from gracekit.store.remote.publishing import PublishReport
+    from gracekit.store.remote.record import Published, publish_and_record, read_published
     from gracekit.store.retention import GcReport
     from gracekit.store.snapshot import Snapshot
     from gracekit.store.sql.ask import Answer, ask, run_sql
@@ -102,6 +105,9 @@ _HOMES = {
     "gracekit.store.outside": ("output_file", "require_outside"),
     "gracekit.store.problems": ("Problem",),
     "gracekit.store.reader": ("StoreReader",),
+    "gracekit.store.remote.mirror": ("bring", "local_store", "url_of_mirror"),
+    "gracekit.store.remote.publishing": ("PublishReport",),
+    "gracekit.store.remote.record": ("Published", "publish_and_record", "read_published"),
     "gracekit.store.retention": ("GcReport",),
     "gracekit.store.snapshot": ("Snapshot",),
     "gracekit.store.sql.ask": ("Answer", "ask", "run_sql"),
@@ -134,6 +140,8 @@ __all__ = [
     "Offer",
     "Pinned",
     "Problem",
+    "PublishReport",
+    "Published",
     "ShardFiles",
     "SharedWork",
     "Snapshot",
@@ -148,18 +156,22 @@ __all__ = [
     "ailment",
     "ask",
     "birth_of",
+    "bring",
     "connect",
     "damaged",
     "list_versions",
+    "local_store",
     "lock_daemon",
     "lock_store",
     "logged_steps",
     "named_query",
     "newest_run",
     "output_file",
+    "publish_and_record",
     "python_values",
     "read_heartbeat",
     "read_manifest",
+    "read_published",
     "read_sample_rows",
     "read_trainer_draw",
     "read_uses",
@@ -173,6 +185,7 @@ __all__ = [
     "schema",
     "shared_work",
     "trainer_view",
+    "url_of_mirror",
     "uses_path",
     "verify",
     "version_number",

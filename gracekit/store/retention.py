@@ -52,7 +52,7 @@ def examine(store: StoreReader, keep: int) -> GcReport:
     """
     old, kept = _old_and_kept(store, keep)
     freed_bytes = sum(
-        _num_bytes(store.paths.find(path)) for path in _files_of_removed(store, old, kept)
+        _num_bytes(store.paths.find(path)) for path in files_of_removed(store, old, kept)
     )
     return GcReport(removed=tuple(old), freed_bytes=freed_bytes, kept=kept)
 
@@ -116,7 +116,7 @@ def finish(store: StoreReader) -> int:
 
 def leftovers(store: StoreReader) -> list[Path]:
     """Files of versions with a removal record that are still to be removed."""
-    doomed = _files_of_removed(store, store.removed(), store.manifests())
+    doomed = files_of_removed(store, store.removed(), store.manifests())
     found = (store.paths.find(path) for path in doomed)
     return [path for path in found if path.exists()]
 
@@ -164,7 +164,7 @@ def _withdraw_removal(store: StoreReader, version: int) -> None:
         files.sync_directory(record.parent)
 
 
-def _files_of_removed(
+def files_of_removed(
     store: StoreReader, removed: Collection[int], kept: Iterable[int]
 ) -> list[Path]:
     """Files that go with removed versions: all but what was measured and what kept ones need."""

@@ -34,13 +34,13 @@ def version_number(version: Any) -> int | None:
 
 
 def no_such_version(
-    version: int, root: Path, kept: Iterable[int], removed: Mapping[int, str]
+    version: int, root: Path | str, kept: Iterable[int], removed: Mapping[int, str]
 ) -> VersionNotFoundError:
     """The error for a number that is no version, or no longer one; it says which there are.
 
     Args:
         version: The number that was asked for.
-        root: The store.
+        root: The store, or the URL that it is published at.
         kept: Versions that can be asked for.
         removed: Versions that gc removed -> when (UTC, RFC 3339; empty where that is lost).
     """

@@ -17,6 +17,7 @@ from typing import Any, get_args
 from transformers import Trainer, TrainerCallback
 
 from gracekit.errors import GracekitError, RecipeError
+from gracekit.store import local_store
 from gracekit.training.drawn import unknown_ids
 from gracekit.training.ending import Ending
 from gracekit.training.first_rows import FirstRows
@@ -55,7 +56,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     warning: training goes on with what it has.
 
     Args:
-        store: directory of the store; it may come into being later.
+        store: directory of the store, or the URL that it is published at, such as
+            `s3://bucket/run`; it may come into being later.
         sample_ids: the sample id of each row of the trainer's dataset, in order. Not needed when
             the dataset has all rows of the data file in their order.
         num_samples: draws an epoch; default: as many as the dataset has rows. Another number needs
@@ -109,7 +111,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
             if value is not None and value < 1:
                 raise RecipeError(f"CoresetCallback: {name} should be >= 1, found {value}")
-        self.store = Path(store)
+        self.store = local_store(store)
         self.sample_ids = sample_ids
         self.num_samples = num_samples
         self.follow = follow

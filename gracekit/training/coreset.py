@@ -20,11 +20,14 @@ from gracekit.errors import (
     UsageError,
     VersionNotFoundError,
 )
+from gracekit.remote import is_url
 from gracekit.store import (
     NewerFormatError,
     StorePaths,
+    bring,
     damaged,
     list_versions,
+    local_store,
     read_manifest,
     require_manifest,
     trainer_view,
@@ -108,7 +111,8 @@ class Coreset(Tabular):
         """Read a version of the store.
 
         Args:
-            store: directory of the store, or an open `gracekit.Store`.
+            store: directory of the store, an open `gracekit.Store`, or the URL that a store is
+                published at, such as `s3://bucket/run`.
             version: its number, or `"latest"`: the highest version that can be read.
 
         Raises:
@@ -116,9 +120,10 @@ class Coreset(Tabular):
             VersionNotFoundError: the store has no such version, or none yet, or gc removed it.
             UsageError: the version is neither a whole number nor `"latest"`.
             StoreFormatError: the manifest is damaged or of a newer gracekit.
+            RemoteError: the URL cannot be read.
         """
         if isinstance(store, (str, Path)):
-            paths = StorePaths(Path(store))
+            paths = StorePaths(local_store(store))
         elif isinstance(getattr(store, "paths", None), StorePaths):
             paths = store.paths
         else:
@@ -126,9 +131,11 @@ class Coreset(Tabular):
         available = list_versions(paths.root)
         try:
             wanted = version_number(version)
+            bring(paths.root, wanted, again=is_url(store))
         except UsageError as error:
             existing = versions_in_words(available)
             raise UsageError(f"{error}; the store {paths.root} has {existing}") from None
+        available = list_versions(paths.root)
         if wanted is not None:
             require_manifest(paths, wanted)
             return _read(paths, wanted)

@@ -32,7 +32,8 @@ class CoresetIterableDataset(IterableDataset[Any]):
     (`persistent_workers`), since they would not see the new version.
 
     Args:
-        store: directory of the store; it may come into being later.
+        store: directory of the store, or the URL that it is published at; it may come into being
+            later.
         dataset: rows by position, with a length: a `datasets.Dataset`, a list.
         sample_ids: the sample id of each row, in order. Not needed when the dataset has all rows of
             the data file in their order.

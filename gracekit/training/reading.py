@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from gracekit.errors import DataError, GracekitError, StoreError
-from gracekit.store import Lease, StorePaths, read_sample_rows, read_trainer_draw
+from gracekit.store import Lease, StorePaths, bring, read_sample_rows, read_trainer_draw
 from gracekit.training.chances import Chances
 from gracekit.training.coreset import Coreset
 from gracekit.training.ranks import decide_on_rank_zero
@@ -52,6 +52,7 @@ class VersionReader:
         """What is drawn from a version; None, with a warning, where it cannot be used."""
         self._lease.add(version)  # before reading: gc looks for it after it marked a version
         try:
+            bring(self._store, version)
             return read_stream(
                 self._store,
                 version,

@@ -19,8 +19,16 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from gracekit.errors import RecipeError, StoreError
-from gracekit.store import Lease, LoggedUses, StorePaths, list_versions
+from gracekit.errors import RecipeError, RemoteError, StoreError
+from gracekit.store import (
+    Lease,
+    LoggedUses,
+    StorePaths,
+    bring,
+    list_versions,
+    local_store,
+    url_of_mirror,
+)
 from gracekit.training.drawn import Drawn
 from gracekit.training.epochs import Epochs, Turn
 from gracekit.training.ranks import decide_on_rank_zero, is_rank_zero
@@ -32,6 +40,10 @@ from gracekit.types import Float32, Int64, Json, TrainedLosses
 Follow = Literal["epoch", "step", "never"]
 
 WAIT_INTERVAL_S = 0.2
+REMOTE_INTERVAL_S = 5.0
+"""Seconds between two looks at the URL of a published store within an epoch, and while it waits."""
+REMOTE_PAUSE_S = 300.0
+"""The same after a look that failed: it may have taken a minute, in which nothing was trained."""
 
 logger = logging.getLogger("gracekit.training")
 
@@ -53,7 +65,8 @@ class CoresetSampler:
     until `release` or the end of the process.
 
     Args:
-        store: directory of the store; it may come into being later.
+        store: directory of the store, or the URL that it is published at, such as
+            `s3://bucket/run`; it may come into being later.
         dataset: the sample id of each row of the trainer's dataset, in order; or only the number
             of rows, when it holds all rows of the data file in their order.
         num_samples: draws an epoch; default: as many as the dataset has rows, so an epoch keeps
@@ -98,7 +111,7 @@ class CoresetSampler:
         check_choice("mode", mode, get_args(Mode))
         check_choice("follow", follow, get_args(Follow))
         check_choice("redraw", redraw, get_args(Redraw))
-        self.store = Path(store)
+        self.store = local_store(store)
         self.num_samples = num_samples or num_rows
         self.seed = seed
         self.mode = mode
@@ -124,6 +137,7 @@ class CoresetSampler:
             weighs=weighs,
         )
         self._epochs = Epochs(whole_dataset(num_rows, seed), self.num_samples, self._versions)
+        self._next_look = 0.0
         self._run: str | None = None
         self._uses_step: int | None = None
         self._losses = TrainedLosses.none(num_rows)
@@ -416,7 +430,8 @@ class CoresetSampler:
                     self.expected_step,
                 )
                 break
-            time.sleep(WAIT_INTERVAL_S)
+            is_local = url_of_mirror(self.store) is None
+            time.sleep(WAIT_INTERVAL_S if is_local else REMOTE_INTERVAL_S)
             found = self._find_newer()
         return found
 
@@ -429,11 +444,23 @@ class CoresetSampler:
         """Where the swap happens (rank 0's place counts) and to what."""
         if self.num_drawn >= self.num_samples:
             return None
-        stream = self._find_newer()
+        stream = self._find_newer(within_epoch=True)
         return None if stream is None else (self.num_drawn, stream)
 
-    def _find_newer(self) -> Stream | None:
+    def _look_at_url(self, *, within_epoch: bool) -> None:
+        """Download the newest version of a published store; goes on with what there is."""
+        if within_epoch and time.monotonic() < self._next_look:
+            return
+        try:
+            bring(self.store)
+            self._next_look = time.monotonic() + REMOTE_INTERVAL_S
+        except (RemoteError, StoreError) as error:
+            self._next_look = time.monotonic() + REMOTE_PAUSE_S
+            self._versions.warn_once(f"no new coreset is looked for: {error}")
+
+    def _find_newer(self, *, within_epoch: bool = False) -> Stream | None:
         """The highest version above the present one that can be read and fits, if any."""
+        self._look_at_url(within_epoch=within_epoch)
         try:
             versions = list_versions(self.store)
         except StoreError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gracekit.store import StorePaths, StoreReader, ailment
@@ -82,6 +82,7 @@ class Status:
             "uses": contents.uses,
             "num_unfinished_shards": contents.num_unfinished_shards,
             "size_bytes": contents.size_bytes,
+            "published": contents.published and asdict(contents.published),
             "problems": list(contents.problems),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gracekit.store import Published
 from gracekit.types import Json
 from gracekit.views.store_contents import LatestVersion, StoreContents
 from gracekit.words import age, count_of, duration, size, version_ranges
@@ -121,12 +122,28 @@ def _kept(contents: StoreContents) -> list[str]:
             f"A trainer logs what it trains on, last at step {contents.uses['step']:,} "
             f"(run {contents.uses['run']}); draws make up for that."
         )
+    if contents.published is not None:
+        found.append(_published_in_words(contents.published))
     if contents.num_unfinished_shards:
         found.append(
             "A refresh was stopped; the next one goes on from "
             f"{count_of(contents.num_unfinished_shards, 'file')} of finished measurements."
         )
     return found
+
+
+def _published_in_words(published: Published) -> str:
+    newest = (
+        "no version" if published.version is None else f"the versions up to {published.version}"
+    )
+    text = f"{published.url} has {newest}"
+    if published.error is None:
+        return f"{text}, as of {published.published_at}."
+    reason = " ".join(published.error.split())
+    return (
+        f"{text}; publishing failed at {published.failed_at}: {reason}. The next version, or "
+        "`gracekit publish`, tries again."
+    )
 
 
 def daemon_in_words(daemon: Json) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gracekit.errors import StoreError
 from gracekit.files import num_bytes_below
-from gracekit.store import StoreReader, newest_run
+from gracekit.store import Published, StoreReader, newest_run, read_published
 from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
@@ -76,6 +76,8 @@ class StoreContents:
     size_bytes: int
     uses: Json | None
     """The run, and its training step, that a trainer logged uses at last; None: none ever did."""
+    published: Published | None
+    """Where the versions are published, and how the last try went; None: nowhere."""
     problems: tuple[str, ...]
 
 
@@ -103,6 +105,7 @@ def contents_of(store: StoreReader, now: float) -> StoreContents:
         num_unfinished_shards=store.num_unfinished_shards(),
         size_bytes=num_bytes_below(store.paths.root),
         uses=_uses(store),
+        published=read_published(store.paths),
         problems=tuple(_problems(store, versions)),
     )
 

@@ -185,6 +185,11 @@ class StorePaths:
         return self.root / "LATEST"
 
     @property
+    def published(self) -> Path:
+        """Where the versions are published besides, and how the last try went, as JSON."""
+        return self.root / "published.json"
+
+    @property
     def database(self) -> Path:
         """The published DuckDB file."""
         return self.root / "scores.duckdb"

@@ -1,0 +1,198 @@
+"""What a trainer has of a published store: a local folder into which versions are downloaded once.
+
+The folder is laid out as a store is, with manifests, draws and sample tables alone, so that all of
+the trainer's side reads it as it reads a copy of the manifests. A version's manifest comes last, so
+one that is there is whole. Several processes may fill the same folder at once. Needs neither
+pydantic nor DuckDB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+
+from gracekit import files
+from gracekit.errors import (
+    GracekitError,
+    RemoteNotFoundError,
+    StoreFormatError,
+    StoreNotFoundError,
+    VersionNotFoundError,
+)
+from gracekit.foreign import foreign
+from gracekit.remote import RemoteFolder, RemoteObject, address_of, cache_folder
+from gracekit.store.files.manifest_reading import header_content, list_manifests, removal_time
+from gracekit.store.files.parquet import is_sealed
+from gracekit.store.files.paths import JSON_NAME, TABLE_NAME, StorePaths, numbers_in
+from gracekit.store.version_argument import no_such_version
+
+logger = logging.getLogger(__name__)
+
+MARKER = "mirror.json"
+"""Of a folder that holds what was downloaded of a published store, with its URL."""
+
+_OF_TRAINERS = re.compile(
+    r"samples\.parquet|samples/v\d{6,}\.parquet|draws/version=\d{6,}/(?:draw|places)\.parquet"
+)
+"""Files of a version that a trainer reads besides the manifest."""
+
+
+def local_store(store: str | Path) -> Path:
+    """The directory of a store; of the URL of a published one, the folder on this disk.
+
+    Asks nothing of the network.
+
+    Raises `StoreWriteError` where the folder cannot be made.
+    """
+    url = address_of(store)
+    if url is None:
+        return Path(store)
+    root = cache_folder() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    marker = root / MARKER
+    if not marker.is_file():
+        files.write_text_atomic(marker, json.dumps({"url": url}))
+    return root
+
+
+def url_of_mirror(root: Path) -> str | None:
+    """The URL whose versions are downloaded into a folder; None for any other store."""
+    marker = root / MARKER
+    if not marker.is_file():
+        return None
+    with foreign(marker, StoreFormatError):
+        return str(files.read_json(marker)["url"])
+
+
+def bring(root: Path, version: int | None = None, *, again: bool = False) -> None:
+    """Download the newest version into a mirror, and `version` where it is given.
+
+    Does nothing for a store that is no mirror, and asks nothing of the network for a `version` that
+    was downloaded before, unless it is to look again whether that one was removed since.
+
+    Raises:
+        StoreNotFoundError: Nothing is published at the URL.
+        VersionNotFoundError: There is no such version, none yet, or gc removed it.
+        RemoteError: The object store cannot be read.
+        StoreWriteError: The disk cannot be written.
+    """
+    url = url_of_mirror(root)
+    if url is None:
+        return
+    paths = StorePaths(root)
+    if version is not None and not again and paths.manifest(version).is_file():
+        return
+    _Mirror(paths, RemoteFolder.open(url)).bring(version)
+
+
+class _Mirror:
+    def __init__(self, paths: StorePaths, folder: RemoteFolder) -> None:
+        self._paths = paths
+        self._folder = folder
+
+    def bring(self, version: int | None) -> None:
+        # In this order: a version that is removed meanwhile is in one of the listings.
+        manifests = self._folder.list("manifests")
+        records = self._folder.list("removed")
+        removed = set(numbers_in((Path(name).name for name in records), JSON_NAME))
+        listed = numbers_in((Path(name).name for name in manifests), TABLE_NAME)
+        kept = [number for number in listed if number not in removed]
+        self._take_back(removed, records)
+        if version is not None and version not in kept:
+            times = dict.fromkeys(removed, "")
+            if version in removed:
+                self._download(records, self._paths.removal(version))
+                times[version] = removal_time(self._paths, version)
+            raise no_such_version(version, self._folder.url, kept, times)
+        if not kept:
+            self._require_store()
+            raise VersionNotFoundError(
+                f"no version is published at {self._folder.url} yet; the first one comes with "
+                "`publish: {url: ...}` in the recipe, or by `gracekit publish`"
+            )
+        if version is not None:
+            self._bring(version, manifests)
+        self._bring_newest(kept, manifests)
+
+    def _bring_newest(self, kept: list[int], manifests: dict[str, RemoteObject]) -> None:
+        """The newest one that is whole: gc may remove it meanwhile, or it may be damaged."""
+        first: GracekitError | None = None
+        for number in reversed(kept):
+            try:
+                self._bring(number, manifests)
+            except (RemoteNotFoundError, StoreFormatError) as error:
+                first = first or error
+                continue
+            if first is not None:
+                logger.warning("version %d is read in place of a newer one: %s", number, first)
+            return
+        assert first is not None, "there is at least one"
+        raise first
+
+    def _bring(self, version: int, manifests: dict[str, RemoteObject]) -> None:
+        """Download one version, its manifest last."""
+        final = self._paths.manifest(version)
+        if final.is_file():
+            return
+        # The manifest is read first, because it names the rest, and gets its name last.
+        beside = files.temporary_path(self._paths.root / final.name)
+        try:
+            self._folder.download(manifests[self._paths.relative(final)], beside)
+            is_sealed(beside)
+            content = header_content(beside)
+            for name, digest in _files_of(content, beside).items():
+                self._bring_file(name, digest)
+            with files.clear_write_errors(final):
+                files.make_directory(final.parent)
+                files.replace_surely(beside, final)
+                files.sync_directory(final.parent)
+        finally:
+            with files.clear_write_errors(beside):
+                files.remove(beside)
+
+    def _bring_file(self, name: str, digest: str | None) -> None:
+        path = self._paths.root / name
+        if path.is_file():
+            return
+        found = self._folder.look_up(name)
+        if found is None:
+            raise RemoteNotFoundError(
+                f"{name} is not at {self._folder.url}, and a version there needs it: it was "
+                "removed meanwhile, or by hand"
+            )
+        self._folder.download(found, path, sha256=digest, check=is_sealed)
+
+    def _take_back(self, removed: set[int], records: dict[str, RemoteObject]) -> None:
+        """Let go of versions that were removed; whoever draws from one has it in memory."""
+        for number in list_manifests(self._paths)[0]:
+            if number not in removed:
+                continue
+            self._download(records, self._paths.removal(number))
+            with files.clear_write_errors(self._paths.root):
+                files.remove(self._paths.manifest(number))
+                files.remove(self._paths.draw(number).parent)
+
+    def _download(self, listed: dict[str, RemoteObject], final: Path) -> None:
+        if not final.is_file():
+            self._folder.download(listed[self._paths.relative(final)], final)
+
+    def _require_store(self) -> None:
+        if self._folder.look_up(self._paths.info.name) is None:
+            raise StoreNotFoundError(
+                f"no store is published at {self._folder.url}; correct the URL, or publish one "
+                "with `gracekit publish`"
+            )
+
+
+def _files_of(content: dict[str, object], path: Path) -> dict[str, str | None]:
+    """Name -> SHA-256 of what a trainer reads of a version besides its manifest."""
+    with foreign(path, StoreFormatError):
+        named, dataset = content.get("files") or {}, content["dataset"]
+        assert isinstance(named, dict) and isinstance(dataset, dict)
+        digests: dict[str, str | None] = {
+            str(name): str(entry["sha256"]) for name, entry in named.items()
+        }
+        digests.setdefault(str(dataset.get("samples_file", "samples.parquet")), None)
+        return {name: d for name, d in digests.items() if _OF_TRAINERS.fullmatch(name)}

@@ -1,0 +1,284 @@
+"""Copy the versions of a store to an object store, where others read them.
+
+    store.json                               whose store this is, put if absent
+      for each version that is not there, in order:
+        headers/v000012.json                 put if absent: nobody else makes version 12 there
+          → samples, scores, measurements, draws     files that never change, as they are here
+            → manifests/v000012.parquet      put if absent: THE commit point; readers list these
+      for each that gc removed here:
+        removed/v000003.json → its manifest → its header, scores and draws go
+      LATEST                                 a hint
+
+Everything follows from a listing of what is there, so it may be repeated, killed at any moment, and
+done by two processes at once: the same content put twice is one object. A version is there whole or
+not at all. A store of other versions is refused at `store.json`, or at a header that differs.
+Nothing here locks the store: a file that gc removes meanwhile makes its version be passed over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gracekit import files
+from gracekit.errors import RemoteConflictError, RemoteNotFoundError, StoreFormatError
+from gracekit.remote import RemoteFolder
+from gracekit.store.files.parquet import is_sealed
+from gracekit.store.files.paths import StorePaths
+from gracekit.store.reader import StoreReader
+from gracekit.store.retention import files_of_removed
+from gracekit.version.header import FileInfo, Header
+
+_WAY_OUT = "publish to another URL, or remove what is there"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishReport:
+    """What was copied to an object store, or removed from it."""
+
+    url: str
+    latest: int | None
+    """The newest version there now; None: there is none."""
+    published: tuple[int, ...]
+    """Versions that are new there."""
+    removed: tuple[int, ...]
+    """Versions that are no longer there, because gc removed them here."""
+    num_objects: int
+    """Objects written."""
+    num_bytes: int
+    """Bytes of them."""
+
+
+def publish_versions(
+    store: StoreReader, url: str, *, between: Callable[[], None] = lambda: None
+) -> PublishReport:
+    """Bring the object store at `url` in line with the store; what is there already stays.
+
+    Args:
+        store: The store, on a fresh snapshot.
+        url: Such as `s3://bucket/prefix`.
+        between: Called before each request; what it raises ends the work, which the next call goes
+            on with.
+
+    Raises:
+        RemoteConflictError: Another store is published there.
+        RemoteError: It cannot be reached or written; the versions there are whole.
+        StoreFormatError: A file of the store is damaged; its version is not published.
+    """
+    return _Publisher(store, RemoteFolder.open(url, create=True), between).run()
+
+
+@dataclass
+class _Publisher:
+    store: StoreReader
+    folder: RemoteFolder
+    between: Callable[[], None]
+    there: dict[str, int] = field(default_factory=dict)
+    """Name of each object that is there -> bytes."""
+    num_objects: int = 0
+    num_bytes: int = 0
+
+    def run(self) -> PublishReport:
+        paths, snapshot = self.store.paths, self.store.snapshot
+        self.between()
+        self.there = {name: found.num_bytes for name, found in self.folder.list().items()}
+        self._require_ours()
+        samples = self._name(paths.samples)
+        self._copy(samples, self.store.info.files.get(samples), "nothing is")
+        # With both a record and a manifest a version may yet stay: nothing of it is removed.
+        gone = [v for v in snapshot.removed if v not in snapshot.unfinished]
+        removed = self._remove(gone)
+        published = []
+        for version in sorted([*snapshot.kept, *gone]):
+            if version in gone:
+                self._leave_record(version)
+            elif self._name(paths.removal(version)) not in self.there:
+                try:
+                    published += [version] if self._publish(version) else []
+                except FileNotFoundError as error:
+                    if version in self.store.renew().versions():
+                        raise StoreFormatError(
+                            f"{error.filename} is missing, which version {version} needs; run "
+                            "`gracekit verify`"
+                        ) from None
+        return PublishReport(
+            url=self.folder.url,
+            latest=self._point_to_latest(),
+            published=tuple(published),
+            removed=tuple(removed),
+            num_objects=self.num_objects,
+            num_bytes=self.num_bytes,
+        )
+
+    def _require_ours(self) -> None:
+        """Claim the folder, or see that it is this store's."""
+        info, name = self.store.paths.info, self._name(self.store.paths.info)
+        if name not in self.there and self._put_new(name, info.read_bytes()):
+            return
+        theirs = self._read_json(name)
+        ours = json.loads(info.read_bytes())
+        if _identity_of_store(theirs) != _identity_of_store(ours):
+            raise RemoteConflictError(
+                f"{self.folder.url} has the versions of another store (made at "
+                f"{theirs.get('created_at')}; {self.store.paths.root} was made at "
+                f"{ours.get('created_at')}): {_WAY_OUT}"
+            )
+        names = (self._name(self.store.paths.sidecar(v)) for v in reversed(self.store.versions()))
+        newest = next((name for name in names if name in self.there), None)
+        if newest is not None:
+            self._require_same(newest, self.store.header(int(Path(newest).stem[1:])))
+
+    def _publish(self, version: int) -> bool:
+        """Copy one version; False where it was there."""
+        paths = self.store.paths
+        manifest = self._name(paths.manifest(version))
+        if manifest in self.there:
+            return False
+        header = self.store.header(version)
+        if not self._put_new(self._name(paths.sidecar(version)), header.to_text().encode()):
+            self._require_same(self._name(paths.sidecar(version)), header)
+        for name, entry in _files_of(header, self.store).items():
+            self._copy(name, entry, f"version {version} is not")
+        is_sealed(paths.manifest(version))  # compares it with its checksum
+        if not self._put_new(manifest, paths.manifest(version)):
+            # The claim before it was ours: another release wrote the same version.
+            self._require_same(self._name(paths.sidecar(version)), header)
+        return True
+
+    def _copy(self, name: str, entry: FileInfo | None, what: str) -> None:
+        """Copy a file unless it is there; `what` says what is not published without it."""
+        path = self.store.paths.find(self.store.paths.root / name)
+        num_bytes = path.stat().st_size
+        if name in self.there:
+            if self.there[name] != num_bytes:
+                raise RemoteConflictError(
+                    f"{name} at {self.folder.url} has {self.there[name]:,} bytes, and "
+                    f"{num_bytes:,} in {self.store.paths.root}: {_WAY_OUT}"
+                )
+            return
+        if entry is not None and files.sha256(path) != entry.sha256:
+            raise StoreFormatError(
+                f"{path} is damaged, so {what} is published; run `gracekit verify`"
+            )
+        self._put(name, path)
+
+    def _leave_record(self, version: int) -> None:
+        """What stays of a version that gc removed: what was measured at it, the record, and scores
+        that others need, or the next refresh.
+        """
+        paths = self.store.paths
+        record = self._name(paths.removal(version))
+        if record in self.there:
+            return
+        for name, entry in self.store.header(version).files.items():
+            if paths.find(paths.root / name).exists():
+                self._copy(name, entry, f"what is left of version {version} is not")
+        self._put_new(record, paths.find(paths.removal(version)).read_bytes())
+
+    def _remove(self, gone: list[int]) -> list[int]:
+        """Remove what gc removed here; the record comes first, so that no reader misses it."""
+        paths = self.store.paths
+        kept = {*self.store.manifests(), *self.store.snapshot.unfinished}
+        names = [self._name(path) for path in files_of_removed(self.store, gone, kept)]
+        doomed = [name for name in names if name in self.there]
+        removed = [v for v in gone if self._name(paths.manifest(v)) in doomed]
+        for version in removed:
+            self._leave_record(version)
+        for name in sorted(doomed, key=lambda name: not name.startswith("manifests/")):
+            self.between()
+            self.folder.remove(name)
+            del self.there[name]
+        return removed
+
+    def _point_to_latest(self) -> int | None:
+        """Write LATEST where it is behind; returns the newest version that is there."""
+        paths = self.store.paths
+        ours = [v for v in self.store.versions() if self._name(paths.manifest(v)) in self.there]
+        if not ours:
+            return None
+        name, text = self._name(paths.latest), f"{ours[-1]}\n".encode()
+        if name in self.there:
+            self.between()
+            found = self.folder.read(name)
+            if found == text or _is_later(found, ours[-1], paths, self.there):
+                return ours[-1]
+        self._put(name, text)
+        return ours[-1]
+
+    def _require_same(self, name: str, header: Header) -> None:
+        """The header that is there has to be of the same version as ours."""
+        theirs, ours = self._read_json(name), header.to_json()
+        if _identity_of_version(theirs) != _identity_of_version(ours):
+            raise RemoteConflictError(
+                f"version {header.version} at {self.folder.url} is another one (made at "
+                f"{theirs.get('created_at')}; that of {self.store.paths.root} at "
+                f"{header.created_at}): a copy of the store has gone on by itself; {_WAY_OUT}"
+            )
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        self.between()
+        try:
+            content = json.loads(self.folder.read(name))
+        except RemoteNotFoundError:
+            raise RemoteConflictError(
+                f"{name} at {self.folder.url} vanished: somebody removes what is there; run again"
+            ) from None
+        except ValueError:
+            content = None
+        if not isinstance(content, dict):
+            raise RemoteConflictError(
+                f"{name} at {self.folder.url} is not what gracekit writes: {_WAY_OUT}"
+            )
+        return content
+
+    def _put_new(self, name: str, content: bytes | Path) -> bool:
+        if name in self.there:
+            return False
+        self.between()
+        is_ours = self.folder.write_new(name, content)
+        self._note(name, content)
+        return is_ours
+
+    def _put(self, name: str, content: bytes | Path) -> None:
+        self.between()
+        self.folder.write(name, content)
+        self._note(name, content)
+
+    def _note(self, name: str, content: bytes | Path) -> None:
+        num_bytes = len(content) if isinstance(content, bytes) else content.stat().st_size
+        self.there[name] = num_bytes
+        self.num_objects += 1
+        self.num_bytes += num_bytes
+
+    def _name(self, path: Path) -> str:
+        return self.store.paths.relative(path)
+
+
+def _files_of(header: Header, store: StoreReader) -> dict[str, FileInfo | None]:
+    """The files that a version needs besides its manifest."""
+    samples = header.dataset.samples_file
+    named: dict[str, FileInfo | None] = {samples: store.info.files.get(samples)}
+    return named | dict(header.files)
+
+
+def _identity_of_store(content: dict[str, Any]) -> tuple[object, object]:
+    dataset = content.get("dataset")
+    fingerprint = dataset.get("fingerprint") if isinstance(dataset, dict) else None
+    return content.get("created_at"), fingerprint
+
+
+def _identity_of_version(content: dict[str, Any]) -> list[object]:
+    """The same in all formats; a migration changes the rest of a header."""
+    return [content.get(key) for key in ("version", "created_at", "refresh_id", "operation")]
+
+
+def _is_later(text: bytes, version: int, paths: StorePaths, there: dict[str, int]) -> bool:
+    """Whether LATEST names a later version that is there: another publisher was faster."""
+    try:
+        found = int(text)
+    except ValueError:
+        return False
+    return found > version and paths.relative(paths.manifest(found)) in there

@@ -1,0 +1,420 @@
+"""Versions in an object store: whole or absent, whatever is killed, lost or done twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import gracekit
+from gracekit.errors import (
+    RemoteConflictError,
+    RemoteDeniedError,
+    RemoteError,
+    StoreFormatError,
+    StoreNotFoundError,
+    UsageError,
+    VersionNotFoundError,
+)
+from gracekit.refresher import rollback
+from gracekit.refresher.publishing import publish_by_recipe
+from gracekit.remote import RemoteFolder, operations
+from gracekit.store import Store, read_published
+from gracekit.store.remote.publishing import publish_versions
+from gracekit.training import Coreset
+from tests.faults import Killed
+from tests.published import contents, expected, make_history, whole_versions
+from tests.remote_faults import (
+    DENIED,
+    SLOW,
+    THROTTLED,
+    Fault,
+    cut_short,
+    fails_after,
+    fails_with,
+    in_place_of,
+    kill,
+    kill_after,
+)
+from tests.stores import make_draft, make_store
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_history(tmp_path_factory.mktemp("prepared") / "store").paths.root
+
+
+@pytest.fixture
+def store(prepared: Path, tmp_path: Path) -> Store:
+    shutil.copytree(prepared, tmp_path / "store")
+    return Store.open(tmp_path / "store")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def url_of(tmp_path: Path, name: str = "") -> str:
+    return f"memory://{tmp_path.name}{name}"
+
+
+def gc(store: Store, keep: int) -> None:
+    store.renew().gc(keep)
+    store.renew()
+
+
+def is_call(k: int, count: int, name: str) -> bool:
+    return count == k
+
+
+def num_calls(work: Callable[[], object]) -> int:
+    with in_place_of(lambda k, name: False, kill) as seen:
+        work()
+    return len(seen)
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_what_is_published_is_the_store(kind: str, store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path) if kind == "memory" else f"file://{tmp_path}/bucket/run"
+    report = publish_versions(store, url)
+    assert (report.published, report.removed, report.latest) == ((1, 2, 3, 4), (), 4)
+    assert contents(url) == expected(store)
+    assert whole_versions(url, tmp_path) == [1, 2, 3, 4]
+    assert report.num_bytes == sum(map(len, contents(url).values()))
+    again = publish_versions(store.renew(), url)
+    assert (again.published, again.num_objects) == ((), 0)
+    store.commit(make_draft(store, "five"))
+    assert publish_versions(store.renew(), url).published == (5,)
+    assert contents(url) == expected(store)
+
+
+def test_what_gc_removes_here_is_removed_there(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    store.pin(1)
+    gc(store, 1)
+    report = publish_versions(store, url)
+    assert report.removed == tuple(store.removed()) != ()
+    assert contents(url) == expected(store)
+    assert whole_versions(url, tmp_path) == store.versions()
+    assert 1 in store.versions(), "a pinned version stays"
+
+
+def test_versions_that_were_removed_before_leave_what_was_measured(
+    store: Store, tmp_path: Path
+) -> None:
+    gc(store, 1)
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    assert contents(url) == expected(store)
+
+
+def test_a_rollback_is_published_with_the_scores_that_it_needs(
+    store: Store, tmp_path: Path
+) -> None:
+    rollback(store.paths.root, 2)
+    gc(store, 1)
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    assert whole_versions(url, tmp_path)[-1] == 5
+    assert contents(url) == expected(store)
+
+
+@pytest.mark.parametrize("death", [kill, kill_after])
+@pytest.mark.parametrize("part", ["first", "removal"])
+def test_killed_at_every_call_the_next_publish_finishes(
+    part: str, death: Fault, store: Store, tmp_path: Path
+) -> None:
+    def prepare(url: str) -> None:
+        if part == "removal":
+            folder = RemoteFolder.open(url)
+            for name, content in before.items():
+                folder.write(name, content)
+
+    before: dict[str, bytes] = {}
+    if part == "removal":
+        publish_versions(store, url_of(tmp_path, "-before"))
+        before = contents(url_of(tmp_path, "-before"))
+        gc(store, 1)
+    prepare(url_of(tmp_path, "-counted"))
+    calls = num_calls(lambda: publish_versions(store.renew(), url_of(tmp_path, "-counted")))
+    assert calls > 10
+    for k in range(1, calls + 1):
+        url = url_of(tmp_path, f"-{k}")
+        prepare(url)
+        meant = lambda count, name, k=k: count >= k  # noqa: E731
+        with in_place_of(meant, death), pytest.raises(Killed):
+            publish_versions(store.renew(), url)
+        whole_versions(url, tmp_path)
+        publish_versions(store.renew(), url)
+        assert contents(url) == expected(store), f"killed at call {k}"
+
+
+@pytest.mark.parametrize(
+    "fault", [fails_with(SLOW), fails_with(THROTTLED), fails_with(DENIED), fails_after(SLOW)]
+)
+def test_a_call_that_fails_loses_nothing_and_reports_nothing_wrong(
+    fault: Fault, store: Store, tmp_path: Path
+) -> None:
+    calls = num_calls(lambda: publish_versions(store, url_of(tmp_path, "-counted")))
+    for k in range(1, calls + 1):
+        url = url_of(tmp_path, f"-{k}")
+        try:
+            with in_place_of(partial(is_call, k), fault):
+                report = publish_versions(store.renew(), url)
+        except RemoteError:
+            whole_versions(url, tmp_path)
+            publish_versions(store.renew(), url)
+        else:
+            assert report.latest == 4
+        assert contents(url) == expected(store), f"failed at call {k}"
+
+
+def at_call(k: int, work: Callable[[], object]) -> Callable[[], None]:
+    """A `between` that does something before the k-th request."""
+    turns: list[int] = []
+
+    def between() -> None:
+        turns.append(1)
+        if len(turns) == k:
+            work()
+
+    return between
+
+
+def test_two_publishers_at_once(store: Store, tmp_path: Path) -> None:
+    calls = num_calls(lambda: publish_versions(store, url_of(tmp_path, "-counted")))
+    for k in range(1, calls + 1):
+        url = url_of(tmp_path, f"-{k}")
+        other = Store.open(store.paths.root)
+        between = at_call(k, partial(publish_versions, other, url))
+        publish_versions(store.renew(), url, between=between)
+        assert contents(url) == expected(store), f"the other came at call {k}"
+
+
+def outcome_of(work: Callable[[], object]) -> str:
+    try:
+        work()
+    except RemoteConflictError as error:
+        return "refused" if "version 5 at" in str(error) else str(error)
+    return "published"
+
+
+def test_two_copies_that_went_on_by_themselves_never_mix(store: Store, tmp_path: Path) -> None:
+    shutil.copytree(store.paths.root, tmp_path / "copy")
+    copy = Store.open(tmp_path / "copy")
+    copy.commit(make_draft(copy, "five-of-the-copy"))
+    store.commit(make_draft(store, "five"))
+    calls = num_calls(lambda: publish_versions(store.renew(), url_of(tmp_path, "-counted")))
+    outcomes = set()
+    for k in range(1, calls + 1):
+        url, second = url_of(tmp_path, f"-{k}"), list[str]()
+
+        def other(url: str = url, second: list[str] = second) -> None:
+            second.append(outcome_of(lambda: publish_versions(copy.renew(), url)))
+
+        between = at_call(k, other)
+        first = outcome_of(lambda: publish_versions(store.renew(), url, between=between))  # noqa: B023
+        outcomes.add((first, *second))
+        whole_versions(url, tmp_path)
+        winner = store if first == "published" else copy
+        assert contents(url) == expected(winner), f"the copy came at call {k}"
+    expected_outcomes = {("refused", "published"), ("published", "refused"), ("published",)}
+    assert outcomes <= expected_outcomes
+    assert len(outcomes) >= 2
+
+
+def test_another_store_is_refused_with_the_reason(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    other = make_store(tmp_path / "other", n=30)
+    other.commit(make_draft(other, "one"))
+    before = contents(url)
+    with pytest.raises(RemoteConflictError, match=r"has the versions of another store .made at "):
+        publish_versions(other, url)
+    assert contents(url) == before
+
+
+def test_what_is_not_ours_at_the_url_is_refused(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    folder = RemoteFolder.open(url)
+    folder.write("checkpoint-10/model.safetensors", b"a run's own")
+    publish_versions(store, url)
+    assert contents(url).pop("checkpoint-10/model.safetensors") == b"a run's own"
+    folder.write("store.json", b"[]")
+    with pytest.raises(RemoteConflictError, match=r"store\.json at .* is not what gracekit writes"):
+        publish_versions(store.renew(), url)
+
+
+def test_a_damaged_file_is_not_published(store: Store, tmp_path: Path) -> None:
+    path = store.paths.scores(2)
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreFormatError, match=r"scores\.parquet is damaged, so version 2 is not"):
+        publish_versions(store, url_of(tmp_path))
+    assert whole_versions(url_of(tmp_path), tmp_path) == [1]
+
+
+# --- readers ---
+
+
+def test_a_reader_sees_whole_versions_at_every_call(store: Store, tmp_path: Path) -> None:
+    url, seen = url_of(tmp_path), set()
+
+    def look() -> None:
+        try:
+            seen.add(Coreset.load(url).version)
+        except (StoreNotFoundError, VersionNotFoundError):
+            seen.add(0)
+
+    publish_versions(store, url, between=look)
+    gc(store, 1)
+    publish_versions(store, url, between=look)
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_a_coreset_from_a_url_is_that_of_the_store(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    for version in (1, 2, 3, 4, "latest"):
+        there, here = Coreset.load(url, version), Coreset.load(store.paths.root, version)
+        assert there.to_arrow() == here.to_arrow()
+        assert there.metadata == here.metadata
+        assert there.num_rows_of_others == here.num_rows_of_others
+    assert Coreset.load(Path(url)).version == 4, "a Path made of a URL is one"
+    with pytest.raises(VersionNotFoundError, match=f"no version 9: the store {url} has versions 1"):
+        Coreset.load(url, 9)
+    with pytest.raises(UsageError, match="whole number or 'latest'"):
+        Coreset.load(url, "4")  # type: ignore[arg-type]
+
+
+def test_each_version_is_downloaded_once(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    Coreset.load(url)
+    with in_place_of(lambda k, name: False, kill) as seen:
+        Coreset.load(url)
+    assert seen == ["list_objects", "list_objects"]
+
+
+def test_a_removed_version_is_honoured_by_readers(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    assert Coreset.load(url, 2).version == 2
+    gc(store, 1)
+    publish_versions(store, url)
+    with pytest.raises(VersionNotFoundError, match=f"version 2 was removed by gc on 20.*{url}"):
+        Coreset.load(url, 2)
+    assert Coreset.load(url).version == 4
+
+
+@pytest.mark.parametrize("fault", [fails_with(SLOW), cut_short, kill, kill_after])
+def test_a_reader_that_fails_at_any_call_has_no_half_version(
+    fault: Fault, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / "counted"))
+    calls = num_calls(lambda: Coreset.load(url))
+    for k in range(1, calls + 1):
+        monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / f"cache-{k}"))
+        meant = lambda count, name, k=k: count >= k  # noqa: E731
+        try:
+            with in_place_of(meant, fault):
+                Coreset.load(url)
+        except (Killed, gracekit.GracekitError):
+            pass
+        assert Coreset.load(url).to_arrow() == Coreset.load(store.paths.root).to_arrow()
+        assert not list((tmp_path / f"cache-{k}").rglob("manifests/*partial*"))
+
+
+def test_a_damaged_newest_version_is_passed_over(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    folder = RemoteFolder.open(url)
+    name = "manifests/v000004.parquet"
+    content = bytearray(folder.read(name))
+    content[50] ^= 1
+    folder.write(name, bytes(content))
+    assert Coreset.load(url).version == 3
+    assert "version 3 is read in place of a newer one" in caplog.text
+    with pytest.raises(StoreFormatError):
+        Coreset.load(url, 4)
+
+
+# --- by the recipe ---
+
+
+def test_a_failed_publish_is_warned_told_and_made_up_for(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, root = url_of(tmp_path), store.paths.root
+    with in_place_of(lambda k, name: name == "put_object", fails_with(DENIED)):
+        publish_by_recipe(root, url)
+    assert f"not published to {url}" in caplog.text
+    assert "access is denied" in caplog.text
+    said = str(gracekit.status(root))
+    assert f"{url} has no version; publishing failed at " in said
+    assert "access is denied" in said
+    publish_by_recipe(root, url)
+    assert f"{url} has the versions up to 4, as of " in str(gracekit.status(root))
+    assert gracekit.status(root).to_json()["published"]["error"] is None
+    assert contents(url) == expected(store)
+    assert Store.open(root).verify() == []
+
+
+def test_a_file_that_cannot_be_read_fails_no_refresh(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url, path = url_of(tmp_path), store.paths.samples
+    path.unlink()
+    path.mkdir()  # reading it is an error of the disk, whoever runs this
+    publish_by_recipe(store.paths.root, url)
+    assert f"not published to {url}" in caplog.text
+    assert "publishing failed at " in str(gracekit.status(store.paths.root))
+
+
+def test_rollbacks_and_gc_reach_the_url_that_a_recipe_named(store: Store, tmp_path: Path) -> None:
+    url, root = url_of(tmp_path), store.paths.root
+    publish_by_recipe(root, url)
+    assert gracekit.rollback(root, 1).version == 5
+    assert Coreset.load(url).metadata["rollback_of"] == 1
+    gracekit.gc(root, keep=1)
+    assert contents(url) == expected(store.renew())
+
+
+def test_publish_by_hand(store: Store, tmp_path: Path) -> None:
+    url, root = url_of(tmp_path), store.paths.root
+    with pytest.raises(UsageError, match="was never published; name a URL"):
+        gracekit.publish(root)
+    with pytest.raises(UsageError, match="found 'elsewhere'"):
+        gracekit.publish(root, "elsewhere")
+    assert gracekit.publish(root, url).published == (1, 2, 3, 4)
+    gracekit.rollback(root, 1)
+    assert Coreset.load(url).version == 4, "by hand it is not followed"
+    assert gracekit.publish(root).published == (5,)
+
+
+def test_a_record_that_makes_no_sense_is_none(store: Store) -> None:
+    for text in ("", "[]", json.dumps({"url": 3}), '{"url": "memory://x", "version": "x"}'):
+        store.paths.published.write_text(text)
+        assert read_published(store.paths) is None
+        assert "published" in gracekit.status(store.paths.root).to_json()
+
+
+def test_denied_says_what_to_do(store: Store, tmp_path: Path) -> None:
+    with (
+        in_place_of(lambda k, name: name == "list_objects", fails_with(DENIED)),
+        pytest.raises(RemoteDeniedError, match="AWS_ACCESS_KEY_ID"),
+    ):
+        gracekit.publish(store.paths.root, url_of(tmp_path))
+    assert operations.why_missing() is None

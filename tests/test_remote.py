@@ -1,0 +1,220 @@
+"""Remote folders: objects are whole or absent, unclear outcomes are looked up, errors say why."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gracekit.errors import (
+    RemoteChangedError,
+    RemoteDeniedError,
+    RemoteError,
+    RemoteNotFoundError,
+    UsageError,
+)
+from gracekit.files import TEMPORARY_MARK, sha256
+from gracekit.remote import RemoteFolder, address_of, folder, is_url
+from tests.remote_faults import (
+    CUT,
+    DENIED,
+    SLOW,
+    THROTTLED,
+    Fault,
+    cut_short,
+    fails_after,
+    fails_with,
+    in_place_of,
+)
+
+
+@pytest.fixture(params=["memory", "file"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteFolder:
+    kind = request.param
+    url = f"file://{tmp_path}/bucket" if kind == "file" else f"memory://{tmp_path.name}"
+    return RemoteFolder.open(url, create=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "url"),
+    [
+        ("s3://bucket/run/", "s3://bucket/run"),
+        (Path("s3://bucket/run"), "s3://bucket/run"),
+        (Path("file:///tmp/run"), "file:///tmp/run"),
+        ("gs://b", "gs://b"),
+        ("runs/sft", None),
+        ("s3:/bucket", None),
+        (Path("runs/s3:/bucket"), None),
+        ("https://example.org/x", None),
+        (3, None),
+    ],
+)
+def test_urls_are_told_from_paths(place: object, url: str | None) -> None:
+    assert address_of(place) == url
+    assert is_url(place) == (url is not None)
+
+
+def test_what_is_written_is_listed_read_and_downloaded(
+    remote: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "PART_BYTES", 1000)
+    source, final = tmp_path / "source", tmp_path / "new" / "copy"
+    source.write_bytes(bytes(range(256)) * 20)
+    remote.write("a/version=000001/b.bin", source)
+    remote.write("c", b"")
+    assert {name: found.num_bytes for name, found in remote.list().items()} == {
+        "a/version=000001/b.bin": 5120,
+        "c": 0,
+    }
+    assert list(remote.list("a")) == ["a/version=000001/b.bin"]
+    found = remote.list()["a/version=000001/b.bin"]
+    remote.download(found, final, sha256=sha256(source))
+    assert final.read_bytes() == source.read_bytes()
+    assert final.stat().st_mtime == pytest.approx(found.modified_at, abs=1e-3)
+    remote.download(remote.list()["c"], tmp_path / "empty")
+    assert (tmp_path / "empty").read_bytes() == b""
+    remote.remove("c")
+    remote.remove("c")
+    assert remote.look_up("c") is None
+    with pytest.raises(RemoteNotFoundError, match=r"read c at .*it is not there"):
+        remote.read("c")
+
+
+def test_put_if_absent(remote: RemoteFolder, tmp_path: Path) -> None:
+    (tmp_path / "same").write_bytes(b"first")
+    assert remote.write_new("k", b"first")
+    assert remote.write_new("k", b"first"), "the same content counts as written"
+    assert remote.write_new("k", tmp_path / "same")
+    assert not remote.write_new("k", b"other")
+    assert not remote.write_new("k", b"fir")
+    assert remote.read("k") == b"first"
+
+
+def test_a_lost_answer_counts_as_written(remote: RemoteFolder) -> None:
+    with in_place_of(lambda k, name: name == "put_object", fails_after(SLOW)):
+        assert remote.write_new("new", b"content")
+        remote.write("over", b"content")
+    assert remote.read("new") == remote.read("over") == b"content"
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        (fails_with(THROTTLED), RemoteError, "throttles; run again later"),
+        (fails_with(DENIED), RemoteDeniedError, "access is denied; check the credentials"),
+        (fails_with(SLOW), RemoteError, "no answer in time"),
+    ],
+)
+def test_a_write_that_was_not_made_is_an_error(
+    remote: RemoteFolder, fault: Fault, error: type[RemoteError], words: str
+) -> None:
+    with in_place_of(lambda k, name: name == "put_object", fault):
+        for write in (remote.write, remote.write_new):
+            with pytest.raises(error, match=words):
+                write("k", b"content")
+    assert remote.list() == {}
+
+
+def test_a_write_that_is_refused_is_not_called_unclear(remote: RemoteFolder) -> None:
+    with in_place_of(lambda k, name: True, fails_with(DENIED)) as seen:
+        for write in (remote.write, remote.write_new):
+            with pytest.raises(RemoteDeniedError, match="cannot write k"):
+                write("k", b"content")
+    assert seen == ["put_object", "put_object"]
+
+
+def test_a_write_that_nobody_can_look_up_is_told_as_unclear(remote: RemoteFolder) -> None:
+    meant = lambda k, name: name in ("put_object", "head_object")  # noqa: E731
+    with in_place_of(meant, fails_after(SLOW)), pytest.raises(RemoteError, match="unclear whether"):
+        remote.write_new("k", b"content")
+    assert remote.write_new("k", b"content"), "it had been written, and is not written twice"
+
+
+def test_another_writer_s_object_after_a_lost_answer_is_not_taken_for_ours(
+    remote: RemoteFolder,
+) -> None:
+    remote.write("k", b"theirs")
+    with in_place_of(lambda k, name: name == "put_object", fails_with(SLOW)):
+        assert not remote.write_new("k", b"ours")
+    assert remote.read("k") == b"theirs"
+
+
+def test_a_listing_that_is_cut_is_asked_for_again(remote: RemoteFolder) -> None:
+    remote.write("k", b"content")
+    with in_place_of(lambda k, name: k < 3, fails_with(CUT)) as seen:
+        assert list(remote.list()) == ["k"]
+    assert len(seen) == 3
+    with (
+        in_place_of(lambda k, name: True, fails_with(CUT)),
+        pytest.raises(RemoteError, match="the answer was cut off"),
+    ):
+        remote.list()
+
+
+def test_a_download_that_comes_short_leaves_nothing(remote: RemoteFolder, tmp_path: Path) -> None:
+    remote.write("k", b"0123456789")
+    found, final = remote.list()["k"], tmp_path / "out" / "k"
+    with (
+        in_place_of(lambda k, name: name == "get_part", cut_short) as seen,
+        pytest.raises(RemoteError, match="5 bytes came of 10 from byte 0 on, 3 times"),
+    ):
+        remote.download(found, final)
+    assert seen == ["get_part"] * 3
+    assert list((tmp_path / "out").iterdir()) == []
+    with in_place_of(lambda k, name: k == 1, cut_short):
+        remote.download(found, final)
+    assert final.read_bytes() == b"0123456789"
+
+
+def test_an_object_that_is_replaced_meanwhile_is_not_mixed(
+    remote: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "PART_BYTES", 5)
+    remote.write("k", b"old--old--")
+    found = remote.list()["k"]
+    remote.write("k", b"new--new--and more")
+    with pytest.raises(RemoteChangedError, match="replaced meanwhile"):
+        remote.download(found, tmp_path / "k")
+    assert [p.name for p in tmp_path.iterdir() if TEMPORARY_MARK in p.name or p.name == "k"] == []
+
+
+def test_content_of_another_hash_is_refused(remote: RemoteFolder, tmp_path: Path) -> None:
+    remote.write("k", b"0123456789")
+    with pytest.raises(RemoteError, match=r"k at .* is damaged: SHA-256 .* expected 00"):
+        remote.download(remote.list()["k"], tmp_path / "k", sha256="00" * 32)
+    assert not (tmp_path / "k").exists()
+
+
+def test_addresses_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"such as s3://bucket/prefix .* found 'runs/sft'"):
+        RemoteFolder.open("runs/sft")
+    with pytest.raises(RemoteError, match="there is no such directory: file://"):
+        RemoteFolder.open(f"file://{tmp_path}/none")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(RemoteDeniedError, match="AZURE_STORAGE_ACCOUNT_NAME"):
+        RemoteFolder.open("az://container/x")
+    with pytest.raises(RemoteError, match="Unable to recognise URL"):
+        RemoteFolder.open("s3://")
+
+
+def test_without_obstore_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['obstore'] = None\n"
+        "from gracekit.remote import RemoteFolder\n"
+        "from gracekit.errors import RemoteError\n"
+        "try: RemoteFolder.open('s3://b/x')\n"
+        "except RemoteError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "s3://b/x needs obstore: pip install 'gracekit[s3]'" in done.stdout, done.stderr
+
+
+def test_a_service_that_is_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setitem(folder._RETRIES, "max_retries", 0)
+    with pytest.raises(RemoteError, match="not reached; check the network, the region and AWS_END"):
+        RemoteFolder.open("s3://bucket/x").list()
