@@ -128,7 +128,9 @@ class _TimeLeft:
         def report(step: int) -> None:
             steps = self._finished + step
             passed = self._clock() - self._began
-            left = "" if not steps else f"; {duration(passed * (self._all - steps) / steps)} left"
+            left = ""
+            if 0 < steps < self._all:
+                left = f"; {duration(passed * (self._all - steps) / steps)} left"
             logger.info("%s: step %d of %d%s", name, step, run.num_steps, left)
 
         return report
