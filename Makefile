@@ -106,7 +106,7 @@ runs/package/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling pytest pytest-timeout
 	@touch $@
 
-# moto needs more than thirty packages, which nobody else does.
+# A server of the S3 interface, which nothing else needs.
 test-s3: runs/s3/ok ## Publishing, trainers and checkpoints beside a server of the S3 interface on this machine
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/s3/bin/python -m pytest -m s3 tests/test_remote_s3.py
 
