@@ -10,6 +10,7 @@ from gracekit.api.stores import StoreLike, VersionLike, open_store, path, resolv
 from gracekit.errors import ExportError, UsageError
 from gracekit.exports import Exported, Weighting, exported_at, link_latest, place_of, rows_of
 from gracekit.exports import export as write_export
+from gracekit.remote import address_of, is_url
 from gracekit.store import Store
 from gracekit.types import SampleMap
 
@@ -59,6 +60,13 @@ def export(
             "export: expected either out, the directory to write, or versions_in, the directory of "
             f"all versions; found {'neither' if out is None else 'both'}"
         )
+    for place in (out, versions_in):
+        if is_url(place):
+            raise UsageError(
+                f"export: {address_of(place)} is in an object store, and an export is a directory "
+                "of this machine; write it here and copy it there. Versions themselves are copied "
+                "by `gracekit publish`"
+            )
     opened = open_store(store)
     number = resolve(opened, version)
     rows = rows_of(

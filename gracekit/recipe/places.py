@@ -1,16 +1,19 @@
-"""Where data may lie: files, directories, patterns of file names, names on the hub."""
+"""Where data may lie: files, directories, patterns of file names, object stores, the hub."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from gracekit.remote import is_url
+
 PATTERN_SIGNS = "*?["
 
 
 def has_pattern(place: str) -> bool:
     """Whether it is a pattern such as `data/*.jsonl`, and no file of that very name."""
-    return any(sign in place for sign in PATTERN_SIGNS) and not Path(place).expanduser().exists()
+    is_pattern = any(sign in place for sign in PATTERN_SIGNS) and not is_url(place)
+    return is_pattern and not Path(place).expanduser().exists()
 
 
 def files_named(pattern: str) -> list[Path]:
@@ -26,7 +29,9 @@ def files_named(pattern: str) -> list[Path]:
 
 
 def from_folder(folder: Path, place: str) -> str:
-    """A relative place as it is called from elsewhere; a name on the hub stays what it is."""
+    """A relative place as it is called from elsewhere; an address, or a name on the hub, stays."""
+    if is_url(place):
+        return place
     inside = folder / place
     if Path(place).is_absolute() or (not inside.exists() and _looks_like_hub_name(place)):
         return place

@@ -31,15 +31,15 @@ class CurrentData:
     def renew(self, check: Callable[[RawSamples], None]) -> RawSamples:
         """The samples as they are now; `check` may refuse them by one of the two errors."""
         self.problem = None
-        if data_stamp(self._settings) == self._stamp:
-            return self.samples
         try:
+            if data_stamp(self._settings) == self._stamp:
+                return self.samples
             stamp, samples = self._read()
             check(samples)
         except (DataError, StoreDataMismatchError) as error:
             self.problem = str(error)
             logger.warning(
-                "the data has changed and cannot be used, so this refresh goes on with what it was "
+                "the data as it is now cannot be used, so this refresh goes on with what it was "
                 "before; the next one tries again: %s",
                 error,
             )

@@ -1,8 +1,8 @@
 """Opening the user's data, whatever it lies in, as a `Source` of rows.
 
 JSON, CSV and Parquet files are read by readers of ours, which change no value and keep no cache.
-`save_to_disk` folders and hub names go through `datasets`. What goes wrong becomes a `DataError`
-that names the file and, for text files, the line.
+`save_to_disk` folders and hub names go through `datasets`; what lies in an object store is copied
+first. What goes wrong becomes a `DataError` that names the file and, for text files, the line.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import xxhash
 from gracekit.errors import DataError
 from gracekit.recipe import DataSection
 from gracekit.recipe.places import files_named, has_pattern
+from gracekit.remote import is_url
 from gracekit.samples.byte_files import BLOCK_BYTES, ByteFiles, is_compressed
 from gracekit.samples.csv_files import CsvRows
 from gracekit.samples.json_files import JsonRows
+from gracekit.samples.remote_data import remote_stamp, with_copies
 from gracekit.samples.row_source import Chain, Part, Source
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ SPLIT_WORDS = {
 
 def open_source(data: DataSection) -> Source:
     """The rows that the recipe names, of all its places; `DataError` if there are none."""
+    name, data = data.name, with_copies(data)
     places = data.places
     if (
         len(places) == 1
@@ -65,7 +68,7 @@ def open_source(data: DataSection) -> Source:
     else:
         source = _sliced(_joined(data), data)
     if len(source) == 0:
-        raise DataError(f"{data.name} holds no rows (split {data.split!r}); expected samples")
+        raise DataError(f"{name} holds no rows (split {data.split!r}); expected samples")
     return source
 
 
@@ -135,9 +138,10 @@ def data_stamp(data: DataSection) -> object:
 
     The files are read, at about a gigabyte a second, because a time alone says nothing: a file may
     be written within its resolution, or be given an old one. Compares equal as long as nothing
-    changed; always for a hub dataset.
+    changed; always for a hub dataset. Of an object store the listing tells; raises `DataError`
+    where it cannot be had.
     """
-    stamp = []
+    stamp: list[object] = [remote_stamp(place) for place in data.places if is_url(place)]
     for file in _all_files(data):
         try:
             status = file.stat()
@@ -149,6 +153,8 @@ def data_stamp(data: DataSection) -> object:
 
 def _all_files(data: DataSection) -> Iterator[Path]:
     for place in data.places:
+        if is_url(place):
+            continue
         path = Path(place).expanduser()
         if path.is_dir():
             yield from sorted(p for p in path.rglob("*") if p.is_file())
