@@ -31,6 +31,7 @@ COMMANDS = [
     "explain",
     "similar",
     "export",
+    "publish",
     "sql",
     "report",
     "status",

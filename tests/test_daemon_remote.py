@@ -104,7 +104,8 @@ def test_an_object_store_that_fails_for_a_while_is_tried_again(
 def test_a_first_look_that_fails_is_told_in_the_heartbeat(folder: Path, run: RemoteFolder) -> None:
     upload(run, folder / "saved" / "checkpoint-10")
     with in_place_of(lambda k, name: k < 30, fails_with(DENIED)), watching(folder, run.url) as made:
-        until(lambda: "denied" in str(gracekit.status(folder / "store").daemon), "the heartbeat")
+        until((folder / "store/heartbeat.json").exists, "the heartbeat")
+        until(lambda: "denied" in str(gracekit.status(folder / "store").daemon), "what it tells")
         until(lambda: made, "the version")
 
 
@@ -136,7 +137,7 @@ def test_the_command_line_takes_urls(folder: Path, run: RemoteFolder) -> None:
         one.write(path.name, path)
     assert "step 30" in invoke(folder, "refresh", one.url)
     other = f"memory://{folder.name}/other"
-    said = invoke(folder, "publish", str(folder / "store"), other)
+    said = " ".join(invoke(folder, "publish", str(folder / "store"), other).split())
     assert said.startswith(f"{other}: up to version 2; 2 new versions, ")
     found = json.loads(invoke(folder, "publish", str(folder / "store"), "--json"))
     assert (found["url"], found["published"], found["latest"]) == (other, [], 2)
