@@ -103,9 +103,11 @@ def test_four_arms_are_compared_and_a_stopped_comparison_goes_on(world: Path) ->
     again = next(file for file in files if file.name.startswith("recipe"))
     again.unlink()
     (output / f"{again.stem}.running").mkdir()  # what a kill leaves
+    (output / f"{next(file for file in files if file != again).stem}.running").mkdir()
     others = {file: file.stat().st_mtime_ns for file in files if file != again}
     gracekit.compare(world, output=output)
     assert {file: file.stat().st_mtime_ns for file in others} == others
+    assert not list(output.glob("*.running"))
     one, two = json.loads(before[again.name]), json.loads(again.read_text())
     assert [p["losses"] for p in one["points"]] == [p["losses"] for p in two["points"]]
     steps = -(-rows // 8)  # of an epoch; the last epoch's checkpoint gets no version

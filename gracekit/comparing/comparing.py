@@ -19,7 +19,7 @@ from gracekit.comparing.page import write_page
 from gracekit.comparing.run_result import RunResult
 from gracekit.comparing.runs import Run, alike, do_run, runs_of
 from gracekit.errors import MeasureError, RecipeError
-from gracekit.files import make_directory
+from gracekit.files import make_directory, remove
 from gracekit.recipe import Recipe
 from gracekit.words import duration
 
@@ -67,6 +67,9 @@ def compare(
     waiting = [run for run in runs if results[run.file] is None]
     done = [result for result in results.values() if result is not None]
     if not report_only:
+        for run in runs:
+            if results[run.file] is not None:
+                remove(run.work)  # a kill between the result and this left it
         left = _TimeLeft(waiting, clock)
         for number, run in enumerate(waiting, start=1):
             name = f"run {number} of {len(waiting)}: {run.arm.name}, seed {run.seed}"
