@@ -23,7 +23,7 @@ $(VENV)/ok: pyproject.toml constraints.txt
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-run: $(VENV)/ok ## The quickstart: a trainer and gracekit side by side (CPU, a few minutes; the first time it ends with a comparison)
+run: $(VENV)/ok ## The quickstart: a trainer and gracekit side by side (CPU, a few minutes; it ends with a comparison, trained the first time)
 	$(BIN)/python pipelines/quickstart.py
 
 run-target: $(VENV)/ok ## The quickstart aimed at one source of its data (CPU, about as long)

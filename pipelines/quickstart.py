@@ -57,8 +57,14 @@ OF_TARGET = """
     FROM versions ORDER BY version"""
 
 
+def stopped(number: int, frame: object) -> None:
+    """SIGTERM ends what was started here as well, as Ctrl-C does."""
+    sys.exit(128 + number)
+
+
 def main() -> int:
     """Run both processes to their end and show what came of it."""
+    signal.signal(signal.SIGTERM, stopped)
     options = parse_options()
     recipe_path: Path = options.recipe
     recipe = Recipe.load(recipe_path)

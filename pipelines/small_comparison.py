@@ -10,6 +10,7 @@ is kept in a directory of its own; the next `make run` trains none of it again. 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -32,6 +33,8 @@ SETTINGS: dict[str, Any] = {
     "evaluations": 2,
 }
 NUM_DRAWN = 160
+ORIGIN = "made-of.txt"
+"""In the directory: a hash of the recipe, the data, the rows drawn before and the start."""
 WARNING = (
     "So small a comparison tells little: {steps} steps of a model of a million parameters, "
     "{seeds} seeds, {held_out} held-out rows. docs/evidence.md has larger ones, with what was not "
@@ -61,16 +64,22 @@ def prepare(run_dir: Path, recipe: Path, checkpoint: Path, place: Path) -> Path:
     held_out = {**content["data"], "path": "held-out.jsonl"}
     content["compare"] = {**SETTINGS, "start": "start", "evaluation": held_out}
     text = yaml.safe_dump(content, sort_keys=False)
-    found = place / "recipe.yaml"
-    if found.is_file() and found.read_text(encoding="utf-8") == text:
-        return found
-    if place.exists() and not found.is_file():
-        sys.exit(f"{place} was not made by an earlier run: it has no recipe.yaml; move it away")
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(checkpoint, place / "start", ignore=shutil.ignore_patterns("*.pt", "*.bin"))
-    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
     with (run_dir / "drawn.jsonl").open(encoding="utf-8") as file:
         seen = set(json.loads(file.readline())["positions"])
+    found, origin = place / "recipe.yaml", place / ORIGIN
+    made_of = digest(text.encode(), str(sorted(seen)).encode(), data, *weights(checkpoint))
+    if found.is_file() and origin.is_file() and origin.read_text(encoding="utf-8") == made_of:
+        return found
+    if place.exists() and not origin.is_file() and any(place.iterdir()):
+        sys.exit(f"{place} was not made by an earlier run: it has no {ORIGIN}; move it away")
+    if place.exists():  # the mark goes last, so that what a kill leaves is ours still
+        for path in place.iterdir():
+            if path != origin:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    place.mkdir(parents=True, exist_ok=True)
+    origin.write_text("being made", encoding="utf-8")
+    shutil.copytree(checkpoint, place / "start", ignore=shutil.ignore_patterns("*.pt", "*.bin"))
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
     unseen = [number for number in range(len(lines)) if number not in seen]
     order = np.random.default_rng(0).permutation(unseen)
     parts = {"held-out": order[:NUM_HELD_OUT], "train": order[NUM_HELD_OUT:][:NUM_ROWS]}
@@ -78,8 +87,23 @@ def prepare(run_dir: Path, recipe: Path, checkpoint: Path, place: Path) -> Path:
     for name, numbers in parts.items():
         kept = [lines[n] for n in numbers if name != "train" or lines[n] not in contents]
         (place / f"{name}.jsonl").write_text("".join(kept), encoding="utf-8")
-    found.write_text(text, encoding="utf-8")  # last: what a kill leaves is not taken for whole
+    found.write_text(text, encoding="utf-8")
+    origin.write_text(made_of, encoding="utf-8")  # last: what a kill leaves is not taken for whole
     return found
+
+
+def digest(*parts: bytes | Path) -> str:
+    """Hash of texts and of the contents of files."""
+    total = hashlib.sha256()
+    for part in parts:
+        content = part if isinstance(part, bytes) else part.read_bytes()
+        total.update(hashlib.sha256(content).digest())
+    return total.hexdigest()
+
+
+def weights(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint's weights."""
+    return sorted(checkpoint.glob("*.safetensors"))
 
 
 def compare(recipe: Path) -> None:
@@ -90,10 +114,14 @@ def compare(recipe: Path) -> None:
     """
     command = ["compare", str(recipe), "-o", str(recipe.parent / "results")]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # a step is too short to share
-    done = subprocess.run([sys.executable, "-m", "gracekit", *command], env=one_thread, check=False)
-    if done.returncode:
-        sys.exit(f"the comparison failed with exit code {done.returncode}; remove {recipe.parent} "
-                 "to begin it anew")  # fmt: skip
+    with subprocess.Popen([sys.executable, "-m", "gracekit", *command], env=one_thread) as process:
+        try:
+            code = process.wait()
+        finally:
+            process.terminate()  # where this one is stopped
+    if code:
+        sys.exit(f"the comparison failed with exit code {code}; remove {recipe.parent} to begin it "
+                 "anew")  # fmt: skip
     steps = SETTINGS["epochs"] * NUM_DRAWN // SETTINGS["batch_size"]
     numbers = {"steps": steps, "seeds": SETTINGS["seeds"], "held_out": NUM_HELD_OUT}
     print(WARNING.format(**numbers), flush=True)

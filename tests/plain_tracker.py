@@ -6,6 +6,7 @@ Named in recipes as `tests.plain_tracker:Lines`; each runs in a process of its o
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 
@@ -52,6 +53,15 @@ class Hanging(Lines):
 
     def log(self, values: dict[str, float], step: int) -> None:
         threading.Event().wait()
+
+
+class Helped(Hanging):
+    """Starts a process of its own, and never comes back."""
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        helper = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        self._write({"helper": helper.pid})
+        super().log(values, step)
 
 
 class Dying(Lines):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -217,6 +218,31 @@ def test_another_recipe_begins_anew_and_what_is_not_ours_is_left(
     with pytest.raises(SystemExit, match="was not made by an earlier run"):
         prepare(run_dir, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+@pytest.mark.usefixtures("small")
+def test_other_rows_begin_anew_and_what_was_stopped_goes_on(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    place, other = tmp_path / "place", run_dir.with_name("another-run")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(run_dir, place)
+    recipe = prepare(run_dir, place)
+    assert recipe.is_file() and (place / "start").is_dir()
+    (place / "results").mkdir()
+    assert prepare(run_dir, place) == recipe and (place / "results").exists()
+    shutil.copytree(run_dir, other)
+    first, *rest = (other / "drawn.jsonl").read_text().splitlines()
+    drawn = json.loads(first)
+    drawn["positions"] = drawn["positions"][:-1]
+    (other / "drawn.jsonl").write_text("\n".join([json.dumps(drawn), *rest]))
+    prepare(other, place)
+    assert not (place / "results").exists()
 
 
 def test_only_the_first_recipe_is_compared_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:

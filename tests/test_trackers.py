@@ -249,7 +249,7 @@ def test_a_full_disk_is_told_once_and_made_up_for(
         until(lambda: sum("failed" in r.getMessage() for r in caplog.records) == 2, "a second try")
         broken.unlink()
         tracking_.tell()
-        until(lambda: says("works again"), "the third try")
+        until(lambda: says(f"{name} works again"), "the third try")
     (warning,) = warnings_of(caplog)
     assert f"the tracker {name} failed: No space left on device" in warning
     assert logged_versions(root, name) == [1, 2]
@@ -294,6 +294,64 @@ def test_the_end_does_not_wait_for_one_that_hangs(
     (warning,) = warnings_of(caplog)
     assert "did not end within 0.5 s" in warning
     assert Logged.begin(place(store.paths.root, name)).version == 0
+
+
+def test_one_that_hangs_at_the_end_is_not_begun_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CLOSE_S", 0.5)
+    name, root = "tests.plain_tracker:Helped", store.paths.root
+    with Tracking(recipe_of(store), [name]) as tracking_:
+        until((place(root, name) / "lines.jsonl").exists, "its start")
+        until(lambda: "helper" in lines(root, name)[-1], "its helper")
+        tracking_.tell()  # so that there is something left to do
+    until(lambda: all(name not in t.name for t in threading.enumerate()), "the end of its thread")
+    assert sum("begin" in line for line in lines(root, name)) == 1
+    helper = lines(root, name)[-1]["helper"]
+    until(lambda: not is_running(helper), "the end of what it had started")
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_note_that_cannot_be_written_logs_no_version_twice(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Logged, folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, Tracking(recipe_of(store), [LINES]) as tracking_:
+        until((place(store.paths.root) / "lines.jsonl").exists, "its start")
+        until(lambda: logged_versions(store.paths.root) == [1, 2], "both versions")
+        patch.setattr(Logged, "save", fail)
+        for number in (3, 4):
+            store.commit(make_draft(store, f"refresh-{number}"))
+            tracking_.tell()
+            until(lambda: len(logged_versions(store.paths.root)) >= store.latest(), "the next")
+    (warning,) = warnings_of(caplog)
+    assert "cannot be noted in" in warning and "No space left" in warning
+    assert logged_versions(store.paths.root) == [1, 2, 3, 4]
+    assert sum("begin" in line for line in lines(store.paths.root)) == 1
+
+
+def test_a_damaged_version_is_logged_by_its_header(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.commit(make_draft(store, "refresh-3"))
+    path = store.paths.scores(2)
+    path.chmod(0o644)
+    path.write_bytes(b"?" * path.stat().st_size)
+    with Tracking(recipe_of(store), [LINES]):
+        pass
+    assert logged_versions(store.paths.root) == [1, 2, 3] and not warnings_of(caplog)
+    has_loss = [f"{PREFIX}loss" in line for line in lines(store.paths.root) if "step" in line]
+    assert has_loss == [True, False, True]
 
 
 def test_a_file_of_another_kind_is_told_and_not_written_over(

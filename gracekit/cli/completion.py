@@ -89,13 +89,14 @@ def tracker_names(
 
 
 def versions_of_store(context: click.Context, incomplete: str) -> list[CompletionItem]:
-    """Versions of the store that the line, or else the recipe, names; the newest first."""
+    """Versions of the store that the line, or else the recipe, names and has kept; newest first."""
     found = [CompletionItem("latest", help="the newest version")]
     with contextlib.suppress(GracekitError, OSError):
         store = resolve_store(
             context.params.get("store_path"), Path(context.params.get("recipe_path") or "")
         )
-        for record in list(gracekit.versions(store))[: -_MOST_VERSIONS - 1 : -1]:
+        kept = [record for record in gracekit.versions(store) if record.removed_at is None]
+        for record in kept[: -_MOST_VERSIONS - 1 : -1]:
             header = record.header
             about = f"{header.operation} at step {header.checkpoint.step}"
             found.append(CompletionItem(str(record.version), help=about))

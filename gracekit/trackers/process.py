@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import IO
 
@@ -20,9 +23,15 @@ from gracekit.protocols import TrackedRun, Tracker
 from gracekit.trackers.names import tracker_class
 from gracekit.types import Json
 
+WATCH_S = 1.0
+"""Seconds between two looks whether the daemon is there."""
+LEFT_ALONE_S = 60.0
+"""Seconds that a tracker may still take when the daemon was killed."""
+
 
 def main() -> int:
     """Answer until stdin ends; the exit code is 1 after an error."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     tracker: Tracker | None = None
@@ -38,6 +47,14 @@ def main() -> int:
         _say({"error": text}, answers)
         raise
     return 0
+
+
+def _end_with(daemon: int) -> None:
+    """Once the daemon is gone, give the tracker a while to close, and end all of it."""
+    while os.getppid() == daemon:
+        time.sleep(WATCH_S)
+    time.sleep(LEFT_ALONE_S)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def _do(request: Json, tracker: Tracker | None) -> Tracker:

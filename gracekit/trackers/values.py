@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 
+from gracekit.errors import StoreError
 from gracekit.store import StoreReader
 from gracekit.types import Bool, Float32
 from gracekit.version.header import Header
@@ -21,14 +24,19 @@ def version_values(store: StoreReader, version: int) -> dict[str, float]:
     nats), and of the groups with the most samples `share/GROUP` (of the coreset, 0 to 1) and
     `loss/GROUP`.
 
+    A damaged table of the version leaves its numbers out.
+
     Raises:
-        StoreError: The version cannot be read.
+        StoreError: The version's header cannot be read.
     """
     header = store.header(version)
     found: dict[str, float] = log_numbers(header.to_json())
     kept = set(store.versions())
     if version in kept:
-        found |= _exchange(store, header, kept) | _groups(store, version)
+        with contextlib.suppress(StoreError):  # its header tells the rest
+            found |= _exchange(store, header, kept)
+        with contextlib.suppress(StoreError):
+            found |= _groups(store, version)
     return {PREFIX + name: float(value) for name, value in found.items()}
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -77,10 +78,23 @@ class TrackerProcess:
         finally:
             self.kill()
 
-    def kill(self) -> None:
-        """End the process at once; harmless when it has ended."""
-        self._process.kill()
+    def check(self) -> None:
+        """Raises `TrackerError` when the process has ended."""
+        if self._process.poll() is not None:
+            raise self._has_ended()
+
+    def end(self) -> None:
+        """End the process, and what it has started, at once; harmless when they have ended.
+
+        Its pipes stay open: another thread may wait for its answer, which is then its end.
+        """
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group of its own
         self._process.wait()
+
+    def kill(self) -> None:
+        """`end`, and let go of its pipes."""
+        self.end()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
@@ -109,8 +123,10 @@ class TrackerProcess:
                 raise TrackerError(f"no answer within {timeout_s:g} s; see {self._output}")
             more = os.read(source, 1 << 16)
             if not more:
-                raise TrackerError(
-                    f"its process ended with code {self._process.wait()}; see {self._output}"
-                )
+                raise self._has_ended()
             line += more
         return line
+
+    def _has_ended(self) -> TrackerError:
+        code = self._process.wait()
+        return TrackerError(f"its process ended with code {code}; see {self._output}")
