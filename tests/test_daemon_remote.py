@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,10 @@ import yaml
 from click.testing import CliRunner
 
 import gracekit
+from gracekit.checkpoints import RemoteRun
 from gracekit.cli import main
 from gracekit.daemon import loop
+from gracekit.errors import RemoteError
 from gracekit.refresher import RefreshResult
 from gracekit.remote import RemoteFolder
 from gracekit.store import Store
@@ -115,6 +118,25 @@ def test_a_download_that_is_cut_is_no_checkpoint(folder: Path, run: RemoteFolder
     with in_place_of(meant, cut_short), watching(folder, run.url) as results:
         until(lambda: results, "the version")
     assert results[0].header.checkpoint.step == 10
+
+
+def test_a_version_is_published_and_told_of_though_the_run_cannot_be_read_any_more(
+    folder: Path, run: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(run, folder / "saved" / "checkpoint-10")
+    synced, failed = RemoteRun.sync, list[int]()
+
+    def sync(self: RemoteRun, *arguments: Any) -> None:
+        if any((folder / "store" / "manifests").glob("*.parquet")):
+            failed.append(1)
+            raise RemoteError("the bucket cannot be read")
+        synced(self, *arguments)
+
+    monkeypatch.setattr(RemoteRun, "sync", sync)
+    with watching(folder, run.url) as results:
+        until(lambda: failed, "the look")
+        assert [r.version for r in results] == [1]
+        assert Coreset.load(f"memory://{folder.name}/published").step == 10
 
 
 def invoke(folder: Path, *arguments: str) -> str:

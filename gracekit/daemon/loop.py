@@ -174,21 +174,25 @@ class _Loop:
         for checkpoint in self._checkpoints(once):
             result = self._handle(checkpoint, once)
             release_memory()
+            if result is not None:
+                self._tell(result, on_version)
             if self._remote is not None:
                 self._remote.handled(checkpoint.path)
-                if not once and not self._bring():
-                    return
-            if result is None:
-                continue
-            if result.is_new:
-                self.num_published += 1
-                if self._metrics is not None:
-                    self._metrics.published(result.header)
-            self._beat("waiting", version=result.version)
-            self._refresher.publish(self._progress)
-            on_version(result)
             if max_checkpoints is not None and self.num_published >= max_checkpoints:
                 return
+            # Last: an object store that cannot be read holds up no version that was made.
+            if not once and not self._bring():
+                return
+
+    def _tell(self, result: RefreshResult, on_version: Callable[[RefreshResult], None]) -> None:
+        """Count a result, publish it, and give it to the caller."""
+        if result.is_new:
+            self.num_published += 1
+            if self._metrics is not None:
+                self._metrics.published(result.header)
+        self._beat("waiting", version=result.version)
+        self._refresher.publish(self._progress)
+        on_version(result)
 
     def _checkpoints(self, once: bool) -> Iterator[Checkpoint]:
         """The newest complete checkpoint alone (`once`), or each as it appears."""
