@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from gracekit.checkpoints import RemoteRun, find_checkpoints, watch_checkpoints
 from gracekit.checkpoints.remote_groups import followed_groups, split, wanted_groups
-from gracekit.errors import RemoteError, RemoteNotFoundError, StoreWriteError
+from gracekit.errors import RemoteError, RemoteNotFoundError, StoreWriteError, UsageError
 from gracekit.recipe import CheckpointSection
 from gracekit.remote import RemoteFolder, RemoteObject
 from gracekit.types import Checkpoint
@@ -65,10 +66,12 @@ def test_the_newest_checkpoints_are_downloaded_once_and_dropped_when_newer_ones_
         assert files_below(run.directory / name) == files_below(saved / name)
     assert steps(run) == [20, 30]
     assert names(run) == {"checkpoint-20", "checkpoint-30"}
-    for again in (run, run_of(folder, tmp_path)):
+    for _ in range(2):
         with in_place_of(lambda k, name: False, kill) as seen:
-            again.sync()
+            run.sync()
         assert seen == ["list_objects"], "what is here is not downloaded again"
+        run.close()
+        run = run_of(folder, tmp_path)
     remove(folder, "checkpoint-30")
     run.sync()
     assert steps(run) == [10, 20]
@@ -211,12 +214,12 @@ def test_each_in_turn_over_a_restart(folder: RemoteFolder, saved: Path, tmp_path
         upload(folder, saved / f"checkpoint-{step}")
     taken = []
     for _ in range(3):
-        run = run_of(folder, tmp_path, ALL)  # a start of its own
-        run.sync()
-        assert len(list(run.directory.iterdir())) <= 3
-        waiting = [c for c in find_checkpoints(run.directory, ALL) if c.step not in taken]
-        run.handled(waiting[0].path)
-        taken.append(waiting[0].step)
+        with run_of(folder, tmp_path, ALL) as run:  # a start of its own
+            run.sync()
+            assert len(list(run.directory.iterdir())) <= 3
+            waiting = [c for c in find_checkpoints(run.directory, ALL) if c.step not in taken]
+            run.handled(waiting[0].path)
+            taken.append(waiting[0].step)
     assert taken == [10, 20, 30]
 
 
@@ -257,8 +260,12 @@ def test_killed_at_every_call_the_next_start_has_the_whole_checkpoint(
     for k in range(1, len(calls) + 1):
         cache = tmp_path / f"cache-{k}"
         meant = lambda count, name, k=k: count >= k  # noqa: E731
-        with in_place_of(meant, death), pytest.raises(Killed):  # type: ignore[arg-type]
-            RemoteRun(folder.url, cache, LATEST).sync()
+        with (
+            in_place_of(meant, death),  # type: ignore[arg-type]
+            pytest.raises(Killed),
+            RemoteRun(folder.url, cache, LATEST) as run,
+        ):
+            run.sync()
         again = RemoteRun(folder.url, cache, LATEST)
         with in_place_of(lambda k, name: False, kill) as seen:
             again.sync()
@@ -279,8 +286,8 @@ def test_killed_at_every_operation_of_the_disk(
         k += 1
         cache, was_killed = tmp_path / f"cache-{k}", False
         try:
-            with disk_killed_at(k, torn=True):
-                RemoteRun(folder.url, cache, LATEST).sync()
+            with RemoteRun(folder.url, cache, LATEST) as run, disk_killed_at(k, torn=True):
+                run.sync()
         except Killed:
             was_killed = True
         again = RemoteRun(folder.url, cache, LATEST)
@@ -320,3 +327,107 @@ def test_a_bucket_that_is_not_there(tmp_path: Path) -> None:
     run = RemoteRun(f"file://{tmp_path}/none", tmp_path / "cache", LATEST)
     with pytest.raises(RemoteNotFoundError, match="there is no such directory"):
         run.sync()
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/sft/..", "s3://bucket/../sft", "memory://./sft"])
+def test_an_address_with_dots_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has \. or \.\. as a part"):
+        RemoteRun(url, tmp_path, LATEST)
+
+
+@pytest.mark.parametrize("name", ["arriving", "downloaded.json", "run", "n" * 250])
+def test_a_run_may_have_any_name(name: str, saved: Path, tmp_path: Path) -> None:
+    folder = RemoteFolder.open(f"memory://{tmp_path.name}/{name}")
+    upload(folder, saved / "checkpoint-10")
+    for _ in range(2):
+        with run_of(folder, tmp_path) as run:
+            run.sync()
+            run.sync()
+            assert steps(run) == [10]
+
+
+def test_a_second_process_has_a_folder_of_its_own(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    """As `doctor` beside a daemon: it takes nothing away, also between two downloads."""
+    upload(folder, saved / "checkpoint-10")
+    folder.write("checkpoint-10/optimizer.pt", b"moments")
+    looks = []
+
+    def second() -> None:
+        with run_of(folder, tmp_path) as other:
+            other.sync()
+            assert steps(other) == [10]
+        assert not other.directory.exists()
+        looks.append(other.directory)
+
+    with RemoteRun(folder.url, tmp_path / "cache", LATEST, with_optimizer=True) as run:
+        run.sync(second)
+        assert looks and run.directory not in looks
+        second()
+        assert (run.directory / "checkpoint-10" / "optimizer.pt").exists()
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        assert run.directory not in looks, "the first one's is free"
+
+
+def test_a_daemon_waits_for_what_another_process_has(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    first, waited = run_of(folder, tmp_path), list[int]()
+    first.sync()
+
+    def between() -> None:
+        waited.append(1)
+        if len(waited) == 2:
+            first.close()
+
+    with RemoteRun(folder.url, tmp_path / "cache", LATEST, waits=True) as run:
+        run.sync(between)
+        assert (len(waited), run.directory, steps(run)) == (2, first.directory, [10])
+
+
+def test_a_file_that_was_deleted_or_cut_is_downloaded_again(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    run = run_of(folder, tmp_path)
+    run.sync()
+    (run.directory / "checkpoint-10" / "config.json").unlink()
+    (run.directory / "checkpoint-10" / "model.safetensors").write_bytes(b"cut")
+    run.sync()
+    assert files_below(run.directory / "checkpoint-10") == files_below(saved / "checkpoint-10")
+    shutil.rmtree(tmp_path / "cache")
+    run.sync()
+    assert steps(run) == [10]
+
+
+def test_downloads_that_are_no_longer_wanted_are_removed(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    with (
+        in_place_of(lambda k, name: k > 4, fails_with(SLOW)),
+        pytest.raises(RemoteError),
+        run_of(folder, tmp_path) as run,
+    ):
+        run.sync()
+    kept = len(files_below(tmp_path / "cache"))
+    remove(folder, "checkpoint-10")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+    assert len(files_below(tmp_path / "cache")) < kept
+    assert not any(p.parent.name == "arriving" for p in (tmp_path / "cache").rglob("*"))
+
+
+def test_of_other_urls_what_was_used_last_is_kept(saved: Path, tmp_path: Path) -> None:
+    directories = []
+    for step in (10, 20, 30):
+        one = RemoteFolder.open(f"memory://{tmp_path.name}/sft/checkpoint-{step}")
+        for path in (saved / f"checkpoint-{step}").iterdir():
+            one.write(path.name, path)
+        with run_of(one, tmp_path) as run:
+            run.sync()
+            directories.append(run.directory)
+    assert [directory.exists() for directory in directories] == [False, True, True]

@@ -17,7 +17,8 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Self
 
 from gracekit import files
 from gracekit.checkpoints.remote_groups import (
@@ -27,6 +28,7 @@ from gracekit.checkpoints.remote_groups import (
     wanted_groups,
     wanted_objects,
 )
+from gracekit.checkpoints.remote_home import RemoteHome
 from gracekit.errors import RemoteError, RemoteNotFoundError
 from gracekit.recipe import CheckpointSection
 from gracekit.remote import RemoteFolder, RemoteObject, address_of
@@ -34,29 +36,37 @@ from gracekit.words import count_of, size
 
 logger = logging.getLogger(__name__)
 
-_STATE = "downloaded.json"
 _MOST_HANDLED = 1000
 
 
 class RemoteRun:
-    """The newest checkpoints below a URL, in `directory`.
+    """The newest checkpoints below a URL, in `directory`. To be closed at the end.
 
     Args:
         url: Of a run, of a folder above, or of one checkpoint.
         cache: Folder of this disk; each URL has one of its own in it.
         settings: How checkpoints are found.
         with_optimizer: Whether the optimizer's state is read too.
+        waits: Whether to wait for another process that uses what was downloaded of the URL, which
+            keeps the paths of checkpoints the same; if not, a folder of its own is used then.
+
+    Raises:
+        UsageError: The address has `.` or `..` as a part.
     """
 
     def __init__(
-        self, url: str, cache: Path, settings: CheckpointSection, *, with_optimizer: bool = False
+        self,
+        url: str,
+        cache: Path,
+        settings: CheckpointSection,
+        *,
+        with_optimizer: bool = False,
+        waits: bool = False,
     ) -> None:
         address = address_of(url)
         assert address is not None, f"{url!r} is no URL"
         self.url = address
-        self._home = cache / hashlib.sha256(address.encode()).hexdigest()[:16]
-        # Its name may tell the step: that of the URL is kept.
-        self.directory = self._home / (PurePosixPath(address.partition("://")[2]).name or "run")
+        self._home = RemoteHome(address, cache, waits=waits)
         self._settings = settings
         self._with_optimizer = with_optimizer
         self._folder: RemoteFolder | None = None
@@ -65,19 +75,36 @@ class RemoteRun:
         self._handled: list[str] = []
         self._groups: dict[str, Group] = {}
         self._told = ""
-        self._load()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def directory(self) -> Path:
+        """Where all that reads checkpoints looks; another one when `sync` had to take another."""
+        return self._home.directory
+
+    def close(self) -> None:
+        """Let other processes use what was downloaded."""
+        self._home.close()
 
     def sync(self, between: Callable[[], None] = lambda: None) -> None:
         """Bring the folder in line with the object store; what is no longer needed goes.
 
         Args:
-            between: Called before each download; what it raises ends the work.
+            between: Called before each download, and while another process is waited for; what it
+                raises ends the work.
 
         Raises:
             RemoteError: It cannot be listed or read; a look at the folder may then see a checkpoint
                 without some of its files, so none is to be taken before this succeeds.
             StoreWriteError: The disk cannot be written.
         """
+        if self._home.open(between):
+            self._load()
         if self._folder is None:
             self._folder = RemoteFolder.open(self.url)
         groups, loose = split(self._folder.list(), self._settings.depth)
@@ -96,8 +123,13 @@ class RemoteRun:
         with files.clear_write_errors(self.directory):
             files.make_directory(self.directory)
         self._drop(name for name in list(self._tags) if name not in objects)
-        new = [one for one in objects.values() if self._tags.get(one.name) != _tag(one)]
+        new = [one for one in objects.values() if not self._is_here(one)]
         self._bring(new, between)
+
+    def _is_here(self, one: RemoteObject) -> bool:
+        place = self.directory / one.name
+        is_same = self._tags.get(one.name) == _tag(one)
+        return is_same and place.is_file() and place.stat().st_size == one.num_bytes
 
     def handled(self, checkpoint: Path) -> None:
         """A version was made of a checkpoint, or it cannot be used: it is not needed again."""
@@ -110,10 +142,16 @@ class RemoteRun:
 
     def _bring(self, new: list[RemoteObject], between: Callable[[], None]) -> None:
         """Download beside the folder, then give each its place."""
+        beside = self._home.arriving
+        places = {_place(one) for one in new}
+        if beside.is_dir():
+            with files.clear_write_errors(beside):
+                for path in beside.iterdir():  # of an earlier try
+                    if path.name not in places:
+                        files.remove(path)
         if not new:
             return
         assert self._folder is not None, "it was listed"
-        beside = self._home / "arriving"
         num_bytes = sum(one.num_bytes for one in new)
         logger.info(
             "downloading %s (%s) of %s", count_of(len(new), "file"), size(num_bytes), self.url
@@ -166,7 +204,7 @@ class RemoteRun:
     def _load(self) -> None:
         """What is here since an earlier start; a file that is gone is downloaded again."""
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            content = files.read_json(self._home / _STATE)
+            content = files.read_json(self._home.state)
             self._tags = {
                 str(name): str(tag)
                 for name, tag in content["tags"].items()
@@ -181,7 +219,7 @@ class RemoteRun:
 
     def _save(self) -> None:
         content = {"url": self.url, "tags": self._tags, "handled": self._handled}
-        files.write_text_atomic(self._home / _STATE, json.dumps(content))
+        files.write_text_atomic(self._home.state, json.dumps(content))
 
 
 def _tag(one: RemoteObject) -> str:
