@@ -135,8 +135,9 @@ def test_groups_runs_and_what_is_wanted() -> None:
         "last.ckpt", "a/checkpoint-1", "a/checkpoint-2", "b/checkpoint-1", "a/checkpoint-3",
     ]  # fmt: skip
     assert "a" not in {o.name for o in loose}, "an object that stands for a folder"
-    followed, others = followed_groups(groups)
-    assert ([g.name for g in followed], others) == (["b/checkpoint-1"], ["", "a"])
+    followed, others, why = followed_groups(groups, {})
+    assert ([g.name for g in followed], others) == (["last.ckpt"], ["a", "b"])
+    assert why == "which is in the folder itself"
     run = [g for g in groups if g.run == "a"]
     assert [g.name for g in wanted_groups(run, [], in_turn=False)] == [
         "a/checkpoint-2", "a/checkpoint-3",
@@ -146,6 +147,8 @@ def test_groups_runs_and_what_is_wanted() -> None:
         "a/checkpoint-1", "a/checkpoint-2",
     ]  # fmt: skip
     assert wanted_groups(run, done, in_turn=True) == run
+    half = [group.signature for group in run[1:]]
+    assert wanted_groups(run, [], half, in_turn=False) == run, "a place for one that may be whole"
 
 
 def watched(
@@ -246,7 +249,7 @@ def test_of_several_runs_one_is_followed_and_that_is_said(
     run.sync()
     run.sync()
     assert names(run) == {"run-2"}
-    assert caplog.text.count("has 2 runs; run-2 began last and is followed") == 1
+    assert caplog.text.count("has 2 runs; following run-2, which began last") == 1
 
 
 @pytest.mark.parametrize("death", [kill, kill_after])
@@ -431,3 +434,101 @@ def test_of_other_urls_what_was_used_last_is_kept(saved: Path, tmp_path: Path) -
             run.sync()
             directories.append(run.directory)
     assert [directory.exists() for directory in directories] == [False, True, True]
+
+
+@pytest.mark.parametrize("settings", [LATEST, ALL])
+def test_uploads_that_were_given_up_take_no_place_of_whole_checkpoints(
+    settings: CheckpointSection, folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    def half(name: str) -> None:
+        folder.write(f"{name}/config.json", saved / "checkpoint-10" / "config.json")
+
+    for step in (1, 2, 3):
+        half(f"checkpoint-{step}")
+    upload(folder, saved / "checkpoint-10")
+    for step in (11, 12, 13):
+        half(f"checkpoint-{step}")
+    for _ in range(2):
+        with run_of(folder, tmp_path, settings) as run:
+            run.sync()
+            assert steps(run, settings) == [10]
+            assert len(names(run)) <= 4
+            with in_place_of(lambda k, name: False, kill) as seen:
+                run.sync()
+            assert seen == ["list_objects"]
+
+
+def test_results_of_an_evaluation_are_no_run(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    folder.write("eval/checkpoint-10/results.json", b"{}")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        assert steps(run) == [10]
+
+
+def test_the_run_in_the_folder_itself_is_followed(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    upload(folder, saved / "checkpoint-20", "other/checkpoint-20")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        assert steps(run) == [10]
+
+
+def test_of_two_runs_that_go_on_always_the_same_is_followed(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    """Each keeps its newest checkpoint alone."""
+    followed = []
+    with run_of(folder, tmp_path) as run:
+        for number, step in enumerate((10, 20, 30)):
+            for name in ("a", "b"):
+                upload(folder, saved / f"checkpoint-{step}", f"{name}/checkpoint-{step}")
+                if number:
+                    remove(folder, f"{name}/checkpoint-{step - 10}")
+                run.sync()
+                followed.append(names(run))
+    assert followed == [{"a"}, *[{"b"}] * 5]
+
+
+def test_a_checkpoint_that_is_named_is_downloaded_whole(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gracekit.checkpoints.remote_groups.SMALL_BYTES", 1)
+    for url_name, inner in (("checkpoint-10", "global_step10"), ("model", "onnx")):
+        one = RemoteFolder.open(f"memory://{tmp_path.name}/sft/{url_name}")
+        for path in (saved / "checkpoint-10").iterdir():
+            one.write(path.name, path)
+        one.write(f"{inner}/states.pt", b"of another library")
+        one.write("optimizer.pt", b"moments")
+        with run_of(one, tmp_path) as run:
+            run.sync()
+            assert set(files_below(run.directory)) == set(one.list()) - {"optimizer.pt"}
+
+
+def test_a_large_tokenizer_beside_a_model_of_a_run_is_downloaded(
+    folder: RemoteFolder, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gracekit.checkpoints.remote_groups.SMALL_BYTES", 1)
+    upload(folder, saved / "checkpoint-10")
+    for name in ("final/model.safetensors", "final/tokenizer.json", "data/vocab.json"):
+        folder.write(name, bytes(10))
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        others = {name for name in files_below(run.directory) if "checkpoint-10" not in name}
+        assert others == {"final/model.safetensors", "final/tokenizer.json"}
+
+
+def test_an_object_of_a_name_that_no_disk_can_have_is_left_out_and_told_of(
+    folder: RemoteFolder, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    folder.write(f"logs/{'a' * 300}.txt", b"x")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        run.sync()
+        assert steps(run) == [10]
+    assert caplog.text.count("more than 255 bytes") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,13 +52,13 @@ def run(folder: Path) -> RemoteFolder:
 
 
 @contextmanager
-def watching(folder: Path, url: str) -> Iterator[list[RefreshResult]]:
+def watching(folder: Path, url: str, **more: Any) -> Iterator[list[RefreshResult]]:
     """A daemon in a thread of this process; yields its results as they come."""
     stop, results = threading.Event(), list[RefreshResult]()
     thread = threading.Thread(
         target=gracekit.watch,
         args=(folder / "gracekit.yaml", url),
-        kwargs={"stop": stop, "on_version": results.append},
+        kwargs={"stop": stop, "on_version": results.append, **more},
     )
     thread.start()
     try:
@@ -137,6 +138,19 @@ def test_a_version_is_published_and_told_of_though_the_run_cannot_be_read_any_mo
         until(lambda: failed, "the look")
         assert [r.version for r in results] == [1]
         assert Coreset.load(f"memory://{folder.name}/published").step == 10
+
+
+def test_each_in_turn_goes_on_where_the_cache_was_lost(folder: Path, run: RemoteFolder) -> None:
+    """Those that versions were made of take no places."""
+    with watching(folder, run.url, on_backlog="all") as results:
+        for number, step in enumerate((10, 20), start=1):
+            upload(run, folder / "saved" / f"checkpoint-{step}")
+            until(lambda n=number: len(results) == n, f"version {number}")  # type: ignore[misc]
+    shutil.rmtree(folder / "store" / "cache" / "checkpoints")
+    upload(run, folder / "saved" / "checkpoint-30")
+    with watching(folder, run.url, on_backlog="all") as results:
+        until(lambda: results, "the third version")
+    assert [r.header.checkpoint.step for r in results] == [30]
 
 
 def invoke(folder: Path, *arguments: str) -> str:

@@ -14,13 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from gracekit import files
+from gracekit.checkpoints.discover import candidates_below, look
+from gracekit.checkpoints.layouts import LAYOUTS
+from gracekit.checkpoints.places import History, real_path
 from gracekit.checkpoints.remote_groups import (
     Group,
     followed_groups,
@@ -29,14 +31,16 @@ from gracekit.checkpoints.remote_groups import (
     wanted_objects,
 )
 from gracekit.checkpoints.remote_home import RemoteHome
-from gracekit.errors import RemoteError, RemoteNotFoundError
+from gracekit.errors import CheckpointError, RemoteError, RemoteNotFoundError, StoreWriteError
+from gracekit.foreign import foreign
 from gracekit.recipe import CheckpointSection
 from gracekit.remote import RemoteFolder, RemoteObject, address_of
+from gracekit.types import Checkpoint
 from gracekit.words import count_of, size
 
 logger = logging.getLogger(__name__)
 
-_MOST_HANDLED = 1000
+_MOST_KNOWN = 1000
 
 
 class RemoteRun:
@@ -73,7 +77,11 @@ class RemoteRun:
         self._tags: dict[str, str] = {}
         """Name of an object that is here -> what it was when it was downloaded."""
         self._handled: list[str] = []
-        self._groups: dict[str, Group] = {}
+        self._incomplete: list[str] = []
+        """Signatures of checkpoints that were here and cannot be used as they are."""
+        self._groups: list[Group] = []
+        self._history: History = {}
+        self._left_out: set[str] = set()
         self._told = ""
 
     def __enter__(self) -> Self:
@@ -107,24 +115,67 @@ class RemoteRun:
             self._load()
         if self._folder is None:
             self._folder = RemoteFolder.open(self.url)
-        groups, loose = split(self._folder.list(), self._settings.depth)
-        followed, others = followed_groups(groups)
-        self._tell_runs(followed, others)
+        groups, loose = split(self._list(), self._settings.depth, self.directory.name)
+        followed, others, why = followed_groups(groups, self._history)
+        self._tell_runs(followed, others, why)
+        self._groups = followed
+        is_changed = True
+        while is_changed:  # again where one turned out to be incomplete: another takes its place
+            wanted = self._wanted()
+            objects = wanted_objects(
+                wanted,
+                loose,
+                others=others,
+                with_optimizer=self._with_optimizer,
+                with_all=self._settings.convert_cmd is not None,
+            )
+            with files.clear_write_errors(self.directory):
+                files.make_directory(self.directory)
+            self._drop(name for name in list(self._tags) if name not in objects)
+            new = [one for one in objects.values() if not self._is_here(one)]
+            self._bring(new, between)
+            is_changed = bool(new) and self._learn_incomplete(wanted)
+
+    def _list(self) -> dict[str, RemoteObject]:
+        """The objects whose names a disk can have."""
+        assert self._folder is not None, "it was opened"
+        listed = self._folder.list()
+        long = [name for name in listed if any(len(p.encode()) > 255 for p in name.split("/"))]
+        for name in long:
+            if name not in self._left_out:
+                logger.warning(
+                    "leaving out %s of %s: a part of its name has more than 255 bytes, which no "
+                    "file of this disk can have; give the object a shorter name", name, self.url,
+                )  # fmt: skip
+        self._left_out = set(long)
+        return {name: found for name, found in listed.items() if name not in self._left_out}
+
+    def _wanted(self) -> list[Group]:
         in_turn = self._settings.on_backlog == "all"
-        wanted = wanted_groups(followed, self._handled, in_turn=in_turn)
-        self._groups = {group.name: group for group in followed}
-        objects = wanted_objects(
-            wanted,
-            loose,
-            others=others,
-            with_optimizer=self._with_optimizer,
-            with_all=self._settings.convert_cmd is not None,
-        )
-        with files.clear_write_errors(self.directory):
-            files.make_directory(self.directory)
-        self._drop(name for name in list(self._tags) if name not in objects)
-        new = [one for one in objects.values() if not self._is_here(one)]
-        self._bring(new, between)
+        return wanted_groups(self._groups, self._handled, self._incomplete, in_turn=in_turn)
+
+    def _learn_incomplete(self, groups: list[Group]) -> bool:
+        """Keep in mind which checkpoints that are here cannot be used; whether that is new."""
+        root = real_path(self.directory)
+        usable = [
+            path.relative_to(root).as_posix()
+            for path in candidates_below(root, self._settings, LAYOUTS)
+            if self._is_usable(path)
+        ]
+        learned = [
+            group.signature
+            for group in groups
+            if group.signature not in self._incomplete and not any(map(group.holds, usable))
+        ]
+        if learned:
+            self._incomplete = [*self._incomplete, *learned][-_MOST_KNOWN:]
+            self._save()
+        return bool(learned)
+
+    def _is_usable(self, path: Path) -> bool:
+        with suppress(CheckpointError), foreign(path, CheckpointError):
+            return isinstance(look(path, self._settings, LAYOUTS), Checkpoint)
+        return False
 
     def _is_here(self, one: RemoteObject) -> bool:
         place = self.directory / one.name
@@ -133,11 +184,11 @@ class RemoteRun:
 
     def handled(self, checkpoint: Path) -> None:
         """A version was made of a checkpoint, or it cannot be used: it is not needed again."""
-        with suppress(ValueError):
-            inside = checkpoint.relative_to(os.path.realpath(self.directory)).as_posix()
-            for name, group in self._groups.items():
-                if inside == name or inside.startswith(f"{name}/"):
-                    self._handled = [*self._handled, group.signature][-_MOST_HANDLED:]
+        with suppress(ValueError, StoreWriteError):  # on a full disk it is remembered until the end
+            inside = checkpoint.relative_to(real_path(self.directory)).as_posix()
+            for group in self._groups:
+                if group.holds(inside) and group.signature not in self._handled:
+                    self._handled = [*self._handled, group.signature][-_MOST_KNOWN:]
                     self._save()
 
     def _bring(self, new: list[RemoteObject], between: Callable[[], None]) -> None:
@@ -190,12 +241,12 @@ class RemoteRun:
         if dropped:
             self._save()
 
-    def _tell_runs(self, followed: list[Group], others: list[str]) -> None:
+    def _tell_runs(self, followed: list[Group], others: list[str], why: str) -> None:
         if not others:
             return
         told = (
             f"{self.url} has {count_of(len(others) + 1, 'run')}; "
-            f"{followed[0].run or 'that in the folder itself'} began last and is followed"
+            f"following {followed[0].run or '.'}, {why}"
         )
         if told != self._told:
             self._told = told
@@ -211,6 +262,7 @@ class RemoteRun:
                 if (self.directory / str(name)).is_file()
             }
             self._handled = [str(one) for one in content["handled"]]
+            self._incomplete = [str(one) for one in content["incomplete"]]
         for place in self.directory.rglob("*") if self.directory.is_dir() else ():
             name = place.relative_to(self.directory).as_posix()
             if place.is_file() and name not in self._tags:  # a start before this one was killed
@@ -218,7 +270,12 @@ class RemoteRun:
                     files.remove(place)
 
     def _save(self) -> None:
-        content = {"url": self.url, "tags": self._tags, "handled": self._handled}
+        content = {
+            "url": self.url,
+            "tags": self._tags,
+            "handled": self._handled,
+            "incomplete": self._incomplete,
+        }
         files.write_text_atomic(self._home.state, json.dumps(content))
 
 

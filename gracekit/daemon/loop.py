@@ -209,11 +209,17 @@ class _Loop:
         return watch_checkpoints(
             self._checkpoint_dir,
             settings,
-            is_done=self._refresher.is_done,
+            is_done=self._is_done,
             is_refused=self._refused.__contains__,
             stop=self._stop,
             wait=self._wait_for_next_look,
         )
+
+    def _is_done(self, checkpoint: Checkpoint) -> bool:
+        is_done = self._refresher.is_done(checkpoint)
+        if is_done and self._remote is not None:
+            self._remote.handled(checkpoint.path)
+        return is_done
 
     def _wait_for_next_look(self, seconds: float) -> bool:
         """Wait, and bring what a remote run has by then; whether to stop."""
