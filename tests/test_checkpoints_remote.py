@@ -404,6 +404,10 @@ def test_a_file_that_was_deleted_or_cut_is_downloaded_again(
     shutil.rmtree(tmp_path / "cache")
     run.sync()
     assert steps(run) == [10]
+    shutil.rmtree(tmp_path / "cache")
+    remove(folder, "checkpoint-10")
+    run.sync()
+    assert steps(run) == [], "what is neither here nor there is forgotten"
 
 
 def test_downloads_that_are_no_longer_wanted_are_removed(
@@ -532,3 +536,15 @@ def test_an_object_of_a_name_that_no_disk_can_have_is_left_out_and_told_of(
         run.sync()
         assert steps(run) == [10]
     assert caplog.text.count("more than 255 bytes") == 1
+
+
+def test_what_was_incomplete_for_an_earlier_recipe_is_looked_at_again(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    needs_marker = ALL.model_copy(update={"ready_marker": "DONE"})
+    for step in (10, 20, 30):
+        upload(folder, saved / f"checkpoint-{step}")
+    for settings, expected in ((needs_marker, []), (ALL, [10, 20])):
+        with run_of(folder, tmp_path, settings) as run:
+            run.sync()
+            assert steps(run, settings) == expected

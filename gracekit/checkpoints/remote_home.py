@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from gracekit import files
-from gracekit.errors import UsageError
+from gracekit.errors import StoreWriteError, UsageError
 from gracekit.store import acquire_lock
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,8 @@ class RemoteHome:
             if lock is not None:
                 break
             if not was_told:
-                logger.info("another process uses what was downloaded of %s", self._url)
+                what = "waiting for it" if self._waits else "downloading it a second time meanwhile"
+                logger.info("another process uses the download of %s; %s", self._url, what)
                 was_told = True
             if self._waits:
                 between()
@@ -115,7 +116,7 @@ class RemoteHome:
 
     def _remove_unused(self) -> None:
         """Remove what was downloaded of other URLs, and what killed processes left."""
-        with suppress(OSError):
+        with suppress(OSError, StoreWriteError):
             found = [p for p in self._cache.iterdir() if p.is_dir() and _NAME.fullmatch(p.name)]
             found.sort(key=lambda path: (not _is_second(path), path.stat().st_mtime))
             others = [path for path in found if path != self._root]

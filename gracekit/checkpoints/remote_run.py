@@ -78,7 +78,8 @@ class RemoteRun:
         """Name of an object that is here -> what it was when it was downloaded."""
         self._handled: list[str] = []
         self._incomplete: list[str] = []
-        """Signatures of checkpoints that were here and cannot be used as they are."""
+        """Signatures of checkpoints that were here and cannot be used as they are; not kept from
+        one start to the next, where the recipe may be another."""
         self._groups: list[Group] = []
         self._history: History = {}
         self._left_out: set[str] = set()
@@ -111,7 +112,8 @@ class RemoteRun:
                 without some of its files, so none is to be taken before this succeeds.
             StoreWriteError: The disk cannot be written.
         """
-        if self._home.open(between):
+        is_unknown = self._home.open(between)
+        if is_unknown:
             self._load()
         if self._folder is None:
             self._folder = RemoteFolder.open(self.url)
@@ -134,7 +136,7 @@ class RemoteRun:
             self._drop(name for name in list(self._tags) if name not in objects)
             new = [one for one in objects.values() if not self._is_here(one)]
             self._bring(new, between)
-            is_changed = bool(new) and self._learn_incomplete(wanted)
+            is_changed = (is_unknown or bool(new)) and self._learn_incomplete(wanted)
 
     def _list(self) -> dict[str, RemoteObject]:
         """The objects whose names a disk can have."""
@@ -167,9 +169,7 @@ class RemoteRun:
             for group in groups
             if group.signature not in self._incomplete and not any(map(group.holds, usable))
         ]
-        if learned:
-            self._incomplete = [*self._incomplete, *learned][-_MOST_KNOWN:]
-            self._save()
+        self._incomplete = [*self._incomplete, *learned][-_MOST_KNOWN:]
         return bool(learned)
 
     def _is_usable(self, path: Path) -> bool:
@@ -234,7 +234,7 @@ class RemoteRun:
             with files.clear_write_errors(place):
                 files.remove(place)
                 for parent in place.parents:
-                    if parent == self.directory or any(parent.iterdir()):
+                    if parent == self.directory or (parent.is_dir() and any(parent.iterdir())):
                         break
                     files.remove(parent)
             del self._tags[name]
@@ -262,7 +262,6 @@ class RemoteRun:
                 if (self.directory / str(name)).is_file()
             }
             self._handled = [str(one) for one in content["handled"]]
-            self._incomplete = [str(one) for one in content["incomplete"]]
         for place in self.directory.rglob("*") if self.directory.is_dir() else ():
             name = place.relative_to(self.directory).as_posix()
             if place.is_file() and name not in self._tags:  # a start before this one was killed
@@ -270,12 +269,7 @@ class RemoteRun:
                     files.remove(place)
 
     def _save(self) -> None:
-        content = {
-            "url": self.url,
-            "tags": self._tags,
-            "handled": self._handled,
-            "incomplete": self._incomplete,
-        }
+        content = {"url": self.url, "tags": self._tags, "handled": self._handled}
         files.write_text_atomic(self._home.state, json.dumps(content))
 
 
