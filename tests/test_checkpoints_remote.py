@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from gracekit.checkpoints import RemoteRun, find_checkpoints, watch_checkpoints
 from gracekit.checkpoints.remote_groups import followed_groups, split, wanted_groups
-from gracekit.errors import RemoteError, RemoteNotFoundError, StoreWriteError
+from gracekit.errors import RemoteError, RemoteNotFoundError, StoreWriteError, UsageError
 from gracekit.recipe import CheckpointSection
 from gracekit.remote import RemoteFolder, RemoteObject
 from gracekit.types import Checkpoint
@@ -65,10 +66,12 @@ def test_the_newest_checkpoints_are_downloaded_once_and_dropped_when_newer_ones_
         assert files_below(run.directory / name) == files_below(saved / name)
     assert steps(run) == [20, 30]
     assert names(run) == {"checkpoint-20", "checkpoint-30"}
-    for again in (run, run_of(folder, tmp_path)):
+    for _ in range(2):
         with in_place_of(lambda k, name: False, kill) as seen:
-            again.sync()
+            run.sync()
         assert seen == ["list_objects"], "what is here is not downloaded again"
+        run.close()
+        run = run_of(folder, tmp_path)
     remove(folder, "checkpoint-30")
     run.sync()
     assert steps(run) == [10, 20]
@@ -132,8 +135,9 @@ def test_groups_runs_and_what_is_wanted() -> None:
         "last.ckpt", "a/checkpoint-1", "a/checkpoint-2", "b/checkpoint-1", "a/checkpoint-3",
     ]  # fmt: skip
     assert "a" not in {o.name for o in loose}, "an object that stands for a folder"
-    followed, others = followed_groups(groups)
-    assert ([g.name for g in followed], others) == (["b/checkpoint-1"], ["", "a"])
+    followed, others, why = followed_groups(groups, {})
+    assert ([g.name for g in followed], others) == (["last.ckpt"], ["a", "b"])
+    assert why == "which is in the folder itself"
     run = [g for g in groups if g.run == "a"]
     assert [g.name for g in wanted_groups(run, [], in_turn=False)] == [
         "a/checkpoint-2", "a/checkpoint-3",
@@ -143,6 +147,8 @@ def test_groups_runs_and_what_is_wanted() -> None:
         "a/checkpoint-1", "a/checkpoint-2",
     ]  # fmt: skip
     assert wanted_groups(run, done, in_turn=True) == run
+    half = [group.signature for group in run[1:]]
+    assert wanted_groups(run, [], half, in_turn=False) == run, "a place for one that may be whole"
 
 
 def watched(
@@ -211,12 +217,12 @@ def test_each_in_turn_over_a_restart(folder: RemoteFolder, saved: Path, tmp_path
         upload(folder, saved / f"checkpoint-{step}")
     taken = []
     for _ in range(3):
-        run = run_of(folder, tmp_path, ALL)  # a start of its own
-        run.sync()
-        assert len(list(run.directory.iterdir())) <= 3
-        waiting = [c for c in find_checkpoints(run.directory, ALL) if c.step not in taken]
-        run.handled(waiting[0].path)
-        taken.append(waiting[0].step)
+        with run_of(folder, tmp_path, ALL) as run:  # a start of its own
+            run.sync()
+            assert len(list(run.directory.iterdir())) <= 3
+            waiting = [c for c in find_checkpoints(run.directory, ALL) if c.step not in taken]
+            run.handled(waiting[0].path)
+            taken.append(waiting[0].step)
     assert taken == [10, 20, 30]
 
 
@@ -243,7 +249,7 @@ def test_of_several_runs_one_is_followed_and_that_is_said(
     run.sync()
     run.sync()
     assert names(run) == {"run-2"}
-    assert caplog.text.count("has 2 runs; run-2 began last and is followed") == 1
+    assert caplog.text.count("has 2 runs; following run-2, which began last") == 1
 
 
 @pytest.mark.parametrize("death", [kill, kill_after])
@@ -257,8 +263,12 @@ def test_killed_at_every_call_the_next_start_has_the_whole_checkpoint(
     for k in range(1, len(calls) + 1):
         cache = tmp_path / f"cache-{k}"
         meant = lambda count, name, k=k: count >= k  # noqa: E731
-        with in_place_of(meant, death), pytest.raises(Killed):  # type: ignore[arg-type]
-            RemoteRun(folder.url, cache, LATEST).sync()
+        with (
+            in_place_of(meant, death),  # type: ignore[arg-type]
+            pytest.raises(Killed),
+            RemoteRun(folder.url, cache, LATEST) as run,
+        ):
+            run.sync()
         again = RemoteRun(folder.url, cache, LATEST)
         with in_place_of(lambda k, name: False, kill) as seen:
             again.sync()
@@ -279,8 +289,8 @@ def test_killed_at_every_operation_of_the_disk(
         k += 1
         cache, was_killed = tmp_path / f"cache-{k}", False
         try:
-            with disk_killed_at(k, torn=True):
-                RemoteRun(folder.url, cache, LATEST).sync()
+            with RemoteRun(folder.url, cache, LATEST) as run, disk_killed_at(k, torn=True):
+                run.sync()
         except Killed:
             was_killed = True
         again = RemoteRun(folder.url, cache, LATEST)
@@ -320,3 +330,221 @@ def test_a_bucket_that_is_not_there(tmp_path: Path) -> None:
     run = RemoteRun(f"file://{tmp_path}/none", tmp_path / "cache", LATEST)
     with pytest.raises(RemoteNotFoundError, match="there is no such directory"):
         run.sync()
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/sft/..", "s3://bucket/../sft", "memory://./sft"])
+def test_an_address_with_dots_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"has \. or \.\. as a part"):
+        RemoteRun(url, tmp_path, LATEST)
+
+
+@pytest.mark.parametrize("name", ["arriving", "downloaded.json", "run", "n" * 250])
+def test_a_run_may_have_any_name(name: str, saved: Path, tmp_path: Path) -> None:
+    folder = RemoteFolder.open(f"memory://{tmp_path.name}/{name}")
+    upload(folder, saved / "checkpoint-10")
+    for _ in range(2):
+        with run_of(folder, tmp_path) as run:
+            run.sync()
+            run.sync()
+            assert steps(run) == [10]
+
+
+def test_a_second_process_has_a_folder_of_its_own(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    """As `doctor` beside a daemon: it takes nothing away, also between two downloads."""
+    upload(folder, saved / "checkpoint-10")
+    folder.write("checkpoint-10/optimizer.pt", b"moments")
+    looks = []
+
+    def second() -> None:
+        with run_of(folder, tmp_path) as other:
+            other.sync()
+            assert steps(other) == [10]
+        assert not other.directory.exists()
+        looks.append(other.directory)
+
+    with RemoteRun(folder.url, tmp_path / "cache", LATEST, with_optimizer=True) as run:
+        run.sync(second)
+        assert looks and run.directory not in looks
+        second()
+        assert (run.directory / "checkpoint-10" / "optimizer.pt").exists()
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        assert run.directory not in looks, "the first one's is free"
+
+
+def test_a_daemon_waits_for_what_another_process_has(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    first, waited = run_of(folder, tmp_path), list[int]()
+    first.sync()
+
+    def between() -> None:
+        waited.append(1)
+        if len(waited) == 2:
+            first.close()
+
+    with RemoteRun(folder.url, tmp_path / "cache", LATEST, waits=True) as run:
+        run.sync(between)
+        assert (len(waited), run.directory, steps(run)) == (2, first.directory, [10])
+
+
+def test_a_file_that_was_deleted_or_cut_is_downloaded_again(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    run = run_of(folder, tmp_path)
+    run.sync()
+    (run.directory / "checkpoint-10" / "config.json").unlink()
+    (run.directory / "checkpoint-10" / "model.safetensors").write_bytes(b"cut")
+    run.sync()
+    assert files_below(run.directory / "checkpoint-10") == files_below(saved / "checkpoint-10")
+    shutil.rmtree(tmp_path / "cache")
+    run.sync()
+    assert steps(run) == [10]
+    shutil.rmtree(tmp_path / "cache")
+    remove(folder, "checkpoint-10")
+    run.sync()
+    assert steps(run) == [], "what is neither here nor there is forgotten"
+
+
+def test_downloads_that_are_no_longer_wanted_are_removed(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    with (
+        in_place_of(lambda k, name: k > 4, fails_with(SLOW)),
+        pytest.raises(RemoteError),
+        run_of(folder, tmp_path) as run,
+    ):
+        run.sync()
+    kept = len(files_below(tmp_path / "cache"))
+    remove(folder, "checkpoint-10")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+    assert len(files_below(tmp_path / "cache")) < kept
+    assert not any(p.parent.name == "arriving" for p in (tmp_path / "cache").rglob("*"))
+
+
+def test_of_other_urls_what_was_used_last_is_kept(saved: Path, tmp_path: Path) -> None:
+    directories = []
+    for step in (10, 20, 30):
+        one = RemoteFolder.open(f"memory://{tmp_path.name}/sft/checkpoint-{step}")
+        for path in (saved / f"checkpoint-{step}").iterdir():
+            one.write(path.name, path)
+        with run_of(one, tmp_path) as run:
+            run.sync()
+            directories.append(run.directory)
+    assert [directory.exists() for directory in directories] == [False, True, True]
+
+
+@pytest.mark.parametrize("settings", [LATEST, ALL])
+def test_uploads_that_were_given_up_take_no_place_of_whole_checkpoints(
+    settings: CheckpointSection, folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    def half(name: str) -> None:
+        folder.write(f"{name}/config.json", saved / "checkpoint-10" / "config.json")
+
+    for step in (1, 2, 3):
+        half(f"checkpoint-{step}")
+    upload(folder, saved / "checkpoint-10")
+    for step in (11, 12, 13):
+        half(f"checkpoint-{step}")
+    for _ in range(2):
+        with run_of(folder, tmp_path, settings) as run:
+            run.sync()
+            assert steps(run, settings) == [10]
+            assert len(names(run)) <= 4
+            with in_place_of(lambda k, name: False, kill) as seen:
+                run.sync()
+            assert seen == ["list_objects"]
+
+
+def test_results_of_an_evaluation_are_no_run(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    folder.write("eval/checkpoint-10/results.json", b"{}")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        assert steps(run) == [10]
+
+
+def test_the_run_in_the_folder_itself_is_followed(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    upload(folder, saved / "checkpoint-20", "other/checkpoint-20")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        assert steps(run) == [10]
+
+
+def test_of_two_runs_that_go_on_always_the_same_is_followed(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    """Each keeps its newest checkpoint alone."""
+    followed = []
+    with run_of(folder, tmp_path) as run:
+        for number, step in enumerate((10, 20, 30)):
+            for name in ("a", "b"):
+                upload(folder, saved / f"checkpoint-{step}", f"{name}/checkpoint-{step}")
+                if number:
+                    remove(folder, f"{name}/checkpoint-{step - 10}")
+                run.sync()
+                followed.append(names(run))
+    assert followed == [{"a"}, *[{"b"}] * 5]
+
+
+def test_a_checkpoint_that_is_named_is_downloaded_whole(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gracekit.checkpoints.remote_groups.SMALL_BYTES", 1)
+    for url_name, inner in (("checkpoint-10", "global_step10"), ("model", "onnx")):
+        one = RemoteFolder.open(f"memory://{tmp_path.name}/sft/{url_name}")
+        for path in (saved / "checkpoint-10").iterdir():
+            one.write(path.name, path)
+        one.write(f"{inner}/states.pt", b"of another library")
+        one.write("optimizer.pt", b"moments")
+        with run_of(one, tmp_path) as run:
+            run.sync()
+            assert set(files_below(run.directory)) == set(one.list()) - {"optimizer.pt"}
+
+
+def test_a_large_tokenizer_beside_a_model_of_a_run_is_downloaded(
+    folder: RemoteFolder, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gracekit.checkpoints.remote_groups.SMALL_BYTES", 1)
+    upload(folder, saved / "checkpoint-10")
+    for name in ("final/model.safetensors", "final/tokenizer.json", "data/vocab.json"):
+        folder.write(name, bytes(10))
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        others = {name for name in files_below(run.directory) if "checkpoint-10" not in name}
+        assert others == {"final/model.safetensors", "final/tokenizer.json"}
+
+
+def test_an_object_of_a_name_that_no_disk_can_have_is_left_out_and_told_of(
+    folder: RemoteFolder, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    upload(folder, saved / "checkpoint-10")
+    folder.write(f"logs/{'a' * 300}.txt", b"x")
+    with run_of(folder, tmp_path) as run:
+        run.sync()
+        run.sync()
+        assert steps(run) == [10]
+    assert caplog.text.count("more than 255 bytes") == 1
+
+
+def test_what_was_incomplete_for_an_earlier_recipe_is_looked_at_again(
+    folder: RemoteFolder, saved: Path, tmp_path: Path
+) -> None:
+    needs_marker = ALL.model_copy(update={"ready_marker": "DONE"})
+    for step in (10, 20, 30):
+        upload(folder, saved / f"checkpoint-{step}")
+    for settings, expected in ((needs_marker, []), (ALL, [10, 20])):
+        with run_of(folder, tmp_path, settings) as run:
+            run.sync()
+            assert steps(run, settings) == expected

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ import yaml
 from click.testing import CliRunner
 
 import gracekit
+from gracekit.checkpoints import RemoteRun
 from gracekit.cli import main
 from gracekit.daemon import loop
+from gracekit.errors import RemoteError
 from gracekit.refresher import RefreshResult
 from gracekit.remote import RemoteFolder
 from gracekit.store import Store
@@ -48,13 +52,13 @@ def run(folder: Path) -> RemoteFolder:
 
 
 @contextmanager
-def watching(folder: Path, url: str) -> Iterator[list[RefreshResult]]:
+def watching(folder: Path, url: str, **more: Any) -> Iterator[list[RefreshResult]]:
     """A daemon in a thread of this process; yields its results as they come."""
     stop, results = threading.Event(), list[RefreshResult]()
     thread = threading.Thread(
         target=gracekit.watch,
         args=(folder / "gracekit.yaml", url),
-        kwargs={"stop": stop, "on_version": results.append},
+        kwargs={"stop": stop, "on_version": results.append, **more},
     )
     thread.start()
     try:
@@ -115,6 +119,38 @@ def test_a_download_that_is_cut_is_no_checkpoint(folder: Path, run: RemoteFolder
     with in_place_of(meant, cut_short), watching(folder, run.url) as results:
         until(lambda: results, "the version")
     assert results[0].header.checkpoint.step == 10
+
+
+def test_a_version_is_published_and_told_of_though_the_run_cannot_be_read_any_more(
+    folder: Path, run: RemoteFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(run, folder / "saved" / "checkpoint-10")
+    synced, failed = RemoteRun.sync, list[int]()
+
+    def sync(self: RemoteRun, *arguments: Any) -> None:
+        if any((folder / "store" / "manifests").glob("*.parquet")):
+            failed.append(1)
+            raise RemoteError("the bucket cannot be read")
+        synced(self, *arguments)
+
+    monkeypatch.setattr(RemoteRun, "sync", sync)
+    with watching(folder, run.url) as results:
+        until(lambda: failed, "the look")
+        assert [r.version for r in results] == [1]
+        assert Coreset.load(f"memory://{folder.name}/published").step == 10
+
+
+def test_each_in_turn_goes_on_where_the_cache_was_lost(folder: Path, run: RemoteFolder) -> None:
+    """Those that versions were made of take no places."""
+    with watching(folder, run.url, on_backlog="all") as results:
+        for number, step in enumerate((10, 20), start=1):
+            upload(run, folder / "saved" / f"checkpoint-{step}")
+            until(lambda n=number: len(results) == n, f"version {number}")  # type: ignore[misc]
+    shutil.rmtree(folder / "store" / "cache" / "checkpoints")
+    upload(run, folder / "saved" / "checkpoint-30")
+    with watching(folder, run.url, on_backlog="all") as results:
+        until(lambda: results, "the third version")
+    assert [r.header.checkpoint.step for r in results] == [30]
 
 
 def invoke(folder: Path, *arguments: str) -> str:

@@ -127,7 +127,11 @@ def doctor(
     """
     loaded = None if recipe is None else load_recipe(recipe, set, store)
     settings = _section(set) if loaded is None else loaded.checkpoints
-    root = downloaded(checkpoint_dir, loaded, "checkpoint_dir", settings)
+    with downloaded(checkpoint_dir, loaded, "checkpoint_dir", settings) as root:
+        return _diagnosis(root, settings, loaded)
+
+
+def _diagnosis(root: Path, settings: CheckpointSection, loaded: Recipe | None) -> Diagnosis:
     if not root.exists():
         raise CheckpointError(f"there is nothing at {root}")
     found = survey(root, settings)

@@ -116,16 +116,19 @@ def watch(
     loaded = load_recipe(recipe, set, store)
     if on_backlog is not None:
         loaded = loaded.override({"checkpoints.on_backlog": on_backlog})
-    remote = remote_run(checkpoint_dir, loaded)
+    remote = remote_run(checkpoint_dir, loaded, waits=not dry_run)
     checkpoint_dir = path(checkpoint_dir, "checkpoint_dir") if remote is None else remote.directory
-    if dry_run:
-        if remote is not None:
-            remote.sync()
-        found = find_checkpoints(checkpoint_dir, loaded.checkpoints)
-        if not found:
-            raise CheckpointError(why_none(checkpoint_dir, loaded.checkpoints))
-        return refresher.preview(loaded, found[-1], strict=strict)
     with ExitStack() as stack:
+        if remote is not None:
+            stack.enter_context(remote)
+        if dry_run:
+            if remote is not None:
+                remote.sync()
+                checkpoint_dir = remote.directory
+            found = find_checkpoints(checkpoint_dir, loaded.checkpoints)
+            if not found:
+                raise CheckpointError(why_none(checkpoint_dir, loaded.checkpoints))
+            return refresher.preview(loaded, found[-1], strict=strict)
         metrics = None
         if metrics_port is not None:
             metrics = daemon.Metrics(Path(loaded.store))
@@ -202,11 +205,11 @@ def refresh(
         (4, True)
     """
     loaded = load_recipe(recipe, set, store)
-    place = downloaded(checkpoint, loaded, "checkpoint")
-    if dry_run:
-        found = check_checkpoint(place, loaded.checkpoints)
-        return refresher.preview(loaded, found, strict=strict)
-    return refresher.refresh(loaded, place, strict=strict, stop=stop)
+    with downloaded(checkpoint, loaded, "checkpoint") as place:
+        if dry_run:
+            found = check_checkpoint(place, loaded.checkpoints)
+            return refresher.preview(loaded, found, strict=strict)
+        return refresher.refresh(loaded, place, strict=strict, stop=stop)
 
 
 @overload
@@ -263,10 +266,11 @@ def plan(
         []
     """
     loaded = load_recipe(recipe, set, store)
-    found = check_checkpoint(downloaded(checkpoint, loaded, "checkpoint"), loaded.checkpoints)
-    if worth:
-        return refresher.prospect(loaded, found, strict=strict)
-    return refresher.estimate(loaded, found, strict=strict)
+    with downloaded(checkpoint, loaded, "checkpoint") as folder:
+        found = check_checkpoint(folder, loaded.checkpoints)
+        if worth:
+            return refresher.prospect(loaded, found, strict=strict)
+        return refresher.estimate(loaded, found, strict=strict)
 
 
 def reference(
@@ -304,9 +308,10 @@ def reference(
         12
     """
     loaded = load_recipe(recipe, set, store)
-    found = check_checkpoint(downloaded(checkpoint, loaded, "checkpoint"), loaded.checkpoints)
     place = loaded.selection.reference if output is None else path(output, "output")
     place = place or Path(loaded.store).parent / "reference.parquet"
-    return refresher.measure_reference(
-        loaded, found, Path(place), strict=strict, progress=Progress(stop)
-    )
+    with downloaded(checkpoint, loaded, "checkpoint") as folder:
+        found = check_checkpoint(folder, loaded.checkpoints)
+        return refresher.measure_reference(
+            loaded, found, Path(place), strict=strict, progress=Progress(stop)
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gracekit.api.stores import path
@@ -13,7 +15,11 @@ from gracekit.store import StorePaths
 
 
 def remote_run(
-    place: object, recipe: Recipe | None, settings: CheckpointSection | None = None
+    place: object,
+    recipe: Recipe | None,
+    settings: CheckpointSection | None = None,
+    *,
+    waits: bool = False,
 ) -> RemoteRun | None:
     """The run, or the checkpoint, of a URL; None for a path of this disk.
 
@@ -21,6 +27,7 @@ def remote_run(
         place: As the caller named it.
         recipe: Its store's cache holds what is downloaded; without a recipe the user's cache does.
         settings: How checkpoints are found; default: as the recipe says.
+        waits: Whether to wait for another process that uses what was downloaded of the URL.
     """
     url = address_of(place)
     if url is None:
@@ -30,13 +37,16 @@ def remote_run(
         cache = StorePaths(Path(recipe.store)).cache / "checkpoints"
         with_optimizer = bool(needs(recipe.scoring.scores, "optimizer"))
         settings = settings or recipe.checkpoints
-    return RemoteRun(url, cache, settings or CheckpointSection(), with_optimizer=with_optimizer)
+    settings = settings or CheckpointSection()
+    return RemoteRun(url, cache, settings, with_optimizer=with_optimizer, waits=waits)
 
 
+@contextmanager
 def downloaded(
     place: object, recipe: Recipe | None, name: str, settings: CheckpointSection | None = None
-) -> Path:
-    """The path that an argument names; of a URL the folder into which it was downloaded now.
+) -> Iterator[Path]:
+    """The path that an argument names; of a URL the folder into which it was downloaded now, which
+    no other process changes in the block.
 
     Raises:
         RemoteError: The URL cannot be read.
@@ -44,6 +54,8 @@ def downloaded(
     """
     run = remote_run(place, recipe, settings)
     if run is None:
-        return path(place, name)
-    run.sync()
-    return run.directory
+        yield path(place, name)
+        return
+    with run:
+        run.sync()
+        yield run.directory

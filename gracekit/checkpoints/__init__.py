@@ -8,9 +8,10 @@ A checkpoint directory goes through three hands:
     read_pace             ->  TrainerPace         pace.py
     load                  ->  model, tokenizer    model.py and convert.py, to be imported by name
 
-A run in an object store is first brought to this disk (`remote_run.py`, `remote_groups.py`). A
-trainer's layout (`layouts.py`, `other_layouts.py`) says which directories hold a checkpoint and
-when it is complete, whatever the form of its weights, which `model_files.py` knows.
+A run in an object store is first brought to this disk (`remote_run.py`, `remote_groups.py`,
+`remote_home.py`). A trainer's layout (`layouts.py`, `other_layouts.py`) says which directories hold
+a checkpoint and when it is complete, whatever the form of its weights, which `model_files.py`
+knows.
 """
 
 from gracekit.checkpoints.config import (

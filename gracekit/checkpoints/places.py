@@ -8,7 +8,7 @@ import heapq
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -285,12 +285,22 @@ def followed_run(
         history: Kept up.
         root: The folder that is watched.
     """
+    written = {}
     for run, checkpoints in runs.items():
         # A model that is saved at the end does not tell that a run goes on.
         of_steps = [c for c in checkpoints if _tells_step(c) and c.path != run] or checkpoints
-        seen = sorted({*history.get(run, ()), *(c.completed_at for c in of_steps)})
+        written[run] = [c.completed_at for c in of_steps]
+    return followed_by_times(written, history, root)
+
+
+def followed_by_times(
+    written: Mapping[Path, Iterable[float]], history: History, root: Path
+) -> tuple[Path, str]:
+    """`followed_run`, of run -> when each of its checkpoints was written, at least one."""
+    for run, times in written.items():
+        seen = sorted({*history.get(run, ()), *times})
         history[run] = [*seen[:1], *seen[1:][-_MOST_TIMES:]]
-    order = sorted(runs, key=lambda run: (run == root, history[run][0], run), reverse=True)
+    order = sorted(written, key=lambda run: (run == root, history[run][0], run), reverse=True)
     chosen, why = order[0], "which began last"
     if chosen == root:
         why = "which is in the folder itself"

@@ -10,8 +10,10 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gracekit.checkpoints.model_files import is_step_folder
+from gracekit.checkpoints.places import History, followed_by_times
 from gracekit.remote import RemoteObject
 
 NUM_COPIES = 2
@@ -21,6 +23,8 @@ SMALL_BYTES = 16 << 20
 
 _FILE_SUFFIX = ".ckpt"
 _WEIGHTS = (".safetensors", ".ckpt", ".distcp")
+_PICKLED = (".bin", ".pt", ".pth")
+_TOKENIZER = re.compile(r"(?:tokenizer|vocab|spiece|sentencepiece).*|.*\.(?:model|tiktoken)")
 _OPTIMIZER = re.compile(r"optimizer(?:\.(?:pt|bin|safetensors)|(?:[-_]\d+)?/.*)")
 
 Objects = Mapping[str, RemoteObject]
@@ -40,6 +44,27 @@ class Group:
         return self.name.rpartition("/")[0]
 
     @property
+    def has_weights(self) -> bool:
+        """Whether a part of a model is there; results of an evaluation have none."""
+        return any(
+            o.name.endswith((*_WEIGHTS, *_PICKLED)) and not _OPTIMIZER.fullmatch(self.inner(o))
+            for o in self.objects
+        )
+
+    def inner(self, found: RemoteObject) -> str:
+        """The name of an object within the checkpoint; empty for one that is a file."""
+        return found.name.removeprefix(self.name).removeprefix("/")
+
+    def holds(self, name: str) -> bool:
+        """Whether a name is its own, or of something in it."""
+        return not self.name or name == self.name or name.startswith(f"{self.name}/")
+
+    @property
+    def began_at(self) -> float:
+        """When the first of its objects was written: an upload that goes on does not change it."""
+        return min(found.modified_at for found in self.objects)
+
+    @property
     def modified_at(self) -> float:
         """When the last of its objects was written, in seconds since the epoch."""
         return max(found.modified_at for found in self.objects)
@@ -51,12 +76,17 @@ class Group:
         return hashlib.sha256("\n".join(tags).encode()).hexdigest()[:16]
 
 
-def split(objects: Objects, depth: int) -> tuple[list[Group], list[RemoteObject]]:
+def split(
+    objects: Objects, depth: int, url_name: str = ""
+) -> tuple[list[Group], list[RemoteObject]]:
     """The groups of a listing by the time of their last object, and loose objects.
+
+    All objects of a URL that is that of a checkpoint are one group, whose name is empty.
 
     Args:
         objects: Name -> object. Objects that stand for a folder are left out.
         depth: How many folders below the watched one checkpoints may lie.
+        url_name: The last part of the URL, which may say a step.
     """
     folders = {name[:at] for name in objects for at, sign in enumerate(name) if sign == "/"}
     grouped: dict[str, list[RemoteObject]] = {}
@@ -69,6 +99,12 @@ def split(objects: Objects, depth: int) -> tuple[list[Group], list[RemoteObject]
             loose.append(found)
         else:
             grouped.setdefault(group, []).append(found)
+    top = [name for name in objects if "/" not in name]
+    has_model = any(name.endswith(_WEIGHTS) and not name.endswith(_FILE_SUFFIX) for name in top)
+    is_step = is_step_folder(url_name)
+    if (is_step and (has_model or "config.json" in top)) or (has_model and not grouped):
+        whole = tuple(found for name, found in objects.items() if name not in folders)
+        return [Group(name="", objects=whole)], []
     groups = [Group(name=name, objects=tuple(found)) for name, found in grouped.items()]
     return sorted(groups, key=lambda group: (group.modified_at, group.name)), loose
 
@@ -82,34 +118,52 @@ def _group_of(name: str, depth: int) -> str | None:
     return name if is_file else None
 
 
-def followed_groups(groups: list[Group]) -> tuple[list[Group], list[str]]:
-    """Those of the run that is followed, and the names of the other runs.
+def followed_groups(groups: list[Group], history: History) -> tuple[list[Group], list[str], str]:
+    """Those of the run that is followed, the names of the other runs, and why it is followed.
 
-    Of several runs it is the one that began last, as on a disk.
+    As on a disk (`places.followed_run`). Where any group has weights, runs without any are none.
+
+    Args:
+        groups: Of all runs.
+        history: Kept up.
     """
-    began: dict[str, float] = {}
-    for group in groups:
-        first = min(found.modified_at for found in group.objects)
-        began[group.run] = min(began.get(group.run, first), first)
-    if not began:
-        return [], []
-    chosen = max(began, key=lambda run: (began[run], run))
-    return [g for g in groups if g.run == chosen], sorted(run for run in began if run != chosen)
+    written: dict[str, list[float]] = {}
+    for group in [g for g in groups if g.has_weights] or groups:
+        written.setdefault(group.run, []).append(group.began_at)
+    if not written:
+        return [], [], ""
+    path, why = followed_by_times({Path(r): t for r, t in written.items()}, history, Path())
+    chosen = "" if path == Path() else path.as_posix()
+    others = sorted({g.run for g in groups} - {chosen})
+    return [g for g in groups if g.run == chosen], others, why
 
 
-def wanted_groups(groups: list[Group], handled: Collection[str], *, in_turn: bool) -> list[Group]:
-    """The checkpoints to have on this disk, of one run, oldest first.
+def wanted_groups(
+    groups: list[Group],
+    handled: Collection[str],
+    incomplete: Collection[str] = (),
+    *,
+    in_turn: bool,
+) -> list[Group]:
+    """The checkpoints to have on this disk, of one run, by time.
 
     Args:
         groups: By time.
         handled: Signatures of those that a version was made of, or that were passed over.
+        incomplete: Of those that were here and cannot be used as they are; they take no place of
+            one that may be complete.
         in_turn: Whether each is to be taken in turn (`on_backlog: all`), not the newest only.
     """
     if not in_turn:
-        return groups[-NUM_COPIES:]
-    waiting = [group for group in groups if group.signature not in handled]
-    done = [group for group in groups if group.signature in handled]
-    return [*done[-1:], *waiting[:NUM_COPIES]]
+        whole = [group for group in groups if group.signature not in incomplete]
+        wanted = [*groups[-NUM_COPIES:], *whole[-1:]]
+    else:
+        waiting = [group for group in groups if group.signature not in handled]
+        done = [group for group in groups if group.signature in handled]
+        whole = [group for group in waiting if group.signature not in incomplete]
+        half = [group for group in waiting if group.signature in incomplete]
+        wanted = [*done[-1:], *whole[:NUM_COPIES], *half[-NUM_COPIES:]]
+    return [group for group in groups if group in wanted]
 
 
 def wanted_objects(
@@ -132,13 +186,19 @@ def wanted_objects(
     found: dict[str, RemoteObject] = {}
     for group in groups:
         for one in group.objects:
-            inner = one.name.removeprefix(group.name).removeprefix("/")
-            if with_all or with_optimizer or not _OPTIMIZER.fullmatch(inner):
+            if with_all or with_optimizer or not _OPTIMIZER.fullmatch(group.inner(one)):
                 found[one.name] = one
+    models = {_folder_of(one) for one in loose if one.name.endswith(_WEIGHTS)}
     for one in loose:
         if any(one.name.startswith(f"{run}/") for run in others if run):
             continue
         is_part = one.name.endswith(_WEIGHTS) or one.num_bytes <= SMALL_BYTES
+        last = one.name.rpartition("/")[2]
+        is_part |= _folder_of(one) in models and _TOKENIZER.fullmatch(last) is not None
         if is_part and (with_optimizer or not _OPTIMIZER.fullmatch(one.name)):
             found[one.name] = one
     return found
+
+
+def _folder_of(one: RemoteObject) -> str:
+    return one.name.rpartition("/")[0]

@@ -14,12 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Self
 
 from gracekit import files
+from gracekit.checkpoints.discover import candidates_below, look
+from gracekit.checkpoints.layouts import LAYOUTS
+from gracekit.checkpoints.places import History, real_path
 from gracekit.checkpoints.remote_groups import (
     Group,
     followed_groups,
@@ -27,93 +30,179 @@ from gracekit.checkpoints.remote_groups import (
     wanted_groups,
     wanted_objects,
 )
-from gracekit.errors import RemoteError, RemoteNotFoundError
+from gracekit.checkpoints.remote_home import RemoteHome
+from gracekit.errors import CheckpointError, RemoteError, RemoteNotFoundError, StoreWriteError
+from gracekit.foreign import foreign
 from gracekit.recipe import CheckpointSection
 from gracekit.remote import RemoteFolder, RemoteObject, address_of
+from gracekit.types import Checkpoint
 from gracekit.words import count_of, size
 
 logger = logging.getLogger(__name__)
 
-_STATE = "downloaded.json"
-_MOST_HANDLED = 1000
+_MOST_KNOWN = 1000
 
 
 class RemoteRun:
-    """The newest checkpoints below a URL, in `directory`.
+    """The newest checkpoints below a URL, in `directory`. To be closed at the end.
 
     Args:
         url: Of a run, of a folder above, or of one checkpoint.
         cache: Folder of this disk; each URL has one of its own in it.
         settings: How checkpoints are found.
         with_optimizer: Whether the optimizer's state is read too.
+        waits: Whether to wait for another process that uses what was downloaded of the URL, which
+            keeps the paths of checkpoints the same; if not, a folder of its own is used then.
+
+    Raises:
+        UsageError: The address has `.` or `..` as a part.
     """
 
     def __init__(
-        self, url: str, cache: Path, settings: CheckpointSection, *, with_optimizer: bool = False
+        self,
+        url: str,
+        cache: Path,
+        settings: CheckpointSection,
+        *,
+        with_optimizer: bool = False,
+        waits: bool = False,
     ) -> None:
         address = address_of(url)
         assert address is not None, f"{url!r} is no URL"
         self.url = address
-        self._home = cache / hashlib.sha256(address.encode()).hexdigest()[:16]
-        # Its name may tell the step: that of the URL is kept.
-        self.directory = self._home / (PurePosixPath(address.partition("://")[2]).name or "run")
+        self._home = RemoteHome(address, cache, waits=waits)
         self._settings = settings
         self._with_optimizer = with_optimizer
         self._folder: RemoteFolder | None = None
         self._tags: dict[str, str] = {}
         """Name of an object that is here -> what it was when it was downloaded."""
         self._handled: list[str] = []
-        self._groups: dict[str, Group] = {}
+        self._incomplete: list[str] = []
+        """Signatures of checkpoints that were here and cannot be used as they are; not kept from
+        one start to the next, where the recipe may be another."""
+        self._groups: list[Group] = []
+        self._history: History = {}
+        self._left_out: set[str] = set()
         self._told = ""
-        self._load()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def directory(self) -> Path:
+        """Where all that reads checkpoints looks; another one when `sync` had to take another."""
+        return self._home.directory
+
+    def close(self) -> None:
+        """Let other processes use what was downloaded."""
+        self._home.close()
 
     def sync(self, between: Callable[[], None] = lambda: None) -> None:
         """Bring the folder in line with the object store; what is no longer needed goes.
 
         Args:
-            between: Called before each download; what it raises ends the work.
+            between: Called before each download, and while another process is waited for; what it
+                raises ends the work.
 
         Raises:
             RemoteError: It cannot be listed or read; a look at the folder may then see a checkpoint
                 without some of its files, so none is to be taken before this succeeds.
             StoreWriteError: The disk cannot be written.
         """
+        is_unknown = self._home.open(between)
+        if is_unknown:
+            self._load()
         if self._folder is None:
             self._folder = RemoteFolder.open(self.url)
-        groups, loose = split(self._folder.list(), self._settings.depth)
-        followed, others = followed_groups(groups)
-        self._tell_runs(followed, others)
+        groups, loose = split(self._list(), self._settings.depth, self.directory.name)
+        followed, others, why = followed_groups(groups, self._history)
+        self._tell_runs(followed, others, why)
+        self._groups = followed
+        is_changed = True
+        while is_changed:  # again where one turned out to be incomplete: another takes its place
+            wanted = self._wanted()
+            objects = wanted_objects(
+                wanted,
+                loose,
+                others=others,
+                with_optimizer=self._with_optimizer,
+                with_all=self._settings.convert_cmd is not None,
+            )
+            with files.clear_write_errors(self.directory):
+                files.make_directory(self.directory)
+            self._drop(name for name in list(self._tags) if name not in objects)
+            new = [one for one in objects.values() if not self._is_here(one)]
+            self._bring(new, between)
+            is_changed = (is_unknown or bool(new)) and self._learn_incomplete(wanted)
+
+    def _list(self) -> dict[str, RemoteObject]:
+        """The objects whose names a disk can have."""
+        assert self._folder is not None, "it was opened"
+        listed = self._folder.list()
+        long = [name for name in listed if any(len(p.encode()) > 255 for p in name.split("/"))]
+        for name in long:
+            if name not in self._left_out:
+                logger.warning(
+                    "leaving out %s of %s: a part of its name has more than 255 bytes, which no "
+                    "file of this disk can have; give the object a shorter name", name, self.url,
+                )  # fmt: skip
+        self._left_out = set(long)
+        return {name: found for name, found in listed.items() if name not in self._left_out}
+
+    def _wanted(self) -> list[Group]:
         in_turn = self._settings.on_backlog == "all"
-        wanted = wanted_groups(followed, self._handled, in_turn=in_turn)
-        self._groups = {group.name: group for group in followed}
-        objects = wanted_objects(
-            wanted,
-            loose,
-            others=others,
-            with_optimizer=self._with_optimizer,
-            with_all=self._settings.convert_cmd is not None,
-        )
-        with files.clear_write_errors(self.directory):
-            files.make_directory(self.directory)
-        self._drop(name for name in list(self._tags) if name not in objects)
-        new = [one for one in objects.values() if self._tags.get(one.name) != _tag(one)]
-        self._bring(new, between)
+        return wanted_groups(self._groups, self._handled, self._incomplete, in_turn=in_turn)
+
+    def _learn_incomplete(self, groups: list[Group]) -> bool:
+        """Keep in mind which checkpoints that are here cannot be used; whether that is new."""
+        root = real_path(self.directory)
+        usable = [
+            path.relative_to(root).as_posix()
+            for path in candidates_below(root, self._settings, LAYOUTS)
+            if self._is_usable(path)
+        ]
+        learned = [
+            group.signature
+            for group in groups
+            if group.signature not in self._incomplete and not any(map(group.holds, usable))
+        ]
+        self._incomplete = [*self._incomplete, *learned][-_MOST_KNOWN:]
+        return bool(learned)
+
+    def _is_usable(self, path: Path) -> bool:
+        with suppress(CheckpointError), foreign(path, CheckpointError):
+            return isinstance(look(path, self._settings, LAYOUTS), Checkpoint)
+        return False
+
+    def _is_here(self, one: RemoteObject) -> bool:
+        place = self.directory / one.name
+        is_same = self._tags.get(one.name) == _tag(one)
+        return is_same and place.is_file() and place.stat().st_size == one.num_bytes
 
     def handled(self, checkpoint: Path) -> None:
         """A version was made of a checkpoint, or it cannot be used: it is not needed again."""
-        with suppress(ValueError):
-            inside = checkpoint.relative_to(os.path.realpath(self.directory)).as_posix()
-            for name, group in self._groups.items():
-                if inside == name or inside.startswith(f"{name}/"):
-                    self._handled = [*self._handled, group.signature][-_MOST_HANDLED:]
+        with suppress(ValueError, StoreWriteError):  # on a full disk it is remembered until the end
+            inside = checkpoint.relative_to(real_path(self.directory)).as_posix()
+            for group in self._groups:
+                if group.holds(inside) and group.signature not in self._handled:
+                    self._handled = [*self._handled, group.signature][-_MOST_KNOWN:]
                     self._save()
 
     def _bring(self, new: list[RemoteObject], between: Callable[[], None]) -> None:
         """Download beside the folder, then give each its place."""
+        beside = self._home.arriving
+        places = {_place(one) for one in new}
+        if beside.is_dir():
+            with files.clear_write_errors(beside):
+                for path in beside.iterdir():  # of an earlier try
+                    if path.name not in places:
+                        files.remove(path)
         if not new:
             return
         assert self._folder is not None, "it was listed"
-        beside = self._home / "arriving"
         num_bytes = sum(one.num_bytes for one in new)
         logger.info(
             "downloading %s (%s) of %s", count_of(len(new), "file"), size(num_bytes), self.url
@@ -145,19 +234,19 @@ class RemoteRun:
             with files.clear_write_errors(place):
                 files.remove(place)
                 for parent in place.parents:
-                    if parent == self.directory or any(parent.iterdir()):
+                    if parent == self.directory or (parent.is_dir() and any(parent.iterdir())):
                         break
                     files.remove(parent)
             del self._tags[name]
         if dropped:
             self._save()
 
-    def _tell_runs(self, followed: list[Group], others: list[str]) -> None:
+    def _tell_runs(self, followed: list[Group], others: list[str], why: str) -> None:
         if not others:
             return
         told = (
             f"{self.url} has {count_of(len(others) + 1, 'run')}; "
-            f"{followed[0].run or 'that in the folder itself'} began last and is followed"
+            f"following {followed[0].run or '.'}, {why}"
         )
         if told != self._told:
             self._told = told
@@ -166,7 +255,7 @@ class RemoteRun:
     def _load(self) -> None:
         """What is here since an earlier start; a file that is gone is downloaded again."""
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            content = files.read_json(self._home / _STATE)
+            content = files.read_json(self._home.state)
             self._tags = {
                 str(name): str(tag)
                 for name, tag in content["tags"].items()
@@ -181,7 +270,7 @@ class RemoteRun:
 
     def _save(self) -> None:
         content = {"url": self.url, "tags": self._tags, "handled": self._handled}
-        files.write_text_atomic(self._home / _STATE, json.dumps(content))
+        files.write_text_atomic(self._home.state, json.dumps(content))
 
 
 def _tag(one: RemoteObject) -> str:

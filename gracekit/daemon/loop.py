@@ -174,21 +174,25 @@ class _Loop:
         for checkpoint in self._checkpoints(once):
             result = self._handle(checkpoint, once)
             release_memory()
+            if result is not None:
+                self._tell(result, on_version)
             if self._remote is not None:
                 self._remote.handled(checkpoint.path)
-                if not once and not self._bring():
-                    return
-            if result is None:
-                continue
-            if result.is_new:
-                self.num_published += 1
-                if self._metrics is not None:
-                    self._metrics.published(result.header)
-            self._beat("waiting", version=result.version)
-            self._refresher.publish(self._progress)
-            on_version(result)
             if max_checkpoints is not None and self.num_published >= max_checkpoints:
                 return
+            # Last: an object store that cannot be read holds up no version that was made.
+            if not once and not self._bring():
+                return
+
+    def _tell(self, result: RefreshResult, on_version: Callable[[RefreshResult], None]) -> None:
+        """Count a result, publish it, and give it to the caller."""
+        if result.is_new:
+            self.num_published += 1
+            if self._metrics is not None:
+                self._metrics.published(result.header)
+        self._beat("waiting", version=result.version)
+        self._refresher.publish(self._progress)
+        on_version(result)
 
     def _checkpoints(self, once: bool) -> Iterator[Checkpoint]:
         """The newest complete checkpoint alone (`once`), or each as it appears."""
@@ -205,11 +209,17 @@ class _Loop:
         return watch_checkpoints(
             self._checkpoint_dir,
             settings,
-            is_done=self._refresher.is_done,
+            is_done=self._is_done,
             is_refused=self._refused.__contains__,
             stop=self._stop,
             wait=self._wait_for_next_look,
         )
+
+    def _is_done(self, checkpoint: Checkpoint) -> bool:
+        is_done = self._refresher.is_done(checkpoint)
+        if is_done and self._remote is not None:
+            self._remote.handled(checkpoint.path)
+        return is_done
 
     def _wait_for_next_look(self, seconds: float) -> bool:
         """Wait, and bring what a remote run has by then; whether to stop."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.formats import NewerFormatError
     from gracekit.store.files.heartbeat import ailment, read_heartbeat
     from gracekit.store.files.leases import Lease
-    from gracekit.store.files.lock import lock_daemon, lock_store
+    from gracekit.store.files.lock import acquire_lock, lock_daemon, lock_store
     from gracekit.store.files.manifest_reading import (
         list_versions,
         read_manifest,
@@ -76,7 +76,7 @@ _HOMES = {
     "gracekit.store.files.formats": ("NewerFormatError",),
     "gracekit.store.files.heartbeat": ("ailment", "read_heartbeat"),
     "gracekit.store.files.leases": ("Lease",),
-    "gracekit.store.files.lock": ("lock_daemon", "lock_store"),
+    "gracekit.store.files.lock": ("acquire_lock", "lock_daemon", "lock_store"),
     "gracekit.store.files.manifest_reading": (
         "list_versions",
         "read_manifest",
@@ -153,6 +153,7 @@ __all__ = [
     "VersionArgument",
     "VersionDraft",
     "VersionFacts",
+    "acquire_lock",
     "ailment",
     "ask",
     "birth_of",

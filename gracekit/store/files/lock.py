@@ -152,14 +152,14 @@ def _hold_file(
         make_directory(paths.root)
         lock = FileLock(str(lock_path), thread_local=False)
         try:
-            _acquire(lock, timeout=0)
+            acquire_lock(lock, timeout=0)
         except Timeout:
             who = _who(holder_path, lock_path, what)
             left_s = deadline - time.monotonic()
             if left_s > 0:
                 logger.info("waiting up to %.0f s: %s", left_s, who)
             try:
-                _acquire(lock, timeout=max(left_s, 0))
+                acquire_lock(lock, timeout=max(left_s, 0))
             except Timeout:
                 who = _who(holder_path, lock_path, what)
                 raise StoreLockedError(f"{who}; wait for it or stop it") from None
@@ -184,8 +184,11 @@ def _hold_file(
         lock.release()
 
 
-def _acquire(lock: FileLock, timeout: float) -> None:
-    """Take a lock that the system keeps; `StoreWriteError` where the file system has none."""
+def acquire_lock(lock: FileLock, timeout: float) -> None:
+    """Take a lock that the system keeps; `StoreWriteError` where the file system has none.
+
+    Raises `filelock.Timeout` where it is still held after so many seconds.
+    """
     try:
         with warnings.catch_warnings():  # of the fallback
             warnings.simplefilter("ignore")
