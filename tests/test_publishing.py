@@ -230,6 +230,73 @@ def test_two_copies_that_went_on_by_themselves_never_mix(store: Store, tmp_path:
     assert len(outcomes) >= 2
 
 
+def make_copy_with_gc(store: Store, root: Path) -> Store:
+    """A copy that made two versions of its own and removed all but the last."""
+    shutil.copytree(store.paths.root, root)
+    copy = Store.open(root)
+    copy.commit(make_draft(copy, "five-of-the-copy"))
+    copy.commit(make_draft(copy, "six-of-the-copy"))
+    gc(copy, 1)
+    assert 5 in copy.removed()
+    return copy
+
+
+def test_a_copy_that_removed_its_own_version_removes_nothing_there(
+    store: Store, tmp_path: Path
+) -> None:
+    url, copy = url_of(tmp_path), make_copy_with_gc(store, tmp_path / "copy")
+    store.commit(make_draft(store, "five"))
+    publish_versions(store.renew(), url)
+    before = contents(url)
+    with pytest.raises(RemoteConflictError, match=r"version 5 at .* is another one"):
+        publish_versions(copy, url)
+    assert contents(url) == before
+    publish_versions(copy, url_of(tmp_path, "-copy"))
+    before = contents(url_of(tmp_path, "-copy"))
+    with pytest.raises(RemoteConflictError, match=r"version 5 at .* is another one"):
+        publish_versions(store.renew(), url_of(tmp_path, "-copy"))
+    assert contents(url_of(tmp_path, "-copy")) == before
+
+
+def test_a_copy_that_removed_versions_never_mixes_with_the_store(
+    store: Store, tmp_path: Path
+) -> None:
+    copy = make_copy_with_gc(store, tmp_path / "copy")
+    store.commit(make_draft(store, "five"))
+    pairs = [(store, copy), (copy, store)]
+    for n, (first, second) in enumerate(pairs):
+        counted = url_of(tmp_path, f"-counted-{n}")
+        calls = num_calls(partial(publish_versions, first.renew(), counted))
+        for k in range(1, calls + 1):
+            url, outcomes = url_of(tmp_path, f"-{n}-{k}"), list[str]()
+
+            def other(url: str = url, outcomes: list[str] = outcomes, it: Store = second) -> None:
+                outcomes.append(outcome_of(lambda: publish_versions(it.renew(), url)))
+
+            between = at_call(k, other)
+            publish = partial(publish_versions, first.renew(), url, between=between)
+            outcomes.append(outcome_of(publish))
+            assert "refused" in outcomes, f"the second came at call {k}"
+            found = contents(url)
+            copy_s = "removed/v000005.json" in found or "headers/v000006.json" in found
+            assert not (copy_s and "headers/v000005.json" in found), (n, k)
+
+
+def test_what_a_copy_removed_there_is_told_and_newer_versions_are_published(
+    store: Store, tmp_path: Path
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    shutil.copytree(store.paths.root, tmp_path / "copy")
+    copy = Store.open(tmp_path / "copy")
+    gc(copy, 1)
+    publish_versions(copy, url)
+    store.commit(make_draft(store, "five"))
+    with pytest.raises(RemoteConflictError, match=r"version \d was removed at .* and is kept in"):
+        publish_versions(store.renew(), url)
+    assert whole_versions(url, tmp_path)[-1] == Coreset.load(url).version == 5
+
+
 def test_another_store_is_refused_with_the_reason(store: Store, tmp_path: Path) -> None:
     url = url_of(tmp_path)
     publish_versions(store, url)
@@ -252,14 +319,17 @@ def test_what_is_not_ours_at_the_url_is_refused(store: Store, tmp_path: Path) ->
         publish_versions(store.renew(), url)
 
 
-def test_a_damaged_file_is_not_published(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_published_and_versions_without_it_are(
+    store: Store, tmp_path: Path
+) -> None:
     path = store.paths.scores(2)
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(StoreFormatError, match=r"scores\.parquet is damaged, so version 2 is not"):
         publish_versions(store, url_of(tmp_path))
-    assert whole_versions(url_of(tmp_path), tmp_path) == [1]
+    assert whole_versions(url_of(tmp_path), tmp_path) == [1, 4], "3 needs the scores of 2"
+    assert Coreset.load(url_of(tmp_path)).version == 4
 
 
 # --- readers ---
