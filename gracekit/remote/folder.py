@@ -18,7 +18,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from gracekit import files
-from gracekit.errors import RemoteDeniedError, RemoteError, RemoteNotFoundError, UsageError
+from gracekit.errors import (
+    RemoteDamagedError,
+    RemoteDeniedError,
+    RemoteError,
+    RemoteNotFoundError,
+    UsageError,
+)
 from gracekit.foreign import ENDS
 from gracekit.remote import operations
 from gracekit.remote.failures import EXTRA, clear_error, is_already_there, is_cut
@@ -139,7 +145,8 @@ class RemoteFolder:
         Raises:
             RemoteChangedError: It was replaced meanwhile.
             RemoteNotFoundError: It is gone.
-            RemoteError: It came short, or is not what it should be.
+            RemoteDamagedError: It has another SHA-256.
+            RemoteError: It came short.
             StoreWriteError: The disk cannot be written.
         """
 
@@ -150,7 +157,7 @@ class RemoteFolder:
                     file.write(part)
                     digest.update(part)
             if sha256 is not None and digest.hexdigest() != sha256:
-                raise RemoteError(
+                raise RemoteDamagedError(
                     f"{found.name} at {self.url} is damaged: SHA-256 {digest.hexdigest()}, "
                     f"expected {sha256}; remove it there, and what wrote it will write it again"
                 )
