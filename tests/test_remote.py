@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gracekit.errors import (
+    RecipeError,
     RemoteChangedError,
     RemoteDeniedError,
     RemoteError,
@@ -16,7 +17,8 @@ from gracekit.errors import (
     UsageError,
 )
 from gracekit.files import TEMPORARY_MARK, sha256
-from gracekit.remote import RemoteFolder, address_of, folder, is_url
+from gracekit.recipe import Recipe
+from gracekit.remote import RemoteFolder, address_of, cache_folder, folder, is_url
 from tests.remote_faults import (
     CUT,
     DENIED,
@@ -28,6 +30,7 @@ from tests.remote_faults import (
     fails_with,
     in_place_of,
 )
+from tests.tiny import recipe_content
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -54,6 +57,58 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteFolder:
 def test_urls_are_told_from_paths(place: object, url: str | None) -> None:
     assert address_of(place) == url
     assert is_url(place) == (url is not None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEYID:HIDDEN@bucket/run",
+        "s3://KEYID:HID/DEN@bucket/run",
+        "s3://HIDDEN@bucket/run",
+        "abfss://KEYID:HIDDEN@account.dfs.core.windows.net/run",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    assert is_url(url)
+    for place in (url, Path(url)):
+        with pytest.raises(UsageError, match="has credentials in it") as caught:
+            address_of(place)
+        assert "HID" not in str(caught.value)
+        assert "KEYID" not in str(caught.value)
+    with pytest.raises(RecipeError, match=r"publish: a URL of .* has credentials in it") as told:
+        Recipe.from_dict(recipe_content(publish={"url": url}))
+    assert "HID" not in str(told.value)
+    assert address_of("abfss://box@account.dfs.core.windows.net/run") is not None
+
+
+@pytest.mark.parametrize(("sign", "code"), [("#", "%23"), ("?", "%3F")])
+def test_what_would_be_cut_off_of_a_url_is_refused(sign: str, code: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"after file://{tmp_path}/run; .* write {code}") as told:
+        RemoteFolder.open(f"file://{tmp_path}/run{sign}sig=SECRET", create=True)
+    assert "SECRET" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+    place = tmp_path / f"run{sign}1"
+    RemoteFolder.open(place.as_uri(), create=True).write("k", b"content")
+    assert (place / "k").read_bytes() == b"content"
+
+
+def test_a_directory_of_any_name_has_a_url(tmp_path: Path) -> None:
+    place = tmp_path / "my bücket 100%"
+    RemoteFolder.open(place.as_uri(), create=True).write("k", b"content")
+    assert RemoteFolder.open(place.as_uri()).read("k") == b"content"
+    assert (place / "k").read_bytes() == b"content"
+
+
+def test_without_a_home_directory_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRACEKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_entry(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    with pytest.raises(UsageError, match=r"no home directory .* set GRACEKIT_CACHE"):
+        cache_folder()
 
 
 def test_what_is_written_is_listed_read_and_downloaded(

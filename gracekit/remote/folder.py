@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from gracekit import files
 from gracekit.errors import (
@@ -263,7 +264,7 @@ def _open(url: str, create: bool) -> ObjectStore:
     if scheme == "memory":
         return _IN_MEMORY.setdefault(url, operations.store_in_memory())
     if scheme == "file":
-        if not create and not Path(url.removeprefix("file://")).is_dir():
+        if not create and not Path(unquote(url.removeprefix("file://"))).is_dir():
             raise RemoteNotFoundError(f"there is no such directory: {url}; correct the URL")
         return operations.store_of(url, mkdir=create)
     options: dict[str, Any] = dict(_TIMES)
