@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -135,6 +137,61 @@ def test_what_is_written_is_listed_read_and_downloaded(
     assert remote.look_up("c") is None
     with pytest.raises(RemoteNotFoundError, match=r"read c at .*it is not there"):
         remote.read("c")
+
+
+def test_names_that_no_file_can_have_are_passed_over_with_one_warning(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    remote = RemoteFolder.open(f"memory://{tmp_path.name}")
+    names = ["a/plain", "x" + "ü" * 127]
+    for name in (*names, "b/" + "ü" * 128 + "/x"):
+        remote.write(name, b"content")
+    for _ in range(2):
+        assert list(remote.list()) == names
+    assert caplog.text.count(f"passed over at {remote.url}: names that no file") == 1
+    assert "1 of them, such as b/ü" in caplog.text
+    for found in remote.list().values():
+        remote.download(found, tmp_path / "copy" / found.name)
+
+
+def test_an_object_with_the_name_of_a_folder_is_left_out(tmp_path: Path) -> None:
+    remote = RemoteFolder.open(f"memory://{tmp_path.name}")
+    remote.write("checkpoint-10", b"")
+    remote.write("checkpoint-10/config.json", b"{}")
+    remote.write("checkpoint-100", b"content")
+    assert list(remote.list()) == ["checkpoint-10/config.json", "checkpoint-100"]
+
+
+ANSWER = """<?xml version="1.0"?><ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>
+<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size>
+</Contents></ListBucketResult>"""
+
+
+@pytest.mark.parametrize("key", ["run//x", "run/../x", "run/a/./x", "run/a\nb"])
+def test_a_name_that_cannot_be_listed_is_told(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(ANSWER.format(key=key).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        with pytest.raises(RemoteError, match="rename or remove it") as caught:
+            RemoteFolder.open("s3://b/run").list()
+        assert key.replace("\n", " ") in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_put_if_absent(remote: RemoteFolder, tmp_path: Path) -> None:

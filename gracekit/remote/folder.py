@@ -9,6 +9,7 @@ that says what to do.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from gracekit.remote.urls import SCHEMES, address_of
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
+logger = logging.getLogger(__name__)
+
 PART_BYTES = 8 << 20
 """Of a download, a request each: a slow line loses no more than one of them."""
 NUM_TRIES = 3
@@ -42,6 +45,8 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _RETRIES: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=90)}
 _TIMES = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min"}
 """A stalled connection ends after the second; the last is for a large object over a slow line."""
+_WARNED: set[str] = set()
+"""URLs whose odd names were told."""
 _IN_MEMORY: dict[str, ObjectStore] = {}
 
 
@@ -98,12 +103,27 @@ class RemoteFolder:
     def list(self, below: str = "") -> dict[str, RemoteObject]:
         """All objects by name, ascending, or those below one of its folders.
 
-        Names that could lead out of a local copy (`..`, empty parts) are left out.
+        Names that cannot be those of a local copy are left out, with one warning: with a part above
+        255 bytes. So is an object that has the name of a folder, as consoles make them.
+
+        Raises `RemoteError`, which names it, where there is a name that obstore cannot take: with
+        an empty part, `.`, `..` or a control character.
         """
         with _told_as(f"list {below or 'the objects'}", self.url):
             objects = [_object_of(meta) for meta in self._list(below)]
-        named = {found.name: found for found in objects if _is_plain(found.name)}
-        return dict(sorted(named.items()))
+        names = [found.name for found in objects]
+        folders = {name[:end] for name in names for end in _ends_of_folders(name)}
+        odd = sorted(name for name in names if not _is_plain(name))
+        if odd and self.url not in _WARNED:
+            _WARNED.add(self.url)
+            logger.warning(
+                "passed over at %s: names that no file of this machine can have, %d of them, such "
+                "as %.300s; rename or remove them",
+                self.url, len(odd), odd[0],
+            )  # fmt: skip
+        named = {found.name: found for found in objects}
+        left_out = folders.union(odd)
+        return {name: named[name] for name in sorted(named) if name not in left_out}
 
     def _list(self, below: str) -> Sequence[operations.Meta]:
         for _ in range(NUM_TRIES - 1):
@@ -286,4 +306,9 @@ def _object_of(meta: operations.Meta) -> RemoteObject:
 def _is_plain(name: str) -> bool:
     parts = name.split("/")
     is_safe = all(part not in ("", ".", "..") and "\0" not in part for part in parts)
-    return is_safe and not PurePosixPath(name).is_absolute()
+    is_short = all(len(part.encode()) <= files.MAX_NAME_BYTES for part in parts)
+    return is_safe and is_short and not PurePosixPath(name).is_absolute()
+
+
+def _ends_of_folders(name: str) -> list[int]:
+    return [end for end, sign in enumerate(name) if sign == "/"]
