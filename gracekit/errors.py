@@ -133,6 +133,10 @@ class RemoteChangedError(RemoteError):
     """An object was replaced while it was being read."""
 
 
+class RemoteDamagedError(RemoteError):
+    """An object has another checksum than it should have."""
+
+
 class RemoteConflictError(RemoteError):
     """What lies at the address belongs to another store."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import gracekit
 from gracekit.errors import (
     RemoteConflictError,
+    RemoteDamagedError,
     RemoteDeniedError,
     RemoteError,
     StoreFormatError,
@@ -23,7 +25,7 @@ from gracekit.errors import (
 from gracekit.refresher import rollback
 from gracekit.refresher.publishing import publish_by_recipe
 from gracekit.remote import RemoteFolder, operations
-from gracekit.store import Store, read_published
+from gracekit.store import Store, local_store, read_published
 from gracekit.store.remote.publishing import publish_versions
 from gracekit.training import Coreset
 from tests.faults import Killed
@@ -40,7 +42,7 @@ from tests.remote_faults import (
     kill,
     kill_after,
 )
-from tests.stores import make_draft, make_store
+from tests.stores import changed_samples, make_draft, make_store
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +232,73 @@ def test_two_copies_that_went_on_by_themselves_never_mix(store: Store, tmp_path:
     assert len(outcomes) >= 2
 
 
+def make_copy_with_gc(store: Store, root: Path) -> Store:
+    """A copy that made two versions of its own and removed all but the last."""
+    shutil.copytree(store.paths.root, root)
+    copy = Store.open(root)
+    copy.commit(make_draft(copy, "five-of-the-copy"))
+    copy.commit(make_draft(copy, "six-of-the-copy"))
+    gc(copy, 1)
+    assert 5 in copy.removed()
+    return copy
+
+
+def test_a_copy_that_removed_its_own_version_removes_nothing_there(
+    store: Store, tmp_path: Path
+) -> None:
+    url, copy = url_of(tmp_path), make_copy_with_gc(store, tmp_path / "copy")
+    store.commit(make_draft(store, "five"))
+    publish_versions(store.renew(), url)
+    before = contents(url)
+    with pytest.raises(RemoteConflictError, match=r"version 5 at .* is another one"):
+        publish_versions(copy, url)
+    assert contents(url) == before
+    publish_versions(copy, url_of(tmp_path, "-copy"))
+    before = contents(url_of(tmp_path, "-copy"))
+    with pytest.raises(RemoteConflictError, match=r"version 5 at .* is another one"):
+        publish_versions(store.renew(), url_of(tmp_path, "-copy"))
+    assert contents(url_of(tmp_path, "-copy")) == before
+
+
+def test_a_copy_that_removed_versions_never_mixes_with_the_store(
+    store: Store, tmp_path: Path
+) -> None:
+    copy = make_copy_with_gc(store, tmp_path / "copy")
+    store.commit(make_draft(store, "five"))
+    pairs = [(store, copy), (copy, store)]
+    for n, (first, second) in enumerate(pairs):
+        counted = url_of(tmp_path, f"-counted-{n}")
+        calls = num_calls(partial(publish_versions, first.renew(), counted))
+        for k in range(1, calls + 1):
+            url, outcomes = url_of(tmp_path, f"-{n}-{k}"), list[str]()
+
+            def other(url: str = url, outcomes: list[str] = outcomes, it: Store = second) -> None:
+                outcomes.append(outcome_of(lambda: publish_versions(it.renew(), url)))
+
+            between = at_call(k, other)
+            publish = partial(publish_versions, first.renew(), url, between=between)
+            outcomes.append(outcome_of(publish))
+            assert "refused" in outcomes, f"the second came at call {k}"
+            found = contents(url)
+            copy_s = "removed/v000005.json" in found or "headers/v000006.json" in found
+            assert not (copy_s and "headers/v000005.json" in found), (n, k)
+
+
+def test_what_a_copy_removed_there_is_told_and_newer_versions_are_published(
+    store: Store, tmp_path: Path
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    shutil.copytree(store.paths.root, tmp_path / "copy")
+    copy = Store.open(tmp_path / "copy")
+    gc(copy, 1)
+    publish_versions(copy, url)
+    store.commit(make_draft(store, "five"))
+    with pytest.raises(RemoteConflictError, match=r"version \d was removed at .* and is kept in"):
+        publish_versions(store.renew(), url)
+    assert whole_versions(url, tmp_path)[-1] == Coreset.load(url).version == 5
+
+
 def test_another_store_is_refused_with_the_reason(store: Store, tmp_path: Path) -> None:
     url = url_of(tmp_path)
     publish_versions(store, url)
@@ -252,14 +321,17 @@ def test_what_is_not_ours_at_the_url_is_refused(store: Store, tmp_path: Path) ->
         publish_versions(store.renew(), url)
 
 
-def test_a_damaged_file_is_not_published(store: Store, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_published_and_versions_without_it_are(
+    store: Store, tmp_path: Path
+) -> None:
     path = store.paths.scores(2)
     content = bytearray(path.read_bytes())
     content[100] ^= 1
     path.write_bytes(content)
     with pytest.raises(StoreFormatError, match=r"scores\.parquet is damaged, so version 2 is not"):
         publish_versions(store, url_of(tmp_path))
-    assert whole_versions(url_of(tmp_path), tmp_path) == [1]
+    assert whole_versions(url_of(tmp_path), tmp_path) == [1, 4], "3 needs the scores of 2"
+    assert Coreset.load(url_of(tmp_path)).version == 4
 
 
 # --- readers ---
@@ -301,7 +373,80 @@ def test_each_version_is_downloaded_once(store: Store, tmp_path: Path) -> None:
     Coreset.load(url)
     with in_place_of(lambda k, name: False, kill) as seen:
         Coreset.load(url)
-    assert seen == ["list_objects", "list_objects"]
+    assert seen == ["list_objects", "list_objects", "get_object"]
+
+
+def test_another_store_at_the_same_url_is_read_in_place_of_the_old_one(
+    store: Store, tmp_path: Path
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    for version in (1, 4):
+        Coreset.load(url, version)
+    folder = RemoteFolder.open(url)
+    for name in folder.list():
+        folder.remove(name)
+    with pytest.raises(StoreNotFoundError, match="no store is published at memory://"):
+        Coreset.load(url)
+    other = make_store(tmp_path / "other", n=30)
+    other.commit(make_draft(other, "one"))
+    publish_versions(other, url)
+    for wanted in ("latest", 1):
+        found = Coreset.load(url, wanted)
+        assert found.to_arrow() == Coreset.load(other.paths.root, 1).to_arrow()
+    here = local_store(url)
+    assert [path.name for path in (here / "manifests").iterdir()] == ["v000001.parquet"]
+    assert (here / "samples.parquet").read_bytes() == other.paths.samples.read_bytes()
+
+
+def test_a_reader_killed_while_it_begins_anew_begins_anew_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = url_of(tmp_path)
+    other = make_store(tmp_path / "other", n=30)
+    other.commit(make_draft(other, "one"))
+    publish_versions(store, url_of(tmp_path, "-old"))
+    publish_versions(other, url)
+    old = contents(url_of(tmp_path, "-old"))
+    for k in range(1, 10):
+        monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / f"cache-{k}"))
+        root = local_store(url)
+        for name, content in old.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
+        meant = lambda count, name, k=k: count >= k  # noqa: E731
+        with in_place_of(meant, kill), contextlib.suppress(Killed):
+            Coreset.load(url)
+        assert Coreset.load(url).to_arrow() == Coreset.load(other.paths.root).to_arrow()
+
+
+def test_a_version_that_is_no_longer_there_is_not_served(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    assert Coreset.load(url).version == 4
+    RemoteFolder.open(url).remove("manifests/v000004.parquet")
+    assert Coreset.load(url).version == 3
+    with pytest.raises(VersionNotFoundError, match="no version 4"):
+        Coreset.load(url, 4)
+
+
+def test_a_wrong_checksum_of_the_newest_version_hides_no_other(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    store.commit(make_draft(store, "five", samples=changed_samples(store)))
+    publish_versions(store.renew(), url)
+    folder = RemoteFolder.open(url)
+    name = store.header(5).dataset.samples_file
+    content = bytearray(folder.read(name))
+    content[50] ^= 1
+    folder.write(name, bytes(content))
+    assert Coreset.load(url, 1).version == 1
+    assert Coreset.load(url).version == 4
+    assert f"{name} at {url} is damaged" in caplog.text
+    with pytest.raises(RemoteDamagedError, match="SHA-256"):
+        Coreset.load(url, 5)
 
 
 def test_a_removed_version_is_honoured_by_readers(store: Store, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from gracekit.errors import (
+    RecipeError,
     RemoteChangedError,
     RemoteDeniedError,
     RemoteError,
@@ -16,7 +19,8 @@ from gracekit.errors import (
     UsageError,
 )
 from gracekit.files import TEMPORARY_MARK, sha256
-from gracekit.remote import RemoteFolder, address_of, folder, is_url
+from gracekit.recipe import Recipe
+from gracekit.remote import RemoteFolder, address_of, cache_folder, folder, is_url
 from tests.remote_faults import (
     CUT,
     DENIED,
@@ -28,6 +32,7 @@ from tests.remote_faults import (
     fails_with,
     in_place_of,
 )
+from tests.tiny import recipe_content
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -56,6 +61,58 @@ def test_urls_are_told_from_paths(place: object, url: str | None) -> None:
     assert is_url(place) == (url is not None)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEYID:HIDDEN@bucket/run",
+        "s3://KEYID:HID/DEN@bucket/run",
+        "s3://HIDDEN@bucket/run",
+        "abfss://KEYID:HIDDEN@account.dfs.core.windows.net/run",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    assert is_url(url)
+    for place in (url, Path(url)):
+        with pytest.raises(UsageError, match="has credentials in it") as caught:
+            address_of(place)
+        assert "HID" not in str(caught.value)
+        assert "KEYID" not in str(caught.value)
+    with pytest.raises(RecipeError, match=r"publish: a URL of .* has credentials in it") as told:
+        Recipe.from_dict(recipe_content(publish={"url": url}))
+    assert "HID" not in str(told.value)
+    assert address_of("abfss://box@account.dfs.core.windows.net/run") is not None
+
+
+@pytest.mark.parametrize(("sign", "code"), [("#", "%23"), ("?", "%3F")])
+def test_what_would_be_cut_off_of_a_url_is_refused(sign: str, code: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=rf"after file://{tmp_path}/run; .* write {code}") as told:
+        RemoteFolder.open(f"file://{tmp_path}/run{sign}sig=SECRET", create=True)
+    assert "SECRET" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+    place = tmp_path / f"run{sign}1"
+    RemoteFolder.open(place.as_uri(), create=True).write("k", b"content")
+    assert (place / "k").read_bytes() == b"content"
+
+
+def test_a_directory_of_any_name_has_a_url(tmp_path: Path) -> None:
+    place = tmp_path / "my bücket 100%"
+    RemoteFolder.open(place.as_uri(), create=True).write("k", b"content")
+    assert RemoteFolder.open(place.as_uri()).read("k") == b"content"
+    assert (place / "k").read_bytes() == b"content"
+
+
+def test_without_a_home_directory_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRACEKIT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def no_entry(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    with pytest.raises(UsageError, match=r"no home directory .* set GRACEKIT_CACHE"):
+        cache_folder()
+
+
 def test_what_is_written_is_listed_read_and_downloaded(
     remote: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +137,61 @@ def test_what_is_written_is_listed_read_and_downloaded(
     assert remote.look_up("c") is None
     with pytest.raises(RemoteNotFoundError, match=r"read c at .*it is not there"):
         remote.read("c")
+
+
+def test_names_that_no_file_can_have_are_passed_over_with_one_warning(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    remote = RemoteFolder.open(f"memory://{tmp_path.name}")
+    names = ["a/plain", "x" + "ü" * 127]
+    for name in (*names, "b/" + "ü" * 128 + "/x"):
+        remote.write(name, b"content")
+    for _ in range(2):
+        assert list(remote.list()) == names
+    assert caplog.text.count(f"passed over at {remote.url}: names that no file") == 1
+    assert "1 of them, such as b/ü" in caplog.text
+    for found in remote.list().values():
+        remote.download(found, tmp_path / "copy" / found.name)
+
+
+def test_an_object_with_the_name_of_a_folder_is_left_out(tmp_path: Path) -> None:
+    remote = RemoteFolder.open(f"memory://{tmp_path.name}")
+    remote.write("checkpoint-10", b"")
+    remote.write("checkpoint-10/config.json", b"{}")
+    remote.write("checkpoint-100", b"content")
+    assert list(remote.list()) == ["checkpoint-10/config.json", "checkpoint-100"]
+
+
+ANSWER = """<?xml version="1.0"?><ListBucketResult><Name>b</Name><IsTruncated>false</IsTruncated>
+<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size>
+</Contents></ListBucketResult>"""
+
+
+@pytest.mark.parametrize("key", ["run//x", "run/../x", "run/a/./x", "run/a\nb"])
+def test_a_name_that_cannot_be_listed_is_told(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(ANSWER.format(key=key).encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        with pytest.raises(RemoteError, match="rename or remove it") as caught:
+            RemoteFolder.open("s3://b/run").list()
+        assert key.replace("\n", " ") in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_put_if_absent(remote: RemoteFolder, tmp_path: Path) -> None:

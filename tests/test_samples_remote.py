@@ -116,12 +116,23 @@ def test_data_that_cannot_be_reached_leaves_what_was_read(
     [
         ("absent.jsonl", "no object and no folder|no such directory"),
         ("part-*.jsonl", "patterns are for files"),
+        ("part-?.jsonl", "data: the URL of a folder has no '.'"),
     ],
 )
 def test_what_cannot_be_read_says_so(bucket: RemoteFolder, place: str, reason: str) -> None:
     bucket.write("train.jsonl", lines(3))
     with pytest.raises(DataError, match=reason):
         load_samples(DataSection(path=f"{bucket.url}/{place}"))
+
+
+def test_a_url_made_of_a_path_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "my bücket" / "train #1.jsonl"
+    place.parent.mkdir()
+    place.write_bytes(lines(20))
+    assert ids(place.as_uri()) == ids(str(place))
 
 
 def test_without_a_bucket_it_is_an_error_of_the_data(tmp_path: Path) -> None:

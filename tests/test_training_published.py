@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +82,38 @@ def test_within_an_epoch_a_new_version_is_taken(store: Store, url: str) -> None:
     version(store, url)
     drawing.swap()
     assert drawing.version == 2
+
+
+@pytest.mark.parametrize("has_store", [False, True])
+def test_the_first_version_is_looked_for_as_often_as_later_ones(
+    has_store: bool,
+    store: Store,
+    url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if has_store:
+        publish_versions(store, url)
+    now = [1000.0]
+    monkeypatch.setattr(sampler, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(sampler, "REMOTE_INTERVAL_S", 5.0)
+    monkeypatch.setattr(sampler, "REMOTE_PAUSE_S", 300.0)
+    drawing = CoresetSampler(url, NUM_ROWS, follow="step")
+    draws = iter(drawing)
+    next(draws)
+    assert "published at memory://" in caplog.text
+    version(store, url)
+    now[0] += 4
+    drawing.swap()
+    assert drawing.version == 0
+    now[0] += 2
+    drawing.swap()
+    assert drawing.version == 1
+    with in_place_of(lambda k, name: True, fails_with(SLOW)) as calls:
+        for after, looks in ((6, 1), (290, 1), (307, 2)):
+            now[0] = 1006.0 + after
+            drawing.swap()
+            assert len(calls) == looks, "a look that failed is made again after 300 s"
 
 
 def test_training_goes_on_while_the_url_cannot_be_read(

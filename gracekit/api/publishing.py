@@ -25,9 +25,11 @@ def publish(store: StoreLike, url: str | None = None) -> PublishReport:
 
     Raises:
         UsageError: The URL is none, or none is known.
-        RemoteConflictError: Another store is published there.
+        RemoteConflictError: Another store is published there, or a version that is kept here was
+            removed there; then the other versions are published.
         RemoteError: It cannot be reached or written; the versions there are whole.
-        StoreError: The store cannot be read.
+        StoreError: The store cannot be read, or a version of it is damaged; then the versions that
+            do not need the damaged file are published.
 
     Example:
         >>> gracekit.publish("gracekit-store", "s3://bucket/run").published

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
+from gracekit.errors import UsageError
 from gracekit.recipe.section import Section
-from gracekit.remote import is_url
+from gracekit.remote import address_of
 
 
 class WatchSection(Section):
@@ -30,7 +31,11 @@ class PublishSection(Section):
 
     @model_validator(mode="after")
     def _url_is_one(self) -> PublishSection:
-        if self.url is not None and not is_url(self.url):
+        try:
+            is_one = self.url is None or address_of(self.url) is not None
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        if not is_one:
             raise ValueError(
                 f"url is that of a remote folder, such as s3://bucket/run, found {self.url!r}"
             )

@@ -29,6 +29,8 @@ _CUT = re.compile(r"response body error|decoding response", re.IGNORECASE)
 _UNREACHED = re.compile(r"error sending request|dns error|connect", re.IGNORECASE)
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist", re.IGNORECASE)
 
+_ODD_NAME = re.compile(r"invalid path|Error parsing Path", re.IGNORECASE)
+
 EXTRA = "pip install 'gracekit[s3]'"
 
 
@@ -55,6 +57,12 @@ def clear_error(error: BaseException, doing: str, url: str) -> RemoteError:
     text, kind = _without_source(error), type(error).__name__
     reason = _in_one_line(error)
     what = f"cannot {doing} at {url}: "
+    if _ODD_NAME.search(text):
+        return RemoteError(
+            f"{what}there is an object whose name has an empty part, `.`, `..` or a control "
+            "character; rename or remove it, or name a folder that it does not lie in "
+            f"({reason})"
+        )
     if _NO_BUCKET.search(text):
         return RemoteNotFoundError(
             f"{what}there is no such bucket; make it, or correct the URL ({reason})"

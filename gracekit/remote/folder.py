@@ -9,6 +9,7 @@ that says what to do.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from gracekit import files
-from gracekit.errors import RemoteDeniedError, RemoteError, RemoteNotFoundError, UsageError
+from gracekit.errors import (
+    RemoteDamagedError,
+    RemoteDeniedError,
+    RemoteError,
+    RemoteNotFoundError,
+    UsageError,
+)
 from gracekit.foreign import ENDS
 from gracekit.remote import operations
 from gracekit.remote.failures import EXTRA, clear_error, is_already_there, is_cut
@@ -26,6 +34,8 @@ from gracekit.remote.urls import SCHEMES, address_of
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+logger = logging.getLogger(__name__)
 
 PART_BYTES = 8 << 20
 """Of a download, a request each: a slow line loses no more than one of them."""
@@ -35,6 +45,8 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _RETRIES: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=90)}
 _TIMES = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "15min"}
 """A stalled connection ends after the second; the last is for a large object over a slow line."""
+_WARNED: set[str] = set()
+"""URLs whose odd names were told."""
 _IN_MEMORY: dict[str, ObjectStore] = {}
 
 
@@ -91,12 +103,27 @@ class RemoteFolder:
     def list(self, below: str = "") -> dict[str, RemoteObject]:
         """All objects by name, ascending, or those below one of its folders.
 
-        Names that could lead out of a local copy (`..`, empty parts) are left out.
+        Names that cannot be those of a local copy are left out, with one warning: with a part above
+        255 bytes. So is an object that has the name of a folder, as consoles make them.
+
+        Raises `RemoteError`, which names it, where there is a name that obstore cannot take: with
+        an empty part, `.`, `..` or a control character.
         """
         with _told_as(f"list {below or 'the objects'}", self.url):
             objects = [_object_of(meta) for meta in self._list(below)]
-        named = {found.name: found for found in objects if _is_plain(found.name)}
-        return dict(sorted(named.items()))
+        names = [found.name for found in objects]
+        folders = {name[:end] for name in names for end in _ends_of_folders(name)}
+        odd = sorted(name for name in names if not _is_plain(name))
+        if odd and self.url not in _WARNED:
+            _WARNED.add(self.url)
+            logger.warning(
+                "passed over at %s: names that no file of this machine can have, %d of them, such "
+                "as %.300s; rename or remove them",
+                self.url, len(odd), odd[0],
+            )  # fmt: skip
+        named = {found.name: found for found in objects}
+        left_out = folders.union(odd)
+        return {name: named[name] for name in sorted(named) if name not in left_out}
 
     def _list(self, below: str) -> Sequence[operations.Meta]:
         for _ in range(NUM_TRIES - 1):
@@ -139,7 +166,8 @@ class RemoteFolder:
         Raises:
             RemoteChangedError: It was replaced meanwhile.
             RemoteNotFoundError: It is gone.
-            RemoteError: It came short, or is not what it should be.
+            RemoteDamagedError: It has another SHA-256.
+            RemoteError: It came short.
             StoreWriteError: The disk cannot be written.
         """
 
@@ -150,7 +178,7 @@ class RemoteFolder:
                     file.write(part)
                     digest.update(part)
             if sha256 is not None and digest.hexdigest() != sha256:
-                raise RemoteError(
+                raise RemoteDamagedError(
                     f"{found.name} at {self.url} is damaged: SHA-256 {digest.hexdigest()}, "
                     f"expected {sha256}; remove it there, and what wrote it will write it again"
                 )
@@ -256,7 +284,7 @@ def _open(url: str, create: bool) -> ObjectStore:
     if scheme == "memory":
         return _IN_MEMORY.setdefault(url, operations.store_in_memory())
     if scheme == "file":
-        if not create and not Path(url.removeprefix("file://")).is_dir():
+        if not create and not Path(unquote(url.removeprefix("file://"))).is_dir():
             raise RemoteNotFoundError(f"there is no such directory: {url}; correct the URL")
         return operations.store_of(url, mkdir=create)
     options: dict[str, Any] = dict(_TIMES)
@@ -278,4 +306,9 @@ def _object_of(meta: operations.Meta) -> RemoteObject:
 def _is_plain(name: str) -> bool:
     parts = name.split("/")
     is_safe = all(part not in ("", ".", "..") and "\0" not in part for part in parts)
-    return is_safe and not PurePosixPath(name).is_absolute()
+    is_short = all(len(part.encode()) <= files.MAX_NAME_BYTES for part in parts)
+    return is_safe and is_short and not PurePosixPath(name).is_absolute()
+
+
+def _ends_of_folders(name: str) -> list[int]:
+    return [end for end, sign in enumerate(name) if sign == "/"]

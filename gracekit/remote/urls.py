@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from gracekit.errors import UsageError
+
 SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "memory")
 """Those that are opened; `file` and `memory` are for tests and for folders that others mount."""
 
@@ -16,16 +18,25 @@ _URL_AS_PATH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)(.+)", re.DOTALL)
 def cache_folder() -> Path:
     """What is downloaded for no store in particular: `GRACEKIT_CACHE`, else `gracekit` in the
     user's folder of caches.
+
+    Raises `UsageError` where the user has no such folder.
     """
     own = os.environ.get("GRACEKIT_CACHE")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gracekit"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gracekit"
+    except RuntimeError:  # neither HOME nor an entry of the user
+        raise UsageError(
+            "there is no home directory for what is downloaded: set GRACEKIT_CACHE to a folder"
+        ) from None
 
 
 def is_url(place: object) -> bool:
-    """Whether a text, or a `Path` that was made of one, is the address of a remote folder."""
-    return address_of(place) is not None
+    """Whether a text, or a `Path` that was made of one, is meant as the address of a remote folder;
+    `address_of` refuses some of these.
+    """
+    return _address_of(place) is not None
 
 
 def address_of(place: object) -> str | None:
@@ -33,7 +44,37 @@ def address_of(place: object) -> str | None:
 
     A `Path` made of a URL has lost one of its two slashes: it is given back. A relative text such
     as `s3:/bucket` stays a path.
+
+    Raises `UsageError` for a URL with credentials, which it does not repeat, and for one with `?`
+    or `#`, which would be cut off there.
     """
+    url = _address_of(place)
+    if url is not None:
+        _require_plain(url)
+    return url
+
+
+def _require_plain(url: str) -> None:
+    scheme, _, rest = url.partition("://")
+    host = rest.partition("/")[0]
+    # abfss://container@account.dfs.core.windows.net is an address; a secret may have a slash.
+    is_bucket = scheme in ("s3", "s3a", "gs")
+    if (is_bucket and ("@" in host or ":" in host)) or (":" in host and "@" in rest):
+        raise UsageError(
+            f"a URL of {scheme}:// has credentials in it, or a port: remove them from it, and set "
+            "credentials in the environment (for S3 AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            "AWS_ENDPOINT_URL)"
+        )
+    sign = re.search(r"[?#]", rest)
+    if sign is not None:
+        plain = f"{scheme}://{rest[: sign.start()]}"
+        raise UsageError(
+            f"the URL of a folder has no {sign[0]!r}, found one after {plain}; in the name of a "
+            f"folder write {'%3F' if sign[0] == '?' else '%23'}"
+        )
+
+
+def _address_of(place: object) -> str | None:
     if isinstance(place, Path):
         found = _URL_AS_PATH.fullmatch(os.fspath(place))
         if found is None:

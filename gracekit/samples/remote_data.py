@@ -10,8 +10,9 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
-from gracekit.errors import DataError, RemoteError
+from gracekit.errors import DataError, RemoteError, UsageError
 from gracekit.files import remove
 from gracekit.recipe import DataSection
 from gracekit.remote import RemoteFolder, RemoteObject, address_of, cache_folder, is_url
@@ -58,15 +59,18 @@ def _copy_of(place: str) -> Path:
         raise DataError(f"the data cannot be copied to this machine: {error}") from error
     os.utime(directory)  # the state that was asked for last is the newest
     _keep_newest(at_address)
-    is_file = len(objects) == 1 and place.rstrip("/").endswith("/" + next(iter(objects)))
+    is_file = len(objects) == 1 and unquote(place).rstrip("/").endswith("/" + next(iter(objects)))
     return directory / next(iter(objects)) if is_file else directory
 
 
 def _objects_at(place: str) -> tuple[RemoteFolder, dict[str, RemoteObject]]:
     """What is at the address, by its name there, and the folder that the names are in."""
-    address = address_of(place)
+    try:
+        address = address_of(place)
+    except UsageError as error:
+        raise DataError(f"data: {error}") from None
     assert address is not None, place
-    if any(sign in address for sign in "*?["):
+    if any(sign in address for sign in "*["):
         raise DataError(
             f"{place}: patterns are for files of this machine; name a folder, whose data files are "
             "all read, or each object in a list"
@@ -74,6 +78,7 @@ def _objects_at(place: str) -> tuple[RemoteFolder, dict[str, RemoteObject]]:
     above, _, name = address.rpartition("/")
     if not above.endswith("/"):  # else it is a whole bucket
         folder = RemoteFolder.open(above)
+        name = unquote(name)  # as `RemoteFolder.open` does with what is above
         found = folder.look_up(name)
         if found is not None:
             return folder, {name: found}

@@ -19,7 +19,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from gracekit.errors import RecipeError, RemoteError, StoreError
+from gracekit.errors import (
+    RecipeError,
+    RemoteError,
+    StoreError,
+    StoreNotFoundError,
+    VersionNotFoundError,
+)
 from gracekit.store import (
     Lease,
     LoggedUses,
@@ -454,6 +460,9 @@ class CoresetSampler:
         try:
             bring(self.store)
             self._next_look = time.monotonic() + REMOTE_INTERVAL_S
+        except (StoreNotFoundError, VersionNotFoundError) as error:  # the look did not fail
+            self._next_look = time.monotonic() + REMOTE_INTERVAL_S
+            self._versions.warn_once(str(error))
         except (RemoteError, StoreError) as error:
             self._next_look = time.monotonic() + REMOTE_PAUSE_S
             self._versions.warn_once(f"no new coreset is looked for: {error}")

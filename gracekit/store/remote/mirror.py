@@ -2,8 +2,8 @@
 
 The folder is laid out as a store is, with manifests, draws and sample tables alone, so that all of
 the trainer's side reads it as it reads a copy of the manifests. A version's manifest comes last, so
-one that is there is whole. Several processes may fill the same folder at once. Needs neither
-pydantic nor DuckDB.
+one that is there is whole. Several processes may fill the same folder at once. Where another store
+came to the URL, the folder is emptied first. Needs neither pydantic nor DuckDB.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
+
+from filelock import FileLock
 
 from gracekit import files
 from gracekit.errors import (
     GracekitError,
+    RemoteDamagedError,
     RemoteNotFoundError,
     StoreFormatError,
     StoreNotFoundError,
@@ -32,12 +36,16 @@ from gracekit.store.version_argument import no_such_version
 logger = logging.getLogger(__name__)
 
 MARKER = "mirror.json"
-"""Of a folder that holds what was downloaded of a published store, with its URL."""
+"""Of a folder that holds what was downloaded of a published store, with its URL, and with the
+SHA-256 of its `store.json`, which never changes there.
+"""
 
 _OF_TRAINERS = re.compile(
     r"samples\.parquet|samples/v\d{6,}\.parquet|draws/version=\d{6,}/(?:draw|places)\.parquet"
 )
 """Files of a version that a trainer reads besides the manifest."""
+_OF_ONE_STORE = ("removed", "draws", "samples", "samples.parquet")
+"""What a mirror has besides manifests, which go first."""
 
 
 def local_store(store: str | Path) -> Path:
@@ -75,6 +83,8 @@ def bring(root: Path, version: int | None = None, *, again: bool = False) -> Non
     Raises:
         StoreNotFoundError: Nothing is published at the URL.
         VersionNotFoundError: There is no such version, none yet, or gc removed it.
+        StoreFormatError: No version there is whole, or not the one that was asked for.
+        RemoteDamagedError: The same, told by a checksum.
         RemoteError: The object store cannot be read.
         StoreWriteError: The disk cannot be written.
     """
@@ -93,13 +103,19 @@ class _Mirror:
         self._folder = folder
 
     def bring(self, version: int | None) -> None:
-        # In this order: a version that is removed meanwhile is in one of the listings.
+        # In this order: a version that another process downloads meanwhile is no leftover, one that
+        # is removed meanwhile is in one of the listings, and when the store is another one by then,
+        # the objects that were listed are no longer there.
+        here = list_manifests(self._paths)[0]
         manifests = self._folder.list("manifests")
         records = self._folder.list("removed")
         removed = set(numbers_in((Path(name).name for name in records), JSON_NAME))
         listed = numbers_in((Path(name).name for name in manifests), TABLE_NAME)
         kept = [number for number in listed if number not in removed]
-        self._take_back(removed, records)
+        if self._identity() != self._known_identity():
+            self._begin_anew()
+        else:
+            self._take_back([number for number in here if number not in kept], records)
         if version is not None and version not in kept:
             times = dict.fromkeys(removed, "")
             if version in removed:
@@ -107,7 +123,6 @@ class _Mirror:
                 times[version] = removal_time(self._paths, version)
             raise no_such_version(version, self._folder.url, kept, times)
         if not kept:
-            self._require_store()
             raise VersionNotFoundError(
                 f"no version is published at {self._folder.url} yet; the first one comes with "
                 "`publish: {url: ...}` in the recipe, or by `gracekit publish`"
@@ -122,7 +137,7 @@ class _Mirror:
         for number in reversed(kept):
             try:
                 self._bring(number, manifests)
-            except (RemoteNotFoundError, StoreFormatError) as error:
+            except (RemoteNotFoundError, RemoteDamagedError, StoreFormatError) as error:
                 first = first or error
                 continue
             if first is not None:
@@ -164,26 +179,47 @@ class _Mirror:
             )
         self._folder.download(found, path, sha256=digest, check=is_sealed)
 
-    def _take_back(self, removed: set[int], records: dict[str, RemoteObject]) -> None:
-        """Let go of versions that were removed; whoever draws from one has it in memory."""
-        for number in list_manifests(self._paths)[0]:
-            if number not in removed:
-                continue
-            self._download(records, self._paths.removal(number))
+    def _take_back(self, gone: list[int], records: dict[str, RemoteObject]) -> None:
+        """Let go of versions that are no longer there; whoever draws from one has it in memory."""
+        for number in gone:
+            record = self._paths.removal(number)
+            if self._paths.relative(record) in records:
+                self._download(records, record)
             with files.clear_write_errors(self._paths.root):
                 files.remove(self._paths.manifest(number))
                 files.remove(self._paths.draw(number).parent)
 
-    def _download(self, listed: dict[str, RemoteObject], final: Path) -> None:
-        if not final.is_file():
-            self._folder.download(listed[self._paths.relative(final)], final)
-
-    def _require_store(self) -> None:
-        if self._folder.look_up(self._paths.info.name) is None:
+    def _identity(self) -> str:
+        """SHA-256 of the `store.json` that is there."""
+        try:
+            content = self._folder.read(self._paths.info.name)
+        except RemoteNotFoundError:
             raise StoreNotFoundError(
                 f"no store is published at {self._folder.url}; correct the URL, or publish one "
                 "with `gracekit publish`"
-            )
+            ) from None
+        return hashlib.sha256(content).hexdigest()
+
+    def _known_identity(self) -> str | None:
+        """That of the store whose versions are here; None for a folder of an earlier release."""
+        found = files.read_json(self._paths.root / MARKER).get("store_sha256")
+        return None if found is None else str(found)
+
+    def _begin_anew(self) -> None:
+        """Remove what was downloaded of another store; its trainers' logs of uses stay."""
+        root = self._paths.root
+        with files.clear_write_errors(root), FileLock(str(root / "mirror.lock")):
+            identity = self._identity()
+            if identity == self._known_identity():
+                return  # another process did it
+            for path in (self._paths.manifests, *map(root.joinpath, _OF_ONE_STORE)):
+                shutil.rmtree(path) if path.is_dir() else files.remove(path)
+            marker = {"url": self._folder.url, "store_sha256": identity}
+            files.write_text_atomic(root / MARKER, json.dumps(marker))
+
+    def _download(self, listed: dict[str, RemoteObject], final: Path) -> None:
+        if not final.is_file():
+            self._folder.download(listed[self._paths.relative(final)], final)
 
 
 def _files_of(content: dict[str, object], path: Path) -> dict[str, str | None]:

@@ -11,7 +11,9 @@
 
 Everything follows from a listing of what is there, so it may be repeated, killed at any moment, and
 done by two processes at once: the same content put twice is one object. A version is there whole or
-not at all. A store of other versions is refused at `store.json`, or at a header that differs.
+not at all. A store of other versions is refused at `store.json`, or at a header or a removal record
+that differs, before anything is removed. A version that cannot be published is passed over, and is
+an error once the others are there.
 Nothing here locks the store: a file that gc removes meanwhile makes its version be passed over.
 """
 
@@ -24,7 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from gracekit import files
-from gracekit.errors import RemoteConflictError, RemoteNotFoundError, StoreFormatError
+from gracekit.errors import (
+    GracekitError,
+    RemoteConflictError,
+    RemoteNotFoundError,
+    StoreFormatError,
+)
 from gracekit.remote import RemoteFolder
 from gracekit.store.files.parquet import is_sealed
 from gracekit.store.files.paths import StorePaths
@@ -64,9 +71,11 @@ def publish_versions(
             on with.
 
     Raises:
-        RemoteConflictError: Another store is published there.
+        RemoteConflictError: Another store is published there, or a copy of this one removed a
+            version there that is kept here; the other versions are published.
         RemoteError: It cannot be reached or written; the versions there are whole.
-        StoreFormatError: A file of the store is damaged; its version is not published.
+        StoreFormatError: A file of the store is damaged; its version is not published, and those
+            that do not need the file are.
     """
     return _Publisher(store, RemoteFolder.open(url, create=True), between).run()
 
@@ -80,6 +89,8 @@ class _Publisher:
     """Name of each object that is there -> bytes."""
     num_objects: int = 0
     num_bytes: int = 0
+    errors: list[GracekitError] = field(default_factory=list)
+    """Why versions could not be published."""
 
     def run(self) -> PublishReport:
         paths, snapshot = self.store.paths, self.store.snapshot
@@ -94,19 +105,15 @@ class _Publisher:
         published = []
         for version in sorted([*snapshot.kept, *gone]):
             if version in gone:
-                self._leave_record(version)
-            elif self._name(paths.removal(version)) not in self.there:
-                try:
-                    published += [version] if self._publish(version) else []
-                except FileNotFoundError as error:
-                    if version in self.store.renew().versions():
-                        raise StoreFormatError(
-                            f"{error.filename} is missing, which version {version} needs; run "
-                            "`gracekit verify`"
-                        ) from None
+                self._leave_record_if_whole(version)
+            elif self._publish_if_whole(version):
+                published.append(version)
+        latest = self._point_to_latest()
+        if self.errors:
+            raise self.errors[0]
         return PublishReport(
             url=self.folder.url,
-            latest=self._point_to_latest(),
+            latest=latest,
             published=tuple(published),
             removed=tuple(removed),
             num_objects=self.num_objects,
@@ -126,10 +133,42 @@ class _Publisher:
                 f"{theirs.get('created_at')}; {self.store.paths.root} was made at "
                 f"{ours.get('created_at')}): {_WAY_OUT}"
             )
-        names = (self._name(self.store.paths.sidecar(v)) for v in reversed(self.store.versions()))
-        newest = next((name for name in names if name in self.there), None)
-        if newest is not None:
-            self._require_same(newest, self.store.header(int(Path(newest).stem[1:])))
+        self._require_same_history()
+
+    def _require_same_history(self) -> None:
+        """Copies of a store have the same versions up to one, and none after it: compare the newest
+        version that is, or was, both there and here.
+        """
+        paths, snapshot = self.store.paths, self.store.snapshot
+        for version in sorted([*snapshot.kept, *snapshot.removed], reverse=True):
+            for name in map(self._name, (paths.sidecar(version), paths.removal(version))):
+                if name in self.there:
+                    self._require_same(name, self.store.header(version))
+                    return
+
+    def _publish_if_whole(self, version: int) -> bool:
+        """`_publish`; what is wrong with this version alone is told at the end."""
+        try:
+            if self._name(self.store.paths.removal(version)) not in self.there:
+                return self._publish(version)
+            if version in self.store.renew().versions():
+                self.errors.append(
+                    RemoteConflictError(
+                        f"version {version} was removed at {self.folder.url}, and is kept in "
+                        f"{self.store.paths.root}: a copy of the store published there; {_WAY_OUT}"
+                    )
+                )
+        except FileNotFoundError as error:
+            if version in self.store.renew().versions():
+                self.errors.append(
+                    StoreFormatError(
+                        f"{error.filename} is missing, which version {version} needs; run "
+                        "`gracekit verify`"
+                    )
+                )
+        except StoreFormatError as error:
+            self.errors.append(error)
+        return False
 
     def _publish(self, version: int) -> bool:
         """Copy one version; False where it was there."""
@@ -140,6 +179,7 @@ class _Publisher:
         header = self.store.header(version)
         if not self._put_new(self._name(paths.sidecar(version)), header.to_text().encode()):
             self._require_same(self._name(paths.sidecar(version)), header)
+        self._require_not_removed(version, header)
         for name, entry in _files_of(header, self.store).items():
             self._copy(name, entry, f"version {version} is not")
         is_sealed(paths.manifest(version))  # compares it with its checksum
@@ -165,6 +205,26 @@ class _Publisher:
             )
         self._put(name, path)
 
+    def _require_not_removed(self, version: int, header: Header) -> None:
+        """Let go of the claim where a copy of the store recorded a removal since the listing."""
+        record = self._name(self.store.paths.removal(version))
+        self.between()
+        if self.folder.look_up(record) is None:
+            return
+        try:
+            self._require_same(record, header)
+        except RemoteConflictError:
+            self.folder.remove(self._name(self.store.paths.sidecar(version)))
+            raise
+
+    def _leave_record_if_whole(self, version: int) -> bool:
+        try:
+            self._leave_record(version)
+        except StoreFormatError as error:
+            self.errors.append(error)
+            return False
+        return True
+
     def _leave_record(self, version: int) -> None:
         """What stays of a version that gc removed: what was measured at it, the record, and scores
         that others need, or the next refresh.
@@ -177,16 +237,32 @@ class _Publisher:
             if paths.find(paths.root / name).exists():
                 self._copy(name, entry, f"what is left of version {version} is not")
         self._put_new(record, paths.find(paths.removal(version)).read_bytes())
+        self._require_not_taken(version, record)
+
+    def _require_not_taken(self, version: int, record: str) -> None:
+        """Withdraw the record where a copy of the store claimed the version since the listing."""
+        claim = self._name(self.store.paths.sidecar(version))
+        if claim in self.there:
+            return
+        self.between()
+        if self.folder.look_up(claim) is None:
+            return
+        try:
+            self._require_same(claim, self.store.header(version))
+        except RemoteConflictError:
+            self.folder.remove(record)
+            raise
 
     def _remove(self, gone: list[int]) -> list[int]:
         """Remove what gc removed here; the record comes first, so that no reader misses it."""
         paths = self.store.paths
         kept = {*self.store.manifests(), *self.store.snapshot.unfinished}
-        names = [self._name(path) for path in files_of_removed(self.store, gone, kept)]
+        removed = [v for v in gone if self._name(paths.manifest(v)) in self.there]
+        stays = [version for version in removed if not self._leave_record_if_whole(version)]
+        removed = [version for version in removed if version not in stays]
+        gone = [version for version in gone if version not in stays]
+        names = [self._name(p) for p in files_of_removed(self.store, gone, {*kept, *stays})]
         doomed = [name for name in names if name in self.there]
-        removed = [v for v in gone if self._name(paths.manifest(v)) in doomed]
-        for version in removed:
-            self._leave_record(version)
         for name in sorted(doomed, key=lambda name: not name.startswith("manifests/")):
             self.between()
             self.folder.remove(name)
@@ -211,6 +287,8 @@ class _Publisher:
     def _require_same(self, name: str, header: Header) -> None:
         """The header that is there has to be of the same version as ours."""
         theirs, ours = self._read_json(name), header.to_json()
+        if name == self._name(self.store.paths.removal(header.version)):
+            theirs = theirs["header"] if isinstance(theirs.get("header"), dict) else {}
         if _identity_of_version(theirs) != _identity_of_version(ours):
             raise RemoteConflictError(
                 f"version {header.version} at {self.folder.url} is another one (made at "
