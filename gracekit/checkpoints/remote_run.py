@@ -82,7 +82,6 @@ class RemoteRun:
         one start to the next, where the recipe may be another."""
         self._groups: list[Group] = []
         self._history: History = {}
-        self._left_out: set[str] = set()
         self._told = ""
 
     def __enter__(self) -> Self:
@@ -117,7 +116,7 @@ class RemoteRun:
             self._load()
         if self._folder is None:
             self._folder = RemoteFolder.open(self.url)
-        groups, loose = split(self._list(), self._settings.depth, self.directory.name)
+        groups, loose = split(self._folder.list(), self._settings.depth, self.directory.name)
         followed, others, why = followed_groups(groups, self._history)
         self._tell_runs(followed, others, why)
         self._groups = followed
@@ -137,20 +136,6 @@ class RemoteRun:
             new = [one for one in objects.values() if not self._is_here(one)]
             self._bring(new, between)
             is_changed = (is_unknown or bool(new)) and self._learn_incomplete(wanted)
-
-    def _list(self) -> dict[str, RemoteObject]:
-        """The objects whose names a disk can have."""
-        assert self._folder is not None, "it was opened"
-        listed = self._folder.list()
-        long = [name for name in listed if any(len(p.encode()) > 255 for p in name.split("/"))]
-        for name in long:
-            if name not in self._left_out:
-                logger.warning(
-                    "leaving out %s of %s: a part of its name has more than 255 bytes, which no "
-                    "file of this disk can have; give the object a shorter name", name, self.url,
-                )  # fmt: skip
-        self._left_out = set(long)
-        return {name: found for name, found in listed.items() if name not in self._left_out}
 
     def _wanted(self) -> list[Group]:
         in_turn = self._settings.on_backlog == "all"
