@@ -60,3 +60,19 @@ class TrainerView:
             stop=aim.get("stop", "advise"),
             content=content,
         )
+
+
+def file_digests(content: Json) -> dict[str, str | None]:
+    """The files that a version needs, relative to the store -> SHA-256; None: none is told.
+
+    Args:
+        content: A header of any format.
+
+    Raises:
+        KeyError, TypeError, AttributeError: For what is none.
+    """
+    found: dict[str, str | None] = {
+        str(name): str(entry["sha256"]) for name, entry in (content.get("files") or {}).items()
+    }
+    found.setdefault(str(content["dataset"].get("samples_file", "samples.parquet")), None)
+    return found

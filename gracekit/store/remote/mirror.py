@@ -32,6 +32,8 @@ from gracekit.store.files.manifest_reading import header_content, list_manifests
 from gracekit.store.files.parquet import is_sealed
 from gracekit.store.files.paths import JSON_NAME, TABLE_NAME, StorePaths, numbers_in
 from gracekit.store.version_argument import no_such_version
+from gracekit.types import Json
+from gracekit.version.trainer_view import file_digests
 
 logger = logging.getLogger(__name__)
 
@@ -222,13 +224,8 @@ class _Mirror:
             self._folder.download(listed[self._paths.relative(final)], final)
 
 
-def _files_of(content: dict[str, object], path: Path) -> dict[str, str | None]:
+def _files_of(content: Json, path: Path) -> dict[str, str | None]:
     """Name -> SHA-256 of what a trainer reads of a version besides its manifest."""
     with foreign(path, StoreFormatError):
-        named, dataset = content.get("files") or {}, content["dataset"]
-        assert isinstance(named, dict) and isinstance(dataset, dict)
-        digests: dict[str, str | None] = {
-            str(name): str(entry["sha256"]) for name, entry in named.items()
-        }
-        digests.setdefault(str(dataset.get("samples_file", "samples.parquet")), None)
-        return {name: d for name, d in digests.items() if _OF_TRAINERS.fullmatch(name)}
+        digests = file_digests(content)
+    return {name: digest for name, digest in digests.items() if _OF_TRAINERS.fullmatch(name)}

@@ -38,6 +38,7 @@ from gracekit.store.files.paths import StorePaths
 from gracekit.store.reader import StoreReader
 from gracekit.store.retention import files_of_removed
 from gracekit.version.header import FileInfo, Header
+from gracekit.version.identity import identity_of_store, identity_of_version
 
 _WAY_OUT = "publish to another URL, or remove what is there"
 
@@ -127,7 +128,7 @@ class _Publisher:
             return
         theirs = self._read_json(name)
         ours = json.loads(info.read_bytes())
-        if _identity_of_store(theirs) != _identity_of_store(ours):
+        if identity_of_store(theirs) != identity_of_store(ours):
             raise RemoteConflictError(
                 f"{self.folder.url} has the versions of another store (made at "
                 f"{theirs.get('created_at')}; {self.store.paths.root} was made at "
@@ -289,7 +290,7 @@ class _Publisher:
         theirs, ours = self._read_json(name), header.to_json()
         if name == self._name(self.store.paths.removal(header.version)):
             theirs = theirs["header"] if isinstance(theirs.get("header"), dict) else {}
-        if _identity_of_version(theirs) != _identity_of_version(ours):
+        if identity_of_version(theirs) != identity_of_version(ours):
             raise RemoteConflictError(
                 f"version {header.version} at {self.folder.url} is another one (made at "
                 f"{theirs.get('created_at')}; that of {self.store.paths.root} at "
@@ -340,17 +341,6 @@ def _files_of(header: Header, store: StoreReader) -> dict[str, FileInfo | None]:
     samples = header.dataset.samples_file
     named: dict[str, FileInfo | None] = {samples: store.info.files.get(samples)}
     return named | dict(header.files)
-
-
-def _identity_of_store(content: dict[str, Any]) -> tuple[object, object]:
-    dataset = content.get("dataset")
-    fingerprint = dataset.get("fingerprint") if isinstance(dataset, dict) else None
-    return content.get("created_at"), fingerprint
-
-
-def _identity_of_version(content: dict[str, Any]) -> list[object]:
-    """The same in all formats; a migration changes the rest of a header."""
-    return [content.get(key) for key in ("version", "created_at", "refresh_id", "operation")]
 
 
 def _is_later(text: bytes, version: int, paths: StorePaths, there: dict[str, int]) -> bool:
