@@ -106,14 +106,15 @@ runs/package/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling pytest pytest-timeout
 	@touch $@
 
-# A server of the S3 interface, which nothing else needs.
+# A server of the S3 interface, which nothing else needs; it asks for other versions of what we have.
 test-s3: runs/s3/ok ## Publishing, trainers and checkpoints beside a server of the S3 interface on this machine
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/s3/bin/python -m pytest -m s3 tests/test_remote_s3.py
 
 runs/s3/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]' 'moto[server]==5.2.5' polars==2.1.0
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check 'moto[server]==5.2.5' polars==2.1.0
 	@touch $@
 
 MATRIX := lightning deepspeed torchtune
