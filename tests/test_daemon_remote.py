@@ -172,6 +172,9 @@ def test_the_command_line_takes_urls(folder: Path, run: RemoteFolder) -> None:
     for path in (folder / "saved" / "checkpoint-30").iterdir():
         one.write(path.name, path)
     assert "step 30" in invoke(folder, "refresh", one.url)
+    assert "model pass" in invoke(folder, "plan", one.url)
+    assert invoke(folder, "reference", one.url, "-o", str(folder / "reference.parquet"))
+    assert (folder / "reference.parquet").is_file()
     other = f"memory://{folder.name}/other"
     said = " ".join(invoke(folder, "publish", str(folder / "store"), other).split())
     assert said.startswith(f"{other}: up to version 2; 2 new versions, ")

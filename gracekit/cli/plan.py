@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "  gracekit plan runs/sft/checkpoint-300 --set refresh.max_fraction=1.0 --json\n"
     "  gracekit plan models/base --worth",
 )
-@click.argument("checkpoint", type=click.Path(exists=True, path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--worth", is_flag=True, help="Say what selection could bring on this data.")
 @takes_checkpoints()
 @takes_recipe

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "  gracekit reference models/base\n"
     "  gracekit reference runs/sft/checkpoint-100 -o early.parquet --json",
 )
-@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="The file; default: selection.reference, else reference.parquet beside the "
               "store.")  # fmt: skip
