@@ -7,9 +7,10 @@
     ... --lora -o runs/price/smollm2-lora
 
 A Hugging Face trainer with `CoresetTrainerMixin` trains epochs of some samples. After each (or each
-`--every` epochs) but the last it saves a checkpoint, and `gracekit.refresh` makes a version of it
-by the default recipe with its budget. CPU seconds of the training and of all of `refresh` (loading,
-measuring, propagation, graph, draw, commit) are counted apart. Then all samples (or `--truth-rows`
+`--every` epochs) but the last it saves a checkpoint, and a refresh makes a version of it
+by the default recipe with its budget, in one process that reads the data once, as `watch` does. CPU
+seconds of the training and of all of each refresh (reading, loading, measuring, propagation, graph,
+draw, commit) are counted apart. Then all samples (or `--truth-rows`
 drawn at random) are measured at the same checkpoint, in a store of its own, which is no part of
 either: by these norms the version's draw and one from exact scores are worth what the table says,
 and the last column is what is kept of the gain. A line is printed and saved as soon as its version
@@ -33,12 +34,15 @@ import transformers
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 import gracekit
+from gracekit.checkpoints import check_checkpoint
 from gracekit.draw.capped import capped_probabilities
 from gracekit.recipe import Recipe
+from gracekit.refresher.flow import Refresher
 from gracekit.scores.norms import part_norms
 from gracekit.store import Store
 from gracekit.training import CoresetCallback, CoresetTrainerMixin
 from gracekit.types import Float64, Origin
+from gracekit.version.header import Header
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines.train_quickstart import PRESETS, encode, read_rows, smollm2, tiny_llama
@@ -70,6 +74,7 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
         self.step = 0
         """That was done last when the account was written."""
         self._before_s = self._away_s = self._began = 0.0
+        self._refresher: Refresher | None = None
 
     @property
     def training_s(self) -> float:
@@ -124,7 +129,7 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
             run = gracekit.refresh(self.recipe, checkpoint, dry_run=True).run
             planned = run.selection / run.training
         started = time.process_time()
-        header = gracekit.refresh(self.recipe, checkpoint).header
+        header = self.refresh(checkpoint)
         took = time.process_time() - started
         nan = float("nan")
         looks = self.truth_at is None or header.version in self.truth_at
@@ -146,6 +151,14 @@ class Selecting(TrainerCallback):  # type: ignore[misc]
             }
         )
         print(json.dumps(self.lines[-1]), flush=True)
+
+    def refresh(self, checkpoint: Path) -> Header:
+        """Make a version, as a daemon does: the data is read before the first one."""
+        if self._refresher is None:
+            self._refresher = Refresher.from_recipe(self.recipe)
+        with self._refresher.locked():
+            found = check_checkpoint(checkpoint, self.recipe.checkpoints)
+            return self._refresher.refresh(found).header
 
     def kept(self, version: int, checkpoint: Path) -> tuple[float, float]:
         """Value of the version's draw, and of one from exact scores, by the norms of the rows."""

@@ -115,6 +115,25 @@ def test_all_versions_stay_within_the_budget(run_dir: Path, tmp_path: Path) -> N
     assert "of the training's compute" in str(gracekit.status(tmp_path / "store"))
 
 
+def test_reading_and_commits_count_in_the_seconds(run_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    refresher = Refresher.from_recipe(recipe)
+    headers = []
+    for step in (100, 200, 300):
+        found = check_checkpoint(run_dir / f"run/checkpoint-{step}", recipe.checkpoints)
+        with refresher.locked():
+            headers.append(refresher.refresh(found).header)
+    first, *later = (header.timings for header in headers)
+    assert first.stages["read"] > 0 and "last_commit" not in first.stages
+    assert all(t.stages["last_commit"] > 0 and "read" not in t.stages for t in later)
+    spent = [account(header).cost_seconds for header in headers]
+    totals = [header.timings.total_s or 0.0 for header in headers]
+    np.testing.assert_allclose(spent, np.cumsum(totals), atol=0.005)
+    for header in headers:
+        in_stages = sum(header.timings.stages.values()) + (header.timings.model_pass_s or 0.0)
+        assert in_stages <= (header.timings.total_s or 0.0) + 0.01
+
+
 def test_a_refresh_that_was_stopped_costs_what_it_measured_once(
     run_dir: Path, tmp_path: Path
 ) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from gracekit.version.header import Timings
 
 
 class StageClock:
-    """Wall seconds of each stage; the model pass is kept apart from everything else."""
+    """Wall seconds of each stage; the model pass is kept apart from everything else.
 
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
+    Args:
+        before: Seconds of stages that came before the clock starts, and count.
+    """
+
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
+        self._seconds: dict[str, float] = dict(before or {})
+        self._last = time.perf_counter()
+        self._started = self._last - sum(self._seconds.values())
         self._stage: str | None = None
-        self._seconds: dict[str, float] = {}
 
     def enter(self, stage: str) -> None:
         """End the stage before, if there is one, and begin another."""

@@ -82,8 +82,8 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     """
     probe_tokens = min(recipe.scoring.batch_tokens, _PROBE_TOKENS)
     probe = recipe.override({"scoring.batch_tokens": probe_tokens})
-    refresher = Refresher.from_recipe(probe, strict=strict)
     clock = StageClock()
+    refresher = Refresher.from_recipe(probe, strict=strict)
     with model_beside(refresher, checkpoint) as (_, model):
         tokens = model.tokens(refresher.samples)
         target = model.target_samples(refresher.samples)

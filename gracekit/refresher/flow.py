@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -77,6 +78,10 @@ class Refresher:
         self._facts: KnownFacts = {}
         self._held: Store | None = None
         """The store, on one snapshot, for as long as this has the lock."""
+        self._uncounted: dict[str, float] = {}
+        """Seconds that no version's account holds yet: of reading the data before the first
+        refresh, and of the last commit, which comes after its own account. The next refresh counts
+        them."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, strict: bool = False) -> Refresher:
@@ -95,7 +100,9 @@ class Refresher:
             )
         selector_for(recipe.selection.selector)
         recipe = with_features_of_store(recipe)
+        started = time.perf_counter()
         refresher = cls(recipe, CurrentData(recipe.data, strict=strict))
+        refresher._uncounted["read"] = time.perf_counter() - started
         if Store.exists(recipe.store):
             refresher.check_data(refresher.samples)
         else:
@@ -190,7 +197,7 @@ class Refresher:
         asks for raises `RefreshStoppedError` after the batch in progress, with all that is measured
         kept, or before the next stage. A commit that has begun is finished.
         """
-        progress, clock = progress or Progress(), StageClock()
+        progress, clock = progress or Progress(), StageClock(self._uncounted)
 
         def enter(stage: str) -> None:
             clock.enter(stage)
@@ -303,7 +310,9 @@ class Refresher:
             timings=timings,
             cost=with_seconds(refreshed.cost, timings),
         )
+        started = time.perf_counter()
         version = store.commit(draft, keep=recipe.retention.keep)
+        self._uncounted = {"last_commit": time.perf_counter() - started}
         return RefreshResult(version=version, is_new=True, header=store.header(version))
 
     def publish(self, progress: Progress | None = None) -> None:

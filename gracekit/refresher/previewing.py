@@ -92,8 +92,8 @@ def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> 
     Writes nothing to the store but, where there is one, what the checkpoint is converted to, which
     the refresh then takes.
     """
-    refresher = Refresher.from_recipe(recipe, strict=strict)
     clock = StageClock()
+    refresher = Refresher.from_recipe(recipe, strict=strict)
     with ExitStack() as stack:
 
         @functools.cache

@@ -138,7 +138,8 @@ class Timings(Part):
 
     model_pass_s: float | None = None
     other_s: float | None = None
-    """Outside the model pass, up to the commit."""
+    """Outside the model pass: reading the data, where it was read for this refresh, and all stages
+    up to the commit; in a process that made the version before, also the commit of that one."""
     total_s: float | None = None
     stages: dict[str, float] = Field(default_factory=dict)
     """Stage -> seconds, without those of the model pass."""
