@@ -53,6 +53,7 @@ class Patient(LocalExecutor):
 
     folder: Path
     helper: subprocess.Popen[str]
+    host: str | None
     has_waited = False
     num_by_others = 0
 
@@ -60,8 +61,8 @@ class Patient(LocalExecutor):
         if not Patient.has_waited:
             Patient.has_waited = True
             until(lambda: (Patient.folder / "killed").exists(), "the first worker to be killed")
-            Patient.helper = start("gracekit", "work", str(Patient.folder / "store"), "--once",
-                                   "--json")  # fmt: skip
+            worker = ("gracekit", "work", str(Patient.folder / "store"), "--once", "--json")
+            Patient.helper = start(*worker, host=Patient.host and f"{Patient.host}-2")
             until(self.is_taken_over, "another worker to measure what it left")
         yield from super().measure(rows, progress)
 
@@ -73,10 +74,28 @@ class Patient(LocalExecutor):
         return any(f"{offer}{shard}.shard" in names for offer, shard in again)
 
 
-def start(*module_and_arguments: str) -> subprocess.Popen[str]:
+APART = [
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+    "--net",
+    "--uts",
+]
+"""Runs a command as on another host: processes, network and host name of its own, the files of
+this one."""
+
+
+def start(*module_and_arguments: str, host: str | None = None) -> subprocess.Popen[str]:
+    """A process of this host, or of one of that name."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # The shell stays, since nothing in the namespace can kill its first process.
+    there = [] if host is None else [*APART, "sh", "-c", f'hostname {host}; "$@"; exit $?', "sh"]
     return subprocess.Popen(
-        [sys.executable, "-m", *module_and_arguments],
+        [*there, sys.executable, "-m", *module_and_arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -107,19 +126,38 @@ def bytes_of(store: Path) -> dict[str, bytes]:
     return found
 
 
-def test_a_refresh_with_workers_has_the_bytes_of_one_without(tmp_path: Path) -> None:
-    """Of two, one is killed half-way; both are processes of their own, as is no refresher."""
+def can_be_apart() -> bool:
+    """Whether this system lets a process have namespaces of its own."""
+    try:
+        return (
+            subprocess.run([*APART, "hostname", "elsewhere"], capture_output=True).returncode == 0
+        )
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("host", [None, "elsewhere"], ids=["one host", "three hosts"])
+def test_a_refresh_with_workers_has_the_bytes_of_one_without(
+    host: str | None, tmp_path: Path
+) -> None:
+    """Of two workers one is killed half-way. On hosts of their own they cannot see each other's
+    processes: a claim is taken over once its lease has ended."""
+    if host is not None and not can_be_apart():
+        pytest.skip("this system has no namespaces for unprivileged users")
+    Patient.host, Patient.has_waited, Patient.num_by_others = host, False, 0
     alone = make_world(tmp_path / "alone")
     refresh(alone, write_checkpoint(tmp_path / "alone" / "run", 100))
 
     folder = Patient.folder = tmp_path / "shared"
-    recipe = make_world(folder, share=True, executor=f"{__name__}:Patient")
+    lease = {} if host is None else {"lease_s": 3.0}
+    recipe = make_world(folder, share=True, executor=f"{__name__}:Patient", **lease)
     checkpoint = write_checkpoint(folder / "run", 100)
     (folder / "store").mkdir()
-    dying = start("tests.dying_worker", recipe.store, str(folder / "killed"))
+    command = ("tests.dying_worker", recipe.store, str(folder / "killed"))
+    dying = start(*command, host=host and f"{host}-1")
     try:
         refresh(recipe, checkpoint)
-        assert dying.wait() == -9, dying.communicate()
+        assert dying.wait() == (-9 if host is None else 128 + 9), dying.communicate()
         answer, said = Patient.helper.communicate(timeout=600)
     finally:
         for process in (dying, getattr(Patient, "helper", dying)):

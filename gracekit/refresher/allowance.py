@@ -54,8 +54,7 @@ class Allowance:
     num_refreshes: int = 1
     """Refreshes to come, this one included, as far as a plan of the training tells."""
     left: float = math.inf
-    """What the run is likely to spend from here on at most. What later refreshes take besides
-    measuring is little, and is not set aside here as it is, for caution, in `tokens`."""
+    """What all refreshes to come, this one included, may spend."""
     knows_interval: bool = True
     """Whether it is known how far apart checkpoints are; else the number of refreshes is the most
     that there can be."""
@@ -229,7 +228,6 @@ def allowance(
     if is_first and num_left > 0:  # after how many steps the next one comes is a guess
         share = _FIRST_SHARE
     left = max_cost * in_all - last.cost_in_all
-    likely = min(left, _by_seconds(account, max_cost, elapsed_s, 1))
     left = min(left, _by_seconds(account, max_cost, elapsed_s, num_refreshes))
     part, least = max(left, 0.0) * share, LEAST_ROWS * found.of_row
     if 0 < part < least <= left:  # parts too small for any measuring are put together
@@ -238,7 +236,7 @@ def allowance(
     return replace(
         found,
         tokens=part,
-        left=max(likely, 0.0),
+        left=max(left, 0.0),
         account=account.model_copy(update={"allowance": part}),
     )
 
