@@ -20,11 +20,13 @@ import duckdb
 import pytest
 
 import gracekit
-from gracekit.errors import RemoteDeniedError, RemoteError, RemoteNotFoundError
+from gracekit.errors import ExportError, RemoteDeniedError, RemoteError, RemoteNotFoundError
+from gracekit.exports import export
 from gracekit.remote import RemoteFolder, folder
 from gracekit.store import Store
 from gracekit.store.remote.publishing import publish_versions
 from gracekit.training import Coreset
+from tests.exported import content_of
 from tests.lossy_proxy import LossyProxy, lossy_proxy
 from tests.patience import until
 from tests.published import contents, expected, make_history, whole_versions
@@ -134,6 +136,26 @@ def test_what_is_published_is_the_store_and_the_trainer_reads_it(
     store.renew().gc(1)
     publish_versions(store.renew(), url)
     assert contents(url) == expected(store)
+
+
+@pytest.mark.parametrize("fault", ["lose", "drop", "throttle"])
+def test_an_export_over_a_bad_line(fault: str, url: str, proxy: LossyProxy, tmp_path: Path) -> None:
+    rows = content_of([{"prompt": f"is {i}", "completion": f"the {i}"} for i in range(50)])
+    proxy.fault = lambda k, method, path: fault if k % 3 == 0 else None
+    for _ in range(20):
+        try:
+            export(rows, "jsonl", f"{url}/subset")
+            break
+        except RemoteError:
+            continue
+    proxy.fault = lambda k, method, path: None
+    export(rows, "jsonl", tmp_path / "subset")
+    found = RemoteFolder.open(f"{url}/subset")
+    assert set(found.list()) == {path.name for path in (tmp_path / "subset").iterdir()}
+    for name in ("coreset.jsonl", "README.md"):
+        assert found.read(name) == (tmp_path / "subset" / name).read_bytes()
+    with pytest.raises(ExportError, match="earlier export"):
+        export(rows, "jsonl", f"{url}/subset")
 
 
 @pytest.mark.parametrize("fault", ["lose", "drop", "throttle", "cut"])

@@ -8,9 +8,17 @@ from pathlib import Path
 
 from gracekit.api.stores import StoreLike, VersionLike, open_store, path, resolve, text
 from gracekit.errors import ExportError, UsageError
-from gracekit.exports import Exported, Weighting, exported_at, link_latest, place_of, rows_of
+from gracekit.exports import (
+    Exported,
+    Weighting,
+    exported_at,
+    link_latest,
+    place_of,
+    point_to_latest,
+    rows_of,
+)
 from gracekit.exports import export as write_export
-from gracekit.remote import address_of, is_url
+from gracekit.remote import address_of
 from gracekit.store import Store
 from gracekit.types import SampleMap
 
@@ -31,7 +39,8 @@ def export(
 
     Args:
         store: Path of the store, or an open `Store`.
-        out: The directory to make; it may exist if it is empty.
+        out: The directory to make, or its URL in an object store (`s3://bucket/subset`); it may
+            exist if it is empty. At a URL an export is complete once its `manifest.json` is there.
         version: A version's number, or `"latest"`.
         format: jsonl, parquet, hf-dataset, ids, indices-npy; llamafactory, axolotl, trl, ms-swift,
             torchtune; webdataset, mds; atlas, domain-weights.
@@ -41,7 +50,8 @@ def export(
         with_scores: Join to each row its scores, importance, origin and probability.
         versions_in: In place of `out`: a directory in which each version has a directory of its
             own, such as `v000012`, and the link `latest` names the newest; it is swapped at once.
-            A version that is there already is left as it is (`was_there` in the details).
+            A version that is there already is left as it is (`was_there` in the details). At a
+            URL the object `LATEST` has the name of the newest.
         force: Replace an earlier export at `out`; nothing else is ever replaced.
 
     Raises:
@@ -50,6 +60,7 @@ def export(
         VersionNotFoundError: There is no such version, or gc removed it.
         ExportError: `out` exists or cannot be written, or the data has changed.
         DataError: The data cannot be read.
+        RemoteError: A URL cannot be reached or written; the same call again goes on.
 
     Example:
         >>> gracekit.export("gracekit-store", "subset", format="parquet").num_rows
@@ -60,13 +71,6 @@ def export(
             "export: expected either out, the directory to write, or versions_in, the directory of "
             f"all versions; found {'neither' if out is None else 'both'}"
         )
-    for place in (out, versions_in):
-        if is_url(place):
-            raise UsageError(
-                f"export: {address_of(place)} is in an object store, and an export is a directory "
-                "of this machine; write it here and copy it there. Versions themselves are copied "
-                "by `gracekit publish`"
-            )
     opened = open_store(store)
     number = resolve(opened, version)
     rows = rows_of(
@@ -79,21 +83,35 @@ def export(
     name = text(format, "format")
     if versions_in is None:
         assert out is not None
-        return write_export(rows, name, path(out, "out"), weights=weights, overwrite=force)
-    folder = path(versions_in, "versions_in")
+        return write_export(rows, name, _place(out, "out"), weights=weights, overwrite=force)
+    folder = _place(versions_in, "versions_in")
     place = place_of(folder, number)
     written = None if force else exported_at(place, rows.header)
     if written is None:
         written = write_export(rows, name, place, weights=weights, overwrite=force)
     elif (written.format, written.weights) != (name, weights):
-        link_latest(Path(written.path).parent)
+        _name_latest(folder)
         raise ExportError(
             f"version {number} is in {written.path} already, as {written.format} with weights "
             f"{written.weights}; asked for was {name} with weights {weights}. Use another "
             "directory for each format, or replace it with --force"
         )
-    written.details["latest"] = str(link_latest(Path(written.path).parent))
+    written.details["latest"] = _name_latest(folder)
     return written
+
+
+def _place(place: str | Path, name: str) -> Path:
+    """A path of this machine, or one that was made of a URL."""
+    address = address_of(place)
+    return path(place, name) if address is None else Path(address)
+
+
+def _name_latest(folder: Path) -> str:
+    """Let the newest export of a folder have its name; returns where that is."""
+    address = address_of(folder)
+    if address is not None:
+        return point_to_latest(address)
+    return str(link_latest(folder.expanduser().absolute()))
 
 
 def _sample_map(store: Store, version: int) -> SampleMap:

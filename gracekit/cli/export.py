@@ -18,6 +18,7 @@ from gracekit.cli.options import (
 )
 from gracekit.cli.output import Output
 from gracekit.cli.resolving import resolve_store
+from gracekit.remote import is_url
 
 
 @click.command(
@@ -27,10 +28,11 @@ from gracekit.cli.resolving import resolve_store
     "  gracekit export --version 3 --format parquet --with-scores -o subset-v3\n"
     "  gracekit export --format trl --versions-in data/coresets   # data/coresets/latest\n"
     "  gracekit export --format atlas -o atlas\n"
+    "  gracekit export --versions-in s3://bucket/coresets         # needs gracekit[s3]\n"
     "  gracekit export --format ids -o ids",
 )
 @click.option("-o", "--out", "directory", type=click.Path(path_type=Path), default=None,
-              help="The directory to write.")  # fmt: skip
+              help="The directory to write, or a URL such as s3://bucket/subset.")  # fmt: skip
 @click.option("--versions-in", "versions_in", type=click.Path(path_type=Path), default=None,
               help="Instead of --out: a directory in which each version gets its own (v000012), "
               "and the link `latest` names the newest.")  # fmt: skip
@@ -66,7 +68,8 @@ def export(
 ) -> None:
     """Write the coreset of a version as training data for any framework.
 
-    Exactly one of --out and --versions-in is needed. Either is complete or as it was before.
+    Exactly one of --out and --versions-in is needed. Either is complete or as it was before; at a
+    URL an export is complete once its manifest.json is there.
     """
     if (directory is None) == (versions_in is None):
         raise click.UsageError("give either --out or --versions-in")
@@ -83,10 +86,11 @@ def export(
         force=force,
     )
     place = directory if versions_in is None else versions_in / Path(written.path).name
+    told = written.path if is_url(place) else place
     out.show(
         written,
         lambda: out.line(
-            f"version {written.version}: {written.num_rows:,} rows ({format_name}) in {place}"
+            f"version {written.version}: {written.num_rows:,} rows ({format_name}) in {told}"
         ),
     )
     for text in _remarks(written.details, format_name):

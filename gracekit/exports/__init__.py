@@ -5,6 +5,7 @@
 
 from gracekit.exports.exported_rows import ExportedRows, Weighting, rows_of
 from gracekit.exports.exporting import FORMATS, Exported, export, exported_at
+from gracekit.exports.remote_place import point_to_latest
 from gracekit.exports.versions_folder import link_latest, place_of
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "exported_at",
     "link_latest",
     "place_of",
+    "point_to_latest",
     "rows_of",
 ]

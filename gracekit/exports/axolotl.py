@@ -10,6 +10,7 @@ from gracekit.errors import ExportError
 from gracekit.exports.layout import Layout, given
 from gracekit.exports.records import Jsonl
 from gracekit.protocols import ExportContent
+from gracekit.remote import address_or_path
 from gracekit.samples.messages import ASSISTANT
 from gracekit.types import Json
 
@@ -31,7 +32,7 @@ class Axolotl:
         """The path in the fragment is absolute."""
         facts = Jsonl().write(content, directory, out)
         dataset = {
-            "path": str(out / Jsonl.file_name),
+            "path": address_or_path(out / Jsonl.file_name),
             "ds_type": "json",
             **_axolotl_options(Layout.of(content)),
         }

@@ -23,6 +23,7 @@ from gracekit.exports.conversations import (
 from gracekit.exports.records import Jsonl, write_rows
 from gracekit.exports.turns import CALL, OBSERVATION, Changes, alternating, turns_of
 from gracekit.protocols import ExportContent
+from gracekit.remote import address_or_path
 from gracekit.samples import Conversation
 from gracekit.samples.conversation import called_by_name
 from gracekit.samples.messages import ASSISTANT
@@ -56,7 +57,7 @@ class Trl:
             return found
 
         _write(row, content, directory)
-        options: Json = {"dataset_name": str(out)}
+        options: Json = {"dataset_name": address_or_path(out)}
         if "messages" in kinds:
             learns = ("response",) if as_trl else ("response", "auto")
             options["assistant_only_loss"] = settings.loss_on in learns
@@ -121,7 +122,7 @@ class MsSwift:
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """`ExportError` for rows that are tokens, which ms-swift does not take."""
         _write(_swift_row, content, directory)
-        return {"files": [Jsonl.file_name], "dataset": str(out / Jsonl.file_name)}
+        return {"files": [Jsonl.file_name], "dataset": address_or_path(out / Jsonl.file_name)}
 
 
 def _swift_row(conversation: Conversation, record: Json) -> Json:
@@ -195,7 +196,7 @@ class TorchTune:
         section: Json = {
             "_component_": "torchtune.datasets.chat_dataset",
             "source": "json",
-            "data_files": str(out / Jsonl.file_name),
+            "data_files": address_or_path(out / Jsonl.file_name),
             "split": "train",
         }
         if "text" in kinds:

@@ -1,8 +1,9 @@
-"""One export, start to finish: a directory that is complete or absent."""
+"""One export, start to finish: a directory, or a folder of an object store, with what it holds."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -24,8 +25,10 @@ from gracekit.exports.placing import (
     written_at,
 )
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
+from gracekit.exports.remote_place import RemotePlace, manifest_at
 from gracekit.exports.shards import Mds, WebDataset
 from gracekit.protocols import ExportFormat
+from gracekit.remote import address_of, address_or_path
 from gracekit.types import Json
 from gracekit.version.header import Header
 from gracekit.version.json_text import json_text, plain_json
@@ -57,7 +60,7 @@ class Exported:
 
     format: str
     path: str
-    """The directory, absolute."""
+    """The directory, absolute, or its URL."""
     version: int
     num_rows: int
     weights: Weighting
@@ -89,7 +92,8 @@ def export(
     Args:
         content: The rows of a version (`rows_of`).
         format_name: One of `FORMATS`.
-        out: The directory to make; it may exist if it is empty.
+        out: The directory to make, or its URL in an object store; it may exist if it is empty. At a
+            URL the export is complete once its `manifest.json` is there, which is copied last.
         weights: `column` adds a column (`weights.npy` for lists); most trainers ignore it.
             `repeat` writes whole copies by weight, as many rows in all, which every trainer
             honours; rows of small weight may be left out. `none` writes each row once.
@@ -100,6 +104,7 @@ def export(
         RecipeError: There is no such format, or it does not write weights in that way.
         ExportError: `out` exists, lies in a store or cannot be written, or the data has changed.
             Then `out` is what it was before.
+        RemoteError: The URL cannot be reached or written; the same call again goes on.
         DataError: The data cannot be read.
     """
     if weights not in get_args(Weighting):
@@ -119,12 +124,16 @@ def export(
             f"weight in a column, so weights cannot be {weights!r}. Leave --weights out, or export "
             "as parquet"
         )
-    out = Path(out).expanduser().absolute()
-    check_place(out, overwrite)
+    address, remote = address_of(out), None
+    if address is None:
+        out = Path(out).expanduser().absolute()
+        check_place(out, overwrite)
+    else:
+        out, remote = Path(address), RemotePlace.open(address, overwrite)
     written = content.weighted(weights)
     report = Exported(
         format=format_name,
-        path=str(out),
+        path=address_or_path(out),
         version=content.header.version,
         num_rows=len(written.rows),
         weights=weights,
@@ -138,6 +147,11 @@ def export(
         list_written(directory, manifest)
 
     try:
+        if remote is not None:
+            with tempfile.TemporaryDirectory(prefix="gracekit-export-") as built_in:
+                write(Path(built_in))
+                remote.put(Path(built_in))
+            return report
         with files.temporary_directory(out, write) as built:
             put_in_place(built, out)
     except StoreWriteError as error:
@@ -152,18 +166,27 @@ def exported_at(place: Path, header: Header) -> Exported | None:
     """The export of this very version that is at a place already; None where none is.
 
     Its details have `was_there`, since what else it was told then is not known.
+
+    Raises:
+        RemoteError: The place is a URL that cannot be reached.
     """
-    place = place.expanduser().absolute()
-    if place.is_symlink() or written_at(place) is None:
-        return None
-    manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    address = address_of(place)
+    if address is not None:
+        manifest = manifest_at(address)
+        if manifest is None or not isinstance(manifest.get("export"), dict):
+            return None
+    else:
+        place = place.expanduser().absolute()
+        if place.is_symlink() or written_at(place) is None:
+            return None
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     told = manifest.pop("export")
     is_this = manifest == json.loads(json_text(header.to_json()))
     if not is_this or not {"format", "version", "num_rows", "weights"} <= told.keys():
         return None
     return Exported(
         format=told["format"],
-        path=str(place),
+        path=address_or_path(place),
         version=told["version"],
         num_rows=told["num_rows"],
         weights=told["weights"],

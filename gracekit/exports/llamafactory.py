@@ -22,6 +22,7 @@ from gracekit.exports.turns import (
     turns_of,
 )
 from gracekit.protocols import ExportContent
+from gracekit.remote import address_or_path
 from gracekit.samples import Conversation
 from gracekit.samples.messages import ASSISTANT
 from gracekit.types import Json
@@ -69,7 +70,7 @@ class LlamaFactory:
         return {
             "files": [Jsonl.file_name, DATASET_INFO],
             "dataset": name,
-            "dataset_dir": str(out if known is None else out.parent),
+            "dataset_dir": address_or_path(out if known is None else out.parent),
             **({"changed": changes.to_json()} if changes.rows else {}),
         }
 

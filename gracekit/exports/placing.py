@@ -108,7 +108,7 @@ def put_in_place(built: Path, out: Path) -> None:
     if aside.exists():
         raise ExportError(
             f"{out} is written, but somebody put files into the earlier export meanwhile "
-            f"({_some(files_below(aside))}), which are left in {aside}"
+            f"({some_of(files_below(aside))}), which are left in {aside}"
         )
 
 
@@ -116,7 +116,7 @@ def _require_nothing_else(out: Path, written: Collection[str]) -> None:
     others = [name for name in files_below(out) if name not in written]
     if others:
         raise ExportError(
-            f"{out} holds files that no export of ours wrote ({_some(others)}), so it is left "
+            f"{out} holds files that no export of ours wrote ({some_of(others)}), so it is left "
             "alone. Move them away, or name another directory with --out"
         )
 
@@ -133,5 +133,6 @@ def _remove_written(directory: Path, written: Collection[str]) -> None:
             folder.rmdir()
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """The first few of many names."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,12 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gracekit.remote.urls import address_of, cache_folder, is_url
+from gracekit.remote.urls import address_of, address_or_path, cache_folder, is_url
 
 if TYPE_CHECKING:
     from gracekit.remote.folder import RemoteFolder, RemoteObject
 
-__all__ = ["RemoteFolder", "RemoteObject", "address_of", "cache_folder", "is_url"]
+__all__ = [
+    "RemoteFolder",
+    "RemoteObject",
+    "address_of",
+    "address_or_path",
+    "cache_folder",
+    "is_url",
+]
 
 if not TYPE_CHECKING:
 

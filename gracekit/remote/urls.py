@@ -54,6 +54,11 @@ def address_of(place: object) -> str | None:
     return url
 
 
+def address_or_path(place: Path) -> str:
+    """A path as text; the URL where it was made of one."""
+    return address_of(place) or str(place)
+
+
 def _require_plain(url: str) -> None:
     scheme, _, rest = url.partition("://")
     host = rest.partition("/")[0]

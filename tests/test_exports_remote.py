@@ -1,0 +1,218 @@
+"""Exports to an object store: complete once the manifest is there, whatever fails or is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import gracekit
+from gracekit.cli import main
+from gracekit.errors import ExportError, RemoteError
+from gracekit.exports import ExportedRows, export, point_to_latest
+from gracekit.exports.remote_place import LATEST, UNFINISHED
+from gracekit.remote import RemoteFolder
+from tests import remote_faults
+from tests.exported import content_of
+from tests.faults import Killed
+from tests.stores import make_draft, make_store
+
+RECORDS = [{"prompt": f"is {i} large", "completion": f"the {i} is small"} for i in range(6)]
+JSONL = {"coreset.jsonl", "README.md", "manifest.json"}
+_NUMBERS = itertools.count()
+
+
+def memory() -> str:
+    """The URL of an empty folder."""
+    return f"memory://exports-{next(_NUMBERS)}"
+
+
+def content(num_rows: int = 6) -> ExportedRows:
+    return content_of(RECORDS[:num_rows], [1.0, 2.0, 0.5, 1.0, 1.0, 0.5][:num_rows])
+
+
+def at(url: str) -> dict[str, bytes]:
+    """All objects below a URL."""
+    folder = RemoteFolder.open(url)
+    return {name: folder.read(name) for name in folder.list()}
+
+
+def from_call(number: int, *, alone: bool = False) -> Callable[[int, str], bool]:
+    """Means the call of that number, and all after it where it is not alone."""
+    return lambda k, _: k == number if alone else k >= number
+
+
+def manifest(found: dict[str, bytes]) -> Any:
+    return json.loads(found["manifest.json"])["export"]
+
+
+@pytest.mark.parametrize(
+    "name", ["jsonl", "parquet", "ids", "webdataset", "axolotl", "llamafactory"]
+)
+def test_objects_are_the_files_of_a_directory(tmp_path: Path, name: str) -> None:
+    url = memory()
+    here = tmp_path / url.removeprefix("memory://")  # a dataset is called as its folder
+    report, local = export(content(), name, url), export(content(), name, here)
+    found = at(url)
+    assert report.path == url and report.details.keys() == local.details.keys()
+    files = {p.relative_to(here).as_posix(): p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    assert found.keys() == files.keys()
+    for file, expected in files.items():
+        assert found[file].replace(url.encode(), str(here).encode()) == expected, file
+    if name == "axolotl":
+        assert f"path: {url}/coreset.jsonl" in found["axolotl.yaml"].decode()
+
+
+def test_an_earlier_export_is_replaced_only_when_that_is_asked_for() -> None:
+    url = memory()
+    export(content(), "ids", url)
+    before = at(url)
+    with pytest.raises(ExportError, match=r"earlier export.*--force"):
+        export(content(), "jsonl", url)
+    assert at(url) == before
+    export(content(4), "jsonl", url, overwrite=True)
+    found = at(url)
+    assert found.keys() == JSONL
+    assert manifest(found)["num_rows"] == 4 and found["coreset.jsonl"].count(b"\n") == 4
+
+
+@pytest.mark.parametrize("with_export", [False, True])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_not_ours_is_left_alone(with_export: bool, overwrite: bool) -> None:
+    url = memory()
+    if with_export:
+        export(content(), "jsonl", url)
+    RemoteFolder.open(url).write("theirs/coreset.jsonl", b"mine")
+    before = at(url)
+    with pytest.raises(ExportError, match=r"theirs/coreset\.jsonl|earlier export"):
+        export(content(), "jsonl", url, overwrite=overwrite)
+    assert at(url) == before
+
+
+@pytest.mark.parametrize("below", ["", "/subset", "/headers/x/y"])
+def test_nothing_goes_into_a_published_store(tmp_path: Path, below: str) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "refresh 1"))
+    url = f"file://{tmp_path}/bucket/run"
+    gracekit.publish(store, url)
+    before = at(url)
+    for place in ({"out": f"{url}{below}"}, {"versions_in": f"{url}{below}"}):
+        with pytest.raises(ExportError, match=r"lies in the store that is at .*/bucket/run,"):
+            gracekit.export(store, format="ids", force=True, **place)
+    assert at(url) == before
+
+
+def test_a_manifest_of_others_is_no_export() -> None:
+    for text in (b"{}", b"[]", b"\xff", b'{"export": {"written": 3}}', b'{"export": null}'):
+        url = memory()
+        RemoteFolder.open(url).write("manifest.json", text)
+        with pytest.raises(ExportError, match="no earlier export"):
+            export(content(), "jsonl", url, overwrite=True)
+        assert at(url) == {"manifest.json": text}
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before the call", "after it"])
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_kill_at_any_call_leaves_no_half_export(replaces: bool, is_done: bool) -> None:
+    """Whoever sees a manifest sees all of its files; the next export makes the rest right."""
+    wanted, old = memory(), memory()
+    export(content(4), "jsonl", wanted)
+    export(content(), "ids", old)
+    fault = remote_faults.kill_after if is_done else remote_faults.kill
+    for number in itertools.count(1):
+        url = memory()
+        if replaces:
+            export(content(), "ids", url)
+        killed = remote_faults.in_place_of(from_call(number), fault)
+        with killed as calls, contextlib.suppress(Killed):
+            export(content(4), "jsonl", url, overwrite=replaces)
+        if len(calls) < number:
+            break
+        found = at(url)
+        if "manifest.json" in found:
+            whole = at(old) if manifest(found)["format"] == "ids" else at(wanted)
+            kept = {name: found.get(name) for name in whole if name != "manifest.json"}
+            assert kept == {n: c for n, c in whole.items() if n != "manifest.json"}
+        export(content(4), "jsonl", url, overwrite="manifest.json" in found)
+        again = at(url)
+        assert again["coreset.jsonl"] == at(wanted)["coreset.jsonl"]
+        assert again.keys() == JSONL
+    assert number > 4
+
+
+@pytest.mark.parametrize("fault", ["fails", "lies"])
+def test_a_call_that_fails_is_told_and_one_that_lies_is_looked_up(fault: str) -> None:
+    text = remote_faults.THROTTLED
+    make = remote_faults.fails_with if fault == "fails" else remote_faults.fails_after
+    for number in itertools.count(1):
+        url = memory()
+        with remote_faults.in_place_of(from_call(number, alone=True), make(text)) as calls:
+            is_told_as_done = False
+            with contextlib.suppress(RemoteError):
+                export(content(), "jsonl", url)
+                is_told_as_done = True
+        if len(calls) < number:
+            break
+        found = at(url)
+        if is_told_as_done:
+            assert found.keys() == JSONL
+        elif "manifest.json" not in found:
+            export(content(), "jsonl", url)
+        assert "coreset.jsonl" in at(url)
+    assert number > 3
+
+
+def test_two_exports_to_one_place_are_told() -> None:
+    url, has_begun = memory(), False
+
+    def another(number: int, name: str) -> bool:
+        nonlocal has_begun
+        if name == "put_object" and not has_begun and UNFINISHED in RemoteFolder.open(url).list():
+            has_begun = True
+            RemoteFolder.open(url).write(UNFINISHED, b'{"by": "another", "written": []}')
+        return False
+
+    with remote_faults.in_place_of(another, remote_faults.kill), pytest.raises(
+        ExportError, match="another export"
+    ):  # fmt: skip
+        export(content(), "jsonl", url)
+    assert "manifest.json" not in at(url)
+
+
+def test_latest_is_the_newest_complete_version(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/bucket"
+    for version in ("v000009", "v000010"):
+        export(content(), "ids", f"{url}/{version}")
+    RemoteFolder.open(url).write("v000011/ids.txt", b"half")
+    assert point_to_latest(url) == f"{url}/{LATEST}"
+    assert at(url)[LATEST] == b"v000010\n"
+
+
+def test_each_version_of_a_store_has_a_folder(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    for version in (1, 2):
+        store.commit(make_draft(store, f"refresh {version}"))
+    url = f"file://{tmp_path}/bucket"
+    for version in (1, 2):
+        report = gracekit.export(store, version=version, format="ids", versions_in=url)
+        assert (
+            report.path == f"{url}/v{version:06d}" and report.details["latest"] == f"{url}/LATEST"
+        )
+    before = at(url)
+    assert before["LATEST"] == b"v000002\n"
+    assert gracekit.export(store, version=1, format="ids", versions_in=url).details["was_there"]
+    assert at(url) == before
+    with pytest.raises(ExportError, match="already, as ids"):
+        gracekit.export(store, version=2, format="indices-npy", versions_in=url)
+
+    answer = CliRunner().invoke(
+        main, ["export", "--store", str(tmp_path / "store"), "--format", "ids", "-o", f"{url}-2/a"]
+    )
+    assert answer.exit_code == 0 and f"in {url}-2/a" in answer.output, answer.output
+    assert "ids.txt" in at(f"{url}-2/a")
