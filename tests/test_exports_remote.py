@@ -102,7 +102,8 @@ def test_nothing_goes_into_a_published_store(tmp_path: Path, below: str) -> None
     url = f"file://{tmp_path}/bucket/run"
     gracekit.publish(store, url)
     before = at(url)
-    for place in ({"out": f"{url}{below}"}, {"versions_in": f"{url}{below}"}):
+    places: list[dict[str, Any]] = [{"out": f"{url}{below}"}, {"versions_in": f"{url}{below}"}]
+    for place in places:
         with pytest.raises(ExportError, match=r"lies in the store that is at .*/bucket/run,"):
             gracekit.export(store, format="ids", force=True, **place)
     assert at(url) == before
