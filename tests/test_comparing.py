@@ -81,7 +81,9 @@ def course_of(bed: Bed, arm: Arm, folder: Path, seed: int = 0) -> Course:
 # --- from the recipe to the verdict ---
 
 
-def test_four_arms_are_compared_and_a_stopped_comparison_goes_on(world: Path) -> None:
+def test_four_arms_are_compared_and_a_stopped_comparison_goes_on(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All runs once; a result that is missing is made again, the same; nothing else is trained."""
     output = world.parent / "out"
     found = gracekit.compare(world, output=output)
@@ -108,6 +110,9 @@ def test_four_arms_are_compared_and_a_stopped_comparison_goes_on(world: Path) ->
     gracekit.compare(world, output=output)
     assert {file: file.stat().st_mtime_ns for file in others} == others
     assert not list(output.glob("*.running"))
+    monkeypatch.chdir(world.parent)  # the same recipe by another name
+    gracekit.compare(world.name, output="out")
+    assert {file: file.stat().st_mtime_ns for file in others} == others
     one, two = json.loads(before[again.name]), json.loads(again.read_text())
     assert [p["losses"] for p in one["points"]] == [p["losses"] for p in two["points"]]
     steps = -(-rows // 8)  # of an epoch; the last epoch's checkpoint gets no version

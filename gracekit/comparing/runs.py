@@ -187,7 +187,9 @@ def _common_settings(bed: Bed, command: Command | None) -> Json:
 def _own_settings(bed: Bed, arm: Arm) -> Json:
     if arm.overlay is not None:
         recipe = recipe_of(bed, arm, 0, Path("store"))
-        return {"recipe": recipe.digest(), "redraw": arm.overlay.redraw}
+        # Where the tokenizer lies does not matter: its tokens are among the settings of all.
+        digest = recipe.override({"checkpoints.tokenizer": None}).digest()
+        return {"recipe": digest, "redraw": arm.overlay.redraw}
     if arm.name in _OF_RANKINGS:
         return {"keep_share": bed.recipe.compare.keep_share}
     return {}
