@@ -125,15 +125,16 @@ EXPERTS: dict[str, Any] = {
         moe_k=2,
         moe_layer_start_index=1,
     ),
-    "qwen3-next": transformers.Qwen3NextConfig(
+}
+"""Mixtures of experts."""
+if hasattr(transformers, "Qwen3NextConfig"):  # since 4.57
+    EXPERTS["qwen3-next"] = transformers.Qwen3NextConfig(
         **_EXPERTS | {"num_hidden_layers": 4},
         **_LINEAR_ATTENTION,
         head_dim=8,
         num_experts=4,
         shared_expert_intermediate_size=16,
-    ),
-}
-"""Mixtures of experts."""
+    )
 
 HYBRID: dict[str, Any] = {
     "mamba2": transformers.Mamba2Config(
