@@ -29,10 +29,12 @@ if "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters:  # cli
         """What the tests ask of a runner: stdout, stderr, and both of them as the output."""
 
         def __init__(self, **settings: Any) -> None:
-            super().__init__(mix_stderr=False, **settings)
+            super().__init__(mix_stderr=False, **settings)  # type: ignore[call-arg]
 
-    click.testing.CliRunner = _CliRunner  # type: ignore[misc]
-    click.testing.Result.output = property(lambda self: self.stdout + self.stderr)  # type: ignore
+    click.testing.CliRunner = _CliRunner  # type: ignore[assignment,misc]
+    click.testing.Result.output = property(  # type: ignore[method-assign,assignment]
+        lambda self: self.stdout + self.stderr
+    )
 
 hypothesis.settings.register_profile(
     "gracekit", derandomize=True, deadline=None, max_examples=50, print_blob=True
