@@ -188,8 +188,8 @@ UNSPLIT: set[str] = set()
 
 if int(transformers.__version__.split(".")[0]) < 5:
     del EXPERTS["jetmoe"], REFUSED["jamba"]  # cannot be built from this, or run on a CPU
+    del REFUSED["mamba"]  # calls the layer whose weight 5.x reads
     REFUSED["gpt-oss"] = EXPERTS.pop("gpt-oss")  # its experts are no linear layers
-    HYBRID["mamba"] = REFUSED.pop("mamba")  # calls the layer whose weight 5.x reads
     UNSPLIT.add("gemma3")  # does not say which part its body is
 
 CONFIGS = DENSE | EXPERTS | HYBRID | REFUSED

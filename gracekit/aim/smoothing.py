@@ -37,7 +37,7 @@ def walk_matrix(graph: SparseGraph) -> sparse.csr_array:
     edges = sparse.csr_array((graph.weights, graph.indices, graph.indptr), shape=(n, n))
     edges = edges.maximum(0)  # similarities below 0 are none
     with_own = sparse.csr_array(edges + _diagonal(np.ones(n, np.float32)))
-    sums: Float64 = np.asarray(with_own.sum(axis=1)).ravel()
+    sums = np.asarray(with_own.sum(axis=1)).ravel()
     scale = _diagonal((1 / sums).astype(np.float32))
     return sparse.csr_array(scale @ with_own).astype(np.float32)
 
