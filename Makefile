@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray test-trackers test-package test-s3 matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray test-trackers test-package test-s3 test-lowest matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -115,6 +115,22 @@ runs/s3/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check 'moto[server]==5.2.5' polars==2.1.0
+	@touch $@
+
+# Python 3.11 (numpy 1.26.0 has no wheel for a newer one). Old torch wheels bring gigabytes of CUDA libraries:
+# torch stays at $(TORCH).
+test-lowest: runs/lowest/ok ## The lowest versions that pyproject.toml claims, with the tests that meet each library
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/lowest/bin/python -m pytest $(FOR_LOWEST:%=tests/test_%.py)
+
+FOR_LOWEST := lowest_versions recipe cli cli_sql store_verify samples_formats graph aim selection refresher exports remote \
+	daemon_health scoring_pass adapters checkpoints_layouts training_callback
+
+runs/lowest/ok: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints-lowest.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[hnsw,lora,metrics,ray,s3,tensorboard]' apricot-select gguf hypothesis opacus pytest pytest-timeout \
+		pytest-xdist scikit-learn submodlib-py
 	@touch $@
 
 MATRIX := lightning deepspeed torchtune

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import shutil
 import tempfile
 from collections.abc import Generator
+from typing import Any
 
+import click.testing
 import hypothesis
 import pytest
 
@@ -19,6 +22,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gracekit-tests-")
 os.environ["GRACEKIT_CACHE"] = os.path.join(os.environ["HF_HOME"], "gracekit")  # noqa: PTH118
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
+
+if "mix_stderr" in inspect.signature(click.testing.CliRunner).parameters:  # click before 8.2
+
+    class _CliRunner(click.testing.CliRunner):
+        """What the tests ask of a runner: stdout, stderr, and both of them as the output."""
+
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(mix_stderr=False, **settings)  # type: ignore[call-arg]
+
+    click.testing.CliRunner = _CliRunner  # type: ignore[assignment,misc]
+    click.testing.Result.output = property(  # type: ignore[method-assign,assignment]
+        lambda self: self.stdout + self.stderr
+    )
 
 hypothesis.settings.register_profile(
     "gracekit", derandomize=True, deadline=None, max_examples=50, print_blob=True

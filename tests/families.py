@@ -125,15 +125,16 @@ EXPERTS: dict[str, Any] = {
         moe_k=2,
         moe_layer_start_index=1,
     ),
-    "qwen3-next": transformers.Qwen3NextConfig(
+}
+"""Mixtures of experts."""
+if hasattr(transformers, "Qwen3NextConfig"):  # since 4.57
+    EXPERTS["qwen3-next"] = transformers.Qwen3NextConfig(
         **_EXPERTS | {"num_hidden_layers": 4},
         **_LINEAR_ATTENTION,
         head_dim=8,
         num_experts=4,
         shared_expert_intermediate_size=16,
-    ),
-}
-"""Mixtures of experts."""
+    )
 
 HYBRID: dict[str, Any] = {
     "mamba2": transformers.Mamba2Config(
@@ -181,5 +182,14 @@ REFUSED: dict[str, Any] = {
     ),
 }
 """Those whose gradients cannot be read off their layers."""
+
+UNSPLIT: set[str] = set()
+"""Those whose logits are always computed whole."""
+
+if int(transformers.__version__.split(".")[0]) < 5:
+    del EXPERTS["jetmoe"], REFUSED["jamba"]  # cannot be built from this, or run on a CPU
+    del REFUSED["mamba"]  # calls the layer whose weight 5.x reads
+    REFUSED["gpt-oss"] = EXPERTS.pop("gpt-oss")  # its experts are no linear layers
+    UNSPLIT.add("gemma3")  # does not say which part its body is
 
 CONFIGS = DENSE | EXPERTS | HYBRID | REFUSED

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -269,7 +270,9 @@ def test_own_files_when_they_are_allowed(
 ) -> None:
     (tmp_path / "-labels here.csv").write_text("sample_id,label\nid-003,good\n")
     monkeypatch.chdir(tmp_path)
-    sql = "SELECT row, label FROM samples JOIN './-labels here.csv' USING (sample_id)"
+    takes_relative = tuple(map(int, duckdb.__version__.split(".")[:2])) >= (1, 5)
+    name = f"{'.' if takes_relative else tmp_path}/-labels here.csv"
+    sql = f"SELECT row, label FROM samples JOIN '{name}' USING (sample_id)"
     for allow in (["--allow", "."], ["--allow=-labels here.csv"], ["--unconfined"]):
         assert json.loads(ok(root, sql, "--json", *allow)) == [{"row": 3, "label": "good"}]
     assert invoke(root, sql).exit_code == 1

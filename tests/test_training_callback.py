@@ -265,6 +265,34 @@ def test_a_resumed_run_is_fed_the_same_batches(
     assert lines[2]["positions"] == last_epoch
 
 
+class FirstAgain(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler in each epoch that it is the first, as a resumed loader of Accelerate
+    before 1.15 does."""
+
+    def __init__(self, of: CoresetCallback) -> None:
+        self.of = of
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> None:
+        assert self.of.sampler is not None
+        self.of.sampler.set_epoch(0)
+
+
+@pytest.mark.parametrize("kind", [Trainer, CoresetTrainer])
+def test_the_callback_alone_says_which_epoch_it_is(
+    store: Store, tmp_path: Path, kind: type[Any]
+) -> None:
+    publish(store, 0)
+    callback = CoresetCallback(store.paths.root, seed=3)
+    publishing = Publisher(store, steps=(12, 24))
+    trainer, fed = train(tmp_path / "run", callback, publishing, FirstAgain(callback), kind=kind)
+    assert logged(trainer) == [(0, 0, 1), (1, 0, 2), (2, 0, 3)]
+    for version, drawn in enumerate(by_epoch(fed, steps=12), start=1):
+        assert set(drawn) == rows_of(store, version)
+    assert callback.sampler is not None
+    callback.sampler.set_epoch(7)  # the training has ended
+    assert callback.sampler.epoch == 7
+
+
 def test_a_killed_run_goes_on_with_the_same_batches_and_uses(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

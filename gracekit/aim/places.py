@@ -104,7 +104,8 @@ def copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Float32:
     near &= counted[heads] & counted[graph.indices]
     near &= samples.groups[heads] == samples.groups[graph.indices]
     pairs = np.concatenate([same, np.stack([heads[near], graph.indices[near]])], axis=1)
-    joined = sparse.coo_array((np.ones(pairs.shape[1]), (pairs[0], pairs[1])), shape=(n, n))
+    places = pairs.astype(np.int32)  # SciPy 1.11 labels nothing where they are int64, and goes on
+    joined = sparse.coo_array((np.ones(pairs.shape[1]), (places[0], places[1])), shape=(n, n))
     _, of_row = connected_components(joined, directed=False)
     sizes = np.bincount(of_row, counted)
     found = np.ones(n, np.float32)

@@ -36,9 +36,9 @@ def walk_matrix(graph: SparseGraph) -> sparse.csr_array:
     n = len(graph.indptr) - 1
     edges = sparse.csr_array((graph.weights, graph.indices, graph.indptr), shape=(n, n))
     edges = edges.maximum(0)  # similarities below 0 are none
-    with_own = sparse.csr_array(edges + sparse.eye_array(n, format="csr", dtype=np.float32))
-    sums: Float64 = np.asarray(with_own.sum(axis=1)).ravel()
-    scale = sparse.diags_array((1 / sums).astype(np.float32))
+    with_own = sparse.csr_array(edges + _diagonal(np.ones(n, np.float32)))
+    sums = np.asarray(with_own.sum(axis=1)).ravel()
+    scale = _diagonal((1 / sums).astype(np.float32))
     return sparse.csr_array(scale @ with_own).astype(np.float32)
 
 
@@ -120,6 +120,12 @@ def cosines_without_self(
     means = among.tocsr() @ sketches
     squares = np.einsum("ij,ij->i", means, means, dtype=np.float64)
     return _cosines(means @ goals.T, squares)
+
+
+def _diagonal(values: Float32) -> sparse.csr_array:
+    """SciPy has `diags_array` and `eye_array` since 1.12 only."""
+    n = len(values)
+    return sparse.csr_array((values, np.arange(n), np.arange(n + 1)), shape=(n, n))
 
 
 def _cosines(products: Float32 | Float64, squares: Float64) -> Float32:

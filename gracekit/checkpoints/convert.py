@@ -112,7 +112,8 @@ def _names(
             config, trust_remote_code=settings.trust_remote_code
         )
     wanted = set(model.state_dict())
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    # The second is what transformers has before 5.0.
+    tied = set(getattr(model, "all_tied_weights_keys", None) or model._tied_weights_keys or ())
     if not config.get_text_config().tie_word_embeddings:
         tied = set()
     plain: dict[str, str] = {}

@@ -226,6 +226,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         self._logged_step = -1
         self._reporter.begin()
         self.losses = LossNotes()
+        self.sampler.is_led = True
         self.sampler.expected_step = state.global_step or -1
         self.sampler.load_state_dict(
             {
@@ -244,7 +245,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if self.sampler is None:
             return
         self._tell_rows(kwargs.get("train_dataloader"), kwargs)
-        self.sampler.set_epoch(whole_epochs(state))
+        self.sampler.begin_epoch(whole_epochs(state))
         self._note(state)
         note_run(state, self.sampler.run)
         counts = (self._reaches_loss and self.weigh_loss) or self.sampler.mode == "weighted"
@@ -302,6 +303,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Log the last uses, and leave the versions that were trained on to `gracekit gc`."""
         if self.sampler is not None:
             self._log_uses(state)
+            self.sampler.is_led = False
             self.sampler.release()
 
     def _end(self, state: Any, control: Any) -> None:

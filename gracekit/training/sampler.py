@@ -123,6 +123,8 @@ class CoresetSampler:
         self.mode = mode
         self.follow = follow
         self.wait_s = wait_s
+        self.is_led = False
+        """Whether `begin_epoch` alone begins an epoch."""
         self.redraw = redraw
         self.expected_step = -1
         """Step of the last checkpoint that the trainer saved; a loop that waits keeps it."""
@@ -153,7 +155,7 @@ class CoresetSampler:
         return self.num_samples
 
     def __iter__(self) -> Iterator[Drawn]:
-        self.set_epoch(self.epoch)
+        self.begin_epoch(self.epoch)
         epoch, epochs = self.epoch, self._epochs
         num_turns, drawn = len(epochs.log), epochs.samples(epoch)
         turns = epochs.turns(epoch)[::-1]
@@ -239,8 +241,15 @@ class CoresetSampler:
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch: take the newest version, or the logged one if it was begun before.
 
-        All ranks must call it; calling it again for the same epoch changes nothing.
+        All ranks must call it; calling it again for the same epoch changes nothing. While a
+        `CoresetCallback` trains with this sampler nothing does: the callback knows the epoch, and
+        Accelerate before 1.15 takes an epoch that is resumed in its middle for the first.
         """
+        if not self.is_led:
+            self.begin_epoch(epoch)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """As `set_epoch`, for what leads the sampler."""
         if epoch != self.epoch:
             self.epoch, self.num_drawn = epoch, 0
         if not self._epochs.turns(epoch):

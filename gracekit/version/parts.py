@@ -15,7 +15,13 @@ SectionType = TypeVar("SectionType", bound=Section)
 class Part(BaseModel):
     """A part of a header: frozen; what a later release of the same format adds is passed over."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+        # Those of pydantic 2.10: before, it warned of every field that begins with model_.
+        protected_namespaces=("model_validate", "model_dump"),
+    )
 
 
 def _from_null(value: Any) -> Any:

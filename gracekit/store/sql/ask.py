@@ -192,7 +192,9 @@ def _run(
     try:
         own = {name: values[name] for name in statement.named_parameters}
         relation = as_arrow_has_them(bind(connection, statement.query, own))
-        reader = _interruptibly(connection, lambda: relation.to_arrow_reader(BATCH_ROWS))
+        kind = type(relation)  # relations of DuckDB 1.2 have it under its first name alone
+        read = getattr(kind, "to_arrow_reader", None) or kind.fetch_arrow_reader
+        reader = _interruptibly(connection, lambda: read(relation, BATCH_ROWS))
         schema, found = _unique(reader.schema), _taken(connection, reader)
         first = list(itertools.islice(found, 1))  # so that most errors come now
         batches = (
