@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import sys
+import time
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,26 @@ class CoresetTrainer(CoresetTrainerMixin, Trainer):  # type: ignore[misc]
     """The stock trainer, with an epoch as long as the callback says."""
 
 
+LONGEST_SILENCE_S = 8.0
+"""After which the trainer says how far it is."""
+
+
 class EpochEnd(TrainerCallback):  # type: ignore[misc]
     """Saves a checkpoint after each epoch but the last, whose coreset would train nobody."""
+
+    _spoke_at = 0.0
+    """When the last line was printed, in seconds of the steady clock."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The callback of gracekit says what the epoch trains on."""
+        self._spoke_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A sign of life where steps are slow."""
+        now = time.monotonic()
+        if now - self._spoke_at > LONGEST_SILENCE_S and state.global_step < state.max_steps:
+            self._spoke_at = now
+            print(f"step {state.global_step} of {state.max_steps}", flush=True)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the checkpoint."""
@@ -185,13 +204,11 @@ def read_rows(
             try:
                 row = json.loads(line)
             except ValueError as error:
-                sys.exit(
-                    f"{path}, line {number} is not JSON: {error}; this trainer reads JSON Lines"
-                )
+                sys.exit(f"{path}, line {number}: expected JSON Lines, found no JSON: {error}")
             if not isinstance(row, dict) or not all(isinstance(row.get(n), str) for n in names):
                 found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                 sys.exit(
-                    f"{path}, line {number}: expected texts in {names[0]!r} and {names[1]!r}, found "
+                    f"{path}, line {number}: expected texts {names[0]!r} and {names[1]!r}, found "
                     f"{found}; name the columns with --columns PROMPT,RESPONSE"
                 )
             rows.append({"prompt": row[names[0]], "response": row[names[1]]})
