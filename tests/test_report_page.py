@@ -326,7 +326,10 @@ def test_names_of_axes_have_room(report: Report) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 30])
 def test_bars_stand_above_their_marks(count: int) -> None:
-    columns = {"version": list(range(1, count + 1)), "share": [0.5] * count}
+    columns: dict[str, list[float]] = {
+        "version": [*range(1, count + 1)],
+        "share": [0.5] * count,
+    }
     chart = Bars(x="version", x_name="version", y_name="share", series=(Series("share", "share"),))
     drawn = bar_chart(Finding(title="t", good="g", columns=columns, chart=chart), chart)
     picture = drawn.partition('<svg class="chart"')[2]  # without the legend
