@@ -21,7 +21,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -30,6 +29,7 @@ from gracekit import Coreset, Recipe, sql
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipelines import small_comparison
+from pipelines.speaking import relay
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -140,10 +140,11 @@ def parse_options() -> argparse.Namespace:
 
 
 def start(name: str, arguments: list[str]) -> subprocess.Popen[str]:
-    """A Python process whose lines of output appear here behind its name."""
+    """A Python process whose output and messages appear here, each line behind its name."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         # Passive: the process that waits for the other must not spin on its cores.
         env={
@@ -153,13 +154,8 @@ def start(name: str, arguments: list[str]) -> subprocess.Popen[str]:
             "OMP_WAIT_POLICY": "passive",
         },
     )
-
-    def relay() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(f"[{name}] {line}", end="", flush=True)
-
-    threading.Thread(target=relay, daemon=True).start()
+    assert process.stdout is not None
+    relay(process.stdout, name)
     return process
 
 

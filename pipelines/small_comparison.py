@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipelines.speaking import relay
+
 NUM_HELD_OUT, NUM_ROWS = 150, 1500
 """Rows that judge, and rows that are trained on: few, since all of them are tokenised."""
 SETTINGS: dict[str, Any] = {
@@ -114,11 +116,22 @@ def compare(recipe: Path) -> None:
     """
     command = ["compare", str(recipe), "-o", str(recipe.parent / "results")]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # a step is too short to share
-    with subprocess.Popen([sys.executable, "-m", "gracekit", *command], env=one_thread) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "gracekit", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=one_thread,
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        messages = relay(process.stderr, "compare ")
         try:
+            found = process.stdout.read()
             code = process.wait()
         finally:
             process.terminate()  # where this one is stopped
+    messages.join()
+    print(found, end="")  # after the last message
     if code:
         sys.exit(f"the comparison failed with exit code {code}; remove {recipe.parent} to begin it "
                  "anew")  # fmt: skip

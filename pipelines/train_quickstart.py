@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import itertools
 import json
 import logging
 import os
 import sys
+import time
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +58,26 @@ class CoresetTrainer(CoresetTrainerMixin, Trainer):  # type: ignore[misc]
     """The stock trainer, with an epoch as long as the callback says."""
 
 
+LONGEST_SILENCE_S = 8.0
+"""After which the trainer says how far it is."""
+
+
 class EpochEnd(TrainerCallback):  # type: ignore[misc]
     """Saves a checkpoint after each epoch but the last, whose coreset would train nobody."""
+
+    _spoke_at = 0.0
+    """When the last line was printed, in seconds of the steady clock."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The callback of gracekit says what the epoch trains on."""
+        self._spoke_at = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A sign of life where steps are slow."""
+        now = time.monotonic()
+        if now - self._spoke_at > LONGEST_SILENCE_S and state.global_step < state.max_steps:
+            self._spoke_at = now
+            print(f"step {state.global_step} of {state.max_steps}", flush=True)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the checkpoint."""
@@ -112,7 +132,7 @@ def main() -> None:
     be_quiet()
     if num_threads := options.threads or preset.num_threads:
         torch.set_num_threads(num_threads)
-    rows = read_rows(options.data, options.rows or preset.num_rows)
+    rows = read_rows(options.data, options.rows or preset.num_rows, options.columns)
     transformers.set_seed(options.seed)
     model, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(rows)
     dataset = [
@@ -163,13 +183,36 @@ def be_quiet() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def read_rows(path: Path, limit: int | None) -> list[dict[str, str]]:
-    """The rows of a JSON-lines file with `prompt` and `response`, in order; the first `limit`."""
+def read_rows(
+    path: Path, limit: int | None, columns: str = "prompt,response"
+) -> list[dict[str, str]]:
+    """`prompt` and `response` of the first `limit` rows of a JSON-lines file, in order.
+
+    Args:
+        path: The file.
+        limit: Rows that are used; None: all.
+        columns: What the file calls the two, with a comma between.
+    """
     if not path.is_file():
         sys.exit(f"there is no data file at {path}; name one with --data")
+    names = [name.strip() for name in columns.split(",")]
+    if len(names) != 2 or not all(names):
+        sys.exit(f"--columns takes two names such as question,answer; found {columns!r}")
+    rows: list[dict[str, str]] = []
     with path.open(encoding="utf-8") as file:
-        rows: list[dict[str, str]] = [json.loads(line) for line in file]
-    return rows[:limit]
+        for number, line in enumerate(itertools.islice(file, limit), start=1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                sys.exit(f"{path}, line {number}: expected JSON Lines, found no JSON: {error}")
+            if not isinstance(row, dict) or not all(isinstance(row.get(n), str) for n in names):
+                found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                sys.exit(
+                    f"{path}, line {number}: expected texts {names[0]!r} and {names[1]!r}, found "
+                    f"{found}; name the columns with --columns PROMPT,RESPONSE"
+                )
+            rows.append({"prompt": row[names[0]], "response": row[names[1]]})
+    return rows
 
 
 def encode(row: dict[str, str], tokenizer: Any, max_length: int) -> dict[str, list[int]]:
@@ -267,6 +310,7 @@ def parse_options() -> argparse.Namespace:
         default=HERE.parent / "data/train.jsonl",
         help="prompt/response rows (%(default)s)",
     )
+    add("--columns", default="prompt,response", help="what the rows call them (%(default)s)")
     add("--output", type=Path, required=True, help="directory of the run")
     add("--store", type=Path, required=True, help="gracekit's store; it may not exist yet")
     add(

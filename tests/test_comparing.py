@@ -70,6 +70,14 @@ def bed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Bed:
     return Bed.make(Recipe.load(world), tmp_path_factory.mktemp("cache"))
 
 
+def test_a_selection_that_measured_nothing_is_told(world: Path, tmp_path: Path) -> None:
+    short = {"compare.epochs": 1, "compare.evaluations": 1, "refresh.max_cost": 1e-6}
+    found = gracekit.compare(world, arms=["recipe"], seeds=1, output=tmp_path, set=short)
+    assert found.arms[0].selection_share == 0
+    assert any("`recipe` measured nothing in 1 of 1 run" in remark for remark in found.remarks)
+    assert any(remark.startswith("1 epoch of ") for remark in found.remarks)
+
+
 def num_results(output: Path, least: int) -> bool:
     return len(list(output.glob("*-seed*.json"))) >= least
 

@@ -111,7 +111,7 @@ def test_all_versions_stay_within_the_budget(run_dir: Path, tmp_path: Path) -> N
     found = table.to_arrow().column("cost").to_pylist()
     assert found == pytest.approx([cost.cost for cost in costs])
     words = " ".join(cost_in_words(costs[-1]))
-    assert "of the training's compute (at most 1 % is allowed)" in words
+    assert "of the training's compute (at most 1% is allowed)" in words
     assert "of the training's compute" in str(gracekit.status(tmp_path / "store"))
 
 
@@ -258,7 +258,8 @@ def test_a_budget_too_small_draws_alike_and_says_so(
     assert header.stats.num_measured == 0 and account(header).cost == 0
     assert "allows no measuring" in caplog.text
     assert header.stats.num_selected == round(0.3 * NUM)
-    assert "not known" in str(gracekit.status(tmp_path / "store"))
+    told = str(gracekit.status(tmp_path / "store"))
+    assert "not known" in told and "Next: raise refresh.max_cost" in told
     again = refreshed(recipe, run_dir, 200)
     assert again.stats.num_measured == 0 and again.version == 2
     richer = refreshed(recipe_in(run_dir, tmp_path / "store"), run_dir, 300)

@@ -110,6 +110,12 @@ def test_it_says_what_a_newcomer_wants_to_know(run_dir: Path) -> None:
     ):
         assert expected in out
     assert "\x1b" not in out
+    told = out[: out.index("Both are done")].splitlines()
+    assert {line.partition("]")[0] for line in told if line and "everything this" not in line} == {
+        "[trainer ",
+        "[gracekit",
+    }
+    assert any(re.match(r"\[gracekit\] \d\d:\d\d:\d\d waiting", line) for line in told)
     assert list((run_dir / "coreset").glob("*.jsonl"))
 
 
@@ -193,12 +199,17 @@ def test_a_comparison_ends_in_words_and_is_kept(
     small_comparison.compare(prepare(run_dir, place))
     out = capfd.readouterr().out
     assert "With 1 seed nothing is shown" in out
+    before = out[: out.index("control: random")].splitlines()
+    told = [line for line in before if line.startswith("[compare ]")]
+    assert any("run 1 of 2: random, seed 0: step 2 of 2" in line for line in told)
+    assert any("selecting by what is measured at checkpoint-0" in line for line in told)
+    assert "audit of" not in out and "trains on" not in out  # a refresh and a trainer in each run
     assert re.search(r"`recipe`.* `random`.*: [+-]\d\.\d+ \[[+-]\d\.\d+, [+-]\d\.\d+\]", out)
     assert "So small a comparison tells little: 2 steps" in out
     made = {file: file.stat().st_mtime_ns for file in place.rglob("*.json") if file.is_file()}
     assert made
     small_comparison.compare(prepare(run_dir, place))  # trains nothing
-    assert "run 1 of" not in capfd.readouterr().err
+    assert "run 1 of" not in capfd.readouterr().out
     results = {file: file.stat().st_mtime_ns for file in made if "seed" in file.name}
     assert all(made[file] == time_ns for file, time_ns in results.items())
 

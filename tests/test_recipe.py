@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import gracekit
 from gracekit.errors import RecipeError
 from gracekit.recipe import Recipe
 
@@ -110,3 +113,22 @@ def test_override_is_checked_and_replaces_the_other_budget() -> None:
     for wrong in ({"data.path.x": 1}, {"selection.nope": 1}, {"selection.fraction": 0}):
         with pytest.raises(RecipeError):
             base.override(wrong)
+
+
+SECTIONS = "selection|refresh|scoring|graph|retention|publish|compare"
+KEY = re.compile(rf"(?<![\w./:-])({SECTIONS})\.([a-z_]+)\b(?!\.\w|/|\()")
+
+
+def test_every_key_that_a_message_names_is_in_the_recipe() -> None:
+    sections = Recipe.from_dict(MINIMAL)
+    found = 0
+    for path in sorted(Path(gracekit.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Constant) and isinstance(node.value, str)):
+                continue
+            for section, key in KEY.findall(node.value):
+                found += 1
+                assert key in type(getattr(sections, section)).model_fields, (
+                    f"{path}:{node.lineno}: {section}.{key} is no key of a recipe"
+                )
+    assert found > 100

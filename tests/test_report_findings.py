@@ -295,7 +295,10 @@ def test_one_version_has_nothing_to_compare_with(tmp_path: Path) -> None:
     assert not report.finding("timeline", "churn")
     assert not report.finding("coreset", "entered")
     assert not report.finding("samples", "learned")
-    assert "No sample was measured at two versions yet." in report.html()
+    page = report.html()
+    assert "No sample was measured at two versions yet." in page
+    assert "Samples that entered since the version before" in page and "version –" not in page
+    assert "· 1 version kept, the newest is 1" in page
     assert len(report.finding("coreset", "groups")) == len(GROUPS)
 
 

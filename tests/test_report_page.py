@@ -19,7 +19,7 @@ import gracekit
 from gracekit.errors import ExportError
 from gracekit.recipe import DataSection
 from gracekit.reporting import Report
-from gracekit.reporting.charts import line_chart
+from gracekit.reporting.charts import bar_chart, line_chart
 from gracekit.reporting.feature_map import feature_map
 from gracekit.reporting.finding import Bars, Finding, Lines, Rows, Series
 from gracekit.reporting.map_picture import MapPicture
@@ -322,3 +322,32 @@ def test_names_of_axes_have_room(report: Report) -> None:
     names = re.findall(r'<text class="axis"[^>]*>([^<]*)</text>', report.html())
     assert len(names) > 10
     assert all(len(text) <= 44 for text in names), max(names, key=len)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 30])
+def test_bars_stand_above_their_marks(count: int) -> None:
+    columns: dict[str, list[float]] = {
+        "version": [*range(1, count + 1)],
+        "share": [0.5] * count,
+    }
+    chart = Bars(x="version", x_name="version", y_name="share", series=(Series("share", "share"),))
+    drawn = bar_chart(Finding(title="t", good="g", columns=columns, chart=chart), chart)
+    picture = drawn.partition('<svg class="chart"')[2]  # without the legend
+    bars = re.findall(r'<rect class="bar [^"]*" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', picture)
+    middles = [float(x) + float(width) / 2 for x, width in bars]
+    marks = dict(re.findall(r'x="([\d.]+)" y="[\d.]+" text-anchor="middle">(\d+)<', picture))
+    assert len(middles) == count and marks
+    for place, label in marks.items():
+        assert abs(middles[int(label) - 1] - float(place)) < 1
+
+
+def test_a_page_tells_no_folder(tmp_path: Path) -> None:
+    store = report_store(tmp_path / "here" / "store")
+    followed = tmp_path / "elsewhere" / "checkpoints"
+    beat = {"state": "stopped", "pid": 7, "unix_time": 1000.0, "checkpoint_dir": str(followed)}
+    store.paths.heartbeat.write_text(json.dumps(beat))
+    found = gracekit.report(store.paths.root)
+    assert f"gracekit watch {followed}" in found.answer.advice
+    page = found.html()
+    assert "gracekit watch checkpoints" in page
+    assert str(tmp_path) not in page

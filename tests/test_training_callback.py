@@ -184,8 +184,7 @@ def test_each_epoch_trains_on_the_newest_version(
     assert trainer.state.global_step == trainer.state.max_steps == 36
     assert logged(trainer) == [(0, 0, 0), (1, 0, 1), (2, 0, 2)]
     assert [r.message for r in caplog.records if r.levelno == logging.INFO] == [
-        f"epoch 1 trains on all 48 samples, since there is no coreset in {store.paths.root} yet; "
-        "48 draws an epoch",
+        "epoch 1 trains on all 48 samples, since there is no coreset yet; 48 draws an epoch",
         "epoch 2 trains on coreset version 1 (step 12)",
         "epoch 3 trains on coreset version 2 (step 24)",
     ]

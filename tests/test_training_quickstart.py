@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def test_the_script_trains_on_the_coreset(tmp_path: Path) -> None:
         tmp_path / "run", store.paths.root, "--data", str(data), "--epochs", "3",
         "--samples-per-epoch", "16",
     )  # fmt: skip
-    lines = output.splitlines()
+    lines = [line for line in output.splitlines() if not line.startswith("step ")]  # if slow
     assert [line.partition(":")[0] for line in lines] == [
         text
         for epoch in (1, 2, 3)
@@ -96,3 +97,28 @@ def test_the_script_trains_smollm2(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "epoch 2 trains on all samples (no coreset yet)" in output
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-1" / "model.safetensors").is_file()
+
+
+def test_columns_have_any_names(tmp_path: Path) -> None:
+    data = tmp_path / "maths.jsonl"
+    data.write_text('{"answer": "4", "question": "2 + 2?"}\n' * 3)
+    found = train_quickstart.read_rows(data, 2, "question, answer")
+    assert found == [{"prompt": "2 + 2?", "response": "4"}] * 2
+    with pytest.raises(SystemExit, match=r"line 1: expected texts 'prompt' and 'response'.*answer"):
+        train_quickstart.read_rows(data, None)
+    with pytest.raises(SystemExit, match="two names such as question,answer; found 'question'"):
+        train_quickstart.read_rows(data, None, "question")
+    data.write_text("[\n")
+    with pytest.raises(SystemExit, match="line 1: expected JSON Lines"):
+        train_quickstart.read_rows(data, None)
+
+
+def test_slow_steps_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    teller, state = train_quickstart.EpochEnd(), SimpleNamespace(global_step=3, max_steps=9)
+    teller.on_epoch_begin(None, state, None)
+    teller.on_step_end(None, state, None)
+    assert capsys.readouterr().out == ""
+    teller._spoke_at -= 2 * train_quickstart.LONGEST_SILENCE_S
+    teller.on_step_end(None, state, None)
+    teller.on_step_end(None, state, None)
+    assert capsys.readouterr().out == "step 3 of 9\n"

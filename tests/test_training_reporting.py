@@ -148,3 +148,16 @@ def test_tensorboard_shows_it(store: Store, tmp_path: Path) -> None:
     for name, values in {"version": [0, 1, 2], "cost_share": [0.05, 0.05]}.items():
         shown = [point.value for point in found.Scalars(f"train/coreset/{name}")]
         assert shown == pytest.approx(values)
+
+
+def test_what_an_epoch_trains_on_can_be_silenced(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.commit(make_draft(store, "first"))
+    announcer = logging.getLogger("gracekit.training.epochs")
+    announcer.setLevel(logging.WARNING)
+    try:
+        train(tmp_path / "run", CoresetCallback(store.paths.root))
+    finally:
+        announcer.setLevel(logging.NOTSET)
+    assert "trains on" not in capsys.readouterr().err

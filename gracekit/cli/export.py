@@ -119,7 +119,7 @@ def _remarks(details: dict[str, Any], format_name: str) -> Iterator[str]:
         yield (
             f"{silent:,} turns of the assistant carry no loss in the data (weight 0, or the like), "
             f"and {format_name} knows no such mark, so the trainer learns them. Export as "
-            "ms-swift, or leave such rows out with selection.exclude in the recipe"
+            "ms-swift, or leave such rows out with selection.never_in in the recipe"
         )
 
 

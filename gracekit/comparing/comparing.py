@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gracekit.comparing.arms import arm_of
+from gracekit.comparing.arms import Arm, arm_of
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.comparison import Comparison, compare_results
 from gracekit.comparing.evaluation import metric_of, quiet
@@ -21,7 +21,7 @@ from gracekit.comparing.runs import Run, alike, do_run, runs_of
 from gracekit.errors import MeasureError, RecipeError
 from gracekit.files import make_directory, remove
 from gracekit.recipe import Recipe
-from gracekit.words import duration
+from gracekit.words import count_of, duration
 
 logger = logging.getLogger("gracekit.comparing")
 
@@ -88,7 +88,7 @@ def compare(
         average=settings.average,
         metric=settings.metric,
         missing=len(waiting),
-        remarks=_remarks(bed, done),
+        remarks=_remarks(bed, done, () if command is not None else arms),
     )
     return write_page(found, output / PAGE)
 
@@ -103,18 +103,32 @@ def _require_difference(
         raise MeasureError(f"{problem}. Use {{subset}} and {{seed}} in the training command")
 
 
-def _remarks(bed: Bed, done: list[RunResult]) -> list[str]:
+def _remarks(bed: Bed, done: list[RunResult], arms: Sequence[Arm]) -> list[str]:
     remarks = [remark for result in done for remark in result.remarks]
     settings = bed.recipe.compare
     passes = settings.epochs * bed.num_drawn / len(bed.pool)
     remarks.append(
-        f"{settings.epochs} epochs of {bed.num_drawn:,} rows from {len(bed.pool):,} "
+        f"{count_of(settings.epochs, 'epoch')} of {bed.num_drawn:,} rows from {len(bed.pool):,} "
         f"({passes:.2f} passes over the pool), {bed.num_steps:,} steps of {settings.batch_size}; "
         f"{len(bed.judges.rows):,} held-out rows."
     )
+    if bed.recipe.refresh.max_cost is not None:
+        remarks += filter(None, (_unmeasured(arm, done) for arm in arms))
     for name, marked in bed.marks.items():
         remarks.append(f"{marked[bed.pool].mean():.1%} of the pool is marked by {name!r}.")
     return list(dict.fromkeys(remarks))
+
+
+def _unmeasured(arm: Arm, done: list[RunResult]) -> str:
+    """What to know of a selection that measured nothing; empty of any other arm."""
+    spent = [result.points[-1].selection_tokens for result in done if result.arm == arm.name]
+    nothing = sum(tokens == 0 for tokens in spent)
+    if arm.overlay is None or not nothing:
+        return ""
+    return (
+        f"`{arm.name}` measured nothing in {nothing} of {count_of(len(spent), 'run')}, and drew "
+        "all rows alike: refresh.max_cost allows no measuring in so short a training."
+    )
 
 
 class _TimeLeft:

@@ -17,6 +17,8 @@ from gracekit.plugins import load_class
 from gracekit.samples import TokenTable
 from gracekit.types import Float32, Float64, Rows
 
+logger = logging.getLogger("gracekit.comparing")
+
 BATCH_TOKENS = 4096
 """Padded tokens of a batch that is only looked at."""
 NEW_TOKENS = 256
@@ -79,21 +81,26 @@ def looking(model: Any) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the messages and bars of transformers, and what a trainer says of its epochs."""
-    logs, training = transformers.utils.logging, logging.getLogger("gracekit.training")
-    verbosity, level, has_bars = (
-        logs.get_verbosity(),
-        training.level,
-        logs.is_progress_bar_enabled(),
-    )
+    """Without the messages and bars of transformers, and what a trainer says of its epochs.
+
+    What a refresh says of itself is told with `--verbose` alone: runs have lines of their own.
+    """
+    logs = transformers.utils.logging
+    rooms = [logging.getLogger(f"gracekit.{room}") for room in ("training", "training.epochs")]
+    if not logger.isEnabledFor(logging.DEBUG):
+        rooms.append(logging.getLogger("gracekit.refresher"))
+    levels = [room.level for room in rooms]
+    verbosity, has_bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
     logs.set_verbosity_error()
     logs.disable_progress_bar()
-    training.setLevel(logging.WARNING)
+    for room in rooms:
+        room.setLevel(logging.WARNING)
     try:
         yield
     finally:
         logs.set_verbosity(verbosity)
-        training.setLevel(level)
+        for room, level in zip(rooms, levels, strict=True):
+            room.setLevel(level)
         if has_bars:
             logs.enable_progress_bar()
 

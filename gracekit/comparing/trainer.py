@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ from gracekit.store import Store
 from gracekit.training import CoresetCallback, CoresetTrainerMixin
 from gracekit.types import Float32, Float64, Rows
 from gracekit.version.outcomes import Aim
+
+logger = logging.getLogger("gracekit.comparing")
 
 BUDGETS = {"selection.count", "selection.fraction", "selection.tokens"}
 """Keys by which an arm of a user's own has versions of another size than a draw."""
@@ -300,6 +303,7 @@ class _Refreshing(TrainerCallback):  # type: ignore[misc]
 
     def refresh(self, checkpoint: Path) -> None:
         """One version, on the account of selection."""
+        logger.info("selecting by what is measured at %s", checkpoint.name)
         with self._watch.selecting(0.0):
             header = refresh(self._recipe, checkpoint).header
             if header.cost is not None:

@@ -226,7 +226,7 @@ def _torchtune_row(conversation: Conversation, changes: Changes) -> Json:
     if conversation.tools or any(turn.kind in (CALL, OBSERVATION) for turn in turns):
         raise ExportError(
             "a selected row calls tools, and the chats of torchtune's datasets have neither calls "
-            "nor tools. Leave such rows out with selection.exclude in the recipe, or export as "
+            "nor tools. Leave such rows out with selection.never_in in the recipe, or export as "
             "llamafactory, ms-swift or trl"
         )
     if conversation.rejected is not None:

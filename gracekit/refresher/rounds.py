@@ -137,7 +137,7 @@ def nothing_measured(first: FirstPlan, last: LastRefresh | None, recipe: Recipe)
     width = 1 if last is None else last.features.shape[1]
     logger.warning(
         "refresh.max_cost allows no measuring at this checkpoint: %s",
-        "all samples are drawn alike"
+        "all samples are drawn alike; so short a training needs a larger share for a first look"
         if last is None
         else "the draw goes on with the scores that are known",
     )

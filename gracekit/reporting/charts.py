@@ -164,8 +164,9 @@ def bar_chart(finding: Finding, chart: Bars) -> str:
     parts = [*axes.parts]
     slot = axes.x(1) - axes.x(0)
     gap = min(0.2 * slot, 24) if slot > 3 else 0.0
-    for k, row in enumerate(rows):
-        parts += _bars_of(axes, chart, row, axes.x(k) + gap / 2, min(slot - gap, 60.0))
+    width = min(slot - gap, 60.0)
+    for k, row in enumerate(rows):  # the middle of the bars stands above their mark
+        parts += _bars_of(axes, chart, row, axes.x(k + 0.5) - width / 2, width)
         level = _known(row[chart.level]) if chart.level else None
         if level is not None:
             y = axes.y(level)

@@ -20,5 +20,11 @@ GLOSSARY = {
     "target": "samples of the task that the training is for, where the recipe names some",
     "churn": "the share of the coreset before that was replaced",
     "loss": "how surprised the model is by the answer, in nats a token; lower is better",
+    "nat": "the unit of a loss: 0 is certain of the right token, 0.7 gives it one chance in two, "
+    "2.3 one in ten",
+    "rank correlation": "how alike two orders are: 1 the same, 0 unrelated, -1 reversed",
+    "cosine": "how alike two vectors point, and so how alike two samples are to the model: 1 the "
+    "same, 0 unrelated",
+    "k-NN graph": "each sample joined with those that are nearest to it by their features",
 }
 """Word -> what it means."""

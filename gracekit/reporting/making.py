@@ -72,6 +72,7 @@ def make_report(
         drawn = _tried(lambda: map_of(questions, kept, cache, earlier))
     sections.insert(_place_of_map(sections), map_section(drawn, kept))
     root, data = str(store.paths.root), store.dataset().settings.name or ""
+    followed = str(status.daemon.get("checkpoint_dir") or "")
     return Report(
         store=root,
         data=data,
@@ -79,10 +80,11 @@ def make_report(
         versions=tuple(kept),
         step=None if newest is None else newest.checkpoint.step,
         answer=answer(status, newest, _metered(store, kept), compared),
-        status=tuple(without_folders(text, root, data) for text in status.sentences()),
+        status=tuple(without_folders(text, root, data, followed) for text in status.sentences()),
         sections=tuple(sections),
         map=drawn,
         created_at=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        checkpoints=followed,
     )
 
 

@@ -170,15 +170,16 @@ def _examples(questions: Questions, version: int, parent: int | None) -> dict[st
         if parent is None
         else "Both versions have the same samples."
     )
+    since = "since the version before" if parent is None else f"since version {parent}"
     lists = {
         "entered": (
-            f"Samples that entered since version {parent or '–'}, some at random",
+            f"Samples that entered {since}, some at random",
             "They should look like what you want more of now.",
             entered if parent is not None else "",
             no_parent,
         ),
         "left": (
-            f"Samples that left since version {parent or '–'}, some at random",
+            f"Samples that left {since}, some at random",
             "Losing them should not hurt: they come again when it is their turn.",
             left if parent is not None else "",
             no_parent,

@@ -141,7 +141,7 @@ def _doubtful(questions: Questions | None) -> Finding:
         title="Doubtful: maybe a wrong label",
         good="Few is good. Each had one of the highest losses of its group (the upper tenth) at "
         "every measurement, and it never fell. Such a sample is wrong, or hard, or of another "
-        "kind: read it. selection.exclude leaves out what is wrong.",
+        "kind: read it. selection.never_in leaves out what is wrong.",
         numbers={**_FIRST_AND_LAST, "mean_place": "rank of its loss in the group"},
         told="{m:,} of {n:,} samples that were measured at least twice are like this.",
         why_empty=f"No sample is like this. {_SEEN_TWICE[:-1]}, or all high losses fell.",

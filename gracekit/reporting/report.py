@@ -36,6 +36,8 @@ class Report(ShortRepr):
     """None: there are no features, or too few."""
     created_at: str
     """UTC, RFC 3339."""
+    checkpoints: str = ""
+    """The folder that a daemon follows or followed; empty: none is known."""
     path: Path | None = None
     """Where the page was written; None: nowhere."""
 
@@ -66,7 +68,8 @@ class Report(ShortRepr):
         """The page, one HTML file."""
         facts = [f"{self.num_samples:,} samples"]
         if self.versions:
-            facts.append(f"{len(self.versions):,} versions kept, the newest is {self.versions[-1]}")
+            kept = "1 version" if len(self.versions) == 1 else f"{len(self.versions):,} versions"
+            facts.append(f"{kept} kept, the newest is {self.versions[-1]}")
         if self.step is not None:
             facts.append(f"training step {self.step:,}")
         facts.append(f"made {self.created_at[:16].replace('T', ' ')} UTC")
@@ -86,8 +89,8 @@ class Report(ShortRepr):
         )
 
     def _given_away(self, text: str) -> str:
-        """A text without the folders of the store and of the data: a page may be given away."""
-        return without_folders(text, self.store, self.data)
+        """A text without the folders of store, data and run: a page may be given away."""
+        return without_folders(text, self.store, self.data, self.checkpoints)
 
     def _section_given_away(self, section: Section) -> Section:
         findings = {

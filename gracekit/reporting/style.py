@@ -59,7 +59,7 @@ svg .name{font-size:13px}
 .scroll:focus-visible{outline:2px solid var(--accent)}
 table{border-collapse:collapse;font-size:.85rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid var(--rule);text-align:right;white-space:nowrap}
-th{vertical-align:bottom;font-weight:600}
+th{vertical-align:bottom;font-weight:600;white-space:normal}
 th.t,td.t{text-align:left;max-width:24rem;overflow:hidden;text-overflow:ellipsis}
 details{margin:.35rem 0;font-size:.9rem}
 summary{cursor:pointer;color:var(--accent)}

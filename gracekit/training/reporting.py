@@ -18,6 +18,8 @@ from gracekit.training.sampler import CoresetSampler
 from gracekit.version.log_numbers import PREFIX, log_numbers
 
 logger = logging.getLogger("gracekit.training")
+announcer = logging.getLogger("gracekit.training.epochs")
+"""What each epoch trains on. A level of its own above INFO silences it."""
 
 
 class Reporter:
@@ -62,16 +64,17 @@ class Reporter:
         """Say at the beginning of an epoch what it trains on; to be called on one rank.
 
         The line of the first epoch of a training is seen wherever logs go: where nobody asked for
-        logs of this level it is written to stderr.
+        logs of this level it is written to stderr, unless `announcer` is silenced.
 
         Args:
             first: the line for the first epoch of a training.
             later: that for any other.
         """
         text = later if self._has_spoken else first
-        is_logged = logger.isEnabledFor(logging.INFO) and logger.hasHandlers()
-        if is_logged or self._has_spoken:
-            logger.info("%s", text)
+        is_logged = announcer.isEnabledFor(logging.INFO) and announcer.hasHandlers()
+        is_silenced = announcer.level > logging.INFO
+        if is_logged or is_silenced or self._has_spoken:
+            announcer.info("%s", text)
         else:
             tqdm.write(f"gracekit: {text}", file=sys.stderr)
         self._has_spoken = True
@@ -98,7 +101,7 @@ def in_words(sampler: CoresetSampler, *, reaches_loss: bool) -> str:
             f"no coreset of {sampler.store} was taken (where one was refused, a warning above says "
             "why)"
             if _has_versions(sampler.store)
-            else f"there is no coreset in {sampler.store} yet"
+            else "there is no coreset yet"
         )
         return (
             f"epoch {sampler.epoch + 1} trains on all {sampler.num_rows:,} samples, since {why}; "

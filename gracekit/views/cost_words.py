@@ -17,7 +17,7 @@ def cost_in_words(cost: Cost | None) -> list[str]:
         this += f", with the features alone of {cost.num_looked:,} more samples"
     if math.isnan(cost.share):
         return [this, "how much of the training that is cannot be told: its pace is not known"]
-    limit = f" (at most {100 * cost.max_cost:.3g} % is allowed)" if cost.max_cost >= 0 else ""
+    limit = f" (at most {100 * cost.max_cost:.3g}% is allowed)" if cost.max_cost >= 0 else ""
     found = [this, f"all versions so far cost {cost.share:.1%} of the training's compute{limit}"]
     seconds = seconds_in_words(cost)
     return [*found, seconds] if seconds else found

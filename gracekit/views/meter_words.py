@@ -33,7 +33,7 @@ def _value(meter: Meter) -> str:
             )
         return (
             f"not known: {meter.num_told_by} samples that were measured at random are too few to "
-            "tell (raise refresh.min_fraction)"
+            "tell (raise refresh.min_fraction, or refresh.max_cost where that allows no more)"
         )
     best = f"perfect norms would make 1,000 samples worth {_of_1000(meter.best)} random ones"
     best += f" ({_between(meter.best_low, meter.best_high)})"

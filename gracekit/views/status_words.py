@@ -174,6 +174,10 @@ def _progress_in_words(progress: object) -> str:
     return f"{text}."
 
 
+_UNKNOWN = {"never", "invalid", "removed"}
+"""Origins of samples of which no score is known."""
+
+
 def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
     """The one thing to do now."""
     state, where = daemon.get("state"), daemon.get("checkpoint_dir", "CHECKPOINT_DIR")
@@ -190,7 +194,13 @@ def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
         return "`gracekit watch CHECKPOINT_DIR` makes a version at the first complete checkpoint."
     if contents.problems:
         return "see to the problem above."
-    if contents.latest.misses_target:
+    latest = contents.latest
+    if latest.cost and latest.num_measured == 0 and set(latest.origins) <= _UNKNOWN:
+        return (
+            "raise refresh.max_cost in the recipe, or train for longer: it allowed no measuring, "
+            "so all samples are drawn alike."
+        )
+    if latest.misses_target:
         return "raise refresh.max_fraction in the recipe: what was measured misses its target."
     if is_running:
         return f"nothing; the trainer takes version {contents.latest.version} at its next epoch."
