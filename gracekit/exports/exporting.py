@@ -20,8 +20,8 @@ from gracekit.exports.placing import (
     MANIFEST,
     check_place,
     list_written,
+    manifest_at,
     put_in_place,
-    written_at,
 )
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
 from gracekit.exports.shards import Mds, WebDataset
@@ -154,9 +154,9 @@ def exported_at(place: Path, header: Header) -> Exported | None:
     Its details have `was_there`, since what else it was told then is not known.
     """
     place = place.expanduser().absolute()
-    if place.is_symlink() or written_at(place) is None:
+    manifest = None if place.is_symlink() else manifest_at(place)
+    if manifest is None:
         return None
-    manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
     told = manifest.pop("export")
     is_this = manifest == json.loads(json_text(header.to_json()))
     if not is_this or not {"format", "version", "num_rows", "weights"} <= told.keys():
