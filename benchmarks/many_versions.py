@@ -3,9 +3,9 @@
     python benchmarks/many_versions.py                       # 100,000 samples, 1,000 versions
     python benchmarks/many_versions.py --keep-at runs/many   # keep the two stores, and take them up
 
-Both stores are filled by the real commit, with all that a refresh keeps: scores of all samples, what
-was measured (.5 % a version, as in a long run), the coreset, the draw, the settings, the audit. Only
-the newest version has a cache (features 64 wide and their graph), as in every store. Then each
+Both stores are filled by the real commit, with all that a refresh keeps: scores of all samples,
+what was measured (.5 % a version, as in a long run), the coreset, the draw, settings, audit.
+Only the newest version has a cache (features 64 wide and their graph), as in every store. Then each
 command runs as a process, and each call in this one, several times, turn by turn in the large and
 in the small store; told are the medians of CPU seconds (user and system, children too) and of
 seconds on the wall.

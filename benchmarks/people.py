@@ -129,8 +129,10 @@ class Crowd:
 def at_work(folder: Path, seconds: float) -> Iterator[Crowd]:
     """Everybody works on the store in `folder` for so long; their reports are there at the end."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "gracekit.store.sql.database",
-                                    "gracekit.refresher.selecting"])  # fmt: skip
+    # Loaded once, and not by each of them: the script that was started, too.
+    context.set_forkserver_preload(
+        ["__main__", __name__, "gracekit.store.sql.database", "gracekit.refresher.selecting"]
+    )
     crowd = Crowd()
     for role in ROLES:
         here, there = context.Pipe()

@@ -1,7 +1,7 @@
 """Weeks in half an hour: a fast fake trainer, the real daemon, and what a thousand refreshes leave.
 
     python benchmarks/soak.py --num-checkpoints 1000 -o runs/soak.json
-    python benchmarks/soak.py --people-for-s 600          # people at work beside it, for ten minutes
+    python benchmarks/soak.py --people-for-s 600     # people at work beside it, for ten minutes
 
 The trainer writes tiny but real Hugging Face checkpoints and keeps one (`save_total_limit=1`). It
 writes the next as soon as the daemon has begun to read the last, which is then deleted while it is
