@@ -1,4 +1,4 @@
-"""What a store of a thousand versions costs whoever asks it, or adds one, beside a store of ten.
+"""What a store of a thousand versions costs whoever asks it or adds one, beside a store of ten.
 
     python benchmarks/many_versions.py                       # 100,000 samples, 1,000 versions
     python benchmarks/many_versions.py --keep-at runs/many   # keep the two stores, and take them up

@@ -116,7 +116,7 @@ def publish_to_bucket(folder: Path, seed: int) -> None:
     def fault(name: str, call: Any) -> Any:
         return rng.choice(puts if name == "put_object" else others)(name, call)
 
-    with in_place_of(lambda k, name: seed > 0 and rng.random() < 0.03, fault):
+    with in_place_of(lambda k, name: seed > 0 and rng.random() < 0.08, fault):
         publish_versions(Store.open(folder / "store"), url_in(folder))
 
 

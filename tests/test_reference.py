@@ -200,6 +200,24 @@ def test_a_flipped_bit_is_another_file_and_never_another_loss(tmp_path: Path) ->
     assert num_refused > 150
 
 
+def test_a_file_without_a_checksum_is_read_as_it_is(tmp_path: Path) -> None:
+    """As an earlier release wrote it."""
+    place = tmp_path / "reference.parquet"
+    ReferenceLosses(
+        content_hashes=strings(["a"]), sample_ids=strings(["1"]), facts={"model": "m"},
+        loss=np.ones(1, np.float32), loss_other=np.ones(1, np.float32),
+        loss_alone=np.ones(1, np.float32), num_targets=np.ones(1, np.int32),
+    ).write(place)  # fmt: skip
+    table = pq.read_table(place)
+    old = {b"gracekit.reference": json.dumps({"format": 1, "model": "m"})}
+    pq.write_table(table.replace_schema_metadata(old), place)
+    assert losses(place).facts == {"model": "m"}
+    old = {b"gracekit.reference": json.dumps({"format": 2, "model": "m"})}
+    pq.write_table(table.replace_schema_metadata(old), place)
+    with pytest.raises(DataError, match="it differs from its checksum"):
+        losses(place)
+
+
 def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
     write_data(tmp_path / "train.jsonl")
     recipe = tiny_recipe(tmp_path)

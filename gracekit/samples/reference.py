@@ -22,7 +22,8 @@ from gracekit.files import write_atomic
 from gracekit.foreign import foreign
 from gracekit.types import Float32, Int32, Json, Strings
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 with a checksum; a file of format 1 is read as it is."""
 _FIELDS = (
     "content_hashes", "sample_ids", "loss", "loss_other", "loss_alone", "num_targets",
 )  # fmt: skip
@@ -143,10 +144,10 @@ class ReferenceLosses:
         with foreign(f"the losses of a reference model in {path}", DataError):
             table = pq.read_table(path)
             content = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
+            if not isinstance(content, dict) or content.get("format") not in (1, FORMAT):
                 raise DataError(
-                    f"{path} is not a file of `gracekit reference` (format {FORMAT}); name one "
-                    "in selection.reference"
+                    f"{path} is not a file of `gracekit reference` (format 1 to {FORMAT}); name "
+                    "one in selection.reference"
                 )
             columns = {
                 name: table[name].cast(kind).to_numpy(zero_copy_only=False)
@@ -164,8 +165,7 @@ class ReferenceLosses:
                 num_targets=columns["num_targets"].astype(np.int32),
                 facts=facts,
             )
-            # Files of earlier releases have none.
-            if content.get(_CHECKSUM, found._checksum()) != found._checksum():
+            if content["format"] == FORMAT and content.get(_CHECKSUM) != found._checksum():
                 raise DataError(
                     f"{path} is damaged: it differs from its checksum; restore it from a copy, or "
                     "remove it and measure again with `gracekit reference`"
