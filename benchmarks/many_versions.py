@@ -24,11 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import gracekit
@@ -41,6 +43,7 @@ from gracekit.recipe import (
     ScoringSection,
     SelectionSection,
 )
+from gracekit.rounding import to_float16
 from gracekit.store import CachePayload, Store, VersionDraft, run_sql
 from gracekit.types import Draw, DrawState
 from gracekit.version.header import Settings, Timings
@@ -79,7 +82,7 @@ class LongRun:
         self.rng = np.random.default_rng(0)
         self.n = n
         self._run = Run(n, self.rng)
-        self._features: tuple[np.ndarray, Index] | None = None
+        self._cached: tuple[NDArray[np.float16], Index] | None = None
 
     def draft(self, version: int, *, has_cache: bool = False) -> VersionDraft:
         """The next refresh; `has_cache`: with features and their graph."""
@@ -117,13 +120,13 @@ class LongRun:
         )
 
     def _cache(self) -> CachePayload:
-        if self._features is None:
+        valid = np.ones(self.n, bool)
+        if self._cached is None:
             features = np.random.default_rng(1).random((self.n, WIDTH), np.float32)
-            valid = np.ones(self.n, bool)
             index = build_index(unit_features(features, valid), GraphSection(), valid=valid, seed=0)
-            self._features = features.astype(np.float16), index
-        features, index = self._features
-        return CachePayload(features=features, valid=np.ones(self.n, bool), save_index=index.save)
+            self._cached = to_float16(features), index
+        features16, index = self._cached
+        return CachePayload(features=features16, valid=valid, save_index=index.save)
 
 
 def fill(store: Store, run: LongRun, num_versions: int) -> None:
@@ -135,18 +138,20 @@ def fill(store: Store, run: LongRun, num_versions: int) -> None:
     while (version := store.next_version()) <= num_versions:
         draft = run.draft(version, has_cache=version == num_versions)
         is_whole = version % 50 == 0 or version in (1, num_versions)
-        skipped = patch("gracekit.store.commit.publish", lambda *given, **options: [])
+        skipped: AbstractContextManager[object] = patch(
+            "gracekit.store.commit.publish", lambda *given, **options: []
+        )
         with store.lock(), nullcontext() if is_whole else skipped:
             store.commit(draft)
         if version % 50 == 0:
             print(f"  {version} versions", flush=True)
 
 
-Cost2 = tuple[float, float]
+Seconds = tuple[float, float]
 """CPU and wall seconds."""
 
 
-def spent_by(work: Callable[[], object]) -> Cost2:
+def spent_by(work: Callable[[], object]) -> Seconds:
     """What a piece of work takes, in this process and in its children."""
     before = _cpu(), time.perf_counter()
     work()
@@ -193,7 +198,7 @@ def work_in(root: Path, run: LongRun, turn: int) -> dict[str, Callable[[], objec
         "`Coreset.load`, as a trainer does": lambda: gracekit.Coreset.load(root),
         "`gracekit.status`": lambda: gracekit.status(root),
         "`gracekit.versions`": lambda: gracekit.versions(root),
-        **{f"`run_sql`, {name}": (lambda q=q: run_sql(root, q)) for name, q in QUERIES.items()},
+        **{f"`run_sql`, {name}": partial(run_sql, root, q) for name, q in QUERIES.items()},
         "`Store.commit` of a refresh, in a daemon that knows the versions": commit,
         "`Store.open` and `Store.commit` of a refresh": commit_afresh,
         "`gracekit.select`": lambda: gracekit.select(root, set={"selection.fraction": fraction}),
@@ -205,9 +210,9 @@ def work_in(root: Path, run: LongRun, turn: int) -> dict[str, Callable[[], objec
     }
 
 
-def measure(roots: Sequence[Path], run: LongRun, repeats: int) -> dict[str, list[Cost2]]:
+def measure(roots: Sequence[Path], run: LongRun, repeats: int) -> dict[str, list[Seconds]]:
     """Name -> medians of the costs in each store."""
-    found: dict[str, list[list[Cost2]]] = {}
+    found: dict[str, list[list[Seconds]]] = {}
     for turn in range(repeats):
         tasks = [work_in(root, run, turn) for root in roots]
         for name in tasks[0]:

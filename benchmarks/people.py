@@ -136,7 +136,9 @@ def at_work(folder: Path, seconds: float) -> Iterator[Crowd]:
     crowd = Crowd()
     for role in ROLES:
         here, there = context.Pipe()
-        process = context.Process(target=_work, args=(folder / "store", role, seconds, there))
+        process: BaseProcess = context.Process(
+            target=_work, args=(folder / "store", role, seconds, there)
+        )
         process.start()
         crowd.processes[role] = process, here
     yield crowd

@@ -22,7 +22,7 @@ from gracekit.exports.llamafactory import _known_datasets
 from gracekit.exports.placing import check_place, put_in_place
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import Store, read_published
-from gracekit.store.files.manifests import METADATA_KEY
+from gracekit.store.files.manifest_reading import METADATA_KEY
 from gracekit.store.files.sealing import sealed_parquet
 from gracekit.store.remote.publishing import publish_versions
 from gracekit.training import Coreset

@@ -334,7 +334,7 @@ class Storm:
         child.join()
         other = Store.open(twin / "store")
         version = self.store.latest()
-        assert child.exitcode == 0 and version == other.latest() is not None
+        assert child.exitcode == 0 and version is not None and version == other.latest()
         for path in (self.store.paths.scores(version), self.store.paths.measured(version)):
             name = self.store.paths.relative(path)
             assert sha256(path) == sha256(other.paths.root / name), f"{name} differs"
