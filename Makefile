@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -q -c constra
 CHECKED := gracekit tests pipelines data $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray test-trackers test-package test-s3 test-lowest matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-store docs docs-pictures lint types imports format ci data clean site
+.PHONY: help setup run run-target run-smollm2 test test-slow test-templates test-trl test-llamafactory test-axolotl test-axolotl-training test-formats test-swift test-ray test-trackers test-package test-s3 test-lowest matrix test-gpu torture bench bench-scoring bench-peers bench-refresh bench-soak bench-readers bench-versions bench-people bench-store docs docs-pictures lint lint-deploy types imports format ci data clean site
 
 help: ## This list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -209,7 +209,7 @@ runs/docs/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check mkdocs-material==9.8.2
 	@touch $@
 
-torture: $(VENV)/ok ## SIGKILLs, failing disks, power cuts, flipped bits, damaged inputs, Ctrl-C anywhere
+torture: $(VENV)/ok ## SIGKILLs, failing disks and object stores, power cuts, flipped bits, damaged inputs, Ctrl-C anywhere
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m torture -s
 
 bench: $(VENV)/ok ## Measure: selection beside apricot and submodlib, and up to a million samples
@@ -256,8 +256,14 @@ bench-refresh: $(VENV)/ok ## Measure: partial refreshes beside exact ones along 
 bench-readers: $(VENV)/ok ## Measure: what 4 readers meet while 50 versions are made, and what they cost
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/readers.py
 
+bench-versions: $(VENV)/ok ## Measure: what a store of 1,000 versions and 100,000 samples costs whoever asks it or adds one
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/many_versions.py
+
 bench-store: $(VENV)/ok ## Measure: what versions of a million samples weigh, and what gc gives back
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/store_size.py
+
+bench-people: $(VENV)/ok ## Measure: what thirteen people meet who read, export, select, remove and pin beside the daemon (ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --people-for-s 600 -o runs/people.json
 
 bench-soak: $(VENV)/ok ## Measure: the daemon through a thousand checkpoints of a trainer that keeps one (half an hour)
 	$(BIN)/python benchmarks/soak.py -o runs/soak.json

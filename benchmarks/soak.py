@@ -1,6 +1,7 @@
 """Weeks in half an hour: a fast fake trainer, the real daemon, and what a thousand refreshes leave.
 
     python benchmarks/soak.py --num-checkpoints 1000 -o runs/soak.json
+    python benchmarks/soak.py --people-for-s 600     # people at work beside it, for ten minutes
 
 The trainer writes tiny but real Hugging Face checkpoints and keeps one (`save_total_limit=1`). It
 writes the next as soon as the daemon has begun to read the last, which is then deleted while it is
@@ -8,6 +9,9 @@ read; and every tenth time it writes three at once. `gracekit watch` is a proces
 users start it. Told at the end: versions, skipped checkpoints and errors by the daemon's JSON
 logs; resident memory, open files and CPU seconds a refresh, early and late; the CPU share of a
 daemon that waits, at the default poll interval; and what `gracekit verify` says.
+
+With people (`benchmarks/people.py`), eight readers and five others work on the store meanwhile, and
+the trainer goes on until their time is over; told besides is what each of them met.
 """
 
 from __future__ import annotations
@@ -27,12 +31,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 import torch
 import yaml
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from benchmarks import people
 
 NUM_SAMPLES = 64
 WORDS = [
@@ -100,10 +107,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--num-checkpoints", type=int, default=1000)
     parser.add_argument("--idle-s", type=float, default=IDLE_S)
+    parser.add_argument("--people-for-s", type=float, default=0.0,
+                        help="seconds that people work beside the daemon")  # fmt: skip
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = soak(Path(folder), options.num_checkpoints, options.idle_s)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.people_for_s:
+            found = among_people(folder, options.people_for_s)
+        else:
+            found = soak(folder, options.num_checkpoints, options.idle_s)
     for name, value in found.items():
         print(f"{name.replace('_', ' '):<36} {value}")
     if options.output:
@@ -111,8 +124,31 @@ def main() -> None:
         options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def soak(folder: Path, num_checkpoints: int, idle_s: float) -> dict[str, Any]:
-    """Run trainer and daemon; what was found."""
+def among_people(folder: Path, seconds: float) -> dict[str, Any]:
+    """Run trainer and daemon among people until their time is over; what was found."""
+    prepare(folder)
+    trainer = Trainer(folder)
+    with (folder / "log.jsonl").open("w") as log:
+        daemon = start(folder, log)
+        try:
+            train(trainer, daemon, 1)
+            with people.at_work(folder, seconds) as crowd:
+                while crowd.is_at_work:
+                    train(trainer, daemon, trainer.step // 10 + 1)
+        finally:
+            code = end(daemon)
+    return {
+        "num_checkpoints": trainer.step // 10,
+        "num_versions": daemon.version(),
+        **told_by_the_daemon(folder),
+        "daemon_exit_code": code,
+        **crowd.told(),
+        "verify": verified(folder),
+    }
+
+
+def prepare(folder: Path) -> None:
+    """Data and recipe."""
     write_data(folder / "train.jsonl")
     recipe = {
         "data": {"path": "train.jsonl", "group_column": "source", "max_length": 32},
@@ -123,6 +159,28 @@ def soak(folder: Path, num_checkpoints: int, idle_s: float) -> dict[str, Any]:
         "propagation": {"min_measured": 12},
     }
     (folder / "gracekit.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def told_by_the_daemon(folder: Path) -> dict[str, Any]:
+    """What its log says of skipped checkpoints, warnings and errors."""
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {
+        "skipped": Counter(r["error"] for r in records if r["message"].startswith("skipping")),
+        "errors": Counter(r["error"] for r in records if r["level"] in ("error", "critical")),
+    }
+
+
+def verified(folder: Path) -> str:
+    """What `gracekit verify` says of the store."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gracekit", "verify"], cwd=folder, capture_output=True, text=True
+    )
+    return (done.stdout + done.stderr).strip()
+
+
+def soak(folder: Path, num_checkpoints: int, idle_s: float) -> dict[str, Any]:
+    """Run trainer and daemon; what was found."""
+    prepare(folder)
     trainer, started = Trainer(folder), time.monotonic()
     with (folder / "log.jsonl").open("w") as log:
         daemon = start(folder, log)
@@ -131,21 +189,16 @@ def soak(folder: Path, num_checkpoints: int, idle_s: float) -> dict[str, Any]:
         finally:
             code = end(daemon)
     seconds = time.monotonic() - started
-    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     with (folder / "idle.jsonl").open("w") as log:
         idle = start(folder, log, "--set", "checkpoints.poll_interval_s=5")
         try:
             idle_percent = cpu_share(idle, idle_s)
         finally:
             end(idle)
-    verified = subprocess.run(
-        [sys.executable, "-m", "gracekit", "verify"], cwd=folder, capture_output=True, text=True
-    )
     return {
         "num_checkpoints": num_checkpoints,
         "num_versions": daemon.version(),
-        "skipped": Counter(r["error"] for r in records if r["message"].startswith("skipping")),
-        "errors": Counter(r["error"] for r in records if r["level"] in ("error", "critical")),
+        **told_by_the_daemon(folder),
         "daemon_exit_code": code,
         "seconds": round(seconds),
         **growth(daemon.samples),
@@ -155,7 +208,7 @@ def soak(folder: Path, num_checkpoints: int, idle_s: float) -> dict[str, Any]:
         },
         "idle_cpu_percent": round(idle_percent, 4),
         "store_bytes": sum(f.stat().st_size for f in daemon.store.rglob("*") if f.is_file()),
-        "verify": (verified.stdout + verified.stderr).strip(),
+        "verify": verified(folder),
     }
 
 

@@ -1,20 +1,32 @@
 """A store that is worked on by processes which are killed at random moments.
 
 Every life is one operation in a process of its own, killed with SIGKILL somewhere; then the same
-operation again, to its end. After each, the store must be whole, and hold all that it held.
+operation again, to its end. After each, the store must be whole, and hold all that it held; what it
+published must be whole at its URL, and what it exported in its directory.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import multiprocessing
+import os
 import random
+import shutil
+import sys
 import time
 from collections import Counter
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
-from gracekit.files import sha256
+from gracekit.errors import RemoteError, StoreNotFoundError, VersionNotFoundError
+from gracekit.files import TEMPORARY_MARK, sha256
 from gracekit.store import Store, verify
 from gracekit.store.files.pinned import pinned
+from tests.published import contents, expected, whole_versions
+from tests.remote_faults import SLOW, cut_short, fails_after, fails_with, in_place_of, told_as_done
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
 # Children are forked from a server that has imported everything, so that they start at once.
@@ -65,13 +77,77 @@ def pin_version(folder: Path, version: int) -> None:
     pin(Store.open(folder / "store"), version)
 
 
+def refresh_shared(folder: Path, step: int) -> None:
+    """A refresh in which workers take part; how many rows were theirs is noted beside the store."""
+    from gracekit.refresher import refresh
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.msg.startswith("other hosts measured"):
+                with (folder / "by-others").open("a") as file:
+                    file.write(f"{record.args[0]}\n")  # type: ignore[index]
+
+    logger = logging.getLogger("gracekit.refresher.sharing")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(Note())
+    scoring = {"shard_rows": 2, "share": True, "lease_s": 5}
+    refresh(tiny_recipe(folder, scoring=scoring), folder / "run" / f"checkpoint-{step}")
+
+
+def work_for_others(folder: Path, argument: int) -> None:
+    """`gracekit work` until it is killed."""
+    import gracekit
+
+    gracekit.work(folder / "store")
+
+
+def publish_to_bucket(folder: Path, seed: int) -> None:
+    """Copy the versions to an object store, which fails and lies as the seed says (0: it does not).
+
+    Each put may be told as failed before or after it was done, or as done when it was not; each
+    answer may fail or be cut.
+    """
+    from gracekit.store.remote.publishing import publish_versions
+
+    rng = random.Random(seed)
+    puts = [fails_with(SLOW), fails_after(SLOW), told_as_done]
+    others = [fails_with(SLOW), cut_short]
+
+    def fault(name: str, call: Any) -> Any:
+        return rng.choice(puts if name == "put_object" else others)(name, call)
+
+    with in_place_of(lambda k, name: seed > 0 and rng.random() < 0.08, fault):
+        publish_versions(Store.open(folder / "store"), url_in(folder))
+
+
+def export_anew(folder: Path, number: int) -> None:
+    """The newest coreset over the export before, in one of three formats."""
+    import gracekit
+
+    formats = ("jsonl", "parquet", "indices-npy")
+    gracekit.export(folder / "store", folder / "out", format=formats[number % 3], force=True)
+
+
 OPERATIONS = {
     "refresh": refresh_from,
     "select": select_anew,
     "gc": collect_garbage,
     "rollback": roll_back,
     "pin": pin_version,
+    "publish": publish_to_bucket,
+    "export": export_anew,
+    "shared": refresh_shared,
+    "work": work_for_others,
 }
+IN_THE_STORE = {"refresh": 4, "select": 1, "gc": 1, "rollback": 1, "pin": 1}
+"""Operation -> how often it is taken."""
+REFUSED = 3
+"""Exit code of an operation that told, with a clear error, that it was not done."""
+
+
+def url_in(folder: Path) -> str:
+    """Where the store of a world is published."""
+    return f"file://{folder}/bucket/run"
 
 
 def work(folder: Path, operation: str, argument: int) -> None:
@@ -79,7 +155,40 @@ def work(folder: Path, operation: str, argument: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    OPERATIONS[operation](folder, argument)
+    try:
+        OPERATIONS[operation](folder, argument)
+    except RemoteError:
+        sys.exit(REFUSED)
+
+
+def read_by_url(folder: Path, number: int, pipe: Connection) -> None:
+    """A trainer on another host that loads the newest coreset again and again, until it is told to
+    end; tells what it met, by name.
+    """
+    from gracekit.training import Coreset
+
+    os.environ["GRACEKIT_CACHE"] = str(folder / f"cache-{number}")
+    met: Counter[str] = Counter()
+    last = 0
+
+    class Note(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            met[f"warning: {record.getMessage()}"] += 1
+
+    logging.getLogger("gracekit").addHandler(Note(logging.WARNING))
+    while not pipe.poll(0.1):
+        try:
+            coreset = Coreset.load(url_in(folder))
+        except (RemoteError, StoreNotFoundError, VersionNotFoundError) as error:
+            met["nothing there yet" if last == 0 else repr(error)] += 1
+        except Exception as error:
+            met[repr(error)] += 1
+        else:
+            num_selected = coreset.view.content["stats"]["num_selected"]
+            is_whole = len(coreset.rows) == num_selected and coreset.version >= last
+            met["whole" if is_whole else f"{coreset.version} after {last} is not whole"] += 1
+            last = coreset.version
+    pipe.send(met)
 
 
 class Storm:
@@ -88,11 +197,18 @@ class Storm:
     Args:
         folder: For data, checkpoints and the store; empty.
         seed: Of operations and moments.
+        weights: Operations, and how often each is taken.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, weights: dict[str, int] | None = None) -> None:
         self.folder = folder
+        self.weights = IN_THE_STORE if weights is None else weights
         self.num_killed = 0
+        self.num_refused = 0
+        """Publishes that told a failure of the object store."""
+        self.num_workers_killed = 0
+        self.exported: Path | None = None
+        """Where an export is, once one was told as done."""
         self.num_killed_with_shards = 0
         self.num_lives = 0
         self.num_restarts = 0
@@ -111,7 +227,7 @@ class Storm:
     def begin(self) -> None:
         """A first version, and how long each operation takes when nobody kills it."""
         assert self.run("refresh", self._argument("refresh")) == 0
-        for operation in OPERATIONS:
+        for operation in self.weights:
             argument = self._argument(operation)
             started = time.monotonic()
             assert self.run(operation, argument) == 0
@@ -119,8 +235,9 @@ class Storm:
 
     def live(self) -> None:
         """One operation, killed once or more, then finished; raises where anything was lost."""
-        operation = self._random.choices(list(OPERATIONS), [4] + [1] * (len(OPERATIONS) - 1))[0]
+        operation = self._random.choices(list(self.weights), [*self.weights.values()])[0]
         argument = self._argument(operation)
+        twin = self._copy() if operation == "shared" else None
         held = self.measurements() | self.pinned_coresets()
         num_killed = self.num_killed
         before = self.store.next_version()
@@ -128,17 +245,25 @@ class Storm:
             by_shards = operation == "refresh" and self._random.random() < 0.4
             moment = self._random.uniform(0, 1.1 * self._duration_s[operation])
             kill_at = self._random.randrange(1, 30) if by_shards else moment
-            if self.run(operation, argument, kill_at=kill_at) != 0:
+            faults = self._random.randrange(1, 10**6) if operation == "publish" else argument
+            code = self.run(operation, faults, kill_at=kill_at)
+            if code == REFUSED and operation == "publish":
+                self.num_refused += 1
+            elif code != 0:
                 self.num_killed += 1
                 self.killed_in[operation] += 1
                 self.num_killed_with_shards += self.num_shards() > 0
             self.require_held(held)
+            self.require_outside(operation, is_done=code == 0)
             assert self.store.next_version() in (before, before + 1), "a version was invented"
         assert self.run(operation, argument) == 0, f"the restart of {operation} failed"
         self.num_lives += 1
         self.num_restarts += self.num_killed > num_killed
         self.require_held(held)
         self.require_whole()
+        self.require_outside(operation, is_done=True)
+        if twin is not None:
+            self._require_as_in(twin, argument)
 
     def measurements(self) -> dict[Path, str]:
         """Digest of every committed measurement."""
@@ -172,6 +297,48 @@ class Storm:
         assert not list(store.paths.shards.glob("*/*"))
         assert not list(store.paths.pins.glob("*"))
 
+    def require_outside(self, operation: str, *, is_done: bool) -> None:
+        """Raise where something is half at the URL or in the export, or what was told as done is
+        not.
+        """
+        if operation == "publish" and (self.folder / "bucket").is_dir():
+            whole_versions(url_in(self.folder), self.folder)
+            if is_done:
+                assert contents(url_in(self.folder)) == expected(self.store)
+        if operation == "export":
+            out, beside = self.folder / "out", self.folder.glob(f"*out{TEMPORARY_MARK}*")
+            if is_done:
+                self.exported = out
+                assert json.loads((out / "manifest.json").read_text())["version"] == (
+                    self.store.latest()
+                )
+            if out.exists():
+                assert _is_whole_export(out)
+            elif self.exported is not None:
+                assert any(map(_is_whole_export, beside)), "the export before was lost"
+
+    def _copy(self) -> Path:
+        """The world as it is now, in another folder."""
+        twin = self.folder.with_name(f"{self.folder.name}-twin")
+        shutil.rmtree(twin, ignore_errors=True)
+        twin.mkdir()
+        shutil.copytree(self.folder / "store", twin / "store")
+        shutil.copy(self.folder / "train.jsonl", twin)
+        (twin / "run").symlink_to(self.folder / "run")
+        return twin
+
+    def _require_as_in(self, twin: Path, step: int) -> None:
+        """Raise unless a refresh by one process, in the copy, has the same bytes."""
+        child = PROCESSES.Process(target=work, args=(twin, "refresh", step))
+        child.start()
+        child.join()
+        other = Store.open(twin / "store")
+        version = self.store.latest()
+        assert child.exitcode == 0 and version is not None and version == other.latest()
+        for path in (self.store.paths.scores(version), self.store.paths.measured(version)):
+            name = self.store.paths.relative(path)
+            assert sha256(path) == sha256(other.paths.root / name), f"{name} differs"
+
     def run(self, operation: str, argument: int, *, kill_at: float | int | None = None) -> int:
         """One process; returns its exit code.
 
@@ -182,7 +349,9 @@ class Storm:
         """
         child = PROCESSES.Process(target=work, args=(self.folder, operation, argument))
         child.start()
-        if isinstance(kill_at, int):
+        if operation == "shared":
+            self._among_workers(child, kill_at)
+        elif isinstance(kill_at, int):
             while child.is_alive() and self.num_shards() < kill_at:
                 time.sleep(0.001)
         else:
@@ -193,15 +362,45 @@ class Storm:
         assert child.exitcode is not None
         return child.exitcode
 
+    def _among_workers(self, child: BaseProcess, kill_at: float | None) -> None:
+        """Wait for a refresh, or until it is to be killed, while workers come and are killed."""
+        workers = [self._worker() for _ in range(2)]
+        begun = time.monotonic()
+        while child.is_alive() and (kill_at is None or time.monotonic() - begun < kill_at):
+            child.join(self._random.uniform(0.2, 0.6) * self._duration_s.get("shared", 4))
+            if child.is_alive():
+                workers.append(self._worker())
+                workers.pop(0).kill()
+                self.num_workers_killed += 1
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+    def _worker(self) -> BaseProcess:
+        worker = PROCESSES.Process(target=work, args=(self.folder, "work", 0))
+        worker.start()
+        return worker
+
     def num_shards(self) -> int:
         """Finished shards in the store."""
         return len(list((self.folder / "store" / "shards").glob("*/*.shard")))
 
     def _argument(self, operation: str) -> int:
-        if operation == "refresh":
+        if operation in ("refresh", "shared"):
             self._step += 10
             write_checkpoint(self.folder / "run", self._step)
             return self._step
         if operation in ("rollback", "pin"):
             return self._random.choice(self.store.versions())
+        if operation == "publish":
+            return 0
         return self._random.randint(*((2, 6) if operation == "gc" else (5, 60)))
+
+
+def _is_whole_export(directory: Path) -> bool:
+    manifest = json.loads((directory / "manifest.json").read_text())["export"]
+    names = [*manifest["written"]]
+    if "coreset.jsonl" in names:
+        num_rows = len((directory / "coreset.jsonl").read_text().splitlines())
+        assert num_rows == manifest["num_rows"]
+    return all((directory / name).is_file() for name in names)

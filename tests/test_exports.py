@@ -273,6 +273,8 @@ def test_llamafactory_is_entered_in_an_existing_directory(tmp_path: Path) -> Non
         (json.dumps({"other": {"file_name": "mine.json"}}), "already has a dataset 'other'"),
         ("{broken", "not valid JSON"),
         ("[]", "one JSON object"),
+        ('{"other": "mine.json"}', "already has a dataset 'other'"),
+        ("[" * 100_000, "nested too deep"),
     ]:
         shared.write_text(text)
         with pytest.raises(ExportError, match=message):
@@ -533,6 +535,29 @@ def test_only_an_earlier_export_is_ever_replaced(tmp_path: Path) -> None:
         with pytest.raises(ExportError, match="left alone"):
             export(content_of(alpaca(1)), "ids", place, overwrite=True)
     assert (theirs / "thesis.txt").read_text() == "the only copy"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"export": 1}', "[1]", "\ud800", "1" * 5000])
+def test_a_manifest_that_makes_no_sense_is_no_export_of_ours(tmp_path: Path, text: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    before = files_below(tmp_path)
+    with pytest.raises(ExportError, match="is not an earlier export"):
+        export(content_of(alpaca(1)), "ids", out, overwrite=True)
+    assert files_below(tmp_path) == before
+
+
+def test_names_that_no_file_has_remove_nothing(tmp_path: Path) -> None:
+    out, beside = tmp_path / "out", tmp_path / "thesis.txt"
+    beside.write_text("the only copy")
+    export(content_of(alpaca(1)), "ids", out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["export"]["written"] += ["a\0b", "../thesis.txt", str(beside), "", ".", "\ud800"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    export(content_of(alpaca(2)), "ids", out, overwrite=True)
+    assert beside.read_text() == "the only copy"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "thesis.txt"]
 
 
 @pytest.mark.parametrize("with_list", [True, False], ids=["this release", "an earlier one"])

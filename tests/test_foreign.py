@@ -41,6 +41,7 @@ from gracekit.store import ailment, birth_of, read_heartbeat
 from gracekit.store.files.leases import LIFE_S, followers
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.process import is_alive
+from tests.foreign_copies import READERS_OF_COPIES
 from tests.foreign_readers import (
     BEAT,
     LEASE,
@@ -54,9 +55,12 @@ from tests.foreign_readers import (
 )
 
 SEED = 20260521
-NUM_IN_SUITE = {"optimizer": 40, "tokenizer": 40, "model": 30}
+ALL_READERS = [*READERS, *READERS_OF_COPIES]
+NUM_IN_SUITE = {"optimizer": 40, "tokenizer": 40, "model": 30, "publisher": 25, "mirror": 25}
 """Damaged inputs of readers that take long; 100 of the others."""
-NUM_IN_TORTURE = {"optimizer": 200, "tokenizer": 300, "model": 400}
+NUM_IN_TORTURE = {
+    "optimizer": 200, "tokenizer": 300, "model": 400, "publisher": 400, "mirror": 400,
+}  # fmt: skip
 """The same in `make torture`; 1,700 of the others, 20,000 and more in all."""
 
 
@@ -484,7 +488,7 @@ def _report(seed: int, ended: dict[str, Counter[str]]) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", ALL_READERS, ids=lambda reader: reader.name)
 def test_damaged_inputs_concern_only_themselves(tmp_path: Path, reader: Reader) -> None:
     count = NUM_IN_SUITE.get(reader.name, 100)
     ended = damage(reader, tmp_path / "world", SEED, count)
@@ -496,7 +500,7 @@ def test_damaged_inputs_concern_only_themselves(tmp_path: Path, reader: Reader) 
 def test_twenty_thousand_damaged_inputs(tmp_path: Path) -> None:
     seed = int(os.environ.get("GRACEKIT_SEED", SEED + 1))
     ended = {}
-    for reader in READERS:
+    for reader in ALL_READERS:
         count = NUM_IN_TORTURE.get(reader.name, 1700)
         ended[reader.name] = damage(reader, tmp_path / reader.name, seed, count)
     print("\n" + _report(seed, ended))

@@ -41,6 +41,7 @@ from tests.remote_faults import (
     in_place_of,
     kill,
     kill_after,
+    told_as_done,
 )
 from tests.stores import changed_samples, make_draft, make_store
 
@@ -176,6 +177,39 @@ def test_a_call_that_fails_loses_nothing_and_reports_nothing_wrong(
         else:
             assert report.latest == 4
         assert contents(url) == expected(store), f"failed at call {k}"
+
+
+def test_puts_that_are_told_and_not_done_are_found(store: Store, tmp_path: Path) -> None:
+    """Otherwise a manifest may be put before what it names, and nobody would mend that."""
+    calls = num_calls(lambda: publish_versions(store, url_of(tmp_path, "-counted")))
+    for k in range(1, calls + 1):
+        url = url_of(tmp_path, f"-{k}")
+        meant = lambda count, name, k=k: count == k and name == "put_object"  # noqa: E731
+        with in_place_of(meant, told_as_done) as seen:
+            told = ""
+            try:
+                publish_versions(store.renew(), url)
+            except RemoteError as error:
+                told = str(error)
+        is_lied_to = seen[k - 1] == "put_object" and bool(told or "LATEST" in contents(url))
+        assert is_lied_to == ("as written, and it is not there" in told), f"call {k}"
+        whole_versions(url, tmp_path)
+        publish_versions(store.renew(), url)
+        assert contents(url) == expected(store), f"not done at call {k}"
+
+
+def test_a_damaged_manifest_is_told_by_its_name_there(store: Store, tmp_path: Path) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    content = bytearray(contents(url)["manifests/v000004.parquet"])
+    content[-50] ^= 4
+    RemoteFolder.open(url).write("manifests/v000004.parquet", bytes(content))
+    with pytest.raises(RemoteDamagedError, match=r"manifests/v000004\.parquet at memory://\S+ is"):
+        Coreset.load(url, 4)
+    assert Coreset.load(url).version == 3
+    RemoteFolder.open(url).remove("manifests/v000004.parquet")
+    publish_versions(store.renew(), url)
+    assert Coreset.load(url).version == 4
 
 
 def at_call(k: int, work: Callable[[], object]) -> Callable[[], None]:

@@ -26,6 +26,8 @@ from gracekit.samples import load_samples, tokenize
 from gracekit.samples.other_prompts import WithOtherPrompts, partners
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import Store, connect
+from tests.flips import flip_bit
+from tests.stores import strings
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
 
 
@@ -168,6 +170,52 @@ def test_a_file_that_does_not_fit_is_refused_and_kept(tmp_path: Path, spoil: str
     with pytest.raises(DataError, match=str(place)):
         gracekit.reference(recipe, checkpoint, output=place)
     assert before is None or place.read_bytes() == before
+
+
+def test_a_flipped_bit_is_another_file_and_never_another_loss(tmp_path: Path) -> None:
+    place, n = tmp_path / "reference.parquet", 50
+    rng = np.random.default_rng(0)
+    values = rng.random((3, n), np.float32)
+    whole = ReferenceLosses(
+        content_hashes=strings([f"{i:032x}" for i in range(n)]),
+        sample_ids=strings([str(i) for i in range(n)]),
+        loss=values[0], loss_other=values[1], loss_alone=values[2],
+        num_targets=rng.integers(1, 90, n).astype(np.int32),
+        facts={"model": "m", "rendering": "r"},
+    )  # fmt: skip
+    whole.write(place)
+    expected = whole.of(whole.content_hashes)
+    size = place.stat().st_size
+    num_refused = 0
+    for bit in rng.integers(0, 8 * size, 300).tolist():
+        before = flip_bit(place, bit)
+        try:
+            found = ReferenceLosses.read(place)
+        except DataError:
+            num_refused += 1
+        else:
+            np.testing.assert_array_equal(found.of(whole.content_hashes), expected)
+            assert found.facts == whole.facts
+        place.write_bytes(before)
+    assert num_refused > 150
+
+
+def test_a_file_without_a_checksum_is_read_as_it_is(tmp_path: Path) -> None:
+    """As an earlier release wrote it."""
+    place = tmp_path / "reference.parquet"
+    ReferenceLosses(
+        content_hashes=strings(["a"]), sample_ids=strings(["1"]), facts={"model": "m"},
+        loss=np.ones(1, np.float32), loss_other=np.ones(1, np.float32),
+        loss_alone=np.ones(1, np.float32), num_targets=np.ones(1, np.int32),
+    ).write(place)  # fmt: skip
+    table = pq.read_table(place)
+    old = {b"gracekit.reference": json.dumps({"format": 1, "model": "m"})}
+    pq.write_table(table.replace_schema_metadata(old), place)
+    assert losses(place).facts == {"model": "m"}
+    old = {b"gracekit.reference": json.dumps({"format": 2, "model": "m"})}
+    pq.write_table(table.replace_schema_metadata(old), place)
+    with pytest.raises(DataError, match="it differs from its checksum"):
+        losses(place)
 
 
 def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import duckdb
 import pytest
 
+import gracekit
 from gracekit.recipe import ScoringSection
 from gracekit.store import Store, verify
 from gracekit.store import reader as reader_module
@@ -16,6 +18,7 @@ from gracekit.store.sql import database
 from gracekit.store.version_facts import KnownFacts, VersionFacts
 from gracekit.version.columns import TABLES, VIEWS
 from gracekit.version.header import Settings
+from tests.flips import flip_bit
 from tests.stores import make_draft, make_reselect, make_store
 
 
@@ -99,3 +102,37 @@ def test_headers_are_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     assert later.find_refresh("a") == 1 and later.versions() == [*range(1, 8)]
     assert sorted(read) == ["v000006.parquet", "v000007.parquet"], "its own and its parent's, once"
     assert Store.open(store.paths.root).all_facts() == later.all_facts() == facts_of(facts)
+
+
+def test_a_list_of_all_versions_reads_each_header_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: Counter[str] = Counter()
+    monkeypatch.setattr(reader_module, "_NUM_HEADERS", 2)
+
+    def read_header(path: Path) -> object:
+        read[path.name] += 1
+        return manifests.read_header(path)
+
+    monkeypatch.setattr(reader_module, "read_header", read_header)
+    opened = Store.open(store.paths.root)
+    listed = gracekit.versions(opened)
+    assert [record.version for record in listed] == [*range(1, 7)]
+    assert set(read.values()) == {1} and len(read) == 6
+    assert len(opened._headers) == 2, "a daemon of weeks keeps no more"
+
+
+def test_status_compares_the_sample_table_and_does_not_take_it_apart(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader_module, "read_samples", lambda path: pytest.fail("taken apart"))
+    assert gracekit.status(store.paths.root).problems == ()
+    before = flip_bit(store.paths.samples, 8 * 100)
+    (problem,) = gracekit.status(store.paths.root).problems
+    assert "samples.parquet: it differs from its checksum" in problem
+    store.paths.samples.write_bytes(before)
+    make_store(store.paths.root.parent / "other", n=30)
+    other = Store.open(store.paths.root.parent / "other")
+    store.paths.samples.write_bytes(other.paths.samples.read_bytes())
+    (problem,) = gracekit.status(store.paths.root).problems
+    assert "has 30 rows, 24 were written" in problem

@@ -21,11 +21,11 @@ from gracekit.exports.placing import (
     MANIFEST,
     check_place,
     list_written,
+    manifest_at,
     put_in_place,
-    written_at,
 )
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
-from gracekit.exports.remote_place import RemotePlace, manifest_at
+from gracekit.exports.remote_place import RemotePlace, remote_manifest
 from gracekit.exports.shards import Mds, WebDataset
 from gracekit.protocols import ExportFormat
 from gracekit.remote import address_of, address_or_path
@@ -172,14 +172,12 @@ def exported_at(place: Path, header: Header) -> Exported | None:
     """
     address = address_of(place)
     if address is not None:
-        manifest = manifest_at(address)
-        if manifest is None or not isinstance(manifest.get("export"), dict):
-            return None
+        manifest = remote_manifest(address)
     else:
         place = place.expanduser().absolute()
-        if place.is_symlink() or written_at(place) is None:
-            return None
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        manifest = None if place.is_symlink() else manifest_at(place)
+    if manifest is None:
+        return None
     told = manifest.pop("export")
     is_this = manifest == json.loads(json_text(header.to_json()))
     if not is_this or not {"format", "version", "num_rows", "weights"} <= told.keys():

@@ -21,6 +21,7 @@ from gracekit.exports.turns import (
     alternating,
     turns_of,
 )
+from gracekit.foreign import reason_of
 from gracekit.protocols import ExportContent
 from gracekit.remote import address_or_path
 from gracekit.samples import Conversation
@@ -189,7 +190,12 @@ def _tags(layout: Layout) -> dict[str, str]:
 def _known_datasets(shared: Path, name: str) -> Json:
     """What a `dataset_info.json` holds; `ExportError` where we must not write to it."""
     try:
-        known = json.loads(shared.read_text(encoding="utf-8"))
+        known = files.read_json(shared)
+    except OSError as error:
+        raise ExportError(
+            f"cannot read {shared}, where the export is to be entered: {reason_of(error)}; correct "
+            "it, or export to a directory elsewhere"
+        ) from None
     except ValueError as error:
         raise ExportError(
             f"{shared} is not valid JSON ({error}), so the export cannot be entered there; "
@@ -198,7 +204,8 @@ def _known_datasets(shared: Path, name: str) -> Json:
     if not isinstance(known, dict):
         raise ExportError(f"{shared} should hold one JSON object; correct it, or export elsewhere")
     present = known.get(name, {})
-    if present and not str(present.get("file_name", "")).startswith(f"{name}/"):
+    is_ours = isinstance(present, dict) and str(present.get("file_name", "")).startswith(f"{name}/")
+    if present and not is_ours:
         raise ExportError(
             f"{shared} already has a dataset {name!r} with other data; name the export otherwise"
         )

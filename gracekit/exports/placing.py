@@ -5,7 +5,6 @@ The manifest of an export lists the files that it wrote. Only these are ever rem
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection
@@ -57,16 +56,23 @@ def check_place(out: Path, overwrite: bool) -> None:
 
 def written_at(directory: Path) -> set[str] | None:
     """Names, relative to it, that an export wrote into a directory; None where it holds none."""
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not (isinstance(manifest, dict) and isinstance(manifest.get("export"), dict)):
+    manifest = manifest_at(directory)
+    if manifest is None:
         return None
     listed = manifest["export"].get(WRITTEN)
     if isinstance(listed, list):
         return {MANIFEST, *map(str, listed)}
     return {name for name in files_below(directory) if _OF_EARLIER_RELEASES.fullmatch(name)}
+
+
+def manifest_at(directory: Path) -> Json | None:
+    """The manifest of the export that a directory holds; None where it holds none."""
+    try:
+        manifest = files.read_json(directory / MANIFEST)
+    except (OSError, ValueError):
+        return None
+    is_ours = isinstance(manifest, dict) and isinstance(manifest.get("export"), dict)
+    return manifest if is_ours else None
 
 
 def files_below(directory: Path) -> list[str]:
@@ -122,11 +128,12 @@ def _require_nothing_else(out: Path, written: Collection[str]) -> None:
 
 
 def _remove_written(directory: Path, written: Collection[str]) -> None:
-    """Remove these files, the manifest last, and the directories that are empty then."""
-    for name in sorted(written, key=lambda name: name == MANIFEST):
-        path = directory / name
-        if ".." not in Path(name).parts and not Path(name).is_absolute() and not path.is_dir():
-            files.remove(path)
+    """Remove these files, as far as they are in the directory, the manifest last; then the
+    directories that are empty.
+    """
+    found = (name for name in files_below(directory) if name in written)
+    for name in sorted(found, key=lambda name: name == MANIFEST):
+        files.remove(directory / name)
     folders = [Path(folder) for folder, _, _ in os.walk(directory, topdown=False)]
     for folder in folders:
         with suppress(OSError):  # not empty

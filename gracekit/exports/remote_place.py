@@ -111,7 +111,7 @@ class RemotePlace:
         self.folder.remove(UNFINISHED)
 
 
-def manifest_at(url: str) -> Json | None:
+def remote_manifest(url: str) -> Json | None:
     """The manifest of the complete export at a URL; None where there is none.
 
     Raises:
@@ -121,7 +121,9 @@ def manifest_at(url: str) -> Json | None:
         folder = RemoteFolder.open(url)
     except RemoteNotFoundError:  # of file://, no such directory
         return None
-    return _read_json(folder, MANIFEST)
+    manifest = _read_json(folder, MANIFEST)
+    is_ours = manifest is not None and isinstance(manifest.get("export"), dict)
+    return manifest if is_ours else None
 
 
 def point_to_latest(url: str) -> str:

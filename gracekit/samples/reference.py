@@ -2,7 +2,7 @@
 
 The file has a row for each content, so that copies are measured once, and a sample whose content
 changes is known again when it is measured again. Any store whose data has these contents may use
-it.
+it. A checksum of all values and facts is beside them: a flipped bit is an error, not another loss.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from gracekit.errors import DataError
 from gracekit.files import write_atomic
 from gracekit.foreign import foreign
 from gracekit.types import Float32, Int32, Json, Strings
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 with a checksum; a file of format 1 is read as it is."""
 _FIELDS = (
     "content_hashes", "sample_ids", "loss", "loss_other", "loss_alone", "num_targets",
 )  # fmt: skip
 _KEY = b"gracekit.reference"
+_CHECKSUM = "checksum"
 _COLUMNS = {
     "content_hash": pa.string(),
     "sample_id": pa.string(),
@@ -114,7 +117,8 @@ class ReferenceLosses:
     def write(self, path: Path) -> None:
         """Put the file in place in one step; nothing is lost of what was there if that fails."""
         values = [getattr(self, name) for name in _FIELDS]
-        content = json.dumps({"format": FORMAT, **self.facts}, sort_keys=True)
+        facts = {"format": FORMAT, **self.facts}
+        content = json.dumps({**facts, _CHECKSUM: self._checksum()}, sort_keys=True)
         schema = pa.schema(list(_COLUMNS.items()), metadata={_KEY: content})
         arrays = [
             pa.array(value.tolist() if value.dtype == object else value, kind)
@@ -140,22 +144,39 @@ class ReferenceLosses:
         with foreign(f"the losses of a reference model in {path}", DataError):
             table = pq.read_table(path)
             content = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
+            if not isinstance(content, dict) or content.get("format") not in (1, FORMAT):
                 raise DataError(
-                    f"{path} is not a file of `gracekit reference` (format {FORMAT}); name one "
-                    "in selection.reference"
+                    f"{path} is not a file of `gracekit reference` (format 1 to {FORMAT}); name "
+                    "one in selection.reference"
                 )
             columns = {
                 name: table[name].cast(kind).to_numpy(zero_copy_only=False)
                 for name, kind in _COLUMNS.items()
             }
-        facts = {name: value for name, value in content.items() if name != "format"}
-        return cls(
-            content_hashes=columns["content_hash"].astype(object),
-            sample_ids=columns["sample_id"].astype(object),
-            loss=columns["loss"].astype(np.float32),
-            loss_other=columns["loss_other"].astype(np.float32),
-            loss_alone=columns["loss_alone"].astype(np.float32),
-            num_targets=columns["num_targets"].astype(np.int32),
-            facts=facts,
-        )
+            if any(table[name].null_count for name in _COLUMNS):
+                raise ValueError("it has rows without a value")
+            facts = {n: value for n, value in content.items() if n not in ("format", _CHECKSUM)}
+            found = cls(
+                content_hashes=columns["content_hash"].astype(object),
+                sample_ids=columns["sample_id"].astype(object),
+                loss=columns["loss"].astype(np.float32),
+                loss_other=columns["loss_other"].astype(np.float32),
+                loss_alone=columns["loss_alone"].astype(np.float32),
+                num_targets=columns["num_targets"].astype(np.int32),
+                facts=facts,
+            )
+            if content["format"] == FORMAT and content.get(_CHECKSUM) != found._checksum():
+                raise DataError(
+                    f"{path} is damaged: it differs from its checksum; restore it from a copy, or "
+                    "remove it and measure again with `gracekit reference`"
+                )
+        return found
+
+    def _checksum(self) -> str:
+        """Of all values, in their order, and of the facts."""
+        digest = xxhash.xxh3_128(json.dumps(self.facts, sort_keys=True).encode())
+        for name in _FIELDS:
+            value = getattr(self, name)
+            is_text = value.dtype == object
+            digest.update(json.dumps(value.tolist()).encode() if is_text else value.tobytes())
+        return str(digest.hexdigest())

@@ -6,7 +6,9 @@ and held until `renew`: what another process commits meanwhile is not seen befor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -21,7 +23,7 @@ from gracekit.store.files.holds import held_versions
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.manifest_reading import require_manifest
 from gracekit.store.files.manifests import read_coreset, read_header
-from gracekit.store.files.parquet import read_table
+from gracekit.store.files.parquet import count_rows, is_sealed, read_table
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.places import read_places
 from gracekit.store.files.removals import Removal, read_removal
@@ -49,6 +51,7 @@ class StoreReader:
         self.info = info
         self._facts: KnownFacts = {} if facts is None else facts
         self._headers: dict[Path, tuple[Stamp | None, Any]] = {}
+        self._num_headers = _NUM_HEADERS
         self._samples: tuple[Path, SampleTable] | None = None
         self._snapshot: Snapshot | None = None
 
@@ -99,6 +102,20 @@ class StoreReader:
         if snapshot.newer is not None:
             raise snapshot.newer
         return snapshot
+
+    @contextmanager
+    def keeping_headers(self) -> Iterator[None]:
+        """In the block, no header is read twice, however many there are.
+
+        For who takes those of all versions: the snapshot has to read them as well.
+        """
+        self._num_headers = sys.maxsize
+        try:
+            yield
+        finally:
+            self._num_headers = _NUM_HEADERS
+            for path in list(self._headers)[:-_NUM_HEADERS]:
+                del self._headers[path]
 
     def renew(self) -> Self:
         """Forget the snapshot, so that the next question sees the store as it is then."""
@@ -213,12 +230,21 @@ class StoreReader:
         if self._samples is None or self._samples[0] != path:
             samples = read_samples(path)
             if len(samples) != dataset.num_rows:
-                raise StoreFormatError(
-                    f"{path} has {len(samples)} rows, {dataset.num_rows} were written; restore "
-                    "it from a backup"
-                )
+                raise _of_other_length(path, len(samples), dataset.num_rows)
             self._samples = (path, read_only(samples))
         return self._samples[1]
+
+    def require_samples(self) -> None:
+        """Raise `StoreFormatError` where the sample table of the latest version is damaged.
+
+        A sealed one is compared with its checksum and not taken apart, which is many times cheaper.
+        """
+        dataset = self.dataset()
+        path = self.paths.root / dataset.samples_file
+        if not is_sealed(path):
+            self.samples()
+        elif (num_rows := count_rows(path)) != dataset.num_rows:
+            raise _of_other_length(path, num_rows, dataset.num_rows)
 
     def coreset(self, version: int) -> pa.Table:
         """The manifest's table, sorted by row (columns: `store.files.manifests.SCHEMA`).
@@ -325,6 +351,12 @@ class StoreReader:
             return known[1]  # type: ignore[no-any-return]
         content = read(path)
         self._headers[path] = (stamp, content)
-        if len(self._headers) > _NUM_HEADERS:
+        if len(self._headers) > self._num_headers:
             del self._headers[next(iter(self._headers))]
         return content
+
+
+def _of_other_length(path: Path, found: int, expected: int) -> StoreFormatError:
+    return StoreFormatError(
+        f"{path} has {found} rows, {expected} were written; restore it from a backup"
+    )

@@ -46,7 +46,8 @@ def read_section(section: type[SectionType], values: Any) -> Any:
     """
     if not isinstance(values, dict):
         return values
-    known = {key: value for key, value in values.items() if key in section.model_fields}
+    fields = section.model_fields  # looked up once: pydantic computes it at each access
+    known = {key: value for key, value in values.items() if key in fields}
     while True:
         try:
             return section(**known)

@@ -195,7 +195,7 @@ def _problems(store: StoreReader, versions: list[int]) -> list[str]:
             f"{outcome.data_problem}"
         )
     try:
-        store.samples()
+        store.require_samples()
     except StoreError as error:
         problems.append(str(error))
     return problems

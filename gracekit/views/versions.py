@@ -80,16 +80,17 @@ _SHOWN = (
 
 def versions(store: StoreReader) -> Versions:
     """The versions of a store, ascending, also those that gc removed."""
-    removed, held = store.removed(), store.held_versions()
-    state = {**held, **{v: f"removed {when[:10]}" for v, when in removed.items()}}
-    return Versions(
-        VersionRecord(
-            header=store.header(version),
-            state=state.get(version),
-            removed_at=removed.get(version),
+    with store.keeping_headers():
+        removed, held = store.removed(), store.held_versions()
+        state = {**held, **{v: f"removed {when[:10]}" for v, when in removed.items()}}
+        return Versions(
+            VersionRecord(
+                header=store.header(version),
+                state=state.get(version),
+                removed_at=removed.get(version),
+            )
+            for version in store.all_versions()
         )
-        for version in store.all_versions()
-    )
 
 
 def _percent(share: float | None) -> float | None:

@@ -79,7 +79,7 @@ def header_content(path: Path) -> Json:
     metadata = read_schema(path).metadata or {}
     try:
         content: Json = json.loads(metadata[METADATA_KEY])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise StoreFormatError(
             f"{path} has no gracekit header in its schema metadata: another program rewrote it; "
             "restore it from a backup"
@@ -106,5 +106,5 @@ def removal_time(paths: StorePaths, version: int) -> str:
     try:
         record = paths.find(paths.removal(version))
         return str(json.loads(record.read_text(encoding="utf-8"))["removed_at"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""

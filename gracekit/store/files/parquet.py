@@ -87,6 +87,14 @@ def is_sealed(path: Path) -> bool:
         raise damaged(path, error) from error
 
 
+def count_rows(path: Path) -> int:
+    """Rows of a file, by its footer; raises as `read_table`."""
+    try:
+        return int(pq.read_metadata(pa.BufferReader(read_footer(path))).num_rows)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise damaged(path, error) from error
+
+
 def numbers(column: pa.ChunkedArray, missing: float | None = None) -> NDArray[Any]:
     """The values [n] of a column of numbers, read-only, without loading pandas as `to_numpy` does.
 

@@ -13,6 +13,8 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,8 +28,9 @@ from gracekit.errors import (
     StoreNotFoundError,
     VersionNotFoundError,
 )
-from gracekit.foreign import foreign
+from gracekit.foreign import foreign, reason_of
 from gracekit.remote import RemoteFolder, RemoteObject, address_of, cache_folder
+from gracekit.store.files.formats import NewerFormatError
 from gracekit.store.files.manifest_reading import header_content, list_manifests, removal_time
 from gracekit.store.files.parquet import is_sealed
 from gracekit.store.files.paths import JSON_NAME, TABLE_NAME, StorePaths, numbers_in
@@ -139,6 +142,8 @@ class _Mirror:
         for number in reversed(kept):
             try:
                 self._bring(number, manifests)
+            except NewerFormatError:
+                raise
             except (RemoteNotFoundError, RemoteDamagedError, StoreFormatError) as error:
                 first = first or error
                 continue
@@ -156,11 +161,13 @@ class _Mirror:
         # The manifest is read first, because it names the rest, and gets its name last.
         beside = files.temporary_path(self._paths.root / final.name)
         try:
-            self._folder.download(manifests[self._paths.relative(final)], beside)
-            is_sealed(beside)
-            content = header_content(beside)
-            for name, digest in _files_of(content, beside).items():
-                self._bring_file(name, digest)
+            name = self._paths.relative(final)
+            self._folder.download(manifests[name], beside)
+            with self._told_by_name(name):
+                is_sealed(beside)
+                digests = _files_of(header_content(beside), beside)
+            for needed, digest in digests.items():
+                self._bring_file(needed, digest)
             with files.clear_write_errors(final):
                 files.make_directory(final.parent)
                 files.replace_surely(beside, final)
@@ -179,7 +186,22 @@ class _Mirror:
                 f"{name} is not at {self._folder.url}, and a version there needs it: it was "
                 "removed meanwhile, or by hand"
             )
-        self._folder.download(found, path, sha256=digest, check=is_sealed)
+        with self._told_by_name(name):
+            self._folder.download(found, path, sha256=digest, check=is_sealed)
+
+    @contextmanager
+    def _told_by_name(self, name: str) -> Iterator[None]:
+        """What is damaged is the object, not the file here, whose name nobody knows."""
+        try:
+            yield
+        except NewerFormatError:
+            raise
+        except StoreFormatError as error:
+            reason = reason_of(error.__cause__ or error)
+            raise RemoteDamagedError(
+                f"{name} at {self._folder.url} is damaged: {reason}; remove it there, and "
+                "`gracekit publish` writes it again"
+            ) from error
 
     def _take_back(self, gone: list[int], records: dict[str, RemoteObject]) -> None:
         """Let go of versions that are no longer there; whoever draws from one has it in memory."""

@@ -29,6 +29,7 @@ from gracekit import files
 from gracekit.errors import (
     GracekitError,
     RemoteConflictError,
+    RemoteError,
     RemoteNotFoundError,
     StoreFormatError,
 )
@@ -305,7 +306,7 @@ class _Publisher:
             raise RemoteConflictError(
                 f"{name} at {self.folder.url} vanished: somebody removes what is there; run again"
             ) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):
             raise RemoteConflictError(
@@ -318,22 +319,42 @@ class _Publisher:
             return False
         self.between()
         is_ours = self.folder.write_new(name, content)
+        if is_ours:
+            self._require_written(name, content)
         self._note(name, content)
         return is_ours
 
     def _put(self, name: str, content: bytes | Path) -> None:
         self.between()
         self.folder.write(name, content)
+        if name != self._name(self.store.paths.latest):  # a hint; others may write it as well
+            self._require_written(name, content)
         self._note(name, content)
 
+    def _require_written(self, name: str, content: bytes | Path) -> None:
+        """Raise where an object that was told as written is not there.
+
+        A version whose files are missing would be repaired by nobody once its manifest is there.
+        """
+        num_bytes, found = _num_bytes(content), self.folder.look_up(name)
+        if found is None or found.num_bytes != num_bytes:
+            there = "it is not there" if found is None else f"it has {found.num_bytes:,} bytes"
+            raise RemoteError(
+                f"{self.folder.url} told {name} ({num_bytes:,} bytes) as written, and {there}: "
+                "somebody removes or replaces what is there, or the object store fails; run again"
+            )
+
     def _note(self, name: str, content: bytes | Path) -> None:
-        num_bytes = len(content) if isinstance(content, bytes) else content.stat().st_size
-        self.there[name] = num_bytes
+        self.there[name] = _num_bytes(content)
         self.num_objects += 1
-        self.num_bytes += num_bytes
+        self.num_bytes += self.there[name]
 
     def _name(self, path: Path) -> str:
         return self.store.paths.relative(path)
+
+
+def _num_bytes(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _files_of(header: Header, store: StoreReader) -> dict[str, FileInfo | None]:
