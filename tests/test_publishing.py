@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import gracekit
 from gracekit.errors import (
+    GracekitError,
     RemoteConflictError,
     RemoteDamagedError,
     RemoteDeniedError,
@@ -26,9 +31,14 @@ from gracekit.refresher import rollback
 from gracekit.refresher.publishing import publish_by_recipe
 from gracekit.remote import RemoteFolder, operations
 from gracekit.store import Store, local_store, read_published
+from gracekit.store.files.formats import NewerFormatError, UnreadableError
+from gracekit.store.files.manifest_reading import METADATA_KEY
+from gracekit.store.files.parquet import damaged
+from gracekit.store.files.sealing import sealed_parquet
 from gracekit.store.remote.publishing import publish_versions
 from gracekit.training import Coreset
 from tests.faults import Killed
+from tests.flips import flip_bit
 from tests.published import contents, expected, make_history, whole_versions
 from tests.remote_faults import (
     DENIED,
@@ -180,7 +190,7 @@ def test_a_call_that_fails_loses_nothing_and_reports_nothing_wrong(
 
 
 def test_puts_that_are_told_and_not_done_are_found(store: Store, tmp_path: Path) -> None:
-    """Otherwise a manifest may be put before what it names, and nobody would mend that."""
+    """Otherwise a manifest may be put before what it names, and readers take that for whole."""
     calls = num_calls(lambda: publish_versions(store, url_of(tmp_path, "-counted")))
     for k in range(1, calls + 1):
         url = url_of(tmp_path, f"-{k}")
@@ -210,6 +220,76 @@ def test_a_damaged_manifest_is_told_by_its_name_there(store: Store, tmp_path: Pa
     RemoteFolder.open(url).remove("manifests/v000004.parquet")
     publish_versions(store.renew(), url)
     assert Coreset.load(url).version == 4
+
+
+@pytest.mark.parametrize("kind", ["samples", "measurements", "score_history"])
+def test_what_is_removed_there_by_hand_is_written_again(
+    kind: str, store: Store, tmp_path: Path
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    for name in [name for name in contents(url) if name.startswith(f"{kind}/")]:
+        RemoteFolder.open(url).remove(name)
+        report = publish_versions(store.renew(), url)
+        assert (report.published, report.num_objects) == ((), 1)
+        assert contents(url) == expected(store), name
+    assert Coreset.load(url).version == 4
+
+
+def test_a_file_that_is_damaged_in_both_places_is_told_and_newer_versions_are_published(
+    store: Store, tmp_path: Path
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    measured = store.paths.measured(2)
+    RemoteFolder.open(url).remove(store.paths.relative(measured))
+    flip_bit(measured, 400)
+    store.commit(make_draft(store, "five"))
+    with pytest.raises(StoreFormatError, match="is damaged, so what version 2 lacks at memory"):
+        publish_versions(store.renew(), url)
+    assert "manifests/v000005.parquet" in contents(url)
+
+
+def with_header(content: bytes, header: bytes | None) -> bytes:
+    """A manifest with another header, sealed as ours are."""
+    table = pq.read_table(io.BytesIO(content))
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(header and {METADATA_KEY: header}), sink)
+    return b"".join(bytes(part) for part in sealed_parquet(memoryview(sink.getvalue())))
+
+
+@pytest.mark.parametrize(
+    ("header", "error", "reason"),
+    [
+        (b'{"format_version": 99}', NewerFormatError, "has format version 99"),
+        (None, RemoteDamagedError, "is damaged: it has no header of gracekit; remove it there"),
+    ],
+    ids=["newer", "none"],
+)
+def test_a_manifest_that_is_no_damaged_file_is_told_by_its_name_there(
+    header: bytes | None, error: type[GracekitError], reason: str, store: Store, tmp_path: Path
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    name = "manifests/v000004.parquet"
+    RemoteFolder.open(url).write(name, with_header(contents(url)[name], header))
+    with pytest.raises(error, match=f"^{name} at {url} {reason}") as told:
+        Coreset.load(url, 4)
+    assert str(tmp_path / "cache") not in str(told.value)
+
+
+def test_a_disk_that_cannot_be_read_is_no_damaged_object(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+
+    def check(path: Path) -> bool:
+        raise damaged(path, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+
+    monkeypatch.setattr("gracekit.store.remote.mirror.is_sealed", check)
+    with pytest.raises(UnreadableError, match="That does not mean that it is damaged: raise the"):
+        Coreset.load(url, 4)
 
 
 def at_call(k: int, work: Callable[[], object]) -> Callable[[], None]:

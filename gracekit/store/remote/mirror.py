@@ -30,7 +30,7 @@ from gracekit.errors import (
 )
 from gracekit.foreign import foreign, reason_of
 from gracekit.remote import RemoteFolder, RemoteObject, address_of, cache_folder
-from gracekit.store.files.formats import NewerFormatError
+from gracekit.store.files.formats import NewerFormatError, UnreadableError
 from gracekit.store.files.manifest_reading import header_content, list_manifests, removal_time
 from gracekit.store.files.parquet import is_sealed
 from gracekit.store.files.paths import JSON_NAME, TABLE_NAME, StorePaths, numbers_in
@@ -163,7 +163,7 @@ class _Mirror:
         try:
             name = self._paths.relative(final)
             self._folder.download(manifests[name], beside)
-            with self._told_by_name(name):
+            with self._told_by_name(name, beside):
                 is_sealed(beside)
                 digests = _files_of(header_content(beside), beside)
             for needed, digest in digests.items():
@@ -186,21 +186,26 @@ class _Mirror:
                 f"{name} is not at {self._folder.url}, and a version there needs it: it was "
                 "removed meanwhile, or by hand"
             )
-        with self._told_by_name(name):
+        with self._told_by_name(name, path):
             self._folder.download(found, path, sha256=digest, check=is_sealed)
 
     @contextmanager
-    def _told_by_name(self, name: str) -> Iterator[None]:
+    def _told_by_name(self, name: str, path: Path) -> Iterator[None]:
         """What is damaged is the object, not the file here, whose name nobody knows."""
         try:
             yield
-        except NewerFormatError:
+        except UnreadableError:  # of this disk
             raise
         except StoreFormatError as error:
-            reason = reason_of(error.__cause__ or error)
+            there = f"{name} at {self._folder.url}"
+            if isinstance(error, NewerFormatError):
+                raise NewerFormatError(str(error).replace(str(path), there)) from error
+            reason = "it has no header of gracekit"
+            if error.__cause__ is not None:
+                reason = reason_of(error.__cause__)
             raise RemoteDamagedError(
-                f"{name} at {self._folder.url} is damaged: {reason}; remove it there, and "
-                "`gracekit publish` writes it again"
+                f"{there} is damaged: {reason}; remove it there, and `gracekit publish` writes it "
+                "again"
             ) from error
 
     def _take_back(self, gone: list[int], records: dict[str, RemoteObject]) -> None:

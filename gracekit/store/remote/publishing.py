@@ -11,9 +11,10 @@
 
 Everything follows from a listing of what is there, so it may be repeated, killed at any moment, and
 done by two processes at once: the same content put twice is one object. A version is there whole or
-not at all. A store of other versions is refused at `store.json`, or at a header or a removal record
-that differs, before anything is removed. A version that cannot be published is passed over, and is
-an error once the others are there.
+not at all; what it lacks all the same, because somebody removed a damaged object, is written again.
+A store of other versions is refused at `store.json`, or at a header or a removal record that
+differs, before anything is removed. A version that cannot be published is passed over, and is an
+error once the others are there.
 Nothing here locks the store: a file that gc removes meanwhile makes its version be passed over.
 """
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,8 @@ class _Publisher:
         paths = self.store.paths
         manifest = self._name(paths.manifest(version))
         if manifest in self.there:
+            if self._lacks(version):
+                self._mend(version)
             return False
         header = self.store.header(version)
         if not self._put_new(self._name(paths.sidecar(version)), header.to_text().encode()):
@@ -189,6 +193,26 @@ class _Publisher:
             # The claim before it was ours: another release wrote the same version.
             self._require_same(self._name(paths.sidecar(version)), header)
         return True
+
+    def _lacks(self, version: int) -> bool:
+        """Whether a version that is there lacks a file: somebody removed a damaged object, say.
+
+        Reads no header: what a version was made with is known, and tables of changed samples are
+        looked for together.
+        """
+        names = [name for name, _ in self.store.all_facts()[version].sizes]
+        return self._lacks_samples or any(name not in self.there for name in names)
+
+    @cached_property
+    def _lacks_samples(self) -> bool:
+        tables = self.store.paths.changed_samples.glob("v*.parquet")
+        return any(self._name(table) not in self.there for table in tables)
+
+    def _mend(self, version: int) -> None:
+        """Write again what a version lacks."""
+        for name, entry in _files_of(self.store.header(version), self.store).items():
+            if name not in self.there:
+                self._copy(name, entry, f"what version {version} lacks at {self.folder.url} is not")
 
     def _copy(self, name: str, entry: FileInfo | None, what: str) -> None:
         """Copy a file unless it is there; `what` says what is not published without it."""
@@ -334,8 +358,9 @@ class _Publisher:
     def _require_written(self, name: str, content: bytes | Path) -> None:
         """Raise where an object that was told as written is not there.
 
-        A version whose files are missing would be repaired by nobody once its manifest is there.
+        Readers take a version for whole once its manifest is there.
         """
+        self.between()
         num_bytes, found = _num_bytes(content), self.folder.look_up(name)
         if found is None or found.num_bytes != num_bytes:
             there = "it is not there" if found is None else f"it has {found.num_bytes:,} bytes"
