@@ -272,6 +272,7 @@ def test_llamafactory_is_entered_in_an_existing_directory(tmp_path: Path) -> Non
     for text, message in [
         (json.dumps({"other": {"file_name": "mine.json"}}), "already has a dataset 'other'"),
         ("{broken", "not valid JSON"),
+        ('{"other": "\\ud800"}', "not valid JSON"),
         ("[]", "one JSON object"),
         ('{"other": "mine.json"}', "already has a dataset 'other'"),
         ("[" * 100_000, "nested too deep"),

@@ -191,15 +191,16 @@ def _known_datasets(shared: Path, name: str) -> Json:
     """What a `dataset_info.json` holds; `ExportError` where we must not write to it."""
     try:
         known = files.read_json(shared)
+        _dump(known).encode()  # JSON can hold what no file of UTF-8 can
     except OSError as error:
         raise ExportError(
             f"cannot read {shared}, where the export is to be entered: {reason_of(error)}; correct "
             "it, or export to a directory elsewhere"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(
-            f"{shared} is not valid JSON ({error}), so the export cannot be entered there; "
-            "correct it, or export to a directory elsewhere"
+            f"{shared} is not valid JSON ({reason_of(error)}), so the export cannot be entered "
+            "there; correct it, or export to a directory elsewhere"
         ) from None
     if not isinstance(known, dict):
         raise ExportError(f"{shared} should hold one JSON object; correct it, or export elsewhere")
