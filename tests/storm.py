@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -176,7 +177,9 @@ def read_by_url(folder: Path, number: int, pipe: Connection) -> None:
             met[f"warning: {record.getMessage()}"] += 1
 
     logging.getLogger("gracekit").addHandler(Note(logging.WARNING))
-    while not pipe.poll(0.1):
+    is_over = False
+    while not is_over:
+        is_over = pipe.poll(0.1)  # once more then, however late this process began
         try:
             coreset = Coreset.load(url_in(folder))
         except (RemoteError, StoreNotFoundError, VersionNotFoundError) as error:
@@ -250,6 +253,7 @@ class Storm:
             if code == REFUSED and operation == "publish":
                 self.num_refused += 1
             elif code != 0:
+                assert code == -signal.SIGKILL, f"{operation} failed by itself, with {code}"
                 self.num_killed += 1
                 self.killed_in[operation] += 1
                 self.num_killed_with_shards += self.num_shards() > 0
@@ -398,7 +402,10 @@ class Storm:
 
 
 def _is_whole_export(directory: Path) -> bool:
-    manifest = json.loads((directory / "manifest.json").read_text())["export"]
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text())["export"]
+    except (FileNotFoundError, ValueError):  # killed while it was made
+        return False
     names = [*manifest["written"]]
     if "coreset.jsonl" in names:
         num_rows = len((directory / "coreset.jsonl").read_text().splitlines())
