@@ -140,6 +140,7 @@ def at_work(folder: Path, seconds: float) -> Iterator[Crowd]:
             target=_work, args=(folder / "store", role, seconds, there)
         )
         process.start()
+        there.close()  # of one that dies there is an end then, and no wait without end
         crowd.processes[role] = process, here
     yield crowd
     for role, (process, pipe) in crowd.processes.items():

@@ -33,6 +33,7 @@ def readers(folder: Path, num: int, met: Counter[str]) -> Iterator[None]:
         here, there = PROCESSES.Pipe()
         process = PROCESSES.Process(target=read_by_url, args=(folder, number, there))
         process.start()
+        there.close()  # of one that dies there is an end then, and no wait without end
         pipes.append(here)
         processes.append(process)
     try:
