@@ -88,8 +88,8 @@ def bring(root: Path, version: int | None = None, *, again: bool = False) -> Non
     Raises:
         StoreNotFoundError: Nothing is published at the URL.
         VersionNotFoundError: There is no such version, none yet, or gc removed it.
-        StoreFormatError: No version there is whole, or not the one that was asked for.
-        RemoteDamagedError: The same, told by a checksum.
+        RemoteDamagedError: No version there is whole, or not the one that was asked for.
+        StoreFormatError: A newer gracekit wrote it, or this disk cannot be read.
         RemoteError: The object store cannot be read.
         StoreWriteError: The disk cannot be written.
     """

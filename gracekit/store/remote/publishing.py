@@ -21,7 +21,7 @@ Nothing here locks the store: a file that gc removes meanwhile makes its version
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ from gracekit.store.files.parquet import is_sealed
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.reader import StoreReader
 from gracekit.store.retention import files_of_removed
+from gracekit.store.version_facts import VersionFacts
 from gracekit.version.header import FileInfo, Header
 from gracekit.version.identity import identity_of_store, identity_of_version
 
@@ -91,6 +92,8 @@ class _Publisher:
     between: Callable[[], None]
     there: dict[str, int] = field(default_factory=dict)
     """Name of each object that is there -> bytes."""
+    made_with: Mapping[int, VersionFacts] = field(default_factory=dict)
+    """Versions that the store keeps, as the publish began -> their facts."""
     num_objects: int = 0
     num_bytes: int = 0
     errors: list[GracekitError] = field(default_factory=list)
@@ -98,6 +101,7 @@ class _Publisher:
 
     def run(self) -> PublishReport:
         paths, snapshot = self.store.paths, self.store.snapshot
+        self.made_with = snapshot.kept
         self.between()
         self.there = {name: found.num_bytes for name, found in self.folder.list().items()}
         self._require_ours()
@@ -200,7 +204,7 @@ class _Publisher:
         Reads no header: what a version was made with is known, and tables of changed samples are
         looked for together.
         """
-        names = [name for name, _ in self.store.all_facts()[version].sizes]
+        names = [name for name, _ in self.made_with[version].sizes]
         return self._lacks_samples or any(name not in self.there for name in names)
 
     @cached_property
