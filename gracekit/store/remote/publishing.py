@@ -336,6 +336,7 @@ class _Publisher:
 
         A version whose files are missing would be repaired by nobody once its manifest is there.
         """
+        self.between()
         num_bytes, found = _num_bytes(content), self.folder.look_up(name)
         if found is None or found.num_bytes != num_bytes:
             there = "it is not there" if found is None else f"it has {found.num_bytes:,} bytes"
