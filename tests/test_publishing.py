@@ -529,7 +529,7 @@ def test_a_damaged_newest_version_is_passed_over(
     folder.write(name, bytes(content))
     assert Coreset.load(url).version == 3
     assert "version 3 is read in place of a newer one" in caplog.text
-    with pytest.raises(StoreFormatError):
+    with pytest.raises(RemoteDamagedError, match=r"manifests/v000004\.parquet at"):
         Coreset.load(url, 4)
 
 

@@ -35,6 +35,8 @@ LATEST = "LATEST"
 """Object with the name of the newest version's folder, such as `v000012`, and a line break."""
 _STORE = StorePaths(Path()).info.name
 _VERSION = re.compile(rf"(v(\d{{6,}}))/{re.escape(MANIFEST)}")
+_NAMED = re.compile(rb"v\d{6,}\n")
+"""What is written into `LATEST`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +131,41 @@ def remote_manifest(url: str) -> Json | None:
 def point_to_latest(url: str) -> str:
     """Let `LATEST` name the newest complete export among the versions below a URL.
 
+    It is looked again after each write: of several that export at once the last one to write sees
+    the versions of all, so that `LATEST` does not stay behind.
+
     Returns:
         The URL of `LATEST`.
+
+    Raises:
+        ExportError: There is an object `LATEST` that is no such name, or no complete export.
+        RemoteError: It cannot be reached or written.
     """
     folder = RemoteFolder.open(url, create=True)
+    while True:
+        newest = f"{_newest(folder)}\n".encode()
+        named = _content(folder, LATEST)
+        if named == newest:
+            return f"{folder.url}/{LATEST}"
+        if named is not None and _NAMED.fullmatch(named) is None:
+            raise ExportError(
+                f"{LATEST} at {folder.url} is not of our exports, so it is left alone; the export "
+                "itself is complete. Move it away, or name another folder with --versions-in"
+            )
+        folder.write(LATEST, newest)
+
+
+def _newest(folder: RemoteFolder) -> str:
+    """Name of the newest version below a folder with a complete export of ours."""
     found = [match for name in folder.list() if (match := _VERSION.fullmatch(name))]
-    newest = max(found, key=lambda match: int(match[2]))
-    folder.write(LATEST, f"{newest[1]}\n".encode())
-    return f"{folder.url}/{LATEST}"
+    for match in sorted(found, key=lambda match: int(match[2]), reverse=True):
+        manifest = _read_json(folder, match[0])
+        if manifest is not None and _names_in(manifest.get("export")):
+            return match[1]
+    raise ExportError(
+        f"there is no complete export at {folder.url}: another process replaces or removes it. "
+        "Export again, one at a time"
+    )
 
 
 def _require_outside_stores(url: str) -> None:
@@ -158,10 +187,18 @@ def _require_outside_stores(url: str) -> None:
 def _read_json(folder: RemoteFolder, name: str) -> Json | None:
     """A JSON object; None where there is none, or it is no such thing."""
     try:
-        found = json.loads(folder.read(name))
-    except (RemoteNotFoundError, ValueError):
+        found = json.loads(_content(folder, name) or b"null")
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def _content(folder: RemoteFolder, name: str) -> bytes | None:
+    """What an object holds; None where there is none."""
+    try:
+        return folder.read(name)
+    except RemoteNotFoundError:
+        return None
 
 
 def _names_in(content: object) -> set[str]:
