@@ -111,7 +111,14 @@ def test_nothing_goes_into_a_published_store(tmp_path: Path, below: str) -> None
 
 
 def test_a_manifest_of_others_is_no_export() -> None:
-    for text in (b"{}", b"[]", b"\xff", b'{"export": {"written": 3}}', b'{"export": null}'):
+    for text in (
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"export": {"written": 3}}',
+        b'{"export": null}',
+        b"[" * 10**5,
+    ):
         url = memory()
         RemoteFolder.open(url).write("manifest.json", text)
         with pytest.raises(ExportError, match="no earlier export"):
@@ -168,6 +175,25 @@ def test_a_call_that_fails_is_told_and_one_that_lies_is_looked_up(fault: str) ->
             export(content(), "jsonl", url)
         assert "coreset.jsonl" in at(url)
     assert number > 3
+
+
+def test_puts_that_are_told_and_not_done_are_found() -> None:
+    for number in itertools.count(1):
+        url = memory()
+        is_put = from_call(number, alone=True)
+        lies = remote_faults.in_place_of(
+            lambda k, name, is_meant=is_put: is_meant(k, name) and name == "put_object",  # type: ignore[misc]
+            remote_faults.told_as_done,
+        )
+        is_told_as_done = False
+        with lies as calls, contextlib.suppress(RemoteError, ExportError):
+            export(content(), "jsonl", url)
+            is_told_as_done = True
+        if len(calls) < number:
+            break
+        whole = at(url).keys() == JSONL
+        assert whole or not is_told_as_done, f"put {number}"
+    assert number > 4
 
 
 def test_two_exports_to_one_place_are_told() -> None:

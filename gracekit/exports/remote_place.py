@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gracekit.errors import ExportError, RemoteDeniedError, RemoteNotFoundError
+from gracekit.errors import ExportError, RemoteDeniedError, RemoteError, RemoteNotFoundError
 from gracekit.exports.placing import MANIFEST, WRITTEN, files_below, some_of
 from gracekit.remote import RemoteFolder
 from gracekit.store import StorePaths
@@ -102,15 +102,29 @@ class RemotePlace:
             if name != MANIFEST:
                 logger.debug("copying %s (%d of %d) to %s", name, number, len(names), self.folder)
                 self.folder.write(name, directory / name)
+        self._require_there(directory, [name for name in names if name != MANIFEST])
         is_alone = self.folder.holds(UNFINISHED, sign)
         if not (is_alone and self.folder.write_new(MANIFEST, directory / MANIFEST)):
             raise ExportError(
                 f"another export went to {self.folder.url} meanwhile, so that what is there may "
                 "be of both. Export once more with --force, one at a time"
             )
+        self._require_there(directory, [MANIFEST])
         for name in sorted(self.there - {*names, UNFINISHED}):
             self.folder.remove(name)
         self.folder.remove(UNFINISHED)
+
+    def _require_there(self, directory: Path, names: list[str]) -> None:
+        """Raise `RemoteError` where what was told as written is not there."""
+        found = self.folder.list()
+        for name in names:
+            num_bytes = (directory / name).stat().st_size
+            if name not in found or found[name].num_bytes != num_bytes:
+                raise RemoteError(
+                    f"{self.folder.url} told {name} ({num_bytes:,} bytes) as written, and it is "
+                    "not there: somebody removes or replaces what is there, or the object store "
+                    "fails; export again"
+                )
 
 
 def remote_manifest(url: str) -> Json | None:
@@ -188,7 +202,7 @@ def _read_json(folder: RemoteFolder, name: str) -> Json | None:
     """A JSON object; None where there is none, or it is no such thing."""
     try:
         found = json.loads(_content(folder, name) or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
