@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import gracekit
 from gracekit.cli import main
-from gracekit.errors import ExportError, RemoteError, UsageError
+from gracekit.errors import ExportError, RemoteConflictError, RemoteError, UsageError
 from gracekit.exports import ExportedRows, export, point_to_latest
 from gracekit.exports.remote_place import LATEST, UNFINISHED
 from gracekit.remote import RemoteFolder
@@ -107,6 +107,17 @@ def test_nothing_goes_into_a_published_store(tmp_path: Path, below: str) -> None
     for place in places:
         with pytest.raises(ExportError, match=r"lies in the store that is at .*/bucket/run,"):
             gracekit.export(store, format="ids", force=True, **place)
+    assert at(url) == before
+
+
+def test_nothing_is_published_among_exports(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "refresh 1"))
+    url = f"file://{tmp_path}/bucket"
+    gracekit.export(store, format="ids", versions_in=url)
+    before = at(url)
+    with pytest.raises(RemoteConflictError, match="has an object LATEST of others"):
+        gracekit.publish(store, url)
     assert at(url) == before
 
 

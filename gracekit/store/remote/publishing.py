@@ -125,6 +125,12 @@ class _Publisher:
     def _require_ours(self) -> None:
         """Claim the folder, or see that it is this store's."""
         info, name = self.store.paths.info, self._name(self.store.paths.info)
+        latest = self._name(self.store.paths.latest)
+        if name not in self.there and latest in self.there:  # ours comes after store.json
+            raise RemoteConflictError(
+                f"{self.folder.url} has an object {latest} of others, such as that of exports: "
+                f"{_WAY_OUT}"
+            )
         if name not in self.there and self._put_new(name, info.read_bytes()):
             return
         theirs = self._read_json(name)
