@@ -17,6 +17,7 @@ import gracekit
 from gracekit.cli import main
 from gracekit.errors import ExportError, RecipeError, UsageError
 from gracekit.recipe import Recipe
+from gracekit.remote import RemoteFolder
 from gracekit.store import Store
 from gracekit.types import Json
 from tests.tiny import write_checkpoint
@@ -191,9 +192,11 @@ def test_what_is_called_latest_is_left_alone(tmp_path: Path, recipe: Recipe) -> 
 def test_one_place_is_named(tmp_path: Path, recipe: Recipe) -> None:
     with pytest.raises(UsageError, match="found neither"):
         gracekit.export(recipe.store)
-    for place in ("s3://key:secret@bucket/subset", "s3://bucket/subset?x=1"):
-        with pytest.raises(UsageError, match=r"credentials in it|has no '\?'"):
-            gracekit.export(recipe.store, place)
+    urls = ("memory://one/subset", "memory://another/subset")
+    places: tuple[str | Path, ...] = (urls[0], Path(urls[1]))
+    for url, place in zip(urls, places, strict=True):
+        assert gracekit.export(recipe.store, place, format="ids").path == url
+        assert "ids.txt" in RemoteFolder.open(url).list()
     with pytest.raises(UsageError, match="found both"):
         gracekit.export(recipe.store, tmp_path / "a", versions_in=tmp_path / "b")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 
 import gracekit
 from gracekit.cli import main
-from gracekit.errors import ExportError, RemoteError
+from gracekit.errors import ExportError, RemoteConflictError, RemoteError, UsageError
 from gracekit.exports import ExportedRows, export, point_to_latest
 from gracekit.exports.remote_place import LATEST, UNFINISHED
 from gracekit.remote import RemoteFolder
@@ -109,8 +110,26 @@ def test_nothing_goes_into_a_published_store(tmp_path: Path, below: str) -> None
     assert at(url) == before
 
 
+def test_nothing_is_published_among_exports(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "refresh 1"))
+    url = f"file://{tmp_path}/bucket"
+    gracekit.export(store, format="ids", versions_in=url)
+    before = at(url)
+    with pytest.raises(RemoteConflictError, match="has an object LATEST of others"):
+        gracekit.publish(store, url)
+    assert at(url) == before
+
+
 def test_a_manifest_of_others_is_no_export() -> None:
-    for text in (b"{}", b"[]", b"\xff", b'{"export": {"written": 3}}', b'{"export": null}'):
+    for text in (
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"export": {"written": 3}}',
+        b'{"export": null}',
+        b"[" * 10**5,
+    ):
         url = memory()
         RemoteFolder.open(url).write("manifest.json", text)
         with pytest.raises(ExportError, match="no earlier export"):
@@ -169,6 +188,25 @@ def test_a_call_that_fails_is_told_and_one_that_lies_is_looked_up(fault: str) ->
     assert number > 3
 
 
+def test_puts_that_are_told_and_not_done_are_found() -> None:
+    for number in itertools.count(1):
+        url = memory()
+        is_put = from_call(number, alone=True)
+        lies = remote_faults.in_place_of(
+            lambda k, name, is_meant=is_put: is_meant(k, name) and name == "put_object",  # type: ignore[misc]
+            remote_faults.told_as_done,
+        )
+        is_told_as_done = False
+        with lies as calls, contextlib.suppress(RemoteError, ExportError):
+            export(content(), "jsonl", url)
+            is_told_as_done = True
+        if len(calls) < number:
+            break
+        whole = at(url).keys() == JSONL
+        assert whole or not is_told_as_done, f"put {number}"
+    assert number > 4
+
+
 def test_two_exports_to_one_place_are_told() -> None:
     url, has_begun = memory(), False
 
@@ -193,6 +231,83 @@ def test_latest_is_the_newest_complete_version(tmp_path: Path) -> None:
     RemoteFolder.open(url).write("v000011/ids.txt", b"half")
     assert point_to_latest(url) == f"{url}/{LATEST}"
     assert at(url)[LATEST] == b"v000010\n"
+
+
+def test_latest_does_not_stay_behind_when_several_export() -> None:
+    url, has_ended = memory(), False
+    other = RemoteFolder.open(url)
+    export(content(), "ids", url)
+    files = at(url)
+    for name in files:
+        other.remove(name)
+
+    def put(version: str) -> None:
+        for name, text in files.items():
+            other.write(f"{version}/{name}", text)
+
+    def another(number: int, name: str) -> bool:
+        """Between the listing and the write of one, the other puts a version and names it."""
+        nonlocal has_ended
+        if name == "put_object" and not has_ended:
+            has_ended = True
+            put("v000010")
+            other.write(LATEST, b"v000010\n")
+        return False
+
+    put("v000009")
+    with remote_faults.in_place_of(another, remote_faults.kill):
+        point_to_latest(url)
+    assert has_ended and at(url)[LATEST] == b"v000010\n"
+
+
+@pytest.mark.parametrize("text", [b"build 12\n", b"12\n", b""])
+def test_a_latest_of_others_is_left_alone(tmp_path: Path, text: bytes) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "refresh 1"))
+    url = f"file://{tmp_path}/bucket"
+    RemoteFolder.open(url, create=True).write(LATEST, text)
+    with pytest.raises(ExportError, match=r"LATEST at .* is not of our exports"):
+        gracekit.export(store, format="ids", versions_in=url)
+    found = at(url)
+    assert found[LATEST] == text and "v000001/manifest.json" in found
+
+
+def test_latest_names_no_folder_of_others(tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/bucket"
+    folder = RemoteFolder.open(url, create=True)
+    folder.write("v000011/manifest.json", b'{"export": "mine"}')
+    with pytest.raises(ExportError, match="no complete export"):
+        point_to_latest(url)
+    assert LATEST not in at(url)
+    export(content(), "ids", f"{url}/v000010")
+    point_to_latest(url)
+    assert at(url)[LATEST] == b"v000010\n"
+
+
+def test_a_full_disk_for_temporary_files_is_told() -> None:
+    """By the limit of the system for the size of a file."""
+    url = memory()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        with pytest.raises(ExportError, match=rf"the export {url}: .*too large.*set TMPDIR"):
+            export(content(), "jsonl", url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert at(url) == {}
+
+
+@pytest.mark.parametrize("option", ["--out", "--versions-in"])
+def test_a_url_of_this_machine_has_the_whole_path(tmp_path: Path, option: str) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "refresh 1"))
+    place = {"--out": "out", "--versions-in": "versions_in"}[option]
+    places: dict[str, Any] = {place: "file://subset/a"}
+    with pytest.raises(UsageError, match="three slashes"):
+        gracekit.export(store, format="ids", **places)
+    words = ["export", "--store", str(store.paths.root), "--format", "ids", option]
+    answer = CliRunner().invoke(main, [*words, "file://subset/a"])
+    assert answer.exit_code == 2 and "three slashes" in answer.output, answer.output
 
 
 def test_each_version_of_a_store_has_a_folder(tmp_path: Path) -> None:

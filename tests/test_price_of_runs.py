@@ -17,7 +17,7 @@ import gracekit
 from gracekit.checkpoints import check_checkpoint
 from gracekit.cli.output import Output
 from gracekit.cli.results import print_plan
-from gracekit.errors import RefreshStoppedError
+from gracekit.errors import RefreshStoppedError, StoreWriteError
 from gracekit.pace_log import MACHINE, SAMPLES_A_STEP, SECONDS_A_STEP, this_machine
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
@@ -132,6 +132,33 @@ def test_reading_and_commits_count_in_the_seconds(run_dir: Path, tmp_path: Path)
     for header in headers:
         in_stages = sum(header.timings.stages.values()) + (header.timings.model_pass_s or 0.0)
         assert in_stages <= (header.timings.total_s or 0.0) + 0.01
+
+
+def test_what_no_account_holds_yet_counts_once_when_a_refresh_is_repeated(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    refresher = Refresher.from_recipe(recipe)
+    first, second = (
+        check_checkpoint(run_dir / f"run/checkpoint-{step}", recipe.checkpoints)
+        for step in (100, 200)
+    )
+
+    def full(*_: object, **__: object) -> int:
+        raise StoreWriteError("the disk is full")
+
+    with refresher.locked():
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "commit", full)
+            with pytest.raises(StoreWriteError):
+                refresher.refresh(first)
+        made = refresher.refresh(first)
+        again = refresher.refresh(first)
+        assert not again.is_new and again.header == made.header
+        later = refresher.refresh(second)
+    assert made.header.timings.stages["read"] > 0
+    stages = later.header.timings.stages
+    assert stages["last_commit"] > 0 and "read" not in stages
 
 
 def test_a_refresh_that_was_stopped_costs_what_it_measured_once(

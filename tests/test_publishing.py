@@ -315,6 +315,7 @@ def test_two_publishers_at_once(store: Store, tmp_path: Path) -> None:
 
 
 def outcome_of(work: Callable[[], object]) -> str:
+    """What its author is told; where to run again is told, it does."""
     try:
         work()
     except RemoteConflictError as error:

@@ -31,11 +31,11 @@ from gracekit.remote import is_url
     "  gracekit export --versions-in s3://bucket/coresets         # needs gracekit[s3]\n"
     "  gracekit export --format ids -o ids",
 )
-@click.option("-o", "--out", "directory", type=click.Path(path_type=Path), default=None,
+@click.option("-o", "--out", "directory", type=click.Path(), default=None,
               help="The directory to write, or a URL such as s3://bucket/subset.")  # fmt: skip
-@click.option("--versions-in", "versions_in", type=click.Path(path_type=Path), default=None,
+@click.option("--versions-in", "versions_in", type=click.Path(), default=None,
               help="Instead of --out: a directory in which each version gets its own (v000012), "
-              "and the link `latest` names the newest.")  # fmt: skip
+              "and the link `latest` names the newest (at a URL the object LATEST).")  # fmt: skip
 @version_option
 @click.option("-f", "--format", "format_name", default="jsonl", show_default=True,
               help="Rows: jsonl, parquet, hf-dataset. Lists: ids, indices-npy. For trainers: "
@@ -54,8 +54,8 @@ from gracekit.remote import is_url
 @clear_errors
 @answers
 def export(
-    directory: Path | None,
-    versions_in: Path | None,
+    directory: str | None,
+    versions_in: str | None,
     version: int | Literal["latest"],
     format_name: str,
     weights: Literal["column", "repeat", "none"],
@@ -85,8 +85,8 @@ def export(
         data=data_path or _data_of(recipe_path, store),
         force=force,
     )
-    place = directory if versions_in is None else versions_in / Path(written.path).name
-    told = written.path if is_url(place) else place
+    place = directory if versions_in is None else Path(versions_in) / Path(written.path).name
+    told = written.path if is_url(written.path) else place
     out.show(
         written,
         lambda: out.line(

@@ -148,16 +148,24 @@ def export(
 
     try:
         if remote is not None:
-            with tempfile.TemporaryDirectory(prefix="gracekit-export-") as built_in:
+            with (
+                files.clear_write_errors(out),
+                tempfile.TemporaryDirectory(prefix="gracekit-export-") as built_in,
+            ):
                 write(Path(built_in))
                 remote.put(Path(built_in))
             return report
         with files.temporary_directory(out, write) as built:
             put_in_place(built, out)
     except StoreWriteError as error:
+        advice = "Free some space or check the owner of the directory, and export again"
+        if remote is not None:
+            advice = (
+                "It is written on this machine first: free some space in the directory for "
+                "temporary files, or set TMPDIR to another one, and export again"
+            )
         raise ExportError(
-            f"cannot write the export {out}: {error.__cause__}. Free some space or check the owner "
-            "of the directory, and export again"
+            f"cannot write the export {report.path}: {error.__cause__}. {advice}"
         ) from error
     return report
 

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gracekit.errors import ExportError, RemoteDeniedError, RemoteNotFoundError
+from gracekit.errors import ExportError, RemoteDeniedError, RemoteError, RemoteNotFoundError
 from gracekit.exports.placing import MANIFEST, WRITTEN, files_below, some_of
 from gracekit.remote import RemoteFolder
 from gracekit.store import StorePaths
@@ -35,6 +35,8 @@ LATEST = "LATEST"
 """Object with the name of the newest version's folder, such as `v000012`, and a line break."""
 _STORE = StorePaths(Path()).info.name
 _VERSION = re.compile(rf"(v(\d{{6,}}))/{re.escape(MANIFEST)}")
+_NAMED = re.compile(rb"v\d{6,}\n")
+"""What is written into `LATEST`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +102,29 @@ class RemotePlace:
             if name != MANIFEST:
                 logger.debug("copying %s (%d of %d) to %s", name, number, len(names), self.folder)
                 self.folder.write(name, directory / name)
+        self._require_there(directory, [name for name in names if name != MANIFEST])
         is_alone = self.folder.holds(UNFINISHED, sign)
         if not (is_alone and self.folder.write_new(MANIFEST, directory / MANIFEST)):
             raise ExportError(
                 f"another export went to {self.folder.url} meanwhile, so that what is there may "
                 "be of both. Export once more with --force, one at a time"
             )
+        self._require_there(directory, [MANIFEST])
         for name in sorted(self.there - {*names, UNFINISHED}):
             self.folder.remove(name)
         self.folder.remove(UNFINISHED)
+
+    def _require_there(self, directory: Path, names: list[str]) -> None:
+        """Raise `RemoteError` where what was told as written is not there."""
+        found = self.folder.list()
+        for name in names:
+            num_bytes = (directory / name).stat().st_size
+            if name not in found or found[name].num_bytes != num_bytes:
+                raise RemoteError(
+                    f"{self.folder.url} told {name} ({num_bytes:,} bytes) as written, and it is "
+                    "not there: somebody removes or replaces what is there, or the object store "
+                    "fails; export again"
+                )
 
 
 def remote_manifest(url: str) -> Json | None:
@@ -129,14 +145,41 @@ def remote_manifest(url: str) -> Json | None:
 def point_to_latest(url: str) -> str:
     """Let `LATEST` name the newest complete export among the versions below a URL.
 
+    It is looked again after each write: of several that export at once the last one to write sees
+    the versions of all, so that `LATEST` does not stay behind.
+
     Returns:
         The URL of `LATEST`.
+
+    Raises:
+        ExportError: There is an object `LATEST` that is no such name, or no complete export.
+        RemoteError: It cannot be reached or written.
     """
     folder = RemoteFolder.open(url, create=True)
+    while True:
+        newest = f"{_newest(folder)}\n".encode()
+        named = _content(folder, LATEST)
+        if named == newest:
+            return f"{folder.url}/{LATEST}"
+        if named is not None and _NAMED.fullmatch(named) is None:
+            raise ExportError(
+                f"{LATEST} at {folder.url} is not of our exports, so it is left alone; the export "
+                "itself is complete. Move it away, or name another folder with --versions-in"
+            )
+        folder.write(LATEST, newest)
+
+
+def _newest(folder: RemoteFolder) -> str:
+    """Name of the newest version below a folder with a complete export of ours."""
     found = [match for name in folder.list() if (match := _VERSION.fullmatch(name))]
-    newest = max(found, key=lambda match: int(match[2]))
-    folder.write(LATEST, f"{newest[1]}\n".encode())
-    return f"{folder.url}/{LATEST}"
+    for match in sorted(found, key=lambda match: int(match[2]), reverse=True):
+        manifest = _read_json(folder, match[0])
+        if manifest is not None and _names_in(manifest.get("export")):
+            return match[1]
+    raise ExportError(
+        f"there is no complete export at {folder.url}: another process replaces or removes it. "
+        "Export again, one at a time"
+    )
 
 
 def _require_outside_stores(url: str) -> None:
@@ -158,10 +201,18 @@ def _require_outside_stores(url: str) -> None:
 def _read_json(folder: RemoteFolder, name: str) -> Json | None:
     """A JSON object; None where there is none, or it is no such thing."""
     try:
-        found = json.loads(folder.read(name))
-    except (RemoteNotFoundError, ValueError):
+        found = json.loads(_content(folder, name) or b"null")
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _content(folder: RemoteFolder, name: str) -> bytes | None:
+    """What an object holds; None where there is none."""
+    try:
+        return folder.read(name)
+    except RemoteNotFoundError:
+        return None
 
 
 def _names_in(content: object) -> set[str]:

@@ -45,8 +45,9 @@ def address_of(place: object) -> str | None:
     A `Path` made of a URL has lost one of its two slashes: it is given back. A relative text such
     as `s3:/bucket` stays a path.
 
-    Raises `UsageError` for a URL with credentials, which it does not repeat, and for one with `?`
-    or `#`, which would be cut off there.
+    Raises `UsageError` for a URL with credentials, which it does not repeat, for one with `?` or
+    `#`, which would be cut off there, and for one of `file://` that does not begin at the root,
+    which cannot be told of a `Path`.
     """
     url = _address_of(place)
     if url is not None:
@@ -62,6 +63,11 @@ def address_or_path(place: Path) -> str:
 def _require_plain(url: str) -> None:
     scheme, _, rest = url.partition("://")
     host = rest.partition("/")[0]
+    if scheme == "file" and host:
+        raise UsageError(
+            f"a URL of file:// has the whole path, with three slashes (file:///data/subset), found "
+            f"{url}; for a folder relative to this one write its path, without file://"
+        )
     # abfss://container@account.dfs.core.windows.net is an address; a secret may have a slash.
     is_bucket = scheme in ("s3", "s3a", "gs")
     if (is_bucket and ("@" in host or ":" in host)) or (":" in host and "@" in rest):

@@ -25,5 +25,5 @@ source "${GRACEKIT_VENV:-/opt/gracekit}/bin/activate"
 export GRACEKIT_LOG_FORMAT=json HF_HUB_OFFLINE=1
 
 # An hour without work ends the task, so that the GPU is not held while the trainer trains.
-# `srun` hands Slurm's signals to the worker.
-exec srun --ntasks=1 gracekit work "$store" --max-idle 3600
+# `srun` hands Slurm's signals to the worker; it does not take over the number of CPUs by itself.
+exec srun --ntasks=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" gracekit work "$store" --max-idle 3600

@@ -93,7 +93,6 @@ class _Publisher:
     there: dict[str, int] = field(default_factory=dict)
     """Name of each object that is there -> bytes."""
     made_with: Mapping[int, VersionFacts] = field(default_factory=dict)
-    """Versions that the store keeps, as the publish began -> their facts."""
     num_objects: int = 0
     num_bytes: int = 0
     errors: list[GracekitError] = field(default_factory=list)
@@ -131,6 +130,12 @@ class _Publisher:
     def _require_ours(self) -> None:
         """Claim the folder, or see that it is this store's."""
         info, name = self.store.paths.info, self._name(self.store.paths.info)
+        latest = self._name(self.store.paths.latest)
+        if name not in self.there and latest in self.there:  # ours comes after store.json
+            raise RemoteConflictError(
+                f"{self.folder.url} has an object {latest} of others, such as that of exports: "
+                f"{_WAY_OUT}"
+            )
         if name not in self.there and self._put_new(name, info.read_bytes()):
             return
         theirs = self._read_json(name)
@@ -199,13 +204,9 @@ class _Publisher:
         return True
 
     def _lacks(self, version: int) -> bool:
-        """Whether a version that is there lacks a file: somebody removed a damaged object, say.
-
-        Reads no header: what a version was made with is known, and tables of changed samples are
-        looked for together.
-        """
-        names = [name for name, _ in self.made_with[version].sizes]
-        return self._lacks_samples or any(name not in self.there for name in names)
+        """Whether a version that is there lacks a file; reads no header for that."""
+        sizes = self.made_with[version].sizes
+        return self._lacks_samples or any(name not in self.there for name, _ in sizes)
 
     @cached_property
     def _lacks_samples(self) -> bool:
@@ -360,10 +361,7 @@ class _Publisher:
         self._note(name, content)
 
     def _require_written(self, name: str, content: bytes | Path) -> None:
-        """Raise where an object that was told as written is not there.
-
-        Readers take a version for whole once its manifest is there.
-        """
+        """Raise where an object that was told as written is not there."""
         self.between()
         num_bytes, found = _num_bytes(content), self.folder.look_up(name)
         if found is None or found.num_bytes != num_bytes:
