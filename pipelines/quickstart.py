@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,11 +30,13 @@ from gracekit import Coreset, Recipe, sql
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipelines import small_comparison
-from pipelines.speaking import relay
+from pipelines.speaking import LAST_WORDS_S, relay
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LONGEST_WAIT_S = 3600
+RELAYS: list[threading.Thread] = []
+"""What shows the lines of the processes that were started."""
 
 QUESTIONS = {
     "Which groups does the newest coreset favour?": """
@@ -155,7 +158,7 @@ def start(name: str, arguments: list[str]) -> subprocess.Popen[str]:
         },
     )
     assert process.stdout is not None
-    relay(process.stdout, name)
+    RELAYS.append(relay(process.stdout, name))
     return process
 
 
@@ -173,9 +176,17 @@ def wait_for_both(watcher: subprocess.Popen[str], trainer: subprocess.Popen[str]
             if code != 0:
                 for other in running.values():
                     other.terminate()
+                hear_out()
                 sys.exit(f"{name} ended with exit code {code}; its messages are above")
     if running:
         sys.exit(f"{' and '.join(running)} did not end within {LONGEST_WAIT_S} s")
+    hear_out()
+
+
+def hear_out() -> None:
+    """Wait for the last lines of the processes, which would be lost with this one."""
+    for thread in RELAYS:
+        thread.join(LAST_WORDS_S)
 
 
 def gracekit(*arguments: str) -> None:
@@ -302,4 +313,8 @@ def tidy(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nstopped; `make run` begins anew", file=sys.stderr)
+        sys.exit(130)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipelines.speaking import relay
+from pipelines.speaking import LAST_WORDS_S, relay
 
 NUM_HELD_OUT, NUM_ROWS = 150, 1500
 """Rows that judge, and rows that are trained on: few, since all of them are tokenised."""
@@ -130,7 +130,7 @@ def compare(recipe: Path) -> None:
             code = process.wait()
         finally:
             process.terminate()  # where this one is stopped
-    messages.join()
+            messages.join(LAST_WORDS_S)
     print(found, end="")  # after the last message
     if code:
         sys.exit(f"the comparison failed with exit code {code}; remove {recipe.parent} to begin it "

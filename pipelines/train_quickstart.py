@@ -199,20 +199,34 @@ def read_rows(
     if len(names) != 2 or not all(names):
         sys.exit(f"--columns takes two names such as question,answer; found {columns!r}")
     rows: list[dict[str, str]] = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(itertools.islice(file, limit), start=1):
+    with path.open("rb") as file:
+        lines = ((n, line) for n, line in enumerate(file, start=1) if line.strip())
+        for number, line in itertools.islice(lines, limit):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except UnicodeDecodeError as error:
+                sys.exit(f"{path}, line {number}: not UTF-8 ({error.reason}); save it as UTF-8")
             except ValueError as error:
                 sys.exit(f"{path}, line {number}: expected JSON Lines, found no JSON: {error}")
             if not isinstance(row, dict) or not all(isinstance(row.get(n), str) for n in names):
-                found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+                found = _described(row, names)
                 sys.exit(
                     f"{path}, line {number}: expected texts {names[0]!r} and {names[1]!r}, found "
                     f"{found}; name the columns with --columns PROMPT,RESPONSE"
                 )
             rows.append({"prompt": row[names[0]], "response": row[names[1]]})
+    if not rows:
+        sys.exit(f"{path} is empty; expected one JSON object a line")
     return rows
+
+
+def _described(row: Any, names: list[str]) -> str:
+    """What a row has in place of two texts."""
+    if not isinstance(row, dict):
+        return type(row).__name__
+    wrong = [f"{name!r} = {json.dumps(row[name])[:40]}" for name in names if name in row
+             and not isinstance(row[name], str)]  # fmt: skip
+    return ", ".join(wrong or row) or "no columns"
 
 
 def encode(row: dict[str, str], tokenizer: Any, max_length: int) -> dict[str, list[int]]:

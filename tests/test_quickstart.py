@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ import yaml
 from gracekit.store import Store, verify
 from gracekit.training import Coreset
 from pipelines import quickstart, small_comparison
+from pipelines.speaking import relay
 from tests.patience import LAST_RESORT_S
 from tests.stores import outcome
 
@@ -265,3 +268,25 @@ def test_only_the_first_recipe_is_compared_unless_asked(monkeypatch: pytest.Monk
     assert not asked("--no-comparison")
     assert not asked("--recipe", str(quickstart.HERE / "target.yaml"))
     assert asked("--recipe", str(quickstart.HERE / "target.yaml"), "--comparison")
+
+
+def test_the_last_words_of_a_process_that_fails_are_heard(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart, "RELAYS", [])
+    code = "print('x\\n' * 20000); print('the reason'); raise SystemExit(3)"
+    failing = quickstart.start("trainer ", ["-c", code])
+    with pytest.raises(SystemExit, match="exit code 3; its messages are above"):
+        quickstart.wait_for_both(failing, failing)
+    assert "[trainer ] the reason" in capsys.readouterr().out.splitlines()
+
+
+def test_lines_are_taken_though_nobody_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = io.StringIO("one\ntwo\nthree\n")
+    with os.fdopen(writer, "wb", buffering=0) as raw:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, write_through=True))
+        relay(stream, "trainer ").join()
+        monkeypatch.undo()
+    assert stream.read() == ""

@@ -264,6 +264,27 @@ def test_a_resumed_run_is_fed_the_same_batches(
     assert lines[2]["positions"] == last_epoch
 
 
+class Breaks(TrainerCallback):  # type: ignore[misc]
+    """Breaks a training off, as an error or Ctrl-C does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_sampler_of_a_training_that_broke_off_is_led_no_more_by_the_next(
+    store: Store, tmp_path: Path
+) -> None:
+    publish(store, 0)
+    callback = CoresetCallback(store.paths.root, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken", callback, Breaks())
+    first = callback.sampler
+    assert first is not None and first.is_led
+    train(tmp_path / "run", callback)
+    first.set_epoch(1)
+    assert first.epoch == 1
+
+
 class FirstAgain(TrainerCallback):  # type: ignore[misc]
     """Tells the sampler in each epoch that it is the first, as a resumed loader of Accelerate
     before 1.15 does."""

@@ -113,6 +113,31 @@ def test_columns_have_any_names(tmp_path: Path) -> None:
         train_quickstart.read_rows(data, None)
 
 
+def test_rows_are_read_as_gracekit_reads_them(tmp_path: Path) -> None:
+    data = tmp_path / "maths.jsonl"
+    row = '{"prompt": "2 + 2?", "response": "4"}\n'
+    data.write_bytes(f"\ufeff{row}\n{row}".encode())
+    assert len(train_quickstart.read_rows(data, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b"\n", "is empty"),
+        (b'{"prompt": "\xe9", "response": "4"}\n', "line 1: not UTF-8"),
+        (b'{"prompt": "2 + 2?", "response": null}\n', "found 'response' = null"),
+        (b'{"prompt": "2 + 2?", "response": 4}\n', "found 'response' = 4"),
+        (b"{}\n", "found no columns"),
+    ],
+)
+def test_rows_without_texts_are_told(tmp_path: Path, content: bytes, said: str) -> None:
+    data = tmp_path / "maths.jsonl"
+    data.write_bytes(content)
+    with pytest.raises(SystemExit, match=said):
+        train_quickstart.read_rows(data, None)
+
+
 def test_slow_steps_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     teller, state = train_quickstart.EpochEnd(), SimpleNamespace(global_step=3, max_steps=9)
     teller.on_epoch_begin(None, state, None)

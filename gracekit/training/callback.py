@@ -210,6 +210,8 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Put the sampler into the data loader; a resumed run gets its version log back."""
         self._tell_rows(train_dataloader, kwargs)
+        if self.sampler is not None:  # of a training that an error broke off
+            self.sampler.is_led = False
         self.sampler = None
         if not self.keeps_loader:
             self.sampler = put_sampler(train_dataloader, self.make_sampler, self.num_samples)

@@ -124,7 +124,9 @@ class CoresetSampler:
         self.follow = follow
         self.wait_s = wait_s
         self.is_led = False
-        """Whether `begin_epoch` alone begins an epoch."""
+        """Whether `begin_epoch` alone begins an epoch: while a `CoresetCallback` trains, and after
+        a training that an error broke off; a loop of your own then calls `begin_epoch`.
+        """
         self.redraw = redraw
         self.expected_step = -1
         """Step of the last checkpoint that the trainer saved; a loop that waits keeps it."""
