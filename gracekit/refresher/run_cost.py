@@ -14,8 +14,8 @@ from gracekit.types import SampleTable
 from gracekit.version.outcomes import Cost
 
 _TOLD_LESS = 0.1
-"""A refresh goes by the meter, which tells less than is kept, and so measures on: less by .04 to .23
-in the runs of docs/refresh.md."""
+"""A refresh goes by the meter, which tells less than is kept (by .04 to .23 in the runs of
+docs/refresh.md), and so measures on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
