@@ -24,10 +24,12 @@ from gracekit.comparing.arms import CONTROLS, OVERLAYS, Arm, arm_of
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.controls import Looks, Turn
 from gracekit.comparing.course import Course
-from gracekit.comparing.evaluation import ExactMatch, padded, row_losses, row_states
+from gracekit.comparing.evaluation import padded, row_losses, row_states
+from gracekit.comparing.metrics import NEW_TOKENS, ExactMatch, answers
 from gracekit.comparing.trainer import load_start, train
 from gracekit.errors import DataError, GracekitError, RecipeError, StoreFormatError
 from gracekit.recipe import Recipe
+from gracekit.version.program import program
 from tests.patience import until
 from tests.tiny import recipe_content, write_checkpoint, write_data
 
@@ -127,6 +129,9 @@ def test_four_arms_are_compared_and_a_stopped_comparison_goes_on(
     assert [aim["step"] for aim in one["aims"]] == [0, steps, 2 * steps]
     assert one["aims"] == two["aims"] and all(aim["target_loss"] > 0 for aim in one["aims"])
     assert json.loads(before["random-seed0.json"])["aims"] == []
+    assert json.loads(before["random-seed0.json"])["worths"] == []
+    assert [worth["step"] for worth in one["worths"]] == [0, steps, 2 * steps]
+    assert one["worths"] == two["worths"] and one["worths"][0]["value"] > 0
     report = gracekit.compare(world, output=output, report_only=True)
     assert report.to_json()["verdict"] == found.verdict
     json.dumps(report.to_json(), allow_nan=False)
@@ -158,6 +163,33 @@ def test_results_of_other_settings_are_refused(world: Path) -> None:
     file.write_text("{")
     with pytest.raises(StoreFormatError, match="remove it, and its run is done again"):
         gracekit.compare(world, output=output, set=arms)
+
+
+def test_runs_of_other_code_are_mixed_only_when_told(world: Path) -> None:
+    """A complete comparison is shown; one with runs missing goes on with `--mix-code` alone."""
+    output = world.parent / "out-code"
+    one = {"compare.arms": ["random"], "compare.seeds": 1}
+    assert not any("codes" in r for r in gracekit.compare(world, output=output, set=one).remarks)
+    file = output / "random-seed0.json"
+    content = json.loads(file.read_text())
+    assert content["program"] == program()
+    file.write_text(json.dumps({**content, "program": {**program(), "source": "0123"}}))
+    assert gracekit.compare(world, output=output, set=one).missing == 0
+    more = {**one, "compare.arms": ["random", "once"]}
+    ours = program()["source"]
+    with pytest.raises(RecipeError, match=f"source is 0123 there and {ours} here.*--mix-code"):
+        gracekit.compare(world, output=output, set=more)
+    assert gracekit.compare(world, output=output, set=more, report_only=True).missing == 1
+    del content["program"]  # of a release that did not note it
+    file.write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match="is not noted"):
+        gracekit.compare(world, output=output, set=more)
+    names = ["--arms", "random,once", "--seeds", "1", "-o", str(output), "--mix-code", "--json"]
+    done = CliRunner().invoke(main, ["compare", str(world), *names])
+    assert done.exit_code == 0, done.output
+    remark = next(r for r in json.loads(done.stdout)["remarks"] if "2 codes" in r)
+    assert "not noted: random 0" in remark and f"source {ours}" in remark
+    assert "once 0" in remark
 
 
 # --- the built-in trainer ---
@@ -281,6 +313,41 @@ def test_adapters_are_trained_and_followed(bed: Bed, tmp_path: Path) -> None:
     assert course.versions == 3 and course.selection_tokens > 0
 
 
+def test_many_prompts_are_gone_on_with_as_one_by_one(bed: Bed) -> None:
+    """Padding, batches and the cache change nothing, and a model stops where it ends an answer."""
+    model, rows = load_start(bed), bed.judges.rows[:7]
+    tokenizer, ends = bed.tokenizer, {bed.tokenizer.eos_token_id}
+    found = answers(model, bed.judges, tokenizer, rows)
+    assert len({text for text, _ in found}) > 1
+    for (text, answer), row in zip(found, rows, strict=True):
+        ids, has_loss = bed.judges.tokens.take(np.array([row]))[0]
+        first = int(np.flatnonzero(has_loss)[0])
+        assert answer == tokenizer.decode(ids[has_loss], skip_special_tokens=True)
+        written = ids[:first].tolist()
+        context = model.config.max_position_embeddings
+        for _ in range(min(NEW_TOKENS, context - first)):
+            with torch.no_grad():
+                written.append(int(model(torch.tensor([written])).logits[0, -1].argmax()))
+            if written[-1] in ends:
+                break
+        assert text == tokenizer.decode(written[first:], skip_special_tokens=True)
+
+
+def test_answers_that_are_cut_off_are_not_judged(world: Path, tmp_path: Path) -> None:
+    lengths = np.sort(Bed.make(Recipe.load(world), tmp_path).judges.tokens.lengths)
+    middle = {"data.max_length": int(lengths[len(lengths) // 2]), "compare.metric": "exact-match"}
+    judges = Bed.make(Recipe.load(world).override(middle), tmp_path / "middle").judges
+    assert 0 < len(judges.whole) < len(judges.rows)
+    assert judges.tokens.lengths[judges.whole].max() < judges.max_length
+    rows = [json.loads(line) for line in (world.parent / "train.jsonl").read_text().splitlines()]
+    long = [{**row, "response": " ".join([row["response"]] * 40)} for row in rows[:5]]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    evaluation = {"path": str(tmp_path / "long.jsonl"), "max_length": 64}
+    short = {"compare.metric": "exact-match", "compare.evaluation": evaluation}
+    with pytest.raises(RecipeError, match="every held-out answer is cut off"):
+        gracekit.compare(world, output=tmp_path / "out", set=short)
+
+
 class Length:
     """A metric of a user's own: characters written for each of the answer."""
 
@@ -365,6 +432,10 @@ def test_exact_match_looks_at_the_last_number() -> None:
     assert match("so 3 + 4 = 1,234.", "#### 1234") == 1
     assert match("it is $7.0", "7") == 1
     assert match("12 or 13", "12") == 0
+    assert match("it is 18%", "#### 18") == match("**18**", "18") == match("9*2=18", "18") == 1
+    assert match("She has 5.\n#### 5\n#### 7", "#### 5") == 1, "what follows the result is no part"
+    assert match("#### -3", "-3") == 1 and match("5-3", "-3") == 0
+    assert match("0.50", ".5") == 1 and match("#### ", "#### ") == 1
     assert match(" yes", "yes") == 1 and match("no", "yes") == 0
 
 

@@ -29,6 +29,7 @@ def compare(
     set: Changes | None = None,
     train: str | None = None,
     report_only: bool = False,
+    mix_code: bool = False,
     store: StoreLike | None = None,
 ) -> Comparison:
     """Train the same model on what several arms choose, and say which is better, if any.
@@ -45,10 +46,13 @@ def compare(
         train: A training command with `{subset}`, `{output}` and `{seed}`; default: the built-in
             trainer.
         report_only: Train nothing, and put together what is there.
+        mix_code: Go on although other code than this, such as an earlier release, made runs that
+            are there; the remarks tell which. Otherwise that is refused.
         store: Instead of the recipe's, for the default of `output`; no store is written to.
 
     Raises:
-        RecipeError: Arms, start, metric or command do not exist, or results are of other settings.
+        RecipeError: Arms, start, metric or command do not exist, or results are of other settings
+            or, with runs missing, of other code.
         DataError: The data or the held-out rows cannot be used.
         MeasureError: A training failed.
 
@@ -63,4 +67,4 @@ def compare(
     if seeds is not None:
         loaded = loaded.override({"compare.seeds": whole_number(seeds, "seeds", least=1)})
     place = Path(f"{loaded.store}-compare") if output is None else path(output, "output")
-    return run_comparison(loaded, place, train=train, report_only=report_only)
+    return run_comparison(loaded, place, train=train, report_only=report_only, mix_code=mix_code)

@@ -64,6 +64,8 @@ COLUMNS = (
 @click.option("--train", default=None, metavar="COMMAND",
               help="A command of yours, with {subset}, {output} and {seed}.")  # fmt: skip
 @click.option("--report-only", is_flag=True, help="Train nothing; show what is there.")
+@click.option("--mix-code", is_flag=True,
+              help="Go on although another gracekit made runs that are there.")  # fmt: skip
 @set_option
 @clear_errors
 @answers_with_tables
@@ -74,6 +76,7 @@ def compare(
     output: Path | None,
     train: str | None,
     report_only: bool,
+    mix_code: bool,
     changes: tuple[str, ...],
     out: Output,
 ) -> None:
@@ -92,6 +95,7 @@ def compare(
         set=changes,
         train=train,
         report_only=report_only,
+        mix_code=mix_code,
     )
     out.show(found, lambda: _print(out, found))
 

@@ -35,6 +35,13 @@ class Judges:
     """[k] index into `group_names`."""
     group_names: tuple[str, ...]
     raw: RawSamples
+    max_length: int
+    """Tokens at which a row was cut off."""
+
+    @property
+    def whole(self) -> Rows:
+        """[m] of `rows`, those that were not cut off."""
+        return self.rows[self.tokens.lengths[self.rows] < self.max_length]
 
     @property
     def num_targets(self) -> Int64:
@@ -233,6 +240,7 @@ def _split(
         groups=raw.groups[rows],
         group_names=raw.group_names,
         raw=raw,
+        max_length=recipe.data.max_length,
     )
     return judges, held_out
 
@@ -242,7 +250,12 @@ def _read_judges(data: DataSection, tokenizer: Any, cache: Path) -> Judges:
     tokens = tokenize(raw, tokenizer, data, cache / "held-out-tokens")
     rows = np.flatnonzero(tokens.num_targets > 0)
     return Judges(
-        tokens=tokens, rows=rows, groups=raw.groups[rows], group_names=raw.group_names, raw=raw
+        tokens=tokens,
+        rows=rows,
+        groups=raw.groups[rows],
+        group_names=raw.group_names,
+        raw=raw,
+        max_length=data.max_length,
     )
 
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from gracekit.comparing.arms import Arm, arm_of
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.comparison import Comparison, compare_results
-from gracekit.comparing.evaluation import metric_of, quiet
+from gracekit.comparing.evaluation import quiet
 from gracekit.comparing.external import Command
+from gracekit.comparing.metrics import metric_of
 from gracekit.comparing.page import write_page
 from gracekit.comparing.run_result import RunResult
-from gracekit.comparing.runs import Run, alike, do_run, runs_of
+from gracekit.comparing.runs import Run, alike, code_of, do_run, runs_of
 from gracekit.errors import MeasureError, RecipeError
 from gracekit.files import make_directory, remove
 from gracekit.recipe import Recipe
+from gracekit.version.program import differences
 from gracekit.words import count_of, duration
 
 logger = logging.getLogger("gracekit.comparing")
@@ -34,6 +36,7 @@ def compare(
     *,
     train: str | None = None,
     report_only: bool = False,
+    mix_code: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Comparison:
     """Train what is missing, and compare all.
@@ -43,10 +46,12 @@ def compare(
         output: Directory of the results; runs that are done there are not done again.
         train: A training command of the user's; None: the built-in trainer.
         report_only: Train nothing.
+        mix_code: Go on with results that other code made.
         clock: Seconds of a steady clock, for the time left.
 
     Raises:
-        RecipeError: Arms, start, metric or command do not exist, or results are of other settings.
+        RecipeError: Arms, start, metric or command do not exist, or results are of other settings
+            or, with runs missing, of other code.
         DataError: The data or the held-out rows cannot be used.
         MeasureError: A training failed.
     """
@@ -59,6 +64,11 @@ def compare(
         raise RecipeError(f"--output: {output} is a file; name a directory")
     make_directory(output)
     bed = Bed.make(recipe, output / "cache")
+    if settings.metric is not None and not len(bed.judges.whole):
+        raise RecipeError(
+            f"compare.metric: every held-out answer is cut off at {bed.judges.max_length} tokens, "
+            "and a cut-off answer cannot be judged; raise max_length of the held-out rows"
+        )
     for arm in arms:
         if arm.draws is not None:
             arm.draws(bed, 0)  # what is wrong with an arm is said before hours of others
@@ -67,6 +77,8 @@ def compare(
     waiting = [run for run in runs if results[run.file] is None]
     done = [result for result in results.values() if result is not None]
     if not report_only:
+        if waiting:
+            _require_same_code(done, code_of(recipe), output, allowed=mix_code)
         for run in runs:
             if results[run.file] is not None:
                 remove(run.work)  # a kill between the result and this left it
@@ -103,6 +115,45 @@ def _require_difference(
         raise MeasureError(f"{problem}. Use {{subset}} and {{seed}} in the training command")
 
 
+def _require_same_code(
+    done: list[RunResult], ours: dict[str, str], output: Path, *, allowed: bool
+) -> None:
+    """`RecipeError` where results that are there were made by other code, unless that is allowed.
+
+    An upgrade in the middle of a comparison may change what an arm draws or how it is trained.
+    """
+    others = [result for result in done if result.program != ours]
+    if not others or allowed:
+        return
+    first = others[0]
+    what = "; ".join(differences(first.program, ours)) or "it had classes of your own besides"
+    if not first.program:
+        what = "which code that was is not noted: an earlier gracekit"
+    raise RecipeError(
+        f"{len(others)} of {count_of(len(done), 'result')} in {output} were made by other code "
+        f"than this (`{first.arm}`, seed {first.seed}: {what}). What differs between arms might be "
+        "the code: go on with the code that made them, name another --output to start afresh, or "
+        "allow both codes with --mix-code"
+    )
+
+
+def _codes(done: list[RunResult]) -> str:
+    """What to know of results that were made by several codes; empty where it was one."""
+    names: dict[str, list[str]] = {}
+    for result in done:
+        name = "an earlier gracekit, not noted"
+        if result.program:
+            name = ", ".join(f"{part} {value}" for part, value in result.program.items())
+        names.setdefault(name, []).append(f"{result.arm} {result.seed}")
+    if len(names) < 2:
+        return ""
+    told = "; ".join(f"{code}: {', '.join(runs)}" for code, runs in names.items())
+    return (
+        f"These runs were made by {len(names)} codes, and a difference between arms may be theirs. "
+        f"By code, arm and seed: {told}."
+    )
+
+
 def _remarks(bed: Bed, done: list[RunResult], arms: Sequence[Arm]) -> list[str]:
     remarks = [remark for result in done for remark in result.remarks]
     settings = bed.recipe.compare
@@ -112,6 +163,7 @@ def _remarks(bed: Bed, done: list[RunResult], arms: Sequence[Arm]) -> list[str]:
         f"({passes:.2f} passes over the pool), {bed.num_steps:,} steps of {settings.batch_size}; "
         f"{len(bed.judges.rows):,} held-out rows."
     )
+    remarks += filter(None, [_codes(done)])
     if bed.recipe.refresh.max_cost is not None:
         remarks += filter(None, (_unmeasured(arm, done) for arm in arms))
     for name, marked in bed.marks.items():

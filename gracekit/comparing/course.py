@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.evaluation import row_losses
-from gracekit.comparing.run_result import AimPoint, Point
+from gracekit.comparing.run_result import AimPoint, Point, WorthPoint
 from gracekit.types import Int64, Rows
 
 
@@ -29,6 +29,8 @@ class Course:
     versions: int = 0
     aims: list[AimPoint] = field(default_factory=list)
     """What each version said of its target set."""
+    worths: list[WorthPoint] = field(default_factory=list)
+    """What the meter of each version said."""
     model: Any = None
     """The trained model."""
 

@@ -1,19 +1,16 @@
-"""What is looked at in a model: losses of rows, hidden states, answers that it writes."""
+"""What is looked at in a model: losses of rows, hidden states."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from gracekit.comparing.bed import Judges
-from gracekit.errors import RecipeError
-from gracekit.plugins import load_class
 from gracekit.samples import TokenTable
 from gracekit.types import Float32, Float64, Rows
 
@@ -21,8 +18,6 @@ logger = logging.getLogger("gracekit.comparing")
 
 BATCH_TOKENS = 4096
 """Padded tokens of a batch that is only looked at."""
-NEW_TOKENS = 256
-"""Most tokens that a model writes for `exact-match`."""
 
 
 def row_losses(model: Any, tokens: TokenTable, rows: Rows, pad: int) -> Float64:
@@ -139,73 +134,3 @@ def padded(
         mask[place, : len(row)] = 1
         targets[place, : len(row)][torch.from_numpy(has_loss)] = values[torch.from_numpy(has_loss)]
     return ids.to(device), mask.to(device), targets.to(device)
-
-
-class Metric(Protocol):
-    """Judges what a model writes; a class of the user's own is made without arguments."""
-
-    def __call__(self, written: str, answer: str) -> float:
-        """The value for what a model wrote after a prompt, where `answer` was right."""
-
-
-class ExactMatch:
-    """1 where the last number (or, without one, the whole text) is that of the answer."""
-
-    def __call__(self, written: str, answer: str) -> float:
-        """0 or 1."""
-        return float(_final(written) == _final(answer))
-
-
-METRICS: dict[str, type[Metric]] = {"exact-match": ExactMatch}
-
-
-def metric_of(name: str) -> Metric:
-    """The metric of that name; raises `RecipeError` where there is none."""
-    if name in METRICS:
-        return METRICS[name]()
-    if ":" not in name:
-        raise RecipeError(
-            f"compare.metric: there is no metric {name!r}; known: {', '.join(METRICS)}, or a class "
-            "of your own as package.module:Class"
-        )
-    metric: Metric = load_class(name, "the metric")()
-    if not callable(metric):
-        raise RecipeError(
-            f"compare.metric: {name!r} cannot be called; expected __call__(written, answer)"
-        )
-    return metric
-
-
-def metric_values(model: Any, judges: Judges, tokenizer: Any, metric: Metric, most: int) -> (
-    list[float]
-):  # fmt: skip
-    """The metric on the first held-out rows: the model writes greedily after each prompt, as far as
-    its context reaches.
-    """
-    context = getattr(model.config, "max_position_embeddings", None) or 2**31
-    values = []
-    for row in judges.rows[:most]:
-        ids, has_loss = judges.tokens.take(np.array([row]))[0]
-        first = int(np.flatnonzero(has_loss)[0])
-        prompt = torch.from_numpy(ids[:first].astype(np.int64))[None]
-        prompt = prompt.to(next(model.parameters()).device)
-        with looking(model):
-            written = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=max(1, min(NEW_TOKENS, context - first)),
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        text = tokenizer.decode(written[0, first:], skip_special_tokens=True)
-        answer = tokenizer.decode(ids[first:][has_loss[first:]], skip_special_tokens=True)
-        values.append(metric(text, answer))
-    return values
-
-
-def _final(text: str) -> str:
-    """The last number in a text, without separators; the whole text where it has none."""
-    words = text.replace(",", "").replace("$", " ").split()
-    numbers = [word.rstrip(".") for word in words if word.rstrip(".").lstrip("-").replace(
-        ".", "", 1).isdigit()]  # fmt: skip
-    return numbers[-1].removesuffix(".0") if numbers else text.strip()

@@ -17,6 +17,7 @@ import numpy as np
 from gracekit.errors import StoreFormatError
 from gracekit.files import read_json, write_text_atomic
 from gracekit.types import Float64, Json
+from gracekit.version.outcomes import Aim, Meter
 
 FORMAT = 1
 
@@ -57,6 +58,45 @@ class AimPoint:
     advice: str | None
     """Why the training should end; None: it should go on."""
 
+    @classmethod
+    def of(cls, step: int, aim: Aim) -> AimPoint:
+        """What a version's header says."""
+        return cls(
+            step=step,
+            target_loss=_known(aim.target_loss),
+            predicted_fall=_known(aim.predicted_fall),
+            advice=aim.advice,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorthPoint:
+    """What a version's meter said (`version.outcomes.Meter`); None: not known."""
+
+    step: int
+    """Of the checkpoint that the version was made of."""
+    value: float | None
+    """How many random samples are worth one that was drawn like the coreset."""
+    low: float | None
+    high: float | None
+    """Of its interval by bootstrap, nominally 90 %."""
+    best: float | None
+    """The value of a draw by perfect norms."""
+    share_measured: float | None
+    """Of the rows that may be drawn."""
+
+    @classmethod
+    def of(cls, step: int, meter: Meter) -> WorthPoint:
+        """What a version's header says."""
+        return cls(
+            step=step,
+            value=_known(meter.value),
+            low=_known(meter.value_low),
+            high=_known(meter.value_high),
+            best=_known(meter.best),
+            share_measured=_known(meter.share_measured),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
@@ -74,7 +114,7 @@ class RunResult:
     """[k] index into `group_names`."""
     group_names: list[str]
     metric: list[float] | None
-    """Value for each of the first held-out rows; None: no metric was asked for."""
+    """Value for each of the first held-out rows that are not cut off; None: none was asked for."""
     num_trained: int
     """Rows trained on, repeats included; -1: not known, as of a command of the user's."""
     num_distinct: int
@@ -86,6 +126,10 @@ class RunResult:
     remarks: list[str] = dataclasses.field(default_factory=list)
     aims: list[AimPoint] = dataclasses.field(default_factory=list)
     """Of each version of a selection with a target."""
+    worths: list[WorthPoint] = dataclasses.field(default_factory=list)
+    """Of each version of a selection whose meter told something."""
+    program: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The code that made it (`version.program`); empty: a release that did not note it."""
 
     def losses(self, point: int = -1) -> Float64:
         """[k] mean losses of the held-out rows at a point, the last by default."""
@@ -114,12 +158,17 @@ class RunResult:
         try:
             points = [Point(**point) for point in content.pop("points")]
             aims = [AimPoint(**aim) for aim in content.pop("aims", [])]
-            result = cls(points=points, aims=aims, **content)
+            worths = [WorthPoint(**worth) for worth in content.pop("worths", [])]
+            result = cls(points=points, aims=aims, worths=worths, **content)
         except (TypeError, KeyError) as error:
             raise StoreFormatError(_damaged(path, str(error))) from None
         if not points or not all(math.isfinite(loss) for loss in points[-1].losses):
             raise StoreFormatError(_damaged(path, "its losses are not finite"))
         return result
+
+
+def _known(number: float) -> float | None:
+    return round(number, 6) if math.isfinite(number) else None
 
 
 def _damaged(path: Path, reason: str) -> str:

@@ -14,13 +14,15 @@ import torch
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.course import Course
-from gracekit.comparing.evaluation import metric_of, metric_values
 from gracekit.comparing.external import Command, run_command, steps_of_command
+from gracekit.comparing.metrics import metric_of, metric_values
 from gracekit.comparing.run_result import RunResult
 from gracekit.comparing.trainer import recipe_of, train
 from gracekit.errors import RecipeError
 from gracekit.files import make_directory, remove, sha256
+from gracekit.recipe import Recipe
 from gracekit.types import Json
+from gracekit.version.program import own_code, program
 
 _OF_ALL = (
     "epochs", "batch_size", "learning_rate", "schedule", "warmup", "lora_rank", "evaluations",
@@ -158,7 +160,20 @@ def _result(bed: Bed, run: Run, course: Course, metric: list[float] | None) -> R
         },
         weights_digest=digest_of(course.model),
         aims=course.aims,
+        worths=course.worths,
+        program=code_of(bed.recipe),
     )
+
+
+def code_of(recipe: Recipe) -> dict[str, str]:
+    """Which code makes a result: gracekit and what trains, and files of classes of the user's.
+
+    Raises:
+        RecipeError: The recipe names a class that is not there.
+    """
+    metric = recipe.compare.metric
+    names = [*recipe.scoring.scores, *([] if metric is None else [metric])]
+    return {**program(), **own_code(names)}
 
 
 def digest_of(model: Any) -> str:

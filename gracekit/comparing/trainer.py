@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from gracekit.comparing.bed import Bed
 from gracekit.comparing.controls import Draws, Turn, num_kept
 from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states, sums_of_rows
-from gracekit.comparing.run_result import AimPoint
+from gracekit.comparing.run_result import AimPoint, WorthPoint
 from gracekit.errors import MeasureError, RecipeError
 from gracekit.recipe import Recipe
 from gracekit.refresher import refresh
@@ -41,7 +40,6 @@ from gracekit.samples import load_samples, tokenize
 from gracekit.store import Store
 from gracekit.training import CoresetCallback, CoresetTrainerMixin
 from gracekit.types import Float32, Float64, Rows
-from gracekit.version.outcomes import Aim
 
 logger = logging.getLogger("gracekit.comparing")
 
@@ -309,19 +307,10 @@ class _Refreshing(TrainerCallback):  # type: ignore[misc]
             if header.cost is not None:
                 self._watch.course.selection_tokens = header.cost.cost_in_all
             if header.aim is not None:
-                self._watch.course.aims.append(_aim_point(header.checkpoint.step, header.aim))
-
-
-def _aim_point(step: int, aim: Aim) -> AimPoint:
-    def known(number: float) -> float | None:
-        return round(number, 6) if math.isfinite(number) else None
-
-    return AimPoint(
-        step=step,
-        target_loss=known(aim.target_loss),
-        predicted_fall=known(aim.predicted_fall),
-        advice=aim.advice,
-    )
+                self._watch.course.aims.append(AimPoint.of(header.checkpoint.step, header.aim))
+            if header.meter is not None:
+                worth = WorthPoint.of(header.checkpoint.step, header.meter)
+                self._watch.course.worths.append(worth)
 
 
 def _train_selection(bed: Bed, model: Any, arm: Arm, seed: int, folder: Path, watch: Watch) -> None:

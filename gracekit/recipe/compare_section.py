@@ -42,7 +42,8 @@ class CompareSection(Section):
     """What is told of the trained model beside its loss: `exact-match`, or a class of your own as
     `package.module:Class`; null: nothing."""
     metric_rows: int = Field(default=100, ge=1)
-    """Most held-out rows that the metric is computed on, the first ones."""
+    """Most held-out rows that the metric is computed on: the first ones whose answers are not cut
+    off at `max_length`."""
     epochs: int = Field(default=5, ge=1)
     """Draws that a run trains on, each of as many rows as the selection has."""
     batch_size: int = Field(default=8, ge=1)

@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--gsm8k", type=Path, help="directory of GSM8K's files, for maths")
+    parser.add_argument("--mix-code", action="store_true", help="go on with runs of other code")
     parser.add_argument("-o", "--output", type=Path, default=RUNS)
     options = parser.parse_args()
     began, began_cpu = time.monotonic(), time.process_time()
@@ -73,6 +74,7 @@ def main() -> None:
         changes=options.set,
         gsm8k=options.gsm8k,
         root=options.output,
+        mix_code=options.mix_code,
     )
     print(table(found))
     print("\n".join(found.verdict))
@@ -89,6 +91,7 @@ def run(
     changes: list[str] | None = None,
     gsm8k: Path | None = None,
     root: Path = RUNS,
+    mix_code: bool = False,
 ) -> Any:
     """The comparison of one benchmark; what it needs is made where it is not there."""
     model = model or ("gpt2" if form == "small" else "smollm2")
@@ -115,6 +118,7 @@ def run(
         seeds=seeds,
         set=changes or [],
         output=folder / f"{model}-{form}",
+        mix_code=mix_code,
     )
 
 
