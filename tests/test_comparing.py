@@ -80,6 +80,22 @@ def test_a_selection_that_measured_nothing_is_told(world: Path, tmp_path: Path) 
     assert any(remark.startswith("1 epoch of ") for remark in found.remarks)
 
 
+@pytest.mark.parametrize("arm", ["recipe", "aimed"])
+def test_nothing_is_measured_of_data_with_answers_that_are_cut_off(
+    world: Path, tmp_path: Path, arm: str
+) -> None:
+    """A row without an answer left has nothing to be measured: that is no failed measurement."""
+    rows = (world.parent / "train.jsonl").read_text().splitlines()
+    long = [json.dumps({"prompt": f"{k} " + "red cat " * 80, "response": "dog"}) for k in range(3)]
+    (tmp_path / "cut.jsonl").write_text("\n".join([*rows, *long]) + "\n")
+    short = {
+        "compare.epochs": 1, "compare.evaluations": 1, "compare.marks": [],
+        "refresh.max_cost": 1e-6, "data.path": str(tmp_path / "cut.jsonl"), "data.max_length": 64,
+    }  # fmt: skip
+    found = gracekit.compare(world, arms=[arm], seeds=1, output=tmp_path / "out", set=short)
+    assert found.arms[0].selection_share == 0 and found.arms[0].num_distinct == 28
+
+
 def num_results(output: Path, least: int) -> bool:
     return len(list(output.glob("*-seed*.json"))) >= least
 

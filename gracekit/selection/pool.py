@@ -178,10 +178,12 @@ def id_order(sample_ids: Strings) -> Int64:
 def usable_rows(scores: ScoreTable, samples: SampleTable) -> Bool:
     """[n] rows with scores, a finite importance and at least one target token.
 
-    Where nothing was ever measured, nor tried, nobody has scores: then all rows are alike.
+    Where nothing was ever measured, nor tried, nobody has scores: then all rows are alike. A row
+    without a target token is invalid without being tried.
     """
     has_scores = scores.usable
-    if not has_scores.any() and not (scores.origin == Origin.INVALID).any():
+    has_failed = (scores.origin == Origin.INVALID) & (samples.num_response_tokens > 0)
+    if not has_scores.any() and not has_failed.any():
         has_scores = scores.origin == Origin.NEVER
     usable: Bool = has_scores & np.isfinite(scores.importance) & (samples.num_response_tokens > 0)
     if not usable.any():
