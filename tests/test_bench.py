@@ -19,7 +19,7 @@ from gracekit.recipe import Recipe
 from pipelines.bench import data, models, run
 
 torch.set_num_threads(1)
-SHIPPED = [name for name in data.BENCHMARKS if name != "maths"]
+SHIPPED = [name for name in data.BENCHMARKS if not name.startswith("maths")]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -65,7 +65,7 @@ def test_maths_needs_the_files_of_gsm8k(tmp_path: Path) -> None:
 def test_every_recipe_has_arms_that_there_are(name: str) -> None:
     recipe = Recipe.load(run.HERE / f"{name}.yaml")
     assert all(arm_of(arm, recipe).name == arm for arm in recipe.compare.arms)
-    assert {"random", "once"} <= {*recipe.compare.arms}
+    assert "once" in recipe.compare.arms
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])

