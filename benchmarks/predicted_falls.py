@@ -15,19 +15,16 @@ import argparse
 import itertools
 import json
 import math
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from gracekit.axes import number, ticks
-from gracekit.comparing.curves import COLOURS
-
-WIDTH, HEIGHT = 760, 420
-LEFT, RIGHT, TOP, BOTTOM = 70, 150, 34, 52
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.scatter import Spot, scatter
 
 
 @dataclass(frozen=True)
@@ -104,57 +101,12 @@ def within_numbers(pairs: list[Pair]) -> str:
 
 def draw(pairs: list[Pair]) -> str:
     """The scatter as SVG."""
-    xs, ys = [p.predicted for p in pairs], [p.by_rate for p in pairs]
-    x_ticks, y_ticks = ticks(min(*xs, 0), max(*xs, 0)), ticks(min(*ys, 0), max(*ys, 0))
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
-        up = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (
-            HEIGHT - TOP - BOTTOM
-        )
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="18" font-size="14">What a version predicts, and what the loss on '
-        "the target then does</text>",
-    ]
-    for tick in x_ticks:
-        (x, low), (_, high) = at(tick, y_ticks[0]), at(tick, y_ticks[-1])
-        stroke = "#888" if tick == 0 else "#e4e4e4"
-        parts += [
-            f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{stroke}"/>',
-            f'<text x="{x:.1f}" y="{low + 18:.1f}" text-anchor="middle">{number(tick)}</text>',
-        ]
-    for tick in y_ticks:
-        (left, y), (right, _) = at(x_ticks[0], tick), at(x_ticks[-1], tick)
-        stroke = "#888" if tick == 0 else "#e4e4e4"
-        parts += [
-            f'<path d="M{left:.1f} {y:.1f}H{right:.1f}" stroke="{stroke}"/>',
-            f'<text x="{left - 8:.1f}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>',
-        ]
-    for place, bench in enumerate(sorted({p.bench for p in pairs})):
-        colour, y = COLOURS[place % len(COLOURS)], TOP + 14 + 18 * place
-        points = [at(p.predicted, p.by_rate) for p in pairs if p.bench == bench]
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}" fill-opacity="0.6"/>'
-                  for x, y in points]  # fmt: skip
-        legend = WIDTH - RIGHT + 16
-        parts += [
-            f'<circle cx="{legend}" cy="{y - 4}" r="4" fill="{colour}"/>',
-            f'<text x="{legend + 10}" y="{y}">{escape(bench)}</text>',
-        ]
-    middle, across = (TOP + HEIGHT - BOTTOM) / 2, (LEFT + WIDTH - RIGHT) / 2
-    return "\n".join([
-        *parts,
-        f'<text x="{across}" y="{HEIGHT - 12}" text-anchor="middle">predicted: mean cosine of '
-        "gradients with the target's, less that of all rows</text>",
-        f'<text transform="translate(16 {middle}) rotate(-90)" text-anchor="middle">fall a step, '
-        "over the learning rate (nats)</text>",
-        "</svg>",
-        "",
-    ])  # fmt: skip
+    return scatter(
+        [Spot(p.bench, p.predicted, p.by_rate) for p in pairs],
+        title="What a version predicts, and what the loss on the target then does",
+        across="predicted: mean cosine of gradients with the target's, less that of all rows",
+        up="fall a step, over the learning rate (nats)",
+    )
 
 
 def main() -> None:

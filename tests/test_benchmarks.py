@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from benchmarks.predicted_gain import over_seeds, told
 from benchmarks.replay import SCORES, Run, chain
+from benchmarks.scatter import Spot, scatter
+from gracekit.comparing.run_result import Point, RunResult, WorthPoint
 from gracekit.recipe import Recipe
 from tests.stores import make_samples
 
@@ -26,6 +30,57 @@ def test_selection_benchmark_prints_its_tables() -> None:
     )  # fmt: skip
     assert "| 10,000 | " in run.stdout
     assert "- craig: " in run.stdout
+
+
+def result_of(arm: str, losses: list[float], value: float | None, seed: int = 0) -> RunResult:
+    """Looks at steps 0, 10, …, each step of 100 tokens; selection costs 500 at once."""
+    points = [
+        Point(step=10 * place, losses=[loss], trained_tokens=1000.0 * place,
+              selection_tokens=0.0 if value is None else 500.0, training_s=1, selection_s=0)
+        for place, loss in enumerate(losses)
+    ]  # fmt: skip
+    worths = [
+        WorthPoint(step=k, value=known, low=None, high=None, best=2.0, share_measured=0.1)
+        for k, known in enumerate((None, value))
+        if value is not None
+    ]
+    return RunResult(
+        arm=arm, seed=seed, settings={}, num_steps=40, points=points, num_targets=[1], groups=[0],
+        group_names=["a"], metric=None, num_trained=1, num_distinct=1, most_uses=1, marked={},
+        worths=worths,
+    )  # fmt: skip
+
+
+def test_a_gain_is_beside_what_the_meter_said() -> None:
+    """Sooner than the control, later than it, and without an end that the other one reaches."""
+    runs = [
+        result_of("random", [5, 4.5, 4.2, 4.1, 4.1], None),
+        result_of("once", [5, 4, 3, 2.5, 2], None),
+        result_of("recipe", [5, 3, 2, 1.9, 1.8], 1.5),
+        result_of("slow", [5, 4.8, 4.6, 4.2, 3], 0.8),
+        result_of("never", [5, 6, 6, 6, 6], 0.5),
+        result_of("recipe", [5, 3, 2, 1.9, 1.8], 1.7, seed=1),  # no control of its seed
+        result_of("balanced-alike", [5, 4, 3, 2.5, 2], None),  # knows no value
+    ]
+    found = told(runs, "bench")
+    assert [(r.arm, r.value) for r in found] == [("recipe", 1.5), ("slow", 0.8), ("never", 0.5)]
+    assert found[0].speed_up == 2.0 and found[0].in_compute == pytest.approx(4000 / 2500)
+    assert found[1].speed_up == 0.5 and found[1].in_compute == pytest.approx(2000 / 4500)
+    assert found[2].speed_up == 0.0, "the control begins below the end of that run"
+    assert told(runs[2:], "bench") == []
+    one, two = found[0], told([runs[1], result_of("recipe", [5, 2, 2, 2, 2], 2.5)], "bench")[0]
+    mean = over_seeds([one, two])[0]
+    assert (mean.arm, mean.value) == ("recipe", 2.0)
+    assert mean.speed_up == pytest.approx((2 + 4) / 2)
+
+
+def test_a_scatter_is_well_formed_whatever_the_names() -> None:
+    spots = [Spot("a <b> & c", 1.2, 0.4), Spot("d", 0.9, 2.0)]
+    picture = scatter(spots, title="<t>", across="x & y", up='"up"', origin=(1, 1))
+    root = ElementTree.fromstring(picture)
+    circles = [e for e in root.iter() if e.tag.endswith("circle")]
+    assert len(circles) == len(spots) + 2  # and the legend
+    assert "a <b> & c" in {e.text for e in root.iter()}
 
 
 BENCHMARKS = sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py"))
