@@ -227,6 +227,30 @@ def test_the_verdict_is_against_the_stronger_control() -> None:
     assert "took 120% of the compute of `once`" in found.verdict[3]
 
 
+def test_a_metric_is_compared_row_by_row_and_its_direction_is_left_open() -> None:
+    """A custom metric may be good high or low, so it is higher, lower, or neither is found."""
+    kept = {
+        "once": [0.0, 0, 0, 1, 0, 0], "recipe": [1.0, 1, 1, 1, 0, 1], "clean": [0.0, 0, 1, 0, 0, 0],
+    }  # fmt: skip
+    results = [
+        dataclasses.replace(result_of(arm, seed, [4.0, 3.5], 3.0 + 0.1 * place), metric=values)
+        for place, (arm, values) in enumerate(kept.items())
+        for seed in range(3)
+    ]
+    found = compare_results(results, ARMS, average="tokens", metric="exact-match")
+    apart = found.arms[1].metric_against_control
+    assert apart is not None and apart.mean == pytest.approx(4 / 6)
+    assert found.arms[0].metric_against_control is None
+    said = [sentence for sentence in found.verdict if sentence.startswith("exact-match of")]
+    assert said[0].startswith("exact-match of `recipe`, less that of `once`: +0.667 [")
+    assert said[0].endswith("higher.") and said[1].endswith("no difference found.")
+    arm = found.to_json()["arms"][1]
+    assert arm["metric_against_control"]["mean"] == apart.mean
+    other = [dataclasses.replace(r, metric=[1.0] if r.arm == "once" else r.metric) for r in results]
+    found = compare_results(other, ARMS, average="tokens", metric="exact-match")
+    assert all(arm.metric_against_control is None for arm in found.arms)
+
+
 def test_no_difference_and_no_head_room_are_said() -> None:
     results = [
         result_of(arm, seed, [4.0, 3.5], 3.0 + 0.05 * ((place + seed) % 3))

@@ -1,4 +1,4 @@
-"""What came of a comparison: numbers of each arm, differences, and a verdict in words."""
+"""What came of a comparison: numbers of each arm and differences; `verdict` says it in words."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ import numpy as np
 from gracekit.comparing.arms import STRONGEST_CONTROLS, Arm
 from gracekit.comparing.run_result import RunResult
 from gracekit.comparing.statistics import (
-    LEAST_SEEDS,
     Difference,
     difference,
     first_reached,
     share_closed,
 )
+from gracekit.comparing.verdict import metric_sentences, verdict_of
 from gracekit.tabular import ShortRepr
 from gracekit.types import Float64, Json
 from gracekit.version.json_text import plain_json
-
-MORE_COMPUTE = 1.05
-"""Of the control's compute, above which a gain at equal steps needs a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +48,8 @@ class ArmOutcome:
     """The same in CPU seconds."""
     metric: float
     """Mean of the metric; NaN where none was asked for."""
+    metric_against_control: Difference | None
+    """The metric less that of the stronger control; above 0 is a higher value."""
     num_distinct: float
     most_uses: int
     marked: dict[str, float]
@@ -99,7 +98,11 @@ class Comparison(ShortRepr):
                 "arms": [
                     {
                         **{name: getattr(arm, name) for name in ArmOutcome.__slots__},
-                        "against_control": arm.against_control and arm.against_control.to_json(),
+                        **{
+                            name: apart and apart.to_json()
+                            for name in ("against_control", "metric_against_control")
+                            for apart in [getattr(arm, name)]
+                        },
                     }
                     for arm in self.arms
                 ],
@@ -143,7 +146,10 @@ def compare_results(
         control=control,
         average=average,
         metric=metric,
-        verdict=_verdict(outcomes, arms, control, oracle),
+        verdict=[
+            *verdict_of(outcomes, arms, control, oracle),
+            *metric_sentences(outcomes, metric, control),
+        ],
         remarks=list(remarks),
         missing=missing,
     )
@@ -197,9 +203,10 @@ def _outcome(
     full = "full" if "full" in by_arm and arm.name != "full" else None
     to_full = _reaching(steps, losses, compute, by_arm, full, weights)
     metrics = [np.mean(run.metric) for run in runs.values() if run.metric]
-    apart = None
+    apart = metric_apart = None
     if control is not None and arm.name != control:
         apart = _paired(runs, by_arm[control], weights)
+        metric_apart = _paired_metrics(runs, by_arm[control])
     closed = math.nan
     if control is not None and oracle is not None and arm.name != control:
         closed = share_closed(
@@ -223,6 +230,7 @@ def _outcome(
         ),
         selection_seconds_share=_share([p.selection_s for p in last], [p.training_s for p in last]),
         metric=float(np.mean(metrics)) if metrics else math.nan,
+        metric_against_control=metric_apart,
         num_distinct=float(np.mean([run.num_distinct for run in runs.values()])),
         most_uses=max(run.most_uses for run in runs.values()),
         marked={
@@ -256,6 +264,20 @@ def _paired(
     )
 
 
+def _paired_metrics(own: dict[int, RunResult], other: dict[int, RunResult]) -> Difference | None:
+    """Of the metric, row by row; None where the same rows were not judged under the same seeds."""
+    pairs = [(own[seed].metric, other[seed].metric) for seed in sorted({*own} & {*other})]
+    both = [(np.array(one), np.array(two)) for one, two in pairs if one and two]
+    if not both or len({len(values) for pair in both for values in pair}) > 1:
+        return None
+    num_rows = len(both[0][0])
+    return difference(
+        np.stack([one for one, _ in both]),
+        np.stack([two for _, two in both]),
+        np.full(num_rows, 1 / num_rows),
+    )
+
+
 def _reaching(
     steps: Float64,
     losses: Float64,
@@ -284,71 +306,3 @@ def _by_group(runs: dict[int, RunResult]) -> dict[str, float]:
             groups == place].sum())
         for place, name in enumerate(first.group_names) if (groups == place).any()
     }  # fmt: skip
-
-
-def _verdict(
-    outcomes: list[ArmOutcome], arms: Sequence[Arm], control: str | None, oracle: str | None
-) -> list[str]:
-    """What can be said, and what cannot."""
-    if control is None:
-        return [
-            "Nothing can be said: neither of the controls `random` and `once` was run; add one to "
-            "compare.arms."
-        ]
-    sentences = []
-    seeds = min(outcome.seeds for outcome in outcomes)
-    if seeds < LEAST_SEEDS:
-        sentences.append(
-            f"With {seeds} seed{'' if seeds == 1 else 's'} nothing is shown: two runs of one arm "
-            f"differ too. Intervals are over held-out rows alone; run at least {LEAST_SEEDS} seeds."
-        )
-    if oracle is not None:
-        sentences.append(_head_room(outcomes, oracle, control))
-    known = {arm.name: arm for arm in arms}
-    of_control = next(outcome for outcome in outcomes if outcome.arm == control)
-    known_compute = max(of_control.compute[-1], 1e-12)
-    for outcome in outcomes:
-        arm, apart = known[outcome.arm], outcome.against_control
-        if apart is None or arm.is_oracle or arm.is_full:
-            continue
-        numbers = f"{apart.mean:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]"
-        if apart.is_better:
-            reached = (
-                f", and reaches its last loss in {outcome.steps_to_control:.0%} of its steps and "
-                f"{outcome.compute_to_control:.0%} of its compute"
-                if not math.isnan(outcome.steps_to_control)
-                else ""
-            )
-            sentences.append(f"`{outcome.arm}` is better than `{control}`: {numbers}{reached}.")
-        elif apart.is_worse:
-            sentences.append(f"`{outcome.arm}` is worse than `{control}`: {numbers}.")
-        else:
-            sentences.append(f"`{outcome.arm}`: no difference from `{control}` found: {numbers}.")
-        share = outcome.compute[-1] / known_compute
-        if apart.mean < 0 and share > MORE_COMPUTE:
-            sentences.append(
-                f"`{outcome.arm}` took {share:.0%} of the compute of `{control}` in as many steps: "
-                "longer rows, or selection. See whether `longest` does as well."
-            )
-    return sentences
-
-
-def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
-    apart = next(outcome.against_control for outcome in outcomes if outcome.arm == oracle)
-    if apart is None:
-        return f"`{oracle}` and `{control}` have no seed in common."
-    error = apart.standard_error
-    numbers = f"{apart.mean:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]"
-    if math.isnan(error):
-        return f"Head-room: `{oracle}` less `{control}` is {numbers}, of one seed."
-    errors = abs(apart.mean) / error if error > 0 else math.inf
-    if apart.mean < 0 and errors >= 3:
-        return (
-            f"Head-room: the best oracle `{oracle}` is {numbers} from `{control}`, "
-            f"{errors:.1f} standard errors over seeds."
-        )
-    return (
-        f"No head-room: even the best oracle `{oracle}` is {numbers} from `{control}`, "
-        f"{errors:.1f} standard errors over seeds; three were asked for. No selection of this "
-        "kind can be told apart here."
-    )

@@ -19,7 +19,10 @@ LEAST_SEEDS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Loss of one arm less that of another, paired by seed and held-out row; below 0 is better."""
+    """Loss of one arm less that of another, paired by seed and held-out row; below 0 is better.
+
+    Also of a metric, where above 0 is a higher value.
+    """
 
     mean: float
     low: float

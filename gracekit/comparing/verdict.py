@@ -1,0 +1,103 @@
+"""What can be said of a comparison in words, and what cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from gracekit.comparing.arms import Arm
+from gracekit.comparing.statistics import LEAST_SEEDS
+
+if TYPE_CHECKING:
+    from gracekit.comparing.comparison import ArmOutcome
+
+MORE_COMPUTE = 1.05
+"""Of the control's compute, above which a gain at equal steps needs a word."""
+
+
+def verdict_of(
+    outcomes: list[ArmOutcome], arms: Sequence[Arm], control: str | None, oracle: str | None
+) -> list[str]:
+    """What can be said, and what cannot."""
+    if control is None:
+        return [
+            "Nothing can be said: neither of the controls `random` and `once` was run; add one to "
+            "compare.arms."
+        ]
+    sentences = []
+    seeds = min(outcome.seeds for outcome in outcomes)
+    if seeds < LEAST_SEEDS:
+        sentences.append(
+            f"With {seeds} seed{'' if seeds == 1 else 's'} nothing is shown: two runs of one arm "
+            f"differ too. Intervals are over held-out rows alone; run at least {LEAST_SEEDS} seeds."
+        )
+    if oracle is not None:
+        sentences.append(_head_room(outcomes, oracle, control))
+    known = {arm.name: arm for arm in arms}
+    of_control = next(outcome for outcome in outcomes if outcome.arm == control)
+    known_compute = max(of_control.compute[-1], 1e-12)
+    for outcome in outcomes:
+        arm, apart = known[outcome.arm], outcome.against_control
+        if apart is None or arm.is_oracle or arm.is_full:
+            continue
+        numbers = f"{apart.mean:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]"
+        if apart.is_better:
+            reached = (
+                f", and reaches its last loss in {outcome.steps_to_control:.0%} of its steps and "
+                f"{outcome.compute_to_control:.0%} of its compute"
+                if not math.isnan(outcome.steps_to_control)
+                else ""
+            )
+            sentences.append(f"`{outcome.arm}` is better than `{control}`: {numbers}{reached}.")
+        elif apart.is_worse:
+            sentences.append(f"`{outcome.arm}` is worse than `{control}`: {numbers}.")
+        else:
+            sentences.append(f"`{outcome.arm}`: no difference from `{control}` found: {numbers}.")
+        share = outcome.compute[-1] / known_compute
+        if apart.mean < 0 and share > MORE_COMPUTE:
+            sentences.append(
+                f"`{outcome.arm}` took {share:.0%} of the compute of `{control}` in as many steps: "
+                "longer rows, or selection. See whether `longest` does as well."
+            )
+    return sentences
+
+
+def metric_sentences(
+    outcomes: list[ArmOutcome], metric: str | None, control: str | None
+) -> list[str]:
+    """A sentence for each arm; a metric of the user's own may be good high or low."""
+    sentences = []
+    for outcome in outcomes:
+        apart = outcome.metric_against_control
+        if apart is None:
+            continue
+        numbers = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
+        found = "no difference found"
+        if apart.is_better or apart.is_worse:
+            found = "higher" if apart.is_worse else "lower"
+        sentences.append(
+            f"{metric} of `{outcome.arm}`, less that of `{control}`: {numbers}, {found}."
+        )
+    return sentences
+
+
+def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
+    apart = next(outcome.against_control for outcome in outcomes if outcome.arm == oracle)
+    if apart is None:
+        return f"`{oracle}` and `{control}` have no seed in common."
+    error = apart.standard_error
+    numbers = f"{apart.mean:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]"
+    if math.isnan(error):
+        return f"Head-room: `{oracle}` less `{control}` is {numbers}, of one seed."
+    errors = abs(apart.mean) / error if error > 0 else math.inf
+    if apart.mean < 0 and errors >= 3:
+        return (
+            f"Head-room: the best oracle `{oracle}` is {numbers} from `{control}`, "
+            f"{errors:.1f} standard errors over seeds."
+        )
+    return (
+        f"No head-room: even the best oracle `{oracle}` is {numbers} from `{control}`, "
+        f"{errors:.1f} standard errors over seeds; three were asked for. No selection of this "
+        "kind can be told apart here."
+    )
