@@ -105,6 +105,18 @@ def test_a_command_that_does_not_do_its_part_is_told(
     assert len(list(tmp_path.glob("*-seed*.json"))) == (way == "no-subset")
 
 
+def test_a_script_that_was_edited_half_way_is_other_code(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path, arms=["random"])
+    script = world.parent / "train.py"
+    script.write_text(TRAIN.replace("0.01 *", "0.02 *"))
+    try:
+        with pytest.raises(RecipeError, match=r"2 of 2 results .*train\.py is .*--mix-code"):
+            run(world, tmp_path)
+    finally:
+        script.write_text(TRAIN)
+    assert run(world, tmp_path).missing == 0, "the code that began goes on"
+
+
 def test_a_command_that_ignores_the_seed_is_told(world: Path, tmp_path: Path) -> None:
     changes = {"own": {"selection.selector": "top"}}
     with pytest.raises(MeasureError, match=r"own with seed 1 .* ignores the seed"):

@@ -78,7 +78,7 @@ def compare(
     done = [result for result in results.values() if result is not None]
     if not report_only:
         if waiting:
-            _require_same_code(done, code_of(recipe), output, allowed=mix_code)
+            _require_same_code(done, code_of(recipe, command), output, allowed=mix_code)
         for run in runs:
             if results[run.file] is not None:
                 remove(run.work)  # a kill between the result and this left it

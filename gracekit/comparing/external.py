@@ -32,7 +32,7 @@ from gracekit.comparing.evaluation import row_losses
 from gracekit.comparing.run_result import Point
 from gracekit.comparing.trainer import recipe_of
 from gracekit.errors import CheckpointError, MeasureError, RecipeError
-from gracekit.files import read_json
+from gracekit.files import read_json, sha256
 from gracekit.foreign import foreign
 from gracekit.refresher import refresh
 from gracekit.samples import open_records
@@ -43,6 +43,8 @@ logger = logging.getLogger("gracekit.comparing")
 
 PLACES = ("subset", "output", "seed")
 _LAST_LINES = 12
+_LARGEST_SCRIPT = 1_000_000
+"""Bytes; a larger file that a command names is data, or a program of the system's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,18 @@ class Command:
         for name, value in values.items():
             words = [word.replace("{" + name + "}", str(value)) for word in words]
         return words
+
+    def scripts(self) -> dict[str, str]:
+        """A hash of each small file that the command names; what those import is not looked at."""
+        words = {word for word in shlex.split(self.text) if _is_script(Path(word))}
+        return {word: sha256(Path(word))[:16] for word in sorted(words)}
+
+
+def _is_script(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size <= _LARGEST_SCRIPT
+    except (OSError, ValueError):  # a word that cannot be a name
+        return False
 
 
 def run_command(

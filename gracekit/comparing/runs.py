@@ -110,6 +110,7 @@ def do_run(bed: Bed, run: Run, command: Command | None, on_point: Callable[[int]
 ):  # fmt: skip
     """Train, judge, write the result; what a killed run left is removed first."""
     settings = bed.recipe.compare
+    program = code_of(bed.recipe, command)  # a script may be edited while the run goes on
     remove(run.work)
     make_directory(run.work)
     if command is None:
@@ -125,13 +126,15 @@ def do_run(bed: Bed, run: Run, command: Command | None, on_point: Callable[[int]
             metric_of(settings.metric),
             settings.metric_rows,
         )
-    result = _result(bed, run, course, metric)
+    result = _result(bed, run, course, metric, program)
     result.write(run.file)
     remove(run.work)
     return result
 
 
-def _result(bed: Bed, run: Run, course: Course, metric: list[float] | None) -> RunResult:
+def _result(
+    bed: Bed, run: Run, course: Course, metric: list[float] | None, program: dict[str, str]
+) -> RunResult:
     uses = course.uses(len(bed.raw))
     total = int(uses.sum())
     batch_size = bed.recipe.compare.batch_size
@@ -161,19 +164,20 @@ def _result(bed: Bed, run: Run, course: Course, metric: list[float] | None) -> R
         weights_digest=digest_of(course.model),
         aims=course.aims,
         worths=course.worths,
-        program=code_of(bed.recipe),
+        program=program,
     )
 
 
-def code_of(recipe: Recipe) -> dict[str, str]:
-    """Which code makes a result: gracekit and what trains, and files of classes of the user's.
+def code_of(recipe: Recipe, command: Command | None) -> dict[str, str]:
+    """Which code makes a result: gracekit and what trains, files of classes of the user's, and
+    scripts that a training command names.
 
     Raises:
         RecipeError: The recipe names a class that is not there.
     """
     metric = recipe.compare.metric
     names = [*recipe.scoring.scores, *([] if metric is None else [metric])]
-    return {**program(), **own_code(names)}
+    return {**program(), **own_code(names), **({} if command is None else command.scripts())}
 
 
 def digest_of(model: Any) -> str:
