@@ -267,6 +267,21 @@ def test_no_difference_and_no_head_room_are_said() -> None:
 # --- figures ---
 
 
+def test_an_oracle_that_wears_its_rows_out_tells_no_lack_of_head_room() -> None:
+    """It was ahead half-way: that arms cannot be told apart is not said."""
+    middle = {"once": 3.5, "clean": 2.8}
+    results = [
+        result_of(arm, seed, [4.0, middle[arm]], end + 0.01 * seed)
+        for arm, end in (("once", 3.0), ("clean", 3.2))
+        for seed in range(3)
+    ]
+    said = compare_results(results, ARMS, average="tokens").verdict[0]
+    assert said.startswith(
+        "Head-room at the end is not known: the best oracle `clean` has the last"
+    )
+    assert "after 41% of its steps" in said and "+0.2" in said
+
+
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
 def test_ticks_span_the_values_in_round_steps(one: float, two: float) -> None:
     low, high = min(one, two), max(one, two)

@@ -83,7 +83,8 @@ def metric_sentences(
 
 
 def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
-    apart = next(outcome.against_control for outcome in outcomes if outcome.arm == oracle)
+    outcome = next(outcome for outcome in outcomes if outcome.arm == oracle)
+    apart = outcome.against_control
     if apart is None:
         return f"`{oracle}` and `{control}` have no seed in common."
     error = apart.standard_error
@@ -95,6 +96,12 @@ def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
         return (
             f"Head-room: the best oracle `{oracle}` is {numbers} from `{control}`, "
             f"{errors:.1f} standard errors over seeds."
+        )
+    if apart.mean > 0 and outcome.steps_to_control < 1:
+        return (
+            f"Head-room at the end is not known: the best oracle `{oracle}` has the last loss of "
+            f"`{control}` after {outcome.steps_to_control:.0%} of its steps and ends at {numbers} "
+            "from it. It uses its few rows too often for so long a run."
         )
     return (
         f"No head-room: even the best oracle `{oracle}` is {numbers} from `{control}`, "
