@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,12 +97,14 @@ def narrowed(features: Float32, way: str, width: int, seed: int) -> Float32:
     if way == "full":
         return features
     if way == "principal axes":
-        axes = np.linalg.eigh(np.cov(features.T))[1][:, ::-1][:, :width]
-        return (features - features.mean(axis=0)) @ axes.astype(np.float32)
-    return features @ projection(way, features.shape[1], width, seed, "benchmark")
+        matrix = np.linalg.eigh(np.cov(features.T))[1][:, ::-1][:, :width].astype(np.float32)
+    else:
+        matrix = projection(way, features.shape[1], width, seed, "benchmark")
+    narrow: Float32 = features @ matrix
+    return narrow
 
 
-def carried(data: dict[str, Float32], unit: Float32, seeds: int) -> tuple[float, float]:
+def carried(data: dict[str, Any], unit: Float32, seeds: int) -> tuple[float, float]:
     """Rank correlation of importance on rows not measured, and the share of the gain kept."""
     everyone, n = np.ones(len(unit), bool), len(unit)
     recipe = Recipe.model_validate({"data": {"path": "-"}, "store": "-"})
@@ -115,8 +118,8 @@ def carried(data: dict[str, Float32], unit: Float32, seeds: int) -> tuple[float,
     for seed in range(seeds):
         rows: Rows = np.sort(np.random.default_rng(seed).permutation(n)[: round(MEASURED * n)])
         others = np.setdiff1d(np.arange(n), rows)
-        means = np.bincount(groups[rows], truth[rows], groups.max() + 1)
-        means /= np.maximum(np.bincount(groups[rows], minlength=groups.max() + 1), 1)
+        counts = np.bincount(groups[rows], minlength=groups.max() + 1)
+        means = np.bincount(groups[rows], truth[rows], groups.max() + 1) / np.maximum(counts, 1)
         values = propagate_scores(
             "gated",
             old={NORM: means[groups].astype(np.float32)},
@@ -159,14 +162,16 @@ def table(seeds: int) -> None:
             for way in ("signs", "orthogonal", "principal axes")
         ]
         for way, width in tried:
-            cells = []
+            cells: list[tuple[float, ...]] = []
             for seed in range(seeds if way in ("signs", "orthogonal") else 1):
                 narrow = narrowed(full, way, width, seed).astype(np.float16)
                 directions = unit_features(narrow, everyone)
                 found, _ = nearest(directions)
                 same = [len(np.intersect1d(a, b)) for a, b in zip(true, found, strict=True)]
                 similarity = np.take_along_axis(cosines, found, axis=1).mean() / best
-                cells.append((np.mean(same) / K, similarity, *carried(data, directions, seeds)))
+                cells.append(
+                    (float(np.mean(same)) / K, float(similarity), *carried(data, directions, seeds))
+                )
             shown = " | ".join(f"{mean:.3f}" for mean in np.mean(cells, axis=0))
             print(f"| {kind}-mean | {way} | {width} | {shown} |", flush=True)
         print(f"effective rank in the full width: {effective_rank(unit):.0f}")

@@ -13,12 +13,12 @@ import torch
 
 from gracekit.model_pass.features import EmbeddingMean, HiddenMean
 from gracekit.model_pass.projection import projection
+from gracekit.protocols import Reader
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.flow import Refresher, refresh
 from gracekit.store import Store
 from gracekit.version.header import Header, Settings
-from tests.test_scoring_more_scores import run
-from tests.test_scoring_pass import make_samples, tiny
+from tests.test_scoring_pass import make_samples, run, tiny
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
 WIDE = 32
@@ -68,7 +68,7 @@ def test_narrower_models_are_left_as_they_are(kind: type[Any]) -> None:
 
 def test_hidden_means_are_projected_onto_the_directions() -> None:
     model, samples = tiny("llama"), make_samples((9, 8, 7, 6, 5))
-    readers = [
+    readers: list[Reader] = [
         HiddenMean(ScoringSection(feature_width=width, sketch_seed=5)) for width in (None, 16, 256)
     ]
     wide, narrow, default = run(model, readers, samples)

@@ -87,8 +87,9 @@ class MeasuredRows:
                     "goes on from them, and the last published version is unchanged"
                 )
         self.model_pass_s += time.perf_counter() - started
-        self._parts = [Measurement.concatenate(self._parts)]
-        return as_changes(self._parts[0].take(self._place[rows]), self._earlier)
+        self._put_in_order(rows)
+        (whole,) = self._parts
+        return as_changes(whole.first(len(rows)), self._earlier)
 
     def look(self, rows: Rows) -> NDArray[np.float16]:
         """[rows, d] the features alone; those that an earlier run had are taken from its shards.
@@ -141,6 +142,15 @@ class MeasuredRows:
         if self._executor is not None:
             self._executor.close()
             self._executor = None
+
+    def _put_in_order(self, rows: Rows) -> None:
+        """Make one part of all, these rows first: what is returned is a view of it, no copy."""
+        first = self._place[rows]
+        is_other = np.ones(self._num_done, bool)
+        is_other[first] = False
+        order = np.concatenate([first, np.flatnonzero(is_other)])
+        self._parts = [Measurement.arranged(self._parts, order)]
+        self._place[self._parts[0].rows] = np.arange(self._num_done)
 
     def _note(self, shard: Measurement) -> None:
         self._place[shard.rows] = self._num_done + np.arange(len(shard.rows))
