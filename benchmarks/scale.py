@@ -6,8 +6,8 @@ For each size, in a process of its own: a store of synthetic samples with featur
 clusters of 40 gets a first version that measures all of them, and a second one that measures 5 %
 after a common linear map and a little of each row's own moved all features, which is the dear case
 (`refresh_cost.Synthetic`). Features that the "model" gives are read from a file, so that the
-process holds only what a refresh holds. Stages are those of a refresh; `rows` in the tables is the
-growth from size to size: cost ~ rows ** exponent.
+process holds only what a refresh holds. Cost ~ rows ** exponent from size to size. With `--planted`
+the first graph is made by knowledge of the clusters, and only the second one is searched for.
 
 Memory is the peak in each stage: `own` of what the process has for itself, looked at 50 times a
 second; `with files` also of mapped files, which the system takes back when it needs room.
@@ -25,11 +25,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gracekit.graph.descent import DescentIndex
+from gracekit.graph.directions import exact_neighbors
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.rounding import to_float16
@@ -115,7 +118,30 @@ class TwoPeaks(Meter):
         return {s: (sec, self.own.get(s, 0), peak) for s, (sec, peak) in self.stages.items()}
 
 
-def one_size(n: int, fraction: float) -> dict[str, Any]:
+@contextmanager
+def planted_lists(cluster: Rows) -> Iterator[None]:
+    """The first graph by knowledge of the clusters: the nearest of each row's own cluster."""
+
+    def search(index: DescentIndex, rows: Rows, *, num_passes: int) -> None:
+        order = np.argsort(cluster, kind="stable")
+        for members in np.split(order, np.cumsum(np.bincount(cluster))[:-1]):
+            lists = exact_neighbors(
+                index.unit[members], np.arange(len(members)), np.arange(len(members)),
+                index._neighbors.shape[1],
+            )  # fmt: skip
+            known = lists[0] >= 0
+            index._neighbors[members] = np.where(known, members[lists[0]], -1)
+            index._cosines[members] = lists[1]
+
+    original = DescentIndex._search
+    DescentIndex._search = search  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        DescentIndex._search = original  # type: ignore[method-assign]
+
+
+def one_size(n: int, fraction: float, *, planted: bool) -> dict[str, Any]:
     """Two versions of a store of n rows."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe.model_validate({
@@ -130,7 +156,8 @@ def one_size(n: int, fraction: float) -> dict[str, Any]:
             if version == 2:
                 executor.train()
             meter = TwoPeaks()
-            refresh(store, recipe, executor, version, meter)
+            with planted_lists(executor.cluster) if planted and version == 1 else nullcontext():
+                refresh(store, recipe, executor, version, meter)
             found[str(version)] = meter.found()
             print(f"{n:,} rows, version {version}: {found[str(version)]}", file=sys.stderr)
         paths = store.paths.root
@@ -187,14 +214,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rows", type=int, nargs="+")
     parser.add_argument("--fraction", type=float, default=0.05)
+    parser.add_argument(
+        "--planted", action="store_true", help="the first graph by the clusters, not searched for"
+    )
     parser.add_argument("--one", action="store_true", help="one size, as JSON (internal)")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one_size(options.rows[0], options.fraction)))
+        print(json.dumps(one_size(options.rows[0], options.fraction, planted=options.planted)))
         return
     sizes = []
     for n in options.rows:
         command = [sys.executable, __file__, str(n), "--one", "--fraction", str(options.fraction)]
+        command += ["--planted"] if options.planted else []
         started = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         sizes.append(json.loads(done.stdout.splitlines()[-1]))

@@ -171,7 +171,7 @@ def test_kernel_against_kernel_ridge() -> None:
         fit = kernel.fit(change, own, 0.3, without=without)
         np.testing.assert_allclose(kernel.at_measured(fit), expected[rows], atol=2e-3)
         if without is None:
-            predicted, near = kernel.everywhere(fit)
+            (predicted,), near = kernel.everywhere([fit])
             np.testing.assert_allclose(predicted, expected, atol=2e-3)
             np.testing.assert_allclose(near[rows], 1, atol=2e-3)
 
@@ -209,7 +209,7 @@ def test_landmarks_come_near_to_all_rows(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("gracekit.propagation.kernel._MOST_LANDMARKS", most)
         monkeypatch.setattr("gracekit.propagation.kernel._LEAST_LANDMARKS", most)
         kernel = Kernel(world().old[:, None], directions, rows, fold, rng)
-        predicted[most], _ = kernel.everywhere(kernel.fit(change, 0, 0.03))
+        (predicted[most],), _ = kernel.everywhere([kernel.fit(change, 0, 0.03)])
     rest = np.setdiff1d(np.arange(N), rows)
     miss = {k: np.square(each - 4 * directions[:, 0])[rest].mean() for k, each in predicted.items()}
     assert miss[700] < 1.1 * miss[800] and miss[400] < 1.4 * miss[800], miss
@@ -549,8 +549,7 @@ def carry(new: Float32, rows: Rows, **changes: object) -> tuple[Float32, str]:
         "seed": 0,
     } | changes
     carried = estimate_features(**arguments).carried()  # type: ignore[arg-type]
-    features, outcome = carried.features, carried.outcome
-    return features, outcome.used
+    return np.asarray(carried.features, np.float32), carried.outcome.used
 
 
 def likeness(features: Float32, new: Float32, rows: Rows) -> float:
@@ -760,10 +759,11 @@ def test_features_do_not_collapse_in_fifty_refreshes() -> None:
         unit = unit_features(known, everyone)
         index = build_index(unit, GraphSection(backend="exact"), valid=everyone, seed=0)
         rows = sample(rng, 120, n)
-        known = estimate_features(
+        estimate = estimate_features(
             old=known, measured_rows=rows, new=truth[rows], graph=symmetric(index.graph),
             usable=everyone, settings=SETTINGS, seed=step,
-        ).carried().features  # fmt: skip
+        )  # fmt: skip
+        known = np.asarray(estimate.carried().features, np.float32)
         true_rank = effective_rank(unit_features(truth, everyone))
         ratios.append(effective_rank(unit_features(known, everyone)) / true_rank)
     assert min(ratios) > 0.9 and max(ratios) < 1.1

@@ -146,17 +146,21 @@ class Kernel:
         line = fit.line(self._own_old_values(self._rows, fit.own))
         return line + self._measured @ fit.weights
 
-    def everywhere(self, fit: KernelFit) -> tuple[Float64, Float32]:
-        """Predictions of every row [n], and how near the nearest landmark is [n], 0 to 1."""
-        weights = fit.weights.astype(np.float32)
+    def everywhere(self, fits: list[KernelFit]) -> tuple[list[Float64], Float32]:
+        """Predictions of every row [n] by each fit, and how near the nearest landmark is [n], 0 to
+        1. The kernel between rows and landmarks, which is what costs, is evaluated once.
+        """
         n = len(self._inputs)
-        predicted, near = np.empty(n), np.empty(n, np.float32)
-        for start in range(0, n, _BLOCK):
+        predicted: list[Float64] = [np.empty(n) for _ in fits]
+        near = np.empty(n, np.float32)
+        for start in range(0, n, _BLOCK) if fits else ():
             block = np.arange(start, min(start + _BLOCK, n))
             alike, line = self._kernel_to_landmarks(block)
             near[block] = alike.max(axis=1) / 2
-            predicted[block] = np.add(alike, line, out=line) @ weights
-            predicted[block] += fit.line(self._own_old_values(block, fit.own))
+            kernel = np.add(alike, line, out=line)
+            for fit, values in zip(fits, predicted, strict=True):
+                values[block] = kernel @ fit.weights.astype(np.float32)
+                values[block] += fit.line(self._own_old_values(block, fit.own))
         return predicted, near
 
     def _own_old_values(self, rows: Rows, own: int) -> Float64:
