@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.refresh_cost import make_samples
 from gracekit import rounding
 from gracekit.aim import likeness as of_likeness
 from gracekit.graph import build_index, cells, directions, load_index, refresh_index, unit_features
@@ -19,10 +20,12 @@ from gracekit.graph.seal import SEAL_FILE, UNIT_FILE, purpose, seal, write_array
 from gracekit.propagation import estimate_features, features
 from gracekit.propagation.kernel import _JITTER, PENALTIES, Kernel
 from gracekit.recipe import GraphSection, PropagationSection
+from gracekit.refresher.rounds import Measured
+from gracekit.refresher.step import _all_features
 from gracekit.rounding import put_rows, to_float16
 from gracekit.store.files.cache import CachePayload, load_cache, save_cache
 from gracekit.store.files.paths import StorePaths
-from gracekit.types import Float32, Measurement, SparseGraph
+from gracekit.types import Float32, Measurement, RefreshPlan, SparseGraph
 from tests.test_graph import ALL, DESCENT, clusters, everyone
 from tests.test_propagation import random_graph
 
@@ -99,6 +102,23 @@ def test_parts_are_arranged_as_if_joined_and_taken(sketches: tuple[bool, ...]) -
     first = found.first(4)
     assert np.shares_memory(first.features, found.features) and len(first.rows) == 4
     np.testing.assert_array_equal(first.valid, np.ones(4, bool))
+
+
+@pytest.mark.parametrize("which", ["all", "one is invalid", "another order"])
+def test_features_of_all_rows_are_those_measured(which: str) -> None:
+    rows = np.arange(30)[:: -1 if which == "another order" else 1]
+    found = clusters(30).astype(np.float16)[rows]
+    if which == "one is invalid":
+        found[4] = np.nan
+    measured = Measured(
+        plan=RefreshPlan(rows=rows, reasons=np.zeros(30, np.uint8)),
+        measurement=Measurement(rows=rows, scores={}, features=found),
+    )
+    of_all, valid = _all_features(make_samples(30), None, measured)
+    expected = np.nan_to_num(found[np.argsort(rows)])
+    np.testing.assert_array_equal(of_all, expected)
+    assert valid.sum() == (29 if which == "one is invalid" else 30)
+    assert np.shares_memory(of_all, found) == (which == "all")
 
 
 # The cache

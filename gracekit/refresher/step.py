@@ -345,6 +345,9 @@ def _all_features(
     rows, good = measurement.rows, measurement.valid
     if last is not None and not len(rows):
         return to_float16(last.features), last.valid.copy()
+    is_new = last is None or measured.features is None
+    if is_new and good.all() and np.array_equal(rows, np.arange(len(samples))):
+        return to_float16(measurement.features), good  # all there is, in order
     if last is None or measured.features is None:
         features = np.zeros((len(samples), measurement.features.shape[1]), np.float16)
         valid = np.zeros(len(samples), bool)
