@@ -16,7 +16,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -25,12 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gracekit.errors import StoreWriteError
+from gracekit.leftovers import MARK, left_in, token
 
 MAX_JSON_BYTES = 1 << 28
 """Of a document that somebody else wrote: more than the history of any training run, and less than
 the memory of any machine."""
 
-TEMPORARY_MARK = ".partial-"
+TEMPORARY_MARK = MARK
 """Part of every temporary name: what a start-up may delete."""
 
 MAX_NAME_BYTES = 255
@@ -150,10 +150,35 @@ def _errno_of_numpy(error: OSError) -> int:
 
 
 def temporary_path(final: Path) -> Path:
-    """A fresh name beside `final`, recognised by `TEMPORARY_MARK`."""
-    ending = f"{TEMPORARY_MARK}{secrets.token_hex(4)}"
-    start = os.fsencode(final.name)[: MAX_NAME_BYTES - len(ending)]
-    return final.with_name(start.decode("utf-8", "ignore") + ending)
+    """A fresh name beside `final`, recognised by `TEMPORARY_MARK`; it tells who made it."""
+    ending = f"{TEMPORARY_MARK}{token()}"
+    return final.with_name(_cut(final.name, len(ending)) + ending)
+
+
+def _cut(name: str, num_bytes: int) -> str:
+    """A name with room for so many bytes behind it."""
+    return os.fsencode(name)[: MAX_NAME_BYTES - num_bytes].decode("utf-8", "ignore")
+
+
+def left_beside(final: Path) -> list[Path]:
+    """Temporary files and directories for `final` of processes that have ended; see `leftovers`."""
+    try:
+        left = list(left_in(final.parent))
+    except OSError:
+        return []
+    return [
+        path
+        for start, path in left
+        if start == _cut(final.name, len(os.fsencode(path.name)) - len(os.fsencode(start)))
+    ]
+
+
+def remove_left_files(final: Path) -> None:
+    """Remove the temporary files for `final` of processes that have ended; directories stay."""
+    for path in left_beside(final):
+        if path.is_symlink() or not path.is_dir():
+            with suppress(OSError):  # the next one tries again
+                remove(path)
 
 
 def write_temporary(final: Path, write: Callable[[Path], None]) -> Path:
