@@ -192,8 +192,17 @@ def write_temporary(final: Path, write: Callable[[Path], None]) -> Path:
     return temporary
 
 
-def write_atomic(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, then sync it and rename it to `final`."""
+def write_atomic(final: Path, write: Callable[[Path], None], *, tidy: bool = False) -> None:
+    """Let `write` fill a temporary file, then sync it and rename it to `final`.
+
+    Args:
+        final: The file.
+        write: Given the path of the temporary one.
+        tidy: First remove what killed processes left on the way to this file: for folders that no
+            start of a store looks through.
+    """
+    if tidy:
+        remove_left_files(final)
     temporary = write_temporary(final, write)
     with clear_write_errors(final):
         with _removed_on_error(temporary):
@@ -225,9 +234,9 @@ def _has_moved(before: os.stat_result, source: Path, final: Path) -> bool:
     return os.path.samestat(before, now) or is_alike
 
 
-def write_text_atomic(final: Path, text: str) -> None:
+def write_text_atomic(final: Path, text: str, *, tidy: bool = False) -> None:
     """`write_atomic` of UTF-8 text."""
-    write_atomic(final, lambda path: _write_text(path, text))
+    write_atomic(final, lambda path: _write_text(path, text), tidy=tidy)
 
 
 def _write_text(path: Path, text: str) -> None:

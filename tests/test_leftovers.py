@@ -19,6 +19,7 @@ from gracekit import files, leftovers
 from gracekit.exports import export
 from gracekit.files import TEMPORARY_MARK
 from gracekit.leftovers import UNCHANGED_S
+from gracekit.training import Coreset
 from gracekit.types import Json
 from tests.exported import content_of
 from tests.faults import Killed, count_operations, killed_at
@@ -47,6 +48,13 @@ def below(folder: Path) -> list[str]:
 def make_old(path: Path) -> None:
     for below in [*path.rglob("*"), path]:
         os.utime(below, (0, os.stat(below).st_mtime - UNCHANGED_S - 60))
+
+
+def filled_store(root: Path) -> Path:
+    store = make_store(root)
+    with store.lock():
+        store.commit(make_draft(store, "1"))
+    return root
 
 
 # --- whose it is ---
@@ -99,6 +107,32 @@ def test_long_names_are_found_again(tmp_path: Path) -> None:
         left.write_text("half")
     assert len(os.fsencode(left.name)) <= 255
     assert (files.left_beside(final), files.left_beside(other)) == ([left], [])
+
+
+def test_a_file_takes_the_place_of_what_was_left_on_the_way_to_it(tmp_path: Path) -> None:
+    final = tmp_path / "result.json"
+    with as_a_process_that_ends(), suppress(Killed), killed_at(3):
+        files.write_text_atomic(final, "half")
+    assert len(below(tmp_path)) == 1
+    files.write_text_atomic(final, "whole", tidy=True)
+    assert below(tmp_path) == ["result.json"]
+
+
+def test_a_download_takes_the_place_of_those_that_were_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / "cache"))
+    url = f"file://{tmp_path}/copy"
+    gracekit.publish(filled_store(tmp_path / "store"), url)
+    num = len(count_operations(lambda: Coreset.load(url)))
+    for k in range(1, num + 1):
+        monkeypatch.setenv("GRACEKIT_CACHE", str(tmp_path / f"cache-{k}"))
+        with as_a_process_that_ends(), suppress(Killed), killed_at(k, torn=True):
+            Coreset.load(url)
+        Coreset.load(url)
+        assert not [
+            name for name in below(tmp_path / f"cache-{k}/stores") if TEMPORARY_MARK in name
+        ]
 
 
 # --- exports ---
@@ -201,13 +235,6 @@ def test_a_disk_that_fails_leaves_what_a_kill_between_the_renames_left(tmp_path:
 
 
 # --- folders for temporary files ---
-
-
-def filled_store(root: Path) -> Path:
-    store = make_store(root)
-    with store.lock():
-        store.commit(make_draft(store, "1"))
-    return root
 
 
 SLOW = "SELECT count(*) FROM range(3000000) a, range(3000000) b WHERE a.range + b.range = 7"
