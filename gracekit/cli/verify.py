@@ -15,7 +15,7 @@ from gracekit.errors import UsageError
 
 
 @click.command(
-    short_help="Check every checksum and reference of the store, or of its copy at a URL.",
+    short_help="Check every checksum of the store, or of its copy at a URL.",
     epilog="\b\nExamples:\n  gracekit verify && echo fine\n  gracekit verify s3://bucket/run",
 )
 @click.argument("store", required=False, type=click.Path(path_type=Path))
