@@ -28,6 +28,8 @@ MARK = ".partial-"
 """Part of every temporary name beside the place that it is for."""
 UNCHANGED_S = 86_400.0
 """Seconds after which what a process that cannot be seen made counts as left."""
+_SCRATCH_UNCHANGED_S = 7 * UNCHANGED_S
+"""The same of folders for temporary files: one may lie idle for as long as a notebook is open."""
 _MAKER = r"-(?P<pid>\d+)-(?P<where>[0-9a-f]{8})-(?P<start>\d+)"
 _BESIDE = re.compile(rf"(?P<final>.+){re.escape(MARK)}[0-9a-f]{{8}}(?:{_MAKER})?", re.DOTALL)
 _SCRATCH = re.compile(rf"gracekit-[a-z]+-[0-9a-f]{{8}}{_MAKER}")
@@ -88,12 +90,12 @@ def sweep_scratch_folders(parent: Path) -> None:
             found = _SCRATCH.fullmatch(path.name)
             with suppress(OSError):
                 is_own = found is not None and path.lstat().st_uid == os.getuid()
-                if found is not None and is_own and _is_left(found, path):
+                if found is not None and is_own and _is_left(found, path, _SCRATCH_UNCHANGED_S):
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_left(found: re.Match[str], path: Path) -> bool:
-    """Whether the maker has ended; where that is not seen, whether nothing changed for a day."""
+def _is_left(found: re.Match[str], path: Path, unchanged_s: float = UNCHANGED_S) -> bool:
+    """Whether the maker has ended; where that is not seen, whether nothing changed for so long."""
     if found["where"] == _where():
         own = (birth_of(os.getpid()) or "").split()
         birth = f"{own[0]} {own[1]} {found['start']}" if len(own) == 3 else None
@@ -102,7 +104,7 @@ def _is_left(found: re.Match[str], path: Path) -> bool:
         changed = max(_changed(path))
     except OSError:  # it goes at this moment
         return False
-    return time.time() - changed > UNCHANGED_S
+    return time.time() - changed > unchanged_s
 
 
 def _changed(path: Path) -> Iterator[float]:
