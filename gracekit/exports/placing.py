@@ -109,8 +109,8 @@ def mark_unfinished(directory: Path, manifest: Json) -> None:
 def remove_left(out: Path, *, whole: bool) -> None:
     """Remove what exports to the same place left that were killed, as far as it is ours.
 
-    Unfinished ones go with all that they hold. What somebody else put into a whole one stays, and is
-    told in a warning, as is what cannot be removed.
+    Unfinished ones go with all that they hold. What somebody else put into a whole one stays, and
+    is told in a warning, as is what cannot be removed.
 
     Args:
         out: The place.
