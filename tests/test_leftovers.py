@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,23 +21,12 @@ from gracekit.leftovers import UNCHANGED_S
 from gracekit.training import Coreset
 from gracekit.types import Json
 from tests.exported import content_of
-from tests.faults import Killed, count_operations, killed_at
+from tests.faults import Killed, as_a_process_that_ends, count_operations, killed_at
 from tests.patience import LAST_RESORT_S
 from tests.stores import make_draft, make_store
 
 ROWS: list[Json] = [{"instruction": f"in {i}", "output": f"out {i}"} for i in range(3)]
 OTHER_ROWS: list[Json] = [{"prompt": f"in {i}", "completion": f"out {i}"} for i in range(2)]
-
-
-@contextmanager
-def as_a_process_that_ends() -> Iterator[None]:
-    """What is made in the block bears the name of a process that has ended since."""
-    ended = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-    maker = leftovers._maker(ended.pid)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(leftovers, "_maker", lambda pid: maker)
-        yield
-    ended.communicate()
 
 
 def below(folder: Path) -> list[str]:

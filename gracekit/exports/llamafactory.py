@@ -117,6 +117,7 @@ def enter(out: Path) -> None:
     own, shared = out / DATASET_INFO, out.parent / DATASET_INFO
     if not own.is_file() or not shared.exists():
         return
+    files.remove_left_files(shared)
     try:
         found = files.read_json(own)[out.name]
         entry = {**found, "file_name": f"{out.name}/{found['file_name']}"}
