@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,13 +16,14 @@ import pytest
 
 import gracekit
 from gracekit import files, leftovers
+from gracekit.errors import ExportError
 from gracekit.exports import export
 from gracekit.files import TEMPORARY_MARK
 from gracekit.leftovers import UNCHANGED_S
 from gracekit.training import Coreset
 from gracekit.types import Json
 from tests.exported import content_of
-from tests.faults import Killed, as_a_process_that_ends, count_operations, killed_at
+from tests.faults import Killed, as_a_process_that_ends, count_operations, failing_at, killed_at
 from tests.patience import LAST_RESORT_S
 from tests.stores import make_draft, make_store
 
@@ -175,6 +177,36 @@ def test_a_kill_at_any_file_call_of_an_export(
         known = json.loads((folder / "dataset_info.json").read_text())
         assert ("subset" in known) == (name == "llamafactory")
     assert seen == {"left"}
+
+
+def test_a_disk_that_fails_at_any_file_call_leaves_what_is_there_entered(tmp_path: Path) -> None:
+    """Or the message says that it is not."""
+
+    def prepared(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "dataset_info.json").write_text('{"theirs": {"file_name": "mine.json"}}')
+        export(content_of(ROWS), "llamafactory", folder / "subset")
+        return folder
+
+    def work(folder: Path) -> str:
+        try:
+            export(content_of(OTHER_ROWS), "llamafactory", folder / "subset", overwrite=True)
+        except ExportError as error:
+            return str(error)
+        return ""
+
+    counted, told = prepared("counted"), []
+    for k in range(1, 1 + len(count_operations(lambda: work(counted)))):
+        folder = prepared(f"{k}")
+        with failing_at(k, errno.EIO):
+            message = work(folder)
+        require_consistent(folder)
+        known = json.loads((folder / "dataset_info.json").read_text())
+        assert "subset" in known or "is written, but not entered in" in message, f"{k}: {message}"
+        told.append(message)
+    assert any("not entered" in message for message in told)
+    assert any("cannot write the export" in message for message in told)
 
 
 def test_an_export_at_work_and_what_is_not_ours_are_left_alone(

@@ -96,11 +96,11 @@ def entered(out: Path, *, is_asked: bool) -> Iterator[None]:
         return
     shared = out.parent / DATASET_INFO
     files.remove_left_files(shared)
-    with suppress(ExportError):  # of a file that is no such thing; the format itself refuses it
-        known = _known_datasets(shared, out.name) if shared.exists() else {}
-        if known.pop(out.name, None) is not None:
-            files.write_text_atomic(shared, _dump(known))
     try:
+        with suppress(ExportError):  # of a file that is no such thing; the format itself refuses it
+            known = _known_datasets(shared, out.name) if shared.exists() else {}
+            if known.pop(out.name, None) is not None:
+                files.write_text_atomic(shared, _dump(known))
         yield
     except BaseException:
         with suppress(ExportError):
