@@ -103,7 +103,7 @@ test-package: runs/package/ok ## Wheel and sdist: what is in them, and the wheel
 
 runs/package/ok:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling pytest pytest-timeout hypothesis
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling click pytest pytest-timeout hypothesis
 	@touch $@
 
 # A server of the S3 interface, which nothing else needs; it asks for other versions of what we have.

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.checkpoints import describe_checkpoint, layout_of, pin, read_pace
+from gracekit.leftovers import scratch_folder
 from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import Allowance
 from gracekit.refresher.budget import first_plan, of_first_version
@@ -126,15 +126,15 @@ def model_beside(
 ) -> Iterator[tuple[PinnedCheckpoint, CheckpointModel]]:
     """The pinned checkpoint and its model, in a folder of their own that is removed afterwards."""
     with (
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder("model") as folder,
         pin(
             checkpoint,
-            Path(folder),
+            folder,
             refresher.recipe.checkpoints,
             conversions=kept_conversions(refresher),
         ) as pinned,
     ):
-        yield pinned, open_beside(refresher, pinned, Path(folder))
+        yield pinned, open_beside(refresher, pinned, folder)
 
 
 def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
