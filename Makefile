@@ -103,7 +103,7 @@ test-package: runs/package/ok ## Wheel and sdist: what is in them, and the wheel
 
 runs/package/ok:
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling pytest pytest-timeout hypothesis
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt build hatchling click pytest pytest-timeout hypothesis
 	@touch $@
 
 # A server of the S3 interface, which nothing else needs; it asks for other versions of what we have.
@@ -133,10 +133,10 @@ runs/lowest/ok: pyproject.toml constraints-lowest.txt
 		pytest-xdist scikit-learn submodlib-py
 	@touch $@
 
-MATRIX := lightning deepspeed torchtune
+MATRIX := lightning deepspeed torchtune torchtitan automodel verl
 matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own libraries, each in its environment
 	@for name in $(MATRIX); do \
-		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/$$name/bin/python -m pytest -m matrix tests/test_matrix.py \
+		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/$$name/bin/python -m pytest -m matrix tests/test_matrix*.py \
 			|| exit 1; \
 	done
 
@@ -145,12 +145,22 @@ matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own
 FOR_lightning := accelerate peft lightning==2.6.6
 FOR_deepspeed := accelerate deepspeed==0.19.8
 FOR_torchtune := torchtune==0.6.1 torchao==0.15.0
+# Of these what their checkpoint code imports, without what needs a GPU, and with our versions of the rest: verl asks for
+# transformers below 5.11, AutoModel for 5.18.0. Triton is large and only imported. verl's wheel has a package `tests`.
+FOR_torchtitan := accelerate einops docstring_parser typeguard
+FOR_automodel := accelerate peft
+FOR_verl := accelerate peft antlr4-python3-runtime==4.9.3 protobuf msgpack jsonschema orjson importlib_metadata pylatexenc
+ALONE_torchtitan := torchtitan==0.3.0 torchdata spmd_types==0.2.3 triton==3.9.0 torch_checkpointing tyro
+ALONE_automodel := nemo-automodel==0.7.0
+ALONE_verl := verl==0.9.1 ray==2.60.0 tensordict==0.10.0 codetiming hydra-core omegaconf torchdata pyvers
 runs/matrix/%/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH) setuptools wheel ninja
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	DS_BUILD_OPS=0 $(@D)/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation \
 		-c constraints.txt $(FOR_$*)
+	$(if $(ALONE_$*),$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps $(ALONE_$*))
+	@rm -rf $(@D)/lib/python*/site-packages/tests
 	@touch $@
 
 test-axolotl-training: runs/axolotl-training/ok ## Axolotl's own training with the plugin

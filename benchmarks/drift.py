@@ -156,7 +156,8 @@ def kernel_alone(before: Before, rows: Rows, change: Float64, column: int) -> An
     """The kernel regression without a gate."""
     fold, rng = np.zeros(len(rows), np.int64), np.random.default_rng(0)
     kernel = Kernel(before.inputs, before.unit, rows, fold, rng)
-    return kernel.everywhere(kernel.fit(change, column, kernel.penalty_for(change, column)))[0]
+    fit = kernel.fit(change, column, kernel.penalty_for(change, column))
+    return kernel.everywhere([fit])[0][0]
 
 
 METHODS: dict[str, Callable[..., dict[str, Any]]] = {

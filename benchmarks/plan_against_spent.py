@@ -51,7 +51,7 @@ class Planning(Selecting):
             "training.samples_a_step": args.train_batch_size,
             "training.checkpoint_every": state.max_steps // args.num_train_epochs,
         }
-        run = gracekit.refresh(self.recipe, start, dry_run=True, set=known).run
+        run = gracekit.plan(self.recipe, start, set=known).plan.run
         self.before = run.selection / run.training
 
 
@@ -73,13 +73,14 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("runs/plan-against-spent"))
     options = parser.parse_args()
     print("| run | may cost | planned before the first step | at the first checkpoint | spent | "
-          "the latter / spent |\n|---|--:|--:|--:|--:|--:|", flush=True)  # fmt: skip
+          "both / spent |\n|---|--:|--:|--:|--:|--:|", flush=True)  # fmt: skip
     for name in [options.only] if options.only else RUNS:
         found = planned_and_spent(name, options.output)
         spent = found.lines[-1]["counted"]
         print(
             f"| {name} | {found.recipe.refresh.max_cost:.0%} | {found.before:.1%} | "
-            f"{found.planned:.1%} | {spent:.1%} | {found.planned / spent:.2f} |",
+            f"{found.planned:.1%} | {spent:.1%} | {found.before / spent:.2f}, "
+            f"{found.planned / spent:.2f} |",
             flush=True,
         )
 

@@ -215,12 +215,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def begin(options: argparse.Namespace) -> tuple[list[dict[str, str]], Recipe]:
-    """The rows to train on, and the default recipe for them; a run of other options is removed."""
+    """The rows to train on, and the default recipe; a run of other options is left alone."""
     output: Path = options.output
     asked = json.dumps(vars(options), default=str, sort_keys=True)
     file = output / "options.json"
     if not (file.is_file() and file.read_text(encoding="utf-8") == asked and (
         output / ACCOUNT).is_file()):  # fmt: skip
+        if (output / ACCOUNT).is_file():
+            sys.exit(f"{output} has a run of other options (options.json); name another folder")
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         file.write_text(asked, encoding="utf-8")

@@ -16,7 +16,6 @@ import errno
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -25,12 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gracekit.errors import StoreWriteError
+from gracekit.leftovers import MARK, left_in, token
 
 MAX_JSON_BYTES = 1 << 28
 """Of a document that somebody else wrote: more than the history of any training run, and less than
 the memory of any machine."""
 
-TEMPORARY_MARK = ".partial-"
+TEMPORARY_MARK = MARK
 """Part of every temporary name: what a start-up may delete."""
 
 MAX_NAME_BYTES = 255
@@ -150,10 +150,35 @@ def _errno_of_numpy(error: OSError) -> int:
 
 
 def temporary_path(final: Path) -> Path:
-    """A fresh name beside `final`, recognised by `TEMPORARY_MARK`."""
-    ending = f"{TEMPORARY_MARK}{secrets.token_hex(4)}"
-    start = os.fsencode(final.name)[: MAX_NAME_BYTES - len(ending)]
-    return final.with_name(start.decode("utf-8", "ignore") + ending)
+    """A fresh name beside `final`, recognised by `TEMPORARY_MARK`; it tells who made it."""
+    ending = f"{TEMPORARY_MARK}{token()}"
+    return final.with_name(_cut(final.name, len(ending)) + ending)
+
+
+def _cut(name: str, num_bytes: int) -> str:
+    """A name with room for so many bytes behind it."""
+    return os.fsencode(name)[: MAX_NAME_BYTES - num_bytes].decode("utf-8", "ignore")
+
+
+def left_beside(final: Path) -> list[Path]:
+    """Temporary files and directories for `final` of processes that have ended; see `leftovers`."""
+    try:
+        left = list(left_in(final.parent))
+    except OSError:
+        return []
+    return [
+        path
+        for start, path in left
+        if start == _cut(final.name, len(os.fsencode(path.name)) - len(os.fsencode(start)))
+    ]
+
+
+def remove_left_files(final: Path) -> None:
+    """Remove the temporary files for `final` of processes that have ended; directories stay."""
+    for path in left_beside(final):
+        if path.is_symlink() or not path.is_dir():
+            with suppress(OSError):  # the next one tries again
+                remove(path)
 
 
 def write_temporary(final: Path, write: Callable[[Path], None]) -> Path:
@@ -167,8 +192,17 @@ def write_temporary(final: Path, write: Callable[[Path], None]) -> Path:
     return temporary
 
 
-def write_atomic(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, then sync it and rename it to `final`."""
+def write_atomic(final: Path, write: Callable[[Path], None], *, tidy: bool = False) -> None:
+    """Let `write` fill a temporary file, then sync it and rename it to `final`.
+
+    Args:
+        final: The file.
+        write: Given the path of the temporary one.
+        tidy: First remove what killed processes left on the way to this file: for folders that no
+            start of a store looks through.
+    """
+    if tidy:
+        remove_left_files(final)
     temporary = write_temporary(final, write)
     with clear_write_errors(final):
         with _removed_on_error(temporary):
@@ -200,9 +234,9 @@ def _has_moved(before: os.stat_result, source: Path, final: Path) -> bool:
     return os.path.samestat(before, now) or is_alike
 
 
-def write_text_atomic(final: Path, text: str) -> None:
+def write_text_atomic(final: Path, text: str, *, tidy: bool = False) -> None:
     """`write_atomic` of UTF-8 text."""
-    write_atomic(final, lambda path: _write_text(path, text))
+    write_atomic(final, lambda path: _write_text(path, text), tidy=tidy)
 
 
 def _write_text(path: Path, text: str) -> None:

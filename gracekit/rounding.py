@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.types import Float32, Float64, Int64
+from gracekit.types import Bool, Float32, Float64, Int64, Rows
+
+_BLOCK = 16_384
+_LARGEST = np.finfo(np.float16).max
 
 
 def whole_copies(weights: Float32 | Float64, random: np.random.Generator) -> Int64:
@@ -35,8 +40,40 @@ def whole_copies(weights: Float32 | Float64, random: np.random.Generator) -> Int
 
 
 def to_float16(features: NDArray[np.float16] | Float32) -> NDArray[np.float16]:
-    """Round [m, d] to float16: large values are cut to its range, rows not finite are all NaN."""
-    largest = np.finfo(np.float16).max
-    rounded = np.clip(features, -largest, largest).astype(np.float16)
-    rounded[~np.isfinite(features).all(axis=1)] = np.nan
+    """Round [m, d] to float16: large values are cut to its range, rows not finite are all NaN.
+
+    What is float16 already, with all rows finite or NaN, is returned as it is.
+    """
+    if features.dtype == np.float16 and _is_whole(features):
+        return features.astype(np.float16, copy=False)
+    rounded = np.empty(features.shape, np.float16)
+    for start in range(0, len(features), _BLOCK):
+        block = features[start : start + _BLOCK]
+        to = rounded[start : start + _BLOCK]
+        np.clip(block, -_LARGEST, _LARGEST, out=to, casting="same_kind")
+        to[~np.isfinite(block).all(axis=1)] = np.nan
     return rounded
+
+
+def put_rows(
+    features: NDArray[np.float16],
+    rows: Rows,
+    found: NDArray[np.float16] | Float32,
+    *,
+    where: Bool,
+) -> None:
+    """Put the features [m, d] that were found of rows [m] into place, `where` they count."""
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        kept = where[block]
+        features[rows[block][kept]] = to_float16(found[block][kept])
+
+
+def _is_whole(features: NDArray[Any]) -> bool:
+    """Whether each row is finite or all NaN."""
+    for start in range(0, len(features), _BLOCK):
+        block = features[start : start + _BLOCK]
+        other = block[~np.isfinite(block).all(axis=1)]
+        if not np.isnan(other).all():
+            return False
+    return True

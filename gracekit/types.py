@@ -27,6 +27,8 @@ Bool = NDArray[np.bool_]
 Strings = NDArray[np.object_]
 Json = dict[str, Any]
 
+_BLOCK = 16_384
+
 
 class Origin(IntEnum):
     """Where a row's present scores came from."""
@@ -207,7 +209,7 @@ class Measurement(ShortRepr):
         assert all(len(s) == m for s in self.scores.values()) and len(self.features) == m
         assert self.sketches is None or len(self.sketches) == m
 
-    def take(self, index: Int64 | Bool) -> Measurement:
+    def take(self, index: Int64 | Bool | slice) -> Measurement:
         """The given positions (not rows) of this measurement."""
         return Measurement(
             rows=self.rows[index],
@@ -216,10 +218,16 @@ class Measurement(ShortRepr):
             sketches=None if self.sketches is None else self.sketches[index],
         )
 
+    def first(self, count: int) -> Measurement:
+        """The first rows; their numbers are shared, not copied."""
+        return self if count == len(self.rows) else self.take(slice(count))
+
     @property
     def valid(self) -> Bool:
         """[m] True where every score and feature is finite."""
-        ok: Bool = np.asarray(np.isfinite(self.features).all(axis=1))
+        parts = range(0, len(self.rows), _BLOCK)
+        finite = [np.isfinite(self.features[at : at + _BLOCK]).all(axis=1) for at in parts]
+        ok: Bool = np.concatenate([np.zeros(0, bool), *finite])
         for score in self.scores.values():
             ok = ok & np.isfinite(score)
         return ok
@@ -235,6 +243,45 @@ class Measurement(ShortRepr):
             },
             features=np.concatenate([p.features for p in parts]),
             sketches=np.concatenate(sketches) if len(sketches) == len(parts) else None,
+        )
+
+    @staticmethod
+    def arranged(parts: list[Measurement], order: Int64) -> Measurement:
+        """The parts one after another as `order` [m] says, without another copy in between.
+
+        The list is emptied, so that a part is free once its rows are in their places.
+        """
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        whole: Measurement | None = None
+        done = 0
+        while parts:
+            part = parts.pop(0)
+            if whole is None:
+                keeps = part.sketches is not None and all(p.sketches is not None for p in parts)
+                whole = part._empty(len(order), with_sketches=keeps)
+            to = place[done : done + len(part.rows)]
+            whole.rows[to], whole.features[to] = part.rows, part.features
+            for name, score in whole.scores.items():
+                score[to] = part.scores[name]
+            if whole.sketches is not None:
+                whole.sketches[to] = part.sketches
+            done += len(part.rows)
+        assert whole is not None and done == len(order)
+        return whole
+
+    def _empty(self, num_rows: int, *, with_sketches: bool) -> Measurement:
+        """Room for so many rows like these."""
+
+        def like(array: NDArray[Any]) -> NDArray[Any]:
+            return np.empty((num_rows, *array.shape[1:]), array.dtype)
+
+        sketches = like(self.sketches) if with_sketches and self.sketches is not None else None
+        return Measurement(
+            rows=like(self.rows),
+            scores={name: like(score) for name, score in self.scores.items()},
+            features=like(self.features),
+            sketches=sketches,
         )
 
 

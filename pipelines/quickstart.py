@@ -30,7 +30,7 @@ from gracekit import Coreset, Recipe, sql
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pipelines import small_comparison
-from pipelines.speaking import LAST_WORDS_S, relay
+from pipelines.speaking import LAST_WORDS_S, at_work, relay
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -88,7 +88,8 @@ def main() -> int:
          *options.trainer_options],
     )  # fmt: skip
     try:
-        wait_for_both(watcher, trainer)
+        with at_work("the trainer and gracekit load their libraries, or are at work"):
+            wait_for_both(watcher, trainer)
     except BaseException:
         for process in (watcher, trainer):
             process.send_signal(signal.SIGTERM)
@@ -191,7 +192,8 @@ def hear_out() -> None:
 
 def gracekit(*arguments: str) -> None:
     """Run a command as a user would type it, and fail when it fails."""
-    subprocess.run([sys.executable, "-m", "gracekit", *arguments], check=True)
+    with at_work(f"gracekit {arguments[0]} is at work"):
+        subprocess.run([sys.executable, "-m", "gracekit", *arguments], check=True)
 
 
 def check_drawn_samples(drawn: Path, store: Path, num_epochs: int) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipelines.speaking import LAST_WORDS_S, relay
+from pipelines.speaking import LAST_WORDS_S, at_work, relay
 
 NUM_HELD_OUT, NUM_ROWS = 150, 1500
 """Rows that judge, and rows that are trained on: few, since all of them are tokenised."""
@@ -126,8 +126,9 @@ def compare(recipe: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         messages = relay(process.stderr, "compare ")
         try:
-            found = process.stdout.read()
-            code = process.wait()
+            with at_work("gracekit compare is at work"):
+                found = process.stdout.read()
+                code = process.wait()
         finally:
             process.terminate()  # where this one is stopped
             messages.join(LAST_WORDS_S)

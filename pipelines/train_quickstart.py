@@ -186,7 +186,7 @@ def be_quiet() -> None:
 def read_rows(
     path: Path, limit: int | None, columns: str = "prompt,response"
 ) -> list[dict[str, str]]:
-    """`prompt` and `response` of the first `limit` rows of a JSON-lines file, in order.
+    """The first `limit` rows of a JSON-lines file, in order, with their `prompt` and `response`.
 
     Args:
         path: The file.
@@ -214,7 +214,8 @@ def read_rows(
                     f"{path}, line {number}: expected texts {names[0]!r} and {names[1]!r}, found "
                     f"{found}; name the columns with --columns PROMPT,RESPONSE"
                 )
-            rows.append({"prompt": row[names[0]], "response": row[names[1]]})
+            others = {name: row[name] for name in row if name not in names}
+            rows.append({"prompt": row[names[0]], "response": row[names[1]], **others})
     if not rows:
         sys.exit(f"{path} is empty; expected one JSON object a line")
     return rows

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gracekit import files
+import pytest
+
+from gracekit import files, leftovers
 
 OPERATIONS = (
     "fill", "sync_file", "sync_directory", "replace", "link", "make_directory", "remove",
@@ -117,3 +120,14 @@ def count_operations(work: Callable[[], object]) -> list[str]:
     with on_operation(lambda count, name, path: None) as seen:
         work()
     return seen
+
+
+@contextmanager
+def as_a_process_that_ends() -> Iterator[None]:
+    """What is made in the block bears the name of a process that has ended since."""
+    ended = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    maker = leftovers._maker(ended.pid)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leftovers, "_maker", lambda pid: maker)
+        yield
+    ended.communicate()

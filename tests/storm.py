@@ -310,12 +310,13 @@ class Storm:
             if is_done:
                 assert contents(url_in(self.folder)) == expected(self.store)
         if operation == "export":
-            out, beside = self.folder / "out", self.folder.glob(f"*out{TEMPORARY_MARK}*")
+            out, beside = self.folder / "out", list(self.folder.glob(f"*out{TEMPORARY_MARK}*"))
             if is_done:
                 self.exported = out
                 assert json.loads((out / "manifest.json").read_text())["version"] == (
                     self.store.latest()
                 )
+                assert not beside, "what a killed export left stays"
             if out.exists():
                 assert _is_whole_export(out)
             elif self.exported is not None:

@@ -52,6 +52,13 @@ def test_what_is_planted_is_marked(tmp_path: Path) -> None:
     assert all(row["response"] in answers for row in rows if not row["planted"])
 
 
+def test_a_target_of_good_rows_has_nothing_planted(tmp_path: Path) -> None:
+    assert data.make("found-target", tmp_path)["target"] == data.NUM_TARGET
+    good = {(row["prompt"], row["response"]) for row in data.read(data.SHIPPED)}
+    assert all((row["prompt"], row["response"]) in good for row in read(tmp_path / "target.jsonl"))
+    assert sum(bool(row["planted"]) for row in read(tmp_path / "train.jsonl")) > 1000
+
+
 def test_maths_needs_the_files_of_gsm8k(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="--gsm8k DIR"):
         data.make("maths", tmp_path)

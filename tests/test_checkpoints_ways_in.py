@@ -266,8 +266,6 @@ def test_without_a_base_model_it_says_so(model: Any, tmp_path: Path, name: str) 
          r"ZeRO shards.*convert_cmd"),
         (["global_step5/mp_rank_00_model_states.pt", "global_step6/x"],
          r"ZeRO.*--tag global_step\{step\}"),
-        (["global_step_5/actor/model_world_size_2_rank_0.pt"], r"verl's FSDP .*model_merger"),
-        (["epoch_0_step_5/model/shard-00001-model-00001-of-00001.safetensors"], "consolidate"),
     ],
 )  # fmt: skip
 def test_what_is_known_and_not_read_has_a_way_out(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
@@ -16,8 +18,10 @@ from gracekit.cli.output import Output, TableColumn
 from gracekit.recipe import DataSection
 from gracekit.store import Store
 from gracekit.text_table import display_width
+from gracekit.types import Origin
 from gracekit.version.header import DataDescription
-from tests.stores import N, make_draft, make_reselect, make_samples, strings
+from gracekit.version.outcomes import Cost
+from tests.stores import N, make_draft, make_reselect, make_samples, make_store, strings
 
 COMMANDS = {
     "versions": 3,
@@ -102,6 +106,30 @@ def test_ids_stay_whole_before_other_columns_do(root: Path) -> None:
     found = [sample_id for sample_id in short if f"{sample_id} " in shown]
     assert found, shown
     assert "…" in shown, "longer ones than 40 characters are cut"
+
+
+@pytest.mark.parametrize(("max_cost", "key"), [(math.nan, "min_fraction"), (0.1, "max_cost")])
+def test_the_next_step_names_no_limit_that_the_recipe_has_not(
+    tmp_path: Path, max_cost: float, key: str
+) -> None:
+    """Where nothing was measured, `refresh.max_cost: null` is not what allowed none."""
+    store = make_store(tmp_path / "store")
+    draft = make_draft(store, "one")
+    assert draft.scores is not None and draft.measurement is not None
+    never = np.full(N, Origin.NEVER, draft.scores.origin.dtype)
+    none = np.zeros(0, np.int64)
+    nobody = dataclasses.replace(
+        draft.measurement, rows=none, features=np.zeros((0, 4), np.float16),
+        scores={name: np.zeros(0, np.float32) for name in draft.measurement.scores},
+    )  # fmt: skip
+    cost = Cost(cost=0.0, cost_in_all=0.0, max_cost=max_cost)
+    scores = dataclasses.replace(draft.scores, origin=never)
+    store.commit(
+        dataclasses.replace(draft, scores=scores, measurement=nobody, plan=None, cost=cost)
+    )
+    (told,) = [line for line in run(store.paths.root, "status", width=None).stdout.splitlines()
+               if line.startswith("Next: ")]  # fmt: skip
+    assert told.startswith(f"Next: raise refresh.{key} in the recipe")
 
 
 def test_status_is_sentences_with_one_next_step(root: Path) -> None:

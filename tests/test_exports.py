@@ -361,7 +361,8 @@ def test_columns_that_arrow_cannot_hold(
     tmp_path: Path, name: str, mixed: list[Any], named: str
 ) -> None:
     content = content_of([{"x": value} for value in mixed])
-    if name == "hf-dataset" and "{" in str(mixed):  # a column of objects is one of JSON there
+    has_json = hasattr(datasets, "Json")  # since 4.7; a column of objects is one of JSON there
+    if name == "hf-dataset" and "{" in str(mixed) and has_json:
         export(content, name, tmp_path / "out")
         assert typed([r["x"] for r in read_back(tmp_path / "out")]) == typed(mixed)
         loaded = datasets.load_from_disk(str(tmp_path / "out"))
@@ -392,6 +393,7 @@ nested = st.recursive(
 )
 
 
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="the type Json is since datasets 4.7")
 def test_keys_that_a_row_lacks_are_absent_in_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gracekit.recipe import Recipe
 from gracekit.remote import RemoteFolder
 from gracekit.store import Store
 from gracekit.types import Json
+from tests.faults import Killed, as_a_process_that_ends, count_operations, killed_at
 from tests.tiny import write_checkpoint
 
 torch.set_num_threads(1)
@@ -161,6 +163,32 @@ def test_an_export_that_was_killed_before_the_link_is_finished(
     assert "was there already" in result.stderr
     assert (tmp_path / "all/latest").readlink().name == "v000002"
     assert (tmp_path / "all/latest/coreset.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_kill_at_any_file_call_of_an_export_of_versions(tmp_path: Path, recipe: Recipe) -> None:
+    """Whatever is entered for LLaMA-Factory is there, and the next export enters what is not."""
+
+    def work(folder: Path) -> None:
+        gracekit.export(recipe.store, versions_in=folder, format="llamafactory")
+
+    def prepared(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset_info.json").write_text("{}")
+        return tmp_path / name
+
+    counted = prepared("counted")
+    num = len(count_operations(lambda: work(counted)))
+    for k in range(1, num + 2):
+        folder = prepared(f"{k}")
+        with as_a_process_that_ends(), suppress(Killed), killed_at(k):
+            work(folder)
+        for entry in json.loads((folder / "dataset_info.json").read_text()).values():
+            assert lines(folder / entry["file_name"])
+        work(folder)
+        (entry,) = json.loads((folder / "dataset_info.json").read_text()).values()
+        assert lines(folder / entry["file_name"]) == lines(folder / "latest/coreset.jsonl")
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"dataset_info.json", "latest", "v000002"}, f"killed at {k}"
 
 
 def test_latest_always_leads_to_a_whole_export(tmp_path: Path, recipe: Recipe) -> None:

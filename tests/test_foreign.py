@@ -36,11 +36,11 @@ from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S, TrainerLayout
 from gracekit.checkpoints.pins import require_unchanged
 from gracekit.errors import CheckpointError, CheckpointIncompleteError
 from gracekit.foreign import HIGHEST, finite_number, foreign, whole_number
+from gracekit.process import birth_of, is_alive
 from gracekit.recipe import CheckpointSection
-from gracekit.store import ailment, birth_of, read_heartbeat
+from gracekit.store import ailment, read_heartbeat
 from gracekit.store.files.leases import LIFE_S, followers
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.process import is_alive
 from tests.foreign_copies import READERS_OF_COPIES
 from tests.foreign_readers import (
     BEAT,

@@ -8,35 +8,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from tests.checkpoint_writers import loaded, logits
-from tests.half_copies import ORDERS, Copy
+from tests.matrix import ROWS, Rows, expect_never_early, expect_same, join_ranks, run_ranks
 from tests.tiny import make_tokenizer, write_checkpoint
 
 pytestmark = [pytest.mark.matrix, pytest.mark.filterwarnings("ignore")]
-ROWS = [torch.tensor([3, 4, 5, 29, 31, 40, 62, i + 13]) for i in range(8)]
-
-
-class Rows(Dataset[torch.Tensor]):
-    """The rows for a loader."""
-
-    def __len__(self) -> int:
-        return len(ROWS)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return ROWS[index]
 
 
 @pytest.fixture(scope="module")
@@ -47,25 +35,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(base: Path) -> CheckpointSection:
     return CheckpointSection(base_model=str(base), settle_s=0)
-
-
-def expect_same(
-    path: Path, model: Any, settings: CheckpointSection, pins: Path, tolerance: float = 0.0
-) -> None:
-    """The checkpoint loads to what the model in memory says."""
-    expected = logits(model.eval())
-    found = loaded(path, settings, pins)
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
-
-
-def expect_never_early(path: Path, folder: Path, settings: CheckpointSection, step: int) -> None:
-    """Copied in every order, it is picked up when it is whole, and then it is."""
-    careful = settings.model_copy(update={"settle_s": 12, "poll_interval_s": 5})
-    for i, order in enumerate(ORDERS):
-        copy = Copy(path, folder / f"copy-{i}", order)
-        with pytest.MonkeyPatch.context() as patch:
-            copy.set_clocks(patch)
-            assert [c.step for c in copy.watched(careful)] == [step]
 
 
 def test_lightning(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
@@ -199,19 +168,15 @@ def test_deepspeed(
     assert find_checkpoints(tmp_path / "run", converting) == []
 
 
-def _fsdp_rank(rank: int, base: str, run: str, port: int) -> None:
+def _fsdp_rank(rank: int, port: int, base: str, run: str) -> None:
     """One of two processes that train with torch's FSDP2 and save their shards."""
-    import os
-
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    join_ranks(rank, port)
     model = AutoModelForCausalLM.from_pretrained(base)
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.model.layers:
@@ -236,13 +201,8 @@ def _fsdp_rank(rank: int, base: str, run: str, port: int) -> None:
 
 def test_fsdp_of_torch(base: Path, settings: CheckpointSection, tmp_path: Path) -> None:
     """Shards of two processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     (tmp_path / "run").mkdir()
-    torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
-        _fsdp_rank, (str(base), str(tmp_path / "run"), port), nprocs=2, join=True
-    )
+    run_ranks(_fsdp_rank, str(base), str(tmp_path / "run"))
     (found,) = find_checkpoints(tmp_path / "run", settings)
     assert found.step == 4 and len(list(found.path.glob("*.distcp"))) == 2
     said = torch.load(tmp_path / "run/said.pt", weights_only=True)

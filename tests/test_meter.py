@@ -20,7 +20,7 @@ from gracekit.recipe import Recipe
 from gracekit.refresher.budget import next_round, next_start
 from gracekit.refresher.step import Refreshed, step
 from gracekit.types import Float64, Int32, Measurement, Rows
-from gracekit.version.outcomes import Audit, Meter
+from gracekit.version.outcomes import Audit, Cost, Meter
 from gracekit.views.meter_words import worth_in_words
 from tests.stores import make_audit, make_header, make_samples
 from tests.test_refresher_step import Drift, recipe_of
@@ -400,6 +400,11 @@ def test_in_words() -> None:
     assert words(wide).endswith("is not shown")
     assert "does not tell how large gradients are" in words(Meter())
     assert "7 samples" in words(Meter(share_measured=0.1, num_told_by=7))
+    few = header.model_copy(update={"meter": Meter(share_measured=0.1, num_told_by=7)})
+    for max_cost, is_named in ((math.nan, False), (0.1, True)):
+        cost = Cost(cost=1.0, cost_in_all=1.0, max_cost=max_cost)
+        (told,) = worth_in_words(few.model_copy(update={"cost": cost}))
+        assert "raise refresh.min_fraction" in told and ("max_cost" in told) == is_named
     sketched = full.model_copy(update={"gradient_error": 0.2, "gradient_error_random": 0.3})
     assert "off by 20%, that of a random draw of as many by 30%" in words(sketched)
     repeated = words(full, num_distinct=900, num_distinct_random=700.4)

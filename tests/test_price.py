@@ -23,11 +23,12 @@ from gracekit.refresher.allowance import LEAST_ROWS, Allowance, allowance
 from gracekit.refresher.budget import LEAST_FIRST
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.prices import Prices, prices
-from gracekit.refresher.spent import token_counts, with_target
+from gracekit.refresher.spent import token_counts, with_seconds, with_target
 from gracekit.refresher.step import Refreshed, step
 from gracekit.refresher.ways import best_way, kept_by, ways
 from gracekit.training.pace import PaceClock
 from gracekit.types import Origin, Rows, SampleTable
+from gracekit.version.header import Timings
 from gracekit.version.outcomes import Cost
 from tests.stores import make_samples
 from tests.test_refresher_step import Drift, with_never
@@ -371,6 +372,18 @@ def test_seconds_that_are_used_up_end_it_too() -> None:
     assert then.tokens == pytest.approx(1.5 / (5.0 / cheap.cost) / 3)
     gone = cheap.model_copy(update=spent | {"cost_seconds": 11.0})
     assert allowed(recipe_of(), pace, at=40, before=gone).tokens == 0
+
+
+def test_later_versions_are_not_taken_to_read_the_data_as_the_first_one_did() -> None:
+    pace = TrainerPace(num_steps=100, samples_a_step=8, seconds_a_step=1.0)
+    first = allowed(recipe_of(), pace, at=20).after(np.arange(10), NOTHING)
+    spent = with_seconds(first, Timings(model_pass_s=1.0, other_s=2.0))
+    then = allowed(recipe_of(), pace, at=40, before=spent)
+    assert then.left == pytest.approx((10 - 3 - 3 * 0.6) / (1.0 / first.cost))
+    # What the second one took is known.
+    second = with_seconds(then.after(NOTHING, NOTHING), Timings(model_pass_s=0.0, other_s=1.0))
+    later = allowed(recipe_of(), pace, at=60, before=second)
+    assert later.left == pytest.approx((10 - 4 - 2 * 1.0) / (1.0 / first.cost))
 
 
 def test_what_a_first_version_takes_to_load_is_set_aside() -> None:

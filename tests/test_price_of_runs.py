@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -21,7 +22,9 @@ from gracekit.errors import RefreshStoppedError, StoreWriteError
 from gracekit.pace_log import MACHINE, SAMPLES_A_STEP, SECONDS_A_STEP, this_machine
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
+from gracekit.refresher.clock import StageClock
 from gracekit.refresher.flow import Refresher
+from gracekit.refresher.previewing import model_beside, plan_next
 from gracekit.refresher.run_cost import RunCost
 from gracekit.refresher.ways import kept_by, rows_that_keep
 from gracekit.store import Store
@@ -55,6 +58,13 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_in(run_dir: Path, store: Path, **refresh: Any) -> Recipe:
     settings = {"min_fraction": 0.1, "max_fraction": 0.3, "max_cost": 0.01, **refresh}
     return tiny_recipe(run_dir, refresh=settings, store=str(store))
+
+
+def untrained(folder: Path) -> Path:
+    """A model before its first step, which no trainer has written."""
+    start = write_checkpoint(folder, 0)
+    (start / "trainer_state.json").unlink()
+    return start.rename(folder / "start")
 
 
 def refreshed(recipe: Recipe, run_dir: Path, step: int, progress: Progress | None = None) -> Header:
@@ -211,9 +221,7 @@ def test_a_plan_before_the_first_step(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """How far apart checkpoints are only the recipe can tell."""
-    start = write_checkpoint(tmp_path, 0)
-    (start / "trainer_state.json").unlink()
-    start = start.rename(tmp_path / "start")
+    start = untrained(tmp_path)
     recipe = recipe_in(run_dir, tmp_path / "store")
     known = {"training.steps": STEPS, "training.samples_a_step": BATCH}
 
@@ -230,10 +238,46 @@ def test_a_plan_before_the_first_step(
     none, words = planned(**{"refresh.max_cost": None})
     assert none.refreshes is None and math.isnan(none.selection) and "cannot be told" in words
     told, words = planned(**{"training.checkpoint_every": 100})
-    assert told.refreshes == 4, "at 0, 100, 200 and 300"
-    assert "in 4 refreshes; training and selection" in words
+    assert told.refreshes == 3, "at 100, 200 and 300"
+    assert told.from_step == 100
+    assert "in 3 refreshes from step 100 on; training and selection" in words
     last = [refreshed(recipe, run_dir, step) for step in (100, 200, 300)][-1]
     assert account(last).cost_in_all == pytest.approx(told.selection, rel=0.2)
+
+
+@pytest.mark.parametrize(("seconds", "part"), [(1e-12, 0), (math.nan, 1), (1e6, 1)])
+def test_a_plan_before_the_first_step_counts_the_seconds_of_the_pass(
+    run_dir: Path, tmp_path: Path, seconds: float, part: int
+) -> None:
+    """Training a token is taken to need what measuring one takes, by their prices."""
+    start = untrained(tmp_path)
+    known = {"steps": STEPS, "samples_a_step": BATCH, "checkpoint_every": 100}
+    recipe = recipe_in(run_dir, tmp_path / "store").override({"training": known})
+    found = check_checkpoint(start, recipe.checkpoints)
+    refresher = Refresher.from_recipe(recipe)
+    with model_beside(refresher, found) as (_, model):
+        tokens = model.tokens(refresher.samples)
+    planned = plan_next(refresher, found, lambda: tokens, target=None, clock=StageClock())
+    run = planned.run_at(seconds)
+    assert run.selection == pytest.approx(part * 0.01 * run.training, rel=0.05)
+    told = gracekit.plan(recipe, start).plan.run
+    assert told.from_step == 100 and told.selection_elsewhere == planned.shown.run.selection > 0
+    assert 0 <= told.selection <= told.selection_elsewhere
+
+
+def test_the_words_say_on_which_machine_the_training_is_taken_to_run(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store")
+    plan = gracekit.refresh(recipe, run_dir / "run/checkpoint-100", dry_run=True)
+    run = RunCost(
+        training=1e6, selection=4e4, everything=3e6, refreshes=3, from_step=100,
+        selection_elsewhere=1e5,
+    )  # fmt: skip
+    print_plan(Output(), dataclasses.replace(plan, run=run))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "about 4.0% for selection in 3 refreshes from step 100 on if the training runs" in words
+    assert "on another one about 10.0%;" in words
 
 
 @pytest.mark.parametrize(("seconds", "part"), [(1e-6, 0), (1e6, 1)])

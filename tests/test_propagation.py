@@ -17,7 +17,7 @@ from sklearn.linear_model import Ridge
 
 from gracekit.audit import rank_correlation
 from gracekit.graph import build_index, effective_rank, symmetric, unit_features
-from gracekit.propagation import Propagated, propagate_features, propagate_scores
+from gracekit.propagation import Propagated, estimate_features, propagate_scores
 from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.features import restore_spread, row_cosines
 from gracekit.propagation.gates import folds, share_that_helps, simplest_good
@@ -171,7 +171,7 @@ def test_kernel_against_kernel_ridge() -> None:
         fit = kernel.fit(change, own, 0.3, without=without)
         np.testing.assert_allclose(kernel.at_measured(fit), expected[rows], atol=2e-3)
         if without is None:
-            predicted, near = kernel.everywhere(fit)
+            (predicted,), near = kernel.everywhere([fit])
             np.testing.assert_allclose(predicted, expected, atol=2e-3)
             np.testing.assert_allclose(near[rows], 1, atol=2e-3)
 
@@ -209,7 +209,7 @@ def test_landmarks_come_near_to_all_rows(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr("gracekit.propagation.kernel._MOST_LANDMARKS", most)
         monkeypatch.setattr("gracekit.propagation.kernel._LEAST_LANDMARKS", most)
         kernel = Kernel(world().old[:, None], directions, rows, fold, rng)
-        predicted[most], _ = kernel.everywhere(kernel.fit(change, 0, 0.03))
+        (predicted[most],), _ = kernel.everywhere([kernel.fit(change, 0, 0.03)])
     rest = np.setdiff1d(np.arange(N), rows)
     miss = {k: np.square(each - 4 * directions[:, 0])[rest].mean() for k, each in predicted.items()}
     assert miss[700] < 1.1 * miss[800] and miss[400] < 1.4 * miss[800], miss
@@ -548,9 +548,8 @@ def carry(new: Float32, rows: Rows, **changes: object) -> tuple[Float32, str]:
         "settings": SETTINGS,
         "seed": 0,
     } | changes
-    carried = propagate_features(**arguments)  # type: ignore[arg-type]
-    features, outcome = carried.features, carried.outcome
-    return features, outcome.used
+    carried = estimate_features(**arguments).carried()  # type: ignore[arg-type]
+    return np.asarray(carried.features, np.float32), carried.outcome.used
 
 
 def likeness(features: Float32, new: Float32, rows: Rows) -> float:
@@ -653,16 +652,20 @@ def test_any_features_give_sane_output(
     rows = np.flatnonzero(rng.random(n) < share)
     new = np.asarray(rng.normal(size=(len(rows), d)), dtype)
     new[rng.random(len(rows)) < 0.1] = np.nan
-    features = propagate_features(
-        old=old,
-        measured_rows=rows,
-        new=new,
-        graph=random_graph(n, rng),
-        usable=usable,
-        settings=PropagationSection(min_measured=10),
-        seed=seed,
-    ).features
-    assert features.dtype == np.float32 and features.shape == (n, d)
+    features = (
+        estimate_features(
+            old=old,
+            measured_rows=rows,
+            new=new,
+            graph=random_graph(n, rng),
+            usable=usable,
+            settings=PropagationSection(min_measured=10),
+            seed=seed,
+        )
+        .carried()
+        .features
+    )
+    assert features.dtype == dtype and features.shape == (n, d)
     np.testing.assert_array_equal(features[rows], new)
     rest = np.setdiff1d(np.arange(n), rows)
     np.testing.assert_array_equal(np.isfinite(features[rest]).all(axis=1), usable[rest])
@@ -756,10 +759,11 @@ def test_features_do_not_collapse_in_fifty_refreshes() -> None:
         unit = unit_features(known, everyone)
         index = build_index(unit, GraphSection(backend="exact"), valid=everyone, seed=0)
         rows = sample(rng, 120, n)
-        known = propagate_features(
+        estimate = estimate_features(
             old=known, measured_rows=rows, new=truth[rows], graph=symmetric(index.graph),
             usable=everyone, settings=SETTINGS, seed=step,
-        ).features  # fmt: skip
+        )  # fmt: skip
+        known = np.asarray(estimate.carried().features, np.float32)
         true_rank = effective_rank(unit_features(truth, everyone))
         ratios.append(effective_rank(unit_features(known, everyone)) / true_rank)
     assert min(ratios) > 0.9 and max(ratios) < 1.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -17,9 +18,9 @@ import yaml
 
 from gracekit.store import Store, verify
 from gracekit.training import Coreset
-from pipelines import quickstart, small_comparison
-from pipelines.speaking import relay
-from tests.patience import LAST_RESORT_S
+from pipelines import quickstart, small_comparison, speaking
+from pipelines.speaking import SILENCE_S, Silence, at_work, relay
+from tests.patience import LAST_RESORT_S, until
 from tests.stores import outcome
 
 NUM_ROWS = 120
@@ -290,3 +291,44 @@ def test_lines_are_taken_though_nobody_reads_them(monkeypatch: pytest.MonkeyPatc
         relay(stream, "trainer ").join()
         monkeypatch.undo()
     assert stream.read() == ""
+
+
+def test_no_silence_lasts_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of the test: a line once nobody has spoken for long, and only then."""
+    now = 100.0
+    silence = Silence(lambda: now)
+    now += 60
+    assert silence.sign() is None  # nothing is done
+    silence.begin("gracekit report is at work")
+    heard = []
+    for second in range(1, 41):
+        now += 1
+        if second == 20:
+            silence.broken()  # by a line of some process
+        if (sign := silence.sign()) is not None:
+            heard.append((second, sign))
+    assert [second for second, _ in heard] == [8, 16, 28, 36]
+    assert heard[1][1] == "... gracekit report is at work, for 16 s now"
+    spoken = sorted([0, 20, 40, *(second for second, _ in heard)])
+    assert max(b - a for a, b in itertools.pairwise(spoken)) < 10
+
+
+def test_a_sign_of_life_comes_while_the_work_goes_on_and_not_afterwards(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(speaking, "SILENCE", Silence(lambda: now))
+    told = ""
+    with at_work("the trainer is at work", look_s=0.01):
+        relay(io.StringIO("one\n"), "trainer ").join()
+        now += SILENCE_S
+
+        def is_told() -> bool:
+            nonlocal told
+            told += capsys.readouterr().out
+            return "..." in told
+
+        until(is_told, "a sign of life")
+    assert told == "[trainer ] one\n... the trainer is at work, for 8 s now\n"
+    now += 10 * SILENCE_S
+    assert capsys.readouterr().out == "" and speaking.SILENCE.sign() is None

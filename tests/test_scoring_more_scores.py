@@ -268,7 +268,11 @@ def test_block_that_is_not_there_is_refused() -> None:
 def test_hidden_mean_projected_keeps_distances_roughly() -> None:
     model, samples = tiny("llama"), make_samples((9, 8, 7, 6, 5))
     wide = HiddenMean(ScoringSection(features="hidden-mean"))
-    narrow = HiddenMean(ScoringSection(features="hidden-mean", feature_width=16, sketch_seed=5))
+    narrow = HiddenMean(
+        ScoringSection(
+            features="hidden-mean", feature_width=16, feature_projection="signs", sketch_seed=5
+        )
+    )
     assert narrow.width(32) == 16
     a, b = run(model, [wide, narrow], samples)
     signs = random_signs((32, 16), 5, "hidden") / 4

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gracekit.process import pid_namespace
 from gracekit.store import Offer, SharedWork, StorePaths, shared_work
-from gracekit.store.files.process import pid_namespace
 from gracekit.store.files.sealing import sealed_json
 from gracekit.store.files.shards import clear_shards
 from gracekit.store.files.shared_work import end_shared

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.aim.directions import directions
 from gracekit.aim.gains import LEAST_ROWS, Gain, choice_gain, gain_of, lasting_share, pooled
@@ -46,7 +47,7 @@ class Evidence:
     """What a refresh knows of n rows and t target samples."""
 
     graph: SparseGraph
-    features: Float32
+    features: NDArray[np.float16] | Float32
     """[n, d], of another width where no row has any."""
     valid: Bool
     """[n] rows that have features and something to train on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
@@ -39,7 +40,9 @@ def chosen(signal: Float32, known: Bool, width: float) -> Float32:
     return place
 
 
-def in_turn(features: Float32, allowed: Bool, targets: Float32, used: Int64) -> Float32:
+def in_turn(
+    features: NDArray[np.float16] | Float32, allowed: Bool, targets: Float32, used: Int64
+) -> Float32:
     """[n] the later a row is taken, the smaller: each target sample takes its nearest row in turn.
 
     Of rows that were used less often those come first, so that a target sample takes its nearest

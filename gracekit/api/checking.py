@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from gracekit.api.stores import StoreLike, root_of
 from gracekit.errors import DataError
+from gracekit.leftovers import scratch_folder
 from gracekit.recipe import DataSection, Recipe
 from gracekit.samples import load_samples, open_source, sample_table, tokenize
 from gracekit.store import Store, StoreReader
@@ -92,7 +92,7 @@ def _measured(store: StoreLike | Recipe, tokenizer: Any) -> Measured:
             "name the trainer's tokenizer (--tokenizer DIR)"
         )
     raw = load_samples(recipe.data)
-    with tempfile.TemporaryDirectory() as folder:
-        table = tokenize(raw, tokenizer, recipe.data, Path(folder))
+    with scratch_folder("check") as folder:
+        table = tokenize(raw, tokenizer, recipe.data, folder)
         kept = [Tokens(*tokens) for tokens in table.take(np.arange(len(table)))]
     return Measured(sample_table(raw, table), recipe.data, raw.format, kept.__getitem__)

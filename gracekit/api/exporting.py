@@ -11,6 +11,7 @@ from gracekit.errors import ExportError, UsageError
 from gracekit.exports import (
     Exported,
     Weighting,
+    enter_dataset,
     exported_at,
     link_latest,
     place_of,
@@ -96,6 +97,8 @@ def export(
             f"{written.weights}; asked for was {name} with weights {weights}. Use another "
             "directory for each format, or replace it with --force"
         )
+    elif address_of(place) is None:
+        enter_dataset(place.expanduser().absolute())  # a kill may have come before that
     written.details["latest"] = _name_latest(folder)
     return written
 

@@ -6,7 +6,9 @@ import time
 from typing import Literal, overload
 
 from gracekit.api.stores import StoreLike, VersionLike, open_store, resolve, root_of, whole_number
-from gracekit.store import Store, read_heartbeat
+from gracekit.errors import UsageError
+from gracekit.remote import address_of
+from gracekit.store import Store, read_heartbeat, verify_published
 from gracekit.views.diff import NUM_MOVERS, Diff
 from gracekit.views.diff import diff as compute_diff
 from gracekit.views.status import Health, Status, health
@@ -104,20 +106,32 @@ def verify(store: StoreLike, *, deep: bool = False) -> Verification:
     """Check every checksum, schema and reference of a store; reads every file.
 
     Args:
-        store: Path of the store, or an open `Store`.
-        deep: Also make again what follows from other files (counts of headers, columns and weights
-            of coresets, the published database), and compare.
+        store: Path of the store, or an open `Store`; or the URL of its published copy, of which
+            every object is downloaded to a folder for temporary files.
+        deep: Of a store: also make again what follows from other files (counts of headers, columns
+            and weights of coresets, the published database), and compare.
 
     Returns:
         The versions there are, and the problems, worst first; without problems it is `ok`.
 
     Raises:
         StoreError: There is no store, or it cannot be opened.
+        RemoteError: The URL cannot be reached.
+        UsageError: `deep` of a copy: what it would compare is not published.
 
     Example:
         >>> gracekit.verify("gracekit-store").ok
         True
     """
+    address = None if isinstance(store, Store) else address_of(store)
+    if address is not None:
+        if deep:
+            raise UsageError(
+                f"verify: deep is for a store on this machine, found {address}: every object there "
+                "is compared with its checksum without it"
+            )
+        there, found = verify_published(address)
+        return Verification(versions=tuple(there), problems=tuple(found))
     opened = open_store(store)
     problems = opened.verify(deep=deep)
     return Verification(versions=tuple(opened.versions()), problems=tuple(problems))

@@ -28,7 +28,7 @@ from gracekit.checkpoints.model_files import (
     uses_command,
 )
 from gracekit.checkpoints.vocabulary import has_vocabulary, is_of_tokenizer
-from gracekit.checkpoints.weights import incomplete_weights, is_adapter, weight_files
+from gracekit.checkpoints.weights import has_weights, incomplete_weights, is_adapter
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
@@ -45,7 +45,7 @@ def is_model_directory(parts: Sequence[Path], settings: CheckpointSection) -> bo
     (directory, *more) = parts
     if more or directory.is_file() or uses_command(parts, settings):
         return False
-    return is_adapter(directory) or (config_in(parts) is not None and _has_weights(directory))
+    return is_adapter(directory) or (config_in(parts) is not None and has_weights(directory))
 
 
 def assemble(
@@ -183,17 +183,10 @@ def needs_conversion(pinned: PinnedCheckpoint) -> bool:
     directory = pinned.directory
     return (
         pinned.trainer_files is not None and not is_adapter(directory)
-        and not _has_weights(directory)
+        and not has_weights(directory)
     )  # fmt: skip
 
 
 def shards_of(pinned: PinnedCheckpoint, parts: Sequence[Path]) -> Path | None:
     """The directory of the checkpoint's torch distributed shards, if that is its form."""
     return next((s for part in parts if part.is_dir() and (s := shards_directory(part))), None)
-
-
-def _has_weights(directory: Path) -> bool:
-    try:
-        return bool(weight_files(directory))
-    except ValueError:
-        return True

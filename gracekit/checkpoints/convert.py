@@ -34,9 +34,10 @@ from gracekit.checkpoints.assembly import (
     needs_conversion,
     shards_of,
 )
-from gracekit.checkpoints.distributed import SHARDS, TABLE, read_table
+from gracekit.checkpoints.distributed import SHARDS, TABLE, has_table, read_table
 from gracekit.checkpoints.inert_pickle import SavedTensor, mapping, read_archive, saved_tensors
 from gracekit.checkpoints.layouts import layout_of
+from gracekit.checkpoints.pieces import Piece, read_pieces, whole_shape
 from gracekit.checkpoints.weights import WHOLE
 from gracekit.errors import CheckpointError, CheckpointMismatchError
 from gracekit.recipe import CheckpointSection
@@ -95,9 +96,16 @@ def _tensors(pinned: PinnedCheckpoint, settings: CheckpointSection) -> dict[str,
     place = shards_of(pinned, parts)
     if place is None:
         raise CheckpointError(f"{pinned.checkpoint.path} holds no weights that can be converted")
-    shapes = read_table(place).shapes
-    ours = _names(pinned, shapes, settings)
-    return _from_shards(place, ours)
+    if has_table(place):
+        return _from_shards(place, _names(pinned, read_table(place).shapes, settings))
+    try:
+        pieces = read_pieces(place)
+    except ValueError as error:
+        raise CheckpointError(f"{pinned.checkpoint.path}: {error}") from None
+    return {
+        name: _from_pieces(pieces[theirs])
+        for name, theirs in _names(pinned, pieces, settings).items()
+    }
 
 
 def _names(
@@ -155,6 +163,7 @@ def _names(
                     f"{pinned.checkpoint.path} holds {len(whole)} models, under names that begin "
                     f"with {names}, and nothing tells which one is trained: {_ONE_MODEL}"
                 )
+        _require_sizes(pinned, model.state_dict(), theirs, chosen)
         return chosen
     missing = sorted(wanted - tied - {n.removeprefix(p) for n in plain for p in (*prefixes, "")})
     raise CheckpointMismatchError(
@@ -163,6 +172,27 @@ def _names(
         "Is it of another model than checkpoints.base_model? Weights under other names are "
         "converted by the trainer's own export; set checkpoints.convert_cmd to run it"
     )
+
+
+def _require_sizes(
+    pinned: PinnedCheckpoint,
+    expected: Mapping[str, torch.Tensor],
+    theirs: Iterable[str],
+    chosen: dict[str, str],
+) -> None:
+    """Raise `CheckpointMismatchError` where a tensor has not the size that the config says."""
+    if not isinstance(theirs, Mapping):
+        return
+    for name, original in chosen.items():
+        told = theirs[original]
+        found = told.shape if isinstance(told, SavedTensor) else told
+        size = whole_shape(found) if isinstance(found, list) else tuple(found)
+        if size != tuple(expected[name].shape):
+            raise CheckpointMismatchError(
+                f"{pinned.checkpoint.path} holds {original} of {size}, expected "
+                f"{tuple(expected[name].shape)}, as its config says: a file of it is missing, or "
+                "it is of another model than checkpoints.base_model"
+            )
 
 
 def _is_same(theirs: Iterable[str], first: str, second: str) -> bool:
@@ -189,6 +219,17 @@ def _read(file: Any, saved: SavedTensor) -> torch.Tensor:
     content = np.frombuffer(file.read(saved.stop - saved.start), np.uint8).copy()
     whole = torch.from_numpy(content[: len(content) // dtype.itemsize * dtype.itemsize]).view(dtype)
     return whole.as_strided(saved.shape, saved.stride).clone(memory_format=torch.contiguous_format)
+
+
+def _from_pieces(pieces: list[Piece]) -> torch.Tensor:
+    """A tensor put together from the parts that cover it."""
+    dtype = getattr(torch, pieces[0].saved.dtype)
+    tensor = torch.empty(whole_shape(pieces), dtype=dtype)
+    for piece in pieces:
+        with piece.file.open("rb") as file:
+            bounds = zip(piece.offsets, piece.ends, strict=True)
+            tensor[tuple(slice(*ends) for ends in bounds)] = _read(file, piece.saved)
+    return tensor
 
 
 class _Reader(FileSystemReader):

@@ -1,6 +1,7 @@
 """Torch distributed checkpoints: which files and tensors there are, and whether all are whole.
 
-No torch: the table `.metadata`, a pickle that is written last, is read as plain records.
+No torch: the table `.metadata`, a pickle that is written last, is read as plain records. Weights
+in parts without such a table are those of `pieces.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from gracekit.checkpoints import pieces
 from gracekit.checkpoints.inert_pickle import Record, mapping, read_records
 from gracekit.files import open_regular
 from gracekit.foreign import whole_number
@@ -36,11 +38,21 @@ def shards_directory(directory: Path) -> Path | None:
     for place in (directory, *(directory / name for name in _INNER)):
         if (place / TABLE).is_file() or next(place.glob(SHARDS), None) is not None:
             return place
-    return None
+    return directory if pieces.piece_files(directory) else None
+
+
+def has_table(place: Path) -> bool:
+    """Whether shards are those of a table, or parts that tell their places themselves."""
+    return not pieces.piece_files(place)
 
 
 def incomplete_shards(place: Path) -> str | None:
-    """Why the shards in a directory are not whole; None when they are."""
+    """Why the shards in a directory are not whole; None when they are.
+
+    Raises `CheckpointError` for what cannot be put together.
+    """
+    if not has_table(place):
+        return pieces.incomplete_pieces(place)
     if not (place / TABLE).is_file():
         return f"{TABLE}, which is written after all shards, is not there yet"
     try:
@@ -59,6 +71,8 @@ def incomplete_shards(place: Path) -> str | None:
 
 def shard_files(place: Path) -> list[Path]:
     """The table and all shards, sorted."""
+    if not has_table(place):
+        return pieces.piece_files(place)
     return sorted(path for path in (place / TABLE, *place.glob(SHARDS)) if path.is_file())
 
 

@@ -28,7 +28,7 @@ from gracekit.checkpoints.other_layouts import (
     OwnLayout,
     VerlLayout,
 )
-from gracekit.checkpoints.weights import ADAPTER_CONFIG, is_adapter, weight_files
+from gracekit.checkpoints.weights import ADAPTER_CONFIG, has_weights, is_adapter
 from gracekit.errors import CheckpointError
 from gracekit.files import read_json
 from gracekit.foreign import HIGHEST, whole_number
@@ -205,7 +205,7 @@ def _adapter(path: Path, settings: CheckpointSection) -> Path | None:
             f"{path} holds no adapter {settings.adapter!r} (checkpoints.adapter); it holds "
             f"{', '.join(named)}"
         )
-    if not named or (path / CONFIG).is_file() or _has_weights(path):
+    if not named or (path / CONFIG).is_file() or has_weights(path):
         return None
     if len(named) > 1:
         raise CheckpointError(
@@ -217,13 +217,6 @@ def _adapter(path: Path, settings: CheckpointSection) -> Path | None:
 
 def _holds_steps(path: Path) -> bool:
     return path.is_dir() and holds_steps(path)
-
-
-def _has_weights(path: Path) -> bool:
-    try:
-        return bool(weight_files(path))
-    except ValueError:
-        return True
 
 
 def _global_step(directory: Path) -> int:

@@ -73,18 +73,6 @@ UNSUPPORTED = (
         "'python {src}/zero_to_fp32.py {src} {dst} --safe_serialization'",
     ),
     (
-        "model_world_size_*_rank_*.pt",
-        "verl's FSDP shards",
-        "let verl save hf_model too (actor.checkpoint.save_contents), or set "
-        "checkpoints.convert_cmd to its own merger: 'python -m verl.model_merger merge --backend "
-        "fsdp --local_dir {src}/actor --target_dir {dst}'",
-    ),
-    (
-        "shard-*-model-*.safetensors",
-        "safetensors shards of a distributed checkpoint",
-        "let the trainer consolidate them (save_consolidated)",
-    ),
-    (
         "ft-model-*-of-*.safetensors",
         "weights under torchtune's older names, without an index",
         "update torchtune, or set checkpoints.convert_cmd",

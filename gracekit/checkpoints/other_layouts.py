@@ -14,7 +14,7 @@ from gracekit.checkpoints.model_files import (
     incomplete_model,
     uses_command,
 )
-from gracekit.checkpoints.weights import weight_files
+from gracekit.checkpoints.weights import has_weights, is_adapter
 from gracekit.errors import CheckpointError
 from gracekit.foreign import whole_number
 
@@ -112,7 +112,11 @@ class LightningLayout(Layout):
 
 
 class AutoModelLayout(Layout):
-    """NeMo AutoModel: `epoch_E_step_S/model/consolidated`, `.incomplete` while it is written."""
+    """NeMo AutoModel: `epoch_E_step_S/model`, `.incomplete` while it is written.
+
+    It holds an adapter, or the shards of each process with config and tokenizer in `.hf_metadata`,
+    and the whole model in `consolidated` at the end of a run or where that was asked for.
+    """
 
     name = "nemo-automodel"
 
@@ -122,13 +126,20 @@ class AutoModelLayout(Layout):
         return is_named and (path / "model").is_dir()
 
     def parts(self, path: Path) -> list[Path]:
-        """The consolidated model, or the folder of an adapter."""
-        whole = path / "model/consolidated"
-        return [whole] if whole.is_dir() else [path / "model"]
+        """The consolidated model, the folder of an adapter, or that of shards and their config."""
+        whole, described = path / "model/consolidated", path / "model/.hf_metadata"
+        if whole.is_dir():
+            return [whole]
+        is_sharded = described.is_dir() and not is_adapter(path / "model")
+        return [path / "model", *([described] if is_sharded else [])]
 
 
 class VerlLayout(Layout):
-    """verl: `global_step_N/actor/huggingface`; a file beside it names the last complete step."""
+    """verl: `global_step_N`, or `actor` in it; a file beside it names the last complete step.
+
+    It holds the weights of each process, and in `huggingface` config, tokenizer and, where
+    `hf_model` is saved, the whole model.
+    """
 
     name = "verl"
     _TRACKER = "latest_checkpointed_iteration.txt"
@@ -143,7 +154,7 @@ class VerlLayout(Layout):
         return (path.parent / self._TRACKER).is_file()
 
     def unready(self, path: Path) -> str | None:
-        """Why it is not complete; raises `CheckpointError` where only shards were saved."""
+        """Why it is not complete; raises `CheckpointError` where it cannot be read."""
         tracker = path.parent / self._TRACKER
         if tracker.is_file():
             text = tracker.read_bytes()[:_LAST].decode("ascii", "replace").strip()
@@ -154,10 +165,10 @@ class VerlLayout(Layout):
         return super().unready(path)
 
     def parts(self, path: Path) -> list[Path]:
-        """The model in the format of Hugging Face; the shards where it was not saved."""
+        """The model in the format of Hugging Face; the parts where it was not saved."""
         home = path / "actor" if (path / "actor").is_dir() else path
         for inner in ("huggingface", "lora_adapter"):
-            if _has_weights(home / inner):
+            if has_weights(home / inner):
                 return [home / inner]
         return [home, home / "huggingface"] if (home / "huggingface").is_dir() else [home]
 
@@ -229,10 +240,3 @@ def _is_begun_state(path: Path) -> bool:
     has_weights = next(path.glob("model*.safetensors"), None) is not None
     others = path.parent.glob("*/random_states_0.pkl") if has_weights else iter(())
     return next(others, None) is not None
-
-
-def _has_weights(path: Path) -> bool:
-    try:
-        return path.is_dir() and bool(weight_files(path))
-    except ValueError:
-        return True

@@ -25,7 +25,7 @@ from gracekit.checkpoints.layouts import LAYOUTS
 from gracekit.checkpoints.model_files import base_of, config_in, uses_command
 from gracekit.checkpoints.places import Sight, nothing_there, real_path, run_of
 from gracekit.checkpoints.vocabulary import has_vocabulary
-from gracekit.checkpoints.weights import is_adapter
+from gracekit.checkpoints.weights import has_weights, is_adapter
 from gracekit.errors import CheckpointError, CheckpointIncompleteError
 from gracekit.foreign import foreign
 from gracekit.protocols import CheckpointLayout
@@ -183,10 +183,7 @@ def _form(parts: list[Path], settings: CheckpointSection) -> str:
         return "converted by checkpoints.convert_cmd"
     if is_adapter(parts[0]):
         return "an adapter"
-    if (
-        shards_directory(parts[0]) is not None
-        and next(parts[0].glob("*.safetensors"), None) is None
-    ):
+    if shards_directory(parts[0]) is not None and not has_weights(parts[0]):
         return "torch distributed shards, converted when they are read"
     return "safetensors" if next(parts[0].glob("*.safetensors"), None) else "not there yet"
 

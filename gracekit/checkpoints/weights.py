@@ -11,6 +11,7 @@ import json
 import math
 import os
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / INDEX).is_file():
         return [directory / shard for shard in sorted(_read_index(directory / INDEX))]
     return sorted(path for path in directory.glob(_SHARDS) if path.is_file())
+
+
+def has_weights(directory: Path) -> bool:
+    """Whether it holds weights in safetensors, also where their index makes no sense."""
+    try:
+        return bool(weight_files(directory))
+    except ValueError:
+        return True
 
 
 def is_adapter(directory: Path) -> bool:
@@ -102,6 +111,23 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises ValueError with the reason when the header is not valid or the file's size is not the
     one that the header adds up to.
     """
+    return read_whole_header(path).tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the beginning of a safetensors file says."""
+
+    tensors: dict[str, Any]
+    """Name -> {dtype, shape, data_offsets}."""
+    notes: Any
+    """What was written beside the tensors: name -> text, where the file is well-formed."""
+    start: int
+    """Byte of the file from which the offsets count."""
+
+
+def read_whole_header(path: Path) -> Header:
+    """The tensors with what was noted beside them; raises as `read_header`."""
     with open_regular(path) as file:
         num_bytes = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
@@ -115,7 +141,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is truncated: it ends within its header")
     try:
         tensors = json.loads(content)
-        tensors.pop("__metadata__", None)
+        notes = tensors.pop("__metadata__", None)
         ranges = sorted(_range(name, tensor) for name, tensor in tensors.items())
     except _EntryError as error:
         raise ValueError(f"{path.name} is damaged: its header {error}") from None
@@ -133,7 +159,7 @@ def read_header(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} is truncated: {num_bytes:,} of {expected:,} bytes are there")
     if num_bytes > expected:
         raise ValueError(f"{path.name} is damaged: {num_bytes:,} bytes, expected {expected:,}")
-    return dict(tensors)
+    return Header(dict(tensors), notes, 8 + header_bytes)
 
 
 class _EntryError(Exception):

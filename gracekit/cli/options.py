@@ -181,6 +181,9 @@ def clear_errors(command: Command) -> Command:
             _say(str(error), type(error).__name__)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
+            if interrupts.was_terminated():
+                _say("ended by SIGTERM; the last published version is unchanged", "Terminated")
+                sys.exit(interrupts.TERMINATED)
             _say("interrupted; the last published version is unchanged", "KeyboardInterrupt")
             sys.exit(130)
         except BrokenPipeError:

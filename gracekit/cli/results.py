@@ -102,9 +102,15 @@ def _print_cost(out: Output, plan: PlanPreview) -> None:
             "is not known yet; training.checkpoint_every tells it"
         )
         return
+    since = "" if run.from_step is None else f" from step {run.from_step:,} on"
+    if run.selection_elsewhere > 1.05 * run.selection:
+        since += (
+            " if the training runs on this machine, on another one about "
+            f"{run.selection_elsewhere / run.training:.1%}"
+        )
     out.line(
         f"run in all   about {run.selection / run.training:.1%} for selection in "
-        f"{count_of(run.refreshes, 'refresh', 'refreshes')}; training and selection "
+        f"{count_of(run.refreshes, 'refresh', 'refreshes')}{since}; training and selection "
         f"{both:,.0f} tokens, training on everything {run.everything:,.0f} "
         f"({both / run.everything:.0%})"
     )

@@ -46,7 +46,7 @@ def write_page(found: Comparison, path: Path) -> Comparison:
     )
     figures = {"steps": by_steps, "compute": by_compute, "seconds": by_seconds}
     for name, figure in figures.items():
-        write_text_atomic(path.with_name(f"{path.stem}-{name}.svg"), figure)
+        write_text_atomic(path.with_name(f"{path.stem}-{name}.svg"), figure, tidy=True)
     verdict = "".join(f"<li>{_marked_up(sentence)}</li>" for sentence in found.verdict)
     remarks = "".join(f"<li>{_marked_up(sentence)}</li>" for sentence in found.remarks)
     write_text_atomic(
@@ -57,6 +57,7 @@ def write_page(found: Comparison, path: Path) -> Comparison:
         f"<h2>Arms</h2>{_table(found)}{_arms(found)}\n"
         f"<h2>Curves</h2>{by_steps}{by_compute}{by_seconds}\n"
         f"<h2>Remarks</h2><ul>{remarks}</ul></body></html>\n",
+        tidy=True,
     )
     return dataclasses.replace(found, page=str(path))
 

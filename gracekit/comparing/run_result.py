@@ -138,7 +138,7 @@ class RunResult:
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
         content = {"format": FORMAT, **dataclasses.asdict(self)}
-        write_text_atomic(path, json.dumps(content, ensure_ascii=False) + "\n")
+        write_text_atomic(path, json.dumps(content, ensure_ascii=False) + "\n", tidy=True)
 
     @classmethod
     def read(cls, path: Path) -> RunResult | None:

@@ -21,8 +21,8 @@ from typing import Any
 
 from gracekit import files
 from gracekit.daemon.notify import Notifier
+from gracekit.process import birth_of
 from gracekit.progress import Progress
-from gracekit.store import birth_of
 from gracekit.types import Json
 
 BEAT_S = 10.0

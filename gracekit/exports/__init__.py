@@ -5,6 +5,7 @@
 
 from gracekit.exports.exported_rows import ExportedRows, Weighting, rows_of
 from gracekit.exports.exporting import FORMATS, Exported, export, exported_at
+from gracekit.exports.llamafactory import enter as enter_dataset
 from gracekit.exports.remote_place import point_to_latest
 from gracekit.exports.versions_folder import link_latest, place_of
 
@@ -13,6 +14,7 @@ __all__ = [
     "Exported",
     "ExportedRows",
     "Weighting",
+    "enter_dataset",
     "export",
     "exported_at",
     "link_latest",

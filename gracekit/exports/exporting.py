@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,17 +15,19 @@ from gracekit.exports.chat_trainers import MsSwift, TorchTune, Trl
 from gracekit.exports.domain_weights import DomainWeights
 from gracekit.exports.exported_rows import ExportedRows, Weighting
 from gracekit.exports.lists import Ids, Indices
-from gracekit.exports.llamafactory import LlamaFactory
+from gracekit.exports.llamafactory import LlamaFactory, entered
 from gracekit.exports.placing import (
-    MANIFEST,
     check_place,
     list_written,
     manifest_at,
+    mark_unfinished,
     put_in_place,
+    remove_left,
 )
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
 from gracekit.exports.remote_place import RemotePlace, remote_manifest
 from gracekit.exports.shards import Mds, WebDataset
+from gracekit.leftovers import scratch_folder
 from gracekit.protocols import ExportFormat
 from gracekit.remote import address_of, address_or_path
 from gracekit.types import Json
@@ -142,7 +143,7 @@ def export(
 
     def write(directory: Path) -> None:
         manifest = {**content.header.to_json(), "export": plain_json(report.to_json())}
-        (directory / MANIFEST).write_text(json_text(manifest), encoding="utf-8")
+        mark_unfinished(directory, manifest)
         report.details.update(FORMATS[format_name]().write(written, directory, out))
         list_written(directory, manifest)
 
@@ -150,13 +151,16 @@ def export(
         if remote is not None:
             with (
                 files.clear_write_errors(out),
-                tempfile.TemporaryDirectory(prefix="gracekit-export-") as built_in,
+                scratch_folder("export") as built_in,
             ):
-                write(Path(built_in))
-                remote.put(Path(built_in))
+                write(built_in)
+                remote.put(built_in)
             return report
-        with files.temporary_directory(out, write) as built:
+        remove_left(out, whole=False)
+        is_llamafactory = FORMATS[format_name] is LlamaFactory
+        with files.temporary_directory(out, write) as built, entered(out, is_asked=is_llamafactory):
             put_in_place(built, out)
+        remove_left(out, whole=True)
     except StoreWriteError as error:
         advice = "Free some space or check the owner of the directory, and export again"
         if remote is not None:

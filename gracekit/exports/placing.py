@@ -1,10 +1,13 @@
 """Where an export goes: a directory that is new, empty, or holds an earlier export and no more.
 
-The manifest of an export lists the files that it wrote. Only these are ever removed.
+The manifest of an export lists the files that it wrote. Only these are ever removed, and what an
+export that was killed had written by then. That one lies beside the place under a temporary name,
+which tells whose it is (`gracekit.leftovers`), and while it is written its manifest says so.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Collection
@@ -18,10 +21,14 @@ from gracekit.store import require_outside
 from gracekit.types import Json
 from gracekit.version.json_text import json_text
 
+logger = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 """Name of the version's header in an export, and what marks a directory as one."""
 WRITTEN = "written"
 """Under `export` in the manifest: the names of all files of the export."""
+UNFINISHED = "unfinished"
+"""Under `export` in the manifest instead, as long as the export is written."""
 
 _OF_EARLIER_RELEASES = re.compile(
     r"manifest\.json|README\.md|coreset\.(jsonl|parquet)|ids\.txt|indices\.npy|weights\.npy|"
@@ -88,7 +95,54 @@ def list_written(directory: Path, manifest: Json) -> None:
     """Write the manifest of an export, with the names of all its files."""
     written = sorted({MANIFEST, *files_below(directory)})
     content = {**manifest, "export": {**manifest["export"], WRITTEN: written}}
+    beside = files.temporary_path(directory / MANIFEST)
+    beside.write_text(json_text(content), encoding="utf-8")
+    os.replace(beside, directory / MANIFEST)
+
+
+def mark_unfinished(directory: Path, manifest: Json) -> None:
+    """Write the manifest of an export of which nothing else is written yet."""
+    content = {**manifest, "export": {**manifest["export"], UNFINISHED: True}}
     (directory / MANIFEST).write_text(json_text(content), encoding="utf-8")
+
+
+def remove_left(out: Path, *, whole: bool) -> None:
+    """Remove what exports to the same place left that were killed, as far as it is ours.
+
+    Unfinished ones go with all that they hold. What somebody else put into a whole one stays, and
+    is told in a warning, as is what cannot be removed.
+
+    Args:
+        out: The place.
+        whole: Also whole exports, which a kill between two renames leaves: only once another one is
+            in their place.
+    """
+    files.remove_left_files(out)
+    for left in files.left_beside(out):
+        if left.is_symlink() or not left.is_dir():
+            continue
+        try:
+            _remove_left(left, whole=whole)
+        except OSError as error:
+            logger.warning("cannot remove %s, which a killed export left: %s", left, error)
+
+
+def _remove_left(left: Path, *, whole: bool) -> None:
+    names, manifest = files_below(left), manifest_at(left)
+    if manifest is not None and UNFINISHED in manifest["export"]:
+        files.remove(left)
+    elif manifest is not None:
+        if whole:
+            _remove_written(left, written_at(left) or set())
+    elif set(names) <= {MANIFEST}:  # killed before the first byte of it, or amid them
+        _remove_written(left, {MANIFEST})
+    if whole and left.exists():
+        logger.warning(
+            "%s was left by an export that was killed, and holds files that it did not write "
+            "(%s): move them away and remove it",
+            left,
+            some_of(files_below(left)),
+        )
 
 
 def put_in_place(built: Path, out: Path) -> None:

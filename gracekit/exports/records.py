@@ -100,7 +100,8 @@ class HfDataset:
                 schema = features.arrow_schema
             with pa.OSFile(str(stream), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
                 for chunk in _chunks(content.records()):
-                    writer.write_batch(rows.batch_of(chunk).cast(schema))
+                    batch = pa.Table.from_batches([rows.batch_of(chunk)])  # batches cast since 16
+                    writer.write_table(batch.cast(schema))
         with _no_progress_bars(datasets.utils):
             datasets.Dataset.from_file(str(stream)).save_to_disk(str(directory))
         files.remove(stream.parent)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from gracekit import files
 from gracekit.errors import ExportError
-from gracekit.exports.placing import written_at
+from gracekit.exports.placing import remove_left, written_at
 from gracekit.foreign import reason_of
+from gracekit.leftovers import left_in
 
 LATEST = "latest"
 _VERSION = re.compile(r"v(\d{6,})")
@@ -37,6 +38,10 @@ def link_latest(folder: Path) -> Path:
         if (found := _VERSION.fullmatch(path.name)) and written_at(path) is not None
     ]
     _, newest = max(numbers)
+    whole = {name for _, name in numbers}
+    for name in {name for name, _ in left_in(folder)}:  # by exports to this folder that were killed
+        if name == LATEST or _VERSION.fullmatch(name):
+            remove_left(folder / name, whole=name in whole)
     if os.path.lexists(link) and not link.is_symlink():
         raise ExportError(
             f"{link} is no link, so it is left alone; the export is in {folder / newest}. Move it "

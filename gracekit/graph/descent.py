@@ -42,7 +42,7 @@ class DescentIndex(NeighborLists):
     file_name = "descent.npz"
 
     def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
-        super().__init__(unit.copy(), settings=settings, seed=seed)
+        super().__init__(unit, settings=settings, seed=seed)
         self._forget_lists(settings.num_neighbors + settings.num_spare)
         present = np.flatnonzero(has_direction(unit))
         self._search(present, num_passes=_NUM_PASSES)
@@ -55,8 +55,9 @@ class DescentIndex(NeighborLists):
         Returns whether the moved rows' lists were found from nothing, as a sample of them held too
         few of the true neighbours.
         """
-        for some in np.array_split(moved, len(moved) // _BLOCK + 1):
-            self.unit[some] = features[some]
+        if self.unit is not features:
+            for some in np.array_split(moved, len(moved) // _BLOCK + 1):
+                self.unit[some] = features[some]
         has = has_direction(self.unit)
         present, here = np.flatnonzero(has), has[moved]
         has_list = self._neighbors[moved, 0] >= 0

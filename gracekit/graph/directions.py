@@ -93,11 +93,12 @@ def exact_neighbors(
     keep = min(width, len(columns))
     if keep == 0:
         return neighbors, cosines
-    targets = unit[columns]
+    parts = list(_blocks(columns, 4 * unit.shape[1]))  # no copy of all of them at once
     position = np.full(len(unit), -1)
     position[columns] = np.arange(len(columns))
     for block in _blocks(np.arange(len(queries)), 4 * len(columns)):
-        cosine = unit[queries[block]] @ targets.T
+        asked = unit[queries[block]]
+        cosine = np.concatenate([asked @ unit[part].T for part in parts], axis=1)
         own = position[queries[block]]
         inside = np.flatnonzero(own >= 0)
         cosine[inside, own[inside]] = -np.inf

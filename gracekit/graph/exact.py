@@ -32,7 +32,7 @@ class ExactIndex(NeighborLists):
     file_name = "exact.npz"
 
     def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
-        super().__init__(unit.copy(), settings=settings, seed=seed)
+        super().__init__(unit, settings=settings, seed=seed)
         self._forget_lists(settings.num_neighbors + _NUM_SPARE)
         self._floor = np.full(len(unit), -np.inf, np.float32)
         self._recompute(np.flatnonzero(has_direction(unit)))

@@ -39,6 +39,7 @@ class HnswIndex(NeighborLists):
 
     backend = "hnsw"
     file_name = "hnsw.npz"
+    keeps_directions = False
 
     def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
         super().__init__(_blurred(unit, seed), settings=settings, seed=seed)

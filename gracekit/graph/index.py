@@ -18,6 +18,9 @@ from gracekit.types import Bool, Float32, KnnGraph, Rows
 
 Index = NeighborLists
 
+_BLOCK = 65_536
+"""Rows of which a copy is made at a time."""
+
 _BACKENDS: dict[str, type[NeighborLists]] = {
     backend.backend: backend for backend in (ExactIndex, HnswIndex, DescentIndex)
 }
@@ -34,25 +37,33 @@ class GraphReport:
     """Share of the true k nearest that the lists hold, on a random sample of rows."""
 
 
-def build_index(unit: Float32, settings: GraphSection, *, valid: Bool, seed: int) -> Index:
+def build_index(
+    unit: Float32, settings: GraphSection, *, valid: Bool, seed: int, take: bool = False
+) -> Index:
     """Index the rows that are valid and have a direction.
 
     Args:
-        unit: [n, d] from `unit_features`; finite. The index keeps a copy.
+        unit: [n, d] from `unit_features`; finite.
         settings: backend, number of neighbours and effort.
         valid: [n] rows that may be neighbours.
         seed: of what is random in an approximate index.
+        take: The index may keep `unit` itself, and change it later; else it keeps a copy.
     """
-    unit = _valid_only(unit, valid)
+    given, unit = unit, _valid_only(unit, valid)
+    if unit is given and not take:
+        unit = unit.copy()
     return _BACKENDS[backend_for(len(unit), settings)](unit, settings=settings, seed=seed)
 
 
-def load_index(directory: Path, *, settings: GraphSection) -> Index | None:
+def load_index(
+    directory: Path, *, settings: GraphSection, is_checked: bool = False
+) -> Index | None:
     """The index saved in `directory`; None when it must be built anew.
 
-    That is when a file is missing or damaged, or when the settings ask for another index.
+    That is when a file is missing or damaged, or when the settings ask for another index. With
+    `is_checked` its files were compared with checksums already.
     """
-    content = unbroken_seal(directory)
+    content = unbroken_seal(directory, is_checked=is_checked)
     if content is None:
         return None
     shape, seed = tuple(content["made_for"]["shape"]), content["seed"]
@@ -88,7 +99,7 @@ def moved_rows(index: Index, unit: Float32, *, above: float) -> Rows:
 
 
 def refresh_index(
-    index: Index, unit: Float32, settings: GraphSection, *, valid: Bool
+    index: Index, unit: Float32, settings: GraphSection, *, valid: Bool, take: bool = False
 ) -> tuple[Index, GraphReport]:
     """Bring the lists up to date with new directions.
 
@@ -101,6 +112,7 @@ def refresh_index(
         unit: [n, d] new directions.
         settings: as for `build_index`.
         valid: [n] rows that may be neighbours.
+        take: The index may keep `unit` itself, and change it, so that no second one is in memory.
 
     Returns:
         The index to use from now on, and what was done.
@@ -110,8 +122,15 @@ def refresh_index(
     moved = moved_rows(index, unit, above=settings.moved_above) if fits else np.arange(len(unit))
     rebuilt = not fits
     if not fits:
-        index = build_index(unit, settings, valid=valid, seed=index.seed)
+        index = build_index(unit, settings, valid=valid, seed=index.seed, take=take)
     elif len(moved):
+        if take and index.keeps_directions:
+            stay = np.ones(len(unit), bool)
+            stay[moved] = False
+            rows = np.flatnonzero(stay)
+            for some in np.array_split(rows, len(rows) // _BLOCK + 1):
+                unit[some] = index.unit[some]
+            index.unit = unit
         rebuilt = index.update(unit, moved)
     present = np.flatnonzero(has_direction(index.unit))
     found = recall(index.unit, index.graph.neighbors, present, seed=index.seed)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from gracekit.graph.directions import grown, knn_graph
-from gracekit.graph.seal import purpose, seal, write_arrays
+from gracekit.graph.seal import UNIT_FILE, purpose, seal, write_array, write_arrays
 from gracekit.recipe import GraphSection
 from gracekit.types import Float32, Int32, KnnGraph, Rows
 
@@ -24,6 +24,8 @@ class NeighborLists(ABC):
 
     backend: ClassVar[str]
     """Its name in the recipe."""
+    keeps_directions: ClassVar[bool] = True
+    """Whether `unit` is just what it is given."""
     file_name: ClassVar[str]
     """Name of the file of the saved lists."""
     unit: Float32
@@ -50,24 +52,30 @@ class NeighborLists(ABC):
         self._publish()
 
     def save(self, directory: Path) -> list[Path]:
-        """Write the index into an existing directory; returns the files written."""
+        """Write the index into an existing directory; returns the files written.
+
+        The directions have a file of their own, which is mapped into memory when it is read.
+        """
+        write_array(directory / UNIT_FILE, self.unit)
         write_arrays(
             directory / self.file_name,
-            unit=self.unit,
             neighbors=self._neighbors,
             cosines=self._cosines,
             **self._more_arrays(),
         )
-        files = [directory / self.file_name, *self._save_more(directory)]
+        files = [directory / UNIT_FILE, directory / self.file_name, *self._save_more(directory)]
         return seal(directory, files, purpose(self.unit.shape, self.settings), seed=self.seed)
 
     @classmethod
     def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> Self:
-        """The index that `save` wrote."""
+        """The index that `save` wrote; what is changed of its directions stays in memory."""
         index = cls.__new__(cls)
         index.settings, index.seed = settings, seed
         with np.load(directory / cls.file_name) as arrays:
-            index.unit = arrays["unit"]
+            if "unit" in arrays:  # as earlier releases wrote it
+                index.unit = arrays["unit"]
+            else:
+                index.unit = np.asarray(np.load(directory / UNIT_FILE, mmap_mode="c"))
             index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
             index._load_more(directory, arrays)
         index._publish()

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.files import sha256, write_atomic, write_text_atomic
 from gracekit.recipe import GraphSection
 from gracekit.types import Json
 
 SEAL_FILE = "index.json"
+UNIT_FILE = "unit.npy"
+_LAYOUT = "layout"
 
 
 def backend_for(num_rows: int, settings: GraphSection) -> str:
@@ -49,10 +52,20 @@ def write_arrays(final: Path, **arrays: Any) -> None:
     write_atomic(final, write)
 
 
+def write_array(final: Path, array: NDArray[Any]) -> None:
+    """Write a file of one array."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+
+    write_atomic(final, write)
+
+
 def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> list[Path]:
     """Write the seal after the files; returns all files, the seal included."""
     content = {
-        "made_for": made_for,
+        "made_for": {**made_for, _LAYOUT: 2},  # an earlier release builds its own
         "seed": seed,
         "files": {file.name: sha256(file) for file in files},
     }
@@ -60,17 +73,19 @@ def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> li
     return [*files, directory / SEAL_FILE]
 
 
-def unbroken_seal(directory: Path) -> Json | None:
+def unbroken_seal(directory: Path, *, is_checked: bool = False) -> Json | None:
     """The seal, if it is there and every file is as it was sealed.
 
-    hnswlib refuses truncated files but loads files with flipped bytes, hence the checksums.
+    hnswlib refuses truncated files but loads files with flipped bytes, hence the checksums; with
+    `is_checked` they were compared already, by those of the whole cache.
     """
     try:
         content: Json = json.loads((directory / SEAL_FILE).read_text(encoding="utf-8"))
-        intact = all(
+        intact = is_checked or all(
             sha256(directory / name) == checksum for name, checksum in content["files"].items()
         )
         complete = intact and {"made_for", "seed"} <= content.keys()
+        content["made_for"].pop(_LAYOUT, None)
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
     return content if complete else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from gracekit.errors import RecipeError
-from gracekit.model_pass.sketch import SketchReader, random_signs
+from gracekit.model_pass.projection import projection
+from gracekit.model_pass.sketch import SketchReader
 from gracekit.protocols import Batch, FeatureReader, PassContext, Reads
 from gracekit.recipe import ScoringSection
 
@@ -15,24 +14,30 @@ DEFAULTS = ScoringSection()
 
 
 class Means(FeatureReader):
-    """Mean vectors of the hidden width, projected by random signs where a width is asked for."""
+    """Mean vectors of the hidden width, projected where that is more than the recipe's width."""
 
     def __init__(self, settings: ScoringSection, key: str) -> None:
-        self._narrow, self._seed, self._key = settings.feature_width, settings.sketch_seed, key
-        self._signs: torch.Tensor | None = None
+        self._narrow, self._way = settings.feature_width, settings.feature_projection
+        self._seed, self._key = settings.sketch_seed, key
+        self._matrix: torch.Tensor | None = None
 
     def width(self, hidden_width: int) -> int:
         """The hidden width, or what it is projected to."""
-        return self._narrow or hidden_width
+        return self._narrow if self._narrow and self._narrows(hidden_width) else hidden_width
+
+    def _narrows(self, hidden_width: int) -> bool:
+        # By signs earlier releases projected narrower models as well, to the larger width.
+        return self._narrow is not None and (self._narrow < hidden_width or self._way == "signs")
 
     def _projected(self, means: torch.Tensor) -> torch.Tensor:
         """[B, d] of [B, D]"""
-        if self._narrow is None:
+        wide = means.shape[1]
+        if self._narrow is None or not self._narrows(wide):
             return means
-        if self._signs is None:
-            signs = random_signs((means.shape[1], self._narrow), self._seed, self._key)
-            self._signs = means.new_tensor(signs) / math.sqrt(self._narrow)
-        return means @ self._signs
+        if self._matrix is None:
+            matrix = projection(self._way, wide, self._narrow, self._seed, self._key)
+            self._matrix = means.new_tensor(matrix)
+        return means @ self._matrix
 
 
 class EmbeddingMean(Means):
@@ -71,7 +76,7 @@ class HiddenMean(Means):
     and the pass reads them anyway; the state of the last target itself predicts nothing.
 
     The state is the last one, after the final norm, or what `scoring.hidden_block` puts out. With
-    `scoring.feature_width` it is projected to that width by random signs.
+    `scoring.feature_width` below the hidden width it is projected (see `projection`).
     """
 
     def __init__(self, settings: ScoringSection = DEFAULTS) -> None:

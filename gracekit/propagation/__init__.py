@@ -7,7 +7,13 @@ that a drift which cannot be predicted leaves the rows as they were.
 Shapes: `n` rows of the store, `m` measured rows, `c` covariates, `d` features.
 """
 
-from gracekit.propagation.features import CarriedFeatures, propagate_features
+from gracekit.propagation.features import CarriedFeatures, FeatureEstimate, estimate_features
 from gracekit.propagation.scores import Propagated, propagate_scores
 
-__all__ = ["CarriedFeatures", "Propagated", "propagate_features", "propagate_scores"]
+__all__ = [
+    "CarriedFeatures",
+    "FeatureEstimate",
+    "Propagated",
+    "estimate_features",
+    "propagate_scores",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from gracekit.propagation.diffusion import Smoothed, spread, transition
 from gracekit.propagation.gates import share_that_helps, simplest_good
 from gracekit.propagation.levels import LEAST_SCALED_ROWS, common_shift
 from gracekit.recipe import PropagationSection
+from gracekit.rounding import to_float16
 from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import FeaturesOutcome
 
@@ -29,21 +30,31 @@ _LEAST_GAIN = 1e-4
 _HOPS = (1, 3)
 _MOST_STRETCH = 0.5
 _WORTH_SPREAD = 0.3
-_ROW_BLOCK, _COLUMN_BLOCK = 16_384, 64
+_ROW_BLOCK = 16_384
+_COLUMN_BLOCK, _COLUMN_NUMBERS = 64, 1 << 24
+"""Most columns that are diffused at a time, and numbers in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CarriedFeatures:
     """The features of all rows after a refresh."""
 
-    features: Float32
-    """[n, d]; measured rows as measured."""
+    features: NDArray[np.float16] | Float32
+    """[n, d] as the old ones are kept, float16 or float32; measured rows as measured."""
+    outcome: FeaturesOutcome
+    """What was used, with the held-out cosines that decided it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureEstimate:
+    """How the features of all rows are to be carried over; `carried` does it."""
+
     held_out_rows: Rows
     """[q] measured rows that were held out while the way was chosen."""
     held_out: Float32
     """[q, d] what was predicted of them."""
-    outcome: FeaturesOutcome
-    """What was used, with the held-out cosines that decided it."""
+    carried: Callable[[], CarriedFeatures]
+    """Makes the features of all n rows, which takes a copy of them; to be called once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +74,7 @@ class _Map:
         return new
 
 
-def propagate_features(
+def estimate_features(
     *,
     old: NDArray[np.float16] | Float32,
     measured_rows: Rows,
@@ -72,7 +83,7 @@ def propagate_features(
     usable: Bool,
     settings: PropagationSection,
     seed: int,
-) -> CarriedFeatures:
+) -> FeatureEstimate:
     """Estimate the new features of all rows from those of the measured ones.
 
     Tried on held-out measured rows, simplest first: stale; a shift by the mean change; a ridge map
@@ -93,19 +104,24 @@ def propagate_features(
 
     Works in blocks, so that little memory is needed besides `old` and the result.
     """
-    features = old.astype(np.float32)
     comparable = usable[measured_rows] & np.isfinite(new).all(axis=1)
-    comparable &= np.isfinite(features[measured_rows]).all(axis=1)
+    comparable &= np.isfinite(old[measured_rows]).all(axis=1)
     rows, target = measured_rows[comparable], new[comparable].astype(np.float32)
+    source = old[rows].astype(np.float32)
     outcome = FeaturesOutcome(rule=settings.features, num_compared=len(rows))
-    held_out_rows, held_out = rows, features[rows]
+    held_out_rows, held_out = rows, source
     held: Int64 = np.arange(len(rows))
     is_changed = False
+    change: Callable[[NDArray[Any]], None] | None = None
+    """Makes new features of the old ones [n, d], in place."""
     if settings.features != "none" and len(rows) >= settings.min_measured:
         walk, rng = transition(graph, usable), np.random.default_rng(seed)
-        choice, held, held_out = _choose(features[rows], target, rows, walk, settings.damping, rng)
+        choice, held, held_out = _choose(source, target, rows, walk, settings.damping, rng)
         held_out_rows, is_changed = rows[held], choice.plain != "stale"
-        _carry_over(features, rows, target, walk, usable, settings.damping, choice)
+
+        def change(features: NDArray[Any]) -> None:
+            _carry_over(features, rows, target, walk, usable, settings.damping, choice)
+
         outcome = FeaturesOutcome(
             rule=settings.features,
             num_compared=len(rows),
@@ -116,21 +132,45 @@ def propagate_features(
             held_out_cosine=choice.cosines,
         )
     elif settings.features != "none":
-        shift = common_shift(target - features[rows]).astype(np.float32)
+        shift = common_shift(target - source).astype(np.float32)
         if shift.any():
-            held_out, is_changed = _held_out_by_shift(features[rows], target), True
-            features[usable] += shift
+            held_out, is_changed = _held_out_by_shift(source, target), True
+
+            def change(features: NDArray[Any]) -> None:
+                _map_rows(features, np.flatnonzero(usable), lambda block: block + shift)
+
             outcome = outcome.model_copy(update={"used": "shift"})
-    if is_changed and len(rows) >= LEAST_SCALED_ROWS:
-        propagated = usable.copy()
-        propagated[measured_rows] = False
-        others = np.flatnonzero(propagated)
-        stretch = restore_spread(features, others, target, held, held_out, old, rows)
-        outcome = outcome.model_copy(update={"stretch": stretch})
-    features[measured_rows] = new
-    return CarriedFeatures(
-        features=features, held_out_rows=held_out_rows, held_out=held_out, outcome=outcome
-    )
+
+    def carried() -> CarriedFeatures:
+        features: NDArray[Any] = np.array(old)
+        found = outcome
+        if change is not None:
+            change(features)
+        if is_changed and len(rows) >= LEAST_SCALED_ROWS:
+            propagated = usable.copy()
+            propagated[measured_rows] = False
+            others = np.flatnonzero(propagated)
+            stretch = restore_spread(features, others, target, held, held_out, old, rows)
+            found = outcome.model_copy(update={"stretch": stretch})
+        features[measured_rows] = new
+        return CarriedFeatures(features=features, outcome=found)
+
+    return FeatureEstimate(held_out_rows=held_out_rows, held_out=held_out, carried=carried)
+
+
+def _map_rows(
+    features: NDArray[Any], rows: Rows, new_of: Callable[[Float32], Float32 | Float64]
+) -> None:
+    """Replace rows of features [n, d] in place, computed in float32, block by block."""
+    for block in _blocks(rows):
+        new = new_of(features[block].astype(np.float32))
+        features[block] = _as_kept(new, features.dtype)
+
+
+def _as_kept(new: Float32 | Float64, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if dtype == np.float16:
+        return to_float16(new.astype(np.float32, copy=False))
+    return new.astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +237,7 @@ def _held_out_by_shift(source: Float32, target: Float32) -> Float32:
 
 
 def _carry_over(
-    features: Float32,
+    features: NDArray[Any],
     rows: Rows,
     target: Float32,
     walk: sparse.csr_array,
@@ -206,26 +246,26 @@ def _carry_over(
     choice: _Choice,
 ) -> None:
     """Fit the choice on all measured rows and apply it to the usable rows, in place."""
-    source = features[rows]
+    source = features[rows].astype(np.float32)
     carry = _FITS[choice.plain](source, target, choice.penalty)
     left = target - carry(source)
-    known = np.flatnonzero(usable)
-    for start in range(0, len(known), _ROW_BLOCK):
-        block = known[start : start + _ROW_BLOCK]
-        features[block] = carry(features[block])
+    _map_rows(features, np.flatnonzero(usable), carry)
     if choice.hops:
         for columns, arrived in _spread_columns(walk, rows, left, damping, (choice.hops,)):
-            news = np.where(usable[:, None], arrived[choice.hops].values, 0)
-            features[:, columns] += np.float32(choice.share) * news
+            news = arrived[choice.hops].values
+            news *= np.float32(choice.share)
+            news[~usable] = 0
+            news += features[:, columns]
+            features[:, columns] = _as_kept(news, features.dtype)
 
 
 def restore_spread(
-    features: Float32,
+    features: NDArray[Any],
     rows: Rows,
     target: Float32,
     held: Int64,
     held_out: Float32,
-    old: NDArray[np.floating],
+    old: NDArray[np.floating[Any]],
     measured_rows: Rows,
 ) -> float:
     """Give predicted features the spread that measured ones have, in place.
@@ -273,22 +313,21 @@ def restore_spread(
         return float(row_cosines(stretched - centre, target[held] - centre).mean())
 
     plain = cosine(0.0)
-    for share in (1.0, 0.5, 0.25):
-        if cosine(share) >= plain - _WORTH_SPREAD * (1 - plain):
-            for block in _blocks(rows):
-                moved = share * ((features[block] - mean) @ stretch)
-                features[block] += moved.astype(np.float32)
-            return share
-    return 0.0
+    enough = plain - _WORTH_SPREAD * (1 - plain)
+    share = next((each for each in (1.0, 0.5, 0.25) if cosine(each) >= enough), 0.0)
+    if share > 0:
+        made = share * stretch
+        _map_rows(features, rows, lambda block: block + (block - mean) @ made)
+    return share
 
 
-def _spread_along(axes: Float64, features: NDArray[np.floating], rows: Rows) -> Float64:
+def _spread_along(axes: Float64, features: NDArray[np.floating[Any]], rows: Rows) -> Float64:
     """[d] standard deviation of the rows along each axis (a column of `axes`)."""
     square: Float64 = np.einsum("ij,ij->j", axes, _moments(features, rows)[1] @ axes)
     return np.sqrt(np.maximum(square, 0))
 
 
-def _moments(features: NDArray[np.floating], rows: Rows) -> tuple[Float64, Float64]:
+def _moments(features: NDArray[np.floating[Any]], rows: Rows) -> tuple[Float64, Float64]:
     """Mean [d] and covariance [d, d] of the rows."""
     d = features.shape[1]
     mean, covariance = np.zeros(d), np.zeros((d, d))
@@ -308,8 +347,9 @@ def _spread_columns(
     walk: sparse.csr_array, rows: Rows, values: Float32, damping: float, hops: tuple[int, ...]
 ) -> Iterator[tuple[slice, dict[int, Smoothed]]]:
     """`spread` for a few columns at a time, so that no second [n, d] is ever needed."""
-    for start in range(0, values.shape[1], _COLUMN_BLOCK):
-        columns = slice(start, start + _COLUMN_BLOCK)
+    width = int(np.clip(_COLUMN_NUMBERS // walk.shape[0], 8, _COLUMN_BLOCK))
+    for start in range(0, values.shape[1], width):
+        columns = slice(start, start + width)
         yield columns, spread(walk, rows, values[:, columns], damping=damping, hops=hops)
 
 

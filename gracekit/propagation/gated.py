@@ -18,7 +18,7 @@ import numpy as np
 
 from gracekit.propagation.diffusion import spread, transition
 from gracekit.propagation.gates import mean_square, share_that_helps, simplest_good
-from gracekit.propagation.kernel import Kernel
+from gracekit.propagation.kernel import Kernel, KernelFit
 from gracekit.propagation.rules import NUM_FOLDS, Estimate, Evidence
 from gracekit.propagation.shift import ShiftedScore
 from gracekit.types import Float32, Float64, Int64
@@ -47,6 +47,17 @@ class _Way:
     """β; 0 without diffusion."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """What was chosen for a score."""
+
+    score: ShiftedScore
+    ways: dict[str, _Way]
+    used: str
+    fit: KernelFit | None
+    """On all measured rows; None where the way used goes without."""
+
+
 def gated(evidence: Evidence) -> dict[str, Estimate]:
     """Estimate every score; see the module."""
     walk = transition(evidence.graph, evidence.usable)
@@ -54,15 +65,24 @@ def gated(evidence: Evidence) -> dict[str, Estimate]:
     inputs = np.column_stack([*evidence.old.values(), evidence.covariates]).astype(np.float32)
     np.nan_to_num(inputs, copy=False, posinf=0.0, neginf=0.0)
     kernel = Kernel(inputs, evidence.directions, evidence.rows, fold, evidence.rng)
-    estimates = {}
+    choices: dict[str, _Choice] = {}
     for column, name in enumerate(evidence.old):
         score = ShiftedScore.of(evidence, name)
         ways = _try_all_ways(evidence, walk, kernel, score, column, fold)
         used = simplest_good(
             {way: tried.errors**2 for way, tried in ways.items()}, standard_errors=_SURE
         )
-        estimates[name] = _apply_way(evidence, walk, kernel, score, column, ways, used)
-    return estimates
+        fit, penalty = None, ways[used].penalty
+        if penalty is not None:
+            fit = kernel.fit(score.left_by(score.level()), column, penalty)
+        choices[name] = _Choice(score=score, ways=ways, used=used, fit=fit)
+    fitted = {name: choice.fit for name, choice in choices.items() if choice.fit is not None}
+    found, near = kernel.everywhere(list(fitted.values()))
+    predictions = dict(zip(fitted, found, strict=True))
+    return {
+        name: _apply_way(evidence, walk, kernel, choice, predictions.get(name), near)
+        for name, choice in choices.items()
+    }
 
 
 def _try_all_ways(
@@ -125,19 +145,21 @@ def _apply_way(
     evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,
-    score: ShiftedScore,
-    column: int,
-    ways: dict[str, _Way],
-    used: str,
+    choice: _Choice,
+    predicted: Float64 | None,
+    near: Float32,
 ) -> Estimate:
-    """Fit the chosen way again on all measured rows and apply it to every row."""
-    way, rows, level = ways[used], evidence.rows, score.level()
-    values, gate = score.applied(level, used, {name: w.errors for name, w in ways.items()})
+    """Apply the chosen way, fitted on all measured rows, to every row.
+
+    `predicted` [n] is what its kernel regression says, and `near` how near measured rows are.
+    """
+    score, way, rows = choice.score, choice.ways[choice.used], evidence.rows
+    level = score.level()
+    errors = {name: tried.errors for name, tried in choice.ways.items()}
+    values, gate = score.applied(level, choice.used, errors)
     left, mass = score.left_by(level), np.zeros(len(values), np.float32)
-    if way.penalty is not None:
-        fit = kernel.fit(left, column, way.penalty)
-        predicted, mass = kernel.everywhere(fit)
-        values, left = values + predicted, left - kernel.at_measured(fit)
+    if choice.fit is not None and predicted is not None:
+        values, left, mass = values + predicted, left - kernel.at_measured(choice.fit), near
     if way.share > 0:
         arrived = spread(
             walk,

@@ -82,6 +82,9 @@ class Kernel:
         self.near_others: Float32 = alike.max(axis=1) / 2
         """[m] how near each measured row is to the nearest landmark that is not the row itself."""
         self._fold = fold
+        self._grams: dict[int, Float64] = {}
+        """fold -> [r, r] of the measured rows in it; all scores share them."""
+        self._axes: tuple[Float64, Float64] | None = None
 
     def penalty_for(self, change: Float64, own: int) -> float:
         """The penalty [of PENALTIES] under which each landmark is best predicted by the others.
@@ -94,11 +97,14 @@ class Kernel:
         """
         at_own = self._own_old_values(self._rows, own)
         left = (change - fit_line(change, at_own)(at_own))[self._landmarks]
-        among = self._measured[self._landmarks]
+        if self._axes is None:
+            self._axes = np.linalg.eigh(self._measured[self._landmarks])
+        sizes, axes = self._axes
+        along, square = axes.T @ left, axes**2
 
         def error(penalty: float) -> float:
-            inverse = np.linalg.inv(among + penalty * np.eye(len(among)))
-            return float(((inverse @ left / np.diagonal(inverse)) ** 2).mean())
+            inverse = 1 / (sizes + penalty)
+            return float(((axes @ (inverse * along) / (square @ inverse)) ** 2).mean())
 
         return min(PENALTIES, key=error)
 
@@ -115,29 +121,46 @@ class Kernel:
         line = fit_line(change[kept], at_own[kept])
         left = change - line(at_own)
         spanning = kept[self._landmarks]
-        at = self._measured[np.ix_(kept, spanning)]
         among = self._measured[np.ix_(self._landmarks[spanning], spanning)]
-        system = at.T @ at + penalty * (among + _JITTER * np.eye(len(among)))
+        system = self._gram(without)[np.ix_(spanning, spanning)]
+        system += penalty * (among + _JITTER * np.eye(len(among)))
         weights = np.zeros(len(spanning))
-        weights[spanning] = np.linalg.solve(system, at.T @ left[kept])
+        told = (np.where(kept, left, 0) @ self._measured)[spanning]
+        weights[spanning] = np.linalg.solve(system, told)
         return KernelFit(own=own, line=line, weights=weights)
+
+    def _gram(self, without: int | None) -> Float64:
+        """[r, r] inner products of the landmarks' columns over the rows outside of a fold."""
+        nothing: Float64 = np.zeros((len(self._landmarks),) * 2)
+        for number in np.unique(self._fold).tolist() if not self._grams else ():
+            rows, gram = np.flatnonzero(self._fold == number), nothing.copy()
+            for start in range(0, len(rows), _BLOCK):
+                at = self._measured[rows[start : start + _BLOCK]]
+                gram += at.T @ at
+            self._grams[number] = gram
+        parts = (gram for number, gram in self._grams.items() if number != without)
+        return sum(parts, nothing)
 
     def at_measured(self, fit: KernelFit) -> Float64:
         """[m] predictions at the measured rows."""
         line = fit.line(self._own_old_values(self._rows, fit.own))
         return line + self._measured @ fit.weights
 
-    def everywhere(self, fit: KernelFit) -> tuple[Float64, Float32]:
-        """Predictions of every row [n], and how near the nearest landmark is [n], 0 to 1."""
-        weights = fit.weights.astype(np.float32)
+    def everywhere(self, fits: list[KernelFit]) -> tuple[list[Float64], Float32]:
+        """Predictions of every row [n] by each fit, and how near the nearest landmark is [n], 0 to
+        1. The kernel between rows and landmarks, which is what costs, is evaluated once.
+        """
         n = len(self._inputs)
-        predicted, near = np.empty(n), np.empty(n, np.float32)
-        for start in range(0, n, _BLOCK):
+        predicted: list[Float64] = [np.empty(n) for _ in fits]
+        near = np.empty(n, np.float32)
+        for start in range(0, n, _BLOCK) if fits else ():
             block = np.arange(start, min(start + _BLOCK, n))
             alike, line = self._kernel_to_landmarks(block)
             near[block] = alike.max(axis=1) / 2
-            predicted[block] = np.add(alike, line, out=line) @ weights
-            predicted[block] += fit.line(self._own_old_values(block, fit.own))
+            kernel = np.add(alike, line, out=line)
+            for fit, values in zip(fits, predicted, strict=True):
+                values[block] = kernel @ fit.weights.astype(np.float32)
+                values[block] += fit.line(self._own_old_values(block, fit.own))
         return predicted, near
 
     def _own_old_values(self, rows: Rows, own: int) -> Float64:

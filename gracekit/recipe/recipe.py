@@ -224,6 +224,9 @@ class Recipe(Section):
             training.pop("stop", None)
         if "graph" in content:  # its default was another; neither gives other results to build on
             content["graph"]["hnsw_below"] = 200_000
+        scoring = content.get("scoring") or {}
+        if self.scoring.feature_width is None or self.scoring.feature_projection == "signs":
+            scoring.pop("feature_projection", None)  # as of a release that had no other
         selection = content.get("selection", {})
         if selection and self.selection.reads_reference:
             selection["losses"] = _content_of(self.selection.reference or "")

@@ -222,8 +222,12 @@ class ScoringSection(Section):
     hidden_block: int | None = None
     """Decoder block whose output `hidden-mean` takes, -1 the last; default: the last state, after
     the final norm."""
-    feature_width: int | None = Field(default=None, ge=8)
-    """Width that `embedding-mean` and `hidden-mean` are projected to; default: as they are."""
+    feature_width: int | None = Field(default=256, ge=8)
+    """Width that `embedding-mean` and `hidden-mean` are projected to where the model's is larger;
+    null: never. Memory, disk and time of a refresh outside of the model pass grow with it. A store
+    that was made with another width keeps it, unless the recipe names one."""
+    feature_projection: Literal["orthogonal", "signs"] = "orthogonal"
+    """Onto orthonormal directions drawn at random, or by random signs, as earlier releases did."""
     sketch_side: int = Field(default=32, ge=2, le=128)
     """k of the k x k gradient sketch, for `gradient-sketch`, `influence` and `sketch-norm`."""
     sketch_seed: int = Field(default=0, ge=0)

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.aim import Course, Evidence, Gain, TargetLosses, follow
 from gracekit.aim.course import KEPT_LOSSES, USES, mean_uses, steps_left
@@ -108,7 +109,7 @@ def places_of(
     *,
     samples: SampleTable,
     scores: ScoreTable,
-    features: Float32,
+    features: NDArray[np.float16] | Float32,
     valid: Bool,
     graph: SparseGraph,
     measurement: Measurement,

@@ -34,8 +34,8 @@ LEAST_ROWS = 30
 """Measured rows that tell the value of a draw; of fewer nothing is claimed: the interval of so few
 is too narrow."""
 _OF_FIRST_OTHER = 0.3
-"""What a later version takes besides the model pass, as a share of what the first one took up to
-it: the data is read and tokenised once."""
+"""What a later version takes besides the model pass, as a share of what the first one takes: the
+data is read and tokenised once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +156,7 @@ def allowance(
     trained_rows: Rows | None,
     before: Cost | None,
     elapsed_s: float = 0.0,
+    seconds_a_token: float = math.nan,
 ) -> Allowance:
     """What a refresh of a checkpoint may spend.
 
@@ -168,6 +169,8 @@ def allowance(
         trained_rows: The latest coreset, whose rows tell how long a trained row is; None: all do.
         before: Account of the newest version that has one; None where nothing was spent yet.
         elapsed_s: Seconds that the refresh has taken already.
+        seconds_a_token: That the training is taken to need, where the trainer does not say it; NaN:
+            nothing is known.
     """
     max_cost = recipe.refresh.max_cost
     last = Cost(cost=0.0, cost_in_all=0.0) if before is None else before
@@ -193,7 +196,7 @@ def allowance(
         "run": pace.run or last.run,
         "interval": float(interval),
         "tokens_seen": math.nan if pace.tokens_seen is None else pace.tokens_seen,
-        "training_seconds": _seconds_in_all(pace, tokens_a_step, in_all),
+        "training_seconds": _seconds_in_all(pace, tokens_a_step, in_all, seconds_a_token),
     }
     account = last.model_copy(
         update={
@@ -292,10 +295,12 @@ def _mean_length(lengths: Int64, rows: Rows | None) -> float:
     return float(counted.mean()) if len(counted) else 0.0
 
 
-def _seconds_in_all(pace: TrainerPace, tokens_a_step: float, in_all: float) -> float:
+def _seconds_in_all(
+    pace: TrainerPace, tokens_a_step: float, in_all: float, seconds_a_token: float
+) -> float:
     """Seconds that so many tokens take to train; NaN where it is not known."""
     if pace.seconds_a_step is None or not tokens_a_step > 0:
-        return math.nan
+        return seconds_a_token * in_all
     return pace.seconds_a_step * in_all / tokens_a_step
 
 
@@ -307,9 +312,12 @@ def _by_seconds(account: Cost, max_cost: float, elapsed_s: float, num_refreshes:
     """
     if not (account.training_seconds > 0 and account.training_tokens > 0):
         return math.inf
-    is_first = math.isnan(account.other_seconds)
-    later = _OF_FIRST_OTHER * elapsed_s if is_first else account.other_seconds
-    this = elapsed_s + later if is_first else max(account.other_seconds, elapsed_s)
+    is_first, later = math.isnan(account.other_seconds), account.other_seconds
+    if is_first:
+        later = _OF_FIRST_OTHER * elapsed_s
+    elif math.isclose(account.cost_seconds, account.pass_seconds + later):  # one version so far
+        later *= _OF_FIRST_OTHER
+    this = elapsed_s + later if is_first else max(later, elapsed_s)
     left = max_cost * account.training_seconds - float(np.nan_to_num(account.cost_seconds))
     left -= this + (num_refreshes - 1) * later
     of_token = account.training_seconds / account.training_tokens

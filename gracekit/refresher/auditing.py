@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from gracekit.audit import audit
-from gracekit.propagation import CarriedFeatures, Propagated
+from gracekit.propagation import FeatureEstimate, Propagated
 from gracekit.recipe import Recipe
 from gracekit.refresher.last import LastRefresh
 from gracekit.scores.importance import working_importance
@@ -31,7 +31,7 @@ def audit_refresh(
     plan: RefreshPlan,
     measurement: Measurement,
     scores: Propagated,
-    features: CarriedFeatures,
+    features: FeatureEstimate,
     *,
     rounds: int,
 ) -> Audit | None:

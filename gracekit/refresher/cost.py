@@ -109,6 +109,10 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
     of_pass = memory.of_batches * of_recipe / max(of_probe, 1)
     memory_bytes = memory.of_model + math.ceil(of_pass)
     speed = int(tokens.lengths[drawn].sum()) / max(seconds, 1e-9)
+    if not checkpoint.step and plan.cost.price > 0:  # nothing has told the training's seconds yet
+        run = planned.run_at(1 / (speed * plan.cost.price))
+        run = dataclasses.replace(run, selection_elsewhere=plan.run.selection)
+        plan = dataclasses.replace(plan, run=run)
     n = plan.num_samples
     root = next(p for p in (refresher.root, *refresher.root.absolute().parents) if p.exists())
     return CostEstimate(

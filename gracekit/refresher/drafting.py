@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gracekit.recipe import Recipe
 from gracekit.refresher.step import Refreshed
-from gracekit.rounding import to_float16
 from gracekit.store import CachePayload, VersionDraft
 from gracekit.types import DrawState, SampleTable
 from gracekit.version.header import CheckpointInfo, DataDescription, Settings, Timings
@@ -60,7 +59,7 @@ def draft_version(
         samples=samples,
         dataset=dataset,
         cache=CachePayload(
-            features=to_float16(refreshed.features),
+            features=refreshed.features,
             valid=refreshed.valid,
             target_features=refreshed.target_features,
             save_index=refreshed.index.save,

@@ -20,7 +20,7 @@ from gracekit.refresher.allowance import Allowance
 from gracekit.refresher.budget import FirstPlan
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.rounds import Measure
-from gracekit.rounding import to_float16
+from gracekit.rounding import put_rows, to_float16
 from gracekit.scores.working_values import from_working
 from gracekit.types import (
     Bool,
@@ -128,7 +128,7 @@ def _blank(
     _fill(all_features, valid, looked, features)
     _fill(all_features, valid, measurement.rows, to_float16(measurement.features))
     unit = unit_features(all_features, valid)
-    index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed)
+    index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed, take=True)
     nothing = {name: np.full(n, np.nan, np.float32) for name in measurement.scores}
     return LastRefresh(
         version=0,
@@ -198,7 +198,7 @@ def _with_looks(
     all_features, valid = last.features.copy(), last.valid.copy()
     _fill(all_features, valid, rows, features)
     unit = unit_features(all_features, valid)
-    index, _ = refresh_index(last.index, unit, recipe.graph, valid=valid)
+    index, _ = refresh_index(last.index, unit, recipe.graph, valid=valid, take=True)
     return replace(
         last, features=all_features, valid=valid, index=index, graph=symmetric(index.graph)
     )
@@ -220,6 +220,6 @@ def _fill(
     features: NDArray[np.float16], valid: Bool, rows: Rows, found: NDArray[np.float16]
 ) -> None:
     """Put features that are finite into place."""
-    good = np.isfinite(found).all(axis=1)
-    features[rows[good]] = found[good]
+    good: Bool = np.asarray(np.isfinite(found).all(axis=1))
+    put_rows(features, rows, found, where=good)
     valid[rows[good]] = True

@@ -495,19 +495,35 @@ def refresh(
 
 
 def with_features_of_store(recipe: Recipe) -> Recipe:
-    """A recipe that names no features has those that its store was made with.
+    """A recipe that names no features, or not their width, has those that its store was made with.
 
     Features compare with each other only: with others the store would begin anew.
     """
-    if "features" in recipe.scoring.model_fields_set or not Store.exists(recipe.store):
+    asked, named = recipe.scoring, recipe.scoring.model_fields_set
+    if named.issuperset(_OF_FEATURES) or not Store.exists(recipe.store):
         return recipe
     store = Store.open(recipe.store)
     version = store.newest_scores()
-    scoring = None if version is None else store.header(version).settings.scoring
-    if scoring is None or scoring.features == recipe.scoring.features:
+    made_with = None if version is None else store.header(version).settings.scoring
+    changed: dict[str, Any] = {}
+    for key in _OF_FEATURES if made_with is not None else ():
+        theirs = getattr(made_with, key)
+        if theirs == getattr(asked, key):
+            continue
+        if key in named:  # it begins anew, and has all else as the recipe says
+            break
+        changed[key] = theirs
+    if not changed:
         return recipe
-    logger.info("the store has features %s; so has this refresh", scoring.features)
-    return recipe.override({"scoring.features": scoring.features})
+    logger.info(
+        "the store was made with %s; so is this refresh",
+        ", ".join(f"{key} {'null' if value is None else value}" for key, value in changed.items()),
+    )
+    return recipe.override({f"scoring.{key}": value for key, value in changed.items()})
+
+
+_OF_FEATURES = ("features", "feature_width", "feature_projection")
+"""Settings that a store keeps; each is of no meaning where one before it differs."""
 
 
 def _identity(pinned: PinnedCheckpoint, *keys: str) -> str:

@@ -26,7 +26,9 @@ from gracekit.version.header import Header
 
 logger = logging.getLogger(__name__)
 
-_FEATURE_SPACE = ("features", "hidden_block", "feature_width", "sketch_seed", "sketch_side")
+_FEATURE_SPACE = (
+    "features", "hidden_block", "feature_width", "feature_projection", "sketch_seed", "sketch_side",
+)  # fmt: skip
 """Settings of scoring under which features compare."""
 
 
@@ -51,10 +53,10 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
             obstacle,
         )
         return None
-    index = load_index(cache.index_directory, settings=recipe.graph)
+    index = load_index(cache.index_directory, settings=recipe.graph, is_checked=True)
     if index is None:
         unit = unit_features(cache.features, cache.valid)
-        index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed)
+        index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed, take=True)
     samples = store.samples(version)
     values = to_working(scores.scores, samples.num_response_tokens)
     last = LastRefresh(
@@ -193,10 +195,10 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
 
 def _index_of(directory: Path, recipe: Recipe) -> Index | None:
     """The index as the recipe asks for it, or as earlier releases made it by default."""
-    found = load_index(directory, settings=recipe.graph)
+    found = load_index(directory, settings=recipe.graph, is_checked=True)
     if found is None and recipe.graph.backend == "auto":
         earlier = recipe.graph.model_copy(update={"hnsw_below": 200_000})
-        found = load_index(directory, settings=earlier)
+        found = load_index(directory, settings=earlier, is_checked=True)
     return found
 
 

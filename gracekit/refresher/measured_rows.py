@@ -16,7 +16,7 @@ from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.scores.changes import as_changes
 from gracekit.store import ShardFiles
-from gracekit.types import Bool, Float32, MeasuredTarget, Measurement, Rows
+from gracekit.types import Bool, Float32, Int64, MeasuredTarget, Measurement, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,9 @@ class MeasuredRows:
                     "goes on from them, and the last published version is unchanged"
                 )
         self.model_pass_s += time.perf_counter() - started
-        self._parts = [Measurement.concatenate(self._parts)]
-        return as_changes(self._parts[0].take(self._place[rows]), self._earlier)
+        self._put_in_order(rows)
+        (whole,) = self._parts
+        return as_changes(whole.first(len(rows)), self._earlier)
 
     def look(self, rows: Rows) -> NDArray[np.float16]:
         """[rows, d] the features alone; those that an earlier run had are taken from its shards.
@@ -112,10 +113,11 @@ class MeasuredRows:
         self.model_pass_s += time.perf_counter() - started
         if not found:
             return np.zeros((0, 1), np.float16)
-        every = Measurement.concatenate(found)
-        place = np.full(int(every.rows.max()) + 1, -1, np.int64)
-        place[every.rows] = np.arange(len(every.rows))
-        return np.asarray(every.features[place[rows]], np.float16)
+        looked = np.concatenate([part.rows for part in found])
+        place = np.full(len(self._place), -1, np.int64)
+        place[looked] = np.arange(len(looked))
+        every = Measurement.arranged(found, _these_first(place[rows], len(looked)))
+        return np.asarray(every.features[: len(rows)], np.float16)
 
     def finish(self) -> MeasuredTarget | None:
         """What the model says of the target set, if there is one; its memory is free afterwards."""
@@ -142,6 +144,19 @@ class MeasuredRows:
             self._executor.close()
             self._executor = None
 
+    def _put_in_order(self, rows: Rows) -> None:
+        """Make one part of all, these rows first: what is returned is a view of it, no copy."""
+        order = _these_first(self._place[rows], self._num_done)
+        self._parts = [Measurement.arranged(self._parts, order)]
+        self._place[self._parts[0].rows] = np.arange(self._num_done)
+
     def _note(self, shard: Measurement) -> None:
         self._place[shard.rows] = self._num_done + np.arange(len(shard.rows))
         self._num_done += len(shard.rows)
+
+
+def _these_first(places: Int64, num_places: int) -> Int64:
+    """[num_places] all places: these in their order, then the others."""
+    is_other = np.ones(num_places, bool)
+    is_other[places] = False
+    return np.concatenate([places, np.flatnonzero(is_other)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gracekit.checkpoints import describe_checkpoint, layout_of, pin, read_pace
+from gracekit.leftovers import scratch_folder
 from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import Allowance
 from gracekit.refresher.budget import first_plan, of_first_version
@@ -84,6 +85,8 @@ class Planned:
     """[n] tokens of each row; 0 of a removed one."""
     places: Int64 | None
     """[n] position of each row in the data; None: in its order."""
+    run_at: Callable[[float], RunCost]
+    """What the run is expected to cost, where training a token is taken to need so many seconds."""
 
 
 def preview(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) -> PlanPreview:
@@ -123,15 +126,15 @@ def model_beside(
 ) -> Iterator[tuple[PinnedCheckpoint, CheckpointModel]]:
     """The pinned checkpoint and its model, in a folder of their own that is removed afterwards."""
     with (
-        tempfile.TemporaryDirectory() as folder,
+        scratch_folder("model") as folder,
         pin(
             checkpoint,
-            Path(folder),
+            folder,
             refresher.recipe.checkpoints,
             conversions=kept_conversions(refresher),
         ) as pinned,
     ):
-        yield pinned, open_beside(refresher, pinned, Path(folder))
+        yield pinned, open_beside(refresher, pinned, folder)
 
 
 def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
@@ -176,17 +179,34 @@ def plan_next(
         samples, places, version = growth.samples, growth.places, store.next_version()
         last = load_last(store, recipe, growth)
     lengths = np.asarray(lengths, np.int64)
-    spending = allowance_at(
-        store,
-        recipe,
-        describe_checkpoint(checkpoint, recipe.checkpoints),
-        read_pace(checkpoint.path),
-        step=checkpoint.step,
-        samples=samples,
-        trained_rows=None if store is None else last_coreset(store),
-        elapsed_s=clock.elapsed_s(),
-    )
-    spending, _ = with_target(spending, target, recipe)
+    architecture = describe_checkpoint(checkpoint, recipe.checkpoints)
+    pace, elapsed_s = read_pace(checkpoint.path), clock.elapsed_s()
+    trained_rows = None if store is None else last_coreset(store)
+
+    def spending_at(step: int, seconds_a_token: float = math.nan) -> Allowance:
+        found = allowance_at(
+            store,
+            recipe,
+            architecture,
+            pace,
+            step=step,
+            samples=samples,
+            trained_rows=trained_rows,
+            elapsed_s=elapsed_s,
+            seconds_a_token=seconds_a_token,
+        )
+        return with_target(found, target, recipe)[0]
+
+    def run_at(seconds_a_token: float = math.nan) -> RunCost:
+        """Before the first step, from the first checkpoint on, where that is known."""
+        step = (not checkpoint.step and recipe.training.checkpoint_every) or checkpoint.step
+        spending = spending_at(step, seconds_a_token)
+        first = first_plan(last, recipe, samples=samples, step=step, allowance=spending)
+        account = spending.after(first.plan.rows, rows_to_look_at(samples, first))
+        run = run_cost(recipe, first, account, spending, samples)
+        return dataclasses.replace(run, from_step=step if step != checkpoint.step else None)
+
+    spending = spending_at(checkpoint.step)
     first = first_plan(last, recipe, samples=samples, step=checkpoint.step, allowance=spending)
     plan, account = first.plan, spending.after(first.plan.rows, rows_to_look_at(samples, first))
     counts = np.bincount(plan.reasons, minlength=len(Reason))
@@ -204,10 +224,10 @@ def plan_next(
         weight_bytes=weight_bytes,
         num_looked=account.num_looked,
         cost=account,
-        run=run_cost(recipe, first, account, spending, samples),
+        run=run_at(),
         ways=() if last is not None else tuple(_ways(recipe, spending, first.num_rows)),
     )
-    return Planned(shown=shown, plan=plan, lengths=lengths, places=places)
+    return Planned(shown=shown, plan=plan, lengths=lengths, places=places, run_at=run_at)
 
 
 def _ways(recipe: Recipe, allowance: Allowance, n: int) -> list[Way]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from gracekit.propagation import (
     CarriedFeatures,
+    FeatureEstimate,
     Propagated,
-    propagate_features,
+    estimate_features,
     propagate_scores,
 )
 from gracekit.recipe import Recipe
@@ -59,7 +60,7 @@ class Measured:
     """What the measured rows say of all, in working values; None when everything was measured by
     plan."""
     features: CarriedFeatures | None = None
-    """The features of all rows; None with `scores`."""
+    """The features of all rows; None with `scores`, and before the last round is over."""
     audit: Audit | None = None
     """None when everything was measured by plan, or too few rows were drawn uniformly."""
     meter: Meter | None = None
@@ -117,7 +118,6 @@ def measure_in_rounds(
             plan=plan,
             measurement=measurement,
             scores=scores,
-            features=features,
             audit=audit,
             rounds=rounds,
         )
@@ -126,7 +126,7 @@ def measure_in_rounds(
         _log_meter(meter)
         is_met = meter.target_met is not False and (audit is None or audit.target_met)
         if is_met or audit is None or num_planned in (num_before, n) or num_planned >= most:
-            return measured
+            return dataclasses.replace(measured, features=features.carried())
         num_before = num_planned
         budget = most if num_planned >= first.limit else min(next_round(audit, n, meter), most)
         plan = plan_round(last, recipe, plan, budget=budget, step=step)
@@ -152,8 +152,11 @@ def nothing_measured(first: FirstPlan, last: LastRefresh | None, recipe: Recipe)
 
 def _propagate(
     recipe: Recipe, last: LastRefresh, measurement: Measurement, *, step: int
-) -> tuple[Propagated, CarriedFeatures]:
-    """Scores and features of all rows, given those of the measured ones."""
+) -> tuple[Propagated, FeatureEstimate]:
+    """Scores of all rows, given those of the measured ones, and how their features follow.
+
+    Features of all rows are made once, after the last round: they are large.
+    """
     settings, valid = recipe.propagation, measurement.valid
     scores = propagate_scores(
         settings.rule,
@@ -169,7 +172,7 @@ def _propagate(
         seed=recipe.seed,
         groups=last.samples.groups,
     )
-    features = propagate_features(
+    features = estimate_features(
         old=last.features,
         measured_rows=measurement.rows[valid],
         new=measurement.features[valid],

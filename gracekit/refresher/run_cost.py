@@ -31,6 +31,12 @@ class RunCost:
     """Of training on all samples, over as many passes as the planned steps go over a coreset."""
     refreshes: int | None
     """Refreshes to come, this one included; None where it is not known how far apart they are."""
+    from_step: int | None = None
+    """Of a model before its first step: the step of the first of these refreshes. One of the model
+    as it is now would be one more."""
+    selection_elsewhere: float = math.nan
+    """Of a model before its first step, whose pass was timed: the selection where the training runs
+    on another machine, so that seconds are no limit. `selection` is where it runs on this one."""
 
 
 def run_cost(

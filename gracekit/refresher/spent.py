@@ -39,6 +39,7 @@ def allowance_at(
     trained_rows: Rows | None,
     elapsed_s: float = 0.0,
     left_over: LeftOver | None = None,
+    seconds_a_token: float = math.nan,
 ) -> Allowance:
     """What a refresh of a checkpoint may spend, after what the versions of a store have spent.
 
@@ -53,6 +54,7 @@ def allowance_at(
         elapsed_s: Seconds that the refresh has taken already.
         left_over: Rows measured, and looked at, by refreshes of other checkpoints that were never
             finished.
+        seconds_a_token: See `allowance`.
     """
     lengths = token_counts(samples)
     num_tokens = int(lengths.sum())
@@ -70,6 +72,7 @@ def allowance_at(
         trained_rows=trained_rows,
         before=before,
         elapsed_s=elapsed_s,
+        seconds_a_token=seconds_a_token,
     )
 
 

@@ -43,7 +43,7 @@ from gracekit.refresher.rounds import (
     nothing_measured,
 )
 from gracekit.refresher.spent import token_counts
-from gracekit.rounding import to_float16
+from gracekit.rounding import put_rows, to_float16
 from gracekit.scores.importance import sample_importance
 from gracekit.scores.working_values import changes_since, from_working, to_working
 from gracekit.selection import select
@@ -51,7 +51,6 @@ from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
     DrawState,
-    Float32,
     Float64,
     Measurement,
     Origin,
@@ -94,7 +93,7 @@ class Refreshed:
     cost: Cost
     """What measuring cost, and might."""
     scores: ScoreTable
-    features: Float32
+    features: NDArray[np.float16]
     """[n, d]"""
     valid: Bool
     """[n] rows that have features."""
@@ -111,8 +110,6 @@ class Refreshed:
 
     def as_last(self, before: LastRefresh | None) -> LastRefresh:
         """What the next refresh starts from: the same, to the bit, as is read back from a store.
-
-        Features are rounded to float16, as a store keeps them.
 
         Args:
             before: The last refresh that this one started from, for the change of every score.
@@ -131,7 +128,7 @@ class Refreshed:
                 self.samples,
                 version=0 if before is None else before.version,
             ),
-            features=to_float16(self.features),
+            features=self.features,
             valid=self.valid,
             index=self.index,
             graph=self.graph,
@@ -338,37 +335,41 @@ def _all_scores(
 
 def _all_features(
     samples: SampleTable, last: LastRefresh | None, measured: Measured
-) -> tuple[Float32, Bool]:
+) -> tuple[NDArray[np.float16], Bool]:
     """Features [n, d] and which rows have some, after the model pass; invalid rows do not.
 
-    The propagated features become the result: they are not copied.
+    They are float16, as a store keeps them, and those that were carried over become the result:
+    there is no second copy.
     """
     measurement = measured.measurement
     rows, good = measurement.rows, measurement.valid
     if last is not None and not len(rows):
-        return last.features.astype(np.float32), last.valid.copy()
+        return to_float16(last.features), last.valid.copy()
+    is_new = last is None or measured.features is None
+    if is_new and good.all() and np.array_equal(rows, np.arange(len(samples))):
+        return to_float16(measurement.features), good  # all there is, in order
     if last is None or measured.features is None:
-        features = np.zeros((len(samples), measurement.features.shape[1]), np.float32)
+        features = np.zeros((len(samples), measurement.features.shape[1]), np.float16)
         valid = np.zeros(len(samples), bool)
     else:
-        features, valid = measured.features.features, last.valid.copy()
-    features[rows[good]] = measurement.features[good]
+        features, valid = to_float16(measured.features.features), last.valid.copy()
+    put_rows(features, rows, measurement.features, where=good)
     valid[rows] = good
     features[~valid] = 0
     return features, valid
 
 
 def _update_graph(
-    recipe: Recipe, last: LastRefresh | None, features: Float32, valid: Bool
+    recipe: Recipe, last: LastRefresh | None, features: NDArray[np.float16], valid: Bool
 ) -> tuple[Index, SparseGraph, GraphOutcome]:
     """The graph over the new features: repaired where it is there already, else built."""
     unit = unit_features(features, valid)
     rank = round(effective_rank(unit), 2)
     if last is None:
-        index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed)
+        index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed, take=True)
         outcome = GraphOutcome(backend=index.backend, rebuilt=True, effective_rank=rank)
     else:
-        index, report = refresh_index(last.index, unit, recipe.graph, valid=valid)
+        index, report = refresh_index(last.index, unit, recipe.graph, valid=valid, take=True)
         outcome = GraphOutcome(
             backend=index.backend,
             rebuilt=report.rebuilt,

@@ -64,6 +64,7 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
         questions: To the store.
         max_cost: The recipe's `refresh.max_cost`; None: there is no limit.
     """
+    cheap = "near 0" if max_cost is None else "below what refresh.max_cost allows"
     findings = {
         "worth": Finding(
             title="What 1,000 samples of each coreset are worth",
@@ -179,7 +180,7 @@ def timeline(questions: Questions, *, max_cost: float | None) -> Section:
             title="All versions",
             good="value: random samples that one of the coreset is worth, above 1 is better than "
             "random. value kept: share of the gain of perfect norms, near 1 is good. cost: of the "
-            "training's compute, below what refresh.max_cost allows is good.",
+            f"training's compute, {cheap} is good.",
             sql=_LIST,
             columns=questions.ask(_LIST),
             why_empty="There is no version yet.",

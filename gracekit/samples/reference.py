@@ -125,7 +125,7 @@ class ReferenceLosses:
             for value, kind in zip(values, _COLUMNS.values(), strict=True)
         ]
         table = pa.table(arrays, schema=schema)
-        write_atomic(path, lambda temporary: pq.write_table(table, temporary))
+        write_atomic(path, lambda temporary: pq.write_table(table, temporary), tidy=True)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gracekit.leftovers import scratch_folder
 from gracekit.recipe import DataSection
 from gracekit.samples.raw import RawSamples, Skipped
 from gracekit.samples.tokens import TokenTable, tokenize
@@ -71,8 +70,8 @@ def preview_tokens(
     Raises `DataError` as `tokenize` does.
     """
     whole = data.model_copy(update={"max_length": LONGEST})
-    with tempfile.TemporaryDirectory(prefix="gracekit-") as folder:
-        tokens = tokenize(raw, tokenizer, whole, Path(folder))
+    with scratch_folder("tokens") as folder:
+        tokens = tokenize(raw, tokenizer, whole, folder)
         long = np.flatnonzero(tokens.lengths > data.max_length)
         losses = list(_losses(tokens, long, data.max_length))
         shown = [int(row) for row in np.flatnonzero(tokens.lengths)[:NUM_SHOWN]]

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from gracekit.store.files.parquet import damaged
     from gracekit.store.files.paths import StorePaths
     from gracekit.store.files.pinned import Pinned
-    from gracekit.store.files.process import birth_of
     from gracekit.store.files.shards import ShardFiles
     from gracekit.store.files.shared_work import Offer, SharedWork, shared_work
     from gracekit.store.files.uses import (
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from gracekit.store.remote.mirror import bring, local_store, url_of_mirror
     from gracekit.store.remote.publishing import PublishReport
     from gracekit.store.remote.record import Published, publish_and_record, read_published
+    from gracekit.store.remote.verifying import verify_published
     from gracekit.store.retention import GcReport
     from gracekit.store.snapshot import Snapshot
     from gracekit.store.sql.ask import Answer, ask, run_sql
@@ -86,7 +86,6 @@ _HOMES = {
     "gracekit.store.files.parquet": ("damaged",),
     "gracekit.store.files.paths": ("StorePaths",),
     "gracekit.store.files.pinned": ("Pinned",),
-    "gracekit.store.files.process": ("birth_of",),
     "gracekit.store.files.shards": ("ShardFiles",),
     "gracekit.store.files.shared_work": ("Offer", "SharedWork", "shared_work"),
     "gracekit.store.files.uses": (
@@ -108,6 +107,7 @@ _HOMES = {
     "gracekit.store.remote.mirror": ("bring", "local_store", "url_of_mirror"),
     "gracekit.store.remote.publishing": ("PublishReport",),
     "gracekit.store.remote.record": ("Published", "publish_and_record", "read_published"),
+    "gracekit.store.remote.verifying": ("verify_published",),
     "gracekit.store.retention": ("GcReport",),
     "gracekit.store.snapshot": ("Snapshot",),
     "gracekit.store.sql.ask": ("Answer", "ask", "run_sql"),
@@ -156,7 +156,6 @@ __all__ = [
     "acquire_lock",
     "ailment",
     "ask",
-    "birth_of",
     "bring",
     "connect",
     "damaged",
@@ -189,6 +188,7 @@ __all__ = [
     "url_of_mirror",
     "uses_path",
     "verify",
+    "verify_published",
     "version_number",
     "versions_in_words",
     "write_uses",

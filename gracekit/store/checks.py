@@ -52,12 +52,12 @@ def verify(store: StoreReader, *, deep: bool = False) -> list[Problem]:
     """
     paths = store.renew().paths
     versions = store.manifests()
-    problems = list(_check_samples(store, versions))
+    problems = list(check_samples(store, versions))
     for version in versions:
-        problems += _check_version(store, version)
+        problems += check_version(store, version)
     removed = sorted(store.look().records)
     for version in removed:
-        problems += _check_removed(store, version)
+        problems += check_removed(store, version)
     made = {*versions, *removed}
     missing = sorted(set(range(1, store.next_version())) - made)
     if missing:
@@ -72,14 +72,14 @@ def verify(store: StoreReader, *, deep: bool = False) -> list[Problem]:
     return problems
 
 
-def _check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
+def check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
     """Of every sample table: what is wrong with it by itself, and beside the one before."""
     tables = {store.paths.samples.name: store.info.dataset}
     for version in versions:
         try:
             dataset = store.dataset(version)
         except StoreError:
-            continue  # `_check_version` reports it
+            continue  # `check_version` reports it
         tables.setdefault(dataset.samples_file, dataset)
     before: SampleTable | None = None
     for name, dataset in tables.items():
@@ -104,7 +104,8 @@ def _continues(before: SampleTable, samples: SampleTable) -> bool:
     return np.array_equal(before.sample_ids, samples.sample_ids[: len(before)])
 
 
-def _check_version(store: StoreReader, version: int) -> Iterator[Problem]:
+def check_version(store: StoreReader, version: int) -> Iterator[Problem]:
+    """Of a kept version: its manifest, its header, and all files that this names."""
     path = store.paths.manifest(version)
     try:
         header = store.header(version)
@@ -127,14 +128,14 @@ def _check_version(store: StoreReader, version: int) -> Iterator[Problem]:
 
 
 def _samples_if_whole(store: StoreReader, version: int) -> SampleTable | None:
-    """The sample table of a version; None where it is damaged, which `_check_samples` reports."""
+    """The sample table of a version; None where it is damaged, which `check_samples` reports."""
     try:
         return store.samples(version)
     except StoreError:
         return None
 
 
-def _check_removed(store: StoreReader, version: int) -> Iterator[Problem]:
+def check_removed(store: StoreReader, version: int) -> Iterator[Problem]:
     """Of a removed version its record and what was measured at it are left, and no manifest."""
     record = store.paths.find(store.paths.removal(version))
     try:
@@ -247,6 +248,19 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
         good = store.versions()
     except StoreFormatError:
         return
+    yield from check_hints(store, good)
+    # The database of a store of an older format is of an older schema: the next start replaces it.
+    if good and not is_old(store.info) and (what := database.damage(store)) is not None:
+        yield problem(store, paths.database, what, RECOVER)
+    for path in numbered(paths.cache, CACHE_NAME):
+        what = cache.damage(path)
+        if what is not None:
+            yield problem(store, path, what, _REMEASURE)
+
+
+def check_hints(store: StoreReader, good: list[int]) -> Iterator[Problem]:
+    """The headers as JSON of the versions that can be read, ascending; the name of the latest."""
+    paths = store.paths
     for version in good:
         sidecar = paths.find(paths.sidecar(version))
         if not _is_header(store, sidecar, version):
@@ -255,13 +269,6 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
     if good and _content(paths.latest) != f"{good[-1]}\n".encode():
         yield problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
                        RECOVER)  # fmt: skip
-    # The database of a store of an older format is of an older schema: the next start replaces it.
-    if good and not is_old(store.info) and (what := database.damage(store)) is not None:
-        yield problem(store, paths.database, what, RECOVER)
-    for path in numbered(paths.cache, CACHE_NAME):
-        what = cache.damage(path)
-        if what is not None:
-            yield problem(store, path, what, _REMEASURE)
 
 
 def _is_header(store: StoreReader, sidecar: Path, version: int) -> bool:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from gracekit.errors import ExportError
+from gracekit.files import remove_left_files
 from gracekit.foreign import reason_of
 
 
@@ -22,7 +23,8 @@ def output_file(path: Path) -> Path:
     """The place of a file that a command is to write, over an earlier one; links are followed.
 
     Raises `ExportError` where something that is not ours to replace would be lost: in a store, and
-    where there is a directory or a device.
+    where there is a directory or a device. What killed processes left on the way to the file is
+    removed.
     """
     try:
         require_outside(path)
@@ -32,6 +34,7 @@ def output_file(path: Path) -> Path:
             raise ExportError(f"cannot write {path}: it is {what}; name a file")
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise ExportError(f"cannot write {path!s}: {reason_of(error)}; name another file") from None
+    remove_left_files(place)
     return place
 
 

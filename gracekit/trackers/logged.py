@@ -64,4 +64,4 @@ class Logged:
     def save(self, folder: Path) -> None:
         """Write it; raises OSError."""
         content = {"run": self.run, "version": self.version}
-        files.write_text_atomic(folder / FILE, json_text(content))
+        files.write_text_atomic(folder / FILE, json_text(content), tidy=True)

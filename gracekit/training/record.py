@@ -23,7 +23,7 @@ def keep_epochs_before(record: Path, epoch: int) -> None:
         with open_regular(record) as file, foreign(record, DataError):
             lines = file.read().decode("utf-8").splitlines(keepends=True)
             kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-        write_text_atomic(record, "".join(kept))
+        write_text_atomic(record, "".join(kept), tidy=True)
     except FileNotFoundError:
         return
     except (OSError, ValueError, GracekitError) as error:

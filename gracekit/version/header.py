@@ -34,6 +34,13 @@ def _section(section: Any) -> Any:
     return BeforeValidator(partial(read_section, section))
 
 
+def _scoring(values: Any) -> Any:
+    if isinstance(values, dict) and "feature_projection" not in values:
+        values = {**values, "feature_projection": "signs"}  # earlier releases had no other
+        values.setdefault("feature_width", None)
+    return read_section(ScoringSection, values)
+
+
 class DataDescription(Part):
     """Where data comes from and how it is read, without its samples."""
 
@@ -92,7 +99,7 @@ class CheckpointInfo(Part):
 class Settings(Part):
     """The recipe's sections that a version was made with; None: that stage did not run."""
 
-    scoring: Annotated[ScoringSection | None, _section(ScoringSection)] = None
+    scoring: Annotated[ScoringSection | None, BeforeValidator(_scoring)] = None
     """Of the version whose scores these are."""
     refresh: Annotated[RefreshSection | None, _section(RefreshSection)] = None
     propagation: Annotated[PropagationSection | None, _section(PropagationSection)] = None

@@ -13,7 +13,8 @@ def worth_in_words(header: Header) -> list[str]:
     meter = header.meter
     if meter is None:
         return []
-    found = [_value(meter)]
+    is_limited = header.cost is not None and not math.isnan(header.cost.max_cost)
+    found = [_value(meter, is_limited)]
     if not math.isnan(meter.gradient_error):
         found.append(
             "by the gradient sketches its mean gradient is off by "
@@ -24,16 +25,18 @@ def worth_in_words(header: Header) -> list[str]:
     return [*found, repeated] if repeated else found
 
 
-def _value(meter: Meter) -> str:
+def _value(meter: Meter, is_limited: bool) -> str:
+    """`is_limited`: whether the recipe has a `refresh.max_cost`."""
     if meter.can_gain is None:
         if math.isnan(meter.share_measured):
             return (
                 "not known: the importance score does not tell how large gradients are, or all "
                 "that is selected is always in"
             )
+        or_cost = ", or refresh.max_cost where that allows no more" if is_limited else ""
         return (
             f"not known: {meter.num_told_by} samples that were measured at random are too few to "
-            "tell (raise refresh.min_fraction, or refresh.max_cost where that allows no more)"
+            f"tell (raise refresh.min_fraction{or_cost})"
         )
     best = f"perfect norms would make 1,000 samples worth {_of_1000(meter.best)} random ones"
     best += f" ({_between(meter.best_low, meter.best_high)})"

@@ -196,6 +196,11 @@ def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
         return "see to the problem above."
     latest = contents.latest
     if latest.cost and latest.num_measured == 0 and set(latest.origins) <= _UNKNOWN:
+        if latest.max_cost is None:
+            return (
+                "raise refresh.min_fraction in the recipe: nothing was measured, so all samples "
+                "are drawn alike."
+            )
         return (
             "raise refresh.max_cost in the recipe, or train for longer: it allowed no measuring, "
             "so all samples are drawn alike."

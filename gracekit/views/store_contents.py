@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,6 +49,8 @@ class LatestVersion:
     """Which responses it distrusts, an entry each for the worst; empty where it trusts all."""
     cost: tuple[str, ...]
     """What its scores cost, a sentence an entry; empty where nothing is known."""
+    max_cost: float | None
+    """`refresh.max_cost` as it was for its scores; None: there was no limit, or none is known."""
     misses_target: bool
     """Whether less was found than the recipe's target."""
 
@@ -141,8 +144,15 @@ def _latest(store: StoreReader, header: Header, now: float) -> LatestVersion:
         aim=tuple(aim_in_words(scored.aim)),
         trust=tuple(_trust(store, header)),
         cost=tuple(cost_in_words(scored.cost)),
+        max_cost=_max_cost(scored),
         misses_target=misses_target(scored),
     )
+
+
+def _max_cost(scored: Header) -> float | None:
+    if scored.cost is None or math.isnan(scored.cost.max_cost):
+        return None
+    return scored.cost.max_cost
 
 
 def _origins(store: StoreReader, header: Header, scored: Header) -> dict[str, int]:

@@ -91,6 +91,18 @@ def found(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
     return parts
 
 
+def found_target(rng: np.random.Generator, gsm8k: Path | None) -> Parts:
+    """(c) with 40 rows that somebody has read and found good, of all sources, as the target."""
+    parts = found(rng, None)
+    good = [row for row in parts["train"] if not row["planted"] and not row["copy"]]
+    parts["target"] = [
+        {"prompt": r["prompt"], "response": r["response"]} for r in good[:NUM_TARGET]
+    ]
+    taken = {(row["prompt"], row["response"]) for row in parts["target"]}
+    parts["train"] = [r for r in parts["train"] if (r["prompt"], r["response"]) not in taken]
+    return parts
+
+
 def towards(
     name: str, num_wanted: int, num_others: int
 ) -> Callable[[np.random.Generator, Path | None], Parts]:
@@ -123,6 +135,7 @@ BENCHMARKS: dict[str, Callable[[np.random.Generator, Path | None], Parts]] = {
     "maths-exact": maths,
     "mix": mix,
     "found": found,
+    "found-target": found_target,
     **{f"target-{name}": towards(name, NUM_WANTED, 9 * NUM_WANTED) for name in TARGETS},
     "share": share,
     "share-target": towards("faq", NUM_SHARE_WANTED, NUM_SHARE - NUM_SHARE_WANTED),

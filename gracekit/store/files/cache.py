@@ -36,7 +36,11 @@ class CachePayload:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class StoreCache(ShortRepr):
-    """A cache that was found whole; its arrays are read-only."""
+    """A cache that was found whole; its arrays are read-only.
+
+    Features are mapped from their file, so that they take no memory that the system could not have
+    back; the file stays as long as they are used, whatever becomes of its name.
+    """
 
     version: int
     features: NDArray[np.float16]
@@ -77,7 +81,7 @@ def load_cache(paths: StorePaths, version: int) -> StoreCache | None:
     try:
         found = StoreCache(
             version=version,
-            features=np.load(directory / "features.npy", allow_pickle=False),
+            features=np.asarray(np.load(directory / "features.npy", mmap_mode="r")),
             valid=np.load(directory / "valid.npy", allow_pickle=False),
             target_features=np.load(target, allow_pickle=False) if target.exists() else None,
             index_directory=directory / INDEX,

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gracekit import files
-from gracekit.store.files.process import birth_of, pid_namespace
+from gracekit.process import birth_of, pid_namespace
 from gracekit.store.files.sealing import sealed_json
 
 

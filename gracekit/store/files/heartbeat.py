@@ -10,8 +10,8 @@ from typing import Any
 from gracekit.errors import StoreFormatError
 from gracekit.files import read_json
 from gracekit.foreign import finite_number, foreign, whole_number
+from gracekit.process import is_alive
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.process import is_alive
 from gracekit.types import Json
 
 _TEXTS = ("state", "host", "started_at", "checkpoint_dir", "checkpoint", "error", "next_try_at")

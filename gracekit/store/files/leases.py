@@ -19,8 +19,8 @@ from pathlib import Path
 from gracekit import files
 from gracekit.errors import StoreFormatError
 from gracekit.foreign import finite_number, foreign, whole_number
+from gracekit.process import birth_of, is_alive, pid_namespace
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.process import birth_of, is_alive, pid_namespace
 from gracekit.store.files.sealing import sealed_json
 
 BEAT_S = 60.0

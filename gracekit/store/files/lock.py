@@ -28,8 +28,8 @@ from filelock import FileLock, SoftFileLock, Timeout
 
 from gracekit.errors import GracekitError, StoreLockedError, StoreWriteError
 from gracekit.files import clear_write_errors, fill, make_directory, read_json, remove
+from gracekit.process import birth_of, is_alive
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.process import birth_of, is_alive
 from gracekit.types import Json
 
 logger = logging.getLogger(__name__)

@@ -34,9 +34,9 @@ import numpy as np
 from gracekit import files
 from gracekit.errors import StoreFormatError
 from gracekit.foreign import foreign
+from gracekit.process import is_alive, is_of_this_boot, pid_namespace
 from gracekit.store.files.claims import Claim
 from gracekit.store.files.paths import StorePaths
-from gracekit.store.files.process import is_alive, is_of_this_boot, pid_namespace
 from gracekit.store.files.sealing import read_sealed_json, sealed_json
 from gracekit.store.files.shards import (
     SHARED,

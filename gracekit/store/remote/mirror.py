@@ -29,6 +29,7 @@ from gracekit.errors import (
     VersionNotFoundError,
 )
 from gracekit.foreign import foreign, reason_of
+from gracekit.leftovers import left_in
 from gracekit.remote import RemoteFolder, RemoteObject, address_of, cache_folder
 from gracekit.store.files.formats import NewerFormatError, UnreadableError
 from gracekit.store.files.manifest_reading import header_content, list_manifests, removal_time
@@ -158,6 +159,8 @@ class _Mirror:
         final = self._paths.manifest(version)
         if final.is_file():
             return
+        for _, left in left_in(self._paths.root):  # of downloads that were killed
+            files.remove(left)
         # The manifest is read first, because it names the rest, and gets its name last.
         beside = files.temporary_path(self._paths.root / final.name)
         try:
@@ -186,6 +189,7 @@ class _Mirror:
                 f"{name} is not at {self._folder.url}, and a version there needs it: it was "
                 "removed meanwhile, or by hand"
             )
+        files.remove_left_files(path)
         with self._told_by_name(name, path):
             self._folder.download(found, path, sha256=digest, check=is_sealed)
 

@@ -37,8 +37,8 @@ from gracekit.errors import (
 )
 from gracekit.remote import RemoteFolder
 from gracekit.store.files.parquet import is_sealed
-from gracekit.store.files.paths import StorePaths
 from gracekit.store.reader import StoreReader
+from gracekit.store.remote.objects import files_of, is_later
 from gracekit.store.retention import files_of_removed
 from gracekit.store.version_facts import VersionFacts
 from gracekit.version.header import FileInfo, Header
@@ -195,7 +195,7 @@ class _Publisher:
         if not self._put_new(self._name(paths.sidecar(version)), header.to_text().encode()):
             self._require_same(self._name(paths.sidecar(version)), header)
         self._require_not_removed(version, header)
-        for name, entry in _files_of(header, self.store).items():
+        for name, entry in files_of(header, self.store).items():
             self._copy(name, entry, f"version {version} is not")
         is_sealed(paths.manifest(version))  # compares it with its checksum
         if not self._put_new(manifest, paths.manifest(version)):
@@ -205,8 +205,9 @@ class _Publisher:
 
     def _lacks(self, version: int) -> bool:
         """Whether a version that is there lacks a file; reads no header for that."""
-        sizes = self.made_with[version].sizes
-        return self._lacks_samples or any(name not in self.there for name, _ in sizes)
+        names = [name for name, _ in self.made_with[version].sizes]
+        names.append(self._name(self.store.paths.sidecar(version)))
+        return self._lacks_samples or any(name not in self.there for name in names)
 
     @cached_property
     def _lacks_samples(self) -> bool:
@@ -215,7 +216,9 @@ class _Publisher:
 
     def _mend(self, version: int) -> None:
         """Write again what a version lacks."""
-        for name, entry in _files_of(self.store.header(version), self.store).items():
+        header = self.store.header(version)
+        self._put_new(self._name(self.store.paths.sidecar(version)), header.to_text().encode())
+        for name, entry in files_of(header, self.store).items():
             if name not in self.there:
                 self._copy(name, entry, f"what version {version} lacks at {self.folder.url} is not")
 
@@ -262,13 +265,21 @@ class _Publisher:
         """
         paths = self.store.paths
         record = self._name(paths.removal(version))
-        if record in self.there:
+        names = [name for name, _ in self.store.snapshot.removed[version].sizes]
+        is_told = record in self.there
+        if is_told and all(name in self.there or not self._has(name) for name in names):
             return
         for name, entry in self.store.header(version).files.items():
-            if paths.find(paths.root / name).exists():
+            if self._has(name):
                 self._copy(name, entry, f"what is left of version {version} is not")
+        if is_told:
+            return
         self._put_new(record, paths.find(paths.removal(version)).read_bytes())
         self._require_not_taken(version, record)
+
+    def _has(self, name: str) -> bool:
+        """Whether the store has a file."""
+        return self.store.paths.find(self.store.paths.root / name).exists()
 
     def _require_not_taken(self, version: int, record: str) -> None:
         """Withdraw the record where a copy of the store claimed the version since the listing."""
@@ -310,7 +321,7 @@ class _Publisher:
         if name in self.there:
             self.between()
             found = self.folder.read(name)
-            if found == text or _is_later(found, ours[-1], paths, self.there):
+            if found == text or is_later(found, ours[-1], paths, self.there):
                 return ours[-1]
         self._put(name, text)
         return ours[-1]
@@ -382,19 +393,3 @@ class _Publisher:
 
 def _num_bytes(content: bytes | Path) -> int:
     return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-
-def _files_of(header: Header, store: StoreReader) -> dict[str, FileInfo | None]:
-    """The files that a version needs besides its manifest."""
-    samples = header.dataset.samples_file
-    named: dict[str, FileInfo | None] = {samples: store.info.files.get(samples)}
-    return named | dict(header.files)
-
-
-def _is_later(text: bytes, version: int, paths: StorePaths, there: dict[str, int]) -> bool:
-    """Whether LATEST names a later version that is there: another publisher was faster."""
-    try:
-        found = int(text)
-    except ValueError:
-        return False
-    return found > version and paths.relative(paths.manifest(found)) in there

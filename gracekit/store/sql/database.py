@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from duckdb import DuckDBPyConnection
 
 from gracekit.errors import QueryError, StoreWriteError
 from gracekit.files import clear_write_errors, remove, write_atomic
+from gracekit.leftovers import make_scratch_folder
 from gracekit.store.files.migrations import is_old
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.reader import StoreReader
@@ -237,7 +237,7 @@ def _own_directory(pid: int) -> Path:
 
     Every connection may write into it, so its name must not be known beforehand.
     """
-    directory = Path(tempfile.mkdtemp(prefix="gracekit-sql-"))
+    directory = make_scratch_folder("sql")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
 

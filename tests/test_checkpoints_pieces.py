@@ -1,0 +1,211 @@
+"""Weights of which each process saved its own part: safetensors shards, and files of verl."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import AutoModelForCausalLM
+
+from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.checkpoints.pieces import incomplete_pieces, read_pieces, whole_shape
+from gracekit.errors import CheckpointError
+from gracekit.recipe import CheckpointSection
+from tests.checkpoint_writers import loaded, logits
+from tests.checkpoint_writers import save_for_automodel as whole_automodel
+from tests.checkpoint_writers import save_for_verl as whole_verl
+from tests.tiny import write_checkpoint
+
+SETTINGS = CheckpointSection(settle_s=0)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path / "base", 3))
+
+
+@pytest.fixture(autouse=True)
+def _no_processes() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def part_of(tensor: torch.Tensor, rank: int, count: int) -> tuple[torch.Tensor, int]:
+    """The rows of one process, as FSDP splits them, and at which they begin."""
+    chunks = tensor.chunk(count)
+    begin = sum(len(chunk) for chunk in chunks[:rank])
+    return (chunks[rank] if rank < len(chunks) else tensor[:0]).clone(), begin
+
+
+def save_shards(model: Any, place: Path, count: int = 3) -> None:
+    """As NeMo AutoModel names them, with what torch notes in the headers."""
+    for rank in range(count):
+        tensors, notes = {}, {}
+        for name, tensor in model.state_dict().items():
+            part, begin = part_of(tensor, rank, count)
+            if len(part):
+                tensors[name] = part
+                notes[name] = {"saved_offsets": [begin] + [0] * (part.ndim - 1)}
+        save_file(
+            tensors,
+            place / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors",
+            {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(notes)},
+        )
+
+
+def save_ranks(model: Any, place: Path, mesh_shape: tuple[int, ...] = (3,)) -> None:
+    """As verl does for each process; of two dimensions the first one repeats the second."""
+    count = torch.Size(mesh_shape).numel()
+    for rank in range(count):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=count)
+        names = ("ddp", "fsdp")[-len(mesh_shape) :]
+        mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
+        placements = [*[Replicate()] * (len(mesh_shape) - 1), Shard(0)]
+        state = {}
+        for name, tensor in model.state_dict().items():
+            part, _ = part_of(tensor, rank % mesh_shape[-1], mesh_shape[-1])
+            state[name] = DTensor.from_local(
+                part, mesh, placements, shape=tensor.shape, stride=tensor.stride()
+            )
+        state["model.norm.weight"] = model.state_dict()["model.norm.weight"]  # not distributed
+        torch.save(state, place / f"model_world_size_{count}_rank_{rank}.pt")
+        dist.destroy_process_group()
+
+
+def sharded_automodel(model: Any, run: Path) -> Path:
+    """Shards, and config and tokenizer in `.hf_metadata`."""
+    checkpoint = whole_automodel(model, run)
+    (checkpoint / "model/consolidated").rename(checkpoint / "model/.hf_metadata")
+    names = dict.fromkeys(model.state_dict(), 1)
+    names_file = checkpoint / "model/.hf_metadata/fqn_to_file_index_mapping.json"
+    names_file.write_text(json.dumps(names))
+    (checkpoint / "model/.hf_metadata/model.safetensors").unlink()
+    save_shards(model, checkpoint / "model")
+    return checkpoint
+
+
+def ranks_of_verl(model: Any, run: Path, mesh_shape: tuple[int, ...] = (3,)) -> Path:
+    """The files of processes, and config and tokenizer in `huggingface`."""
+    checkpoint = whole_verl(model, run)
+    (checkpoint / "actor/huggingface/model.safetensors").unlink()
+    save_ranks(model, checkpoint / "actor", mesh_shape)
+    return checkpoint
+
+
+@pytest.mark.parametrize("write", [sharded_automodel, ranks_of_verl])
+def test_parts_are_put_together(model: Any, tmp_path: Path, write: Any) -> None:
+    """Of rows that three processes do not share evenly."""
+    checkpoint = write(model, tmp_path / "run")
+    assert [c.step for c in find_checkpoints(tmp_path / "run", SETTINGS)] == [3]
+    got = loaded(checkpoint, SETTINGS, tmp_path / "pins")
+    torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
+
+
+def test_groups_of_processes_that_have_the_same(model: Any, tmp_path: Path) -> None:
+    checkpoint = ranks_of_verl(model, tmp_path / "run", (2, 2))
+    got = loaded(checkpoint, SETTINGS, tmp_path / "pins")
+    torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("write", [sharded_automodel, ranks_of_verl])
+def test_what_is_cut_off_is_waited_for(model: Any, tmp_path: Path, write: Any) -> None:
+    """Each file cut at every eighth, and each of them missing but the last of the shards."""
+    checkpoint = write(model, tmp_path / "run")
+    files = sorted(checkpoint.glob("model/shard-*")) or sorted(checkpoint.glob("actor/model_*"))
+    assert len(files) == 3
+    for file in files:
+        content = file.read_bytes()
+        for eighths in range(8):
+            file.write_bytes(content[: len(content) * eighths // 8])
+            assert find_checkpoints(tmp_path / "run", SETTINGS) == [], (file, eighths)
+        file.unlink()
+        if "shard-00003" not in file.name:
+            assert find_checkpoints(tmp_path / "run", SETTINGS) == []
+        file.write_bytes(content)
+    assert len(find_checkpoints(tmp_path / "run", SETTINGS)) == 1
+
+
+def test_a_missing_last_shard_is_refused(model: Any, tmp_path: Path) -> None:
+    """Nothing tells how many there are; the sizes of the config do."""
+    checkpoint = sharded_automodel(model, tmp_path / "run")
+    (checkpoint / "model/shard-00003-model-00001-of-00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"\(44, 32\).*expected.*\(64, 32\)"):
+        loaded(checkpoint, SETTINGS, tmp_path / "pins")
+
+
+def test_a_tensor_that_no_file_holds(model: Any, tmp_path: Path) -> None:
+    checkpoint = sharded_automodel(model, tmp_path / "run")
+    names_file = checkpoint / "model/.hf_metadata/fqn_to_file_index_mapping.json"
+    names_file.write_text('{"lm_head.weight": 1, "model.more.weight": 2}')
+    assert incomplete_pieces(checkpoint / "model") == "no file holds model.more.weight yet"
+
+
+def test_weights_of_two_runs(model: Any, tmp_path: Path) -> None:
+    checkpoint = ranks_of_verl(model, tmp_path / "run")
+    actor = checkpoint / "actor"
+    shutil.copy(actor / "model_world_size_3_rank_0.pt", actor / "model_world_size_2_rank_0.pt")
+    with pytest.raises(CheckpointError, match=r"runs with 2 and 3 processes"):
+        check_checkpoint(checkpoint, SETTINGS)
+
+
+def test_tensors_split_in_two_ways(model: Any, tmp_path: Path) -> None:
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp"))
+    whole = torch.zeros(8, 4)
+    state = {"a": DTensor.from_local(whole[:4, :2], mesh, [Shard(0), Shard(1)])}
+    for rank in range(4):
+        torch.save(state, tmp_path / f"model_world_size_4_rank_{rank}.pt")
+    with pytest.raises(CheckpointError, match=r"\(Shard, Shard\).*hf_model"):
+        read_pieces(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ([((0, 0), (2, 2)), ((0, 2), (2, 2)), ((2, 0), (2, 4))], None),
+        ([((0, 0), (2, 2)), ((0, 2), (2, 2)), ((2, 0), (2, 2))], "12 of 16"),
+        ([((0, 0), (2, 4)), ((0, 0), (2, 4))], "16 of 8"),
+        ([((0, 0), (3, 2)), ((2, 0), (2, 2)), ((0, 2), (2, 2)), ((3, 3), (1, 1))], "15 of 16"),
+        ([((0, 0), (3, 4)), ((2, 0), (1, 4))], "16 of 12"),
+        ([((0, 0), (2, 2)), ((1, 1), (2, 2)), ((2, 0), (1, 1))], "9 of 9"),
+    ],
+)
+def test_parts_have_to_cover(tmp_path: Path, parts: Any, reason: str | None) -> None:
+    """In blocks too, without gaps and without lying over each other."""
+    for i, (begins, shape) in enumerate(parts):
+        notes = {"DCP_SHARDING_INFO": json.dumps({"a": {"saved_offsets": begins}})}
+        save_file(
+            {"a": torch.zeros(shape)}, tmp_path / f"shard-{i}-model-1-of-1.safetensors", notes
+        )
+    if reason is None:
+        assert whole_shape(read_pieces(tmp_path)["a"]) == (4, 4)
+        return
+    with pytest.raises(ValueError, match=reason):
+        read_pieces(tmp_path)
+
+
+@pytest.mark.parametrize("note", ["", "[]", '{"a": {}}', '{"b": {"saved_offsets": [0]}}'])
+def test_shards_without_places(tmp_path: Path, note: str) -> None:
+    notes = {"DCP_SHARDING_INFO": note} if note else None
+    save_file({"a": torch.zeros(2)}, tmp_path / "shard-1-model-1-of-1.safetensors", notes)
+    with pytest.raises(CheckpointError, match=r"does not note where its tensors belong"):
+        read_pieces(tmp_path)
+
+
+@pytest.mark.parametrize("begins", [[-1], [0, 0], ["x"], [1.5], [True]])
+def test_places_that_make_no_sense(tmp_path: Path, begins: Any) -> None:
+    notes = {"DCP_SHARDING_INFO": json.dumps({"a": {"saved_offsets": begins}})}
+    save_file({"a": torch.zeros(2)}, tmp_path / "shard-1-model-1-of-1.safetensors", notes)
+    with pytest.raises(ValueError, match="damaged"):
+        read_pieces(tmp_path)
