@@ -195,7 +195,9 @@ def test_parts_have_to_cover(tmp_path: Path, parts: Any, reason: str | None) -> 
         read_pieces(tmp_path)
 
 
-@pytest.mark.parametrize("note", ["", "[]", '{"a": {}}', '{"b": {"saved_offsets": [0]}}'])
+@pytest.mark.parametrize(
+    "note", ["", "[]", '{"a": {}}', '{"b": {"saved_offsets": [0]}}', "[" * 100_000]
+)
 def test_shards_without_places(tmp_path: Path, note: str) -> None:
     notes = {"DCP_SHARDING_INFO": note} if note else None
     save_file({"a": torch.zeros(2)}, tmp_path / "shard-1-model-1-of-1.safetensors", notes)
