@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from gracekit.process import birth_of, is_alive
+from gracekit.process import birth_of, is_alive, pid_namespace
 
 MARK = ".partial-"
 """Part of every temporary name beside the place that it is for."""
@@ -98,7 +98,8 @@ def _is_left(found: re.Match[str], path: Path, unchanged_s: float = UNCHANGED_S)
     """Whether the maker has ended; where that is not seen, whether nothing changed for so long."""
     if found["where"] == _where():
         own = (birth_of(os.getpid()) or "").split()
-        birth = f"{own[0]} {own[1]} {found['start']}" if len(own) == 3 else None
+        is_known = len(own) == 3 and int(found["start"]) > 0
+        birth = f"{own[0]} {own[1]} {found['start']}" if is_known else None
         return not is_alive(int(found["pid"]), birth)
     try:
         changed = max(_changed(path))
@@ -117,7 +118,7 @@ def _changed(path: Path) -> Iterator[float]:
 
 @cache
 def _maker(pid: int) -> str:
-    """The process in a name: its number, where that counts, and when it began."""
+    """The process in a name: its number, where that counts, and when it began; 0: unknown."""
     start = (birth_of(pid) or "0").split()[-1]
     return f"{pid}-{_where()}-{start}"
 
@@ -125,5 +126,6 @@ def _maker(pid: int) -> str:
 @cache
 def _where() -> str:
     """Digest of where the numbers of processes count that can be seen from here."""
-    place = [socket.gethostname(), *(birth_of(os.getpid()) or "").split()[:2]]
+    boot = (birth_of(os.getpid()) or "").partition(" ")[0]
+    place = [socket.gethostname(), boot, pid_namespace()]  # known also where no birth is
     return hashlib.sha256("\n".join(place).encode()).hexdigest()[:8]

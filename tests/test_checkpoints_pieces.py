@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
 
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.checkpoints.convert import _from_pieces
 from gracekit.checkpoints.pieces import incomplete_pieces, read_pieces, whole_shape
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
@@ -118,6 +120,19 @@ def test_groups_of_processes_that_have_the_same(model: Any, tmp_path: Path) -> N
     torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
 
 
+def test_of_a_storage_that_many_share_only_the_own_part_is_read(tmp_path: Path) -> None:
+    flat = torch.arange(1_000_000.0)
+    state = {"a": flat[1000:2000].view(40, 25).t(), "b": flat[7:8], "c": flat[:0]}
+    torch.save(state | {"flat": flat}, tmp_path / "model_world_size_1_rank_0.pt")
+    pieces = read_pieces(tmp_path)
+    tracemalloc.start()
+    got = {name: _from_pieces(pieces[name]) for name in state}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert all(torch.equal(got[name], value) for name, value in state.items())
+    assert peak < 500_000
+
+
 @pytest.mark.parametrize("write", [sharded_automodel, ranks_of_verl])
 def test_what_is_cut_off_is_waited_for(model: Any, tmp_path: Path, write: Any) -> None:
     """Each file cut at every eighth, and each of them missing but the last of the shards."""
@@ -195,7 +210,9 @@ def test_parts_have_to_cover(tmp_path: Path, parts: Any, reason: str | None) -> 
         read_pieces(tmp_path)
 
 
-@pytest.mark.parametrize("note", ["", "[]", '{"a": {}}', '{"b": {"saved_offsets": [0]}}'])
+@pytest.mark.parametrize(
+    "note", ["", "[]", '{"a": {}}', '{"b": {"saved_offsets": [0]}}', "[" * 100_000]
+)
 def test_shards_without_places(tmp_path: Path, note: str) -> None:
     notes = {"DCP_SHARDING_INFO": note} if note else None
     save_file({"a": torch.zeros(2)}, tmp_path / "shard-1-model-1-of-1.safetensors", notes)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from gracekit.cli import main
 from gracekit.views.status_words import daemon_in_words
-from tests.patience import until
+from tests.patience import LAST_RESORT_S, until
 from tests.stores import make_draft, make_store
 
 
@@ -40,6 +40,16 @@ def test_a_pipe_gets_a_page_when_something_changed(tmp_path: Path) -> None:
         assert process.wait(60) == 0
     text = place.read_text()
     assert "\x1b" not in text and "coreset" in text and "No daemon" in text
+
+
+def test_sigterm_has_its_own_exit_code(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    store.commit(make_draft(store, "first"))
+    process = following(tmp_path / "store", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=LAST_RESORT_S)
+    assert (process.returncode, b"ended by SIGTERM" in told) == (143, True)
 
 
 def test_a_terminal_is_cleared_and_never_overrun(tmp_path: Path) -> None:

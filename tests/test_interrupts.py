@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from gracekit.store import Store, verify
-from tests.patience import LAST_RESORT_S
+from tests.patience import LAST_RESORT_S, until
 from tests.tiny import recipe_content, write_checkpoint, write_data
 
 SEED = 20260522
@@ -117,3 +117,58 @@ def test_interrupted_at_random_moments(world: World) -> None:
         f"\nseed {SEED}: {len(moments)} moments of {num_calls:,} calls, exit codes "
         f"{json.dumps(dict(sorted(codes.items())))}, 0 tracebacks, all stores whole"
     )
+
+
+AMID_A_CALL = """
+import ctypes
+from gracekit import interrupts
+
+interrupts.end_quietly()
+with interrupts.raised():
+    {before}
+    ctypes.CDLL(None).system(b"echo begun; read line")  # until stdin ends, whatever signals come
+"""
+FORKED = """
+    import os, signal, time
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.write(theirs, b"1")
+            time.sleep(3600)
+        finally:
+            os._exit(0)
+    os.read(ours, 1)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.01)
+"""
+
+
+def amid_a_call(before: str) -> subprocess.Popen[bytes]:
+    code = AMID_A_CALL.format(before=before.strip())
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+@pytest.mark.parametrize("noticed_s", [1, 3600])
+def test_sigterm_amid_a_call_that_does_not_let_go(noticed_s: int) -> None:
+    """One that is not noticed, and further ones."""
+    with amid_a_call(f"interrupts.NOTICED_S = {noticed_s}") as process:
+        assert process.stdout is not None and process.stdout.readline() == b"begun\n"
+        process.send_signal(signal.SIGTERM)
+        if noticed_s == 1:
+            process.wait(LAST_RESORT_S)
+
+        def has_ended() -> bool:
+            process.send_signal(signal.SIGTERM)
+            return process.poll() is not None
+
+        until(has_ended, "the end of the process")
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_sigterm_of_a_forked_process_is_its_own() -> None:
+    with amid_a_call(f"interrupts.NOTICED_S = 0\n{FORKED}") as process:
+        assert process.communicate()[0] == b"begun\n"
+    assert process.returncode == 0

@@ -76,6 +76,41 @@ def test_a_number_that_was_given_again_is_another_process(tmp_path: Path) -> Non
     assert files.left_beside(final) == [other]
 
 
+def test_containers_of_one_name_in_which_no_process_has_a_birth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where /proc is that of the host, or hides the boot; numbers count in each by itself."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(LAST_RESORT_S)
+    monkeypatch.setattr(leftovers, "birth_of", lambda pid: None)
+    container = "pid:[1]"
+    monkeypatch.setattr(leftovers, "pid_namespace", lambda: container)
+    leftovers._where.cache_clear()
+    try:
+        left = tmp_path / f"out{TEMPORARY_MARK}0123abcd-{process.pid}-{leftovers._where()}-0"
+        left.write_text("half")
+        assert files.left_beside(tmp_path / "out") == [left]
+        container = "pid:[2]"
+        leftovers._where.cache_clear()
+        assert files.left_beside(tmp_path / "out") == [], "it may live in the other one"
+    finally:
+        leftovers._where.cache_clear()
+
+
+def test_a_maker_of_unknown_birth_is_told_by_its_number(tmp_path: Path) -> None:
+    final = tmp_path / "out"
+    pid, where, _ = files.temporary_path(final).name.split("-")[2:]
+    living = tmp_path / f"out{TEMPORARY_MARK}0123abcd-{pid}-{where}-0"
+    living.write_text("half")
+    assert files.left_beside(final) == []
+
+
+def _number_of_one_that_has_ended() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait(LAST_RESORT_S)
+    return process.pid
+
+
 @pytest.mark.parametrize("ending", ["0123abcd-1-00000000-7", "0123abcd"])
 def test_what_others_made_is_left_once_nobody_changes_it(tmp_path: Path, ending: str) -> None:
     """Of another host, of an earlier boot, and of an earlier release."""

@@ -165,6 +165,18 @@ def test_a_version_that_is_missing_is_told(folder: Path) -> None:
     assert "`gracekit publish` writes them" in problems["manifests"].advice
 
 
+def test_a_name_of_any_number(folder: Path) -> None:
+    """It takes no memory by what it says."""
+    shutil.copy(
+        folder / "copy/manifests/v000006.parquet", folder / f"copy/manifests/v{10**15}.parquet"
+    )
+    for place in (url_of(folder), str(folder / "copy")):
+        problems = {found.path: found.what for found in gracekit.verify(place).problems}
+        assert problems["manifests"].startswith("versions [7, 8, ")
+        assert problems["manifests"].endswith(", 26] and 999,999,999,999,973 more are missing")
+        assert f"manifests/v{10**15}.parquet" in problems
+
+
 def test_a_publish_at_work_is_no_problem(folder: Path) -> None:
     """Its claim and files come before the manifest."""
     store = Store.open(folder / "store")

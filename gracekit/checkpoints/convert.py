@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -215,9 +214,11 @@ def _longest_ending(name: str, wanted: set[str]) -> str | None:
 def _read(file: Any, saved: SavedTensor) -> torch.Tensor:
     """The numbers of one tensor."""
     dtype = getattr(torch, saved.dtype)
-    file.seek(saved.start)
-    content = np.frombuffer(file.read(saved.stop - saved.start), np.uint8).copy()
-    whole = torch.from_numpy(content[: len(content) // dtype.itemsize * dtype.itemsize]).view(dtype)
+    last = sum((n - 1) * step for n, step in zip(saved.shape, saved.stride, strict=True))
+    num_bytes = (1 + last) * dtype.itemsize if math.prod(saved.shape) else 0
+    file.seek(saved.start)  # many tensors may lie in one storage
+    content = bytearray(file.read(num_bytes))
+    whole = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
     return whole.as_strided(saved.shape, saved.stride).clone(memory_format=torch.contiguous_format)
 
 

@@ -100,7 +100,7 @@ def _of_shards(directory: Path) -> Iterator[tuple[str, Piece]]:
         try:
             begins = json.loads(header.notes[_NOTE])
             offsets = {name: tuple(begins[name]["saved_offsets"]) for name in header.tensors}
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise CheckpointError(
                 f"{file} does not note where its tensors belong ({_NOTE}), as shards of a torch "
                 "distributed checkpoint do; let the trainer consolidate them"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import click
 
+from gracekit import interrupts
 from gracekit.cli import terminal
 
 _AGE = re.compile(r"[\d.,]+ (second|minute|hour|day)s?\b")
@@ -29,7 +30,7 @@ def follow(page: Callable[[], None], *, every_s: float) -> None:
     """
     in_place = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     shown = None
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         while True:
             text = _text_of(page)
             if in_place:
@@ -40,6 +41,9 @@ def follow(page: Callable[[], None], *, every_s: float) -> None:
                 sys.stdout.flush()
                 shown = told
             time.sleep(every_s)
+    except KeyboardInterrupt:
+        if interrupts.was_terminated():
+            raise
 
 
 def _text_of(page: Callable[[], None]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ _REMEASURE = (
     "delete it: scores and versions are not affected, but the next refresh measures every sample "
     "once to make it anew, and `gracekit select` has to wait for that"
 )
+_MOST_SHOWN = 20
 _SAMPLES = "restore it from a backup: versions need it"
 
 
@@ -59,9 +61,8 @@ def verify(store: StoreReader, *, deep: bool = False) -> list[Problem]:
     for version in removed:
         problems += check_removed(store, version)
     made = {*versions, *removed}
-    missing = sorted(set(range(1, store.next_version())) - made)
-    if missing:
-        problems.append(problem(store, paths.manifests, f"versions {missing} are missing", RESTORE))
+    if (what := missing_versions(made)) is not None:
+        problems.append(problem(store, paths.manifests, what, RESTORE))
     for path in leftovers(store):
         problems.append(problem(store, path, "is left of a version that gc removed", RECOVER))
     problems += check_unversioned(store)
@@ -70,6 +71,16 @@ def verify(store: StoreReader, *, deep: bool = False) -> list[Problem]:
     if deep:
         problems += recompute(store)
     return problems
+
+
+def missing_versions(made: Collection[int]) -> str | None:
+    """Which versions below the highest one are missing; None: none. A name may be of any number."""
+    gaps = [range(a + 1, b) for a, b in pairwise([0, *sorted(made)]) if b - a > 1]
+    if not gaps:
+        return None
+    num_more = sum(gap.stop - gap.start for gap in gaps) - _MOST_SHOWN
+    more = f" and {num_more:,} more" if num_more > 0 else ""
+    return f"versions {list(islice(chain(*gaps), _MOST_SHOWN))}{more} are missing"
 
 
 def check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:

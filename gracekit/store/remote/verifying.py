@@ -22,7 +22,13 @@ from gracekit.errors import (
 )
 from gracekit.leftovers import scratch_folder
 from gracekit.remote import RemoteFolder, RemoteObject
-from gracekit.store.checks import check_hints, check_removed, check_samples, check_version
+from gracekit.store.checks import (
+    check_hints,
+    check_removed,
+    check_samples,
+    check_version,
+    missing_versions,
+)
 from gracekit.store.file_checks import check_named, check_unversioned
 from gracekit.store.files.formats import NewerFormatError
 from gracekit.store.files.paths import StorePaths
@@ -109,9 +115,7 @@ class _Copy:
                 left = ((path, named[store.paths.relative(path)]) for path in there)
                 measured = store.paths.measured(version)
                 yield from check_named(store, (pair for pair in left if pair[0] != measured))
-        missing = sorted(set(range(1, store.next_version())) - {*versions, *removed})
-        if missing:
-            what = f"versions {missing} are missing"
+        if (what := missing_versions({*versions, *removed})) is not None:
             yield Problem(path="manifests", what=what, advice="")
         yield from check_unversioned(store)
         yield from check_hints(store, [v for v in versions if self._has_header(store, v)])
