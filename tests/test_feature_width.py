@@ -39,6 +39,12 @@ def test_orthogonal_directions_keep_inner_products_better_than_signs() -> None:
     np.testing.assert_allclose(directions.T @ directions, np.eye(256) * 576 / 256, atol=1e-5)
 
 
+def test_directions_are_orthonormal_where_signs_are_dependent() -> None:
+    for seed in range(60):
+        directions = projection("orthogonal", 9, 8, seed, "hidden")
+        np.testing.assert_allclose(directions.T @ directions, np.eye(8) * 9 / 8, atol=1e-5)
+
+
 def test_projection_is_the_same_in_every_process_and_release() -> None:
     code = (
         "from gracekit.model_pass.projection import projection\n"
@@ -137,3 +143,13 @@ def test_another_width_by_name_begins_anew(
     assert "the recipe asks for other features" in caplog.text
     assert widths(Store.open(narrow.store), 2) == (16, 16, "orthogonal")
     assert result.refresh is not None and result.refresh.num_since_full == 0
+
+
+def test_how_to_project_is_no_other_space_where_nothing_is_projected(tmp_path: Path) -> None:
+    write_data(tmp_path / "train.jsonl")
+    run_dir, before = tmp_path / "run", {"feature_width": None, "feature_projection": "signs"}
+    refresh(tiny_recipe(tmp_path, scoring=before), write_checkpoint(run_dir, 100))
+    named = tiny_recipe(tmp_path, scoring={"feature_projection": "orthogonal"})
+    result: Header = refresh(named, write_checkpoint(run_dir, 200)).header
+    assert widths(Store.open(named.store), 2) == (WIDE, None, "orthogonal")
+    assert result.refresh is not None and result.refresh.num_since_full == 1

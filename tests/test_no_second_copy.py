@@ -176,6 +176,16 @@ def test_index_of_an_earlier_release_is_read_and_ours_is_none_for_it(tmp_path: P
     np.testing.assert_array_equal(found.graph.neighbors, index.graph.neighbors)
 
 
+def test_index_of_a_later_release_is_none_for_us(tmp_path: Path) -> None:
+    build_index(
+        unit_features(clusters(300), everyone(300)), DESCENT, valid=everyone(300), seed=0
+    ).save(tmp_path)
+    content = json.loads((tmp_path / SEAL_FILE).read_text())
+    content["made_for"]["layout"] += 1
+    (tmp_path / SEAL_FILE).write_text(json.dumps(content))
+    assert load_index(tmp_path, settings=DESCENT) is None
+
+
 @ALL
 def test_taking_new_directions_over_changes_no_list(settings: GraphSection) -> None:
     n = 400

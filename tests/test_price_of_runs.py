@@ -278,6 +278,39 @@ def test_the_words_say_on_which_machine_the_training_is_taken_to_run(
     words = " ".join(capsys.readouterr().out.split())
     assert "about 4.0% for selection in 3 refreshes from step 100 on if the training runs" in words
     assert "on another one about 10.0%;" in words
+    unknown = dataclasses.replace(run, refreshes=None, from_step=None)
+    print_plan(Output(), dataclasses.replace(plan, run=unknown))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "at most 4.0% for selection if the training runs on this machine" in words
+    assert "on another one about 10.0%: how many steps" in words
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_is_planned_as_long_as_it_is(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    start = untrained(tmp_path)
+    known = {"training.steps": STEPS, "training.samples_a_step": BATCH}
+    recipe = recipe_in(run_dir, tmp_path / "store").override(known)
+
+    def planned(every: int) -> RunCost:
+        asked = recipe.override({"training.checkpoint_every": every})
+        return gracekit.refresh(asked, start, dry_run=True).run
+
+    at_end, never = planned(STEPS), planned(2 * STEPS)
+    assert never.from_step == at_end.from_step == STEPS and never.refreshes == 1
+    assert never.training == at_end.training
+    assert never.selection == at_end.selection
+
+
+@pytest.mark.parametrize("pace", [{}, {"training": {"steps": STEPS, "samples_a_step": BATCH}}])
+def test_a_plan_warns_once(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, pace: dict[str, Any]
+) -> None:
+    recipe = recipe_in(run_dir, tmp_path / "store").override(pace)
+    gracekit.plan(recipe, untrained(tmp_path))
+    warnings = [each.message for each in caplog.records if each.name.startswith("gracekit")]
+    assert len(warnings) == len(set(warnings)), warnings
+    assert any("how fast the training goes" in each for each in warnings) == (not pace)
 
 
 @pytest.mark.parametrize(("seconds", "part"), [(1e-6, 0), (1e6, 1)])

@@ -94,24 +94,25 @@ def _print_cost(out: Output, plan: PlanPreview) -> None:
             f"  1,000 worth about {1000 * way.value:,.0f}"
         )
     both = run.training + run.selection
+    elsewhere = ""
+    if run.selection_elsewhere > 1.05 * run.selection:
+        elsewhere = (
+            " if the training runs on this machine, on another one about "
+            f"{run.selection_elsewhere / run.training:.1%}"
+        )
     if run.refreshes is None:
         is_limited = not math.isnan(run.selection)
         most = f"at most {run.selection / run.training:.1%} for selection" if is_limited else ""
         out.line(
-            f"run in all   {most or 'cannot be told'}: how many steps lie between two checkpoints "
-            "is not known yet; training.checkpoint_every tells it"
+            f"run in all   {most or 'cannot be told'}{elsewhere}: how many steps lie between two "
+            "checkpoints is not known yet; training.checkpoint_every tells it"
         )
         return
     since = "" if run.from_step is None else f" from step {run.from_step:,} on"
-    if run.selection_elsewhere > 1.05 * run.selection:
-        since += (
-            " if the training runs on this machine, on another one about "
-            f"{run.selection_elsewhere / run.training:.1%}"
-        )
     out.line(
         f"run in all   about {run.selection / run.training:.1%} for selection in "
-        f"{count_of(run.refreshes, 'refresh', 'refreshes')}{since}; training and selection "
-        f"{both:,.0f} tokens, training on everything {run.everything:,.0f} "
+        f"{count_of(run.refreshes, 'refresh', 'refreshes')}{since}{elsewhere}; training and "
+        f"selection {both:,.0f} tokens, training on everything {run.everything:,.0f} "
         f"({both / run.everything:.0%})"
     )
 

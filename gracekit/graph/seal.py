@@ -15,7 +15,8 @@ from gracekit.types import Json
 
 SEAL_FILE = "index.json"
 UNIT_FILE = "unit.npy"
-_LAYOUT = "layout"
+_LAYOUT, _NEWEST = "layout", 2
+"""Of the files; earlier releases told none, and build their own where one is told."""
 
 
 def backend_for(num_rows: int, settings: GraphSection) -> str:
@@ -65,7 +66,7 @@ def write_array(final: Path, array: NDArray[Any]) -> None:
 def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> list[Path]:
     """Write the seal after the files; returns all files, the seal included."""
     content = {
-        "made_for": {**made_for, _LAYOUT: 2},  # an earlier release builds its own
+        "made_for": {**made_for, _LAYOUT: _NEWEST},
         "seed": seed,
         "files": {file.name: sha256(file) for file in files},
     }
@@ -85,7 +86,7 @@ def unbroken_seal(directory: Path, *, is_checked: bool = False) -> Json | None:
             sha256(directory / name) == checksum for name, checksum in content["files"].items()
         )
         complete = intact and {"made_for", "seed"} <= content.keys()
-        content["made_for"].pop(_LAYOUT, None)
+        complete = complete and content["made_for"].pop(_LAYOUT, 1) <= _NEWEST
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
     return content if complete else None

@@ -29,7 +29,7 @@ def projection(way: str, width: int, narrow: int, seed: int, key: str) -> Float3
         matrix = signs / np.float32(math.sqrt(narrow))
     else:
         directions, triangle = np.linalg.qr(signs.astype(np.float64))
-        directions *= np.sign(np.diag(triangle))  # the one that Gram and Schmidt find
+        directions[:, np.diag(triangle) < 0] *= -1  # those that Gram and Schmidt find
         matrix = (directions * math.sqrt(width / narrow)).astype(np.float32)
     matrix.flags.writeable = False
     return matrix

@@ -182,7 +182,7 @@ def allowance(
     knows_before = last.trained_tokens >= 0
     num_new = max(step - last_step, 0) if knows_before else step
     trained = (last.trained_tokens if knows_before else 0.0) + num_new * tokens_a_step
-    num_steps = _num_steps(recipe, pace)
+    num_steps = planned_steps(recipe, pace)
     num_left = (num_steps or 0) - max(step, last_step)
     interval = recipe.training.checkpoint_every or num_new or np.nan_to_num(last.interval)
     knows_interval, interval = interval > 0, interval or 1
@@ -244,7 +244,7 @@ def allowance(
     )
 
 
-def _num_steps(recipe: Recipe, pace: TrainerPace) -> int | None:
+def planned_steps(recipe: Recipe, pace: TrainerPace) -> int | None:
     """Steps that the run takes in all: what the recipe says, but no more than the trainer plans."""
     asked, planned = recipe.training.steps, pace.num_steps
     if asked is not None and planned is not None and asked > planned:

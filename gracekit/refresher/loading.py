@@ -89,9 +89,17 @@ def _obstacle(header: Header, scoring: ScoringSection) -> str | None:
     before = header.settings.scoring
     if before is None or set(before.scores) != set(scoring.scores):
         return "the recipe asks for other scores"
-    if any(getattr(before, key) != getattr(scoring, key) for key in _FEATURE_SPACE):
+    if _feature_space(before) != _feature_space(scoring):
         return "the recipe asks for other features"
     return None
+
+
+def _feature_space(scoring: ScoringSection) -> list[object]:
+    """Where nothing is projected, it does not matter how it would be."""
+    space = {key: getattr(scoring, key) for key in _FEATURE_SPACE}
+    if scoring.feature_width is None:
+        space.pop("feature_projection")
+    return list(space.values())
 
 
 def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dict[str, Float32]:

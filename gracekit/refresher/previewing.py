@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gracekit.checkpoints import describe_checkpoint, layout_of, pin, read_pace
+from gracekit.checkpoints import TrainerPace, describe_checkpoint, layout_of, pin, read_pace
 from gracekit.leftovers import scratch_folder
 from gracekit.recipe import Recipe
-from gracekit.refresher.allowance import Allowance
-from gracekit.refresher.budget import first_plan, of_first_version
+from gracekit.refresher.allowance import Allowance, planned_steps
+from gracekit.refresher.budget import FirstPlan, first_plan, of_first_version
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.first_look import rows_to_look_at
 from gracekit.refresher.flow import Refresher
@@ -183,8 +183,8 @@ def plan_next(
     pace, elapsed_s = read_pace(checkpoint.path), clock.elapsed_s()
     trained_rows = None if store is None else last_coreset(store)
 
-    def spending_at(step: int, seconds_a_token: float = math.nan) -> Allowance:
-        found = allowance_at(
+    def planned_at(step: int, seconds_a_token: float) -> tuple[Allowance, FirstPlan]:
+        spending = allowance_at(
             store,
             recipe,
             architecture,
@@ -195,19 +195,25 @@ def plan_next(
             elapsed_s=elapsed_s,
             seconds_a_token=seconds_a_token,
         )
-        return with_target(found, target, recipe)[0]
-
-    def run_at(seconds_a_token: float = math.nan) -> RunCost:
-        """Before the first step, from the first checkpoint on, where that is known."""
-        step = (not checkpoint.step and recipe.training.checkpoint_every) or checkpoint.step
-        spending = spending_at(step, seconds_a_token)
+        spending, _ = with_target(spending, target, recipe)
         first = first_plan(last, recipe, samples=samples, step=step, allowance=spending)
-        account = spending.after(first.plan.rows, rows_to_look_at(samples, first))
-        run = run_cost(recipe, first, account, spending, samples)
-        return dataclasses.replace(run, from_step=step if step != checkpoint.step else None)
+        return spending, first
 
-    spending = spending_at(checkpoint.step)
-    first = first_plan(last, recipe, samples=samples, step=checkpoint.step, allowance=spending)
+    def run_of(spending: Allowance, first: FirstPlan) -> RunCost:
+        account = spending.after(first.plan.rows, rows_to_look_at(samples, first))
+        return run_cost(recipe, first, account, spending, samples)
+
+    spending, first = planned_at(checkpoint.step, math.nan)
+    is_known = bool(spending.account.pace)
+
+    def run_at(seconds_a_token: float) -> RunCost:
+        """Before the first step, from the first checkpoint on, where that is known."""
+        first_step = 0 if checkpoint.step or not is_known else _first_checkpoint(recipe, pace)
+        if not first_step and (math.isnan(seconds_a_token) or not is_known):
+            return run_of(spending, first)
+        run = run_of(*planned_at(first_step or checkpoint.step, seconds_a_token))
+        return dataclasses.replace(run, from_step=first_step or None)
+
     plan, account = first.plan, spending.after(first.plan.rows, rows_to_look_at(samples, first))
     counts = np.bincount(plan.reasons, minlength=len(Reason))
     shown = PlanPreview(
@@ -224,10 +230,16 @@ def plan_next(
         weight_bytes=weight_bytes,
         num_looked=account.num_looked,
         cost=account,
-        run=run_at(),
+        run=run_at(math.nan),
         ways=() if last is not None else tuple(_ways(recipe, spending, first.num_rows)),
     )
     return Planned(shown=shown, plan=plan, lengths=lengths, places=places, run_at=run_at)
+
+
+def _first_checkpoint(recipe: Recipe, pace: TrainerPace) -> int:
+    """Step of a run's first checkpoint, which a shorter run has at its end; 0: not known."""
+    every, steps = recipe.training.checkpoint_every or 0, planned_steps(recipe, pace)
+    return every if steps is None else min(every, steps)
 
 
 def _ways(recipe: Recipe, allowance: Allowance, n: int) -> list[Way]:
