@@ -23,9 +23,9 @@ _PROBE_TOKENS = 2048
 """Most tokens of a batch of the probe: a batch of the recipe's size may be what cannot fit."""
 _PROBE_BATCHES = 3
 """Batches of random rows that the probe times, after one of the longest."""
-_FEATURE_COPIES = 12
-"""Peak memory outside of the model pass in float32 copies of the features, as
-benchmarks/refresh_cost.py measures it at 1,000,000 rows."""
+_FEATURE_COPIES = 5
+"""Peak memory outside of the model pass, mapped files included, in float32 copies of the features,
+as benchmarks/scale.py measures it at 1,000,000 rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
