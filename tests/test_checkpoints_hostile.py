@@ -70,22 +70,39 @@ def test_the_table_of_shards_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "was-run").exists()
 
 
+def _tensors(table: Any) -> list[Any]:
+    return [entry for entry in table.state_dict_metadata.values() if hasattr(entry, "size")]
+
+
 def _claim_more(table: Any) -> None:
-    for entry in table.state_dict_metadata.values():
-        if hasattr(entry, "size"):
-            entry.size = torch.Size([1 << 40, *entry.size[1:]])
+    for entry in _tensors(table):
+        entry.size = torch.Size([1 << 40, *entry.size[1:]])
 
 
 def _claim_more_in_chunks(table: Any) -> None:
-    for entry in table.state_dict_metadata.values():
-        if hasattr(entry, "size"):
-            entry.size = torch.Size([1 << 40, *entry.size[1:]])
-            entry.chunks[0].sizes = entry.size
+    for entry in _tensors(table):
+        entry.size = torch.Size([1 << 40, *entry.size[1:]])
+        entry.chunks[0].sizes = entry.size
+
+
+def _place_less(table: Any) -> None:
+    for entry in _tensors(table):
+        entry.chunks[0].sizes = torch.Size([1, *entry.size[1:]])
+
+
+def _claim_wider_numbers(table: Any) -> None:
+    for entry in _tensors(table):
+        entry.properties.dtype = torch.complex128
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(_claim_more, "does not place all parts"), (_claim_more_in_chunks, "its files have")],
+    [
+        (_claim_more, r"of \(1099511627776, 32\), expected \(64, 32\), as its config says"),
+        (_claim_more_in_chunks, r"of \(1099511627776, 32\), expected \(64, 32\)"),
+        (_place_less, "does not place all parts"),
+        (_claim_wider_numbers, "its files have"),
+    ],
 )
 def test_a_table_that_claims_more_than_there_is(
     tmp_path: Path, spoil: Callable[[Any], None], message: str

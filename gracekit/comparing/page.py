@@ -7,8 +7,9 @@ import math
 from html import escape
 from pathlib import Path
 
-from gracekit.comparing.comparison import ArmOutcome, Comparison
+from gracekit.comparing.comparison import Comparison
 from gracekit.comparing.curves import Curve, draw
+from gracekit.comparing.outcome import ArmOutcome
 from gracekit.files import write_text_atomic
 
 STYLE = """\

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from gracekit.comparing.arms import Arm
+from gracekit.comparing.outcome import ArmOutcome
 from gracekit.comparing.statistics import LEAST_SEEDS
-
-if TYPE_CHECKING:
-    from gracekit.comparing.comparison import ArmOutcome
 
 MORE_COMPUTE = 1.05
 """Of the control's compute, above which a gain at equal steps needs a word."""
