@@ -3,8 +3,9 @@
 `compare` trains what is missing and says what came of it. `bed` has the rows and the steps, `arms`
 the tables of what can be compared, `controls` the arms that are no selection of gracekit's;
 `trainer` and `external` train, `runs` makes a result file of each run, `statistics` and
-`comparison` make an `outcome` of each arm, `verdict` says it in words, `curves` and `page` draw it. What is named here loads torch and
-transformers when it is first used; `run_result` and `statistics`, which reports read, do not.
+`comparison` make an `outcome` of each arm, `verdict` says it in words, `curves` and `page` draw it.
+What is named here loads torch and transformers when it is first used; `run_result` and
+`statistics`, which reports read, do not.
 """
 
 from __future__ import annotations
