@@ -75,6 +75,21 @@ def test_every_recipe_has_arms_that_there_are(name: str) -> None:
     assert "once" in recipe.compare.arms
 
 
+def test_arms_of_a_reference_model_read_its_file(tmp_path: Path) -> None:
+    texts = [f"the {k}th sentence of a text that is learnt by heart " * 3 for k in range(40)]
+    start = tmp_path / "models/gpt2"
+    tokenizer = models.make_tokenizer(texts)
+    models.save(models.new_model("gpt2", tokenizer), tokenizer, start)
+    data.make("share", tmp_path / "share")
+    recipe = run.recipe_of("share", "gpt2", root=tmp_path)
+    with_file = run.with_reference(recipe, start, tmp_path)
+    assert Path(with_file.selection.reference or "").is_file()
+    for arm, change in run.OF_REFERENCE.items():
+        assert arm_of(arm, with_file).name == arm
+        changed = with_file.override(change)
+        assert changed.selection.reads_reference
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])
 def test_a_start_is_made_again_by_its_seed(family: str, tmp_path: Path) -> None:
     texts = [f"the {k}th sentence of a text that is learnt by heart " * 3 for k in range(40)]

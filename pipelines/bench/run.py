@@ -2,6 +2,7 @@
 
     python pipelines/bench/run.py mix                          # small form: minutes on two cores
     python pipelines/bench/run.py found --model qwen3
+    python pipelines/bench/run.py found --reference smollm2 --arms once,clean,trusted
     python pipelines/bench/run.py maths --gsm8k DIR
     python pipelines/bench/run.py maths-exact --gsm8k DIR      # SmolLM2-135M, half an hour
     python pipelines/bench/run.py mix --form full              # SmolLM2-135M, hours; or a GPU
@@ -54,6 +55,13 @@ MORE_ARMS = {
     **{f"target-{name}": ["target-coverage", "influence", "recipe"] for name in data.TARGETS},
 }
 """Arms of the full form besides those of the recipe and `full`."""
+OF_REFERENCE: dict[str, dict[str, Any]] = {
+    "trusted": {"selection.trust": "weigh"},
+    "trusted-cut": {"selection.trust": "cut"},
+    "excess": {"selection.excess": 1.0},
+    "groups-learned": {"selection.group_quota": "learned"},
+}
+"""Arms that go by a reference model: what each changes of the recipe."""
 
 
 def main() -> None:
@@ -69,6 +77,11 @@ def main() -> None:
     parser.add_argument("--arms", help="comma-separated (default: those of the recipe)")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--reference",
+        choices=models.FAMILIES,
+        help=f"measure the data with it once, for the arms {', '.join(OF_REFERENCE)}",
+    )
     parser.add_argument("--gsm8k", type=Path, help="directory of GSM8K's files, for maths")
     parser.add_argument("--mix-code", action="store_true", help="go on with runs of other code")
     parser.add_argument("-o", "--output", type=Path, default=RUNS)
@@ -81,6 +94,7 @@ def main() -> None:
         arms=options.arms and options.arms.split(","),
         seeds=options.seeds,
         changes=options.set,
+        reference=options.reference,
         gsm8k=options.gsm8k,
         root=options.output,
         mix_code=options.mix_code,
@@ -98,12 +112,15 @@ def run(
     arms: list[str] | None = None,
     seeds: int | None = None,
     changes: list[str] | None = None,
+    reference: str | None = None,
     gsm8k: Path | None = None,
     root: Path = RUNS,
     mix_code: bool = False,
 ) -> Any:
     """The comparison of one benchmark; what it needs is made where it is not there."""
     recipe = recipe_of(name, model, form, gsm8k=gsm8k, root=root)
+    if reference is not None:
+        recipe = with_reference(recipe, models.make(reference, root / "models" / reference), root)
     return gracekit.compare(
         recipe,
         arms=arms,
@@ -147,6 +164,23 @@ def recipe_of(
         settings["compare.arms"] = [*recipe.compare.arms, *MORE_ARMS.get(name, []), "full"]
         settings["compare.evaluation.split"] = "train"
     return recipe.override(settings)
+
+
+def with_reference(recipe: gracekit.Recipe, model: Path, root: Path) -> gracekit.Recipe:
+    """The recipe with the arms that go by the losses of one model, which are measured once."""
+    output = root / f"{model.name}-{Path(recipe.data.places[0]).parent.name}.parquet"
+    started = time.process_time()
+    measured = gracekit.reference(recipe, model, output=output, set={"scoring.batch_tokens": 1024})
+    print(
+        f"{output.name}: {measured.num_measured} contents measured in "
+        f"{time.process_time() - started:.0f} CPU s; {measured.num_distrusted} of "
+        f"{measured.num_samples} samples are distrusted",
+        flush=True,
+    )
+    return recipe.override({
+        "selection.reference": str(output),
+        "compare.changes": recipe.compare.changes | OF_REFERENCE,
+    })  # fmt: skip
 
 
 def table(found: Any) -> str:
