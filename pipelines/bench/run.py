@@ -62,6 +62,8 @@ OF_REFERENCE: dict[str, dict[str, Any]] = {
     "groups-learned": {"selection.group_quota": "learned"},
 }
 """Arms that go by a reference model: what each changes of the recipe."""
+OF_PASS = {"scoring.batch_tokens": 1024, "scoring.dtype": "bfloat16"}
+"""How a reference model measures, which may be a large one."""
 
 
 def main() -> None:
@@ -170,7 +172,7 @@ def with_reference(recipe: gracekit.Recipe, model: Path, root: Path) -> gracekit
     """The recipe with the arms that go by the losses of one model, which are measured once."""
     output = root / f"{model.name}-{Path(recipe.data.places[0]).parent.name}.parquet"
     started = time.process_time()
-    measured = gracekit.reference(recipe, model, output=output, set={"scoring.batch_tokens": 1024})
+    measured = gracekit.reference(recipe, model, output=output, set=OF_PASS)
     print(
         f"{output.name}: {measured.num_measured} contents measured in "
         f"{time.process_time() - started:.0f} CPU s; {measured.num_distrusted} of "
