@@ -265,8 +265,12 @@ def test_of_a_target_that_is_followed_as_much_is_measured_as_is_paid_for() -> No
     assert of_target <= 0.3 * plain.tokens < of_target + PRICES.of_target(50, recipe)
     assert left.tokens == pytest.approx(plain.tokens - of_target)
     assert some.contents.tolist() == target.contents[: len(some.groups)].tolist()
-    nothing = dataclasses.replace(plain, tokens=0.0)
+    nothing = dataclasses.replace(plain, tokens=0.0, own_part=0.0)
     assert with_target(nothing, target, recipe) == (nothing, None)
+    left_to_later = dataclasses.replace(nothing, own_part=PRICES.of_target(50 * 9, recipe))
+    still, few = with_target(left_to_later, target, recipe)
+    assert few is not None and len(few.groups) == 8 and still.tokens == 0, "its loss is wanted"
+    assert still.after(NOTHING, NOTHING).cost == pytest.approx(PRICES.of_target(50 * 8, recipe))
     free = dataclasses.replace(nothing, prices=dataclasses.replace(PRICES, look=0.0))
     same, seen = with_target(free, target, recipe)
     assert same == free and seen is not None and len(seen.groups) == 100

@@ -440,3 +440,18 @@ def test_where_no_target_sample_is_paid_for_likeness_has_half(tmp_path: Path) ->
     is_like = samples.groups == samples.group_names.index("a")
     place = places.factors["aim"]
     assert place[is_like].mean() > 1.5 * place[~is_like].mean()
+
+
+def test_the_target_is_measured_where_rows_are_left_to_a_later_refresh(tmp_path: Path) -> None:
+    recipe = aimed(
+        tmp_path, refresh={"max_cost": 0.06}, training={"steps": 400, "samples_a_step": 8}
+    )
+    first = refresh(recipe, write_checkpoint(tmp_path / "run", 40)).header
+    second = refresh(recipe, write_checkpoint(tmp_path / "run", 80)).header
+    assert (first.stats.num_measured or 0) >= 30 and second.stats.num_measured == 0
+    assert first.aim is not None and first.aim.num_target >= 8
+    assert second.aim is not None and second.aim.num_target >= 8
+    assert np.isfinite(second.aim.target_loss), "its loss is wanted of every checkpoint"
+    assert second.cost is not None and second.cost.cost > 0
+    assert second.aim.share_uniform < 0.5, "what was found before holds"
+    assert second.aim.gain_likeness == first.aim.gain_likeness

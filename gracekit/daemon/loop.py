@@ -126,6 +126,8 @@ def watch(
             heartbeat.beat("waiting")
             refresher.publish(progress)  # what a start before this one could not
             notifier.ready()
+            if not once:
+                refresher.load_libraries()  # so that the first version comes sooner
             loop.run(once=once, max_checkpoints=max_checkpoints, on_version=on_version)
         except RefreshStoppedError as stopped:
             logger.info("%s", stopped)

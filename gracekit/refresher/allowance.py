@@ -55,6 +55,9 @@ class Allowance:
     """Refreshes to come, this one included, as far as a plan of the training tells."""
     left: float = math.inf
     """What all refreshes to come, this one included, may spend."""
+    own_part: float = 0.0
+    """What this refresh may spend where its part is too small for rows that tell a value, and later
+    ones spend it (`tokens` is 0 then): a target set is measured from it all the same."""
     knows_interval: bool = True
     """Whether it is known how far apart checkpoints are; else the number of refreshes is the most
     that there can be."""
@@ -102,7 +105,7 @@ class Allowance:
 
     def with_target(self, cost: float) -> Allowance:
         """What is left for the rows once the target set is paid for."""
-        if cost > self.tokens:
+        if cost > max(self.tokens, self.own_part):
             logger.warning(
                 "the target set alone costs %.0f tokens of training at this refresh, and refresh."
                 "max_cost allows %.0f now: no sample is measured. Raise max_cost",
@@ -233,12 +236,14 @@ def allowance(
     left = max_cost * in_all - last.cost_in_all
     left = min(left, _by_seconds(account, max_cost, elapsed_s, num_refreshes))
     part, least = max(left, 0.0) * share, LEAST_ROWS * found.of_row
+    own_part = part
     if 0 < part < least <= left:  # parts too small for any measuring are put together
         num_together = math.ceil(least / part)
         part = part * num_together if num_refreshes % num_together == 0 else 0.0
     return replace(
         found,
         tokens=part,
+        own_part=own_part,
         left=max(left, 0.0),
         account=account.model_copy(update={"allowance": part}),
     )

@@ -175,6 +175,20 @@ class Refresher:
         )
         return found is not None
 
+    @staticmethod
+    def load_libraries() -> None:
+        """Import what a refresh needs of torch and transformers, which takes seconds.
+
+        A daemon does so while it waits for a checkpoint, and every refresh before its clock
+        starts: it is part of what a process takes to start, which no account holds.
+        """
+        import transformers
+
+        import gracekit.refresher.model  # noqa: F401
+
+        for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+            getattr(transformers, name)  # imported where it is asked for
+
     def open(self, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
         """The checkpoint's model under this recipe, not loaded yet; tokens are kept in `cache`."""
         from gracekit.refresher.model import CheckpointModel  # torch and transformers
@@ -197,6 +211,7 @@ class Refresher:
         asks for raises `RefreshStoppedError` after the batch in progress, with all that is measured
         kept, or before the next stage. A commit that has begun is finished.
         """
+        self.load_libraries()
         progress, clock = progress or Progress(), StageClock(self._uncounted)
 
         def enter(stage: str) -> None:

@@ -88,7 +88,8 @@ def with_target(
     """What is left for the rows, and the target samples that are measured at this refresh.
 
     Where the selection follows the target, and no score compares with all of it, as many of its
-    samples as a part of the allowance pays for: the first ones, so that checkpoints compare. Where
+    samples as a part of the allowance pays for: the first ones, so that checkpoints compare. So it
+    is where rows are left to a later refresh, too: its loss is wanted of every checkpoint. Where
     not even a few are paid for, their features alone if these cost nothing, else none.
     """
     if target is None:
@@ -99,9 +100,10 @@ def with_target(
             allowance.prices.of_target(int(tokens), recipe)
             for tokens in np.cumsum(target.tokens.lengths)
         ]
-        paid_for = int(np.searchsorted(costs, _TARGET_SHARE * allowance.tokens, side="right"))
+        tokens = max(allowance.tokens, allowance.own_part)
+        paid_for = int(np.searchsorted(costs, _TARGET_SHARE * tokens, side="right"))
         count = min(max(paid_for, LEAST_TARGET), len(target.groups))
-        if costs[count - 1] > allowance.tokens:
+        if costs[count - 1] > tokens:
             if allowance.prices.look > 0:
                 return allowance, None
             return allowance, replace(target, is_followed=False, keeps_sketches=False)
