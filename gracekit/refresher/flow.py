@@ -176,23 +176,18 @@ class Refresher:
         return found is not None
 
     @staticmethod
-    def load_libraries() -> None:
+    def load_libraries() -> type[CheckpointModel]:
         """Import what a refresh needs of torch and transformers, which takes seconds.
 
         A daemon does so while it waits for a checkpoint, and every refresh before its clock
         starts: it is part of what a process takes to start, which no account holds.
         """
-        import transformers
+        from gracekit.refresher.model import CheckpointModel
 
-        import gracekit.refresher.model  # noqa: F401
-
-        for name in ("AutoModelForCausalLM", "AutoTokenizer"):
-            getattr(transformers, name)  # imported where it is asked for
+        return CheckpointModel
 
     def open(self, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
         """The checkpoint's model under this recipe, not loaded yet; tokens are kept in `cache`."""
-        from gracekit.refresher.model import CheckpointModel  # torch and transformers
-
         store = self._store()
         rendering = None
         if store is not None:
@@ -201,7 +196,7 @@ class Refresher:
             is_open = made_with.has_chat_template is False
             is_open &= made_with.settings.rendering == "auto"
             rendering = None if is_open else made_with.settings.rendering
-        return CheckpointModel(pinned, self.recipe, cache, rendering)
+        return self.load_libraries()(pinned, self.recipe, cache, rendering)
 
     def refresh(self, checkpoint: Checkpoint, *, progress: Progress | None = None) -> RefreshResult:
         """Refresh the store from one complete checkpoint and publish the new version.
