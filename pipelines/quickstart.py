@@ -127,7 +127,7 @@ def parse_options() -> argparse.Namespace:
     """The command line; what a recipe implies for the trainer is filled in."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", type=Path, default=HERE / "quickstart.yaml")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs of the trainer, at least 2")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of the trainer, at least 2")
     parser.add_argument(
         "--comparison",
         action=argparse.BooleanOptionalAction,
@@ -135,6 +135,8 @@ def parse_options() -> argparse.Namespace:
     )
     options, trainer_options = parser.parse_known_args()
     options.trainer_options = trainer_options
+    if (count := Recipe.load(options.recipe).selection.count) is not None:
+        options.trainer_options = ["--samples-per-epoch", str(count), *trainer_options]
     if options.comparison is None:
         options.comparison = options.recipe.resolve() == HERE / "quickstart.yaml"
     options.model = "smollm2" if options.recipe.stem == "smollm2" else "llama-tiny"
