@@ -95,7 +95,10 @@ def main() -> None:
     print(f"{known.sum()} rows of {options.data.name}, {is_wrong.sum()} shuffled; {found.path}\n")
     signals = {
         "evidence": evidence,
-        "pmi": told.pmi[at],
+        "the same, not by the root of the tokens": told.pmi[at],
+        "mean of both differences, by the root": (
+            ((told.loss_other + told.loss_alone) / 2 - told.loss) * np.sqrt(told.num_targets)
+        )[at],
         "loss after another prompt - loss": (told.loss_other - told.loss)[at],
         "loss alone - loss": (told.loss_alone - told.loss)[at],
         "loss alone / loss (1 / IFD)": (told.loss_alone / np.maximum(told.loss, 1e-6))[at],
@@ -110,7 +113,7 @@ def main() -> None:
         ]
         print(f"| {name} | {auc(signal, ~is_wrong):.3f} | {shares[0]:.0%} | {shares[1]:.0%} |")
     print("\n| evidence below | right rows | shuffled rows |\n|--:|--:|--:|")
-    for bound in (-0.5, 0.0, 0.4, TRUSTED_FROM, 1.2, 2.0):
+    for bound in sorted({-0.5, 0.0, 0.3, 0.6, 1.0, TRUSTED_FROM}):
         below = evidence < bound
         print(f"| {bound} | {below[~is_wrong].mean():.1%} | {below[is_wrong].mean():.1%} |")
     print("\n| source | rows | AUC |\n|---|--:|--:|")

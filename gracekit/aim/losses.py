@@ -10,7 +10,7 @@ import numpy as np
 
 from gracekit.types import Bool, Float32, Int32
 
-TRUSTED_FROM = 0.8
+TRUSTED_FROM = 0.5
 """Evidence from which a response is trusted whole (docs/selection.md)."""
 LEAST_TRUST = 0.1
 """What a place is lowered to for a response of which its prompt tells nothing."""

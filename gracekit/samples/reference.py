@@ -65,11 +65,15 @@ class ReferenceLosses:
     def pmi(self) -> Float32:
         """[m] nats a target token that the own prompt tells of the response; NaN: not known.
 
-        The pointwise mutual information of prompt and response, as far as the model knows them: the
-        mean of `loss_other` and `loss_alone`, less `loss`. After another prompt of the group a
-        response has what any of its prompts tells (its form), which says nothing of the right one.
+        The pointwise mutual information of prompt and response, as far as the model knows them:
+        three parts of the smaller of `loss_other` and `loss_alone` and one of the larger, less
+        `loss`. After another prompt of the group a response has what any of its prompts tells (its
+        form), which says nothing of the right one; and a refusal is likelier after its own prompt
+        than alone, but no likelier than after another one. So both have to tell.
         """
-        found: Float32 = (self.loss_other + self.loss_alone) / np.float32(2) - self.loss
+        smaller = np.minimum(self.loss_other, self.loss_alone)
+        larger = np.maximum(self.loss_other, self.loss_alone)
+        found: Float32 = np.float32(0.75) * smaller + np.float32(0.25) * larger - self.loss
         return found
 
     @property
