@@ -18,7 +18,7 @@ setup: $(VENV)/ok ## Virtual environment with everything the other targets need
 $(VENV)/ok: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): torch, transformers and the rest; a few minutes the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'gracekit needs Python 3.11 or newer: make PYTHON=python3.12 ...')"
+	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'gracekit needs Python 3.11 or newer: make PYTHON=python3.13 ...')"
 	$(PIP) $(TORCH)
 	$(PIP) -e '.[dev]'
 	@touch $@
