@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _LOADED_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tikto
 _WHOLE_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
 """Files of a tokenizer that end with a bracket when they are whole."""
 _END_BYTES = 64
+_ARCHIVE = b"PK"
+"""What files of `torch.save` begin with."""
 _MOST_LOOKED = 200
 """Folders in which those of steps are looked for."""
 STEP_NAME = re.compile(r"(?:^|[-_=])(\d+)$")
@@ -132,7 +135,7 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
         if found is not None:
             if not uses_command(parts, settings):
                 raise unsupported_error(directory, *found)
-            return _incomplete_tokenizer(parts)
+            return _incomplete_archive(directory) or _incomplete_tokenizer(parts)
     if config_in(parts) is None and settings.base_model is None:
         missing = f"{CONFIG} is not there yet"
         whole = has_weights and incomplete_weights(directory) is None
@@ -188,6 +191,17 @@ def base_of(directory: Path, settings: CheckpointSection) -> Path:
             f"config, {found if base is None else f'holds no {CONFIG}'}"
         )
     return base
+
+
+def _incomplete_archive(directory: Path) -> str | None:
+    """Why files of `torch.save` that a command reads are not whole: their table is at the end."""
+    for pattern, _, _ in UNSUPPORTED:
+        for path in sorted(directory.glob(pattern)):
+            with path.open("rb") as file:
+                is_cut_off = file.read(len(_ARCHIVE)) == _ARCHIVE and not zipfile.is_zipfile(file)
+            if is_cut_off or path.stat().st_size == 0:
+                return f"{path.relative_to(directory)} is cut off"
+    return None
 
 
 def _incomplete_tokenizer(parts: Sequence[Path]) -> str | None:
