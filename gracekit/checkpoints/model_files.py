@@ -195,11 +195,12 @@ def base_of(directory: Path, settings: CheckpointSection) -> Path:
 
 def _incomplete_archive(directory: Path) -> str | None:
     """Why files of `torch.save` that a command reads are not whole: their table is at the end."""
-    for pattern, _, _ in UNSUPPORTED:
-        for path in sorted(directory.glob(pattern)):
-            with path.open("rb") as file:
-                is_cut_off = file.read(len(_ARCHIVE)) == _ARCHIVE and not zipfile.is_zipfile(file)
-            if is_cut_off or path.stat().st_size == 0:
+    known = [path for pattern, _, _ in UNSUPPORTED for path in directory.glob(pattern)]
+    beside = {other for path in known for other in path.parent.glob(f"*{path.suffix}")}
+    for path in sorted(path for path in beside if path.is_file()):
+        with path.open("rb") as file:
+            begins = file.read(len(_ARCHIVE))
+            if not begins or (begins == _ARCHIVE and not zipfile.is_zipfile(file)):
                 return f"{path.relative_to(directory)} is cut off"
     return None
 
@@ -284,12 +285,15 @@ def _numbers(name: str) -> list[int]:
 def named_adapters(directory: Path) -> dict[str, Path]:
     """Name -> folder of adapters that PEFT saved under names of their own.
 
-    Folders that are called as checkpoints are (epoch_1, final) hold adapters of other steps.
+    Folders that are called as checkpoints are (epoch_1, final) hold adapters of other steps; in the
+    folder of a step itself a number alone (expert_1) does not make them such.
     """
+    is_of_step = is_step_folder(directory.name)
     found = (path.parent for path in sorted(directory.glob(f"*/{ADAPTER_CONFIG}")))
     half = (path.parent for path in sorted(directory.glob(f"*/{ADAPTER_WEIGHTS}")))
     return {
         folder.name: folder
         for folder in (*found, *half)
-        if not (STEP_NAME.search(folder.name) or folder.name in OTHER_SAVES)
+        if folder.name not in OTHER_SAVES
+        and not (is_step_folder(folder.name) if is_of_step else STEP_NAME.search(folder.name))
     }
