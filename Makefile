@@ -165,7 +165,7 @@ runs/matrix/%/ok:
 
 test-axolotl-training: runs/axolotl-training/ok ## Axolotl's own training with the plugin
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 runs/axolotl-training/bin/python -m pytest \
-		-m axolotl tests/test_docs_trainers.py
+		-m axolotl tests/test_docs_trainers.py tests/test_training_ranks_of_trainers.py
 
 # What its training imports, without what it asks for besides (kernels, remote folders, evaluation).
 runs/axolotl-training/ok:

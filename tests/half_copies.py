@@ -83,7 +83,10 @@ class Copy:
 
 
 def _is_marker(file: Path) -> bool:
-    return file.name in ("trainer_state.json", ".metadata", "random_states_0.pkl")
+    return file.name in (
+        "trainer_state.json", ".metadata", "random_states_0.pkl", "latest",
+        "latest_checkpointed_iteration.txt",
+    )  # fmt: skip
 
 
 def _halves(content: bytes) -> list[bytes]:

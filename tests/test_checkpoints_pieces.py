@@ -66,7 +66,9 @@ def save_shards(model: Any, place: Path, count: int = 3) -> None:
         )
 
 
-def save_ranks(model: Any, place: Path, mesh_shape: tuple[int, ...] = (3,)) -> None:
+def save_ranks(
+    whole: dict[str, torch.Tensor], place: Path, mesh_shape: tuple[int, ...] = (3,)
+) -> None:
     """As verl does for each process; of two dimensions the first one repeats the second."""
     count = torch.Size(mesh_shape).numel()
     for rank in range(count):
@@ -74,13 +76,13 @@ def save_ranks(model: Any, place: Path, mesh_shape: tuple[int, ...] = (3,)) -> N
         names = ("ddp", "fsdp")[-len(mesh_shape) :]
         mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
         placements = [*[Replicate()] * (len(mesh_shape) - 1), Shard(0)]
-        state = {}
-        for name, tensor in model.state_dict().items():
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in whole.items():
             part, _ = part_of(tensor, rank % mesh_shape[-1], mesh_shape[-1])
             state[name] = DTensor.from_local(
                 part, mesh, placements, shape=tensor.shape, stride=tensor.stride()
             )
-        state["model.norm.weight"] = model.state_dict()["model.norm.weight"]  # not distributed
+        state |= {n: whole[n] for n in whole if n.endswith("model.norm.weight")}  # not distributed
         torch.save(state, place / f"model_world_size_{count}_rank_{rank}.pt")
         dist.destroy_process_group()
 
@@ -101,7 +103,7 @@ def ranks_of_verl(model: Any, run: Path, mesh_shape: tuple[int, ...] = (3,)) -> 
     """The files of processes, and config and tokenizer in `huggingface`."""
     checkpoint = whole_verl(model, run)
     (checkpoint / "actor/huggingface/model.safetensors").unlink()
-    save_ranks(model, checkpoint / "actor", mesh_shape)
+    save_ranks(model.state_dict(), checkpoint / "actor", mesh_shape)
     return checkpoint
 
 
@@ -126,6 +128,73 @@ def test_groups_of_processes_that_have_the_same(model: Any, tmp_path: Path) -> N
     checkpoint = ranks_of_verl(model, tmp_path / "run", (2, 2))
     got = loaded(checkpoint, SETTINGS, tmp_path / "pins")
     torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
+
+
+@pytest.fixture
+def adapted(model: Any) -> Any:
+    """The model with a LoRA of rank 2, of which one of three processes has no row."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "down_proj"])
+    made = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape) / 4)
+    return made
+
+
+def adapted_verl(adapted: Any, run: Path, state: Any = None) -> Path:
+    """As verl saves a model with LoRA: one state, and a note of rank and alpha."""
+    checkpoint = whole_verl(adapted.get_base_model(), run)
+    (checkpoint / "actor/huggingface/model.safetensors").unlink()
+    save_ranks(adapted.state_dict() if state is None else state, checkpoint / "actor")
+    (checkpoint / "actor/lora_train_meta.json").write_text('{"r": 2, "lora_alpha": 6}')
+    return checkpoint
+
+
+def test_an_adapter_in_the_state_is_merged(adapted: Any, tmp_path: Path) -> None:
+    checkpoint = adapted_verl(adapted, tmp_path / "run")
+    got = loaded(checkpoint, SETTINGS, tmp_path / "pins")
+    said = logits(adapted.eval())
+    torch.testing.assert_close(got, said, atol=1e-5, rtol=1e-5)
+    with adapted.disable_adapter():
+        assert (logits(adapted) - said).abs().max() > 0.01
+
+    note = checkpoint / "actor/lora_train_meta.json"
+    for content, reason in (
+        (None, "no lora_train_meta.json, in which verl notes"),
+        ('{"r": 0, "lora_alpha": 6}', "has r 0 and lora_alpha 6; expected the rank"),
+        ('{"r": 2', "has r None and lora_alpha None"),
+        ("[]", "has r None and lora_alpha None"),
+    ):
+        note.unlink(missing_ok=True)
+        if content is not None:
+            note.write_text(content)
+        with pytest.raises(CheckpointError, match=reason):
+            check_checkpoint(checkpoint, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda n: n if ".lora_" in n else None, "a LoRA adapter alone"),
+        (lambda n: n.replace("lora_A.default", "lora_A.other"), None),
+        (lambda n: n.replace("lora_A", "lora_embedding_A"), "not of one plain LoRA"),
+        (lambda n: None if "lora_B" in n else n, "half an adapter of"),
+        (lambda n: n.replace("q_proj.lora", "x_proj.lora"), "fits no weight of its model"),
+    ],
+    ids=["alone", "another name", "of an embedding", "half", "of another model"],
+)
+def test_adapters_in_the_state_that_cannot_be_merged(
+    adapted: Any, tmp_path: Path, change: Any, reason: str | None
+) -> None:
+    state = {c: t for n, t in adapted.state_dict().items() if (c := change(n)) is not None}
+    checkpoint = adapted_verl(adapted, tmp_path / "run", state)
+    if reason is None:
+        loaded(checkpoint, SETTINGS, tmp_path / "pins")
+        return
+    with pytest.raises(CheckpointError, match=reason):
+        loaded(checkpoint, SETTINGS, tmp_path / "pins")
 
 
 def test_of_a_storage_that_many_share_only_the_own_part_is_read(tmp_path: Path) -> None:

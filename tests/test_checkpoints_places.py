@@ -293,9 +293,10 @@ def test_nothing_usable_is_said_at_once_and_once(
     (tmp_path / "train.log").touch()
     (said,) = messages(tmp_path, caplog)
     assert said == (
-        f"waiting: there is no checkpoint in {tmp_path} yet, nor down to 4 folders below it: it "
-        "holds 1 folder and 1 file (logs, train.log); expected a folder such as checkpoint-N with "
-        "config.json and *.safetensors, or a file *.ckpt; docs/checkpoints.md lists what is read"
+        f"waiting: there is no checkpoint in {tmp_path} yet, nor down to 4 folders below it "
+        "(--depth): it holds 1 folder and 1 file (logs, train.log); expected a folder such as "
+        "checkpoint-N with config.json and *.safetensors, or a file *.ckpt; docs/checkpoints.md "
+        "lists what is read"
     )
 
 

@@ -82,16 +82,23 @@ def test_an_adapter_under_a_name_of_its_own(
     assert (finding.weights, finding.base) == ("an adapter", str(base))
 
 
-def test_of_several_adapters_one_is_named(base: Path, tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint-3"
-    for name in ("policy", "reference"):
+@pytest.mark.parametrize("names", [("policy", "reference"), ("expert_1", "my expert-2")])
+def test_of_several_adapters_one_is_named(
+    base: Path, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    path = tmp_path / "run/checkpoint-3"
+    for name in names:
         trained_adapter(base).save_pretrained(tmp_path / "x")
         shutil.copytree(tmp_path / "x/policy", path / name)
     (path / "trainer_state.json").write_text('{"global_step": 3}')
-    with pytest.raises(CheckpointError, match=r"several adapters \(policy, reference\); name the"):
+    both = ", ".join(names)
+    with pytest.raises(CheckpointError, match=rf"several adapters \({both}\); name the"):
         check_checkpoint(path, CheckpointSection())
-    assert check_checkpoint(path, CheckpointSection(adapter="reference")).step == 3
-    with pytest.raises(CheckpointError, match=r"no adapter 'other' .* holds policy, reference"):
+    assert find_checkpoints(tmp_path / "run", CheckpointSection()) == []
+    settings = CheckpointSection(adapter=names[1], settle_s=0)
+    assert [c.path for c in find_checkpoints(tmp_path / "run", settings)] == [path]
+    assert check_checkpoint(path, settings).step == 3
+    with pytest.raises(CheckpointError, match=rf"no adapter 'other' .* holds {both}"):
         check_checkpoint(path, CheckpointSection(adapter="other"))
 
 
@@ -103,6 +110,9 @@ from pathlib import Path
 source, target, step = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 if (source / "fail").exists():
     sys.exit("this one has no weights")
+if (source / "adapter").exists():
+    (target / "lora_adapter").mkdir()
+    (target / "lora_adapter/adapter_config.json").write_text("{}")
 if not (source / "nothing").exists():
     shutil.copy(source / "weights.own", target / "model.safetensors")
 with (source.parent / "log").open("a") as log:
@@ -145,6 +155,11 @@ def test_a_command_makes_models_of_other_checkpoints(
     ("spoil", "command", "message"),
     [
         ("fail", None, r"ended with code 1 for .*it-12; it said:\s+this one has no weights"),
+        (
+            "adapter",
+            None,
+            r"made a model of .*it-12 and beside it an adapter \(lora_adapter\), which",
+        ),
         ("nothing", None, r"made no model of .*it-12 in \{dst\}: model.safetensors .* not there"),
         ("", "no-such-command {src} {dst}", r"cannot be run for .*: No such file .*no-such"),
         ("", "cp {src}", r"cannot be run: expected \{src\} and \{dst\} in it"),

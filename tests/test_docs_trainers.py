@@ -26,39 +26,26 @@ from gracekit.store import StoreReader
 from gracekit.training import Coreset
 from gracekit.training.measured import Measured
 from gracekit.types import Json
-from tests.templates_of_families import CHATML
+from tests.guides import (
+    DOCS,
+    NUM_ROWS,
+    axolotl_configuration,
+    blocks,
+    guide,
+    make_world_of_templates,
+    run_swift,
+    swift_plugin,
+    write_rows,
+)
 from tests.tiny import make_tokenizer, write_checkpoint
 
 torch.set_num_threads(1)
-DOCS = Path(__file__).parent.parent / "docs"
 GUIDES = sorted(path.stem for path in (DOCS / "trainers").glob("*.md"))
-NUM_ROWS = 24
 MOST_LINES = 20
-
-
-def guide(name: str) -> str:
-    return (DOCS / f"trainers/{name}.md").read_text("utf-8")
-
-
-def blocks(name: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", guide(name), re.DOTALL)
 
 
 def commands(name: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in re.findall(r"^    (gracekit .*)$", guide(name), re.M)]
-
-
-def write_rows() -> None:
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"is {i} large"},
-                {"role": "assistant", "content": f"the {i} is small"},
-            ]
-        }
-        for i in range(NUM_ROWS)
-    ]
-    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
@@ -312,33 +299,6 @@ def test_the_lines_for_axolotl_are_those_of_the_plugin() -> None:
     assert told["gracekit"].keys() <= {"store", "num_samples"}
 
 
-def make_world_of_templates(**changes: Any) -> Any:
-    """As `world`, with a tokenizer and a template that trainers render with; the tokenizer."""
-    from tests.trainer_kinds import made_tokenizer
-
-    tokens = made_tokenizer(chat_template=CHATML.replace("<|im_end|>", "</s>"))
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokens),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=256,
-        )
-    )
-    for folder in (Path("base"), Path("run/checkpoint-10")):
-        model.save_pretrained(folder)
-        tokens.save_pretrained(folder)
-    Path("run/checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
-    write_rows()
-    gracekit.init("train.jsonl")
-    settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
-    recipe = Recipe.load("gracekit.yaml").override(settings | changes)
-    gracekit.refresh(recipe, Path("run/checkpoint-10"))
-    return tokens
-
-
 def require_exactly_the_coreset(record: Path) -> None:
     """Of two epochs, each as long as the coreset."""
     drawn = [json.loads(line) for line in record.read_text().splitlines()]
@@ -363,20 +323,7 @@ def test_axolotl_trains_on_the_coreset(
 
     monkeypatch.chdir(tmp_path)
     tokens = make_world_of_templates(**{"data.rendering": rendering})
-    told = yaml.safe_load(blocks("axolotl", "yaml")[0])
-    told["gracekit"] |= {"num_samples": 8, "record": "drawn.jsonl", "redraw": "never"}
-    told |= {
-        "base_model": "base",
-        "datasets": [{"path": "train.jsonl", "ds_type": "json", "type": "chat_template",
-                      "field_messages": "messages"}],
-        "chat_template": "tokenizer_default", "output_dir": "out", "num_epochs": 2,
-        "micro_batch_size": 4, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
-        "optimizer": "adamw_torch", "lr_scheduler": "constant", "sequence_len": 128,
-        "sample_packing": False, "bf16": False, "fp16": False, "tf32": False, "device": "cpu",
-        "save_strategy": "no", "logging_steps": 1, "dataset_num_proc": 1, "val_set_size": 0.0,
-        "dataset_prepared_path": "prepared", "special_tokens": {"pad_token": tokens.pad_token},
-    }  # fmt: skip
-    Path("axolotl.yaml").write_text(yaml.safe_dump(told))
+    Path("axolotl.yaml").write_text(axolotl_configuration(tokens.pad_token))
     cfg = load_cfg("axolotl.yaml")
     data = load_datasets(cfg=cfg)
     order = [tokens.decode(ids) for ids in data.train_dataset["input_ids"]]
@@ -388,30 +335,13 @@ def test_axolotl_trains_on_the_coreset(
 SWIFT = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
 
 
-def run_swift() -> None:
-    """`swift sft` with the guide's plugin, in the present directory."""
-    from swift.pipelines.train.sft import sft_main
-
-    (code,) = blocks("ms-swift", "python")
-    plugin = code.replace("num_samples=2000", 'num_samples=8, record="drawn.jsonl", redraw="never"')
-    Path("coresets.py").write_text(plugin)
-    sft_main(shlex.split(
-        "--model base --model_type llama --template dummy --template_backend jinja "
-        "--dataset train.jsonl --external_plugins coresets.py --callbacks gracekit "
-        "--tuner_type full --num_train_epochs 2 --per_device_train_batch_size 4 "
-        "--gradient_accumulation_steps 1 --output_dir out --save_strategy no --logging_steps 1 "
-        "--torch_dtype float32 --use_cpu true --report_to none --split_dataset_ratio 0 "
-        "--check_model false --max_length 128 --attn_impl eager --use_hf true "
-        "--gradient_checkpointing false --dataloader_num_workers 0"
-    ))  # fmt: skip
-
-
 @pytest.mark.swift
 @pytest.mark.filterwarnings("default")
 @SWIFT
 def test_ms_swift_trains_on_the_coreset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_world_of_templates(**{"data.loss_on": "all"})
+    Path("coresets.py").write_text(swift_plugin())
     run_swift()
     require_exactly_the_coreset(Path("drawn.jsonl"))
 
@@ -425,6 +355,7 @@ def test_ms_swift_keeps_its_loader_where_nothing_can_be_drawn(
     """The rows have other tokens than those that were measured."""
     monkeypatch.chdir(tmp_path)
     make_world_of_templates(**{"data.rendering": "plain"})
+    Path("coresets.py").write_text(swift_plugin())
     run_swift()
     assert "keeps its own data loader, without coresets: no coreset can be drawn" in caplog.text
     assert not Path("drawn.jsonl").exists()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,56 +115,6 @@ def test_transformers(base: Path, settings: CheckpointSection, tmp_path: Path) -
     expect_never_early(found[1].path, tmp_path, settings, 4)
     state = json.loads((found[1].path / "trainer_state.json").read_text())
     assert state["global_step"] == 4
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed(
-    base: Path, settings: CheckpointSection, tmp_path: Path, monkeypatch: Any, stage: int
-) -> None:
-    """Its own layout, through the script that it puts beside its shards."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    for name, value in {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(29600 + stage),
-    }.items():
-        monkeypatch.setenv(name, value)  # fmt: skip
-    deepspeed = pytest.importorskip("deepspeed")
-    model = AutoModelForCausalLM.from_pretrained(base)
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
-    deepspeed.init_distributed("gloo")
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3), config=config
-    )
-    for batch in DataLoader(Rows(), batch_size=2):
-        engine.backward(engine(batch, labels=batch).loss)
-        engine.step()
-    engine.save_checkpoint(str(tmp_path / "run"))
-    step = engine.global_steps
-    path = tmp_path / f"run/global_step{step}"
-    with pytest.raises(CheckpointError, match=r"ZeRO shards.*zero_to_fp32\.py"):
-        check_checkpoint(path, settings)
-    command = (
-        f"{sys.executable} {{src}}/../zero_to_fp32.py {{src}}/.. {{dst}} "
-        "--tag global_step{step} --safe_serialization"
-    )
-    converting = settings.model_copy(update={"convert_cmd": command})
-    (found,) = find_checkpoints(tmp_path / "run", converting)
-    assert (found.step, found.layout) == (step, "deepspeed")
-    with deepspeed.zero.GatheredParameters(list(model.parameters())):
-        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trained = AutoModelForCausalLM.from_pretrained(base)
-    trained.load_state_dict(state)
-    expect_same(path, trained, converting, tmp_path / "pins")
-    (tmp_path / "run/latest").write_text("global_step0")
-    assert find_checkpoints(tmp_path / "run", converting) == []
 
 
 def _fsdp_rank(rank: int, port: int, base: str, run: str) -> None:

@@ -243,7 +243,9 @@ def test_automodel(base: Path, tmp_path: Path, kind: str) -> None:
 # --- verl
 
 
-def _verl_rank(rank: int, port: int, base: str, run: str, contents: list[str]) -> None:
+def _verl_rank(
+    rank: int, port: int, base: str, run: str, contents: list[str], lora: dict[str, Any]
+) -> None:
     """Trains, and saves by verl's manager and handler; its engine itself asks for a GPU."""
     join_ranks(rank, port)
     from verl.trainer.config import CheckpointConfig
@@ -251,8 +253,15 @@ def _verl_rank(rank: int, port: int, base: str, run: str, contents: list[str]) -
     from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 
     model = AutoModelForCausalLM.from_pretrained(base)
-    sharded(model, model.model.layers)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    layers = model.model.layers
+    if lora:
+        from peft import LoraConfig, get_peft_model
+
+        model.enable_input_require_grads()  # as verl's engine does
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", bias="none", **lora))
+    sharded(model, layers)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3)
     manager = FSDPCheckpointManager(
         model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer),
         AutoTokenizer.from_pretrained(base),
@@ -285,7 +294,7 @@ def test_verl(base: Path, tmp_path: Path, also: list[str]) -> None:
     pytest.importorskip("verl")
     run = tmp_path / "run"
     run.mkdir()
-    run_ranks(_verl_rank, str(base), str(run), ["model", "optimizer", "extra", *also])
+    run_ranks(_verl_rank, str(base), str(run), ["model", "optimizer", "extra", *also], {})
     settings = CheckpointSection(settle_s=0)  # config and tokenizer are in it
     (found,) = find_checkpoints(run, settings)
     assert (found.step, found.layout) == (4, "verl")
@@ -304,3 +313,21 @@ def test_verl(base: Path, tmp_path: Path, also: list[str]) -> None:
         (actor / "model_world_size_2_rank_1.pt").unlink()
         with pytest.raises(CheckpointError, match=r"weights of 1 of 2 processes"):
             check_checkpoint(actor.parent, settings)
+
+
+def test_verl_with_lora(base: Path, tmp_path: Path) -> None:
+    """Base and adapter in one state, of which one of two processes has no row of the adapter."""
+    pytest.importorskip("verl")
+    run = tmp_path / "run"
+    run.mkdir()
+    lora = {"r": 1, "lora_alpha": 64, "target_modules": "all-linear"}
+    run_ranks(_verl_rank, str(base), str(run), ["model", "optimizer", "extra"], lora)
+    settings = CheckpointSection(settle_s=0)
+    (found,) = find_checkpoints(run, settings)
+    said = torch.load(run / "said.pt", weights_only=True)
+    got = loaded(found.path, settings, tmp_path / "pins")
+    torch.testing.assert_close(got, said, atol=1e-5, rtol=1e-5)
+    first = logits(AutoModelForCausalLM.from_pretrained(base).eval())
+    assert (first - said).abs().max() > 1e-3
+    (tmp_path / "copies").mkdir()
+    expect_never_early(found.path, tmp_path / "copies", settings, 4)

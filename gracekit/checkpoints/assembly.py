@@ -25,6 +25,7 @@ from gracekit.checkpoints.model_files import (
     base_of,
     config_in,
     loaded_files,
+    named_adapters,
     uses_command,
 )
 from gracekit.checkpoints.vocabulary import has_vocabulary, is_of_tokenizer
@@ -169,6 +170,13 @@ def _run(pinned: PinnedCheckpoint, command: str, target: Path) -> None:
         raise CheckpointError(
             f"checkpoints.convert_cmd made no model of {checkpoint.path} in {{dst}}: {reason}; it "
             "must write model.safetensors there, or shards with an index"
+        )
+    beside = [] if is_adapter(target) else [*named_adapters(target)]
+    if beside:
+        raise CheckpointError(
+            f"checkpoints.convert_cmd made a model of {checkpoint.path} and beside it an adapter "
+            f"({beside[0]}), which would be left out; it must write one model, or the adapter into "
+            "{dst} itself"
         )
 
 

@@ -36,6 +36,7 @@ from gracekit.checkpoints.assembly import (
 from gracekit.checkpoints.distributed import SHARDS, TABLE, has_table, read_table
 from gracekit.checkpoints.inert_pickle import SavedTensor, mapping, read_archive, saved_tensors
 from gracekit.checkpoints.layouts import layout_of
+from gracekit.checkpoints.lora_in_state import NOTE, halves, is_lora, merged, scaling_of
 from gracekit.checkpoints.pieces import Piece, read_pieces, whole_shape
 from gracekit.checkpoints.weights import WHOLE
 from gracekit.errors import CheckpointError, CheckpointMismatchError
@@ -45,7 +46,7 @@ from gracekit.types import PinnedCheckpoint
 logger = logging.getLogger(__name__)
 
 _WRAPPERS = re.compile(
-    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+    r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module|base_layer)\."
 )
 """What wrappers of a module put into the names of its parameters."""
 _MOST_SHOWN = 3
@@ -68,7 +69,11 @@ def ensure_weights(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
     """
     if not needs_conversion(pinned):
         return
-    final = conversion_of(pinned, f"safetensors 1 torch {torch.__version__}")
+    note = next(pinned.original.rglob(NOTE), None) if pinned.original.is_dir() else None
+    how = f"safetensors 1 torch {torch.__version__}"
+    if note is not None:
+        how += repr(note.read_bytes())
+    final = conversion_of(pinned, how)
     if not (final / WHOLE).is_file():
         logger.info("converting %s to safetensors", pinned.checkpoint.path)
         tensors = _tensors(pinned, settings)
@@ -101,10 +106,20 @@ def _tensors(pinned: PinnedCheckpoint, settings: CheckpointSection) -> dict[str,
         pieces = read_pieces(place)
     except ValueError as error:
         raise CheckpointError(f"{pinned.checkpoint.path}: {error}") from None
-    return {
-        name: _from_pieces(pieces[theirs])
-        for name, theirs in _names(pinned, pieces, settings).items()
-    }
+    lora = halves(name for name in pieces if is_lora(name))
+    plain = {name: parts for name, parts in pieces.items() if not is_lora(name)}
+    names = _names(pinned, plain, settings)
+    tensors = {name: _from_pieces(plain[theirs]) for name, theirs in names.items()}
+    for module, sides in lora.items():
+        name = _longest_ending(f"{module}.weight", set(tensors))
+        a, b = (_from_pieces(pieces[sides[side]]) for side in "AB")
+        if name is None or tensors[name].shape != (len(b), *a.shape[1:]):
+            raise CheckpointError(
+                f"{pinned.checkpoint.path} holds an adapter of {module[:200]!r}, which fits no "
+                "weight of its model"
+            )
+        tensors[name] = merged(tensors[name], a, b, scaling_of(place))
+    return tensors
 
 
 def _names(

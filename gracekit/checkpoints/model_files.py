@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ _LOADED_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tikto
 _WHOLE_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
 """Files of a tokenizer that end with a bracket when they are whole."""
 _END_BYTES = 64
+_ARCHIVE = b"PK"
+"""What files of `torch.save` begin with."""
 _MOST_LOOKED = 200
 """Folders in which those of steps are looked for."""
 STEP_NAME = re.compile(r"(?:^|[-_=])(\d+)$")
@@ -132,7 +135,7 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
         if found is not None:
             if not uses_command(parts, settings):
                 raise unsupported_error(directory, *found)
-            return _incomplete_tokenizer(parts)
+            return _incomplete_archive(directory) or _incomplete_tokenizer(parts)
     if config_in(parts) is None and settings.base_model is None:
         missing = f"{CONFIG} is not there yet"
         whole = has_weights and incomplete_weights(directory) is None
@@ -188,6 +191,18 @@ def base_of(directory: Path, settings: CheckpointSection) -> Path:
             f"config, {found if base is None else f'holds no {CONFIG}'}"
         )
     return base
+
+
+def _incomplete_archive(directory: Path) -> str | None:
+    """Why files of `torch.save` that a command reads are not whole: their table is at the end."""
+    known = [path for pattern, _, _ in UNSUPPORTED for path in directory.glob(pattern)]
+    beside = {other for path in known for other in path.parent.glob(f"*{path.suffix}")}
+    for path in sorted(path for path in beside if path.is_file()):
+        with path.open("rb") as file:
+            begins = file.read(len(_ARCHIVE))
+            if not begins or (begins == _ARCHIVE and not zipfile.is_zipfile(file)):
+                return f"{path.relative_to(directory)} is cut off"
+    return None
 
 
 def _incomplete_tokenizer(parts: Sequence[Path]) -> str | None:
@@ -270,12 +285,15 @@ def _numbers(name: str) -> list[int]:
 def named_adapters(directory: Path) -> dict[str, Path]:
     """Name -> folder of adapters that PEFT saved under names of their own.
 
-    Folders that are called as checkpoints are (epoch_1, final) hold adapters of other steps.
+    Folders that are called as checkpoints are (epoch_1, final) hold adapters of other steps; in the
+    folder of a step itself a number alone (expert_1) does not make them such.
     """
+    is_of_step = is_step_folder(directory.name)
     found = (path.parent for path in sorted(directory.glob(f"*/{ADAPTER_CONFIG}")))
     half = (path.parent for path in sorted(directory.glob(f"*/{ADAPTER_WEIGHTS}")))
     return {
         folder.name: folder
         for folder in (*found, *half)
-        if not (STEP_NAME.search(folder.name) or folder.name in OTHER_SAVES)
+        if folder.name not in OTHER_SAVES
+        and not (is_step_folder(folder.name) if is_of_step else STEP_NAME.search(folder.name))
     }

@@ -23,6 +23,7 @@ from gracekit.checkpoints.inert_pickle import (
     read_archive,
     saved_tensors,
 )
+from gracekit.checkpoints.lora_in_state import require_mergeable
 from gracekit.checkpoints.weights import read_whole_header
 from gracekit.errors import CheckpointError
 from gracekit.files import read_json
@@ -73,6 +74,7 @@ def incomplete_pieces(directory: Path) -> str | None:
         names = read_json(directory / _NAMES) if (directory / _NAMES).is_file() else {}
     except ValueError as error:
         return str(error)
+    require_mergeable(directory, pieces)
     missing = sorted(set(names) - pieces.keys()) if isinstance(names, dict) else []
     return f"no file holds {missing[0]} yet" if missing else None
 

@@ -64,7 +64,7 @@ EXPECTED = "a folder such as checkpoint-N with config.json and *.safetensors, or
 
 def nothing_there(root: Path, sight: Sight, depth: int) -> str:
     """That nothing of a folder looks like a checkpoint, what there is, and what is expected."""
-    deep = f", nor down to {count_of(depth, 'folder')} below it" if depth else ""
+    deep = f", nor down to {count_of(depth, 'folder')} below it (--depth)" if depth else ""
     cut = ""
     if sight.is_cut:
         cut = (
@@ -107,7 +107,7 @@ def candidates(
     if is_one(root):
         yield root
         if any(True for pattern in _MODEL_FILES for _ in root.glob(pattern)):
-            listed = _named_like_steps(listed)
+            listed = _named_like_steps(root, listed)
     waiting: list[tuple[bool, int, int, Path]] = []
     num_found = num_seen = 0
     for path in listed if depth > 0 else []:
@@ -130,15 +130,24 @@ def candidates(
         except CheckpointError:
             continue
         if is_checkpoint:
-            inner = _named_like_steps(inner)
+            inner = _named_like_steps(path, inner)
         for child in inner:
             entry = (not is_step_folder(child.name), level + 1, num_found, child)
             heapq.heappush(waiting, entry)
             num_found += 1
 
 
-def _named_like_steps(paths: list[Path]) -> list[Path]:
-    return [p for p in paths if _STEP_NAME.fullmatch(p.name) or p.name in OTHER_SAVES]
+def _named_like_steps(checkpoint: Path, inner: list[Path]) -> list[Path]:
+    """Of the folders in a checkpoint those named as checkpoints; `expert_1` in one of a step is an
+    adapter of it.
+    """
+    is_of_step = is_step_folder(checkpoint.name)
+    return [
+        path
+        for path in inner
+        if path.name in OTHER_SAVES
+        or (_STEP_NAME.fullmatch(path.name) and not (is_of_step and not is_step_folder(path.name)))
+    ]
 
 
 def _listed(folder: Path, sight: Sight | None, root: Path | None = None) -> Iterator[Path]:
