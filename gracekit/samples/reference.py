@@ -73,8 +73,7 @@ class ReferenceLosses:
         """
         smaller = np.minimum(self.loss_other, self.loss_alone)
         larger = np.maximum(self.loss_other, self.loss_alone)
-        found: Float32 = np.float32(0.75) * smaller + np.float32(0.25) * larger - self.loss
-        return found
+        return ((3 * smaller + larger) / 4 - self.loss).astype(np.float32)
 
     @property
     def evidence(self) -> Float32:
