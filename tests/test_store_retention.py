@@ -30,6 +30,7 @@ from gracekit.store.retention import GcReport, collect, examine
 from gracekit.store.sql.ask import run_sql
 from gracekit.training import Coreset
 from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
+from tests.flips import flip_bit
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 NUM_VERSIONS = 6
@@ -92,6 +93,20 @@ def test_old_versions_go_and_what_was_measured_stays(store: Store) -> None:
     ):
         assert [row for (row,) in run_sql(store.paths.root, sql)[1]] == expected, sql
     assert gc(store, 2) == GcReport(removed=(), freed_bytes=0, kept={5: None, 6: None})
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_the_scores_that_a_refresh_looks_back_at_are_checked(store: Store, is_gone: bool) -> None:
+    gc(store, 1)
+    scores = store.paths.scores(4)
+    assert scores.is_file() and 4 in store.removed() and verify(store) == []
+    if is_gone:
+        scores.unlink()
+    else:
+        flip_bit(scores, 4 * scores.stat().st_size)
+    found = verify(store)
+    assert {problem.path for problem in found} == {store.paths.relative(scores)}
+    assert "the next refresh does not know how scores changed" in found[0].advice
 
 
 def test_scores_that_look_back_still_see_all(store: Store) -> None:
