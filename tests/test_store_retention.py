@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from gracekit import files
 from gracekit.api.reading import diff, status, versions
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
@@ -174,6 +175,23 @@ def test_pinned_versions_stay(store: Store) -> None:
     assert [problem.path for problem in verify(store)] == ["pinned/v000001.json"]
     with pytest.raises(VersionNotFoundError, match="no version 9"):
         pin(store, 9)
+
+
+def test_a_start_that_clears_up_amid_a_pin_is_of_no_matter(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[int] = []
+    sync = files.sync_file
+
+    def cleared(path: Path) -> None:
+        sync(path)
+        if len(times) < 2:
+            times.append(files.remove_leftovers(store.paths.root))
+
+    monkeypatch.setattr(files, "sync_file", cleared)
+    pin(store, 2, "a note")
+    assert times == [1, 1] and pinned(store.paths)[2].note == "a note"
+    assert verify(store) == []
 
 
 def test_followed_versions_stay_as_long_as_the_trainer(store: Store) -> None:
