@@ -56,27 +56,31 @@ def verify(store: StoreReader, *, deep: bool = False) -> list[Problem]:
         store: The store.
         deep: Also make again what other files tell (`recomputed`), and compare.
     """
+    return list(problems_of(store, deep=deep))
+
+
+def problems_of(store: StoreReader, *, deep: bool = False) -> Iterator[Problem]:
+    """The same one by one, as they are found."""
     paths = store.renew().paths
     versions = store.manifests()
-    problems = list(check_samples(store, versions))
+    yield from check_samples(store, versions)
     for version in versions:
-        problems += check_version(store, version)
+        yield from check_version(store, version)
     removed = sorted(store.look().records)
     # Beside a damaged manifest it is not known which scores stay.
     needed = looked_back_at(store) if versions == store.versions() else None
     for version in removed:
-        problems += check_removed(store, version, needs_scores=version == needed)
+        yield from check_removed(store, version, needs_scores=version == needed)
     made = {*versions, *removed}
     if (what := missing_versions(made)) is not None:
-        problems.append(problem(store, paths.manifests, what, RESTORE))
+        yield problem(store, paths.manifests, what, RESTORE)
     for path in leftovers(store):
-        problems.append(problem(store, path, "is left of a version that gc removed", RECOVER))
-    problems += check_unversioned(store)
-    problems += _check_pinned(store, versions)
-    problems += _check_published(store, made)
+        yield problem(store, path, "is left of a version that gc removed", RECOVER)
+    yield from check_unversioned(store)
+    yield from _check_pinned(store, versions)
+    yield from _check_published(store, made)
     if deep:
-        problems += recompute(store)
-    return problems
+        yield from recompute(store)
 
 
 def missing_versions(made: Collection[int]) -> str | None:
