@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from gracekit.errors import StoreWriteError
 from gracekit.process import birth_of, is_alive, pid_namespace
 
 MARK = ".partial-"
@@ -63,7 +64,7 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
         purpose: Lower-case letters: part of its name.
 
     Raises:
-        OSError: It cannot be made.
+        StoreWriteError: It cannot be made.
     """
     folder = make_scratch_folder(purpose)
     try:
@@ -74,13 +75,20 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 def make_scratch_folder(purpose: str) -> Path:
     """The same, for the caller to remove. Those of processes that have ended are removed first."""
-    parent = Path(tempfile.gettempdir())
-    sweep_scratch_folders(parent)
-    while True:
-        folder = parent / f"gracekit-{purpose}-{token()}"
-        with suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-            return folder
+    parent = Path("TMPDIR")
+    try:
+        parent = Path(tempfile.gettempdir())
+        sweep_scratch_folders(parent)
+        while True:
+            folder = parent / f"gracekit-{purpose}-{token()}"
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                return folder
+    except OSError as error:
+        raise StoreWriteError(
+            f"cannot make a folder for temporary files in {parent}: {error.strerror or error}; "
+            "free some space there, or set TMPDIR to a directory that can be written"
+        ) from error
 
 
 def sweep_scratch_folders(parent: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gracekit.errors import GracekitError, StoreError
-from gracekit.store import Store, run_sql, verify
+from gracekit.store import Store, run_sql
+from gracekit.store.checks import problems_of
 from gracekit.version.columns import TABLES
 
 OF_THE_MOMENT = {".lock", ".lock.json", ".daemon.lock", ".daemon.lock.json", "heartbeat.json"}
@@ -48,8 +49,8 @@ def tables(root: Path) -> dict[str, Any] | None:
 
 
 def is_found(root: Path) -> bool:
-    """Whether `verify` says that something is wrong."""
-    return bool(verify(Store.open(root)))
+    """Whether `verify` says that something is wrong; it is not waited for what else is."""
+    return any(True for _ in problems_of(Store.open(root)))
 
 
 def flip_many(

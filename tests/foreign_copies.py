@@ -17,8 +17,8 @@ from unittest.mock import patch
 import numpy as np
 import pyarrow.parquet as pq
 
+from gracekit.exports.dataset_info import known_datasets
 from gracekit.exports.exporting import exported_at
-from gracekit.exports.llamafactory import _known_datasets
 from gracekit.exports.placing import check_place, put_in_place
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import Store, read_published
@@ -76,7 +76,7 @@ def replace_export(folder: Path) -> None:
     try:
         exported_at(out, make_header(3))
         if (folder / "dataset_info.json").exists():
-            _known_datasets(folder / "dataset_info.json", "out")
+            known_datasets(folder / "dataset_info.json", "out")
         check_place(out, True)
         shutil.copytree(out, built, symlinks=True)
         put_in_place(built, out)

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from click.testing import CliRunner
 import gracekit
 from gracekit.cli import main
 from gracekit.errors import QueryError, RecipeError, UsageError, VersionNotFoundError
+from gracekit.files import sha256
 from gracekit.store import Store
 from gracekit.tabular import MOST_LINES
 from tests.tiny import NUM_SAMPLES, recipe_content, write_checkpoint, write_data
@@ -123,6 +125,29 @@ def test_diff_and_explain_and_similar(store: Store, world: Path) -> None:
     near = gracekit.similar(store, inside, version=2, count=7)
     assert len(near) == 7 and near[0].similarity >= near[1].similarity
     assert list(near.to_pandas()["similarity"]) == [one.similarity for one in near]
+
+
+def test_whoever_looks_at_the_graph_hashes_it_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: Counter[str] = Counter()
+
+    def counted(path: Path) -> str:
+        hashed[path.name] += 1
+        return sha256(path)
+
+    for module in ("graph.seal", "store.files.cache"):
+        monkeypatch.setattr(f"gracekit.{module}.sha256", counted)
+    root = world / "store"
+    inside = ids_of(root)[0]
+    for look in (
+        lambda: gracekit.explain(root, inside, version=2),
+        lambda: gracekit.export(root, tmp_path / "atlas", format="atlas"),
+        lambda: gracekit.report(root, tmp_path / "report.html"),
+    ):
+        hashed.clear()
+        look()
+        assert hashed["index.json"] == 1 and set(hashed.values()) == {1}, hashed
 
 
 def test_sql_by_text_and_by_name(store: Store) -> None:

@@ -194,6 +194,17 @@ def test_once_raises_what_went_wrong(folder: Path, monkeypatch: pytest.MonkeyPat
     assert (left["state"], left["error"]) == ("stopped", "a bug")
 
 
+def test_once_waits_for_no_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **named: object) -> RefreshResult:
+        raise StoreWriteError("the disk is full")
+
+    monkeypatch.setattr(Refresher, "refresh", fail)
+    write_checkpoint(folder / "run", 10)
+    refresher = Refresher.from_recipe(tiny_recipe(folder))
+    with pytest.raises(StoreWriteError, match="the disk is full"):
+        daemon.watch(refresher, folder / "run", stop=threading.Event(), once=True)
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
 def test_interruptions_pass(
     folder: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from gracekit.refresher import refresh
 from gracekit.store import Store, verify
 from gracekit.store.sql.ask import run_sql
 from tests.faults import count_operations, failing_at
+from tests.small_disks import fill_up, small_disk
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
 
 NUMBERS = {
@@ -120,19 +120,6 @@ def test_a_disk_that_fails_at_any_operation_of_a_refresh(prepared: Path, tmp_pat
     )
 
 
-@contextmanager
-def small_disk(place: Path, megabytes: int) -> Iterator[None]:
-    """A file system of its own, in memory; skips where that needs rights we have not."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a file system needs rights that this process has not")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def remount(place: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", str(place)], check=True)
 
@@ -147,7 +134,7 @@ def test_a_disk_that_is_really_full(prepared: Path, tmp_path: Path) -> None:
             shutil.copytree(prepared, folder)
             store = Store.open(folder / "store")
             kept, checkpoint = snapshot(store), folder / "run" / "checkpoint-30"
-            _fill_up(filler, free_bytes)
+            fill_up(filler, free_bytes)
             refused = attempt(folder, nullcontext)
             assert refused is None or "disk is full" in refused
             num_refused += refused is not None
@@ -178,9 +165,3 @@ def test_a_read_only_store_is_read_and_not_written(prepared: Path, tmp_path: Pat
         assert verify(Store.open(root)) == []
         remount(place, "rw")
         assert refresh(recipe, checkpoint).version == 3
-
-
-def _fill_up(filler: Path, kept_free: int) -> None:
-    free = shutil.disk_usage(filler.parent).free
-    with filler.open("wb") as file:
-        file.write(bytes(max(0, free - kept_free)))

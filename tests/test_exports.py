@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from decimal import Decimal
@@ -282,6 +284,69 @@ def test_llamafactory_is_entered_in_an_existing_directory(tmp_path: Path) -> Non
             export(content_of(alpaca()), "llamafactory", tmp_path / "other")
         assert shared.read_text() == text
         assert not (tmp_path / "other").exists()
+
+
+ENTER_MANY = """
+import json, sys
+from pathlib import Path
+from gracekit.exports import enter_dataset
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+own = folder / name / "dataset_info.json"
+own.parent.mkdir()
+print("ready", flush=True)
+sys.stdin.read()
+for k in range(40):  # another entry each time, so that each time the file is replaced
+    own.write_text(json.dumps({name: {"file_name": f"{k}.jsonl"}}))
+    enter_dataset(folder / name)
+    assert json.loads((folder / "dataset_info.json").read_text())[name]["file_name"] == (
+        f"{name}/{k}.jsonl"
+    )
+"""
+
+
+def test_exports_at_once_into_one_folder_are_all_entered(tmp_path: Path) -> None:
+    shared = tmp_path / "dataset_info.json"
+    shared.write_text('{"theirs": {"file_name": "mine.json"}}')
+    names = ["one", "two", "three", "four"]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ENTER_MANY, tmp_path, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for name in names
+    ]
+    for process in processes:  # they begin together
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.close()
+    for process in processes:
+        assert process.wait() == 0
+        assert process.stdout is not None
+        process.stdout.close()
+    known = json.loads(shared.read_text())
+    assert known.pop("theirs") == {"file_name": "mine.json"}
+    assert known == {name: {"file_name": f"{name}/39.jsonl"} for name in names}
+    assert {path.name for path in tmp_path.iterdir()} == {shared.name, *names}, "nothing is left"
+
+
+def test_an_export_waits_for_no_process_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    monkeypatch.setattr("gracekit.exports.dataset_info._WAIT_S", 0.1)
+    shared = tmp_path / "dataset_info.json"
+    shared.write_text("{}")
+    with shared.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ExportError, match=r"is written, but not entered in .*another process"):
+            export(content_of(alpaca()), "llamafactory", tmp_path / "subset")
+    assert shared.read_text() == "{}"
+    export(content_of(alpaca()), "llamafactory", tmp_path / "subset", overwrite=True)
+    assert list(json.loads(shared.read_text())) == ["subset"]
 
 
 # --- weights ---

@@ -207,6 +207,18 @@ def test_puts_that_are_told_and_not_done_are_found() -> None:
     assert number > 4
 
 
+def test_what_is_there_is_listed_once_before_and_once_after() -> None:
+    calls: list[str] = []
+
+    def call(number: int, name: str) -> bool:
+        calls.append(name)
+        return False
+
+    with remote_faults.in_place_of(call, remote_faults.kill):
+        export(content(), "jsonl", memory())
+    assert calls.count("list_objects") == 2
+
+
 def test_two_exports_to_one_place_are_told() -> None:
     url, has_begun = memory(), False
 

@@ -153,3 +153,62 @@ def test_how_to_project_is_no_other_space_where_nothing_is_projected(tmp_path: P
     result: Header = refresh(named, write_checkpoint(run_dir, 200)).header
     assert widths(Store.open(named.store), 2) == (WIDE, None, "orthogonal")
     assert result.refresh is not None and result.refresh.num_since_full == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "named"),
+    [
+        ({}, {"feature_width": 64}),  # the model is 48 wide
+        ({}, {"feature_width": None}),
+        (
+            {"feature_width": None, "feature_projection": "signs"},
+            {"feature_width": 64, "feature_projection": "orthogonal"},
+        ),
+        ({"features": "gradient-sketch", "sketch_side": 4}, {"feature_width": 16}),
+        (
+            {"features": "gradient-sketch", "sketch_side": 4},
+            {"feature_width": None, "feature_projection": "signs"},
+        ),
+    ],
+)
+def test_what_changes_no_feature_begins_nothing_anew(
+    tmp_path: Path, before: dict[str, Any], named: dict[str, Any]
+) -> None:
+    write_data(tmp_path / "train.jsonl")
+    run_dir = tmp_path / "run"
+    refresh(tiny_recipe(tmp_path, scoring=before), write_checkpoint(run_dir, 100))
+    recipe = tiny_recipe(tmp_path, scoring={**before, **named})
+    result: Header = refresh(recipe, write_checkpoint(run_dir, 200)).header
+    assert result.refresh is not None and result.refresh.num_since_full == 1
+    scoring = result.settings.scoring
+    assert scoring is not None
+    assert {key: getattr(scoring, key) for key in named} == named, "the header says what was asked"
+
+
+@pytest.mark.parametrize(
+    ("before", "named", "then"),
+    [
+        # What is not named stays as the store has it: the width too, where it begins anew.
+        ({"feature_width": 16, "feature_projection": "signs"},
+         {"feature_projection": "orthogonal"}, (16, 16, "orthogonal")),
+        ({}, {"feature_width": 64, "feature_projection": "signs"}, (64, 64, "signs")),
+        ({"features": "gradient-sketch", "sketch_side": 4},
+         {"features": "hidden-mean"}, (WIDE, 256, "orthogonal")),
+    ],
+)  # fmt: skip
+def test_what_changes_features_is_told(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    before: dict[str, Any],
+    named: dict[str, Any],
+    then: tuple[int, int | None, str],
+) -> None:
+    write_data(tmp_path / "train.jsonl")
+    run_dir = tmp_path / "run"
+    refresh(tiny_recipe(tmp_path, scoring=before), write_checkpoint(run_dir, 100))
+    recipe = tiny_recipe(tmp_path, scoring=named)
+    result: Header = refresh(recipe, write_checkpoint(run_dir, 200)).header
+    key, value = list(named.items())[-1]
+    assert f"{value} now" in caplog.text and f"{key} " in caplog.text
+    assert result.refresh is not None and result.refresh.num_since_full == 0
+    assert widths(Store.open(recipe.store), 2) == then

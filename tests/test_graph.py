@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from gracekit.graph import (
 )
 from gracekit.graph.descent import DescentIndex
 from gracekit.graph.descent_loops import explore, join, rescore
-from gracekit.graph.directions import has_direction, recall
+from gracekit.graph.directions import grown, has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.index import Index, moved_rows
@@ -513,6 +514,28 @@ def test_growth_changes_the_backend_when_it_is_due() -> None:
         assert not index.unit[:5].any()
         unit = unit_features(clusters(n), everyone(n))
         index, _ = refresh_index(index, unit, settings, valid=everyone(n))
+
+
+def test_another_backend_takes_the_grown_directions_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At a million rows a second copy of them would be gigabytes."""
+    made: list[Float32] = []
+
+    def recorded(*given: Any) -> Any:
+        made.append(grown(*given))
+        return made[-1]
+
+    monkeypatch.setattr("gracekit.graph.index.grown", recorded)
+    settings = GraphSection(exact_below=100, hnsw_below=100)
+    exact = build_index(
+        unit_features(clusters(90), everyone(90)), settings, valid=everyone(90), seed=0
+    )
+    before = exact.unit.copy()
+    index = grow_index(exact, 110, np.arange(5), settings)
+    assert isinstance(index, DescentIndex) and len(made) == 1
+    assert np.shares_memory(index.unit, made[0])
+    np.testing.assert_array_equal(exact.unit, before)
 
 
 @ALL

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gracekit.errors import StoreFormatError
-from gracekit.store import Lease, LoggedUses, Store, UsesFacts, read_uses, verify, write_uses
+from gracekit.store import (
+    DamagedTokensError,
+    Lease,
+    LoggedUses,
+    SharedWork,
+    Store,
+    UsesFacts,
+    read_uses,
+    verify,
+    write_uses,
+)
 from gracekit.types import DrawState, TrainedLosses
 from tests.flips import files_of, flip_bit, flip_many
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
+from tests.test_scoring_more_scores import Tokens
+from tests.test_scoring_pass import make_samples
 
 SEED = 20260719
 KINDS = {
@@ -45,6 +60,15 @@ def logged_uses(n: int) -> LoggedUses:
     )
 
 
+def share(store: Store) -> SharedWork:
+    """Offer two shards to other hosts, and a target set."""
+    work, tokens = SharedWork(store.paths, "offered", 60.0), Tokens(make_samples((7, 6, 5)))
+    shards = [np.array([0, 1]), np.array([2])]
+    work.open({"session": "one"}, make_samples((6, 5)))
+    work.offer(shards, [tokens.lengths[part] for part in shards], tokens.take, False)
+    return work
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A store that has every kind of file; all tests leave it as it is."""
@@ -60,6 +84,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_uses(store.paths, logged_uses(12))
     assert draft.measurement is not None
     store.shards("measure").save(draft.measurement)
+    share(store)
     lease = Lease(store.paths.root)
     lease.add(4)
     assert verify(store) == []
@@ -109,6 +134,34 @@ def test_readers_check_what_they_read(root: Path) -> None:
                 assert is_refused(read), f"bit {bit} of {path.name}"
             finally:
                 path.write_bytes(before)
+
+
+def test_a_worker_takes_no_changed_token(root: Path, tmp_path: Path) -> None:
+    """What it measures of them would be believed: a result says only which rows it is of."""
+    store = Store.open(shutil.copytree(root, tmp_path / "store"))
+    work = share(store)
+    offer = work.newest_offer()
+    assert offer is not None
+
+    def seen() -> list[Any]:
+        found = work.newest_offer()
+        assert found is not None
+        every = [work.tokens(found, shard) for shard in range(len(found))]
+        every.append(work.target_tokens(np.array([6, 5])))
+        arrays = [array for tokens in every for pair in tokens for array in pair]
+        return [*(array.tolist() for array in arrays), found.rows.tolist(), work.task()]
+
+    before, rng = seen(), np.random.default_rng(SEED)
+    for path in sorted(work.directory.iterdir()):
+        for bit in rng.integers(0, 8 * path.stat().st_size, 40).tolist():
+            content = flip_bit(path, bit)
+            try:
+                with suppress(StoreFormatError, DamagedTokensError):
+                    assert seen() == before, f"bit {bit} of {path.name}"
+                assert verify(store) != [], f"bit {bit} of {path.name}"
+            finally:
+                path.write_bytes(content)
+    assert seen() == before and verify(store) == []
 
 
 def is_refused(read: Callable[[], object]) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from gracekit import files
 from gracekit.api.reading import diff, status, versions
 from gracekit.errors import StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
@@ -30,6 +31,7 @@ from gracekit.store.retention import GcReport, collect, examine
 from gracekit.store.sql.ask import run_sql
 from gracekit.training import Coreset
 from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
+from tests.flips import flip_bit
 from tests.stores import changed_samples, make_draft, make_reselect, make_store
 
 NUM_VERSIONS = 6
@@ -92,6 +94,20 @@ def test_old_versions_go_and_what_was_measured_stays(store: Store) -> None:
     ):
         assert [row for (row,) in run_sql(store.paths.root, sql)[1]] == expected, sql
     assert gc(store, 2) == GcReport(removed=(), freed_bytes=0, kept={5: None, 6: None})
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_the_scores_that_a_refresh_looks_back_at_are_checked(store: Store, is_gone: bool) -> None:
+    gc(store, 1)
+    scores = store.paths.scores(4)
+    assert scores.is_file() and 4 in store.removed() and verify(store) == []
+    if is_gone:
+        scores.unlink()
+    else:
+        flip_bit(scores, 4 * scores.stat().st_size)
+    found = verify(store)
+    assert {problem.path for problem in found} == {store.paths.relative(scores)}
+    assert "the next refresh does not know how scores changed" in found[0].advice
 
 
 def test_scores_that_look_back_still_see_all(store: Store) -> None:
@@ -159,6 +175,23 @@ def test_pinned_versions_stay(store: Store) -> None:
     assert [problem.path for problem in verify(store)] == ["pinned/v000001.json"]
     with pytest.raises(VersionNotFoundError, match="no version 9"):
         pin(store, 9)
+
+
+def test_a_start_that_clears_up_amid_a_pin_is_of_no_matter(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: list[int] = []
+    sync = files.sync_file
+
+    def cleared(path: Path) -> None:
+        sync(path)
+        if len(times) < 2:
+            times.append(files.remove_leftovers(store.paths.root))
+
+    monkeypatch.setattr(files, "sync_file", cleared)
+    pin(store, 2, "a note")
+    assert times == [1, 1] and pinned(store.paths)[2].note == "a note"
+    assert verify(store) == []
 
 
 def test_followed_versions_stay_as_long_as_the_trainer(store: Store) -> None:

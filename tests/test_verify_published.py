@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 import gracekit
 from gracekit.cli import main
-from gracekit.errors import GracekitError, RemoteError, StoreNotFoundError, UsageError
+from gracekit.errors import ExportError, GracekitError, RemoteError, StoreNotFoundError, UsageError
 from gracekit.remote import RemoteFolder
 from gracekit.store import Store
 from gracekit.training import Coreset
@@ -70,6 +71,17 @@ def is_found(copy: Path) -> bool:
 def told(folder: Path) -> dict[str, str]:
     """Object -> what to do about it."""
     return {found.path: found.advice for found in gracekit.verify(url_of(folder)).problems}
+
+
+def test_no_room_for_temporary_files_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = folder / "gone"  # as when TMPDIR is removed while we run
+    monkeypatch.setattr(tempfile, "tempdir", str(gone))
+    result = CliRunner().invoke(main, ["verify", url_of(folder)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert f"cannot make a folder for temporary files in {gone}" in result.output
+    assert "set TMPDIR" in result.output
+    with pytest.raises(ExportError, match=r"cannot write the export .* set TMPDIR"):
+        gracekit.export(folder / "store", f"file://{folder}/ids", format="ids")
 
 
 # --- flipped bits ---

@@ -298,7 +298,7 @@ class _Loop:
                     self._beat("refreshing", checkpoint)
                     return self._refresher.refresh(checkpoint, progress=self._progress)
             except GracekitError as error:
-                if not isinstance(error, StoreWriteError):
+                if once or not isinstance(error, StoreWriteError):
                     raise
                 failure: BaseException = error
             except ENDS:

@@ -12,10 +12,11 @@ from gracekit.errors import ExportError, RecipeError, StoreWriteError
 from gracekit.exports.atlas import Atlas
 from gracekit.exports.axolotl import Axolotl
 from gracekit.exports.chat_trainers import MsSwift, TorchTune, Trl
+from gracekit.exports.dataset_info import entered
 from gracekit.exports.domain_weights import DomainWeights
 from gracekit.exports.exported_rows import ExportedRows, Weighting
 from gracekit.exports.lists import Ids, Indices
-from gracekit.exports.llamafactory import LlamaFactory, entered
+from gracekit.exports.llamafactory import LlamaFactory
 from gracekit.exports.placing import (
     check_place,
     list_written,

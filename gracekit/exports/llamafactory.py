@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gracekit import files
-from gracekit.errors import ExportError, StoreWriteError
+from gracekit.errors import ExportError
 from gracekit.exports.conversations import conversations_of
+from gracekit.exports.dataset_info import DATASET_INFO, dump, known_datasets
 from gracekit.exports.layout import Layout, given
 from gracekit.exports.records import Jsonl, write_rows
 from gracekit.exports.turns import (
@@ -22,14 +21,12 @@ from gracekit.exports.turns import (
     alternating,
     turns_of,
 )
-from gracekit.foreign import reason_of
 from gracekit.protocols import ExportContent
 from gracekit.remote import address_or_path
 from gracekit.samples import Conversation
 from gracekit.samples.messages import ASSISTANT
 from gracekit.types import Json
 
-DATASET_INFO = "dataset_info.json"
 NAMES = {
     "system": "system",
     "user": "human",
@@ -47,7 +44,7 @@ class LlamaFactory:
 
     `dataset_dir` may be the export itself. When its parent is a `dataset_dir` already (it has a
     `dataset_info.json`), the export is entered there under its own name once it is in its place
-    (`entered`); all else in that file stays.
+    (`dataset_info.entered`); all else in that file stays.
 
     LLaMA-Factory drops a chat whose turns do not alternate, or with a role of a second name. Where
     a selected row is such, all chats are written anew, in its names, as `turns.alternating` says.
@@ -63,75 +60,15 @@ class LlamaFactory:
             entry = _entry(layout)
         name = out.name
         shared = out.parent / DATASET_INFO
-        known = _known_datasets(shared, name) if shared.exists() else None
+        known = known_datasets(shared, name) if shared.exists() else None
         own = {name: {"file_name": Jsonl.file_name, **entry}}
-        (directory / DATASET_INFO).write_text(_dump(own), encoding="utf-8")
+        (directory / DATASET_INFO).write_text(dump(own), encoding="utf-8")
         return {
             "files": [Jsonl.file_name, DATASET_INFO],
             "dataset": name,
             "dataset_dir": address_or_path(out if known is None else out.parent),
             **({"changed": changes.to_json()} if changes.rows else {}),
         }
-
-
-@contextmanager
-def entered(out: Path, *, is_asked: bool) -> Iterator[None]:
-    """The block puts an export into its place, or leaves the earlier one there.
-
-    What is there then is entered in the parent's `dataset_info.json`, where there is one. Within
-    the block no entry is there, so that a kill leaves none that points to nothing or tells the
-    columns of other rows. Exports of other formats than this are left out of it, but for the entry
-    of the earlier export that they replace.
-
-    Args:
-        out: The place.
-        is_asked: Whether it is an export in this format.
-
-    Raises:
-        ExportError: The file is not ours to write to, or cannot be written; the message tells
-            whether the export is in its place.
-    """
-    if not is_asked and not (out / DATASET_INFO).is_file():
-        yield
-        return
-    shared = out.parent / DATASET_INFO
-    files.remove_left_files(shared)
-    try:
-        with suppress(ExportError):  # of a file that is no such thing; the format itself refuses it
-            known = _known_datasets(shared, out.name) if shared.exists() else {}
-            if known.pop(out.name, None) is not None:
-                files.write_text_atomic(shared, _dump(known))
-        yield
-    except BaseException:
-        with suppress(ExportError):
-            enter(out)
-        raise
-    enter(out)
-
-
-def enter(out: Path) -> None:
-    """Enter a finished export in the parent's `dataset_info.json`, unless there is none.
-
-    Raises `ExportError`. An export of another format is not entered.
-    """
-    own, shared = out / DATASET_INFO, out.parent / DATASET_INFO
-    if not own.is_file() or not shared.exists():
-        return
-    files.remove_left_files(shared)
-    try:
-        found = files.read_json(own)[out.name]
-        entry = {**found, "file_name": f"{out.name}/{found['file_name']}"}
-    except (OSError, ValueError, KeyError, TypeError):  # it was renamed, or is no file of ours
-        return
-    try:
-        known = _known_datasets(shared, out.name)
-        if known.get(out.name) != entry:
-            files.write_text_atomic(shared, _dump({**known, out.name: entry}))
-    except (ExportError, StoreWriteError) as error:
-        raise ExportError(
-            f"{out} is written, but not entered in {shared}: {error}. Then export again with "
-            "--force, or use the export itself as dataset_dir"
-        ) from error
 
 
 def _keeps_all(content: ExportContent, layout: Layout) -> bool:
@@ -243,33 +180,3 @@ def _tags(layout: Layout) -> dict[str, str]:
         if of_role:
             tags[tag] = of_role[0]
     return tags | ({"function_tag": FUNCTION_CALL} if calls else {})
-
-
-def _known_datasets(shared: Path, name: str) -> Json:
-    """What a `dataset_info.json` holds; `ExportError` where we must not write to it."""
-    try:
-        known = files.read_json(shared)
-        _dump(known).encode()  # JSON can hold what no file of UTF-8 can
-    except OSError as error:
-        raise ExportError(
-            f"cannot read {shared}, where the export is to be entered: {reason_of(error)}; correct "
-            "it, or export to a directory elsewhere"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ExportError(
-            f"{shared} is not valid JSON ({reason_of(error)}), so the export cannot be entered "
-            "there; correct it, or export to a directory elsewhere"
-        ) from None
-    if not isinstance(known, dict):
-        raise ExportError(f"{shared} should hold one JSON object; correct it, or export elsewhere")
-    present = known.get(name, {})
-    is_ours = isinstance(present, dict) and str(present.get("file_name", "")).startswith(f"{name}/")
-    if present and not is_ours:
-        raise ExportError(
-            f"{shared} already has a dataset {name!r} with other data; name the export otherwise"
-        )
-    return known
-
-
-def _dump(value: Json) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

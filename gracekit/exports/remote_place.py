@@ -24,7 +24,7 @@ from pathlib import Path
 
 from gracekit.errors import ExportError, RemoteDeniedError, RemoteError, RemoteNotFoundError
 from gracekit.exports.placing import MANIFEST, WRITTEN, files_below, some_of
-from gracekit.remote import RemoteFolder
+from gracekit.remote import RemoteFolder, RemoteObject
 from gracekit.store import StorePaths
 from gracekit.types import Json
 
@@ -102,29 +102,30 @@ class RemotePlace:
             if name != MANIFEST:
                 logger.debug("copying %s (%d of %d) to %s", name, number, len(names), self.folder)
                 self.folder.write(name, directory / name)
-        self._require_there(directory, [name for name in names if name != MANIFEST])
+        found = self.folder.list()
+        for name in names:
+            if name != MANIFEST:
+                self._require_there(found.get(name), directory / name, name)
         is_alone = self.folder.holds(UNFINISHED, sign)
         if not (is_alone and self.folder.write_new(MANIFEST, directory / MANIFEST)):
             raise ExportError(
                 f"another export went to {self.folder.url} meanwhile, so that what is there may "
                 "be of both. Export once more with --force, one at a time"
             )
-        self._require_there(directory, [MANIFEST])
+        self._require_there(self.folder.look_up(MANIFEST), directory / MANIFEST, MANIFEST)
         for name in sorted(self.there - {*names, UNFINISHED}):
             self.folder.remove(name)
         self.folder.remove(UNFINISHED)
 
-    def _require_there(self, directory: Path, names: list[str]) -> None:
+    def _require_there(self, found: RemoteObject | None, written: Path, name: str) -> None:
         """Raise `RemoteError` where what was told as written is not there."""
-        found = self.folder.list()
-        for name in names:
-            num_bytes = (directory / name).stat().st_size
-            if name not in found or found[name].num_bytes != num_bytes:
-                raise RemoteError(
-                    f"{self.folder.url} told {name} ({num_bytes:,} bytes) as written, and it is "
-                    "not there: somebody removes or replaces what is there, or the object store "
-                    "fails; export again"
-                )
+        num_bytes = written.stat().st_size
+        if found is None or found.num_bytes != num_bytes:
+            raise RemoteError(
+                f"{self.folder.url} told {name} ({num_bytes:,} bytes) as written, and it is not "
+                "there: somebody removes or replaces what is there, or the object store fails; "
+                "export again"
+            )
 
 
 def remote_manifest(url: str) -> Json | None:

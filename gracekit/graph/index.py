@@ -73,12 +73,14 @@ def load_index(
     return backend.load(directory, settings=settings, seed=seed)
 
 
-def load_graph(directory: Path, *, settings: GraphSection) -> KnnGraph | None:
+def load_graph(
+    directory: Path, *, settings: GraphSection, is_checked: bool = False
+) -> KnnGraph | None:
     """The graph of the index saved in `directory`, without its directions; None as `load_index`.
 
     For who only looks: of a large index it takes a fraction of the memory and the time.
     """
-    content = unbroken_seal(directory)
+    content = unbroken_seal(directory, is_checked=is_checked)
     if content is None:
         return None
     shape = tuple(content["made_for"]["shape"])
@@ -148,12 +150,14 @@ def grow_index(index: Index, num_rows: int, gone: Rows, settings: GraphSection) 
         gone: rows that it has.
         settings: as for `build_index`.
     """
-    unit = grown(index.unit, num_rows, 0)
-    unit[gone] = 0
     if backend_for(num_rows, settings) != index.backend:
-        return build_index(unit, settings, valid=has_direction(unit), seed=index.seed)
+        unit = grown(index.unit, num_rows, 0)
+        unit[gone] = 0
+        return build_index(unit, settings, valid=has_direction(unit), seed=index.seed, take=True)
     index.grow(num_rows)
     if len(gone):
+        unit = index.unit.copy()
+        unit[gone] = 0
         index.update(unit, gone)
     return index
 

@@ -18,6 +18,7 @@ from gracekit.refresher.previewing import PlanPreview, model_beside, plan_next
 from gracekit.samples import TokenTable
 from gracekit.tabular import ShortRepr
 from gracekit.types import Checkpoint, Json, Rows
+from gracekit.words import size
 
 _PROBE_TOKENS = 2048
 """Most tokens of a batch of the probe: a batch of the recipe's size may be what cannot fit."""
@@ -53,14 +54,14 @@ class CostEstimate(ShortRepr):
         found = []
         if self.memory_bytes > self.memory_free_bytes:
             found.append(
-                f"memory: {_gib(self.memory_bytes)} needed on {self.device}, "
-                f"{_gib(self.memory_free_bytes)} free; lower scoring.batch_tokens, or use "
+                f"memory: {size(self.memory_bytes)} needed on {self.device}, "
+                f"{size(self.memory_free_bytes)} free; lower scoring.batch_tokens, or use "
                 "scoring.dtype: bfloat16 or a larger device"
             )
         if self.disk_bytes > self.disk_free_bytes:
             found.append(
-                f"disk: {_gib(self.disk_bytes)} needed for the store, "
-                f"{_gib(self.disk_free_bytes)} free; free some, or name a store elsewhere"
+                f"disk: {size(self.disk_bytes)} needed for the store, "
+                f"{size(self.disk_free_bytes)} free; free some, or name a store elsewhere"
             )
         return found
 
@@ -149,7 +150,3 @@ def _disk_bytes(
     of_index = 8 * width + 8 * (k + 16) + 8 * recipe.graph.hnsw_m
     of_row = 2 * width + of_index + 4 * num_scores + 40
     return num_rows * of_row + num_measured * (2 * width + 4 * num_scores + 8) + 4 * num_tokens
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"

@@ -39,7 +39,7 @@ from gracekit.recipe import CheckpointSection, Recipe, ScoringSection, measured_
 from gracekit.refresher.flow import with_features_of_store
 from gracekit.refresher.sharing import device_facts
 from gracekit.scores.meaning import needs
-from gracekit.store import Offer, SharedWork, StorePaths, shared_work
+from gracekit.store import DamagedTokensError, Offer, SharedWork, StorePaths, shared_work
 from gracekit.types import Checkpoint, Json, Measurement, PinnedCheckpoint
 from gracekit.version.program import differences, own_code, program
 
@@ -188,6 +188,9 @@ class _Joined:
             with claim.kept(self._shared.beat_s):
                 try:
                     tokens = self._shared.tokens(offer, claim.shard)
+                except DamagedTokensError as error:
+                    logger.warning("%s: the refresher measures these rows itself", error)
+                    return None
                 except OSError:
                     return None  # the round is over
                 executor = self._executor.on(Shard(tokens))

@@ -26,11 +26,6 @@ from gracekit.version.header import Header
 
 logger = logging.getLogger(__name__)
 
-_FEATURE_SPACE = (
-    "features", "hidden_block", "feature_width", "feature_projection", "sketch_seed", "sketch_side",
-)  # fmt: skip
-"""Settings of scoring under which features compare."""
-
 
 def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> LastRefresh | None:
     """The newest refresh, whatever was selected or rolled back to since, as it stands for the data
@@ -44,7 +39,8 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
     header = store.header(version)
     cache = store.load_cache(version)
     scores = store.scores(version)
-    obstacle = _obstacle(header, recipe.scoring)
+    width = None if cache is None else cache.features.shape[1]
+    obstacle = _obstacle(header, recipe.scoring, width)
     if cache is None or obstacle is not None:
         obstacle = obstacle or "its features are missing or damaged"
         logger.warning(
@@ -84,22 +80,48 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
     return last
 
 
-def _obstacle(header: Header, scoring: ScoringSection) -> str | None:
-    """Why scores and features of a version do not compare with what would be measured now."""
+def _obstacle(header: Header, scoring: ScoringSection, width: int | None) -> str | None:
+    """Why scores and features of a version do not compare with what would be measured now.
+
+    Args:
+        header: Of the version.
+        scoring: As the recipe has it now.
+        width: That of the features which are kept; None: none are.
+    """
     before = header.settings.scoring
     if before is None or set(before.scores) != set(scoring.scores):
         return "the recipe asks for other scores"
-    if _feature_space(before) != _feature_space(scoring):
-        return "the recipe asks for other features"
-    return None
+    if width is None:
+        return None
+    differ = [
+        f"{key} {_shown(before, key)} then, {_shown(scoring, key)} now"
+        for key in _of_features(before, scoring, width)
+        if getattr(before, key) != getattr(scoring, key)
+    ]
+    return f"the recipe asks for other features: {', '.join(differ)}" if differ else None
 
 
-def _feature_space(scoring: ScoringSection) -> list[object]:
-    """Where nothing is projected, it does not matter how it would be."""
-    space = {key: getattr(scoring, key) for key in _FEATURE_SPACE}
-    if scoring.feature_width is None:
-        space.pop("feature_projection")
-    return list(space.values())
+def _of_features(before: ScoringSection, now: ScoringSection, width: int) -> list[str]:
+    """The settings that decide what features are, where those of `before` are so wide.
+
+    How means are projected decides nothing where neither projects them.
+    """
+    keys = ["features", "hidden_block", "sketch_seed", "sketch_side"]
+    if before.features == now.features == "gradient-sketch":
+        return keys
+    is_narrower = before.feature_projection == "orthogonal" and width < (before.feature_width or 0)
+    is_whole = before.feature_width is None or is_narrower  # of the model's own width
+    if is_whole and (
+        now.feature_width is None
+        or (now.feature_projection == "orthogonal" and width <= now.feature_width)
+    ):
+        return keys
+    return [*keys, "feature_width", "feature_projection"]
+
+
+def _shown(scoring: ScoringSection, key: str) -> str:
+    value = getattr(scoring, key)
+    return "null" if value is None else str(value)
 
 
 def _last_changes(store: Store, version: int, values: dict[str, Float32]) -> dict[str, Float32]:

@@ -74,7 +74,9 @@ def _near(questions: Questions, header: Header | None, cache: StoreCache | None)
     settings = None if header is None else header.settings.graph
     graph = None
     if cache is not None:
-        graph = load_graph(cache.index_directory, settings=settings or GraphSection())
+        graph = load_graph(
+            cache.index_directory, settings=settings or GraphSection(), is_checked=True
+        )
     if graph is None:
         lost = (
             "The features and the graph are not kept or are damaged; the next refresh makes them."

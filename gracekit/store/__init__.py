@@ -27,11 +27,12 @@ if TYPE_CHECKING:
         require_manifest,
         trainer_view,
     )
+    from gracekit.store.files.offers import DamagedTokensError, Offer
     from gracekit.store.files.parquet import damaged
     from gracekit.store.files.paths import StorePaths
     from gracekit.store.files.pinned import Pinned
     from gracekit.store.files.shards import ShardFiles
-    from gracekit.store.files.shared_work import Offer, SharedWork, shared_work
+    from gracekit.store.files.shared_work import SharedWork, shared_work
     from gracekit.store.files.uses import (
         KEPT_USES,
         LoggedUses,
@@ -87,7 +88,8 @@ _HOMES = {
     "gracekit.store.files.paths": ("StorePaths",),
     "gracekit.store.files.pinned": ("Pinned",),
     "gracekit.store.files.shards": ("ShardFiles",),
-    "gracekit.store.files.shared_work": ("Offer", "SharedWork", "shared_work"),
+    "gracekit.store.files.offers": ("DamagedTokensError", "Offer"),
+    "gracekit.store.files.shared_work": ("SharedWork", "shared_work"),
     "gracekit.store.files.uses": (
         "KEPT_USES",
         "LoggedUses",
@@ -131,6 +133,7 @@ __all__ = [
     "Answer",
     "CachePayload",
     "Claim",
+    "DamagedTokensError",
     "GcReport",
     "KnownFacts",
     "Lease",

@@ -29,7 +29,7 @@ from gracekit.store.files.samples import read_samples
 from gracekit.store.problems import RECOVER, RESTORE, RESTORE_ALL, Problem, problem, told
 from gracekit.store.reader import StoreReader
 from gracekit.store.recomputed import recompute
-from gracekit.store.retention import leftovers
+from gracekit.store.retention import leftovers, looked_back_at
 from gracekit.store.sql import database
 from gracekit.types import SampleTable
 from gracekit.version.header import Header
@@ -37,6 +37,10 @@ from gracekit.version.header import Header
 _REMEASURE = (
     "delete it: scores and versions are not affected, but the next refresh measures every sample "
     "once to make it anew, and `gracekit select` has to wait for that"
+)
+_LOOKED_BACK_AT = (
+    "restore it from a backup, or do without: versions are not affected, but the next refresh does "
+    "not know how scores changed at the last one"
 )
 _MOST_SHOWN = 20
 _SAMPLES = "restore it from a backup: versions need it"
@@ -52,25 +56,31 @@ def verify(store: StoreReader, *, deep: bool = False) -> list[Problem]:
         store: The store.
         deep: Also make again what other files tell (`recomputed`), and compare.
     """
+    return list(problems_of(store, deep=deep))
+
+
+def problems_of(store: StoreReader, *, deep: bool = False) -> Iterator[Problem]:
+    """The same one by one, as they are found."""
     paths = store.renew().paths
     versions = store.manifests()
-    problems = list(check_samples(store, versions))
+    yield from check_samples(store, versions)
     for version in versions:
-        problems += check_version(store, version)
+        yield from check_version(store, version)
     removed = sorted(store.look().records)
+    # Beside a damaged manifest it is not known which scores stay.
+    needed = looked_back_at(store) if versions == store.versions() else None
     for version in removed:
-        problems += check_removed(store, version)
+        yield from check_removed(store, version, needs_scores=version == needed)
     made = {*versions, *removed}
     if (what := missing_versions(made)) is not None:
-        problems.append(problem(store, paths.manifests, what, RESTORE))
+        yield problem(store, paths.manifests, what, RESTORE)
     for path in leftovers(store):
-        problems.append(problem(store, path, "is left of a version that gc removed", RECOVER))
-    problems += check_unversioned(store)
-    problems += _check_pinned(store, versions)
-    problems += _check_published(store, made)
+        yield problem(store, path, "is left of a version that gc removed", RECOVER)
+    yield from check_unversioned(store)
+    yield from _check_pinned(store, versions)
+    yield from _check_published(store, made)
     if deep:
-        problems += recompute(store)
-    return problems
+        yield from recompute(store)
 
 
 def missing_versions(made: Collection[int]) -> str | None:
@@ -146,8 +156,16 @@ def _samples_if_whole(store: StoreReader, version: int) -> SampleTable | None:
         return None
 
 
-def check_removed(store: StoreReader, version: int) -> Iterator[Problem]:
-    """Of a removed version its record and what was measured at it are left, and no manifest."""
+def check_removed(
+    store: StoreReader, version: int, *, needs_scores: bool = False
+) -> Iterator[Problem]:
+    """Of a removed version its record and what was measured at it are left, and no manifest.
+
+    Args:
+        store: The store.
+        version: One with a removal record.
+        needs_scores: Its scores have to be there too: the next refresh looks back at them.
+    """
     record = store.paths.find(store.paths.removal(version))
     try:
         header = store.header(version)
@@ -156,11 +174,14 @@ def check_removed(store: StoreReader, version: int) -> Iterator[Problem]:
         return
     if header.version != version:
         yield problem(store, record, f"its header says version {header.version}", RESTORE)
-    entry = header.files.get(store.paths.relative(store.paths.measured(version)))
-    measured = store.paths.find(store.paths.measured(version))
-    if entry is None:
-        return
-    yield from check_named(store, [(measured, entry)])
+    for named, advice in (
+        (store.paths.measured(version), RESTORE),
+        *([(store.paths.scores(version), _LOOKED_BACK_AT)] if needs_scores else []),
+    ):
+        entry = header.files.get(store.paths.relative(named))
+        if entry is None:  # a reselect, of which nothing is left
+            return
+        yield from check_named(store, [(store.paths.find(named), entry)], advice)
     for file, what in _history_damage(store, header, None):
         yield problem(store, file, what, RESTORE)
 

@@ -16,7 +16,8 @@ from gracekit.store.files.migrations import is_old
 from gracekit.store.files.parquet import is_sealed
 from gracekit.store.files.paths import JSON_NAME, numbered
 from gracekit.store.files.sealing import check_json
-from gracekit.store.files.shards import SUFFIX, is_whole_shard
+from gracekit.store.files.shards import SHARED, SUFFIX, is_whole_shard
+from gracekit.store.files.shared_work import damaged_offers
 from gracekit.store.files.uses import read_uses
 from gracekit.store.problems import RESTORE, RESTORE_ALL, Problem, problem, told
 from gracekit.store.reader import StoreReader
@@ -25,6 +26,7 @@ from gracekit.version.header import FileInfo
 _UNSEALED = "has no checksum: an earlier gracekit or another program wrote it, or it is damaged"
 _USES = "delete it: a run that goes on from this step, and the next refresh, do without it"
 _SHARD = "nothing is lost: the next refresh measures these samples again"
+_OFFER = "nothing is lost: the refresh measures without other hosts"
 _LEASE = "nothing to do: its trainer writes it anew within a minute, and gc drops it otherwise"
 
 
@@ -71,6 +73,10 @@ def check_unversioned(store: StoreReader) -> Iterator[Problem]:
     for shard in sorted(paths.shards.glob(f"*/*{SUFFIX}")):
         if not is_whole_shard(shard):
             yield problem(store, shard, "differs from its checksum", _SHARD)
+    for task in sorted(paths.shards.glob(f"*{SHARED}/*.json")):
+        yield from _check_text(store, task, _OFFER, is_required=True)
+    for offer, what in damaged_offers(paths):
+        yield problem(store, offer, what, _OFFER)
 
 
 def _check_info(store: StoreReader) -> Iterator[Problem]:

@@ -8,15 +8,19 @@ touched is kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gracekit import files
+from gracekit.errors import StoreWriteError
 from gracekit.store.files.pinned import Pinned
 from gracekit.store.files.sealing import sealed_json
 from gracekit.store.reader import StoreReader
 from gracekit.version.json_text import clean_text
+
+_NUM_TRIES = 5
 
 
 def pin(store: StoreReader, version: int, note: str = "") -> Pinned:
@@ -36,12 +40,7 @@ def pin(store: StoreReader, version: int, note: str = "") -> Pinned:
         path.write_text(text, encoding="utf-8")
 
     try:
-        with files.clear_write_errors(marker):
-            files.make_directory(marker.parent)
-            # In place: without the lock, a start-up would clear a temporary name away.
-            files.fill(marker, write)
-            files.sync_file(marker)
-            files.sync_directory(marker.parent)
+        _write_whole(marker, write)
         store.require_kept(version)
     except Exception:
         if not was_pinned:
@@ -49,6 +48,19 @@ def pin(store: StoreReader, version: int, note: str = "") -> Pinned:
                 files.remove(marker)
         raise
     return Pinned(version=version, note=note, pinned_at=now)
+
+
+def _write_whole(marker: Path, write: Callable[[Path], None]) -> None:
+    """Old or new, whatever comes between. Without the lock a start-up may clear the temporary file
+    away; then it is written again.
+    """
+    for _ in range(_NUM_TRIES - 1):
+        try:
+            return files.write_atomic(marker, write)
+        except StoreWriteError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+    return files.write_atomic(marker, write)
 
 
 def unpin(store: StoreReader, version: int) -> bool:

@@ -199,10 +199,18 @@ def _files_needed_by(store: StoreReader, kept: Iterable[int]) -> set[str] | None
             except StoreFormatError:
                 return None
         needed |= set(header.files)
-    before = store.newest_scores(before=store.newest_scores())
+    before = looked_back_at(store)
     if before is not None:
         needed.add(store.paths.relative(store.paths.scores(before)))
     return needed
+
+
+def looked_back_at(store: StoreReader) -> int | None:
+    """The version whose scores the next refresh compares with those that it builds on, if any.
+
+    They stay when the version is removed.
+    """
+    return store.newest_scores(before=store.newest_scores())
 
 
 def _lies_in_store(name: str) -> bool:

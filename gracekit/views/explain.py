@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gracekit.errors import QueryError, StoreFormatError
-from gracekit.graph import load_index, symmetric, unit_features
+from gracekit.graph import load_graph, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection
 from gracekit.refresher.last import places_without
@@ -226,8 +226,8 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
     header, samples, scores = store.header(version), store.samples(version), store.scores(version)
     graph_version, cache = kept_cache(store, version)
     graph_settings = store.header(graph_version).settings.graph or GraphSection()
-    index = load_index(cache.index_directory, settings=graph_settings)
-    if index is None:
+    graph = load_graph(cache.index_directory, settings=graph_settings, is_checked=True)
+    if graph is None:
         raise lost_cache(store, version)
     coreset = store.coreset(version).sort_by("rank")
     parent = None
@@ -243,7 +243,7 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
         inputs=SelectionInputs(
             scores=scores,
             samples=samples,
-            graph=symmetric(index.graph),
+            graph=symmetric(graph),
             parent=parent,
             places=places,
             state=None if drawn is None else drawn.state,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gracekit.graph import load_index, unit_features
+from gracekit.graph import load_graph, unit_features
 from gracekit.recipe import GraphSection
 from gracekit.store import StoreReader
 from gracekit.types import Bool, Float32, KnnGraph, SampleMap
@@ -23,8 +23,8 @@ def sample_map(store: StoreReader, version: int) -> SampleMap:
     samples, scores = store.samples(version), store.scores(version)
     graph_version, cache = kept_cache(store, version)
     settings = store.header(graph_version).settings.graph or GraphSection()
-    index = load_index(cache.index_directory, settings=settings)
-    if index is None:
+    graph = load_graph(cache.index_directory, settings=settings, is_checked=True)
+    if graph is None:
         raise lost_cache(store, version)
     drawn, n = store.drawn(version), len(samples)
     unit = unit_features(cache.features.astype(np.float32), cache.valid)
@@ -33,7 +33,7 @@ def sample_map(store: StoreReader, version: int) -> SampleMap:
         scores=scores,
         probabilities=None if drawn is None or drawn.draw is None else drawn.draw.probabilities,
         coordinates=on_plane(unit, np.einsum("ij,ij->i", unit, unit) > 0)[:n],
-        graph=_of_first(index.graph, n),
+        graph=_of_first(graph, n),
     )
 
 

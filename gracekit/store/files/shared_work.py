@@ -4,7 +4,7 @@
     ended.json            the same, once it is known that its refresher has ended: nobody joins it
     target.tokens         the tokens of the target set, where there is one
     000001.offer          the rows of one round, cut into shards
-    000001.tokens         their tokens
+    000001.tokens         their tokens (`offers`)
     000001-000002.0.claim who measures the third shard of it; .1 who does when the first one ended
     000001000002.shard    its result, as a finished shard of any refresh
 
@@ -19,14 +19,12 @@ The refresher alone makes and removes offers, and moves results into the shards 
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,16 @@ from gracekit.errors import StoreFormatError
 from gracekit.foreign import foreign
 from gracekit.process import is_alive, is_of_this_boot, pid_namespace
 from gracekit.store.files.claims import Claim
+from gracekit.store.files.offers import (
+    DamagedTokensError,
+    Offer,
+    Tokens,
+    packed,
+    read_offer,
+    read_tokens,
+    tokens_of,
+    without_checksum,
+)
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.sealing import read_sealed_json, sealed_json
 from gracekit.store.files.shards import (
@@ -46,7 +54,7 @@ from gracekit.store.files.shards import (
     remove_whole,
     write_shard,
 )
-from gracekit.types import Bool, Int32, Int64, Json, Measurement, Rows
+from gracekit.types import Int64, Json, Measurement, Rows
 
 BEATS_A_LEASE = 6
 """Renewals of a claim in the time after which it counts as abandoned."""
@@ -56,31 +64,6 @@ MAX_GENERATIONS = 3
 _TASK, _ENDED, _TARGET = "task.json", "ended.json", "target.tokens"
 _OFFER = re.compile(r"(\d{6,})\.offer")
 _CLAIM = re.compile(r"(\d{6,})-(\d{6})\.(\d+)\.claim")
-
-Tokens = list[tuple[Int32, Bool]]
-"""(token ids, loss mask) of some rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """The shards of one round."""
-
-    number: int
-    rows: Rows
-    """[m] of all shards, one after the other."""
-    ends: Int64
-    """[s] where each shard ends in `rows`."""
-    lengths: Int64
-    """[m] tokens of each row."""
-    is_look: bool
-    """Whether only features are wanted."""
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def place(self, shard: int) -> slice:
-        """Where the rows of a shard stand."""
-        return slice(int(self.ends[shard - 1]) if shard else 0, int(self.ends[shard]))
 
 
 class SharedWork:
@@ -148,13 +131,11 @@ class SharedWork:
         def write_tokens(place: Path) -> None:
             with place.open("wb") as file:
                 for part in shards:
-                    file.write(_packed(take(part)))
+                    file.write(packed(take(part)))
 
         files.write_atomic(path.with_suffix(".tokens"), write_tokens)
-        buffer = io.BytesIO()
-        is_look = np.array(look)
-        np.savez(buffer, rows=offer.rows, ends=offer.ends, lengths=offer.lengths, is_look=is_look)
-        files.write_atomic(path, lambda place: _write_bytes(place, buffer.getvalue()))
+        content = offer.to_bytes()
+        files.write_atomic(path, lambda place: _write_bytes(place, content))
         return offer
 
     def withdraw(self, offer: Offer) -> None:
@@ -244,9 +225,7 @@ class SharedWork:
             return None
         path = self._offer_path(max(numbers))
         try:
-            with foreign(path, StoreFormatError), np.load(path, allow_pickle=False) as file:
-                arrays = file["rows"], file["ends"], file["lengths"]
-                return Offer(max(numbers), *arrays, is_look=bool(file["is_look"]))
+            return read_offer(path, max(numbers))
         except StoreFormatError:
             if path.exists():
                 raise
@@ -257,17 +236,15 @@ class SharedWork:
         return self._offer_path(offer.number).exists()
 
     def tokens(self, offer: Offer, shard: int) -> Tokens:
-        """The tokens of a shard; OSError where the round is over."""
-        before = offer.place(shard)
-        start = int(offer.lengths[: before.start].sum())
-        lengths = offer.lengths[before]
-        path = self._offer_path(offer.number).with_suffix(".tokens")
-        flat = np.fromfile(path, np.int32, int(lengths.sum()), offset=4 * start)
-        return _unpacked(flat, lengths)
+        """The tokens of a shard.
+
+        Raises OSError where the round is over, `DamagedTokensError` where they are damaged.
+        """
+        return tokens_of(self._offer_path(offer.number), offer, shard)
 
     def target_tokens(self, lengths: Int64) -> Tokens:
-        """The tokens of the target set, of these lengths; OSError where the refresh is over."""
-        return _unpacked(np.fromfile(self.directory / _TARGET, np.int32), lengths)
+        """The tokens of the target set, of these lengths; raises as `tokens`."""
+        return read_tokens(self.directory / _TARGET, lengths)
 
     def save(self, offer: Offer, shard: int, result: Measurement) -> bool:
         """Hand a result over; False where the round is over and nobody needs it, or where another
@@ -339,7 +316,7 @@ class SharedWork:
         return self.directory / f"{offer.number:06d}{shard:06d}{SUFFIX}"
 
     def _write_tokens(self, path: Path, tokens: Tokens) -> None:
-        files.write_atomic(path, lambda place: _write_bytes(place, _packed(tokens)))
+        files.write_atomic(path, lambda place: _write_bytes(place, packed(tokens)))
 
 
 def shared_work(paths: StorePaths) -> list[str]:
@@ -366,16 +343,27 @@ def _number_of(name: str) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
-def _packed(tokens: Tokens) -> bytes:
-    """int32, the complement of the id where a token carries loss."""
-    return b"".join(np.where(mask, ~ids, ids).astype(np.int32).tobytes() for ids, mask in tokens)
-
-
-def _unpacked(flat: Int32, lengths: Int64) -> Tokens:
-    if len(flat) != lengths.sum():
-        raise OSError("the tokens are cut off")
-    parts = np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []
-    return [(np.where(part < 0, ~part, part), part < 0) for part in parts]
+def damaged_offers(paths: StorePaths) -> list[tuple[Path, str]]:
+    """What is offered and differs from its checksum; what goes meanwhile is not."""
+    found: list[tuple[Path, str]] = []
+    for path in sorted(paths.shards.glob(f"*{SHARED}/{_TARGET}")):
+        try:
+            without_checksum(path.read_bytes())
+        except OSError:
+            continue
+        except ValueError as error:
+            found.append((path, str(error)))
+    for path in sorted(paths.shards.glob(f"*{SHARED}/*.offer")):
+        try:
+            offer = read_offer(path, 0)
+            for shard in range(len(offer)):
+                tokens_of(path, offer, shard)
+        except (StoreFormatError, DamagedTokensError) as error:
+            if path.exists():
+                found.append((path, str(error)))
+        except OSError:
+            continue
+    return found
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
