@@ -317,7 +317,8 @@ def restore_spread(
     share = next((each for each in (1.0, 0.5, 0.25) if cosine(each) >= enough), 0.0)
     if share > 0:
         made = share * stretch
-        _map_rows(features, rows, lambda block: block + (block - mean) @ made)
+        offset, matrix = -(mean @ made).astype(np.float32), made.astype(np.float32)
+        _map_rows(features, rows, _Map(offset=offset, matrix=matrix))
     return share
 
 
