@@ -33,11 +33,12 @@ _MOST_ROUNDS = 8
 _SETTLED = 0.02
 """Share of the lists' entries that a round changes when it is the last one."""
 _MOST_AROUND = 20
-"""Neighbours by which a round goes on, and as many rows that list a row: a round costs at most
-n · (2 · 20)² / 2 cosines, however long the lists are."""
+"""Neighbours by which a round goes on, and at most twice as many rows that list a row: a round
+costs at most n · (3 · 20)² / 2 cosines, however long the lists are. With room for no more rows that
+list a row than neighbours, rows that many others list found 1 % fewer."""
 _NUM_ASKED, _CROWDED = 200, 200
 """A round that leads each row to more others than this, by a sample, compares those around a row
-together, as reading them is what costs then; else each row with them. Both find the same."""
+together, as reading them is what costs then; else each row with them."""
 _WORSE = 0.03
 """Improved lists whose recall is so much lower than when lists were found from nothing are
 dropped, and found from nothing."""
@@ -116,7 +117,7 @@ class DescentIndex(NeighborLists):
                 break
         order = np.concatenate(met)  # similar rows in a row: what one reads the next reads again
         most = min(self._neighbors.shape[1], _MOST_AROUND)
-        around = np.empty((len(present), 2 * most), np.int32)
+        around = np.empty((len(present), 3 * most), np.int32)
         for _ in range(_MOST_ROUNDS):
             join(self._neighbors, lists[2], most, around)
             asked = rng.choice(order, min(len(order), _NUM_ASKED), replace=False)

@@ -229,10 +229,10 @@ def _enter(
 def explore_together(
     unit: Float32, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
 ) -> int:
-    """The same round as `explore`: compare with each other those around each row, and itself.
+    """The same round as `explore` while there is room around rows: compare those around each row.
 
-    They are read once for all their pairs, where `explore` reads a row for each product; but two
-    rows are compared again around every row that is near both.
+    With each other, and with the row. They are read once for all their pairs, where `explore` reads
+    a row for each product; but two rows are compared again around every row that is near both.
     """
     last = neighbors.shape[1] - 1
     most = (around.shape[1] + 4) // 4 * 4
