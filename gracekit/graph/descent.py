@@ -111,7 +111,8 @@ class DescentIndex(NeighborLists):
         for number in range(1, _MOST_PASSES + 1):
             met = []
             for cell in cells(self.unit, np.flatnonzero(present), rng):
-                offer(cell, self.unit[cell] @ self.unit[cell].T, fresh, *lists)
+                at = self.unit[cell]  # read once, and a product with itself takes half as long
+                offer(cell, at @ at.T, fresh, *lists)
                 met.append(cell)
             if truth is None or (number >= _LEAST_PASSES and self._share(truth) >= _ENOUGH):
                 break
