@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from gracekit.graph.descent import DescentIndex
-from gracekit.graph.directions import exact_neighbors
+from gracekit.graph.directions import TrueNeighbors, exact_neighbors
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
 from gracekit.rounding import to_float16
@@ -122,7 +122,7 @@ class TwoPeaks(Meter):
 def planted_lists(cluster: Rows) -> Iterator[None]:
     """The first graph by knowledge of the clusters: the nearest of each row's own cluster."""
 
-    def search(index: DescentIndex, rows: Rows, *, num_passes: int) -> None:
+    def search(index: DescentIndex, rows: Rows, truth: TrueNeighbors | None = None) -> None:
         order = np.argsort(cluster, kind="stable")
         for members in np.split(order, np.cumsum(np.bincount(cluster))[:-1]):
             lists = exact_neighbors(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from gracekit.graph import (
     unit_features,
 )
 from gracekit.graph.descent import DescentIndex
-from gracekit.graph.descent_loops import explore, join, rescore
+from gracekit.graph.descent_loops import (
+    count_beyond,
+    explore,
+    explore_together,
+    join,
+    rescore,
+)
 from gracekit.graph.directions import grown, has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
@@ -393,9 +400,16 @@ def test_a_round_against_a_slow_twin(n: int, seed: int) -> None:
                     seen.add(beyond)
         best = [float(unit[row] @ unit[other]) for other in seen - {row}]
         truth.append(np.array(sorted(best, reverse=True)[:k]))
-    for order in (np.arange(n), rng.permutation(n)):
+    beyond = [{row, *near[row]}.union(*(near[i] for i in near[row])) - {row} for row in range(n)]
+    returning = sum(bool(near[row]) for row in range(n))  # a row is around those around it
+    direct = sum(len(near[row] - set().union(*(near[i] for i in near[row]))) for row in range(n))
+    counted = count_beyond(around, np.arange(n))
+    assert counted == sum(map(len, beyond)) + returning - direct
+    for order, walk in itertools.product(
+        (np.arange(n), rng.permutation(n)), (explore, explore_together)
+    ):
         lists = neighbors.copy(), cosines.copy(), news.copy()
-        explore(unit, around, order, *lists)
+        walk(unit, around, order, *lists)
         for row in range(n):
             found = np.sort(
                 np.einsum("d,kd->k", unit[row], unit[lists[0][row]])[lists[0][row] >= 0]

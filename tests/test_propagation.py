@@ -18,7 +18,7 @@ from sklearn.linear_model import Ridge
 from gracekit.audit import rank_correlation
 from gracekit.graph import build_index, effective_rank, symmetric, unit_features
 from gracekit.propagation import Propagated, estimate_features, propagate_scores
-from gracekit.propagation.diffusion import spread, transition
+from gracekit.propagation.diffusion import Paths, spread, transition
 from gracekit.propagation.features import restore_spread, row_cosines
 from gracekit.propagation.gates import folds, share_that_helps, simplest_good
 from gracekit.propagation.kernel import PENALTIES, Kernel
@@ -134,6 +134,25 @@ def test_spread_against_dense_powers() -> None:
         expected = (operator[:, rows] @ values) / (mass + 0.05)[:, None]
         np.testing.assert_allclose(arrived[hops].mass, mass, atol=1e-5)
         np.testing.assert_allclose(arrived[hops].values, expected, atol=1e-4)
+
+
+@given(n=st.integers(1, 60), num_asked=st.integers(0, 60), seed=st.integers(0, 99))
+def test_paths_to_some_rows_have_the_bytes_of_a_walk_over_all(
+    n: int, num_asked: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    walk = transition(random_graph(n, rng), rng.random(n) < 0.8)
+    rows = rng.permutation(n)[: rng.integers(1, n + 1)]
+    values = rng.standard_normal((len(rows), 3), np.float32)
+    asked = rng.permutation(n)[:num_asked]
+    for hops in ((1,), (1, 3), (2, 5)):
+        everywhere = spread(walk, rows, values, damping=0.7, hops=hops)
+        of_all = Paths(walk, rows, None, hops=hops).spread(values, damping=0.7)
+        of_some = Paths(walk, rows, asked, hops=hops).spread(values, damping=0.7)
+        for hop, slow in everywhere.items():
+            np.testing.assert_array_equal(of_all[hop].values, slow.values)
+            np.testing.assert_array_equal(of_some[hop].values, slow.values[asked])
+            np.testing.assert_array_equal(of_some[hop].mass, slow.mass[asked])
 
 
 def kernel_world() -> tuple[Kernel, Float64, Rows, Float64, NDArray[np.int64]]:

@@ -8,22 +8,37 @@ from typing import Any
 import numpy as np
 
 from gracekit.graph.cells import cells
-from gracekit.graph.descent_loops import explore, join, offer, rescore
-from gracekit.graph.directions import has_direction, recall
+from gracekit.graph.descent_loops import (
+    count_beyond,
+    explore,
+    explore_together,
+    join,
+    offer,
+    rescore,
+)
+from gracekit.graph.directions import TrueNeighbors, has_direction
 from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
 from gracekit.types import Bool, Float32, Rows
 
 _BLOCK = 65_536
 """Rows of which a copy is made at a time."""
-_NUM_PASSES = 3
-"""How often rows without neighbours are divided into cells, each time around other pivots."""
+_LEAST_PASSES, _ENOUGH, _MOST_PASSES = 3, 0.4, 20
+"""Rows without neighbours are divided into cells, each time around other pivots, until a sample of
+them lists so many of its true neighbours: with fewer, some rows know none at all, and descent leads
+to nobody. The more rows there are the more passes it takes: two random rows that are alike fall
+into one of c cells with a probability of about c to the power of -1/3 where cosines are .5. Three
+at least: of one pass no list leads out of its cell."""
 _MOST_ROUNDS = 8
 _SETTLED = 0.02
 """Share of the lists' entries that a round changes when it is the last one."""
 _MOST_AROUND = 20
-"""Neighbours by which a round goes on, and as many rows that list a row: a round costs at most
-n · (2 · 20)² cosines, however long the lists are."""
+"""Neighbours by which a round goes on, and at most twice as many rows that list a row: a round
+costs at most n · (3 · 20)² / 2 cosines, however long the lists are. With room for no more rows that
+list a row than neighbours, rows that many others list found 1 % fewer."""
+_NUM_ASKED, _CROWDED = 200, 200
+"""A round that leads each row to more others than this, by a sample, compares those around a row
+together, as reading them is what costs then; else each row with them."""
 _WORSE = 0.03
 """Improved lists whose recall is so much lower than when lists were found from nothing are
 dropped, and found from nothing."""
@@ -45,8 +60,9 @@ class DescentIndex(NeighborLists):
         super().__init__(unit, settings=settings, seed=seed)
         self._forget_lists(settings.num_neighbors + settings.num_spare)
         present = np.flatnonzero(has_direction(unit))
-        self._search(present, num_passes=_NUM_PASSES)
-        self._least_recall = self._recall(present) - _WORSE
+        truth = self._truth(present)
+        self._search(present, truth)
+        self._least_recall = self._share(truth) - _WORSE
         self._publish()
 
     def update(self, features: Float32, moved: Rows) -> bool:
@@ -62,20 +78,24 @@ class DescentIndex(NeighborLists):
         present, here = np.flatnonzero(has), has[moved]
         has_list = self._neighbors[moved, 0] >= 0
         arrived, turned = moved[here & ~has_list], moved[here & has_list]
-        self._search(turned, num_passes=1)
-        is_lost = len(turned) > 0 and self._recall(turned) < self._least_recall
+        self._search(turned)
+        is_lost = len(turned) > 0 and self._share(self._truth(turned)) < self._least_recall
         if is_lost:
             self._neighbors[turned], self._cosines[turned] = -1, -np.inf
             arrived = moved[here]
         if len(arrived):
-            self._search(arrived, num_passes=_NUM_PASSES)
+            self._search(arrived, self._truth(arrived))
         if is_lost or 2 * len(arrived) > len(present):  # how many can be found has changed
-            self._least_recall = self._recall(present) - _WORSE
+            self._least_recall = self._share(self._truth(present)) - _WORSE
         self._publish()
         return is_lost
 
-    def _search(self, rows: Rows, *, num_passes: int) -> None:
-        """Look for better neighbours of the rows, and for lists that they should be in."""
+    def _search(self, rows: Rows, truth: TrueNeighbors | None = None) -> None:
+        """Look for better neighbours of the rows, and for lists that they should be in.
+
+        `truth` is that of rows which have no lists: they are divided into cells until enough of it
+        is found, the others once.
+        """
         present = has_direction(self.unit)
         fresh: Bool = np.zeros(len(present), bool)
         fresh[rows] = True
@@ -88,23 +108,33 @@ class DescentIndex(NeighborLists):
         fresh |= short
         lists[2][short] = True
         rng = np.random.default_rng(self.seed)
-        for _ in range(num_passes):
+        for number in range(1, _MOST_PASSES + 1):
             met = []
             for cell in cells(self.unit, np.flatnonzero(present), rng):
-                offer(cell, self.unit[cell] @ self.unit[cell].T, fresh, *lists)
+                at = self.unit[cell]  # read once, and a product with itself takes half as long
+                offer(cell, at @ at.T, fresh, *lists)
                 met.append(cell)
+            if truth is None or (number >= _LEAST_PASSES and self._share(truth) >= _ENOUGH):
+                break
         order = np.concatenate(met)  # similar rows in a row: what one reads the next reads again
         most = min(self._neighbors.shape[1], _MOST_AROUND)
-        around = np.empty((len(present), 2 * most), np.int32)
+        around = np.empty((len(present), 3 * most), np.int32)
         for _ in range(_MOST_ROUNDS):
             join(self._neighbors, lists[2], most, around)
-            num_entered = explore(self.unit, around, order, *lists)
+            asked = rng.choice(order, min(len(order), _NUM_ASKED), replace=False)
+            is_crowded = count_beyond(around, asked) > _CROWDED * len(asked)
+            walk = explore_together if is_crowded else explore
+            num_entered = walk(self.unit, around, order, *lists)
             if num_entered <= _SETTLED * fresh.sum() * self._neighbors.shape[1]:
                 break
 
-    def _recall(self, rows: Rows) -> float:
-        k = self.settings.num_neighbors
-        return recall(self.unit, self._neighbors[:, :k], rows, seed=self.seed)
+    def _truth(self, rows: Rows) -> TrueNeighbors:
+        """Of a sample of the rows."""
+        return TrueNeighbors.of(self.unit, rows, self.settings.num_neighbors, seed=self.seed)
+
+    def _share(self, truth: TrueNeighbors) -> float:
+        """Of the true neighbours in the lists."""
+        return truth.share_in(self._neighbors[:, : self.settings.num_neighbors], self.unit)
 
     def _more_arrays(self) -> dict[str, Any]:
         return {"least_recall": self._least_recall}

@@ -19,6 +19,7 @@ from gracekit.types import Bool, Float32, Int32, Rows
 _LISTS = int32[:, ::1], float32[:, ::1], boolean[:, ::1]
 _MATRIX = types.Array(float32, 2, "C", readonly=True)
 _MASK = read_only(boolean)
+_AROUND = types.Array(int32, 2, "C", readonly=True)
 
 
 @summing
@@ -116,7 +117,23 @@ def join(neighbors: Int32, news: Bool, most: int, around: Int32) -> None:
                 size[other] += 1
 
 
-@compiled(int64(_MATRIX, types.Array(int32, 2, "C", readonly=True), read_only(int64), *_LISTS))
+@compiled(int64(_AROUND, read_only(int64)))
+def count_beyond(around: Int32, rows: Rows) -> int:
+    """How many different rows are around those around each of the rows [q], added up."""
+    seen = np.full(len(around), -1, np.int64)
+    count = 0
+    for place in range(len(rows)):
+        for entry in around[rows[place]]:
+            if entry < 0:
+                break
+            for beyond in around[entry >> 1]:
+                if beyond >= 0 and seen[beyond >> 1] != place:
+                    seen[beyond >> 1] = place
+                    count += 1
+    return count
+
+
+@compiled(int64(_MATRIX, _AROUND, read_only(int64), *_LISTS))
 def explore(
     unit: Float32, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
 ) -> int:
@@ -158,4 +175,108 @@ def explore(
                 if cosine > cosines[row, width - 1]:
                     _insert(neighbors[row], cosines[row], news[row], other, cosine, width - 1)
                     num_entered += 1
+    return num_entered
+
+
+@summing
+def _products_of_four(a: Float32, b: Float32, products: Float32) -> None:
+    """Fill [4, 4] with the inner products of four rows [4, d] with four others."""
+    a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
+    b0, b1, b2, b3 = b[0], b[1], b[2], b[3]
+    s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
+    s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = np.float32(0)
+    for i in range(a.shape[1]):
+        x0, x1, x2, x3 = a0[i], a1[i], a2[i], a3[i]
+        y0, y1, y2, y3 = b0[i], b1[i], b2[i], b3[i]
+        s00 += x0 * y0
+        s01 += x0 * y1
+        s02 += x0 * y2
+        s03 += x0 * y3
+        s10 += x1 * y0
+        s11 += x1 * y1
+        s12 += x1 * y2
+        s13 += x1 * y3
+        s20 += x2 * y0
+        s21 += x2 * y1
+        s22 += x2 * y2
+        s23 += x2 * y3
+        s30 += x3 * y0
+        s31 += x3 * y1
+        s32 += x3 * y2
+        s33 += x3 * y3
+    products[0, 0], products[0, 1], products[0, 2], products[0, 3] = s00, s01, s02, s03
+    products[1, 0], products[1, 1], products[1, 2], products[1, 3] = s10, s11, s12, s13
+    products[2, 0], products[2, 1], products[2, 2], products[2, 3] = s20, s21, s22, s23
+    products[3, 0], products[3, 1], products[3, 2], products[3, 3] = s30, s31, s32, s33
+
+
+@inlined
+def _enter(
+    row: int, other: int, cosine: np.float32, neighbors: Int32, cosines: Float32, news: Bool
+) -> int:
+    """Put `other` into the row's list unless it is there; 1 where it was not."""
+    listed = neighbors[row]
+    known = 0
+    for at in range(len(listed)):  # all of them, without a branch: a vector at a time
+        known += listed[at] == other
+    if known:
+        return 0
+    _insert(listed, cosines[row], news[row], other, cosine, len(listed) - 1)
+    return 1
+
+
+@compiled(int64(_MATRIX, _AROUND, read_only(int64), *_LISTS))
+def explore_together(
+    unit: Float32, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
+) -> int:
+    """The same round as `explore` while there is room around rows: compare those around each row.
+
+    With each other, and with the row. They are read once for all their pairs, where `explore` reads
+    a row for each product; but two rows are compared again around every row that is near both.
+    """
+    last = neighbors.shape[1] - 1
+    most = (around.shape[1] + 4) // 4 * 4
+    members = np.empty(most, np.int64)
+    at_hand = np.zeros((most, unit.shape[1]), np.float32)
+    products = np.empty((most, most), np.float32)
+    near, bars = np.empty(most, np.int64), np.empty(most, np.float32)
+    least = cosines[:, last].copy()  # close together, so that asking for it reads less
+    news[:] = False
+    num_entered = 0
+    for between in order:
+        size = 0
+        for wanted in (1, 0):
+            for entry in around[between]:
+                if entry >= 0 and entry & 1 == wanted:
+                    members[size] = entry >> 1
+                    size += 1
+            if wanted == 1:
+                num_news = size
+                if size == 0:
+                    break
+        if num_news == 0:
+            continue
+        members[size] = between
+        size += 1
+        for place in range(size):
+            at_hand[place] = unit[members[place]]
+            bars[place] = least[members[place]]
+        for i in range(0, num_news, 4):
+            for j in range(i, size, 4):
+                _products_of_four(
+                    at_hand[i : i + 4], at_hand[j : j + 4], products[i : i + 4, j : j + 4]
+                )
+        for i in range(num_news):
+            num_near = 0
+            for j in range(i + 1, size):  # without a branch, which would be foretold badly
+                near[num_near] = j
+                num_near += (products[i, j] > bars[i]) | (products[i, j] > bars[j])
+            for j in near[:num_near]:
+                for at, beside in ((i, j), (j, i)):
+                    if products[i, j] > bars[at]:
+                        row = members[at]
+                        num_entered += _enter(
+                            row, members[beside], products[i, j], neighbors, cosines, news
+                        )
+                        least[row] = bars[at] = cosines[row, last]
     return num_entered

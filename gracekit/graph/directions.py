@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -110,22 +111,44 @@ def exact_neighbors(
     return neighbors, cosines
 
 
-def recall(unit: Float32, neighbors: Int32, rows: Rows, *, seed: int) -> float:
-    """Share of the true nearest in the lists [n, k] of sampled rows; 1 where there are none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrueNeighbors:
+    """How near the true nearest of some sampled rows are: what lists are compared with."""
 
-    A listed row counts when it is as similar as the true k-th: duplicates may stand in.
-    """
-    sample = np.random.default_rng(seed).permutation(rows)[:_NUM_QUERIED]
-    listed = neighbors[sample]
-    present = np.flatnonzero(has_direction(unit))
-    _, truth = exact_neighbors(unit, sample, present, listed.shape[1])
-    num_true = np.isfinite(truth).sum(axis=1)
-    if not num_true.any():
-        return 1.0
-    least = np.take_along_axis(truth, np.maximum(num_true - 1, 0)[:, None], 1)
-    cosine = np.einsum("qd,qkd->qk", unit[sample], unit[listed])
-    found = (listed >= 0) & (cosine >= least - 1e-5)
-    return float(found.sum() / num_true.sum())
+    rows: Rows
+    """[q] sampled."""
+    least: Float32
+    """[q] cosine of the true k-th."""
+    num: int
+    """How many neighbours there are to find, of all sampled rows together."""
+
+    @classmethod
+    def of(cls, unit: Float32, rows: Rows, k: int, *, seed: int) -> TrueNeighbors:
+        """Find the k nearest of some of the rows among all that have a direction."""
+        sample = np.random.default_rng(seed).permutation(rows)[:_NUM_QUERIED]
+        present = np.flatnonzero(has_direction(unit))
+        _, truth = exact_neighbors(unit, sample, present, k)
+        num = np.isfinite(truth).sum(axis=1)
+        least = np.take_along_axis(truth, np.maximum(num - 1, 0)[:, None], 1)[:, 0]
+        return cls(rows=sample, least=least, num=int(num.sum()))
+
+    def share_in(self, neighbors: Int32, unit: Float32) -> float:
+        """Share of them in the lists [n, k]; 1 where there are none.
+
+        A listed row counts when it is as similar as the true k-th: duplicates may stand in.
+        """
+        if self.num == 0:
+            return 1.0
+        listed = neighbors[self.rows]
+        cosine = np.einsum("qd,qkd->qk", unit[self.rows], unit[listed])
+        found = (listed >= 0) & (cosine >= self.least[:, None] - 1e-5)
+        return float(found.sum() / self.num)
+
+
+def recall(unit: Float32, neighbors: Int32, rows: Rows, *, seed: int) -> float:
+    """Share of the true nearest in the lists [n, k] of sampled rows; 1 where there are none."""
+    truth = TrueNeighbors.of(unit, rows, neighbors.shape[1], seed=seed)
+    return truth.share_in(neighbors, unit)
 
 
 def nearest_first(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.propagation.diffusion import Smoothed, spread, transition
+from gracekit.propagation.diffusion import Paths, Smoothed, transition
 from gracekit.propagation.gates import share_that_helps, simplest_good
 from gracekit.propagation.levels import LEAST_SCALED_ROWS, common_shift
 from gracekit.recipe import PropagationSection
@@ -317,7 +317,8 @@ def restore_spread(
     share = next((each for each in (1.0, 0.5, 0.25) if cosine(each) >= enough), 0.0)
     if share > 0:
         made = share * stretch
-        _map_rows(features, rows, lambda block: block + (block - mean) @ made)
+        offset, matrix = -(mean @ made).astype(np.float32), made.astype(np.float32)
+        _map_rows(features, rows, _Map(offset=offset, matrix=matrix))
     return share
 
 
@@ -344,13 +345,19 @@ def _blocks(rows: Rows) -> list[Rows]:
 
 
 def _spread_columns(
-    walk: sparse.csr_array, rows: Rows, values: Float32, damping: float, hops: tuple[int, ...]
+    walk: sparse.csr_array,
+    rows: Rows,
+    values: Float32,
+    damping: float,
+    hops: tuple[int, ...],
+    to: Rows | None = None,
 ) -> Iterator[tuple[slice, dict[int, Smoothed]]]:
     """`spread` for a few columns at a time, so that no second [n, d] is ever needed."""
     width = int(np.clip(_COLUMN_NUMBERS // walk.shape[0], 8, _COLUMN_BLOCK))
+    paths = Paths(walk, rows, to, hops=hops)
     for start in range(0, values.shape[1], width):
         columns = slice(start, start + width)
-        yield columns, spread(walk, rows, values[:, columns], damping=damping, hops=hops)
+        yield columns, paths.spread(values[:, columns], damping=damping)
 
 
 def _spread_to(
@@ -358,9 +365,9 @@ def _spread_to(
 ) -> dict[int, Float32]:
     """What arrives at the rows `to`: hops -> [to, d]."""
     arrived = {hops: np.empty((len(to), values.shape[1]), np.float32) for hops in _HOPS}
-    for columns, smoothed in _spread_columns(walk, rows, values, damping, _HOPS):
+    for columns, smoothed in _spread_columns(walk, rows, values, damping, _HOPS, to):
         for hops, news in smoothed.items():
-            arrived[hops][:, columns] = news.values[to]
+            arrived[hops][:, columns] = news.values
     return arrived
 
 

@@ -66,9 +66,10 @@ def gated(evidence: Evidence) -> dict[str, Estimate]:
     np.nan_to_num(inputs, copy=False, posinf=0.0, neginf=0.0)
     kernel = Kernel(inputs, evidence.directions, evidence.rows, fold, evidence.rng)
     choices: dict[str, _Choice] = {}
-    for column, name in enumerate(evidence.old):
-        score = ShiftedScore.of(evidence, name)
-        ways = _try_all_ways(evidence, walk, kernel, score, column, fold)
+    scores = {name: ShiftedScore.of(evidence, name) for name in evidence.old}
+    ways_of = _try_all_ways(evidence, walk, kernel, scores, fold)
+    for column, (name, score) in enumerate(scores.items()):
+        ways = ways_of[name]
         used = simplest_good(
             {way: tried.errors**2 for way, tried in ways.items()}, standard_errors=_SURE
         )
@@ -89,29 +90,35 @@ def _try_all_ways(
     evidence: Evidence,
     walk: sparse.csr_array,
     kernel: Kernel,
-    score: ShiftedScore,
-    column: int,
+    scores: dict[str, ShiftedScore],
     fold: Int64,
-) -> dict[str, _Way]:
-    """All ways by name, simplest first; with diffusion, the number of hops that does best.
+) -> dict[str, dict[str, _Way]]:
+    """Score -> all ways by name, simplest first; with diffusion, the number of hops that does best.
 
-    `column` is the score's own among the kernel's inputs.
+    The scores are in the order of the kernel's inputs. What they leave over is diffused at once.
     """
-    m, rows = len(score.change), evidence.rows
-    penalty = kernel.penalty_for(score.left_by(score.level()), column)
-    left = np.empty((m, 2))
-    arrived = {hops: np.empty((m, 2)) for hops in _HOPS}
+    m, rows = len(evidence.rows), evidence.rows
+    penalties = [
+        kernel.penalty_for(score.left_by(score.level()), column)
+        for column, score in enumerate(scores.values())
+    ]
+    left = np.empty((m, 2 * len(scores)))
+    """Of each score in turn: what the level leaves, and what the kernel regression leaves of it."""
+    arrived = {hops: np.empty(left.shape) for hops in _HOPS}
     mass = {hops: np.empty(m, np.float32) for hops in _HOPS}
     for number in range(NUM_FOLDS):
         held, kept = fold == number, fold != number
-        shifted = score.left_by(score.level(kept))
-        predicted = kernel.at_measured(kernel.fit(shifted, column, penalty, without=number))
-        over = np.column_stack([shifted, shifted - predicted])
-        left[held] = over[held]
+        over = []
+        for column, (score, penalty) in enumerate(zip(scores.values(), penalties, strict=True)):
+            shifted = score.left_by(score.level(kept))
+            predicted = kernel.at_measured(kernel.fit(shifted, column, penalty, without=number))
+            over += [shifted, shifted - predicted]
+        over_all = np.column_stack(over)
+        left[held] = over_all[held]
         news = spread(
             walk,
             rows[kept],
-            over[kept].astype(np.float32),
+            over_all[kept].astype(np.float32),
             damping=evidence.settings.damping,
             hops=_HOPS,
         )
@@ -120,25 +127,33 @@ def _try_all_ways(
             mass[hops][held] = smoothed.mass[rows[held]]
 
     nothing = np.zeros(m, np.float32)
-    shift = _Way(errors=left[:, 0], mass=nothing)
-    regression = _Way(errors=left[:, 1], mass=kernel.near_others, penalty=penalty)
-    ways = {"shift": shift, "kernel": regression}
-    for place, (name, way) in enumerate(list(ways.items())):
-        tries = []
-        for hops in _HOPS:
-            news_of = arrived[hops][:, place]
-            share = share_that_helps(news_of, way.errors)
-            tries.append(
-                _Way(
-                    errors=way.errors - share * news_of,
-                    mass=mass[hops] if share > 0 else way.mass,
-                    penalty=way.penalty,
-                    hops=hops,
-                    share=share,
-                )
+    ways_of = {}
+    for column, (name, penalty) in enumerate(zip(scores, penalties, strict=True)):
+        shift = _Way(errors=left[:, 2 * column], mass=nothing)
+        regression = _Way(errors=left[:, 2 * column + 1], mass=kernel.near_others, penalty=penalty)
+        ways = {"shift": shift, "kernel": regression}
+        for place, (plain, way) in enumerate(list(ways.items()), start=2 * column):
+            news_of = {hops: arrived[hops][:, place] for hops in _HOPS}
+            ways[f"{plain}+diffusion"] = _diffused(way, news_of, mass)
+        ways_of[name] = ways
+    return ways_of
+
+
+def _diffused(way: _Way, news: dict[int, Float64], mass: dict[int, Float32]) -> _Way:
+    """A way with the news [m] of as many hops as does best, and its mass, on top."""
+    tries = []
+    for hops, news_of in news.items():
+        share = share_that_helps(news_of, way.errors)
+        tries.append(
+            _Way(
+                errors=way.errors - share * news_of,
+                mass=mass[hops] if share > 0 else way.mass,
+                penalty=way.penalty,
+                hops=hops,
+                share=share,
             )
-        ways[f"{name}+diffusion"] = min(tries, key=lambda tried: mean_square(tried.errors))
-    return ways
+        )
+    return min(tries, key=lambda tried: mean_square(tried.errors))
 
 
 def _apply_way(
