@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,11 +28,9 @@ class Smoothed:
 
 def transition(graph: SparseGraph, usable: Bool) -> sparse.csr_array:
     """Weights with rows that sum to 1 (or 0), float32 [n, n]; edges to unusable rows are cut."""
-    from scipy import sparse
-
     n = graph.num_nodes
     weights = np.where(usable[graph.indices], graph.weights, np.float32(0))
-    matrix = sparse.csr_array((weights, graph.indices, graph.indptr), shape=(n, n))
+    matrix = _matrix((weights, graph.indices, graph.indptr), (n, n))
     total = np.asarray(matrix.sum(axis=1)).ravel()
     per_row = np.divide(1, total, out=np.zeros_like(total), where=total > 0)
     matrix.data *= np.repeat(per_row, np.diff(graph.indptr)).astype(np.float32)
@@ -122,15 +120,20 @@ class _Step:
 
 def _to_sources(matrix: sparse.csr_array, sources: Rows) -> sparse.csr_array:
     """Some columns of a matrix [q, n], every row's entries in the order that they have."""
-    from scipy import sparse
-
     place = np.full(matrix.shape[1], -1, np.int32)
     place[sources] = np.arange(len(sources), dtype=np.int32)
     column = place[matrix.indices]
     kept = column >= 0
     ends = np.concatenate([[0], np.cumsum(kept)])[matrix.indptr]
     shape = matrix.shape[0], len(sources)
-    return sparse.csr_array((matrix.data[kept], column[kept], ends), shape=shape)
+    return _matrix((matrix.data[kept], column[kept], ends), shape)
+
+
+def _matrix(parts: tuple[Any, Any, Any], shape: tuple[int, int]) -> sparse.csr_array:
+    """A sparse matrix of (entries, their columns, where rows begin)."""
+    from scipy import sparse
+
+    return sparse.csr_array(parts, shape=shape)
 
 
 def _walked(
