@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.convert import _from_pieces
+from gracekit.checkpoints.lora_in_state import adapter_among
 from gracekit.checkpoints.pieces import incomplete_pieces, read_pieces, whole_shape
-from gracekit.errors import CheckpointError
+from gracekit.errors import CheckpointError, CheckpointIncompleteError
 from gracekit.recipe import CheckpointSection
 from tests.checkpoint_writers import loaded, logits
 from tests.checkpoint_writers import save_for_automodel as whole_automodel
@@ -166,6 +167,7 @@ def test_an_adapter_in_the_state_is_merged(adapted: Any, tmp_path: Path) -> None
         ('{"r": 0, "lora_alpha": 6}', "has r 0 and lora_alpha 6; expected the rank"),
         ('{"r": 2', "has r None and lora_alpha None"),
         ("[]", "has r None and lora_alpha None"),
+        ('{"r": 16, "lora_alpha": 6}', "has r 16, and the adapter of .* has rank 2: the note is"),
     ):
         note.unlink(missing_ok=True)
         if content is not None:
@@ -179,11 +181,26 @@ def test_an_adapter_in_the_state_is_merged(adapted: Any, tmp_path: Path) -> None
     [
         (lambda n: n if ".lora_" in n else None, "a LoRA adapter alone"),
         (lambda n: n.replace("lora_A.default", "lora_A.other"), None),
+        (lambda n: n.replace("layers.0.", "layers.0._orig_mod."), None),
         (lambda n: n.replace("lora_A", "lora_embedding_A"), "not of one plain LoRA"),
         (lambda n: None if "lora_B" in n else n, "half an adapter of"),
         (lambda n: n.replace("q_proj.lora", "x_proj.lora"), "fits no weight of its model"),
+        (
+            lambda n: (
+                None if "lora_B" in n else n.replace("lora_A.default.weight", "ia3_l.default")
+            ),
+            r"a whole model and an adapter \(.*q_proj.ia3_l.default\), which would be left out",
+        ),
     ],
-    ids=["alone", "another name", "of an embedding", "half", "of another model"],
+    ids=[
+        "alone",
+        "another name",
+        "wrapped",
+        "of an embedding",
+        "half",
+        "of another model",
+        "of another kind",
+    ],
 )
 def test_adapters_in_the_state_that_cannot_be_merged(
     adapted: Any, tmp_path: Path, change: Any, reason: str | None
@@ -191,10 +208,34 @@ def test_adapters_in_the_state_that_cannot_be_merged(
     state = {c: t for n, t in adapted.state_dict().items() if (c := change(n)) is not None}
     checkpoint = adapted_verl(adapted, tmp_path / "run", state)
     if reason is None:
-        loaded(checkpoint, SETTINGS, tmp_path / "pins")
+        got = loaded(checkpoint, SETTINGS, tmp_path / "pins")
+        torch.testing.assert_close(got, logits(adapted.eval()), atol=1e-5, rtol=1e-5)
         return
     with pytest.raises(CheckpointError, match=reason):
         loaded(checkpoint, SETTINGS, tmp_path / "pins")
+
+
+def test_matrices_of_an_adapter_that_do_not_fit(adapted: Any, tmp_path: Path) -> None:
+    state = adapted.state_dict()
+    name = next(n for n in state if "q_proj.lora_A" in n)
+    for at, matrix in enumerate((torch.ones(5, 32), torch.ones(2))):
+        checkpoint = adapted_verl(adapted, tmp_path / f"run{at}", {**state, name: matrix})
+        with pytest.raises(CheckpointError, match=r"q_proj' whose matrices are \([25].*expected"):
+            check_checkpoint(checkpoint, SETTINGS)
+    assert adapter_among(["lm_head.original_module.weight", "norm.weight"]) is None
+    trained = "lm_head.modules_to_save.default.weight"
+    assert adapter_among(["norm.weight", trained]) == trained
+
+
+def test_a_command_may_read_what_cannot_be_put_together(adapted: Any, tmp_path: Path) -> None:
+    state = {name: t for name, t in adapted.state_dict().items() if ".lora_" in name}
+    checkpoint = adapted_verl(adapted, tmp_path / "run", state)
+    settings = CheckpointSection(settle_s=0, convert_cmd="merge {src} {dst}")
+    assert check_checkpoint(checkpoint, settings).step == 3
+    last = checkpoint / "actor/model_world_size_3_rank_2.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(CheckpointIncompleteError, match=r"rank_2\.pt is cut off"):
+        check_checkpoint(checkpoint, settings)
 
 
 def test_of_a_storage_that_many_share_only_the_own_part_is_read(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import gracekit
 from gracekit.checkpoints import check_checkpoint, find_checkpoints, pin, survey, why_none
 from gracekit.checkpoints.model import load_model
+from gracekit.checkpoints.model_files import incomplete_model
 from gracekit.checkpoints.pins import require_unchanged
 from gracekit.errors import CheckpointError, CheckpointMismatchError
 from gracekit.recipe import CheckpointSection
@@ -149,6 +150,17 @@ def test_a_command_makes_models_of_other_checkpoints(
             got = load_model(checkpoint, settings, device="cpu", dtype="float32")
         torch.testing.assert_close(logits(got), logits(model), atol=0, rtol=0)
     assert (tmp_path / "run/log").read_text() == "12\n"
+
+
+def test_weights_for_a_command_are_no_archive_by_chance(tmp_path: Path) -> None:
+    """A header of 19,280 bytes begins a file with the letters PK, as an archive does."""
+    header = b"{}".ljust(0x4B50)
+    weights = tmp_path / "ft-model-00001-of-00001.safetensors"
+    weights.write_bytes(len(header).to_bytes(8, "little") + header)
+    settings = CheckpointSection(convert_cmd="convert {src} {dst}")
+    assert incomplete_model([tmp_path], settings) is None
+    weights.write_bytes(b"")
+    assert incomplete_model([tmp_path], settings) == f"{weights.name} is cut off"
 
 
 @pytest.mark.parametrize(

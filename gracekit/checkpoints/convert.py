@@ -36,7 +36,15 @@ from gracekit.checkpoints.assembly import (
 from gracekit.checkpoints.distributed import SHARDS, TABLE, has_table, read_table
 from gracekit.checkpoints.inert_pickle import SavedTensor, mapping, read_archive, saved_tensors
 from gracekit.checkpoints.layouts import layout_of
-from gracekit.checkpoints.lora_in_state import NOTE, halves, is_lora, merged, scaling_of
+from gracekit.checkpoints.lora_in_state import (
+    NOTE,
+    adapter_among,
+    halves,
+    is_lora,
+    merged,
+    require_mergeable,
+    scaling_of,
+)
 from gracekit.checkpoints.pieces import Piece, read_pieces, whole_shape
 from gracekit.checkpoints.weights import WHOLE
 from gracekit.errors import CheckpointError, CheckpointMismatchError
@@ -69,10 +77,9 @@ def ensure_weights(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
     """
     if not needs_conversion(pinned):
         return
-    note = next(pinned.original.rglob(NOTE), None) if pinned.original.is_dir() else None
     how = f"safetensors 1 torch {torch.__version__}"
-    if note is not None:
-        how += repr(note.read_bytes())
+    if pinned.original.is_dir():
+        how += "".join(files.sha256(note) for note in sorted(pinned.original.rglob(NOTE)))
     final = conversion_of(pinned, how)
     if not (final / WHOLE).is_file():
         logger.info("converting %s to safetensors", pinned.checkpoint.path)
@@ -106,14 +113,15 @@ def _tensors(pinned: PinnedCheckpoint, settings: CheckpointSection) -> dict[str,
         pieces = read_pieces(place)
     except ValueError as error:
         raise CheckpointError(f"{pinned.checkpoint.path}: {error}") from None
+    require_mergeable(place, {name: whole_shape(parts) for name, parts in pieces.items()})
     lora = halves(name for name in pieces if is_lora(name))
     plain = {name: parts for name, parts in pieces.items() if not is_lora(name)}
     names = _names(pinned, plain, settings)
     tensors = {name: _from_pieces(plain[theirs]) for name, theirs in names.items()}
     for module, sides in lora.items():
-        name = _longest_ending(f"{module}.weight", set(tensors))
+        name = _longest_ending(_WRAPPERS.sub("", f"{module}.weight"), set(tensors))
         a, b = (_from_pieces(pieces[sides[side]]) for side in "AB")
-        if name is None or tensors[name].shape != (len(b), *a.shape[1:]):
+        if name is None or tensors[name].shape != (len(b), a.shape[1]):
             raise CheckpointError(
                 f"{pinned.checkpoint.path} holds an adapter of {module[:200]!r}, which fits no "
                 "weight of its model"
@@ -163,7 +171,7 @@ def _names(
             whole[prefix] = found
     chosen = next(iter(whole.values()), None)
     if chosen is not None:
-        adapter = next((name for name in plain if ".lora_" in name), None)
+        adapter = adapter_among(theirs)
         if adapter is not None:
             raise CheckpointError(
                 f"{pinned.checkpoint.path} holds a whole model and an adapter ({adapter}), which "

@@ -7,7 +7,7 @@ beside it has rank and alpha, by which the change is scaled.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from gracekit.foreign import finite_number, whole_number
 NOTE = "lora_train_meta.json"
 """In which verl notes r and lora_alpha."""
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.(?P<adapter>[^.]+)\.weight")
+_BASE = ".base_layer."
+_TRAINED = ".modules_to_save."
+"""Of a whole module that PEFT trains beside the adapter, a copy of the model's."""
 
 
 def is_lora(name: str) -> bool:
@@ -25,24 +28,61 @@ def is_lora(name: str) -> bool:
     return ".lora_" in name
 
 
-def require_mergeable(directory: Path, names: Iterable[str]) -> None:
-    """Raise `CheckpointError` for a state with an adapter that cannot be merged as it is saved."""
+def adapter_among(names: Iterable[str]) -> str | None:
+    """A parameter of an adapter of any kind that PEFT makes; None where there is none.
+
+    What it adapts is `x.base_layer`, and whatever else `x` has is the adapter's.
+    """
     names = list(names)
-    lora = [name for name in names if is_lora(name)]
+    adapted = {name.split(_BASE, 1)[0] for name in names if _BASE in name}
+    for name in names:
+        words = name.split(".")
+        modules = {".".join(words[:i]) for i in range(1, len(words))}
+        is_of_adapted = _BASE not in name and not modules.isdisjoint(adapted)
+        if is_lora(name) or _TRAINED in name or is_of_adapted:
+            return name
+    return None
+
+
+def require_mergeable(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `CheckpointError` for a state with an adapter that cannot be merged as it is saved.
+
+    Args:
+        directory: Where the state and the note are.
+        shapes: Name of each parameter -> its whole shape.
+    """
+    lora = [name for name in shapes if is_lora(name)]
     if not lora:
         return
-    if len(lora) == len(names):
+    if len(lora) == len(shapes):
         raise CheckpointError(
             f"{directory} holds a LoRA adapter alone, without the model that it adapts; leave "
             "save_lora_only off in verl, or set checkpoints.convert_cmd to a command that writes "
             "a model or a PEFT adapter"
         )
-    halves(lora)
-    scaling_of(directory)
+    rank, _ = _rank_and_alpha(directory)
+    for module, sides in halves(lora).items():
+        a, b = (shapes[sides[side]] for side in "AB")
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+            raise CheckpointError(
+                f"{directory} holds an adapter of {module[:200]!r} whose matrices are {a} and {b}; "
+                "expected (rank, inputs) and (outputs, rank)"
+            )
+        if a[0] != rank:
+            raise CheckpointError(
+                f"{directory / NOTE} has r {rank}, and the adapter of {module[:200]!r} beside it "
+                f"has rank {a[0]}: the note is of another run; write the rank and alpha of this "
+                "one there"
+            )
 
 
 def scaling_of(directory: Path) -> float:
     """By what the product of the adapter's two matrices is multiplied; raises `CheckpointError`."""
+    rank, alpha = _rank_and_alpha(directory)
+    return alpha / rank
+
+
+def _rank_and_alpha(directory: Path) -> tuple[int, float]:
     place = directory / NOTE
     if not place.is_file():
         raise CheckpointError(
@@ -63,7 +103,7 @@ def scaling_of(directory: Path) -> float:
             f"{place} has r {repr(r)[:40]} and lora_alpha {repr(lora_alpha)[:40]}; expected the "
             "rank and alpha of the run"
         )
-    return alpha / rank
+    return rank, alpha
 
 
 def halves(names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -34,7 +34,7 @@ _LOADED_SUFFIXES = {".json", ".safetensors", ".txt", ".model", ".jinja", ".tikto
 _WHOLE_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
 """Files of a tokenizer that end with a bracket when they are whole."""
 _END_BYTES = 64
-_ARCHIVE = b"PK"
+_ARCHIVE = b"PK\x03\x04"
 """What files of `torch.save` begin with."""
 _MOST_LOOKED = 200
 """Folders in which those of steps are looked for."""
@@ -126,8 +126,14 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
         return str(error)
     shards = None if has_weights else shards_directory(directory)
     if shards is not None:
-        reason = incomplete_shards(shards)
-        if reason or uses_command(parts, settings):
+        is_for_command = uses_command(parts, settings)
+        try:
+            reason = incomplete_shards(shards)
+        except CheckpointError:
+            if not is_for_command:
+                raise
+            reason = _cut_off(directory, shard_files(shards))
+        if reason or is_for_command:
             return reason or _incomplete_tokenizer(parts)
         return _incomplete_rest(parts, settings)
     if not has_weights:
@@ -197,7 +203,12 @@ def _incomplete_archive(directory: Path) -> str | None:
     """Why files of `torch.save` that a command reads are not whole: their table is at the end."""
     known = [path for pattern, _, _ in UNSUPPORTED for path in directory.glob(pattern)]
     beside = {other for path in known for other in path.parent.glob(f"*{path.suffix}")}
-    for path in sorted(path for path in beside if path.is_file()):
+    return _cut_off(directory, sorted(path for path in beside if path.is_file()))
+
+
+def _cut_off(directory: Path, paths: Sequence[Path]) -> str | None:
+    """Which of these files is empty, or an archive without its table; None when none is."""
+    for path in paths:
         with path.open("rb") as file:
             begins = file.read(len(_ARCHIVE))
             if not begins or (begins == _ARCHIVE and not zipfile.is_zipfile(file)):

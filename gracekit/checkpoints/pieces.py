@@ -74,7 +74,7 @@ def incomplete_pieces(directory: Path) -> str | None:
         names = read_json(directory / _NAMES) if (directory / _NAMES).is_file() else {}
     except ValueError as error:
         return str(error)
-    require_mergeable(directory, pieces)
+    require_mergeable(directory, {name: whole_shape(found) for name, found in pieces.items()})
     missing = sorted(set(names) - pieces.keys()) if isinstance(names, dict) else []
     return f"no file holds {missing[0]} yet" if missing else None
 

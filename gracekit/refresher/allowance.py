@@ -105,12 +105,13 @@ class Allowance:
 
     def with_target(self, cost: float) -> Allowance:
         """What is left for the rows once the target set is paid for."""
-        if cost > max(self.tokens, self.own_part):
+        allowed = max(self.tokens, self.own_part)
+        if cost > allowed:
             logger.warning(
                 "the target set alone costs %.0f tokens of training at this refresh, and refresh."
                 "max_cost allows %.0f now: no sample is measured. Raise max_cost",
                 cost,
-                self.tokens,
+                allowed,
             )
         tokens = max(self.tokens - cost, 0.0)
         account = self.account
