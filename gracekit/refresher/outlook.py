@@ -261,8 +261,9 @@ def _words(found: Prospect, recipe: Recipe) -> list[str]:
     copies = max(found.exact_copies, found.near_copies)
     if copies >= MANY_ALIKE:
         words.append(
-            f"{copies:.0%} of the rows are copies or near-copies: a draw spread over the graph, or "
-            "selection.max_similarity, shows each of them less often."
+            f"{copies:.0%} of the rows are copies or near-copies: `selection.duplicates: share` "
+            "gives those of each other one place together. Look at some first (the report shows "
+            "pairs): short tasks that differ in their numbers alone count as copies too."
         )
         promises += 1
     if found.passes >= OFTEN:
