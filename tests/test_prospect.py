@@ -39,7 +39,7 @@ def test_one_checkpoint_tells_what_selection_could_bring(world: Path) -> None:
     assert found.num_samples == 200 and found.num_measured == 200
     assert found.exact_copies == pytest.approx(40 / 200)
     assert found.near_copies >= 80 / 200
-    assert found.passes == 4 and any("each of them less often" in word for word in found.words)
+    assert found.passes == 4 and any("duplicates: share" in word for word in found.words)
     assert found.best_low <= found.best <= found.best_high and math.isnan(found.like_target)
     target = {"target": {"path": str(world / "target.jsonl"), "max_length": 64}}
     found = gracekit.plan(
