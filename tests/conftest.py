@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import click.testing
@@ -52,3 +53,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+@pytest.fixture(autouse=True)
+def _messages_are_heard() -> Iterator[None]:
+    """A command of one test (`gracekit -q`) does not silence the log that another one reads."""
+    yield
+    logging.getLogger("gracekit").setLevel(logging.NOTSET)

@@ -97,11 +97,13 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def disk(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A small disk with a folder `world`, where the commands run."""
-    with small_disk(tmp_path / "disk", 64):
-        world = shutil.copytree(prepared, tmp_path / "disk/world")
+    # Links to paths as long as these need room of their own on such a disk; shorter ones do not.
+    place = tmp_path / ("disk" + "-" * 120)
+    with small_disk(place, 64):
+        world = shutil.copytree(prepared, place / "world")
         monkeypatch.chdir(world)
         monkeypatch.setattr(tempfile, "tempdir", str(world / "tmp"))
-        yield tmp_path / "disk"
+        yield place
         monkeypatch.chdir(tmp_path)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gracekit import files
 from gracekit.checkpoints import TrainerPace, describe_checkpoint, layout_of, pin, read_pace
 from gracekit.leftovers import scratch_folder
 from gracekit.recipe import Recipe
@@ -140,9 +141,11 @@ def model_beside(
 def open_beside(refresher: Refresher, pinned: PinnedCheckpoint, cache: Path) -> CheckpointModel:
     """The checkpoint's model with a cache of its own; tokens that the store has are read."""
     kept = StorePaths(refresher.root).cache / "tokens"
-    (cache / "tokens").mkdir()
-    for file in kept.glob("tokens-*"):
-        (cache / "tokens" / file.name).symlink_to(file)
+    beside = cache / "tokens"
+    with files.clear_write_errors(beside):
+        beside.mkdir()
+        for file in kept.glob("tokens-*"):
+            (beside / file.name).symlink_to(file)
     return refresher.open(pinned, cache)
 
 
