@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 import math
 import platform
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_the_callback_says_more_than_the_state(tmp_path: Path) -> None:
     clock = PaceClock()
     for _ in range(2):
         clock.begin()
+        time.sleep(0.001)  # a step of less than half a microsecond would count as none
         clock.end()
         clock.note(log, samples_a_step=32, epoch=0.5, step=7)
     assert len(log) == 2
