@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 import math
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
