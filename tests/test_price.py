@@ -445,7 +445,8 @@ def test_the_way_that_is_taken_is_paid_for(
     found = ways(spending, n=n, least=min(LEAST_FIRST, n), most=n)
     way = best_way(found, spending, 30)
     assert way.cost <= spending.tokens
-    assert all(each.value <= way.value + 0.005 for each in found if each.cost <= spending.tokens)
+    allowed = [each for each in found if each.num_rows >= 30 or each.num_rows == 0]
+    assert all(each.value <= way.value + 0.005 for each in allowed if each.cost <= spending.tokens)
     assert 1 <= way.value <= max(each.value for each in found)
     shares = [kept_by(m, n) for m in range(0, n + 1, max(1, n // 20))]
     assert shares == sorted(shares) and kept_by(n, n) == pytest.approx(1)
