@@ -84,6 +84,7 @@ def test_arms_of_a_reference_model_read_its_file(tmp_path: Path) -> None:
     recipe = run.recipe_of("share", "gpt2", root=tmp_path)
     with_file = run.with_reference(recipe, start, tmp_path)
     assert Path(with_file.selection.reference or "").is_file()
+    assert set(with_file.compare.arms) >= {*recipe.compare.arms, *run.OF_REFERENCE}
     for arm, change in run.OF_REFERENCE.items():
         assert arm_of(arm, with_file).name == arm
         changed = with_file.override(change)

@@ -3,7 +3,7 @@
     Checkpoint ─pin, load→ CheckpointModel, samples, LastRefresh ─step→ Refreshed ─commit→ version
 
 `Refresher.refresh` is this picture: it opens, calls `step`, and commits. The model is loaded by
-`model`, which is imported when a checkpoint is opened: a daemon that only waits needs no torch.
+`model`, which `load_libraries` imports: who only checks recipe and data needs no torch.
 Above 400 lines, with the refusals of data and stores that do not fit, which need what it holds.
 """
 

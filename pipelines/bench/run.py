@@ -181,6 +181,7 @@ def with_reference(recipe: gracekit.Recipe, model: Path, root: Path) -> gracekit
     )
     return recipe.override({
         "selection.reference": str(output),
+        "compare.arms": [*recipe.compare.arms, *OF_REFERENCE],
         "compare.changes": recipe.compare.changes | OF_REFERENCE,
     })  # fmt: skip
 
