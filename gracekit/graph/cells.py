@@ -12,15 +12,22 @@ from gracekit.types import Float32, Rows
 MOST = 512
 """Rows of a cell."""
 _MOST_PIVOTS = 256
+_WIDTH = 64
+"""Dimensions of a projection."""
 _BLOCK = 16_384
 
 
-def cells(unit: Float32, rows: Rows, rng: np.random.Generator) -> Iterator[Rows]:
+def cells(
+    unit: Float32, rows: Rows, rng: np.random.Generator, *, projected: bool = False
+) -> Iterator[Rows]:
     """Part the rows into cells of at most `MOST`; cells that come one after another are similar.
 
     Each row goes with the nearest of some random rows, and again while too many go together. It
-    takes n · log n products: of n / 256 random rows, but at most 256, at every level.
+    takes n · log n products: of n / 256 random rows, but at most 256, at every level. `projected`
+    takes those of the directions [n, d] along 64 random ones.
     """
+    if projected and len(rows) > MOST and unit.shape[1] > _WIDTH:
+        unit = _projected(unit, rng)
     waiting = [rows]
     while waiting:
         rows = waiting.pop()
@@ -36,3 +43,13 @@ def cells(unit: Float32, rows: Rows, rng: np.random.Generator) -> Iterator[Rows]
         for part in np.split(rows[np.argsort(of_row, kind="stable")], ends[:-1])[::-1]:
             # Duplicates all go together, however often they are asked.
             waiting += np.array_split(part, 2) if 2 * len(part) > len(rows) else [part]
+
+
+def _projected(unit: Float32, rng: np.random.Generator) -> Float32:
+    """[n, 64] along random directions."""
+    directions = rng.standard_normal((unit.shape[1], _WIDTH), np.float32)
+    projected = np.empty((len(unit), _WIDTH), np.float32)
+    for start in range(0, len(unit), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        np.matmul(unit[block], directions, out=projected[block])
+    return projected

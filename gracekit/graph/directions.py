@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gracekit.graph.nearest_loop import keep_nearest
 from gracekit.types import Bool, Float32, Int32, KnnGraph, Rows
 
 _BLOCK_BYTES = 64 << 20
@@ -86,28 +87,27 @@ def exact_neighbors(
     """The nearest of the `columns` for every query row, itself left out.
 
     Returns:
-        Neighbours int32 [q, width], nearest first, -1 fills up; and their cosines
-        float32 [q, width], -inf where the neighbour is -1.
+        Neighbours int32 [q, width], nearest first, of equally near ones the earlier column, -1
+        fills up; and their cosines float32 [q, width], -inf where the neighbour is -1.
     """
     neighbors = np.full((len(queries), width), -1, np.int32)
     cosines = np.full((len(queries), width), -np.inf, np.float32)
-    keep = min(width, len(columns))
-    if keep == 0:
+    if width == 0 or len(columns) == 0:
         return neighbors, cosines
     parts = list(_blocks(columns, 4 * unit.shape[1]))  # no copy of all of them at once
     position = np.full(len(unit), -1)
     position[columns] = np.arange(len(columns))
-    for block in _blocks(np.arange(len(queries)), 4 * len(columns)):
-        asked = unit[queries[block]]
-        cosine = np.concatenate([asked @ unit[part].T for part in parts], axis=1)
-        own = position[queries[block]]
-        inside = np.flatnonzero(own >= 0)
-        cosine[inside, own[inside]] = -np.inf
-        best = np.argpartition(cosine, len(columns) - keep, axis=1)[:, -keep:]
-        best.sort(axis=1)
-        lists, near = nearest_first(columns[best], np.take_along_axis(cosine, best, 1), keep)
-        neighbors[block, :keep], cosines[block, :keep] = lists, near
-    neighbors[cosines == -np.inf] = -1
+    for block in _blocks(np.arange(len(queries)), 4 * len(parts[0])):
+        asked, own = unit[queries[block]], position[queries[block]]
+        lists = neighbors[block], cosines[block]
+        start = 0
+        for part in parts:
+            among = asked @ unit[part].T
+            inside = np.flatnonzero((own >= start) & (own < start + len(part)))
+            among[inside, own[inside] - start] = -np.inf
+            keep_nearest(among, part.astype(np.int32), *lists)
+            start += len(part)
+        neighbors[block], cosines[block] = lists
     return neighbors, cosines
 
 
