@@ -17,7 +17,7 @@ from gracekit.aim import likeness as of_likeness
 from gracekit.graph import build_index, cells, directions, load_index, refresh_index, unit_features
 from gracekit.graph.directions import exact_neighbors
 from gracekit.graph.seal import SEAL_FILE, UNIT_FILE, purpose, seal, write_arrays
-from gracekit.propagation import estimate_features, features
+from gracekit.propagation import estimate_features, feature_maps
 from gracekit.propagation.kernel import _JITTER, PENALTIES, Kernel
 from gracekit.recipe import GraphSection, PropagationSection
 from gracekit.refresher.rounds import Measured
@@ -279,7 +279,7 @@ def test_features_carried_in_float16_are_those_in_float32() -> None:
 
 
 def test_features_are_carried_without_a_copy_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "_ROW_BLOCK", 256)
+    monkeypatch.setattr(feature_maps, "_ROW_BLOCK", 256)
     n = 20_000
     old = np.random.default_rng(0).standard_normal((n, 128)).astype(np.float16)
     nobody = SparseGraph(

@@ -19,7 +19,8 @@ from gracekit.audit import rank_correlation
 from gracekit.graph import build_index, effective_rank, symmetric, unit_features
 from gracekit.propagation import Propagated, estimate_features, propagate_scores
 from gracekit.propagation.diffusion import Paths, spread, transition
-from gracekit.propagation.features import restore_spread, row_cosines
+from gracekit.propagation.feature_maps import row_cosines
+from gracekit.propagation.feature_spread import restore_spread
 from gracekit.propagation.gates import folds, share_that_helps, simplest_good
 from gracekit.propagation.kernel import PENALTIES, Kernel
 from gracekit.propagation.levels import fit_level

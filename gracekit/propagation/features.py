@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gracekit.propagation.diffusion import Paths, Smoothed, transition
+from gracekit.propagation.feature_maps import FITS, FeatureMap, as_kept, map_rows, row_cosines
+from gracekit.propagation.feature_spread import restore_spread
 from gracekit.propagation.gates import share_that_helps, simplest_good
 from gracekit.propagation.levels import LEAST_SCALED_ROWS, common_shift
 from gracekit.recipe import PropagationSection
-from gracekit.rounding import to_float16
 from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import FeaturesOutcome
 
@@ -28,9 +29,6 @@ on."""
 _LEAST_GAIN = 1e-4
 """Least gain of mean cosine that is worth a more complicated estimate."""
 _HOPS = (1, 3)
-_MOST_STRETCH = 0.5
-_WORTH_SPREAD = 0.3
-_ROW_BLOCK = 16_384
 _COLUMN_BLOCK, _COLUMN_NUMBERS = 64, 1 << 24
 """Most columns that are diffused at a time, and numbers in them."""
 
@@ -55,23 +53,6 @@ class FeatureEstimate:
     """[q, d] what was predicted of them."""
     carried: Callable[[], CarriedFeatures]
     """Makes the features of all n rows, which takes a copy of them; to be called once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Map:
-    """new = old + offset + old @ matrix."""
-
-    offset: Float32
-    """[d]"""
-    matrix: Float32 | None = None
-    """[d, d]; None: the offset alone."""
-
-    def __call__(self, old: Float32) -> Float32:
-        """Features [rows, d] carried over."""
-        new: Float32 = old + self.offset
-        if self.matrix is not None:
-            new += old @ self.matrix
-        return new
 
 
 def estimate_features(
@@ -137,7 +118,7 @@ def estimate_features(
             held_out, is_changed = _held_out_by_shift(source, target), True
 
             def change(features: NDArray[Any]) -> None:
-                _map_rows(features, np.flatnonzero(usable), lambda block: block + shift)
+                map_rows(features, np.flatnonzero(usable), lambda block: block + shift)
 
             outcome = outcome.model_copy(update={"used": "shift"})
 
@@ -156,21 +137,6 @@ def estimate_features(
         return CarriedFeatures(features=features, outcome=found)
 
     return FeatureEstimate(held_out_rows=held_out_rows, held_out=held_out, carried=carried)
-
-
-def _map_rows(
-    features: NDArray[Any], rows: Rows, new_of: Callable[[Float32], Float32 | Float64]
-) -> None:
-    """Replace rows of features [n, d] in place, computed in float32, block by block."""
-    for block in _blocks(rows):
-        new = new_of(features[block].astype(np.float32))
-        features[block] = _as_kept(new, features.dtype)
-
-
-def _as_kept(new: Float32 | Float64, dtype: np.dtype[Any]) -> NDArray[Any]:
-    if dtype == np.float16:
-        return to_float16(new.astype(np.float32, copy=False))
-    return new.astype(dtype, copy=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,11 +167,11 @@ def _choose(
     def loss(predicted: Float32) -> Float64:
         return 1 - row_cosines(predicted - centre, truth - centre)
 
-    def fit(name: str, penalty: float) -> _Map:
-        return _FITS[name](source[kept], target[kept], penalty)
+    def fit(name: str, penalty: float) -> FeatureMap:
+        return FITS[name](source[kept], target[kept], penalty)
 
     penalty = min(_PENALTIES, key=lambda p: float(loss(fit("ridge", p)(source[held])).mean()))
-    maps = {name: fit(name, penalty) for name in _FITS}
+    maps = {name: fit(name, penalty) for name in FITS}
     losses = {name: loss(carry(source[held])) for name, carry in maps.items()}
     plain = simplest_good(losses, at_least=_LEAST_GAIN)
 
@@ -247,101 +213,16 @@ def _carry_over(
 ) -> None:
     """Fit the choice on all measured rows and apply it to the usable rows, in place."""
     source = features[rows].astype(np.float32)
-    carry = _FITS[choice.plain](source, target, choice.penalty)
+    carry = FITS[choice.plain](source, target, choice.penalty)
     left = target - carry(source)
-    _map_rows(features, np.flatnonzero(usable), carry)
+    map_rows(features, np.flatnonzero(usable), carry)
     if choice.hops:
         for columns, arrived in _spread_columns(walk, rows, left, damping, (choice.hops,)):
             news = arrived[choice.hops].values
             news *= np.float32(choice.share)
             news[~usable] = 0
             news += features[:, columns]
-            features[:, columns] = _as_kept(news, features.dtype)
-
-
-def restore_spread(
-    features: NDArray[Any],
-    rows: Rows,
-    target: Float32,
-    held: Int64,
-    held_out: Float32,
-    old: NDArray[np.floating[Any]],
-    measured_rows: Rows,
-) -> float:
-    """Give predicted features the spread that measured ones have, in place.
-
-    A prediction leaves out what is a row's own, so its features lie closer together than true
-    ones, and from refresh to refresh ever fewer directions would be left. Along each principal
-    axis of the predicted features they are stretched around their mean to the spread to be
-    expected, by `_MOST_STRETCH` at most either way, and only as far as held-out rows do not miss
-    the cosine of 1 by `_WORTH_SPREAD` more than without. Expected is the standard deviation of the
-    measured rows, times what theirs falls short of the predicted rows' in the features known before
-    (a ratio estimate: few rows drawn at random spread more or less than others, and did so before).
-    The ratio is kept to two standard errors of a spread: rows that were not drawn at random, such
-    as the oldest, differ for other reasons.
-    (Axes of the measured features would be no good: few rows spread too much along their own first
-    axes and too little along their last, whatever they are drawn from.)
-
-    Args:
-        features: [n, d]
-        rows: predicted rows.
-        target: [m, d] measured features.
-        held: [q] positions among the measured rows of those that were held out.
-        held_out: [q, d] what was predicted of them.
-        old: [n, d] last known features.
-        measured_rows: [m]
-
-    Returns:
-        Share of the stretch that was made, 0 to 1.
-    """
-    if len(rows) < 2:
-        return 0.0
-    mean, covariance = _moments(features, rows)
-    square, axes = np.linalg.eigh(covariance)
-    centre = target.mean(axis=0, dtype=np.float64)
-    of_all, of_measured = _spread_along(axes, old, rows), _spread_along(axes, old, measured_rows)
-    found = np.sqrt(np.maximum(square, 0))
-    wanted = _spread_along(axes, target, np.arange(len(target)))
-    by_chance = 2 / np.sqrt(2 * len(target))
-    ratio = np.divide(of_all, of_measured, out=np.ones_like(wanted), where=of_measured > 0)
-    wanted *= np.clip(ratio, 1 - by_chance, 1 + by_chance)
-    wider = np.divide(wanted, found, out=np.ones_like(wanted), where=found > 0) - 1
-    stretch = (axes * np.clip(wider, -_MOST_STRETCH, _MOST_STRETCH)) @ axes.T
-
-    def cosine(share: float) -> float:
-        stretched = held_out + share * ((held_out - mean) @ stretch)
-        return float(row_cosines(stretched - centre, target[held] - centre).mean())
-
-    plain = cosine(0.0)
-    enough = plain - _WORTH_SPREAD * (1 - plain)
-    share = next((each for each in (1.0, 0.5, 0.25) if cosine(each) >= enough), 0.0)
-    if share > 0:
-        made = share * stretch
-        offset, matrix = -(mean @ made).astype(np.float32), made.astype(np.float32)
-        _map_rows(features, rows, _Map(offset=offset, matrix=matrix))
-    return share
-
-
-def _spread_along(axes: Float64, features: NDArray[np.floating[Any]], rows: Rows) -> Float64:
-    """[d] standard deviation of the rows along each axis (a column of `axes`)."""
-    square: Float64 = np.einsum("ij,ij->j", axes, _moments(features, rows)[1] @ axes)
-    return np.sqrt(np.maximum(square, 0))
-
-
-def _moments(features: NDArray[np.floating[Any]], rows: Rows) -> tuple[Float64, Float64]:
-    """Mean [d] and covariance [d, d] of the rows."""
-    d = features.shape[1]
-    mean, covariance = np.zeros(d), np.zeros((d, d))
-    for block in _blocks(rows):
-        mean += features[block].sum(axis=0, dtype=np.float64) / len(rows)
-    for block in _blocks(rows):
-        centred = (features[block] - mean).astype(np.float32)
-        covariance += centred.T @ centred / len(rows)
-    return mean, covariance
-
-
-def _blocks(rows: Rows) -> list[Rows]:
-    return [rows[start : start + _ROW_BLOCK] for start in range(0, len(rows), _ROW_BLOCK)]
+            features[:, columns] = as_kept(news, features.dtype)
 
 
 def _spread_columns(
@@ -369,54 +250,3 @@ def _spread_to(
         for hops, news in smoothed.items():
             arrived[hops][:, columns] = news.values
     return arrived
-
-
-def _no_change(old: Float32, new: Float32, penalty: float) -> _Map:
-    return _Map(offset=np.zeros(old.shape[1], np.float32))
-
-
-def _shift(old: Float32, new: Float32, penalty: float) -> _Map:
-    return _Map(offset=(new - old).mean(axis=0))
-
-
-def _ridge(old: Float32, new: Float32, penalty: float) -> _Map:
-    """Ridge regression of the change; a large penalty leaves the mean change."""
-    centre = old.mean(axis=0, dtype=np.float64)
-    shift = (new - old).mean(axis=0, dtype=np.float64)
-    m, d = old.shape
-    if m < d:
-        x, y = old - centre, new - old - shift
-        matrix = x.T @ np.linalg.solve(_penalised(x @ x.T, penalty, d), y)
-    else:
-        gram, cross = np.zeros((d, d)), np.zeros((d, d))
-        for start in range(0, m, _ROW_BLOCK):
-            block = slice(start, start + _ROW_BLOCK)
-            x, y = old[block] - centre, new[block] - old[block] - shift
-            gram += x.T @ x
-            cross += x.T @ y
-        matrix = np.linalg.solve(_penalised(gram, penalty, d), cross)
-    return _Map(
-        offset=(shift - centre @ matrix).astype(np.float32), matrix=matrix.astype(np.float32)
-    )
-
-
-def _penalised(gram: Float64, penalty: float, num_features: int) -> Float64:
-    size = np.trace(gram) / num_features
-    return gram + penalty * (size or 1.0) * np.eye(len(gram))
-
-
-_FITS: dict[str, Callable[[Float32, Float32, float], _Map]] = {
-    "stale": _no_change,
-    "shift": _shift,
-    "ridge": _ridge,
-}
-"""Simplest first."""
-
-
-def row_cosines(a: Float32 | Float64, b: Float32 | Float64) -> Float64:
-    """[rows] cosine of each row of `a` with that of `b`; 0 where one of them is 0."""
-    dot = np.einsum("ij,ij->i", a, b, dtype=np.float64)
-    square = np.einsum("ij,ij->i", a, a, dtype=np.float64)
-    square = square * np.einsum("ij,ij->i", b, b, dtype=np.float64)
-    cosine: Float64 = np.divide(dot, np.sqrt(square), out=np.zeros_like(dot), where=square > 0)
-    return cosine
