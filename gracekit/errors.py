@@ -73,6 +73,10 @@ class MeasureError(GracekitError):
     """The model pass cannot go on."""
 
 
+class ClusterError(MeasureError):
+    """The cluster that is to measure cannot be reached, or was lost; a daemon tries again."""
+
+
 class RefreshStoppedError(GracekitError):
     """A stop was asked for; the finished shards are kept, and the next start goes on from them."""
 

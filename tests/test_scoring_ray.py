@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,13 +19,14 @@ import numpy as np
 import pytest
 
 from gracekit import refresh
-from gracekit.errors import MeasureError, RecipeError
+from gracekit.errors import ClusterError, MeasureError, RecipeError
+from gracekit.model_pass import ray_executor
 from gracekit.model_pass.executor_names import open_executor
 from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.model_pass.ray_executor import RayExecutor, _room
 from gracekit.progress import Progress
 from gracekit.protocols import Executor
-from gracekit.recipe import ScoringSection
+from gracekit.recipe import Recipe, ScoringSection
 from gracekit.store import Store
 from tests.test_scoring_executor_names import ROWS, inputs, load_and_die_once, measured
 from tests.test_scoring_processes import load_and_die, load_and_fail, load_tiny, whole
@@ -120,17 +123,22 @@ def test_looks_stops_and_errors_of_actors() -> None:
         list(dying.measure(ROWS))
 
 
+def recipe_of(executor: str, folder: Path) -> Recipe:
+    """A recipe over sixty samples, which are written where they are not there."""
+    if not folder.exists():
+        folder.mkdir()
+        write_data(folder / "train.jsonl", num_samples=60)
+    scoring = {"shard_rows": 8, "executor": executor, "num_threads": 1}
+    return tiny_recipe(folder, scoring=scoring | ({"processes": 2} if executor == "ray" else {}))
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_a_refresh_on_ray_is_a_refresh_in_one_process(tmp_path: Path) -> None:
     stores = []
     for name in ("local", "ray"):
-        folder = tmp_path / name
-        folder.mkdir()
-        write_data(folder / "train.jsonl", num_samples=60)
-        scoring = {"shard_rows": 8, "executor": name, "processes": 2 if name == "ray" else None}
-        recipe = tiny_recipe(folder, scoring=scoring)
-        refresh(recipe, write_checkpoint(folder / "run", 100))
+        recipe = recipe_of(name, tmp_path / name)
+        refresh(recipe, write_checkpoint(tmp_path / name / "run", 100))
         stores.append(Store.open(recipe.store))
     one, two = (store.scores(1) for store in stores)
     for score, values in one.scores.items():
@@ -143,13 +151,13 @@ def test_a_cluster_that_cannot_be_reached_is_told_and_sigterm_stays(tmp_path: Pa
     """In a process of its own: Ray is connected once in a process."""
     code = (
         "import signal, torch\n"
-        "from gracekit.errors import RecipeError\n"
+        "from gracekit.errors import ClusterError\n"
         "from gracekit.model_pass.executor_names import open_executor\n"
         "from tests.test_scoring_executor_names import inputs\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "try:\n"
         "    open_executor(inputs('ray'))\n"
-        "except RecipeError as error:\n"
+        "except ClusterError as error:\n"
         "    print(error)\n"
         "print(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN)\n"
     )
@@ -159,3 +167,53 @@ def test_a_cluster_that_cannot_be_reached_is_told_and_sigterm_stays(tmp_path: Pa
     )
     assert "cannot connect to the Ray cluster at 127.0.0.1:1" in done.stdout, done.stderr[-2000:]
     assert done.stdout.endswith("True\n")
+
+
+def lose_the_head(folder: str) -> None:
+    """Refresh while the cluster's head and all actors are killed; then refresh again."""
+    psutil = importlib.import_module("psutil")
+    whole_pass = RayExecutor._shards
+
+    def until_it_is_lost(self: RayExecutor, *args: Any, **options: Any) -> Iterator[Any]:
+        shards = whole_pass(self, *args, **options)
+        yield next(shards)
+        for process in psutil.Process().children(recursive=True):
+            if process.name() == "gcs_server" or "_Worker" in " ".join(process.cmdline()):
+                process.kill()
+        yield from shards
+
+    RayExecutor._shards = until_it_is_lost  # type: ignore[method-assign]
+    ray_executor.KNOCK_AGAIN_S, ray_executor.LONGEST_SILENCE_S = 0.2, 1.0
+    recipe = recipe_of("ray", Path(folder))
+    checkpoint = write_checkpoint(Path(folder) / "run", 100)
+    try:
+        refresh(recipe, checkpoint)
+    except ClusterError as error:
+        print(f"ClusterError: {error}")
+    RayExecutor._shards = whole_pass  # type: ignore[method-assign]
+    result = refresh(recipe, checkpoint)
+    print(f"version {result.version}")
+
+
+@pytest.mark.ray
+def test_a_head_that_is_lost_ends_the_refresh_and_not_the_process(tmp_path: Path) -> None:
+    """The next refresh takes what was measured, and another cluster for the rest."""
+    pytest.importorskip("ray")
+    recipes = [recipe_of(name, tmp_path / name) for name in ("local", "ray")]
+    refresh(recipes[0], write_checkpoint(tmp_path / "local/run", 100))
+    code = "import sys; from tests.test_scoring_ray import lose_the_head as f; f(sys.argv[1])"
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ray")],
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(
+        "the head of the Ray cluster .* is lost.*What is measured is kept", done.stdout
+    )
+    assert done.stdout.endswith("version 1\n")
+    one, two = (Store.open(recipe.store).scores(1) for recipe in recipes)
+    for score, values in one.scores.items():
+        assert values.tobytes() == two.scores[score].tobytes()

@@ -39,6 +39,7 @@ from gracekit.errors import (
     CheckpointError,
     CheckpointIncompleteError,
     CheckpointVanishedError,
+    ClusterError,
     GracekitError,
     MeasureError,
     RefreshStoppedError,
@@ -68,6 +69,8 @@ LONGEST_SILENCE_S = 60.0
 """Seconds without a sign of life in a pause."""
 OF_ONE_CHECKPOINT = (CheckpointError, MeasureError)
 """Errors that the next checkpoint may not have: this one is skipped."""
+MAY_COME_BACK = (StoreWriteError, ClusterError)
+"""Errors of a disk or a cluster: the same checkpoint is tried until it works."""
 PASSING = (CheckpointVanishedError, CheckpointIncompleteError)
 """Those of a trainer that goes on: nothing is wrong."""
 
@@ -298,7 +301,7 @@ class _Loop:
                     self._beat("refreshing", checkpoint)
                     return self._refresher.refresh(checkpoint, progress=self._progress)
             except GracekitError as error:
-                if once or not isinstance(error, StoreWriteError):
+                if once or not isinstance(error, MAY_COME_BACK):
                     raise
                 failure: BaseException = error
             except ENDS:

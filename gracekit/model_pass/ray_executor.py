@@ -5,7 +5,8 @@ long as the refresh measures. It sends the tokens of a shard to an actor as soon
 and gets back what `LocalExecutor` measured there, so the results have the same bytes. An actor that
 dies, alone or with its host, is replaced, and its shard measured again.
 
-Hosts need the same gracekit, and see the store and the checkpoint under the same path.
+Hosts need the same gracekit, and see the store and the checkpoint under the same path. Where the
+cluster's head is lost the pass ends with a `ClusterError` before Ray would end the whole process.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +26,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gracekit.errors import MeasureError, RecipeError, StoreError
+from gracekit.errors import ClusterError, MeasureError, RecipeError, StoreError
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pass_inputs import MAX_TRIES, Load, PassInputs, Shard, cut_shards
@@ -41,6 +43,10 @@ KNOCK_S = 10.0
 """Seconds in which the host of the cluster has to answer."""
 LOOK_S = 0.5
 """Seconds between two looks at how far the actors are, and whether a stop was asked for."""
+KNOCK_AGAIN_S = 5.0
+"""Seconds between two looks whether the cluster's head is there."""
+LONGEST_SILENCE_S = 30.0
+"""Seconds for which it may not be. After 60 Ray ends every process that is connected to it."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,6 +79,7 @@ class RayExecutor:
         threads = inputs.scoring.num_threads or torch.get_num_threads()
         self._ray = _import_ray()
         self._has_started_ray = _connect(self._ray)
+        self._head = _Head(self._ray)
         try:
             resources = self._ray.cluster_resources()
             device, num = _room(inputs.scoring, threads, resources)
@@ -92,8 +99,8 @@ class RayExecutor:
     def open(cls, inputs: PassInputs) -> RayExecutor:
         """Connect to the cluster, or start one; models are loaded with the first shards.
 
-        Raises `RecipeError` where Ray is not installed or cannot be reached, `MeasureError` where
-        the cluster has no room for an actor.
+        Raises `RecipeError` where Ray is not installed, `ClusterError` where the cluster cannot be
+        reached, `MeasureError` where it has no room for an actor.
         """
         return cls(inputs)
 
@@ -101,8 +108,8 @@ class RayExecutor:
         """As `LocalExecutor.measure`; shards come in the order in which they are finished.
 
         A stop reaches every actor after the batch that it works on. Raises `MeasureError` too when
-        `MAX_TRIES` actors have died over the same shard, and `StoreError` where a host of the
-        cluster has other code.
+        `MAX_TRIES` actors have died over the same shard, `ClusterError` where the cluster's head
+        is lost, and `StoreError` where a host of the cluster has other code.
         """
         return self._shards(rows, progress or Progress(), is_look=False)
 
@@ -121,11 +128,12 @@ class RayExecutor:
         return found
 
     def close(self) -> None:
-        """End the actors, and the cluster if it was started here."""
+        """End the actors, and the cluster if it was started here; leave one that is lost."""
         for actor in getattr(self, "_actors", {}).values():
-            self._ray.kill(actor)
+            if not self._head.is_lost:
+                self._ray.kill(actor)
         self._actors = {}
-        if self._has_started_ray:
+        if self._has_started_ray or self._head.is_lost:
             self._ray.shutdown()
             self._has_started_ray = False
 
@@ -155,6 +163,7 @@ class RayExecutor:
                 if not busy:
                     return
                 ready, _ = self._ray.wait([*busy], num_returns=1, timeout=LOOK_S)
+                self._head.require()
                 if not ready:
                     self._look_at(busy, progress, bar)
                 for reference in ready:
@@ -202,7 +211,10 @@ class RayExecutor:
         job = _Job(np.zeros(0, np.int64), 0)
         while True:
             try:
-                return self._get(getattr(self._actor(0), question).remote())
+                reference = getattr(self._actor(0), question).remote()
+                while not self._ray.wait([reference], timeout=LOOK_S)[0]:
+                    self._head.require()
+                return self._get(reference)
             except self._ray.exceptions.RayError as error:
                 self._bury(0, job, error)
 
@@ -323,6 +335,35 @@ class _Report(Progress):
         return self.stopped >= self.number
 
 
+class _Head:
+    """The host that keeps a cluster together: whether it still answers."""
+
+    def __init__(self, ray: Any) -> None:
+        self._address: str = ray.get_runtime_context().gcs_address
+        self._last_seen = self._last_asked = time.monotonic()
+        self.is_lost = False
+
+    def require(self) -> None:
+        """Knock now and then; raises `ClusterError` where nobody has answered for long."""
+        now = time.monotonic()
+        if now - self._last_asked < KNOCK_AGAIN_S:
+            return
+        try:
+            _knock(self._address, timeout_s=KNOCK_AGAIN_S)
+        except OSError as error:
+            silent_s = time.monotonic() - self._last_seen
+            self.is_lost = silent_s >= LONGEST_SILENCE_S
+            if self.is_lost:
+                raise ClusterError(
+                    f"the head of the Ray cluster at {self._address} is lost: it has not answered "
+                    f"for {silent_s:.0f} s ({error}). What is measured is kept; start the cluster "
+                    "again, and this refresh goes on from there"
+                ) from None
+        else:
+            self._last_seen = time.monotonic()
+        self._last_asked = time.monotonic()
+
+
 def _count(job: _Job, done: tuple[int, int], progress: Progress, bar: Any) -> None:
     """Bring what is counted of a job to what is done of it."""
     num_rows, num_tokens = done[0] - job.done[0], done[1] - job.done[1]
@@ -344,7 +385,7 @@ def _import_ray() -> Any:
 def _connect(ray: Any) -> bool:
     """Connect to the cluster of `RAY_ADDRESS`, or start one here; whether it was started.
 
-    Raises `RecipeError` where the address cannot be reached.
+    Raises `ClusterError` where the address cannot be reached.
     """
     if ray.is_initialized():
         return False
@@ -358,7 +399,7 @@ def _connect(ray: Any) -> bool:
         _knock(address)
         ray.init(**settings)
     except (OSError, RuntimeError, ValueError) as error:
-        raise RecipeError(
+        raise ClusterError(
             f"cannot connect to the Ray cluster at {address}: "
             f"{str(error).partition(chr(10))[0]}; check RAY_ADDRESS, and that the same version of "
             f"Ray ({ray.__version__}) runs there"
@@ -369,11 +410,11 @@ def _connect(ray: Any) -> bool:
     return True
 
 
-def _knock(address: str) -> None:
+def _knock(address: str, timeout_s: float = KNOCK_S) -> None:
     """Raise OSError where nobody listens at an address `host:port`, for which Ray waits minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
 
 
 def _room(scoring: ScoringSection, threads: int, resources: dict[str, float]) -> tuple[str, int]:
