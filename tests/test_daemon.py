@@ -25,7 +25,7 @@ from gracekit import daemon, files
 from gracekit.api.reading import status
 from gracekit.daemon import heartbeat as beats
 from gracekit.daemon import loop
-from gracekit.errors import StoreLockedError, StoreWriteError
+from gracekit.errors import ClusterError, StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
 from gracekit.store import Store, StorePaths, verify
 from gracekit.types import Checkpoint
@@ -181,7 +181,10 @@ def test_a_bug_costs_one_checkpoint_not_the_daemon(
     assert "Traceback" in caplog.text and "launch failure" in caplog.text
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), StoreWriteError("the disk is full")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("a bug"), StoreWriteError("the disk is full"), ClusterError("nobody answers")],
+)
 def test_once_raises_what_went_wrong_and_waits_for_no_disk(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -232,8 +235,11 @@ def test_one_daemon_a_store(folder: Path) -> None:
             daemon.watch(other, folder / "run", stop=threading.Event())
 
 
+@pytest.mark.parametrize(
+    "passing", [StoreWriteError("the disk is full"), ClusterError("the head is lost")]
+)
 def test_pauses_double_up_to_a_limit_and_status_tells(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, passing: Exception
 ) -> None:
     told_at: list[tuple[float, int, str]] = []
     path = StorePaths(folder / "store").heartbeat
@@ -246,7 +252,7 @@ def test_pauses_double_up_to_a_limit_and_status_tells(
         return len(told_at) == 10
 
     def full(*arguments: object, **named: object) -> RefreshResult:
-        raise StoreWriteError("the disk is full")
+        raise passing
 
     monkeypatch.setattr(loop._Loop, "_pause", pause)
     monkeypatch.setattr(Refresher, "refresh", full)
@@ -256,7 +262,7 @@ def test_pauses_double_up_to_a_limit_and_status_tells(
     )
     assert [seconds for seconds, *_ in told_at] == [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
     assert [num for _, num, _ in told_at] == [*range(1, 11)]
-    assert {error for *_, error in told_at} == {"the disk is full"}
+    assert {error for *_, error in told_at} == {str(passing)}
     assert report.num_skipped == 0
 
 
