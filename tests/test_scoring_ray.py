@@ -20,10 +20,11 @@ import pytest
 
 from gracekit import refresh
 from gracekit.errors import ClusterError, MeasureError, RecipeError
-from gracekit.model_pass import ray_executor
+from gracekit.model_pass import ray_cluster
 from gracekit.model_pass.executor_names import open_executor
 from gracekit.model_pass.pass_inputs import PassInputs
-from gracekit.model_pass.ray_executor import RayExecutor, _room
+from gracekit.model_pass.ray_cluster import room_for
+from gracekit.model_pass.ray_executor import RayExecutor
 from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.recipe import Recipe, ScoringSection
@@ -43,7 +44,7 @@ def test_ray_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_actors_are_as_many_as_the_cluster_has_room_for() -> None:
     def room(resources: dict[str, float], threads: int = 1, **scoring: Any) -> tuple[str, int]:
-        return _room(ScoringSection(**scoring), threads, resources)
+        return room_for(ScoringSection(**scoring), threads, resources)
 
     assert room({"CPU": 8.0}) == ("cpu", 8)
     assert room({"CPU": 8.0}, 3) == ("cpu", 2)
@@ -183,7 +184,7 @@ def lose_the_head(folder: str) -> None:
         yield from shards
 
     RayExecutor._shards = until_it_is_lost  # type: ignore[method-assign]
-    ray_executor.KNOCK_AGAIN_S, ray_executor.LONGEST_SILENCE_S = 0.2, 1.0
+    ray_cluster.KNOCK_AGAIN_S, ray_cluster.LONGEST_SILENCE_S = 0.2, 1.0
     recipe = recipe_of("ray", Path(folder))
     checkpoint = write_checkpoint(Path(folder) / "run", 100)
     try:

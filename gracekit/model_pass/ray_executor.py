@@ -12,13 +12,9 @@ cluster's head is lost the pass ends with a `ClusterError` before Ray would end 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 import os
-import signal
-import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,11 +22,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gracekit.errors import ClusterError, MeasureError, RecipeError, StoreError
+from gracekit.errors import MeasureError, StoreError
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pass_inputs import MAX_TRIES, Load, PassInputs, Shard, cut_shards
 from gracekit.model_pass.processes import sendable
+from gracekit.model_pass.ray_cluster import Head, connect, import_ray, room_for
 from gracekit.progress import Progress
 from gracekit.recipe import ScoringSection
 from gracekit.scores.meaning import needs
@@ -39,14 +36,8 @@ from gracekit.version.program import differences, program
 
 logger = logging.getLogger(__name__)
 
-KNOCK_S = 10.0
-"""Seconds in which the host of the cluster has to answer."""
 LOOK_S = 0.5
 """Seconds between two looks at how far the actors are, and whether a stop was asked for."""
-KNOCK_AGAIN_S = 5.0
-"""Seconds between two looks whether the cluster's head is there."""
-LONGEST_SILENCE_S = 30.0
-"""Seconds for which it may not be. After 60 Ray ends every process that is connected to it."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -77,12 +68,12 @@ class RayExecutor:
         self._shard_rows = inputs.scoring.shard_rows
         self._with_optimizer = bool(needs(inputs.scoring.scores, "optimizer"))
         threads = inputs.scoring.num_threads or torch.get_num_threads()
-        self._ray = _import_ray()
-        self._has_started_ray = _connect(self._ray)
-        self._head = _Head(self._ray)
+        self._ray = import_ray()
+        self._has_started_ray = connect(self._ray)
+        self._head = Head(self._ray)
         try:
             resources = self._ray.cluster_resources()
-            device, num = _room(inputs.scoring, threads, resources)
+            device, num = room_for(inputs.scoring, threads, resources)
         except BaseException:
             self.close()
             raise
@@ -335,102 +326,9 @@ class _Report(Progress):
         return self.stopped >= self.number
 
 
-class _Head:
-    """The host that keeps a cluster together: whether it still answers."""
-
-    def __init__(self, ray: Any) -> None:
-        self._address: str = ray.get_runtime_context().gcs_address
-        self._last_seen = self._last_asked = time.monotonic()
-        self.is_lost = False
-
-    def require(self) -> None:
-        """Knock now and then; raises `ClusterError` where nobody has answered for long."""
-        now = time.monotonic()
-        if now - self._last_asked < KNOCK_AGAIN_S:
-            return
-        try:
-            _knock(self._address, timeout_s=KNOCK_AGAIN_S)
-        except OSError as error:
-            silent_s = time.monotonic() - self._last_seen
-            self.is_lost = silent_s >= LONGEST_SILENCE_S
-            if self.is_lost:
-                raise ClusterError(
-                    f"the head of the Ray cluster at {self._address} is lost: it has not answered "
-                    f"for {silent_s:.0f} s ({error}). What is measured is kept; start the cluster "
-                    "again, and this refresh goes on from there"
-                ) from None
-        else:
-            self._last_seen = time.monotonic()
-        self._last_asked = time.monotonic()
-
-
 def _count(job: _Job, done: tuple[int, int], progress: Progress, bar: Any) -> None:
     """Bring what is counted of a job to what is done of it."""
     num_rows, num_tokens = done[0] - job.done[0], done[1] - job.done[1]
     job.done = done
     progress.advance(num_rows, num_tokens)
     bar.update(num_tokens)
-
-
-def _import_ray() -> Any:
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise RecipeError(
-            f"scoring.executor is ray, and Ray cannot be imported ({error}); install gracekit[ray] "
-            "here and on all hosts of the cluster"
-        ) from None
-
-
-def _connect(ray: Any) -> bool:
-    """Connect to the cluster of `RAY_ADDRESS`, or start one here; whether it was started.
-
-    Raises `ClusterError` where the address cannot be reached.
-    """
-    if ray.is_initialized():
-        return False
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not os.environ.get("RAY_ADDRESS"):
-        settings |= {"address": "local", "include_dashboard": False}
-    address = os.environ.get("RAY_ADDRESS") or "this host"
-    try:
-        _knock(address)
-        ray.init(**settings)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"cannot connect to the Ray cluster at {address}: "
-            f"{str(error).partition(chr(10))[0]}; check RAY_ADDRESS, and that the same version of "
-            f"Ray ({ray.__version__}) runs there"
-        ) from error
-    finally:
-        if is_main and before is not None:  # Ray's own would end the process without a goodbye
-            signal.signal(signal.SIGTERM, before)
-    return True
-
-
-def _knock(address: str, timeout_s: float = KNOCK_S) -> None:
-    """Raise OSError where nobody listens at an address `host:port`, for which Ray waits minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
-
-
-def _room(scoring: ScoringSection, threads: int, resources: dict[str, float]) -> tuple[str, int]:
-    """The device of each actor, and how many of them the cluster has room for.
-
-    Raises `MeasureError` where that is none.
-    """
-    num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-    kind = scoring.device.partition(":")[0]
-    if kind == "auto":
-        kind = "cuda" if num_gpus else "cpu"
-    room = num_gpus if kind == "cuda" else num_cpus // threads
-    if not room:
-        raise MeasureError(
-            f"the Ray cluster has no room for an actor on {kind} with {threads} threads: it has "
-            f"{num_cpus} cores and {num_gpus} GPUs; set scoring.device and scoring.num_threads "
-            "to what it has"
-        )
-    return kind, min(scoring.processes or room, room)
