@@ -28,9 +28,10 @@ from transformers import (
 from gracekit.checkpoints import check_checkpoint, describe_architecture
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.bed import Bed
-from gracekit.comparing.controls import Draws, Turn, num_kept
+from gracekit.comparing.controls import Draws, Turn
 from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states, sums_of_rows
+from gracekit.comparing.recipes import recipe_of
 from gracekit.comparing.run_result import AimPoint, WorthPoint
 from gracekit.errors import MeasureError, RecipeError
 from gracekit.recipe import Recipe
@@ -42,9 +43,6 @@ from gracekit.training import CoresetCallback, CoresetTrainerMixin
 from gracekit.types import Float32, Float64, Rows
 
 logger = logging.getLogger("gracekit.comparing")
-
-BUDGETS = {"selection.count", "selection.fraction", "selection.tokens"}
-"""Keys by which an arm of a user's own has versions of another size than a draw."""
 
 
 def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int], None]) -> Course:
@@ -357,24 +355,3 @@ def _train_selection(bed: Bed, model: Any, arm: Arm, seed: int, folder: Path, wa
             epochs.setdefault(drawn["epoch"], []).extend(drawn["positions"])
     watch.course.trained = [np.array(epochs[e], np.int64) for e in sorted(epochs)]
     watch.course.versions = len(Store.open(recipe.store).all_versions())
-
-
-def recipe_of(bed: Bed, arm: Arm, seed: int, store: Path) -> Recipe:
-    """The recipe of a selection: the arm's changes, this run's store, seed, budget and length."""
-    assert arm.overlay is not None
-    never_in = [*bed.recipe.selection.never_in, *bed.held_out_ids]
-    budget = max(num_kept(bed), bed.num_drawn) if arm.overlay.from_kept else bed.num_drawn
-    changes = {
-        **({} if BUDGETS & arm.overlay.changes.keys() else {"selection.count": budget}),
-        "selection.never_in": never_in,
-        "training.steps": bed.num_steps,
-        "training.samples_a_step": bed.recipe.compare.batch_size,
-        "training.stop": "never",  # arms are compared at equal steps
-        "checkpoints.tokenizer": bed.recipe.checkpoints.tokenizer or str(bed.start),
-        "seed": seed,
-        **arm.overlay.changes,
-        "store": str(store),
-    }
-    if bed.recipe.compare.lora_rank is not None:
-        changes.setdefault("checkpoints.base_model", str(bed.start))
-    return bed.recipe.override(changes)

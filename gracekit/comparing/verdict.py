@@ -100,6 +100,11 @@ def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
             f"`{control}` after {outcome.steps_to_control:.0%} of its steps and ends at {numbers} "
             "from it. It uses its few rows too often for so long a run."
         )
+    if apart.mean >= 0:
+        return (
+            f"No head-room: even the best oracle `{oracle}` ends no lower than `{control}`: "
+            f"{numbers}. No selection of this kind can be told apart here."
+        )
     return (
         f"No head-room: even the best oracle `{oracle}` is {numbers} from `{control}`, "
         f"{errors:.1f} standard errors over seeds; three were asked for. No selection of this "
