@@ -35,6 +35,7 @@ from gracekit.errors import (
     StoreFormatError,
 )
 from gracekit.recipe import Recipe
+from gracekit.refresher.model import rows_of_target
 from gracekit.version.program import program
 from tests.patience import until
 from tests.tiny import recipe_content, write_checkpoint, write_data
@@ -526,6 +527,16 @@ def test_held_out_rows_that_a_selection_aims_at_are_told(world: Path, tmp_path: 
     }  # fmt: skip
     found = gracekit.compare(world, output=tmp_path, set=given)
     assert any(r.startswith("12 of 12 held-out rows are target samples") for r in found.remarks)
+    own = {
+        "compare.arms": ["random"], "compare.seeds": 1, "compare.held_out": 80,
+        "target": {"group": "a"},
+    }  # fmt: skip
+    recipe = Recipe.load(world).override(own)
+    bed = Bed.make(recipe, tmp_path / "cache")
+    found = gracekit.compare(recipe, output=tmp_path / "group")
+    both = set(rows_of_target(bed.raw, "a", 48, ()).tolist()) & set(bed.judges.rows.tolist())
+    told = f"{len(both)} of 80 held-out rows are target samples"
+    assert both and any(r.startswith(told) for r in found.remarks)
 
 
 def test_a_loss_that_is_not_finite_ends_the_comparison(world: Path, tmp_path: Path) -> None:

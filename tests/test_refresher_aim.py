@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,52 @@ def test_other_selectors_and_reselects_keep_the_target_out_too(
     reselect(recipe.override(listed))
     assert np.isin(barred[:2], store.renew().coreset(3)["row"].to_numpy()).all()
     assert "2 samples are always in and have the content of a target sample" in caplog.text
+
+
+def test_rows_of_a_target_that_cannot_be_used_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = aimed(tmp_path)
+    with (tmp_path / "target.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "x", "response": ""}) + "\n")
+        file.write(json.dumps({"prompt": "red cat " * 90, "response": "dog"}) + "\n")
+    aim = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header.aim
+    assert aim is not None and aim.num_target == 12
+    told = "2 of 14 rows of the target .*, and the target is the others: the first is row 12: the"
+    assert re.search(told, caplog.text)
+    found = gracekit.init(
+        tmp_path / "train.jsonl", target=tmp_path / "target.jsonl", output=tmp_path / "new.yaml"
+    )
+    assert any("1 of 14 rows of the target cannot be used" in note for note in found.warnings)
+
+
+def test_a_first_version_that_measures_nothing_goes_by_likeness(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All rows are left to later, and half of what is drawn is like the target all the same."""
+    sections: dict[str, Any] = {
+        "refresh": {"max_cost": 1e-6}, "training": {"steps": 100, "samples_a_step": 8},
+    }  # fmt: skip
+    recipe = aimed(tmp_path, **sections)
+    with caplog.at_level(logging.INFO):
+        first = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header
+    assert first.aim is not None and first.aim.share_likeness == 0.5 == first.aim.share_uniform
+    assert "nan" not in caplog.text
+    assert "target: loss not measured; what is trained on follows 50% likeness" in caplog.text
+    said = str(status(recipe.store))
+    assert "it allowed no measuring, so no norms are known" in said and "nan" not in said
+    store, samples = Store.open(recipe.store), Store.open(recipe.store).samples()
+    places = store.places(1)
+    assert places is not None
+    of_a = samples.groups == samples.group_names.index("a")
+    assert places.factors["aim"][of_a].mean() > 1.3 * places.factors["aim"][~of_a].mean()
+    drawn = store.drawn(1)
+    assert drawn is not None and drawn.draw is not None
+    place = places.factors["aim"] * places.factors["dose"]
+    expected = place * len(store.coreset(1)["row"]) / place.sum()
+    np.testing.assert_allclose(drawn.draw.probabilities, np.minimum(expected, 1), atol=1e-5)
+    second = refresh(recipe, write_checkpoint(tmp_path / "run", 200)).header
+    assert second.aim is not None and second.aim.uses_of_alike > 0, "the dose goes on"
 
 
 def test_another_target_set_begins_anew(tmp_path: Path) -> None:

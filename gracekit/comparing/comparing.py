@@ -27,6 +27,7 @@ from gracekit.comparing.runs import RUNNING, Run, alike, code_of, do_run, runs_o
 from gracekit.errors import MeasureError, RecipeError, StoreLockedError
 from gracekit.files import clear_write_errors, make_directory, remove
 from gracekit.recipe import Recipe
+from gracekit.refresher.model import rows_of_target
 from gracekit.samples import load_samples, loose_hashes
 from gracekit.store import acquire_lock
 from gracekit.version.program import differences
@@ -258,10 +259,14 @@ def _same_trainings(done: list[RunResult]) -> list[str]:
 def _judged_by_target(bed: Bed) -> str:
     """What to know where held-out rows are what a selection is aimed at; empty where none is."""
     target = bed.recipe.target
-    if target is None or target.group is not None:
+    if target is None:
         return ""
-    known = set(loose_hashes(load_samples(target)).tolist())
     held_out = loose_hashes(bed.judges.raw)[bed.judges.rows].tolist()
+    if target.group is None:
+        known = set(loose_hashes(load_samples(target)).tolist())
+    else:
+        rows = rows_of_target(bed.raw, target.group, target.group_count, ())
+        known = set(loose_hashes(bed.raw)[rows].tolist())
     num_both = sum(content in known for content in held_out)
     if not num_both:
         return ""

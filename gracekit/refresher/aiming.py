@@ -293,11 +293,14 @@ def _log(aim: Aim) -> None:
         )
         if share > 0
     ]
-    what = ", ".join(parts) or f"{1 - aim.share_uniform:.0%} its samples in turn"
+    if not parts and aim.share_uniform < 1:
+        parts.append(f"{1 - aim.share_uniform:.0%} its samples in turn")
+    loss = f"loss {aim.target_loss:.4f}" if math.isfinite(aim.target_loss) else "loss not measured"
+    followed = f"follows {', '.join(parts)}, " if parts else "is "
     logger.info(
-        "target: loss %.4f; what is trained on follows %s, %.0f %% all samples alike: %s",
-        aim.target_loss,
-        what,
+        "target: %s; what is trained on %s%.0f %% all samples alike: %s",
+        loss,
+        followed,
         100 * aim.share_uniform,
         aim.why,
     )
