@@ -507,6 +507,23 @@ def test_no_list_of_a_recipe_brings_held_out_rows_back(world: Path, tmp_path: Pa
         assert set(np.concatenate(course.trained)) <= set(bed.pool)
 
 
+def test_files_that_an_arm_names_are_taken_from_the_recipes_folder(world: Path) -> None:
+    """Wherever the command is given, as for all paths of a recipe."""
+    content = yaml.safe_load(world.read_text())
+    content["compare"]["changes"] = {
+        "other": {"target.path": "target.jsonl"},
+        "nested": {"target": {"path": ["target.jsonl"]}, "selection.alpha": 1},
+        "absolute": {"selection.reference": "/somewhere/reference.parquet"},
+    }
+    moved = Recipe.from_dict(content, folder=world.parent).compare.changes
+    place = str(world.parent / "target.jsonl")
+    assert moved == {
+        "other": {"target.path": place},
+        "nested": {"target": {"path": [place]}, "selection.alpha": 1},
+        "absolute": {"selection.reference": "/somewhere/reference.parquet"},
+    }
+
+
 def test_results_on_other_held_out_rows_are_refused(world: Path, tmp_path: Path) -> None:
     """As many rows of the same data, but others."""
     arms = {"compare.arms": ["random"], "compare.seeds": 1, "compare.epochs": 1}

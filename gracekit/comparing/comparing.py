@@ -283,8 +283,9 @@ def _unmeasured(arm: Arm, done: list[RunResult]) -> str:
     if arm.overlay is None or not nothing:
         return ""
     return (
-        f"`{arm.name}` measured nothing in {nothing} of {count_of(len(spent), 'run')}, and drew "
-        "all rows alike: refresh.max_cost allows no measuring in so short a training."
+        f"`{arm.name}` measured nothing in {nothing} of {count_of(len(spent), 'run')}, so it knew "
+        "no norm and nothing of gradients: refresh.max_cost allows no measuring in so short a "
+        "training."
     )
 
 
