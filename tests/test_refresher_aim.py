@@ -331,6 +331,23 @@ def test_a_loss_that_turns_up_is_told_in_the_log_and_in_status(
     assert "more steps are not advised" in str(status(recipe.store))
 
 
+def test_rows_that_were_used_enough_are_told_with_the_checkpoint_that_was_best(
+    tmp_path: Path,
+) -> None:
+    """Each coreset holds all rows and counts as trained on once; the loss moves within noise."""
+    recipe = aimed(tmp_path, selection={"fraction": 1.0})
+    for step in range(1, 6):
+        header = refresh(recipe, write_checkpoint(tmp_path / "run", step)).header
+        assert header.aim is not None
+        assert header.aim.uses_of_alike == pytest.approx(step - 1)
+        assert (header.aim.advice is not None) == (step == 5)
+    aim = header.aim
+    assert aim is not None
+    assert "used 4.0 times on average, and more than 4 uses teach little" in str(aim.advice)
+    is_now = "is lowest now, at" if aim.best_step == 5 else "was lowest at"
+    assert str(aim.advice).endswith(f"the target's loss {is_now} step {aim.best_step}")
+
+
 # --- what a target set that changes, or is not paid for, may not do ---
 
 

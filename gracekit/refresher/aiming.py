@@ -279,6 +279,10 @@ def _with_course(
     turned = course.has_turned(now) if len(finite) else None
     if turned is not None:
         reasons.insert(0, turned)
+    elif reasons and len(finite):  # which checkpoint to take
+        best = course.best_step(now)
+        is_now = "is lowest now," if best == step else "was lowest"
+        reasons.append(f"the target's loss {is_now} at step {best:,}")
     found["advice"] = "; ".join(reasons) or None
     return aim.model_copy(update=found)
 
