@@ -28,6 +28,7 @@ from gracekit.comparing.evaluation import padded, row_losses, row_states
 from gracekit.comparing.metrics import NEW_TOKENS, ExactMatch, answers
 from gracekit.comparing.trainer import load_start, train
 from gracekit.errors import (
+    CheckpointError,
     DataError,
     GracekitError,
     MeasureError,
@@ -554,6 +555,21 @@ def test_held_out_rows_that_a_selection_aims_at_are_told(world: Path, tmp_path: 
     both = set(rows_of_target(bed.raw, "a", 48, ()).tolist()) & set(bed.judges.rows.tolist())
     told = f"{len(both)} of 80 held-out rows are target samples"
     assert both and any(r.startswith(told) for r in found.remarks)
+
+
+def test_a_start_that_cannot_be_loaded_is_an_error_with_its_reason(
+    world: Path, tmp_path: Path
+) -> None:
+    """Weights that are cut off, as by a copy that was stopped, and none at all."""
+    start = write_checkpoint(tmp_path / "models", 0)
+    weights = start / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    one = {"compare.arms": ["random"], "compare.start": str(start)}
+    with pytest.raises(CheckpointError, match=r"cannot read .*checkpoint-0: .*metadata"):
+        gracekit.compare(world, output=tmp_path / "out", set=one)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read .*checkpoint-0: .*model\.safetensors"):
+        gracekit.compare(world, output=tmp_path / "out", set=one)
 
 
 def test_a_loss_that_is_not_finite_ends_the_comparison(world: Path, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states, sums_of_rows
 from gracekit.comparing.recipes import recipe_of
 from gracekit.comparing.run_result import AimPoint, WorthPoint
-from gracekit.errors import MeasureError, RecipeError
+from gracekit.errors import CheckpointError, MeasureError, RecipeError
+from gracekit.foreign import foreign
 from gracekit.recipe import Recipe
 from gracekit.refresher import refresh
 from gracekit.refresher.prices import prices
@@ -83,14 +84,20 @@ def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int],
 
 
 def load_start(bed: Bed) -> Any:
-    """The model that every run starts from; with `lora_rank` under a new adapter."""
+    """The model that every run starts from; with `lora_rank` under a new adapter.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+        RecipeError: There is no peft for an adapter.
+    """
     settings = bed.recipe.compare
-    model = AutoModelForCausalLM.from_pretrained(
-        bed.start,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=bed.recipe.checkpoints.trust_remote_code,
-    )
+    with foreign(bed.start, CheckpointError):
+        model = AutoModelForCausalLM.from_pretrained(
+            bed.start,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=bed.recipe.checkpoints.trust_remote_code,
+        )
     if settings.lora_rank is None:
         return model
     try:
