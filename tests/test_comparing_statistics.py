@@ -269,6 +269,27 @@ def test_arms_are_compared_over_the_seeds_that_they_have_in_common() -> None:
     assert clean.steps_to_control < 1 and clean.closed == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    ("curve", "end", "words"),
+    [
+        ([4.0, 4.2], 4.5, "The training lowers no held-out loss: `once` begins at 4.0"),
+        ([4.0, 3.0], 3.4, "`once` is lowest at step 5 (3.0"),
+        ([4.0, 3.1], 3.05, ""),
+    ],
+)
+def test_a_training_that_does_not_go_well_is_told(
+    curve: list[float], end: float, words: str
+) -> None:
+    results = [
+        result_of(arm, seed, curve, end - 0.3 * (arm == "recipe") + 0.001 * seed)
+        for arm in ("once", "recipe")
+        for seed in range(3)
+    ]
+    said = compare_results(results, ARMS, average="tokens").verdict
+    assert any(s.startswith(words) for s in said) and len(said) == 1 + bool(words), said
+    assert ("reaches its last loss" in said[-1]) == (not words), "the control does so as early"
+
+
 def test_an_oracle_that_ends_higher_is_said_to() -> None:
     results = [
         result_of(arm, seed, [4.0, 3.5], end + 0.01 * (seed + place))
