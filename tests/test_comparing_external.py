@@ -39,7 +39,8 @@ if way == "nothing":
 if way == "asks":
     assert sys.stdin.read() == "", "nobody is there to answer"
 if way == "leaves":
-    subprocess.Popen(["sleep", "600"])
+    left = subprocess.Popen(["sleep", "600"])
+    Path(__file__).with_name("left").write_text(str(left.pid))
 if way == "waits":
     print("here", flush=True)
     time.sleep(600)
@@ -89,6 +90,10 @@ def run(world: Path, output: Path, way: str = "", **changes: Any) -> Any:
 def test_a_command_with_ways_of_its_own(world: Path, tmp_path: Path, way: str) -> None:
     """It gets no input, what it leaves running is not waited for, and it may count steps alone."""
     assert run(world, tmp_path, way, arms=["random"], seeds=1).missing == 0
+    if way == "leaves":
+        left = int((world.parent / "left").read_text())
+        assert not has_ended(left)
+        os.kill(left, signal.SIGKILL)
 
 
 def test_two_arms_that_choose_the_same_rows_are_no_fault_of_the_command(
