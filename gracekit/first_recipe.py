@@ -168,9 +168,10 @@ def write_first_recipe(
     settings = Recipe.from_dict(content, name="the options given").data
     raw = load_samples(settings, strict=strict)
     tokens = _preview(raw, settings, tokenizer) if tokenizer is not None else None
-    num_target = None
+    of_target = None
     if target is not None:
-        num_target = len(load_samples(_target_settings(settings, target), strict=strict))
+        of_target = load_samples(_target_settings(settings, target), strict=strict)
+    num_target = None if of_target is None else len(of_target)
     text = _recipe_text(settings, raw, output, store, target, num_target)
     write_text_atomic(output_file(output), text)
     Recipe.load(output)
@@ -183,9 +184,19 @@ def write_first_recipe(
         skipped=_by_reason([*raw.skipped, *(tokens.unrendered if tokens else ())]),
         format=raw.format,
         groups=tuple(raw.group_names),
-        warnings=tuple(data_warnings(raw, settings, tokens)),
+        warnings=(*data_warnings(raw, settings, tokens), *_warnings_of_target(of_target)),
         tokens=tokens,
     )
+
+
+def _warnings_of_target(raw: RawSamples | None) -> list[str]:
+    if raw is None or not raw.skipped:
+        return []
+    first = raw.skipped[0]
+    return [
+        f"{len(raw.skipped)} of {raw.num_source_rows} rows of the target cannot be used, the first "
+        f"is row {first.source_row}: {first.reason} (--strict refuses them)"
+    ]
 
 
 def _preview(raw: RawSamples, data: DataSection, directory: Path) -> TokenPreview:

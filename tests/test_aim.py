@@ -327,6 +327,36 @@ def test_without_measured_rows_the_gains_of_before_hold() -> None:
     assert (nothing.factors["aim"] == 1).all() and "nothing is known yet" in none_known.why
 
 
+def test_gains_that_tell_little_are_said_to() -> None:
+    """One target sample judges what it has chosen, and a gain of chance is called that."""
+    evidence, _ = evidence_of()
+    assert "whole target" not in follow(SelectionSection(), evidence)[1].why
+    target, first = evidence.target, slice(0, 1)
+    assert target.sketches is not None and target.losses is not None
+    one = dataclasses.replace(
+        target, features=target.features[first], sketches=target.sketches[first],
+        losses=target.losses[first],
+    )  # fmt: skip
+    why = follow(SelectionSection(), dataclasses.replace(evidence, target=one))[1].why
+    assert why.endswith("one sample is the whole target, so it judges what it has chosen itself")
+    random = np.random.default_rng(1)
+    found = []
+    for seed in range(12):
+        noise = random.normal(size=target.sketches.shape).astype(target.sketches.dtype)
+        sketches = unit(noise.astype(np.float32)).astype(np.float16)
+        of_noise = dataclasses.replace(target, sketches=sketches)
+        given = dataclasses.replace(evidence, target=of_noise, seed=seed)
+        aim = follow(SelectionSection(), given)[1]
+        unsure = all(
+            getattr(aim, f"gain_{name}") < 2 * getattr(aim, f"error_{name}")
+            for name in ("influence", "likeness")
+        )
+        if aim.share_uniform < 1:
+            assert ("may be chance" in aim.why) == unsure
+            found.append(unsure)
+    assert any(found), "noise was followed and told as what it may be"
+
+
 def test_without_any_features_all_rows_are_alike() -> None:
     evidence, _ = evidence_of()
     nothing = dataclasses.replace(

@@ -27,8 +27,16 @@ from gracekit.comparing.course import Course
 from gracekit.comparing.evaluation import padded, row_losses, row_states
 from gracekit.comparing.metrics import NEW_TOKENS, ExactMatch, answers
 from gracekit.comparing.trainer import load_start, train
-from gracekit.errors import DataError, GracekitError, RecipeError, StoreFormatError
+from gracekit.errors import (
+    CheckpointError,
+    DataError,
+    GracekitError,
+    MeasureError,
+    RecipeError,
+    StoreFormatError,
+)
 from gracekit.recipe import Recipe
+from gracekit.refresher.model import rows_of_target
 from gracekit.version.program import program
 from tests.patience import until
 from tests.tiny import recipe_content, write_checkpoint, write_data
@@ -49,7 +57,8 @@ def make_world(folder: Path, **compare: Any) -> Path:
     rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
     with (folder / "train.jsonl").open("w") as file:
         for place, row in enumerate(rows):
-            file.write(json.dumps({**row, "planted": "noise" if place % 8 == 0 else ""}) + "\n")
+            marks = {"planted": "noise" if place % 8 == 0 else "", "nothing": ""}
+            file.write(json.dumps({**row, **marks}) + "\n")
     write_data(folder / "target.jsonl", num_samples=12, seed=9)
     write_checkpoint(folder / "models", 0)
     content = recipe_content(
@@ -368,10 +377,32 @@ class Length:
     """A metric of a user's own: characters written for each of the answer."""
 
     def __call__(self, written: str, answer: str) -> float:
-        return len(written) / len(answer)
+        return float(len(written) / len(answer))
 
 
-@pytest.mark.parametrize("metric", ["exact-match", f"{__name__}:Length"])
+class OtherNumbers(Length):
+    """The same as NumPy has them."""
+
+    def __call__(self, written: str, answer: str) -> Any:
+        return np.float32(super().__call__(written, answer))
+
+
+class Fails:
+    def __call__(self, written: str, answer: str) -> float:
+        raise ValueError("oh")
+
+
+class Words:
+    def __call__(self, written: str, answer: str) -> str:
+        return "good"
+
+
+class Needs:
+    def __init__(self, what: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("metric", ["exact-match", f"{__name__}:OtherNumbers"])
 def test_what_a_model_writes_is_judged(world: Path, tmp_path: Path, metric: str) -> None:
     changes = {"compare.metric": metric, "compare.metric_rows": 3, "compare.epochs": 1}
     found = gracekit.compare(world, arms=["random"], seeds=1, output=tmp_path, set=changes)
@@ -400,8 +431,24 @@ def test_what_a_model_writes_is_judged(world: Path, tmp_path: Path, metric: str)
         ({"compare.arms": ["influence"], "target": None}, RecipeError, "needs a target set"),
         ({"compare.arms": ["rds"], "target": None}, RecipeError, "needs a target set"),
         ({"compare.arms": ["rds"], "target": {"group": "a"}}, RecipeError, "in a file"),
-        ({"compare.changes": {"own": {"selection.alhpa": 1}}, "compare.arms": ["own"]},
-         RecipeError, "alhpa"),
+        ({"compare.arms": ["oracle:source=a|b|c"], "compare.marks": []}, RecipeError,
+         "every row that may be trained on has that"),
+        ({"compare.arms": ["clean"], "compare.marks": ["nothing"]}, RecipeError,
+         "none is marked of those"),
+        ({"compare.arms": ["oracle:source=a|b", "oracle:source=a-b"]}, RecipeError,
+         "would have the same file names"),
+        ({"compare.metric": f"{__name__}:Fails"}, MeasureError, "cannot judge by Fails .*oh"),
+        ({"compare.metric": f"{__name__}:Words"}, MeasureError, "Words gave 'good'"),
+        ({"compare.metric": f"{__name__}:Needs"}, RecipeError, "cannot make the metric"),
+        *(({"compare.changes": {name: changes}, "compare.arms": [name]}, RecipeError, words)
+          for name, changes, words in (
+              ("own", {"selection.alhpa": 1}, "alhpa"),
+              ("own", {"compare.epochs": 9}, "'compare.epochs', which all arms have in common"),
+              ("own", {"training.stop": "stop"}, "'training.stop', which all arms have in common"),
+              ("own", {"selection.never_in": ["x"]}, "never_in names 1 samples that .* 'x'"),
+              ("own", {"selection.selector": "bset"}, "bset"),
+              ("random", {"selection.alpha": 1}, "'random' is an arm already"),
+          )),
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared_is_said_before_anything_is_trained(
@@ -419,10 +466,17 @@ def test_held_out_rows_that_are_in_the_data_are_refused_unless_allowed(
     held_out = tmp_path / "held-out.jsonl"
     write_data(held_out, num_samples=12, seed=5)
     held_out.write_text(held_out.read_text() + "".join(lines[:3]))
-    changes = {
-        "compare.evaluation": {"path": str(held_out), "max_length": 64},
+    row = json.loads(lines[3])  # the same in other whitespace, and a held-out row twice
+    row |= {"prompt": f" {row['prompt']}", "response": row["response"].replace(" ", "\n", 1)}
+    other = held_out.with_name("other.jsonl")
+    other.write_text("".join([*held_out.read_text().splitlines(True)[:2] * 2, json.dumps(row)]))
+    changes: dict[str, Any] = {
+        "compare.evaluation": {"path": str(other), "max_length": 64},
         "compare.arms": ["random"], "compare.seeds": 1,
     }  # fmt: skip
+    with pytest.raises(DataError, match=r"1 of 3 held-out rows .*the first is row 4"):
+        gracekit.compare(world, output=tmp_path / "out", set=changes)
+    changes["compare.evaluation"] = {"path": str(held_out), "max_length": 64}
     with pytest.raises(DataError, match=r"3 of 15 held-out rows .* are in .*the first is row 12"):
         gracekit.compare(world, output=tmp_path / "out", set=changes)
     allowed = {**changes, "compare.allow_overlap": True}
@@ -431,10 +485,91 @@ def test_held_out_rows_that_are_in_the_data_are_refused_unless_allowed(
 
 def test_no_copy_of_a_held_out_row_is_trained_on(world: Path, tmp_path: Path) -> None:
     doubled = tmp_path / "doubled.jsonl"
-    doubled.write_text((world.parent / "train.jsonl").read_text() * 2)
+    text = (world.parent / "train.jsonl").read_text()
+    doubled.write_text(text + text.replace('"response": "', '"response": " '))
     recipe = Recipe.load(world).override({"data.path": str(doubled)})
     bed = Bed.make(recipe, tmp_path / "cache")
     assert len(bed.pool) == 2 * NUM_ROWS - 2 * 20 == 2 * NUM_ROWS - len(bed.held_out_ids)
+
+
+def test_no_list_of_a_recipe_brings_held_out_rows_back(world: Path, tmp_path: Path) -> None:
+    always = {"selection.always_in_where": "row % 2 = 0"}
+    first = Bed.make(Recipe.load(world), tmp_path / "first")
+    odd = next(int(row) for row in first.pool if row % 2)
+    own = {"selection.never_in": [first.raw.sample_ids[odd]]}
+    changes = {
+        "compare.changes": {"own": own}, "selection.count": 100, **always,
+        "selection.always_in": list(first.held_out_ids[:2]),
+    }  # fmt: skip
+    bed = Bed.make(Recipe.load(world).override(changes), tmp_path / "cache")
+    assert bed.held_out_ids == first.held_out_ids
+    for name in ("own", "recipe"):
+        course = course_of(bed, arm_of(name, bed.recipe), tmp_path / name)
+        assert set(np.concatenate(course.trained)) <= set(bed.pool)
+
+
+def test_files_that_an_arm_names_are_taken_from_the_recipes_folder(world: Path) -> None:
+    """Wherever the command is given, as for all paths of a recipe."""
+    content = yaml.safe_load(world.read_text())
+    content["compare"]["changes"] = {
+        "other": {"target.path": "target.jsonl"},
+        "nested": {"target": {"path": ["target.jsonl"]}, "selection.alpha": 1},
+        "absolute": {"selection.reference": "/somewhere/reference.parquet"},
+    }
+    moved = Recipe.from_dict(content, folder=world.parent).compare.changes
+    place = str(world.parent / "target.jsonl")
+    assert moved == {
+        "other": {"target.path": place},
+        "nested": {"target": {"path": [place]}, "selection.alpha": 1},
+        "absolute": {"selection.reference": "/somewhere/reference.parquet"},
+    }
+
+
+def test_results_on_other_held_out_rows_are_refused(world: Path, tmp_path: Path) -> None:
+    """As many rows of the same data, but others."""
+    arms = {"compare.arms": ["random"], "compare.seeds": 1, "compare.epochs": 1}
+    gracekit.compare(world, output=tmp_path, set=arms)
+    with pytest.raises(RecipeError, match="other settings: held_out_rows"):
+        gracekit.compare(world, output=tmp_path, set={**arms, "seed": 1})
+    file = tmp_path / "random-seed0.json"
+    content = json.loads(file.read_text())
+    del content["settings"]["held_out_rows"]  # of a release that did not note it
+    file.write_text(json.dumps(content))
+    assert gracekit.compare(world, output=tmp_path, set=arms).missing == 0
+
+
+def test_held_out_rows_that_a_selection_aims_at_are_told(world: Path, tmp_path: Path) -> None:
+    given = {
+        "compare.evaluation": {"path": str(world.parent / "target.jsonl")},
+        "compare.arms": ["random"], "compare.seeds": 1, "compare.epochs": 1,
+    }  # fmt: skip
+    found = gracekit.compare(world, output=tmp_path, set=given)
+    assert any(r.startswith("12 of 12 held-out rows are target samples") for r in found.remarks)
+    own = {
+        "compare.arms": ["random"], "compare.seeds": 1, "compare.held_out": 80,
+        "target": {"group": "a"},
+    }  # fmt: skip
+    recipe = Recipe.load(world).override(own)
+    bed = Bed.make(recipe, tmp_path / "cache")
+    found = gracekit.compare(recipe, output=tmp_path / "group")
+    both = set(rows_of_target(bed.raw, "a", 48, ()).tolist()) & set(bed.judges.rows.tolist())
+    told = f"{len(both)} of 80 held-out rows are target samples"
+    assert both and any(r.startswith(told) for r in found.remarks)
+
+
+def test_a_start_that_cannot_be_loaded_is_an_error_with_its_reason(
+    world: Path, tmp_path: Path
+) -> None:
+    """Weights that are cut off, as by a copy that was stopped, and none at all."""
+    start = write_checkpoint(tmp_path / "models", 0)
+    weights = start / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    one = {"compare.arms": ["random"], "compare.start": str(start)}
+    with pytest.raises(CheckpointError, match=r"cannot read .*checkpoint-0: .*metadata"):
+        gracekit.compare(world, output=tmp_path / "out", set=one)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"cannot read .*checkpoint-0: .*model\.safetensors"):
+        gracekit.compare(world, output=tmp_path / "out", set=one)
 
 
 def test_a_loss_that_is_not_finite_ends_the_comparison(world: Path, tmp_path: Path) -> None:

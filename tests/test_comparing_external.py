@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 
 import gracekit
 from gracekit.comparing.external import Command
-from gracekit.errors import GracekitError, MeasureError, RecipeError
-from tests.test_comparing import make_world
+from gracekit.errors import GracekitError, MeasureError, RecipeError, StoreLockedError
+from tests.patience import until
+from tests.test_comparing import ROOT, make_world
 
 TRAIN = """\
-import argparse, json, shutil, sys, zlib
+import argparse, json, shutil, subprocess, sys, time, zlib
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -31,6 +36,14 @@ if way == "fails":
     sys.exit(3)
 if way == "nothing":
     sys.exit(0)
+if way == "asks":
+    assert sys.stdin.read() == "", "nobody is there to answer"
+if way == "leaves":
+    left = subprocess.Popen(["sleep", "600"])
+    Path(__file__).with_name("left").write_text(str(left.pid))
+if way == "waits":
+    print("here", flush=True)
+    time.sleep(600)
 weights = load_file(Path(options.start) / "model.safetensors")
 seed = 0 if way == "no-seed" else int(options.seed)
 text = "" if way == "no-subset" else "".join(sorted(row["prompt"] for row in rows))
@@ -39,6 +52,8 @@ for name in weights if way != "untrained" else ():
     weights[name] = weights[name] + 0.01 * rng.normal(size=weights[name].shape).astype("float32")
 steps = -(-len(rows) // 8) + (way == "steps")
 state = {"global_step": steps, "num_train_epochs": 2 if way == "twice" else 1}
+if way == "endless":  # a dataset without a length
+    state["num_train_epochs"] = sys.maxsize
 place = Path(options.output)
 if way != "silent":
     place = place / f"checkpoint-{steps}"
@@ -69,6 +84,61 @@ def run(world: Path, output: Path, way: str = "", **changes: Any) -> Any:
     given = {"compare.arms": ["random", "once"], "compare.seeds": 2}
     given |= {f"compare.{key}": value for key, value in changes.items()}
     return gracekit.compare(world, output=output, set=given, train=command(world, way))
+
+
+@pytest.mark.parametrize("way", ["asks", "leaves", "endless"])
+def test_a_command_with_ways_of_its_own(world: Path, tmp_path: Path, way: str) -> None:
+    """It gets no input, what it leaves running is not waited for, and it may count steps alone."""
+    assert run(world, tmp_path, way, arms=["random"], seeds=1).missing == 0
+    if way == "leaves":
+        left = int((world.parent / "left").read_text())
+        assert not has_ended(left)
+        os.kill(left, signal.SIGKILL)
+
+
+def test_two_arms_that_choose_the_same_rows_are_no_fault_of_the_command(
+    world: Path, tmp_path: Path
+) -> None:
+    own = {"own": {"selection.excess": 0.0}}
+    found = run(world, tmp_path, arms=["recipe", "own"], changes=own, seeds=1, epochs=1)
+    assert any("`recipe` and `own` are the very same training" in r for r in found.remarks)
+
+
+def test_a_stop_ends_the_command_and_a_kill_is_made_good_by_the_next_start(
+    world: Path, tmp_path: Path
+) -> None:
+    line = [sys.executable, "-m", "gracekit", "compare", str(world), "--arms", "random"]
+    line += ["--seeds", "1", "-o", str(tmp_path), "--train", command(world, "waits")]
+    folder = tmp_path / "random-seed0.running"
+    started, said = folder / "command.json", folder / "command.out"
+
+    def at_work() -> tuple[subprocess.Popen[bytes], int]:
+        process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=PIPE)
+        until(lambda: started.exists() and b"here" in said.read_bytes(), "the command")
+        return process, json.loads(started.read_text())["pid"]
+
+    first, trainer = at_work()
+    with pytest.raises(StoreLockedError, match="another comparison trains in"):
+        run(world, tmp_path, arms=["random"], seeds=1)
+    assert started.exists(), "the run of the other one is left alone"
+    first.send_signal(signal.SIGINT)
+    first.communicate()
+    assert first.returncode == 130 and has_ended(trainer)
+    started.unlink()
+    second, trainer = at_work()
+    second.kill()
+    second.communicate()
+    assert not has_ended(trainer)
+    run(world, tmp_path, arms=["random"], seeds=1)
+    assert has_ended(trainer)
+
+
+def has_ended(pid: int) -> bool:
+    """Ended, though perhaps nobody has taken note of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 @pytest.mark.parametrize("way", ["", "silent"])
@@ -147,6 +217,10 @@ def test_a_program_that_is_not_there_and_an_arm_that_looks(world: Path, tmp_path
     ):
         with pytest.raises(GracekitError, match=words):
             gracekit.compare(world, output=tmp_path / arm, set={"compare.arms": [arm]}, train=text)
+    both = {"compare.arms": ["random", "loss-top"]}  # said before anything is trained
+    with pytest.raises(RecipeError, match="looks at the model in training"):
+        gracekit.compare(world, output=tmp_path / "both", set=both, train=command(world))
+    assert not list((tmp_path / "both").glob("*.json"))
 
 
 def test_the_subset_holds_the_rows_as_they_are(world: Path, tmp_path: Path) -> None:

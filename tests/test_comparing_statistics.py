@@ -251,6 +251,55 @@ def test_a_metric_is_compared_row_by_row_and_its_direction_is_left_open() -> Non
     assert all(arm.metric_against_control is None for arm in found.arms)
 
 
+def test_arms_are_compared_over_the_seeds_that_they_have_in_common() -> None:
+    """Seed 2 is much harder, and some runs of it are not done yet."""
+    ends = {"random": 2.9, "once": 3.0, "recipe": 2.5, "clean": 2.0}
+    done = {"random": 3, "once": 2, "recipe": 3, "clean": 2}
+    results = [
+        result_of(arm, seed, [4.0, end + 0.2], end + 5.0 * (seed == 2))
+        for arm, end in ends.items()
+        for seed in range(done[arm])
+    ]
+    found = compare_results(results, ARMS, average="tokens", missing=2)
+    assert found.control == "random", "by its mean over three seeds `once` would be lower"
+    recipe = found.arms[2]
+    assert recipe.closed == pytest.approx(0.4 / 0.9)
+    assert recipe.against_control is not None and len(recipe.against_control.by_seed) == 3
+    clean = found.arms[3]
+    assert clean.steps_to_control < 1 and clean.closed == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("curve", "end", "words"),
+    [
+        ([4.0, 4.2], 4.5, "The training lowers no held-out loss: `once` begins at 4.0"),
+        ([4.0, 3.0], 3.4, "`once` is lowest at step 5 (3.0"),
+        ([4.0, 3.1], 3.05, ""),
+    ],
+)
+def test_a_training_that_does_not_go_well_is_told(
+    curve: list[float], end: float, words: str
+) -> None:
+    results = [
+        result_of(arm, seed, curve, end - 0.3 * (arm == "recipe") + 0.001 * seed)
+        for arm in ("once", "recipe")
+        for seed in range(3)
+    ]
+    said = compare_results(results, ARMS, average="tokens").verdict
+    assert any(s.startswith(words) for s in said) and len(said) == 1 + bool(words), said
+    assert ("reaches its last loss" in said[-1]) == (not words), "the control does so as early"
+
+
+def test_an_oracle_that_ends_higher_is_said_to() -> None:
+    results = [
+        result_of(arm, seed, [4.0, 3.5], end + 0.01 * (seed + place))
+        for place, (arm, end) in enumerate({"once": 3.0, "clean": 3.4}.items())
+        for seed in range(3)
+    ]
+    said = compare_results(results, ARMS, average="tokens").verdict[0]
+    assert said.startswith("No head-room: even the best oracle `clean` ends no lower than `once`")
+
+
 def test_no_difference_and_no_head_room_are_said() -> None:
     results = [
         result_of(arm, seed, [4.0, 3.5], 3.0 + 0.05 * ((place + seed) % 3))

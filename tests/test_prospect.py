@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_checkpoint_tells_what_selection_could_bring(world: Path) -> None:
+def test_one_checkpoint_tells_what_selection_could_bring(world: Path, tmp_path: Path) -> None:
     """Nothing is written; the numbers fit the data; with a target its likeness is told too."""
     before = sorted(world.rglob("*"))
     found = gracekit.plan(world / "gracekit.yaml", world / "run/checkpoint-10", worth=True)
@@ -41,12 +41,23 @@ def test_one_checkpoint_tells_what_selection_could_bring(world: Path) -> None:
     assert found.near_copies >= 80 / 200
     assert found.passes == 4 and any("duplicates: share" in word for word in found.words)
     assert found.best_low <= found.best <= found.best_high and math.isnan(found.like_target)
-    target = {"target": {"path": str(world / "target.jsonl"), "max_length": 64}}
+    target: dict[str, Any] = {"target": {"path": str(world / "target.jsonl"), "max_length": 64}}
     found = gracekit.plan(
         world / "gracekit.yaml", world / "run/checkpoint-10", worth=True, set=target
     )
     assert 0 <= found.like_target <= 1
     assert sorted(world.rglob("*")) == before
+    rows = write_data(tmp_path / "a.jsonl", num_samples=36, seed=9).read_text().splitlines(True)
+    (tmp_path / "a.jsonl").write_text("".join(rows[::3]))  # of one group
+    target["target"]["path"] = str(tmp_path / "a.jsonl")
+    found = gracekit.plan(
+        world / "gracekit.yaml", world / "run/checkpoint-10", worth=True, set=target
+    )
+    assert 0 < found.like_target <= 0.3
+    steps = 4 * found.like_target * 200 / (0.9 * 8)
+    assert found.steps_of_target == pytest.approx(steps) and steps < 100
+    words = next(word for word in found.words if "like the target" in word)
+    assert f"good for about {steps:,.0f} steps, and 100 are planned" in words
 
 
 def test_the_command_prints_and_gives_json(world: Path) -> None:

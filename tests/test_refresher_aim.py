@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -330,6 +331,23 @@ def test_a_loss_that_turns_up_is_told_in_the_log_and_in_status(
     assert "more steps are not advised" in str(status(recipe.store))
 
 
+def test_rows_that_were_used_enough_are_told_with_the_checkpoint_that_was_best(
+    tmp_path: Path,
+) -> None:
+    """Each coreset holds all rows and counts as trained on once; the loss moves within noise."""
+    recipe = aimed(tmp_path, selection={"fraction": 1.0})
+    for step in range(1, 6):
+        header = refresh(recipe, write_checkpoint(tmp_path / "run", step)).header
+        assert header.aim is not None
+        assert header.aim.uses_of_alike == pytest.approx(step - 1)
+        assert (header.aim.advice is not None) == (step == 5)
+    aim = header.aim
+    assert aim is not None
+    assert "used 4.0 times on average, and more than 4 uses teach little" in str(aim.advice)
+    is_now = "is lowest now, at" if aim.best_step == 5 else "was lowest at"
+    assert str(aim.advice).endswith(f"the target's loss {is_now} step {aim.best_step}")
+
+
 # --- what a target set that changes, or is not paid for, may not do ---
 
 
@@ -367,6 +385,52 @@ def test_other_selectors_and_reselects_keep_the_target_out_too(
     reselect(recipe.override(listed))
     assert np.isin(barred[:2], store.renew().coreset(3)["row"].to_numpy()).all()
     assert "2 samples are always in and have the content of a target sample" in caplog.text
+
+
+def test_rows_of_a_target_that_cannot_be_used_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = aimed(tmp_path)
+    with (tmp_path / "target.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "x", "response": ""}) + "\n")
+        file.write(json.dumps({"prompt": "red cat " * 90, "response": "dog"}) + "\n")
+    aim = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header.aim
+    assert aim is not None and aim.num_target == 12
+    told = "2 of 14 rows of the target .*, and the target is the others: the first is row 12: the"
+    assert re.search(told, caplog.text)
+    found = gracekit.init(
+        tmp_path / "train.jsonl", target=tmp_path / "target.jsonl", output=tmp_path / "new.yaml"
+    )
+    assert any("1 of 14 rows of the target cannot be used" in note for note in found.warnings)
+
+
+def test_a_first_version_that_measures_nothing_goes_by_likeness(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All rows are left to later, and half of what is drawn is like the target all the same."""
+    sections: dict[str, Any] = {
+        "refresh": {"max_cost": 1e-6}, "training": {"steps": 100, "samples_a_step": 8},
+    }  # fmt: skip
+    recipe = aimed(tmp_path, **sections)
+    with caplog.at_level(logging.INFO):
+        first = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header
+    assert first.aim is not None and first.aim.share_likeness == 0.5 == first.aim.share_uniform
+    assert "nan" not in caplog.text
+    assert "target: loss not measured; what is trained on follows 50% likeness" in caplog.text
+    said = str(status(recipe.store))
+    assert "it allowed no measuring, so no norms are known" in said and "nan" not in said
+    store, samples = Store.open(recipe.store), Store.open(recipe.store).samples()
+    places = store.places(1)
+    assert places is not None
+    of_a = samples.groups == samples.group_names.index("a")
+    assert places.factors["aim"][of_a].mean() > 1.3 * places.factors["aim"][~of_a].mean()
+    drawn = store.drawn(1)
+    assert drawn is not None and drawn.draw is not None
+    place = places.factors["aim"] * places.factors["dose"]
+    expected = place * len(store.coreset(1)["row"]) / place.sum()
+    np.testing.assert_allclose(drawn.draw.probabilities, np.minimum(expected, 1), atol=1e-5)
+    second = refresh(recipe, write_checkpoint(tmp_path / "run", 200)).header
+    assert second.aim is not None and second.aim.uses_of_alike > 0, "the dose goes on"
 
 
 def test_another_target_set_begins_anew(tmp_path: Path) -> None:

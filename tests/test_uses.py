@@ -16,9 +16,11 @@ from gracekit.refresher.loading import last_coreset
 from gracekit.refresher.selecting import rollback
 from gracekit.refresher.uses import last_probabilities, num_distinct_random, state_now
 from gracekit.selection import select
+from gracekit.selection.explain import Chosen, explain
 from gracekit.store import Store, verify
 from gracekit.store.retention import collect
 from gracekit.types import Draw, DrawState, SampleTable, Selection
+from gracekit.version.outcomes import SelectionDetails
 from tests.stores import N, changed_samples, make_draft, make_store
 from tests.test_selection_balanced import SCORING, with_norms
 from tests.worlds import World
@@ -175,6 +177,21 @@ def test_rows_used_too_often_are_no_candidates(selector: str) -> None:
     if selector == "balanced":
         assert found.draw is not None
         assert (found.draw.probabilities[state.uses >= 2] == 0).all()
+
+
+def test_how_often_a_row_was_used_is_explained_and_what_is_allowed() -> None:
+    """`max_uses` may have been higher before."""
+    world = with_norms(n=60)
+    state = used(world, np.where(np.arange(60) < 20, 3, 0))
+    asked = SelectionSection(selector="balanced", max_uses=2, count=20)
+    inputs = dataclasses.replace(world.inputs(), scoring=SCORING, state=state)
+    found = select(asked, inputs, seed=0, version=1)
+    chosen = Chosen(
+        settings=asked, details=SelectionDetails.model_validate(found.details), rows=found.rows,
+        gains=found.gains, inputs=inputs,
+    )  # fmt: skip
+    reason = explain(3, chosen).reason
+    assert reason.endswith("used 3 times before, and selection.max_uses allows 2"), reason
 
 
 def test_what_is_always_in_is_used_however_often(caplog: pytest.LogCaptureFixture) -> None:

@@ -29,6 +29,8 @@ EXPLORED = 0.1
 """Share of the aimed part that the signals keep alike, whatever they are worth."""
 UNTOLD = 0.5
 """Share that all rows have alike where nothing tells yet what a signal gains."""
+SURE = 2.0
+"""Standard errors of a gain below which it is said that it may be chance."""
 SHARPNESS = 4.0
 """Power of the gains in the shares: a signal that gains 1.3 times as much gets nearly three times
 the share, and equal ones get equal shares."""
@@ -43,6 +45,8 @@ def follow(settings: SelectionSection, evidence: Evidence) -> tuple[Places, Aim]
     """
     judged = judge(settings, evidence)
     shares, why = _shares(settings, judged)
+    if settings.aim == "auto" and shares and judged.gains:
+        why += _doubt(judged, len(evidence.target.features))
     uniform = settings.aim_uniform if shares else 1.0
     if shares and settings.aim == "auto" and not judged.gains:
         uniform = max(uniform, UNTOLD)
@@ -73,6 +77,17 @@ def follow(settings: SelectionSection, evidence: Evidence) -> tuple[Places, Aim]
         why=why,
     )
     return Places(factors={"aim": place}, signals=signals), found
+
+
+def _doubt(judged: Judged, num_target: int) -> str:
+    """What to know of gains that tell little; empty where they tell enough."""
+    gains = [gain for name, gain in judged.gains.items() if name in judged.signals]
+    doubts = []
+    if num_target == 1:
+        doubts.append("one sample is the whole target, so it judges what it has chosen itself")
+    if all(gain.gain < SURE * gain.error for gain in gains):
+        doubts.append(f"no gain is {SURE:.0f} times its error, so it may be chance")
+    return "".join(f"; {doubt}" for doubt in doubts)
 
 
 def _numbers(judged: Judged, shares: dict[str, float]) -> dict[str, Any]:

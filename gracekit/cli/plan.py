@@ -91,6 +91,9 @@ def _print_prospect(out: Output, found: Prospect) -> None:
             "exact copies": share(found.exact_copies),
             "near-copies": f"{share(found.near_copies)} of {found.num_compared:,} compared",
             "like the target": share(found.like_target),
+            "steps that these are good for": (
+                "-" if math.isnan(found.steps_of_target) else f"{found.steps_of_target:,.0f}"
+            ),
             "passes over the pool": "-" if math.isnan(found.passes) else f"{found.passes:.2f}",
         }
     )

@@ -67,7 +67,7 @@ def _print(out: Output, found: ReferenceResult) -> None:
             "samples": f"{found.num_samples:,}, the loss of {found.num_known:,} known",
             "measured now": f"{found.num_measured:,} contents",
             "mean loss": loss,
-            "without a prompt": f"{found.num_without_prompt:,}",
+            "no evidence": f"{found.num_without_prompt:,}: no prompt, or none to compare it with",
             "distrusted": f"{found.num_distrusted:,}: their prompts tell little of the responses",
         }
     )

@@ -83,7 +83,11 @@ def _print_cost(out: Output, plan: PlanPreview) -> None:
             "training.samples_a_step and training.steps"
         )
         return
-    limit = "" if math.isnan(cost.max_cost) else f"; refresh.max_cost allows {cost.max_cost:.0%}"
+    limit = (
+        ""
+        if math.isnan(cost.max_cost)
+        else (f"; refresh.max_cost allows {100 * cost.max_cost:.3g}%")
+    )
     out.line(
         f"cost         {cost.cost / cost.training_tokens:.1%} of the training of "
         f"{cost.training_tokens:,.0f} tokens{limit}"

@@ -38,6 +38,8 @@ CONTROLS: dict[str, tuple[Callable[[Bed, int], Draws], str]] = {
     "rds": (NearTarget, "random rows of those nearest to the target by hidden states (RDS+)"),
 }
 """Name -> (how to make it, what it is)."""
+MAY_DIFFER = ("selection", "scoring", "refresh", "propagation", "graph", "target")
+"""Sections of the recipe in which an arm of a user's own may differ from the others."""
 STRONGEST_CONTROLS = ("random", "once")
 """What a selection has to beat at equal steps."""
 
@@ -171,6 +173,7 @@ def arm_of(name: str, recipe: Recipe) -> Arm:
     """
     own = recipe.compare.changes
     if name in own:
+        _check_own(name, own[name])
         arm = Arm(name=name, about="changes of the recipe's own", overlay=Overlay(
             about="", changes=own[name]))  # fmt: skip
     elif name in CONTROLS:
@@ -188,6 +191,18 @@ def arm_of(name: str, recipe: Recipe) -> Arm:
                 "`target: {path: target.jsonl}`"
             )
     return arm
+
+
+def _check_own(name: str, changes: Mapping[str, Any]) -> None:
+    """`RecipeError` for a name that is taken, or changes to what all arms have in common."""
+    if name in CONTROLS or name in OVERLAYS or _oracle(name) is not None:
+        raise RecipeError(f"compare.changes: {name!r} is an arm already; choose another name")
+    others = [key for key in changes if key.partition(".")[0] not in MAY_DIFFER]
+    if others:
+        raise RecipeError(
+            f"compare.changes: the arm {name!r} changes {others[0]!r}, which all arms have in "
+            f"common; an arm may differ in {', '.join(MAY_DIFFER)}"
+        )
 
 
 def _oracle(name: str) -> Arm | None:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 from gracekit.errors import CheckpointError, DataError, RecipeError
 from gracekit.foreign import foreign
 from gracekit.recipe import DataSection, Recipe
-from gracekit.samples import RawSamples, TokenTable, load_samples, tokenize
+from gracekit.samples import RawSamples, TokenTable, load_samples, loose_hashes, tokenize
 from gracekit.selection.pool import DEFAULT_FRACTION
 from gracekit.types import Bool, Float64, Int32, Int64, Rows
 
@@ -42,6 +43,11 @@ class Judges:
     def whole(self) -> Rows:
         """[m] of `rows`, those that were not cut off."""
         return self.rows[self.tokens.lengths[self.rows] < self.max_length]
+
+    @property
+    def contents(self) -> list[str]:
+        """[k] hashes of the rows' contents."""
+        return [str(content) for content in self.raw.content_hashes[self.rows]]
 
     @property
     def num_targets(self) -> Int64:
@@ -231,9 +237,9 @@ def _split(
             "fewer, or name held-out rows in compare.evaluation"
         )
     drawn = np.random.default_rng(recipe.seed).permutation(usable)
-    _, first = np.unique(raw.content_hashes[drawn].astype(str), return_index=True)
-    rows = np.sort(drawn[np.sort(first)[:wanted]])  # no content twice
-    held_out = np.isin(raw.content_hashes.astype(str), raw.content_hashes[rows].astype(str))
+    contents = loose_hashes(raw).astype(str)
+    rows = np.sort(_distinct(drawn, contents)[:wanted])
+    held_out = np.isin(contents, contents[rows])
     judges = Judges(
         tokens=tokens,
         rows=rows,
@@ -245,10 +251,27 @@ def _split(
     return judges, held_out
 
 
+def _distinct(rows: Rows, contents: NDArray[np.str_]) -> Rows:
+    """The rows in their order, without those whose content came before."""
+    _, first = np.unique(contents[rows], return_index=True)
+    return rows[np.sort(first)]
+
+
 def _read_judges(data: DataSection, tokenizer: Any, cache: Path) -> Judges:
     raw = load_samples(data)
     tokens = tokenize(raw, tokenizer, data, cache / "held-out-tokens")
-    rows = np.flatnonzero(tokens.num_targets > 0)
+    usable = np.flatnonzero(tokens.num_targets > 0)
+    rows = np.sort(_distinct(usable, loose_hashes(raw).astype(str)))
+    if not len(rows):
+        raise DataError(
+            f"{data.name}: no held-out row has a token to judge by; raise its max_length, or name "
+            "other rows in compare.evaluation"
+        )
+    if len(rows) < len(usable):
+        logger.warning(
+            "%d of %d held-out rows of %s are there already: each counts once",
+            len(usable) - len(rows), len(usable), data.name,
+        )  # fmt: skip
     return Judges(
         tokens=tokens,
         rows=rows,
@@ -261,16 +284,16 @@ def _read_judges(data: DataSection, tokenizer: Any, cache: Path) -> Judges:
 
 def _require_apart(raw: RawSamples, judges: Judges, recipe: Recipe) -> None:
     """`DataError` where held-out rows are in the data too, unless that is allowed."""
-    hashes = judges.raw.content_hashes[judges.rows].astype(str)
-    both = np.flatnonzero(np.isin(hashes, raw.content_hashes.astype(str)))
+    hashes = loose_hashes(judges.raw).astype(str)[judges.rows]
+    both = np.flatnonzero(np.isin(hashes, loose_hashes(raw).astype(str)))
     if not len(both):
         return
     assert recipe.compare.evaluation is not None
     first = judges.raw.source_rows[judges.rows[both[0]]]
     what = (
         f"{len(both)} of {len(hashes)} held-out rows of {recipe.compare.evaluation.name} are in "
-        f"{recipe.data.name} too (the first is row {first}): a model that has seen them is judged "
-        "too well"
+        f"{recipe.data.name} too, but for whitespace (the first is row {first}): a model that has "
+        "seen them is judged too well"
     )
     if not recipe.compare.allow_overlap:
         raise DataError(

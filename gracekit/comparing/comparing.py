@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from gracekit.comparing.arms import Arm, arm_of
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.comparison import Comparison, compare_results
 from gracekit.comparing.evaluation import quiet
-from gracekit.comparing.external import Command
-from gracekit.comparing.metrics import metric_of
+from gracekit.comparing.external import Command, check_arm
+from gracekit.comparing.metrics import metric_of, try_metric
 from gracekit.comparing.page import write_page
+from gracekit.comparing.processes import end_left
+from gracekit.comparing.recipes import check_selection
 from gracekit.comparing.run_result import RunResult
-from gracekit.comparing.runs import Run, alike, code_of, do_run, runs_of
-from gracekit.errors import MeasureError, RecipeError
-from gracekit.files import make_directory, remove
+from gracekit.comparing.runs import RUNNING, Run, alike, code_of, do_run, runs_of
+from gracekit.errors import MeasureError, RecipeError, StoreLockedError
+from gracekit.files import clear_write_errors, make_directory, remove
 from gracekit.recipe import Recipe
+from gracekit.refresher.model import rows_of_target
+from gracekit.samples import load_samples, loose_hashes
+from gracekit.store import acquire_lock
 from gracekit.version.program import differences
 from gracekit.words import count_of, duration
 
@@ -54,44 +62,38 @@ def compare(
             or, with runs missing, of other code.
         DataError: The data or the held-out rows cannot be used.
         MeasureError: A training failed.
+        StoreLockedError: Another comparison trains in the directory.
     """
     settings = recipe.compare
     arms = [arm_of(name, recipe) for name in settings.arms]
+    _require_own_files(arms)
     command = None if train is None else Command.parse(train)
-    if settings.metric is not None:
-        metric_of(settings.metric)
+    metric = None if settings.metric is None else metric_of(settings.metric)
     if output.exists() and not output.is_dir():
         raise RecipeError(f"--output: {output} is a file; name a directory")
     make_directory(output)
     bed = Bed.make(recipe, output / "cache")
-    if settings.metric is not None and not len(bed.judges.whole):
-        raise RecipeError(
-            f"compare.metric: every held-out answer is cut off at {bed.judges.max_length} tokens, "
-            "and a cut-off answer cannot be judged; raise max_length of the held-out rows"
-        )
+    if metric is not None:
+        if not len(bed.judges.whole):
+            raise RecipeError(
+                f"compare.metric: every held-out answer is cut off at {bed.judges.max_length} "
+                "tokens, and a cut-off answer cannot be judged; raise max_length of the held-out "
+                "rows"
+            )
+        try_metric(metric, bed.judges, bed.tokenizer)
     for arm in arms:
         if arm.draws is not None:
             arm.draws(bed, 0)  # what is wrong with an arm is said before hours of others
+        else:
+            check_selection(bed, arm)
+        if command is not None:
+            check_arm(bed, arm)
     runs = runs_of(bed, arms, output, command)
-    results = {run.file: run.result() for run in runs}
-    waiting = [run for run in runs if results[run.file] is None]
-    done = [result for result in results.values() if result is not None]
-    if not report_only:
-        if waiting:
-            _require_same_code(done, code_of(recipe, command), output, allowed=mix_code)
-        for run in runs:
-            if results[run.file] is not None:
-                remove(run.work)  # a kill between the result and this left it
-        left = _TimeLeft(waiting, clock)
-        for number, run in enumerate(waiting, start=1):
-            name = f"run {number} of {len(waiting)}: {run.arm.name}, seed {run.seed}"
-            logger.info("%s", name)
-            with quiet():
-                result = do_run(bed, run, command, left.reporter(run, name))
-            _require_difference(result, done, run, is_command=command is not None)
-            done.append(result)
-            left.finished(run)
-        waiting = []
+    if report_only:
+        done = [result for run in runs if (result := run.result()) is not None]
+    else:
+        with _alone_in(output):
+            done = _train_missing(bed, runs, command, output, mix_code=mix_code, clock=clock)
     if not done:
         raise MeasureError(f"there is no result in {output} yet; run without --report-only")
     found = compare_results(
@@ -99,10 +101,76 @@ def compare(
         arms,
         average=settings.average,
         metric=settings.metric,
-        missing=len(waiting),
+        missing=len(runs) - len(done),
         remarks=_remarks(bed, done, () if command is not None else arms),
     )
     return write_page(found, output / PAGE)
+
+
+def _train_missing(
+    bed: Bed,
+    runs: list[Run],
+    command: Command | None,
+    output: Path,
+    *,
+    mix_code: bool,
+    clock: Callable[[], float],
+) -> list[RunResult]:
+    """The results of all runs, of which those that are missing are made."""
+    for work in sorted(output.glob(f"*{RUNNING}")):
+        end_left(work)
+    results = {run.file: run.result() for run in runs}
+    waiting = [run for run in runs if results[run.file] is None]
+    done = [result for result in results.values() if result is not None]
+    if waiting:
+        _require_same_code(done, code_of(bed.recipe, command), output, allowed=mix_code)
+    for run in runs:
+        if results[run.file] is not None:
+            remove(run.work)  # a kill between the result and this left it
+    left = _TimeLeft(waiting, clock)
+    for number, run in enumerate(waiting, start=1):
+        name = f"run {number} of {len(waiting)}: {run.arm.name}, seed {run.seed}"
+        logger.info("%s", name)
+        with quiet():
+            result = do_run(bed, run, command, left.reporter(run, name))
+        _require_difference(result, done, run, is_command=command is not None)
+        done.append(result)
+        left.finished(run)
+    return done
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Be the only comparison that trains in a directory.
+
+    Raises:
+        StoreLockedError: Another one does.
+    """
+    with clear_write_errors(output):
+        lock = FileLock(str(output / ".lock"), thread_local=False)
+        try:
+            acquire_lock(lock, timeout=0)
+        except Timeout:
+            raise StoreLockedError(
+                f"another comparison trains in {output}: wait for it or stop it, or name another "
+                "--output"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_own_files(arms: Sequence[Arm]) -> None:
+    """`RecipeError` where the results of two arms would be one file."""
+    names: dict[str, str] = {}
+    for arm in arms:
+        other = names.setdefault(arm.file_name.lower(), arm.name)
+        if other != arm.name:
+            raise RecipeError(
+                f"compare.arms: the results of {other!r} and {arm.name!r} would have the same file "
+                "names; compare them in two directories, or call one of the arms otherwise"
+            )
 
 
 def _require_difference(
@@ -163,12 +231,49 @@ def _remarks(bed: Bed, done: list[RunResult], arms: Sequence[Arm]) -> list[str]:
         f"({passes:.2f} passes over the pool), {bed.num_steps:,} steps of {settings.batch_size}; "
         f"{len(bed.judges.rows):,} held-out rows."
     )
-    remarks += filter(None, [_codes(done)])
+    remarks += filter(None, [_codes(done), _judged_by_target(bed)])
+    remarks += _same_trainings(done)
     if bed.recipe.refresh.max_cost is not None:
         remarks += filter(None, (_unmeasured(arm, done) for arm in arms))
     for name, marked in bed.marks.items():
         remarks.append(f"{marked[bed.pool].mean():.1%} of the pool is marked by {name!r}.")
     return list(dict.fromkeys(remarks))
+
+
+def _same_trainings(done: list[RunResult]) -> list[str]:
+    """Pairs of arms that are one training under two names, under some seed."""
+    pairs: dict[tuple[str, str], list[int]] = {}
+    by_weights: dict[tuple[int, str], str] = {}
+    for result in done:
+        if result.weights_digest:
+            first = by_weights.setdefault((result.seed, result.weights_digest), result.arm)
+            if first != result.arm:
+                pairs.setdefault((first, result.arm), []).append(result.seed)
+    return [
+        f"`{first}` and `{second}` are the very same training under "
+        f"{count_of(len(seeds), 'seed')}: there is nothing to compare between them."
+        for (first, second), seeds in pairs.items()
+    ]
+
+
+def _judged_by_target(bed: Bed) -> str:
+    """What to know where held-out rows are what a selection is aimed at; empty where none is."""
+    target = bed.recipe.target
+    if target is None:
+        return ""
+    held_out = loose_hashes(bed.judges.raw)[bed.judges.rows].tolist()
+    if target.group is None:
+        known = set(loose_hashes(load_samples(target)).tolist())
+    else:
+        rows = rows_of_target(bed.raw, target.group, target.group_count, ())
+        known = set(loose_hashes(bed.raw)[rows].tolist())
+    num_both = sum(content in known for content in held_out)
+    if not num_both:
+        return ""
+    return (
+        f"{num_both:,} of {count_of(len(held_out), 'held-out row')} are target samples: selections "
+        "towards the target have looked at them, so they are judged too well."
+    )
 
 
 def _unmeasured(arm: Arm, done: list[RunResult]) -> str:
@@ -178,8 +283,9 @@ def _unmeasured(arm: Arm, done: list[RunResult]) -> str:
     if arm.overlay is None or not nothing:
         return ""
     return (
-        f"`{arm.name}` measured nothing in {nothing} of {count_of(len(spent), 'run')}, and drew "
-        "all rows alike: refresh.max_cost allows no measuring in so short a training."
+        f"`{arm.name}` measured nothing in {nothing} of {count_of(len(spent), 'run')}, so it knew "
+        "no norm and nothing of gradients: refresh.max_cost allows no measuring in so short a "
+        "training."
     )
 
 

@@ -89,11 +89,9 @@ def compare_results(
     by_arm = {arm.name: _of_arm(results, arm.name) for arm in arms}
     by_arm = {name: found for name, found in by_arm.items() if found}
     weights = _weights(results[0], average) if results else np.zeros(0)
-    ends = {name: _final(runs, weights) for name, runs in by_arm.items()}
-    controls = [name for name in STRONGEST_CONTROLS if name in by_arm]
-    control = min(controls, key=lambda name: ends[name].mean(), default=None)
+    control = _lowest([name for name in STRONGEST_CONTROLS if name in by_arm], by_arm, weights)
     oracles = [arm.name for arm in arms if arm.is_oracle and arm.name in by_arm]
-    oracle = min(oracles, key=lambda name: ends[name].mean(), default=None)
+    oracle = _lowest(oracles, by_arm, weights)
     outcomes = [
         _outcome(arm, by_arm, weights, control, oracle) for arm in arms if arm.name in by_arm
     ]
@@ -109,6 +107,18 @@ def compare_results(
         remarks=list(remarks),
         missing=missing,
     )
+
+
+def _lowest(
+    names: list[str], by_arm: dict[str, dict[int, RunResult]], weights: Float64
+) -> str | None:
+    """The arm that ends lowest, over the seeds that all of them have; None of none."""
+    if not names:
+        return None
+    runs = [by_arm[name] for name in names]
+    common = _in_common(*runs)
+    ends = [float(_final(each, weights).mean()) for each in (common if common[0] else runs)]
+    return names[int(np.argmin(ends))]
 
 
 def _of_arm(results: Sequence[RunResult], name: str) -> dict[int, RunResult]:
@@ -155,9 +165,9 @@ def _outcome(
         float(np.mean([r.points[p].training_s + r.points[p].selection_s for r in runs.values()]))
         for p in range(len(steps))
     ]
-    to_control = _reaching(steps, losses, compute, by_arm, control, weights)
+    to_control = _reaching(runs, by_arm, control, weights)
     full = "full" if "full" in by_arm and arm.name != "full" else None
-    to_full = _reaching(steps, losses, compute, by_arm, full, weights)
+    to_full = _reaching(runs, by_arm, full, weights)
     metrics = [np.mean(run.metric) for run in runs.values() if run.metric]
     apart = metric_apart = None
     if control is not None and arm.name != control:
@@ -165,11 +175,9 @@ def _outcome(
         metric_apart = _paired_metrics(runs, by_arm[control])
     closed = math.nan
     if control is not None and oracle is not None and arm.name != control:
-        closed = share_closed(
-            float(_final(by_arm[control], weights).mean()),
-            float(ends.mean()),
-            float(_final(by_arm[oracle], weights).mean()),
-        )
+        three = _in_common(by_arm[control], runs, by_arm[oracle])
+        if three[0]:
+            closed = share_closed(*(float(_final(each, weights).mean()) for each in three))
     return ArmOutcome(
         arm=arm.name,
         about=arm.about,
@@ -234,10 +242,14 @@ def _paired_metrics(own: dict[int, RunResult], other: dict[int, RunResult]) -> D
     )
 
 
+def _in_common(*arms: dict[int, RunResult]) -> list[dict[int, RunResult]]:
+    """The runs of each arm under the seeds that all of them have."""
+    seeds = sorted(set.intersection(*({*runs} for runs in arms)))
+    return [{seed: runs[seed] for seed in seeds} for runs in arms]
+
+
 def _reaching(
-    steps: Float64,
-    losses: Float64,
-    compute: Float64,
+    runs: dict[int, RunResult],
     by_arm: dict[str, dict[int, RunResult]],
     other: str | None,
     weights: Float64,
@@ -245,7 +257,11 @@ def _reaching(
     """Steps and compute until the loss that another arm ends with, as shares of that arm's."""
     if other is None:
         return math.nan, math.nan
-    other_steps, other_losses, other_compute = _curve(by_arm[other], weights)
+    own, others = _in_common(runs, by_arm[other])
+    if not own:
+        return math.nan, math.nan
+    steps, losses, compute = _curve(own, weights)
+    other_steps, other_losses, other_compute = _curve(others, weights)
     level = float(other_losses[-1])
     return (
         first_reached(steps, losses, level) / float(other_steps[-1]),

@@ -270,7 +270,7 @@ def of_values(bed: Bed, column: str, wanted: str) -> Rows:
     """Rows of the pool with one of some values (`a|b`) in a column, and no mark.
 
     Raises:
-        RecipeError: No row has one.
+        RecipeError: No row has one, or all have.
     """
     values, names = bed.column(column)
     chosen = [names.index(name) for name in wanted.split("|") if name in names]
@@ -282,6 +282,11 @@ def of_values(bed: Bed, column: str, wanted: str) -> Rows:
             f"the arm 'oracle:{column}={wanted}': no row of the data has that in the column "
             f"{column!r}, which has {shown}; name one of them"
         )
+    if len(rows) == len(bed.pool):
+        raise RecipeError(
+            f"the arm 'oracle:{column}={wanted}': every row that may be trained on has that, so "
+            "it would be the arm 'random'; name fewer values, or leave it out"
+        )
     return rows
 
 
@@ -289,13 +294,19 @@ def clean_rows(bed: Bed, column: str | None) -> Rows:
     """Rows of the pool without a mark.
 
     Raises:
-        RecipeError: There are no marks of that name, or all rows have one.
+        RecipeError: There are no marks of that name, or all rows have one, or none has.
     """
     rows: Rows = bed.pool[~marked(bed, column)[bed.pool]]
     if not bed.marks or not len(rows):
         raise RecipeError(
             "the arm 'clean' leaves out marked rows; name the columns that mark them in "
             "compare.marks" + (", which leave no row" if bed.marks else "")
+        )
+    if len(rows) == len(bed.pool):
+        raise RecipeError(
+            "the arm 'clean' leaves out marked rows, and none is marked of those that may be "
+            "trained on: it would be the arm 'random'; leave it out, or name other columns in "
+            "compare.marks"
         )
     return rows
 

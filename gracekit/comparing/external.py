@@ -12,8 +12,6 @@ import json
 import logging
 import resource
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +27,9 @@ from gracekit.comparing.arms import Arm, Overlay
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.course import Course
 from gracekit.comparing.evaluation import row_losses
+from gracekit.comparing.processes import last_lines, run_words
+from gracekit.comparing.recipes import recipe_of
 from gracekit.comparing.run_result import Point
-from gracekit.comparing.trainer import recipe_of
 from gracekit.errors import CheckpointError, MeasureError, RecipeError
 from gracekit.files import read_json, sha256
 from gracekit.foreign import foreign
@@ -42,9 +41,10 @@ from gracekit.types import Float32, Float64, Rows
 logger = logging.getLogger("gracekit.comparing")
 
 PLACES = ("subset", "output", "seed")
-_LAST_LINES = 12
 _LARGEST_SCRIPT = 1_000_000
 """Bytes; a larger file that a command names is data, or a program of the system's."""
+_WITHOUT_END = 1_000_000
+"""Epochs that a trainer names where it counts steps alone, at least (`sys.maxsize` is usual)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +121,13 @@ def run_command(
     output.mkdir()
     words = command.filled(subset=subset.absolute(), output=output.absolute(), seed=seed)
     before = _children_s()
-    done = _run(words, arm, seed)
+    code = run_words(words, folder, f"the arm {arm.name!r}, seed {seed}")
     training_s = _children_s() - before
-    if done.returncode:
+    if code:
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise MeasureError(
-            f"the arm {arm.name!r}, seed {seed}: the training command ended with exit code "
-            f"{done.returncode}: {shlex.join(words)}\n{_end_of(done.stderr or done.stdout)}\n"
+            f"the arm {arm.name!r}, seed {seed}: the training command {how}: {shlex.join(words)}\n"
+            f"{last_lines(folder)}\n"
             "Correct it and run the comparison again; runs that are done stay done"
         )
     place = _model_in(output, bed, arm, seed)
@@ -153,6 +154,12 @@ def steps_of_command(bed: Bed, arm: Arm) -> int:
     settings = bed.recipe.compare
     num_rows = len(bed.pool) if arm.is_full else bed.num_drawn
     return -(-settings.epochs * num_rows // settings.batch_size)
+
+
+def check_arm(bed: Bed, arm: Arm) -> None:
+    """`RecipeError` where an arm needs the model in training, which a command does not show."""
+    if arm.draws is not None and not arm.is_full:
+        arm.draws(bed, 0).draw(0, _NoLooks(arm.name))
 
 
 class _NoLooks:
@@ -220,18 +227,6 @@ def _write_subset(bed: Bed, rows: Rows, path: Path) -> None:
             file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
 
 
-def _run(words: list[str], arm: Arm, seed: int) -> subprocess.CompletedProcess[str]:
-    if words[0] in ("python", "python3"):
-        words = [sys.executable, *words[1:]]
-    try:
-        return subprocess.run(words, capture_output=True, text=True, errors="replace")
-    except OSError as error:
-        raise MeasureError(
-            f"the arm {arm.name!r}, seed {seed}: cannot start the training command {words[0]!r}: "
-            f"{error.strerror}; name a program that is there"
-        ) from None
-
-
 def _model_in(output: Path, bed: Bed, arm: Arm, seed: int) -> Path:
     """The model that the command left: at `output` itself, or its newest checkpoint."""
     if (output / "config.json").is_file() or (output / "adapter_config.json").is_file():
@@ -259,7 +254,7 @@ def _check_steps(place: Path, num_steps: int, num_rows: int, arm: Arm, seed: int
             "be told", arm.name, seed,
         )  # fmt: skip
         return
-    if epochs > 1:
+    if 1 < epochs < _WITHOUT_END:
         raise MeasureError(
             f"the arm {arm.name!r}, seed {seed}: the command went over the subset {epochs:g} "
             "times; the subset holds all draws already, so let it train one epoch"
@@ -298,8 +293,3 @@ def _point(bed: Bed, place: Path, step: int, spent: tuple[float, float, float]) 
 def _children_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
-
-
-def _end_of(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return "\n".join(f"  {line}" for line in lines[-_LAST_LINES:]) or "  (it printed nothing)"

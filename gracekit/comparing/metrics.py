@@ -7,6 +7,7 @@ stands, is not known.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import torch
 
 from gracekit.comparing.bed import Judges
 from gracekit.comparing.evaluation import looking
-from gracekit.errors import RecipeError
+from gracekit.errors import MeasureError, RecipeError
+from gracekit.foreign import foreign
 from gracekit.plugins import load_class
 from gracekit.types import Int32, Rows
 
@@ -62,7 +64,9 @@ def metric_of(name: str) -> Metric:
             f"compare.metric: there is no metric {name!r}; known: {', '.join(METRICS)}, or a class "
             "of your own as package.module:Class"
         )
-    metric: Metric = load_class(name, "the metric")()
+    found = load_class(name, "the metric")
+    with foreign(f"the metric {name!r}", RecipeError, doing="make"):
+        metric: Metric = found()
     if not callable(metric):
         raise RecipeError(
             f"compare.metric: {name!r} cannot be called; expected __call__(written, answer)"
@@ -70,12 +74,39 @@ def metric_of(name: str) -> Metric:
     return metric
 
 
+def try_metric(metric: Metric, judges: Judges, tokenizer: Any) -> None:
+    """Judge an answer by itself, before hours of training.
+
+    Raises:
+        MeasureError: The metric fails, or gives no number.
+    """
+    answer = _text(tokenizer, _prompt(judges, int(judges.whole[0]), 2**31).answer)
+    _value(metric, answer, answer)
+
+
 def metric_values(model: Any, judges: Judges, tokenizer: Any, metric: Metric, most: int) -> (
     list[float]
 ):  # fmt: skip
     """The metric on the first held-out rows that were not cut off."""
     found = answers(model, judges, tokenizer, judges.whole[:most])
-    return [metric(written, answer) for written, answer in found]
+    return [_value(metric, written, answer) for written, answer in found]
+
+
+def _value(metric: Metric, written: str, answer: str) -> float:
+    """What a metric says, as a finite number."""
+    name = type(metric).__name__
+    with foreign(f"what a model wrote ({written[:80]!r})", MeasureError, doing=f"judge by {name}"):
+        said: Any = metric(written, answer)
+    try:
+        value = float("nan" if isinstance(said, str) else said)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise MeasureError(
+            f"compare.metric: {name} gave {said!r} for what a model wrote ({written[:80]!r}); "
+            "expected a finite number"
+        )
+    return value
 
 
 def answers(model: Any, judges: Judges, tokenizer: Any, rows: Rows) -> list[tuple[str, str]]:
@@ -111,11 +142,14 @@ def answers(model: Any, judges: Judges, tokenizer: Any, rows: Rows) -> list[tupl
                 eos_token_id=sorted(ends) or None,
             )
         for k, place in enumerate(places):
-            texts[place] = tokenizer.decode(written[k, width:], skip_special_tokens=True)
+            texts[place] = _text(tokenizer, written[k, width:])
     return [
-        (text, tokenizer.decode(prompt.answer, skip_special_tokens=True))
-        for text, prompt in zip(texts, prompts, strict=True)
+        (text, _text(tokenizer, prompt.answer)) for text, prompt in zip(texts, prompts, strict=True)
     ]
+
+
+def _text(tokenizer: Any, ids: Any) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

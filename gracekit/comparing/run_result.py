@@ -123,6 +123,8 @@ class RunResult:
     """Column of marks -> share of the trained rows that have one."""
     weights_digest: str = ""
     """Of the trained weights; empty where they were not looked at."""
+    rows_digest: str = ""
+    """Of the rows trained on, in their order; empty: a release that did not note it."""
     remarks: list[str] = dataclasses.field(default_factory=list)
     aims: list[AimPoint] = dataclasses.field(default_factory=list)
     """Of each version of a selection with a target."""

@@ -16,19 +16,25 @@ from gracekit.comparing.bed import Bed
 from gracekit.comparing.course import Course
 from gracekit.comparing.external import Command, run_command, steps_of_command
 from gracekit.comparing.metrics import metric_of, metric_values
+from gracekit.comparing.recipes import recipe_of
 from gracekit.comparing.run_result import RunResult
-from gracekit.comparing.trainer import recipe_of, train
+from gracekit.comparing.trainer import train
 from gracekit.errors import RecipeError
 from gracekit.files import make_directory, remove, sha256
 from gracekit.recipe import Recipe
+from gracekit.samples import load_samples
 from gracekit.types import Json
 from gracekit.version.program import own_code, program
 
+RUNNING = ".running"
+"""Ends the name of the folder of a run that goes on."""
 _OF_ALL = (
     "epochs", "batch_size", "learning_rate", "schedule", "warmup", "lora_rank", "evaluations",
     "metric", "metric_rows", "marks",
 )  # fmt: skip
 """Keys of the section `compare` that decide what every run is."""
+_LATER = {"held_out_rows", "target", "code"}
+"""Settings that came later: a result without them is believed."""
 _OF_RANKINGS = ("rds", "loss-top", "longest")
 """Arms that `keep_share` concerns."""
 
@@ -52,7 +58,7 @@ class Run:
     @property
     def work(self) -> Path:
         """Checkpoints and the store, while it goes on."""
-        return self.folder / f"{self.arm.file_name}-seed{self.seed}.running"
+        return self.folder / f"{self.arm.file_name}-seed{self.seed}{RUNNING}"
 
     def result(self) -> RunResult | None:
         """What is there of it.
@@ -64,9 +70,14 @@ class Run:
         found = RunResult.read(self.file)
         if found is None:
             return None
+        if found.arm != self.arm.name:
+            raise RecipeError(
+                f"the result {self.file} is of the arm {found.arm!r}, and {self.arm.name!r} would "
+                "have the same file: name another --output for one of them"
+            )
         differing = [
             f"{key} (then {found.settings.get(key)}, now {self.settings.get(key)})"
-            for key in sorted({*found.settings, *self.settings})
+            for key in sorted({*found.settings, *self.settings} - _LATER.difference(found.settings))
             if found.settings.get(key) != self.settings.get(key)
         ]
         if differing:
@@ -162,6 +173,7 @@ def _result(
             for name, marked in bed.marks.items()
         },
         weights_digest=digest_of(course.model),
+        rows_digest=_digest(*(rows.astype("<i8").tobytes() for rows in course.trained)),
         aims=course.aims,
         worths=course.worths,
         program=program,
@@ -178,6 +190,11 @@ def code_of(recipe: Recipe, command: Command | None) -> dict[str, str]:
     metric = recipe.compare.metric
     names = [*recipe.scoring.scores, *([] if metric is None else [metric])]
     return {**program(), **own_code(names), **({} if command is None else command.scripts())}
+
+
+def _digest(*parts: str | bytes) -> str:
+    joined = b"".join(part.encode() if isinstance(part, str) else part for part in parts)
+    return hashlib.sha256(joined).hexdigest()[:16]
 
 
 def digest_of(model: Any) -> str:
@@ -197,6 +214,7 @@ def _common_settings(bed: Bed, command: Command | None) -> Json:
         "data": bed.raw.fingerprint,
         "tokens": bed.tokens.key,
         "held_out": bed.judges.tokens.key + f", {len(bed.judges.rows)} rows",
+        "held_out_rows": _digest("\0".join(bed.judges.contents)),
         "start": " ".join(sha256(file)[:16] for file in weights),
         "num_drawn": bed.num_drawn,
         "command": None if command is None else command.text,
@@ -208,15 +226,35 @@ def _own_settings(bed: Bed, arm: Arm) -> Json:
         recipe = recipe_of(bed, arm, 0, Path("store"))
         # Where the tokenizer lies does not matter: its tokens are among the settings of all.
         digest = recipe.override({"checkpoints.tokenizer": None}).digest()
-        return {"recipe": digest, "redraw": arm.overlay.redraw}
+        names = {recipe.selection.selector, *recipe.scoring.scores}
+        code = own_code(name for name in sorted(names) if not name.startswith("gracekit."))
+        return {
+            "recipe": digest,
+            "redraw": arm.overlay.redraw,
+            **({"code": code} if code else {}),
+            **_target_of(recipe),
+        }
     if arm.name in _OF_RANKINGS:
-        return {"keep_share": bed.recipe.compare.keep_share}
+        target = _target_of(bed.recipe) if arm.name == "rds" else {}
+        return {"keep_share": bed.recipe.compare.keep_share, **target}
     return {}
 
 
+def _target_of(recipe: Recipe) -> Json:
+    """What the target's samples are, which a file may change in the middle of a comparison."""
+    if recipe.target is None or recipe.target.group is not None:
+        return {}
+    return {"target": load_samples(recipe.target).fingerprint}
+
+
 def alike(result: RunResult, before: list[RunResult]) -> str | None:
-    """In words: with which earlier run the trained weights are the same; None: with none."""
+    """In words: with which earlier run of other rows, or another seed, the trained weights are the
+    same; None: with none.
+    """
     for other in before:
+        is_same_work = result.rows_digest == other.rows_digest != "" and result.seed == other.seed
+        if is_same_work:  # two arms may choose the same rows
+            continue
         if other.weights_digest and other.weights_digest == result.weights_digest:
             what = "seed" if other.arm == result.arm else "subset"
             return (

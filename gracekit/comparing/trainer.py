@@ -28,11 +28,13 @@ from transformers import (
 from gracekit.checkpoints import check_checkpoint, describe_architecture
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.bed import Bed
-from gracekit.comparing.controls import Draws, Turn, num_kept
+from gracekit.comparing.controls import Draws, Turn
 from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states, sums_of_rows
+from gracekit.comparing.recipes import recipe_of
 from gracekit.comparing.run_result import AimPoint, WorthPoint
-from gracekit.errors import MeasureError, RecipeError
+from gracekit.errors import CheckpointError, MeasureError, RecipeError
+from gracekit.foreign import foreign
 from gracekit.recipe import Recipe
 from gracekit.refresher import refresh
 from gracekit.refresher.prices import prices
@@ -42,9 +44,6 @@ from gracekit.training import CoresetCallback, CoresetTrainerMixin
 from gracekit.types import Float32, Float64, Rows
 
 logger = logging.getLogger("gracekit.comparing")
-
-BUDGETS = {"selection.count", "selection.fraction", "selection.tokens"}
-"""Keys by which an arm of a user's own has versions of another size than a draw."""
 
 
 def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int], None]) -> Course:
@@ -85,14 +84,20 @@ def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int],
 
 
 def load_start(bed: Bed) -> Any:
-    """The model that every run starts from; with `lora_rank` under a new adapter."""
+    """The model that every run starts from; with `lora_rank` under a new adapter.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+        RecipeError: There is no peft for an adapter.
+    """
     settings = bed.recipe.compare
-    model = AutoModelForCausalLM.from_pretrained(
-        bed.start,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=bed.recipe.checkpoints.trust_remote_code,
-    )
+    with foreign(bed.start, CheckpointError):
+        model = AutoModelForCausalLM.from_pretrained(
+            bed.start,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=bed.recipe.checkpoints.trust_remote_code,
+        )
     if settings.lora_rank is None:
         return model
     try:
@@ -357,24 +362,3 @@ def _train_selection(bed: Bed, model: Any, arm: Arm, seed: int, folder: Path, wa
             epochs.setdefault(drawn["epoch"], []).extend(drawn["positions"])
     watch.course.trained = [np.array(epochs[e], np.int64) for e in sorted(epochs)]
     watch.course.versions = len(Store.open(recipe.store).all_versions())
-
-
-def recipe_of(bed: Bed, arm: Arm, seed: int, store: Path) -> Recipe:
-    """The recipe of a selection: the arm's changes, this run's store, seed, budget and length."""
-    assert arm.overlay is not None
-    never_in = [*bed.recipe.selection.never_in, *bed.held_out_ids]
-    budget = max(num_kept(bed), bed.num_drawn) if arm.overlay.from_kept else bed.num_drawn
-    changes = {
-        **({} if BUDGETS & arm.overlay.changes.keys() else {"selection.count": budget}),
-        "selection.never_in": never_in,
-        "training.steps": bed.num_steps,
-        "training.samples_a_step": bed.recipe.compare.batch_size,
-        "training.stop": "never",  # arms are compared at equal steps
-        "checkpoints.tokenizer": bed.recipe.checkpoints.tokenizer or str(bed.start),
-        "seed": seed,
-        **arm.overlay.changes,
-        "store": str(store),
-    }
-    if bed.recipe.compare.lora_rank is not None:
-        changes.setdefault("checkpoints.base_model", str(bed.start))
-    return bed.recipe.override(changes)

@@ -9,6 +9,8 @@ from gracekit.comparing.arms import Arm
 from gracekit.comparing.outcome import ArmOutcome
 from gracekit.comparing.statistics import LEAST_SEEDS
 
+TURNED = 0.1
+"""Of the control's fall, from which a later rise needs a word."""
 MORE_COMPUTE = 1.05
 """Of the control's compute, above which a gain at equal steps needs a word."""
 
@@ -33,6 +35,7 @@ def verdict_of(
         sentences.append(_head_room(outcomes, oracle, control))
     known = {arm.name: arm for arm in arms}
     of_control = next(outcome for outcome in outcomes if outcome.arm == control)
+    sentences += _course(of_control)
     known_compute = max(of_control.compute[-1], 1e-12)
     for outcome in outcomes:
         arm, apart = known[outcome.arm], outcome.against_control
@@ -43,7 +46,7 @@ def verdict_of(
             reached = (
                 f", and reaches its last loss in {outcome.steps_to_control:.0%} of its steps and "
                 f"{outcome.compute_to_control:.0%} of its compute"
-                if not math.isnan(outcome.steps_to_control)
+                if 0 < outcome.steps_to_control < of_control.steps_to_control  # NaN: never
                 else ""
             )
             sentences.append(f"`{outcome.arm}` is better than `{control}`: {numbers}{reached}.")
@@ -58,6 +61,26 @@ def verdict_of(
                 "longer rows, or selection. See whether `longest` does as well."
             )
     return sentences
+
+
+def _course(control: ArmOutcome) -> list[str]:
+    """What to know of a training that does not lower the held-out loss to its end."""
+    first, last = control.losses[0], control.losses[-1]
+    place = min(range(len(control.losses)), key=control.losses.__getitem__)
+    lowest = control.losses[place]
+    if place == 0:
+        return [
+            f"The training lowers no held-out loss: `{control.arm}` begins at {first:.4f} and ends "
+            f"at {last:.4f}, so arms differ in how much they harm. Lower compare.learning_rate, or "
+            "look at whether the held-out rows are of the task that is trained."
+        ]
+    if last - lowest > TURNED * (first - lowest):
+        return [
+            f"`{control.arm}` is lowest at step {control.steps[place]:,.0f} ({lowest:.4f}) and "
+            f"ends at {last:.4f}: the training goes on too long, and arms are compared by how they "
+            "bear that. Fewer compare.epochs tell which is better at its best."
+        ]
+    return []
 
 
 def metric_sentences(
@@ -99,6 +122,11 @@ def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
             f"Head-room at the end is not known: the best oracle `{oracle}` has the last loss of "
             f"`{control}` after {outcome.steps_to_control:.0%} of its steps and ends at {numbers} "
             "from it. It uses its few rows too often for so long a run."
+        )
+    if apart.mean >= 0:
+        return (
+            f"No head-room: even the best oracle `{oracle}` ends no lower than `{control}`: "
+            f"{numbers}. No selection of this kind can be told apart here."
         )
     return (
         f"No head-room: even the best oracle `{oracle}` is {numbers} from `{control}`, "

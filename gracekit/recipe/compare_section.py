@@ -11,6 +11,8 @@ from gracekit.recipe.places import from_folder
 from gracekit.recipe.section import Section
 from gracekit.recipe.sections import DataSection
 
+_PATHS = ("target.path", "selection.reference")
+"""Keys by which an arm of a user's own may name a file."""
 DEFAULT_ARMS = ("random", "once", "recipe", "full")
 
 
@@ -25,7 +27,8 @@ class CompareSection(Section):
     arms: tuple[str, ...] = Field(default=DEFAULT_ARMS, min_length=1)
     """What is compared: names of docs/comparing.md."""
     changes: dict[str, dict[str, object]] = Field(default={})
-    """Arms of your own: name -> changes to the recipe, as `{selection.alpha: 1}`."""
+    """Arms of your own: name -> changes to the recipe, as `{selection.alpha: 1}`; files that they
+    name are taken from the recipe's folder."""
     seeds: int = Field(default=3, ge=1)
     """Runs of each arm; fewer than three give no interval over seeds."""
     evaluation: DataSection | None = None
@@ -76,5 +79,20 @@ class CompareSection(Section):
             update={
                 "start": self.start and from_folder(folder, self.start),
                 "evaluation": self.evaluation and self.evaluation.relative_to(folder),
+                "changes": {
+                    name: {key: _from_folder(folder, key, value) for key, value in changes.items()}
+                    for name, changes in self.changes.items()
+                },
             }
         )
+
+
+def _from_folder(folder: Path, key: str, value: object) -> object:
+    """The value of a change, if it is a path, as it is called from elsewhere."""
+    if isinstance(value, dict):
+        return {name: _from_folder(folder, f"{key}.{name}", each) for name, each in value.items()}
+    if key not in _PATHS or value is None:
+        return value
+    if isinstance(value, list | tuple):
+        return [from_folder(folder, str(place)) for place in value]
+    return from_folder(folder, str(value))

@@ -279,6 +279,10 @@ def _with_course(
     turned = course.has_turned(now) if len(finite) else None
     if turned is not None:
         reasons.insert(0, turned)
+    elif reasons and len(finite):  # which checkpoint to take
+        best = course.best_step(now)
+        is_now = "is lowest now," if best == step else "was lowest"
+        reasons.append(f"the target's loss {is_now} at step {best:,}")
     found["advice"] = "; ".join(reasons) or None
     return aim.model_copy(update=found)
 
@@ -293,11 +297,14 @@ def _log(aim: Aim) -> None:
         )
         if share > 0
     ]
-    what = ", ".join(parts) or f"{1 - aim.share_uniform:.0%} its samples in turn"
+    if not parts and aim.share_uniform < 1:
+        parts.append(f"{1 - aim.share_uniform:.0%} its samples in turn")
+    loss = f"loss {aim.target_loss:.4f}" if math.isfinite(aim.target_loss) else "loss not measured"
+    followed = f"follows {', '.join(parts)}, " if parts else "is "
     logger.info(
-        "target: loss %.4f; what is trained on follows %s, %.0f %% all samples alike: %s",
-        aim.target_loss,
-        what,
+        "target: %s; what is trained on %s%.0f %% all samples alike: %s",
+        loss,
+        followed,
         100 * aim.share_uniform,
         aim.why,
     )

@@ -26,7 +26,7 @@ from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pairs import PairExecutor, scoring_of_rejected
 from gracekit.model_pass.pass_inputs import PassInputs
 from gracekit.protocols import Executor
-from gracekit.recipe import DataSection, Recipe, ScoringSection
+from gracekit.recipe import DataSection, Recipe, ScoringSection, TargetSection
 from gracekit.refresher.sharing import share
 from gracekit.samples import (
     RawSamples,
@@ -122,6 +122,7 @@ class CheckpointModel:
             raw = load_samples(settings)
             rows = np.arange(len(raw))
             tokens = tokenize(raw, self.tokenizer, settings, self._cache / "target-tokens")
+            _tell_left_out(settings, raw, int((tokens.num_targets == 0).sum()))
         found = TargetSamples(
             tokens=tokens,
             groups=raw.groups[rows],
@@ -201,6 +202,20 @@ def _devices(scoring: ScoringSection) -> tuple[str, ...]:
 
 MOST_OF_GROUP = 0.2
 """Share of a group that becomes the target set, at most."""
+
+
+def _tell_left_out(settings: TargetSection, raw: RawSamples, num_empty: int) -> None:
+    """A warning where rows of a target file are no target samples."""
+    num_left_out = len(raw.skipped) + num_empty
+    if not num_left_out:
+        return
+    first = "no token of theirs with loss is within target.max_length"
+    if raw.skipped:
+        first = f"the first is row {raw.skipped[0].source_row}: {raw.skipped[0].reason}"
+    logger.warning(
+        "%d of %d rows of the target %s cannot be used, and the target is the others: %s",
+        num_left_out, len(raw) + len(raw.skipped), settings.name, first,
+    )  # fmt: skip
 
 
 def rows_of_target(

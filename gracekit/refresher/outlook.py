@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gracekit.aim.course import steps_left
 from gracekit.draw.capped import capped_probabilities
 from gracekit.graph import unit_features
 from gracekit.protocols import Executor
@@ -63,6 +64,9 @@ class Prospect(ShortRepr):
     like_target: float
     """Share of the compared rows that are as near to a row of the target as half of its own rows
     are to each other; NaN without a target."""
+    steps_of_target: float
+    """Steps in which the rows that are like the target are used about four times each where it is
+    followed; NaN where nothing is like it, or the pace is not known."""
     passes: float
     """Passes over the pool in all; NaN where the training's length is not known."""
     most_saved: float
@@ -161,6 +165,7 @@ def told(
         exact_copies=exact_copies,
         near_copies=near_copies,
         like_target=like_target,
+        steps_of_target=_steps_of_target(recipe, like_target * num_samples),
         passes=passes,
         most_saved=max(0.0, 1 - 1 / best) if best > 0 else 0.0,
         words=(),
@@ -242,6 +247,26 @@ def _passes(recipe: Recipe, num_samples: int) -> float:
     return training.steps * training.samples_a_step / max(num_samples, 1)
 
 
+def _steps_of_target(recipe: Recipe, num_alike: float) -> float:
+    pace, share = recipe.training.samples_a_step, 1 - recipe.selection.aim_uniform
+    return steps_left(num_alike, 0.0, share, pace) if num_alike > 0 else math.nan
+
+
+def _how_long(found: Prospect, recipe: Recipe) -> str:
+    if math.isnan(found.steps_of_target):
+        return ""
+    planned = recipe.training.steps
+    told = (
+        f" With about four uses of each they are good for about {found.steps_of_target:,.0f} steps"
+    )
+    if planned is None or planned <= found.steps_of_target:
+        return f"{told}."
+    return (
+        f"{told}, and {planned:,} are planned: `training.stop: stop` ends the training where more "
+        "of them teach little."
+    )
+
+
 def _words(found: Prospect, recipe: Recipe) -> list[str]:
     words, promises = [], 0
     limit = recipe.refresh.max_cost
@@ -275,6 +300,7 @@ def _words(found: Prospect, recipe: Recipe) -> list[str]:
         if 0 < found.like_target <= RARE:
             words.append(
                 f"{found.like_target:.1%} of the rows are like the target: aiming at it can pay."
+                + _how_long(found, recipe)
             )
             promises += 1
         elif found.like_target > RARE:

@@ -42,7 +42,8 @@ class ReferenceResult(ShortRepr):
     num_known: int
     """Samples whose loss is known now."""
     num_without_prompt: int
-    """Samples with a loss of which nothing says whether the response belongs to its prompt."""
+    """Samples with a loss of which nothing says whether the response belongs to its prompt: they
+    have none, or no sample of their group has another one to compare it with."""
     num_distrusted: int
     """Samples whose prompt tells too little of the response."""
     mean_loss: float

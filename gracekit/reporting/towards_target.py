@@ -6,7 +6,7 @@ from gracekit.reporting.finding import Bars, Finding, Lines, Series
 from gracekit.reporting.questions import Questions, query
 
 _TARGET_LOSS = query("""
-    SELECT version, step, target_loss FROM versions
+    SELECT version, step, target_loss, num_target FROM versions
     WHERE target_loss IS NOT NULL ORDER BY version""")
 _FOLLOWED = query("""
     SELECT version, step, share_influence, share_likeness, share_group, share_uniform,
@@ -23,7 +23,8 @@ def towards_target(questions: Questions) -> dict[str, Finding]:
         "target_loss": Finding(
             title="Loss on the target set",
             good="It should fall. Where it rises from one version to the next and goes on to, the "
-            "training has had enough of what is like the target.",
+            "training has had enough of what is like the target. Versions whose num_target differs "
+            "are not of the same samples.",
             sql=_TARGET_LOSS,
             columns=losses,
             chart=Lines(

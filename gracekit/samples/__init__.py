@@ -9,6 +9,7 @@ from gracekit.samples.formats import FORMATS, Conversation
 from gracekit.samples.growth import Growth, merge
 from gracekit.samples.json_files import with_columns
 from gracekit.samples.llamafactory import LLAMAFACTORY_RENDERINGS
+from gracekit.samples.loose import loose_hashes
 from gracekit.samples.pair_tokens import tokenize_pairs
 from gracekit.samples.raw import (
     RawSamples,
@@ -44,6 +45,7 @@ __all__ = [
     "earlier_tokens_key",
     "hashes_of",
     "load_samples",
+    "loose_hashes",
     "merge",
     "open_conversations",
     "open_hashed_records",

@@ -93,7 +93,9 @@ def _why_out(row: int, chosen: Chosen, pool: Pool, gain: float | None) -> str:
     if barred_rows(chosen.inputs)[row]:
         return "never in: it has the content of a target sample (target.overlap, target.group)"
     if pool.used_up[row]:
-        return f"used {settings.max_uses} times before, as often as selection.max_uses allows"
+        state = chosen.inputs.state
+        uses = settings.max_uses if state is None else int(state.uses[row])
+        return f"used {uses} times before, and selection.max_uses allows {settings.max_uses}"
     if not pool.represented[row]:
         return f"among the hardest {settings.drop_hardest:.0%}, which are left out (drop_hardest)"
     if not pool.candidates[row]:

@@ -145,6 +145,11 @@ class Aim(Part):
         "mean loss over the target set at the checkpoint, in nats a token; NULL without a target",
         default=math.nan,
     )
+    num_target: int = audit_number(
+        "target samples that it is a mean over: where the budget pays for fewer, `target_loss` of "
+        "two versions is of other samples",
+        default=0,
+    )
     gain_influence: Number = audit_number(
         "mean cosine of the target's gradient with those of the rows that smoothed influence "
         "chooses, less that of all rows; told by target samples that it has not seen",
@@ -198,8 +203,6 @@ class Aim(Part):
     width_group: Number = math.nan
     num_told_by: int = 0
     """Measured rows that tell the gains."""
-    num_target: int = 0
-    """Target samples with a finite loss."""
     target_digest: str = ""
     """Hash of the contents of all target samples: what was found compares under the same only."""
     contents: list[str] = Field(default_factory=list)

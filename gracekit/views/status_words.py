@@ -196,14 +196,12 @@ def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
         return "see to the problem above."
     latest = contents.latest
     if latest.cost and latest.num_measured == 0 and set(latest.origins) <= _UNKNOWN:
+        drawn = "no norms are known" if latest.aim else "all samples are drawn alike"
         if latest.max_cost is None:
-            return (
-                "raise refresh.min_fraction in the recipe: nothing was measured, so all samples "
-                "are drawn alike."
-            )
+            return f"raise refresh.min_fraction in the recipe: nothing was measured, so {drawn}."
         return (
             "raise refresh.max_cost in the recipe, or train for longer: it allowed no measuring, "
-            "so all samples are drawn alike."
+            f"so {drawn}."
         )
     if latest.misses_target:
         return "raise refresh.max_fraction in the recipe: what was measured misses its target."

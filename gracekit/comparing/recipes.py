@@ -1,0 +1,74 @@
+"""The recipe of a selection that is compared, and what is wrong with it before any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gracekit.comparing.arms import Arm
+from gracekit.comparing.bed import Bed
+from gracekit.comparing.controls import num_kept
+from gracekit.errors import RecipeError
+from gracekit.recipe import Recipe, SelectionSection
+from gracekit.samples.reference import ReferenceLosses
+from gracekit.selection import selector_for
+
+BUDGETS = {"selection.count", "selection.fraction", "selection.tokens"}
+"""Keys by which an arm of a user's own has versions of another size than a draw."""
+
+
+def recipe_of(bed: Bed, arm: Arm, seed: int, store: Path) -> Recipe:
+    """The recipe of a selection: the arm's changes, this run's store, seed, budget and length."""
+    assert arm.overlay is not None
+    budget = max(num_kept(bed), bed.num_drawn) if arm.overlay.from_kept else bed.num_drawn
+    changes = {
+        **({} if BUDGETS & arm.overlay.changes.keys() else {"selection.count": budget}),
+        "training.steps": bed.num_steps,
+        "training.samples_a_step": bed.recipe.compare.batch_size,
+        "training.stop": "never",  # arms are compared at equal steps
+        "checkpoints.tokenizer": bed.recipe.checkpoints.tokenizer or str(bed.start),
+        "seed": seed,
+        **arm.overlay.changes,
+        "store": str(store),
+    }
+    if bed.recipe.compare.lora_rank is not None:
+        changes.setdefault("checkpoints.base_model", str(bed.start))
+    recipe = bed.recipe.override(changes)
+    return recipe.override(_without_held_out(recipe.selection, bed.held_out_ids))
+
+
+def check_selection(bed: Bed, arm: Arm) -> None:
+    """What can be said of a selection before anything is trained.
+
+    Raises:
+        RecipeError: Its selector does not exist, or it lists samples that the data does not have.
+        DataError: Its reference losses cannot be read.
+    """
+    settings = recipe_of(bed, arm, 0, Path("store")).selection
+    selector_for(settings.selector)
+    known = set(bed.raw.sample_ids.tolist())
+    for key, ids in (("always_in", settings.always_in), ("never_in", settings.never_in)):
+        unknown = [name for name in ids if name not in known]
+        if unknown:
+            raise RecipeError(
+                f"the arm {arm.name!r}: selection.{key} names {len(unknown)} samples that "
+                f"{bed.recipe.data.name} does not have, the first {unknown[0]!r}"
+            )
+    if settings.reads_reference and settings.reference is not None:
+        ReferenceLosses.read(settings.reference)
+
+
+def _without_held_out(settings: SelectionSection, held_out: tuple[str, ...]) -> dict[str, Any]:
+    """Changes by which held-out rows are never selected, whatever the lists say."""
+    if not held_out:
+        return {}
+    changes: dict[str, Any] = {
+        "selection.never_in": list(dict.fromkeys([*settings.never_in, *held_out])),
+        "selection.always_in": [name for name in settings.always_in if name not in set(held_out)],
+    }
+    if settings.always_in_where is not None:
+        ids = ", ".join("'" + name.replace("'", "''") + "'" for name in held_out)
+        changes["selection.always_in_where"] = (
+            f"({settings.always_in_where}) AND sample_id NOT IN ({ids})"
+        )
+    return changes
