@@ -21,6 +21,7 @@ from gracekit.cli.output import Output
 from gracekit.cli.resolving import resolve_store
 from gracekit.cli.terminal import say
 from gracekit.errors import GracekitError
+from gracekit.streams import lost_output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -176,7 +177,9 @@ def clear_errors(command: Command) -> Command:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             with interrupts.raised():
-                return command(*args, **kwargs)
+                result = command(*args, **kwargs)
+                sys.stdout.flush()  # what cannot be written is told here and not amid the end
+                return result
         except GracekitError as error:
             _say(str(error), type(error).__name__)
             sys.exit(error.exit_code)
@@ -197,6 +200,9 @@ def clear_errors(command: Command) -> Command:
             )
             sys.exit(1)
         except OSError as error:
+            if (lost := lost_output(error)) is not None:
+                _say(lost, "OSError")
+                sys.exit(1)
             if error.errno not in _BAD_NAMES:
                 raise
             _say(f"cannot open {error.filename}: {error.strerror}; name another", "OSError")
