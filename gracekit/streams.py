@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from traceback import walk_tb
 
 _LOST = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 """Said of a write to a file that the shell has opened."""
@@ -33,16 +35,20 @@ def lost_output(error: OSError) -> str | None:
 
     What was to be printed is given up, so that nothing tries again at the end of the process.
     """
-    if error.filename is not None or error.errno not in _LOST:
+    if error.filename is not None or error.errno not in _LOST or not _was_printing(error):
         return None
-    try:
-        sys.stdout.flush()  # it still holds what could not be written, and fails again
-    except OSError:
+    with suppress(OSError, ValueError):  # a stdout that is no file
+        number = sys.stdout.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, number)
         os.close(nowhere)
-        return (
-            f"cannot write what it prints: {error.strerror}; free some space where stdout goes, or "
-            "send it elsewhere"
-        )
-    return None
+    return (
+        f"cannot write what it prints: {error.strerror}; free some space where stdout goes, or "
+        "send it elsewhere"
+    )
+
+
+def _was_printing(error: OSError) -> bool:
+    """Whether it comes from where answers are printed: the error itself tells no file."""
+    places = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    return bool(places) and places[-1].startswith(("click.", "gracekit.cli."))

@@ -67,10 +67,11 @@ def test_commands_with_closed_streams(root: Path) -> None:
 def test_what_is_printed_onto_a_full_disk(root: Path, words: str | None) -> None:
     """Told in one line, and not again when the process ends."""
     command = "--help" if words is None else f"{words} --store '{root}'"
-    done = shell(f"-m gracekit {command}", ">/dev/full")
-    assert done.returncode == 1
-    assert done.stderr.startswith("gracekit: cannot write what it prints: No space left on device")
-    assert len(done.stderr.splitlines()) == 1
+    for unbuffered in ("", "-u "):
+        done = shell(f"{unbuffered}-m gracekit {command}", ">/dev/full")
+        assert done.returncode == 1
+        assert done.stderr.startswith("gracekit: cannot write what it prints: No space left on")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_full_disk_below_the_log_ends_no_work(root: Path) -> None:
