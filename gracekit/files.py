@@ -34,6 +34,8 @@ the memory of any machine."""
 MAX_TEXT_BYTES = 1 << 25
 """Of a text that a user writes: more than a recipe with a million ids."""
 
+_BLOCK_BYTES = 1 << 16
+
 TEMPORARY_MARK = MARK
 """Part of every temporary name: what a start-up may delete."""
 
@@ -375,7 +377,7 @@ def read_named_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
             os.set_blocking(descriptor, True)
         elif not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is a device or a socket, expected a file", str(path))
-        content = file.read(max_bytes + 1)
+        content = _read_up_to(file, max_bytes + 1)
     if len(content) > max_bytes:
         raise ValueError(f"it is larger than {max_bytes:,} bytes")
     try:
@@ -387,6 +389,15 @@ def read_named_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
     return io.StringIO(text, newline=None).read()
 
 
+def _read_up_to(file: BinaryIO, num_bytes: int) -> bytes:
+    """At most so many bytes, in memory for those that there are; `read` takes it for all."""
+    blocks = []
+    while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
+        blocks.append(block)
+        num_bytes -= len(block)
+    return b"".join(blocks)
+
+
 def read_json(path: Path) -> Any:
     """A JSON document that somebody else wrote.
 
@@ -395,7 +406,7 @@ def read_json(path: Path) -> Any:
     """
     with open_regular(path) as file:
         is_large = os.fstat(file.fileno()).st_size > MAX_JSON_BYTES
-        content = b"" if is_large else file.read(MAX_JSON_BYTES + 1)
+        content = b"" if is_large else _read_up_to(file, MAX_JSON_BYTES + 1)
     if is_large or len(content) > MAX_JSON_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
     try:

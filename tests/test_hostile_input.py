@@ -10,6 +10,7 @@ import os
 import pickle
 import re
 import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -470,12 +471,17 @@ def test_recipes_as_editors_and_shells_leave_them(world: Path, tmp_path: Path) -
     os.mkfifo(path)
     with pytest.raises(RecipeError, match="keys and values"):
         Recipe.load(path)  # nobody writes to it, so nothing comes
-    writer = threading.Thread(target=path.write_text, args=(text,))
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    reading, writing = os.pipe()  # as a shell makes one for `<(command)`
+
+    def write() -> None:
+        with os.fdopen(writing, "w") as file:
+            file.write(text)
+
+    writer = threading.Thread(target=write)
     writer.start()
-    assert Recipe.load(Path(f"/dev/fd/{reader}")).selection == expected.selection
+    assert Recipe.load(Path(f"/dev/fd/{reading}")).selection == expected.selection
     writer.join()
-    os.close(reader)
+    os.close(reading)
     for device in ("/dev/zero", "/dev/null"):
         with pytest.raises(RecipeError, match=f"{device}: it is a device or a socket"):
             Recipe.load(device)
@@ -529,3 +535,14 @@ def test_a_document_is_read_up_to_its_limit(
     (tmp_path / "a.json").write_text('{"a": 1234}')
     with pytest.raises(ValueError, match="larger than 10 bytes"):
         files.read_json(tmp_path / "a.json")
+
+
+def test_a_small_document_takes_little_memory(tmp_path: Path) -> None:
+    """Not as much as the largest one that is read: where memory is limited, it could not be had."""
+    (tmp_path / "a.json").write_text('{"a": 123}')
+    for read in (files.read_json, files.read_named_text):
+        tracemalloc.start()
+        read(tmp_path / "a.json")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 1 << 20
