@@ -237,7 +237,9 @@ def test_gc_removes_nothing_where_it_cannot_tell_what_is_held(store: Store, name
             store.gc(1, dry_run=dry_run)
         assert Store.open(store.paths.root).versions() == before
     if name != "pinned":
-        assert status(store).to_json()["latest_version"] == 6, "whoever only looks is not kept from it"
+        assert status(store).to_json()["latest_version"] == 6, (
+            "whoever only looks is not kept from it"
+        )
     version = store.commit(make_draft(store, "another"), keep=1)
     assert Store.open(store.paths.root).versions() == [*before, version]
     place.unlink()

@@ -203,9 +203,10 @@ def clear_errors(command: Command) -> Command:
             if (lost := lost_output(error)) is not None:
                 _say(lost, "OSError")
                 sys.exit(1)
-            if error.errno not in _BAD_NAMES:
-                raise
-            _say(f"cannot open {error.filename}: {error.strerror}; name another", "OSError")
+            if error.filename is None or error.errno is None:
+                raise  # not of a file, so there is no more to say than where it happened
+            advice = "name another" if error.errno in _BAD_NAMES else "check the disk and the mount"
+            _say(f"cannot open {error.filename}: {error.strerror}; {advice}", "OSError")
             sys.exit(1)
 
     return run  # type: ignore[return-value]
