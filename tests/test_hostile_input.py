@@ -187,6 +187,14 @@ def test_odd_names_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     assert len(load_samples(Recipe.load("-recipe.yaml").data)) > 0
 
 
+def test_data_that_is_a_pipe_or_a_device_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    for name in ("pipe.jsonl", "device.jsonl"):
+        with pytest.raises(DataError, match=f"{name} is a pipe or a device, expected a file"):
+            load_samples(DataSection(path=str(tmp_path / name)))
+
+
 def test_a_data_folder_brings_no_code_and_no_loops(tmp_path: Path, traps: Traps) -> None:
     write_data(tmp_path / "train.jsonl", num_samples=5)
     (tmp_path / f"{tmp_path.name}.py").write_text(traps.python("loading script"))

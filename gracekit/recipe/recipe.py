@@ -149,7 +149,7 @@ class Recipe(Section):
         if not isinstance(content, dict):
             raise RecipeError(
                 f"{path} should hold keys and values such as `data: {{path: train.jsonl}}`; "
-                f"found {type(content).__name__}"
+                f"found {'nothing' if content is None else type(content).__name__}"
             )
         return cls.from_dict(content, folder=path.parent, name=str(path))
 
