@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -29,6 +30,11 @@ from gracekit.leftovers import MARK, left_in, token
 MAX_JSON_BYTES = 1 << 28
 """Of a document that somebody else wrote: more than the history of any training run, and less than
 the memory of any machine."""
+
+MAX_TEXT_BYTES = 1 << 25
+"""Of a text that a user writes: more than a recipe with a million ids."""
+
+_BLOCK_BYTES = 1 << 16
 
 TEMPORARY_MARK = MARK
 """Part of every temporary name: what a start-up may delete."""
@@ -356,6 +362,42 @@ def open_regular(path: Path) -> BinaryIO:
         raise
 
 
+def read_named_text(path: Path, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """UTF-8 text that a user names: of a file, or of a pipe that somebody writes to, as in
+    `--file <(command)`.
+
+    Raises OSError where it cannot be read, also for a directory, a socket or a device;
+    ValueError for what is no UTF-8, or larger. A pipe that nobody has open is empty. Lines end with
+    a newline alone, and there is no byte order mark.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISFIFO(mode):
+            os.set_blocking(descriptor, True)
+        elif not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a device or a socket, expected a file", str(path))
+        content = _read_up_to(file, max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it is larger than {max_bytes:,} bytes")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"it is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}; save it as UTF-8"
+        ) from None
+    return io.StringIO(text, newline=None).read()
+
+
+def _read_up_to(file: BinaryIO, num_bytes: int) -> bytes:
+    """At most so many bytes, in memory for those that there are; `read` takes it for all."""
+    blocks = []
+    while num_bytes > 0 and (block := file.read(min(num_bytes, _BLOCK_BYTES))):
+        blocks.append(block)
+        num_bytes -= len(block)
+    return b"".join(blocks)
+
+
 def read_json(path: Path) -> Any:
     """A JSON document that somebody else wrote.
 
@@ -364,7 +406,7 @@ def read_json(path: Path) -> Any:
     """
     with open_regular(path) as file:
         is_large = os.fstat(file.fileno()).st_size > MAX_JSON_BYTES
-        content = b"" if is_large else file.read(MAX_JSON_BYTES + 1)
+        content = b"" if is_large else _read_up_to(file, MAX_JSON_BYTES + 1)
     if is_large or len(content) > MAX_JSON_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
     try:

@@ -154,6 +154,25 @@ def test_a_disk_that_fails_for_a_while_is_tried_again(
     assert verify(Store.open(folder / "store")) == []
 
 
+def test_a_store_that_is_gone_is_waited_for_and_not_begun_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where it is moved, or its disk is not mounted for a while."""
+    monkeypatch.setattr(loop, "FIRST_PAUSE_S", 0.05)
+    root = folder / "store"
+    with watching(folder) as results:
+        write_checkpoint(folder / "run", 10)
+        until(lambda: len(results) == 1, "version 1")
+        until(lambda: told(root / "heartbeat.json").get("state") == "waiting", "the next look")
+        root.rename(folder / "elsewhere")
+        write_checkpoint(folder / "run", 20)
+        until(lambda: f"the store {root} is gone" in caplog.text, "the error")
+        assert not root.exists()
+        (folder / "elsewhere").rename(root)
+        until(lambda: len(results) == 2, "version 2")
+    assert Store.open(root).versions() == [1, 2] and verify(Store.open(root)) == []
+
+
 def test_a_bug_costs_one_checkpoint_not_the_daemon(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,8 @@ import logging
 import os
 import pickle
 import re
+import threading
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,14 @@ def test_odd_names_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     assert len(load_samples(DataSection(path=name))) > 0
     ok("init", "-o", "-recipe.yaml", "--", name)
     assert len(load_samples(Recipe.load("-recipe.yaml").data)) > 0
+
+
+def test_data_that_is_a_pipe_or_a_device_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "device.jsonl").symlink_to("/dev/zero")
+    for name in ("pipe.jsonl", "device.jsonl"):
+        with pytest.raises(DataError, match=f"{name} is a pipe or a device, expected a file"):
+            load_samples(DataSection(path=str(tmp_path / name)))
 
 
 def test_a_data_folder_brings_no_code_and_no_loops(tmp_path: Path, traps: Traps) -> None:
@@ -432,6 +442,16 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{{[]: 1}}", "not valid YAML"),
         ("1: 2", "1"),
         ("data: {{path: a, ? [x] : 1}}", "not valid YAML"),
+        ("data: {{path: a}}\nseed: 1\ndata: {{path: b}}", "the key 'data' stands in lines 1 and 3"),
+        ("data: {{path: a, path: b}}", "the key 'path' stands in lines 1 and 1"),
+        ('data: {{path: "a\\0b"}}', "data.path holds .* a NUL character"),
+        ('data: {{path: a}}\nstore: "a\\ud800b"', "store holds .* half a surrogate pair"),
+        ('data: {{path: a}}\nselection: {{never_in: [b, "\\0"]}}', "selection.never_in holds"),
+        ("data: {{path: a}}\nretention: {{keep: yes}}", "retention.keep should be a number.* true"),
+        ("data: {{path: a}}\nselection: {{fraction: on}}", "selection.fraction should be a number"),
+        ("data: {{path: a}}\nrefresh: {{max_cost: .inf}}", "refresh.max_cost.* finite"),
+        ("data: {{path: a}}\ncheckpoints: {{poll_interval_s: 1e300}}", "less than or equal to"),
+        ("data: {{path: a}}\nscoring: {{num_threads: 99999999}}", "less than or equal to"),
     ],
 )
 def test_recipes_are_plain_values(tmp_path: Path, traps: Traps, text: str, message: str) -> None:
@@ -442,6 +462,54 @@ def test_recipes_are_plain_values(tmp_path: Path, traps: Traps, text: str, messa
         Recipe.load(path)
     assert len(str(caught.value)) < 2000
     assert traps.sprung() == []
+
+
+def test_recipes_as_editors_and_shells_leave_them(world: Path, tmp_path: Path) -> None:
+    """With a byte order mark or other ends of lines, through a pipe, or as no text at all."""
+    text = (world / "gracekit.yaml").read_text()
+    path = tmp_path / "gracekit.yaml"
+    expected = Recipe.from_dict(yaml.safe_load(text), folder=tmp_path)
+    for content in (text.encode("utf-8-sig"), text.replace("\n", "\r\n").encode()):
+        path.write_bytes(content)
+        assert Recipe.load(path) == expected
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(RecipeError, match="it is not UTF-8: byte 0 is 0xff; save it as UTF-8"):
+        Recipe.load(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RecipeError, match="keys and values"):
+        Recipe.load(path)  # nobody writes to it, so nothing comes
+    reading, writing = os.pipe()  # as a shell makes one for `<(command)`
+
+    def write() -> None:
+        with os.fdopen(writing, "w") as file:
+            file.write(text)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert Recipe.load(Path(f"/dev/fd/{reading}")).selection == expected.selection
+    writer.join()
+    os.close(reading)
+    for device in ("/dev/zero", "/dev/null"):
+        with pytest.raises(RecipeError, match=f"{device}: it is a device or a socket"):
+            Recipe.load(device)
+
+
+def test_texts_that_a_user_names_are_files_or_pipes(world: Path, tmp_path: Path) -> None:
+    """For `sql --file` and the comparison of a report, as for recipes."""
+    store = ["--store", str(world / "store")]
+    for device in ("/dev/zero", "/dev/urandom"):
+        result = invoke("sql", "-f", device, *store)
+        assert result.exit_code == 2 and "it is a device" in result.stderr
+        result = invoke("report", *store, "--comparison", device, "-o", str(tmp_path / "r.html"))
+        assert result.exit_code == 2 and "it is a device" in result.stderr
+    os.mkfifo(tmp_path / "pipe")
+    for arguments in (
+        ["sql", "-f", str(tmp_path / "pipe"), *store],
+        ["report", *store, "--comparison", str(tmp_path / "pipe")],
+        ["report", *store, "-o", str(tmp_path / "pipe")],
+    ):
+        assert invoke(*arguments).exit_code in (1, 2)
 
 
 def test_options_are_plain_values_too(world: Path, traps: Traps) -> None:
@@ -475,3 +543,14 @@ def test_a_document_is_read_up_to_its_limit(
     (tmp_path / "a.json").write_text('{"a": 1234}')
     with pytest.raises(ValueError, match="larger than 10 bytes"):
         files.read_json(tmp_path / "a.json")
+
+
+def test_a_small_document_takes_little_memory(tmp_path: Path) -> None:
+    """Not as much as the largest one that is read: where memory is limited, it could not be had."""
+    (tmp_path / "a.json").write_text('{"a": 123}')
+    for read in (files.read_json, files.read_named_text):
+        tracemalloc.start()
+        read(tmp_path / "a.json")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 1 << 20

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,12 @@ from gracekit.cli import main
 from gracekit.files import remove_leftovers
 from gracekit.recipe import Recipe
 from gracekit.store import NAMED_QUERIES, Store, StorePaths, run_sql, verify
+from gracekit.store.files import lock
 from gracekit.store.files.migrations import migrate
 from gracekit.training import Coreset
 from gracekit.version import FORMAT_VERSION
-from tests.faults import Killed, count_operations, failing_at, killed_at
+from tests.faults import Killed, count_operations, failing_at, killed_at, on_operation
+from tests.power import Disk, after_a_power_cut
 from tests.releases import RELEASES, answers, content, digests, unpack
 from tests.tiny import write_checkpoint
 
@@ -172,6 +176,88 @@ def test_a_damaged_manifest_is_left_as_it_is(folder: Path) -> None:
     assert json.loads(StorePaths(root).sidecar(2).read_text())["version"] == 2
     assert 2 not in Store.open(root).versions() and (root / "score_history").is_dir()
     assert verify(Store.open(root))[0].path == "manifests/v000002.parquet"
+
+
+SEED = 20261130
+
+
+@pytest.fixture
+def with_pin(pristine: Path, tmp_path: Path) -> Path:
+    """The store on a disk of its own, with a pin as its release wrote it."""
+    root = shutil.copytree(pristine / "store", tmp_path / "disk" / "store")
+    (root / "pinned").mkdir(exist_ok=True)
+    marker = {"note": "the run that we publish", "pinned_at": "2026-01-02T03:04:05Z"}
+    (root / "pinned/v000002.json").write_text(json.dumps(marker, indent=1) + "\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    "num",
+    [pytest.param(12, id="some"), pytest.param(250, id="250", marks=pytest.mark.torture)],
+)
+@pytest.mark.timeout(7200)
+def test_power_cuts_in_a_migration_lose_nothing(
+    with_pin: Path, release: str, tmp_path: Path, num: int
+) -> None:
+    """Over all of it, and as often again where the marker of the pin is written."""
+    told = content(with_pin)
+    assert told["held"] == {2: "pinned: the run that we publish"}
+    recorder = Disk(with_pin.parent)
+    with recorder.recording():
+        Store.open(with_pin).recover()
+    moments = recorder.moments
+    # The last of that name: the marker, after all headers and records of removals.
+    (*_, pin) = (k for k, m in enumerate(moments) if "of v000002.json" in m.operation)
+    rng = random.Random(SEED)
+    at_the_pin = [pin - 1 + k % 6 for k in range(num)]
+    for k in (*(k * len(moments) // num for k in range(num)), *at_the_pin, -1):
+        seed, disk = rng.getrandbits(32), tmp_path / "after"
+        after_a_power_cut(moments[k], disk, random.Random(seed))
+        where = f"before {moments[k].operation}, moment {k}, seed {seed}"
+        assert content(disk / "store") == told, where
+        Store.open(disk / "store").recover()
+        assert content(disk / "store") == told, where
+        assert verify(Store.open(disk / "store")) == [], where
+        shutil.rmtree(disk)
+    print(f"\nseed {SEED}: {2 * num + 1} power cuts in a migration of {release}")
+
+
+@pytest.mark.parametrize("work", ["unpin", "pin"])
+def test_a_pin_that_changes_while_a_migration_writes_it(
+    with_pin: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """At the rename of the marker: what was reported then must not come back."""
+    monkeypatch.setattr(lock, "WAIT_S", 600.0)
+    waits_or_is_done = threading.Event()
+    changes: list[threading.Thread] = []
+
+    def change() -> None:
+        store = Store.open(with_pin)
+        assert store.unpin(2) if work == "unpin" else store.pin(2, "a new note")
+        waits_or_is_done.set()
+
+    claim = lock._claim
+
+    def claiming(path: Path, me: int) -> int | None:
+        owner = claim(path, me)
+        if owner is not None and owner != me:
+            waits_or_is_done.set()
+        return owner
+
+    def react(count: int, name: str, path: Path) -> None:
+        if name == "replace" and path.parent.name == "pinned" and not changes:
+            changes.append(threading.Thread(target=change))
+            changes[0].start()
+            assert waits_or_is_done.wait(600)
+
+    monkeypatch.setattr(lock, "_claim", claiming)
+    with on_operation(react):
+        Store.open(with_pin).recover()
+    changes[0].join()
+    assert Store.open(with_pin).held_versions().get(2) == (
+        None if work == "unpin" else "pinned: a new note"
+    )
+    assert verify(Store.open(with_pin)) == []
 
 
 # --- worked with ---

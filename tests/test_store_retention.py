@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from gracekit import files
 from gracekit.api.reading import diff, status, versions
-from gracekit.errors import StoreWriteError, VersionNotFoundError
+from gracekit.errors import StoreError, StoreWriteError, VersionNotFoundError
 from gracekit.refresher import rollback
 from gracekit.refresher.loading import earlier_losses
 from gracekit.store import Store, verify
@@ -222,6 +222,28 @@ def test_leases_of_the_dead_and_the_distant(store: Store) -> None:
         gc(store, NUM_VERSIONS)
         assert file.exists() == holds, f"a stale lease is removed: {content}"
         file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", ["leases", "leases/0123.json", "pinned"])
+def test_gc_removes_nothing_where_it_cannot_tell_what_is_held(store: Store, name: str) -> None:
+    """A link that leads to itself cannot be read, as what belongs to somebody else."""
+    place, before = store.paths.root / name, store.versions()
+    place.parent.mkdir(exist_ok=True)
+    if place.exists():
+        shutil.rmtree(place)
+    place.symlink_to(place)
+    for dry_run in (True, False):
+        with pytest.raises(StoreError, match=f"cannot read .*{name}: .* does not mean that it is"):
+            store.gc(1, dry_run=dry_run)
+        assert Store.open(store.paths.root).versions() == before
+    if name != "pinned":
+        assert status(store).to_json()["latest_version"] == 6, (
+            "whoever only looks is not kept from it"
+        )
+    version = store.commit(make_draft(store, "another"), keep=1)
+    assert Store.open(store.paths.root).versions() == [*before, version]
+    place.unlink()
+    assert gc(store, 1).removed
 
 
 def test_a_lease_needs_no_store_and_no_permission(tmp_path: Path, store: Store) -> None:

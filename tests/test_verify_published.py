@@ -103,11 +103,12 @@ def test_flipped_bits(folder: Path) -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-def test_two_thousand_flipped_bits(folder: Path) -> None:
-    counts, missed = flip_many(folder / "copy", 2000, SEED, is_found)
+def test_four_thousand_flipped_bits(folder: Path) -> None:
+    seed = SEED + 1
+    counts, missed = flip_many(folder / "copy", 4000, seed, is_found)
     kinds = ", ".join(f"{count} in {kind}" for kind, count in counts.items())
-    print(f"\nseed {SEED}: 2,000 flipped bits over a published copy, found {kinds}")
-    assert missed == [] and counts.total() == 2000
+    print(f"\nseed {seed}: 4,000 flipped bits over a published copy, found {kinds}")
+    assert missed == [] and counts.total() == 4000
 
 
 def values(coreset: Coreset) -> dict[str, Any]:

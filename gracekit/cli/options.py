@@ -21,6 +21,7 @@ from gracekit.cli.output import Output
 from gracekit.cli.resolving import resolve_store
 from gracekit.cli.terminal import say
 from gracekit.errors import GracekitError
+from gracekit.streams import lost_output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -176,7 +177,9 @@ def clear_errors(command: Command) -> Command:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             with interrupts.raised():
-                return command(*args, **kwargs)
+                result = command(*args, **kwargs)
+                sys.stdout.flush()  # what cannot be written is told here and not amid the end
+                return result
         except GracekitError as error:
             _say(str(error), type(error).__name__)
             sys.exit(error.exit_code)
@@ -197,9 +200,13 @@ def clear_errors(command: Command) -> Command:
             )
             sys.exit(1)
         except OSError as error:
-            if error.errno not in _BAD_NAMES:
-                raise
-            _say(f"cannot open {error.filename}: {error.strerror}; name another", "OSError")
+            if (lost := lost_output(error)) is not None:
+                _say(lost, "OSError")
+                sys.exit(1)
+            if error.filename is None or error.errno is None:
+                raise  # not of a file, so there is no more to say than where it happened
+            advice = "name another" if error.errno in _BAD_NAMES else "check the disk and the mount"
+            _say(f"cannot open {error.filename}: {error.strerror}; {advice}", "OSError")
             sys.exit(1)
 
     return run  # type: ignore[return-value]

@@ -22,6 +22,8 @@ from gracekit.cli.options import (
 from gracekit.cli.output import Output, TableColumn
 from gracekit.cli.resolving import resolve_store
 from gracekit.errors import RecipeError
+from gracekit.files import read_named_text
+from gracekit.foreign import reason_of
 
 if TYPE_CHECKING:
     from gracekit.api.results import AnswerBatches, NamedQuery
@@ -222,7 +224,7 @@ def _query_text(query: str | None, named: str | None, file: Path | None) -> str:
     try:
         if file is None or file == stdin:
             return sys.stdin.read()
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_named_text(file)
+    except (OSError, ValueError) as error:
         source = "stdin" if file in (None, stdin) else file
-        raise RecipeError(f"cannot read the query from {source}: {error}") from None
+        raise RecipeError(f"cannot read the query from {source}: {reason_of(error)}") from None

@@ -16,10 +16,11 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gracekit.errors import RecipeError
-from gracekit.files import sha256
+from gracekit.files import read_named_text, sha256
+from gracekit.foreign import reason_of
 from gracekit.recipe.compare_section import CompareSection
 from gracekit.recipe.score_columns import PAIR_MARGIN
-from gracekit.recipe.section import Section
+from gracekit.recipe.section import Section, not_plain
 from gracekit.recipe.sections import (
     CheckpointSection,
     DataSection,
@@ -58,6 +59,14 @@ class Recipe(Section):
     publish: PublishSection = PublishSection()
     compare: CompareSection = CompareSection()
     watch: WatchSection = WatchSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _values_are_plain(cls, content: Any) -> Any:
+        found = list(not_plain(cls, content)) if isinstance(content, dict) else []
+        if found:
+            raise ValueError("; ".join(found))
+        return content
 
     @model_validator(mode="before")
     @classmethod
@@ -128,19 +137,19 @@ class Recipe(Section):
         """
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_named_text(path)
         except FileNotFoundError:
             raise RecipeError(
                 f"there is no recipe at {path}; `gracekit init DATA` writes one, "
                 "or name yours with --recipe"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise RecipeError(f"cannot read the recipe {path}: {reason_of(error)}") from None
         content = read_yaml(text, str(path))
         if not isinstance(content, dict):
             raise RecipeError(
                 f"{path} should hold keys and values such as `data: {{path: train.jsonl}}`; "
-                f"found {type(content).__name__}"
+                f"found {'nothing' if content is None else type(content).__name__}"
             )
         return cls.from_dict(content, folder=path.parent, name=str(path))
 
@@ -288,6 +297,21 @@ class _PlainLoader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError(f"the alias *{event.anchor} is not read; write the value out")
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """One value for each key: YAML itself would take the last one and say nothing."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in first:
+                    raise yaml.YAMLError(
+                        f"the key {key.value!r} stands in lines {first[key.value]} and {line}; put "
+                        "its values together"
+                    )
+                first[key.value] = line
+        return node
 
 
 def read_yaml(text: str, name: str) -> Any:

@@ -24,6 +24,8 @@ DataFormat = Literal[
 ]  # fmt: skip
 LengthCorrection = Literal["sqrt", "bins", "none"]
 RENDERINGS = ("auto", "chat", "plain", "trl", "axolotl")
+MOST_S = 1e6
+"""Seconds that anything is waited for, eleven days: the system takes not every number."""
 LLAMAFACTORY = "llamafactory:"
 """Begins a rendering that is one of LLaMA-Factory's templates; its name follows."""
 
@@ -178,9 +180,9 @@ class CheckpointSection(Section):
 
     on_backlog: Literal["latest", "all"] = "latest"
     """When several checkpoints wait: the latest only, or each in turn."""
-    poll_interval_s: float = Field(default=5.0, gt=0)
+    poll_interval_s: float = Field(default=5.0, gt=0, le=MOST_S)
     """Seconds between two looks at the directory."""
-    settle_s: float = Field(default=15.0, ge=0)
+    settle_s: float = Field(default=15.0, ge=0, le=MOST_S)
     """Seconds without a change before a layout that has no completion marker counts as complete."""
     depth: int = Field(default=4, ge=0, le=12)
     """Folders below the watched one in which checkpoints are looked for; 0: it alone."""
@@ -240,9 +242,9 @@ class ScoringSection(Section):
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
-    num_threads: int | None = Field(default=None, ge=1)
+    num_threads: int | None = Field(default=None, ge=1, le=1024)
     """Threads of the model pass on a CPU; default: as torch finds them."""
-    processes: int | None = Field(default=None, ge=1)
+    processes: int | None = Field(default=None, ge=1, le=1024)
     """Processes of the model pass, each with its own copy of the model; default: one for each
     visible GPU with `device: auto` (or `cuda`), else one."""
     executor: str = "auto"
@@ -251,7 +253,7 @@ class ScoringSection(Section):
     `package.module:Class`."""
     share: bool = False
     """Whether other hosts may measure too: those on which `gracekit work STORE` runs."""
-    lease_s: float = Field(default=60.0, gt=0)
+    lease_s: float = Field(default=60.0, gt=0, le=MOST_S)
     """Seconds without a sign after which what another host measures is measured anew."""
 
     @model_validator(mode="after")

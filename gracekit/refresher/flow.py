@@ -24,6 +24,7 @@ from gracekit.errors import (
     CheckpointMismatchError,
     RecipeError,
     StoreDataMismatchError,
+    StoreWriteError,
 )
 from gracekit.progress import Progress
 from gracekit.recipe import Recipe
@@ -78,6 +79,8 @@ class Refresher:
         self._facts: KnownFacts = {}
         self._held: Store | None = None
         """The store, on one snapshot, for as long as this has the lock."""
+        self._was_there = False
+        """Whether there was a store at any time."""
         self._uncounted: dict[str, float] = {}
         """Seconds that no version's account holds yet: of reading the data before the first
         refresh, and of the last commit, which comes after its own account. The next refresh counts
@@ -124,7 +127,19 @@ class Refresher:
         """The store; None where there is none yet."""
         if self._held is not None:
             return self._held
-        return Store.open(self.root, facts=self._facts) if Store.exists(self.root) else None
+        if not Store.exists(self.root):
+            return None
+        self._was_there = True
+        return Store.open(self.root, facts=self._facts)
+
+    def _require_not_gone(self) -> None:
+        """A store that was there and is not is no reason to begin another one in its place."""
+        if self._was_there and not Store.exists(self.root):
+            raise StoreWriteError(
+                f"the store {self.root} is gone, though it was there before: it was moved or "
+                "removed, or its disk is not mounted. Put it back; for a new store in its place, "
+                "start again"
+            )
 
     def merge(self, store: Store, raw: RawSamples, tokens: TokenTable | None = None) -> Growth:
         """The store's samples brought in line with the data.
@@ -148,7 +163,10 @@ class Refresher:
             timeout_s: Seconds to wait for another writer; default: that of `lock_store`.
             clean_up: Look through the whole store for what a killed process left; False: only when
                 the last writer did not finish (see `Store.tidy`).
+
+        Raises `StoreWriteError` where the store was there before and is not.
         """
+        self._require_not_gone()
         with lock_store(self.root, timeout_s=timeout_s) as is_unfinished:
             self._held = self._store()
             try:
@@ -158,6 +176,7 @@ class Refresher:
                 yield self.root
             finally:
                 self._held = None
+                self._was_there = self._was_there or Store.exists(self.root)
 
     def is_done(self, checkpoint: Checkpoint) -> bool:
         """Whether this recipe already made a version from exactly these files."""

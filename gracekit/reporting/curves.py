@@ -17,6 +17,7 @@ import numpy as np
 from gracekit.comparing.run_result import RunResult
 from gracekit.comparing.statistics import LEAST_SEEDS, Difference, difference
 from gracekit.errors import UsageError
+from gracekit.files import read_named_text
 from gracekit.foreign import reason_of
 from gracekit.reporting.finding import Finding, Lines, Section, Series
 from gracekit.types import Float64
@@ -60,9 +61,7 @@ def curves(path: Path) -> Curves:
             )
         return _of_runs(results)
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError("it is larger than a comparison can be")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_named_text(path, max_bytes=_LARGEST))
         return _of_json(content)
     except OSError as error:
         raise UsageError(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from gracekit.errors import GracekitError, QueryError, StoreError
+from gracekit.files import open_regular
 from gracekit.reporting.answer import answer
 from gracekit.reporting.copies import copies
 from gracekit.reporting.curves import Curves, curves
@@ -158,7 +159,8 @@ def _place_of_map(sections: list[Section]) -> int:
 def earlier_projection(path: Path) -> Projection | None:
     """The projection of the report in a file; None where there is none that can be used."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
     except (OSError, ValueError):
         return None
     found = _LAYOUT.search(text) if MARK in text[:_HEAD] else None
@@ -172,5 +174,5 @@ def earlier_projection(path: Path) -> Projection | None:
 
 def is_report(path: Path) -> bool:
     """Whether a file is a report, which another one may replace; raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return MARK.encode() in file.read(_HEAD)

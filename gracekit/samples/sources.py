@@ -233,6 +233,11 @@ def _of_datasets(name: str, split: str) -> Source:
     path = Path(name).expanduser()
     is_place = kind_of(path) or path.is_absolute() or name.count("/") > 1
     if not path.is_dir() and (is_place or name.startswith((".", "~"))):
+        if path.exists():
+            raise DataError(
+                f"{path} is a pipe or a device, expected a file or a directory: data is read more "
+                "than once, so write it to a file first"
+            )
         raise DataError(
             f"there is no file or directory {path}; data.path is taken from the recipe's own folder"
         )

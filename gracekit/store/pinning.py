@@ -3,7 +3,7 @@
 Pinning needs no lock, so it works while a daemon writes. The order of steps decides between a pin
 and a gc at the same moment: a pin writes its marker and then looks for a removal record; gc writes
 the record and then looks for a marker. At least one of them sees the other, and a version that both
-touched is kept.
+touched is kept. No migration may run meanwhile (`Store.pin`), for it writes the markers anew.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ next refresh builds on; the scores before those stay too, for a refresh looks at
         → manifest → header beside it, scores
 
 While a version has both a record and a manifest, nothing of it was removed yet. A killed gc is
-finished by `finish`, which looks for pins and leases again. The caller of all but `examine`
-and `leftovers` holds the lock.
+finished by `finish`, which looks for pins and leases again. Where one of these cannot be read,
+nothing is removed. The caller of all but `examine` and `leftovers` holds the lock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from gracekit import files
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.files.formats import NewerFormatError
-from gracekit.store.files.holds import held_versions
+from gracekit.store.files.holds import all_held_versions
 from gracekit.store.files.leases import followers
 from gracekit.store.files.manifests import read_sidecar
 from gracekit.store.files.paths import names_in
@@ -92,7 +92,7 @@ def finish(store: StoreReader) -> int:
     """
     paths = store.paths
     if store.snapshot.unfinished:
-        held = held_versions(store.paths)
+        held = all_held_versions(store.paths)
         for version in sorted(store.snapshot.unfinished):
             if version in held:
                 _withdraw_removal(store, version)
@@ -126,7 +126,7 @@ def _old_and_kept(store: StoreReader, keep: int) -> tuple[list[int], dict[int, s
     assert keep >= 1, "the latest version is never removed"
     versions = store.versions()
     newest = set(versions[-keep:])
-    held = held_versions(store.paths)
+    held = all_held_versions(store.paths)
     base = store.newest_scores()
     if base is not None:
         held.setdefault(base, "the next refresh builds on its scores")
@@ -150,10 +150,13 @@ def _record_removal(store: StoreReader, version: int) -> bool:
     removed_at = write_removal(store.paths.removal(version), header)
     facts = VersionFacts.of(header, removed_at=removed_at)
     store.hold(store.snapshot.with_removal(version, facts))
-    if version in held_versions(store.paths):
-        _withdraw_removal(store, version)
-        return False
-    return True
+    is_held = True
+    try:
+        is_held = version in all_held_versions(store.paths)
+    finally:
+        if is_held:
+            _withdraw_removal(store, version)
+    return not is_held
 
 
 def _withdraw_removal(store: StoreReader, version: int) -> None:

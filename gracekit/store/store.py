@@ -150,17 +150,20 @@ class Store(StoreReader):
             return collect(self, keep)
 
     def pin(self, version: VersionArgument, note: str = "") -> Pinned:
-        """Keep a version from gc until `unpin`; a pinned one gets the new note. Needs no lock.
+        """Keep a version from gc until `unpin`; a pinned one gets the new note. Needs no lock, but
+        in a store of an older format, which it brings up to date first.
 
         Raises:
             VersionNotFoundError: There is no such version, or gc removed it.
             UsageError: It is neither a whole number nor `"latest"`.
             StoreWriteError: The marker cannot be written.
         """
+        self._require_migrated()
         return pin(self, self.resolve(version), note)
 
     def unpin(self, version: VersionArgument) -> bool:
         """Leave a version to gc again; False when it was not pinned. Raises as `pin`."""
+        self._require_migrated()
         return unpin(self, self.number_of(version))
 
     def verify(self, *, deep: bool = False) -> list[Problem]:
@@ -179,6 +182,12 @@ class Store(StoreReader):
     def left_over(self, measure_id: str) -> tuple[Rows, Rows]:
         """Rows measured, and rows looked at, by other refreshes that have made no version yet."""
         return left_over_rows(self.paths, measure_id)
+
+    def _require_migrated(self) -> None:
+        """From here on no migration writes to this store, not even in another process."""
+        if is_old(self.info):
+            with self.writing():
+                pass
 
     def _migrate(self) -> list[str]:
         """Bring an old store up to date; the caller holds the lock."""

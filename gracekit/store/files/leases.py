@@ -20,7 +20,8 @@ from gracekit import files
 from gracekit.errors import StoreFormatError
 from gracekit.foreign import finite_number, foreign, whole_number
 from gracekit.process import birth_of, is_alive, pid_namespace
-from gracekit.store.files.paths import StorePaths
+from gracekit.store.files.formats import unreadable
+from gracekit.store.files.paths import StorePaths, names_in
 from gracekit.store.files.sealing import sealed_json
 
 BEAT_S = 60.0
@@ -101,6 +102,8 @@ class Follower:
     versions: tuple[int, ...]
     holds: bool
     """False: the trainer has ended, or was not heard of for `LIFE_S`."""
+    obstacle: StoreFormatError | None = None
+    """Why it cannot be read, though it need not be damaged: then it may hold any version."""
 
 
 def followers(paths: StorePaths, *, now: float | None = None) -> list[Follower]:
@@ -111,7 +114,13 @@ def followers(paths: StorePaths, *, now: float | None = None) -> list[Follower]:
         now: Seconds since the epoch; default: the clock.
     """
     now = time.time() if now is None else now
-    found = (_follower(path, now) for path in sorted(paths.leases.glob("*.json")))
+    try:
+        names = sorted(name for name in names_in(paths.leases) if name.endswith(".json"))
+    except OSError as error:
+        if (obstacle := unreadable(paths.leases, error)) is None:
+            raise
+        return [_unknown(paths.leases, obstacle)]
+    found = (_follower(paths.leases / name, now) for name in names)
     return [follower for follower in found if follower is not None]
 
 
@@ -125,14 +134,21 @@ def followed(paths: StorePaths) -> dict[int, str]:
     }
 
 
+def _unknown(path: Path, obstacle: StoreFormatError) -> Follower:
+    who = "a lease that cannot be read"
+    return Follower(file=path, who=who, versions=(), holds=True, obstacle=obstacle)
+
+
 def _follower(path: Path, now: float) -> Follower | None:
     try:
         with foreign(path, StoreFormatError):
             try:
                 # Whatever its checksum: to hold what it says is safer than to hold nothing.
                 content = files.read_json(path)
-            except OSError:  # released just now
-                return None
+            except OSError as error:
+                if (obstacle := unreadable(path, error)) is not None:
+                    return _unknown(path, obstacle)
+                return None  # released just now, or no file
             pid, host = content["pid"], str(content["host"])
             is_here = (host, content["pid_namespace"]) == (socket.gethostname(), pid_namespace())
             versions = tuple(content["versions"])

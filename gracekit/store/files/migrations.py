@@ -165,12 +165,10 @@ def _everything_has_a_checksum(paths: StorePaths) -> None:
             _seal_table(manifest)
     for uses in sorted(paths.uses.glob("*/*.parquet")):
         _seal_table(uses)
-    for record in numbered(paths.removals, JSON_NAME):
+    # `pin` and `unpin` wait for a migration: what they write here meanwhile would be undone.
+    for record in (*numbered(paths.removals, JSON_NAME), *numbered(paths.pinned, JSON_NAME)):
         if (text := _sealed_text(record)) is not None:
             files.write_text_atomic(record, text)
-    for marker in numbered(paths.pinned, JSON_NAME):
-        if (text := _sealed_text(marker)) is not None:
-            _write_over(marker, text)
     _name_samples(paths)
 
 
@@ -208,21 +206,6 @@ def _sealed_text(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return sealed_json(without_checksum(content)) if isinstance(content, dict) else None
-
-
-def _write_over(marker: Path, text: str) -> None:
-    """Write in place: `unpin` needs no lock, and what it removed meanwhile must not come back."""
-
-    def write(path: Path) -> None:
-        with path.open("r+", encoding="utf-8") as file:
-            file.write(text)
-            file.truncate()
-
-    try:
-        files.fill(marker, write)
-        files.sync_file(marker)
-    except FileNotFoundError:
-        return
 
 
 def _name_samples(paths: StorePaths) -> None:
