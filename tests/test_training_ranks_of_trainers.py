@@ -1,7 +1,8 @@
-"""Two ranks (gloo) of Axolotl's own training: each draws its part of the coreset."""
+"""Two ranks (gloo) of Axolotl's and ms-swift's own training: each draws its part of the coreset."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -12,18 +13,18 @@ from typing import Any
 import pytest
 
 from gracekit.training import Coreset
-from tests.guides import DOCS, axolotl_configuration, make_world_of_templates
+from tests.guides import DOCS, axolotl_configuration, make_world_of_templates, swift_plugin
 from tests.patience import LAST_RESORT_S
-from tests.training_ranks_of_trainers import BATCH
+from tests.training_ranks_of_trainers import BATCH, FOR_SWIFT
 
 NUM_SAMPLES = 8
 
 
-def run_two_ranks() -> None:
+def run_two_ranks(trainer: str) -> None:
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-            "-m", "tests.training_ranks_of_trainers",
+            "-m", "tests.training_ranks_of_trainers", trainer,
         ],
         env={**os.environ, "PYTHONPATH": str(DOCS.parent), "ACCELERATE_USE_CPU": "true"},
         capture_output=True, text=True, timeout=LAST_RESORT_S, check=False,
@@ -71,5 +72,16 @@ def test_two_ranks_of_axolotl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     plugins = ("tests.noting_axolotl_plugin.NotingPlugin",)
     told = axolotl_configuration(tokens.pad_token, plugins=plugins, batch=BATCH)
     Path("axolotl.yaml").write_text(told)
-    run_two_ranks()
+    run_two_ranks("axolotl")
+    require_parts_of_the_coreset(tokens)
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
+def test_two_ranks_of_ms_swift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokens = make_world_of_templates(**{"data.loss_on": "all"})
+    Path("coresets.py").write_text(swift_plugin() + FOR_SWIFT)
+    run_two_ranks("swift")
     require_parts_of_the_coreset(tokens)
