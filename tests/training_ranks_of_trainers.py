@@ -1,7 +1,7 @@
 """Run by test_training_ranks_of_trainers.py under torchrun: Axolotl's or ms-swift's own training.
 
-Argument: `axolotl` or `swift`. Each rank notes the tokens of the rows that it is fed. The present
-directory holds the world of the guides.
+Arguments: `axolotl` or `swift`, and more of `swift sft`. Each rank notes the tokens of the rows
+that it is fed. The present directory holds the world of the guides.
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ def train_with_axolotl() -> None:
 def main() -> None:
     torch.set_num_threads(1)
     if sys.argv[1] == "swift":
-        run_swift(callbacks="gracekit note", more="--ddp_backend gloo", batch=BATCH)
+        run_swift(
+            callbacks="gracekit note",
+            more=" ".join(["--ddp_backend gloo", *sys.argv[2:]]),
+            batch=BATCH,
+        )
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
     else:
