@@ -181,6 +181,8 @@ def pickled(directory: Path) -> None:
     [
         (edit(peft_type="IA3"), "of type IA3, .* merge it"),
         (pickled, "pickled adapter"),
+        (edit(alora_invocation_tokens=[5, 6]), "activated LoRA"),
+        (edit(init_lora_weights="pissa_niter_4"), "pissa_niter_4: .* random .* merge it"),
     ],
 )
 def test_adapters_that_cannot_be_read(tmp_path: Path, base: Path, spoil: Any, message: str) -> None:

@@ -27,6 +27,7 @@ from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
 SUPPORTED = ("LORA",)
+_MERGE = "merge it into its base model (merge_and_unload, then save_pretrained)"
 
 
 def incomplete_adapter(directory: Path) -> str | None:
@@ -40,9 +41,9 @@ def incomplete_adapter(directory: Path) -> str | None:
         what = " ".join(str(kind)[:80].split())
         raise CheckpointError(
             f"{directory} holds a PEFT adapter of type {what}, which gracekit cannot read; it "
-            f"reads {', '.join(SUPPORTED)}, and full models: merge it into its base model "
-            "(merge_and_unload, then save_pretrained)"
+            f"reads {', '.join(SUPPORTED)}, and full models: {_MERGE}"
         )
+    _require_reproducible(directory, config)
     if not (directory / ADAPTER_WEIGHTS).is_file():
         if (directory / "adapter_model.bin").is_file():
             raise CheckpointError(
@@ -55,6 +56,23 @@ def incomplete_adapter(directory: Path) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _require_reproducible(directory: Path, config: Json) -> None:
+    """Raise `CheckpointError` for LoRA whose model is not its base and the matrices added."""
+    if config.get("alora_invocation_tokens") is not None:
+        raise CheckpointError(
+            f"{directory} holds an activated LoRA (alora_invocation_tokens), which counts only "
+            "from these tokens of a sequence on; gracekit reads LoRA that counts everywhere, so it "
+            "cannot measure the model that is trained"
+        )
+    began = str(config.get("init_lora_weights"))
+    if began.startswith("pissa_niter_"):
+        raise CheckpointError(
+            f"{directory} holds a LoRA that began as {began[:40]}: it took a part of the base "
+            "model away by a random approximation, which no loading gives again; begin with pissa, "
+            f"save the adapter with path_initial_model_for_weight_conversion, or {_MERGE}"
+        )
 
 
 def _read_config(directory: Path) -> Json:
