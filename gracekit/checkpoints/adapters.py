@@ -7,6 +7,7 @@ runs: it is read in place, and its bytes are part of the checkpoint's identity.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from gracekit.checkpoints.weights import (
     weight_files,
     weights_digest,
 )
-from gracekit.errors import CheckpointError
+from gracekit.errors import CheckpointError, CheckpointMismatchError
 from gracekit.files import read_json
 from gracekit.foreign import finite_number, whole_number
 from gracekit.recipe import CheckpointSection
@@ -115,6 +116,29 @@ def read_adapter(directory: Path) -> Json:
         "targets": sorted(targets) if isinstance(targets, list) else targets,
     }
     return {**facts, "dora": True} if config.get("use_dora") else facts
+
+
+def require_whole_adapter(path: Path, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise `CheckpointMismatchError` where the file is not of the adapter that its config says.
+
+    PEFT leaves out what it does not know, and begins what it does not find as a new adapter would.
+
+    Args:
+        path: The checkpoint.
+        missing: Parameters that PEFT did not find in the file; those of the base may be among them.
+        unexpected: Tensors of the file that PEFT did not use.
+    """
+    lost, spare = (sorted(name for name in names if ".lora_" in name)
+                   for names in (missing, unexpected))  # fmt: skip
+    if not lost and not spare:
+        return
+    told = [f"{len(lost)} of its tensors are missing, such as {lost[0][:200]}"] if lost else []
+    if spare:
+        told.append(f"{len(spare)} belong to no layer of it, such as {spare[0][:200]}")
+    raise CheckpointMismatchError(
+        f"{path} holds another adapter than its {ADAPTER_CONFIG} and its base model say: "
+        f"{' and '.join(told)}. Was it saved by a wrapper, or trained on another base model?"
+    )
 
 
 def num_saved_rows(directory: Path, module: str) -> int | None:

@@ -17,7 +17,12 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from gracekit.checkpoints.adapters import is_dora, model_directory, num_saved_rows
+from gracekit.checkpoints.adapters import (
+    is_dora,
+    model_directory,
+    num_saved_rows,
+    require_whole_adapter,
+)
 from gracekit.checkpoints.claims import require_claim
 from gracekit.checkpoints.convert import ensure_weights
 from gracekit.checkpoints.layouts import layout_of
@@ -311,6 +316,8 @@ def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
         # Tokens were added in training: the adapter's file holds the embeddings as they are now.
         model.resize_token_embeddings(num_rows, mean_resizing=False)
     adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
+    again = adapted.load_adapter(str(pinned.directory), "default", is_trainable=False)
+    require_whole_adapter(pinned.checkpoint.path, again.missing_keys, again.unexpected_keys)
     if is_dora(pinned.directory):
         # Its layers call each other with inputs that are no samples': measured as a full model.
         logger.info("%s is a DoRA adapter: it is merged into its base", pinned.checkpoint.path)
