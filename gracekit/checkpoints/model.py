@@ -354,11 +354,10 @@ def _require_whole(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
 
 def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None:
     """Weights that transformers does not find, and so fills with random numbers, are an error."""
-    missing = sorted(info["missing_keys"])
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     other_shape = sorted(info["mismatched_keys"])
     path = pinned.checkpoint.path
     if missing:
-        unexpected = sorted(info["unexpected_keys"])
         found = f"; found instead {_few(unexpected)}" if unexpected else ""
         raise CheckpointMismatchError(
             f"{path} does not hold all weights of its model: {_few(missing)} missing{found}. "
@@ -368,6 +367,13 @@ def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None
         shapes = [f"{name} {tuple(found)} not {tuple(want)}" for name, found, want in other_shape]
         raise CheckpointMismatchError(
             f"{path} has weights of another shape than its config.json says: {_few(shapes)}"
+        )
+    if unexpected:
+        logger.warning(
+            "%s holds weights that the model of its config.json has no place for, which are left "
+            "out: %s. Where the trainer trains them, config.json is of another model",
+            path,
+            _few(unexpected),
         )
 
 
