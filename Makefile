@@ -189,14 +189,14 @@ runs/formats/ok:
 
 test-swift: runs/swift/ok ## An export read by ms-swift, and `swift sft` with the plugin
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 runs/swift/bin/python -m pytest -m swift \
-		tests/test_exports_trainers.py tests/test_docs_trainers.py
+		tests/test_exports_trainers.py tests/test_docs_trainers.py tests/test_training_ranks_of_trainers.py
 
 # Versions that are known to fit together: pip searches for them for many minutes.
 runs/swift/ok:
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check $(TORCH)
-	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.16.1 accelerate==1.15.0 \
-		datasets==4.8.4 peft==0.20.0 trl==0.29.0 ms-swift==4.6.0 -e . pytest pytest-timeout hypothesis
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 transformers==5.19.0 accelerate==1.15.0 \
+		datasets==4.8.4 peft==0.20.0 trl==0.29.1 ms-swift==4.6.0 -e . pytest pytest-timeout hypothesis
 	@touch $@
 
 test-gpu: $(VENV)/ok ## Tests that need a CUDA device

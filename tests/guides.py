@@ -54,16 +54,22 @@ def make_world_of_templates(**changes: Any) -> Any:
             max_position_embeddings=256,
         )
     )
-    for folder in (Path("base"), Path("run/checkpoint-10")):
-        model.save_pretrained(folder)
-        tokens.save_pretrained(folder)
-    Path("run/checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
+    model.save_pretrained("base")
+    tokens.save_pretrained("base")
     write_rows()
     gracekit.init("train.jsonl")
-    settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
-    recipe = Recipe.load("gracekit.yaml").override(settings | changes)
-    gracekit.refresh(recipe, Path("run/checkpoint-10"))
+    refresh_world(10, model, tokens, **changes)
     return tokens
+
+
+def refresh_world(step: int, model: Any, tokens: Any, **changes: Any) -> None:
+    """A version of the world's store from this model as the checkpoint of a step."""
+    path = Path(f"run/checkpoint-{step}")
+    model.save_pretrained(path)
+    tokens.save_pretrained(path)
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
+    gracekit.refresh(Recipe.load("gracekit.yaml").override(settings | changes), path)
 
 
 def axolotl_configuration(pad_token: str, *, plugins: tuple[str, ...] = (), batch: int = 4) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from gracekit import refresh
 from gracekit.checkpoints import describe_architecture, find_checkpoints, model_identity, pin
@@ -181,6 +182,8 @@ def pickled(directory: Path) -> None:
     [
         (edit(peft_type="IA3"), "of type IA3, .* merge it"),
         (pickled, "pickled adapter"),
+        (edit(alora_invocation_tokens=[5, 6]), "activated LoRA"),
+        (edit(init_lora_weights="pissa_niter_4"), "pissa_niter_4: .* random .* merge it"),
     ],
 )
 def test_adapters_that_cannot_be_read(tmp_path: Path, base: Path, spoil: Any, message: str) -> None:
@@ -189,6 +192,47 @@ def test_adapters_that_cannot_be_read(tmp_path: Path, base: Path, spoil: Any, me
     written = write_adapter(tmp_path / "run", 20, base, spoil=spoil)
     with pytest.raises(CheckpointError, match=message):
         check_checkpoint(written, SETTINGS)
+
+
+def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in tensors.items() if "1.mlp.up_proj.lora_B" not in name}
+
+
+def with_a_layer_more(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    more = {n.replace("layers.1.", "layers.7."): t.clone() for n, t in tensors.items()}
+    return tensors | more
+
+
+def in_a_wrapper(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.replace("base_model.model", "module"): t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_one, "1 of its tensors are missing, such as .*1.mlp.up_proj.lora_B"),
+        (with_a_layer_more, "4 belong to no layer of it, such as .*layers.7"),
+        (in_a_wrapper, "8 of its tensors are missing.* and 8 belong to no layer"),
+        (lambda tensors: {}, "8 of its tensors are missing"),
+    ],
+    ids=["one less", "layers more", "wrapper", "none"],
+)
+def test_an_adapter_of_another_model_is_not_measured_in_part(
+    tmp_path: Path, base: Path, change: Any, message: str
+) -> None:
+    """PEFT only warns, and begins what it lacks anew, so that the base would be measured."""
+
+    def spoil(directory: Path) -> None:
+        path = directory / "adapter_model.safetensors"
+        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+
+    write_adapter(tmp_path / "run", 20, base, spoil=spoil)
+    (checkpoint,) = find_checkpoints(tmp_path / "run", SETTINGS)
+    with (
+        pin(checkpoint, tmp_path / "pins") as pinned,
+        pytest.raises(CheckpointMismatchError, match=message),
+    ):
+        load_model(pinned, SETTINGS, device="cpu", dtype="float32")
 
 
 @pytest.mark.parametrize(

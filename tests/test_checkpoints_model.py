@@ -326,12 +326,15 @@ def test_a_model_that_does_not_fit_says_why(
     assert capfd.readouterr() == ("", "")
 
 
-def test_extra_weights_do_no_harm(checkpoint_dir: Path, tmp_path: Path) -> None:
+def test_extra_weights_do_no_harm_and_are_named(
+    checkpoint_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     expected = reference(checkpoint_dir)
     _edit_weights(lambda w: w.update({"value_head.weight": torch.zeros(1, 32)}))(checkpoint_dir)
     with pinned_at(checkpoint_dir, tmp_path) as pinned:
         model = load_model(pinned, SETTINGS, device="cpu", dtype="float32")
     torch.testing.assert_close(logits(model), expected)
+    assert "no place for, which are left out: value_head.weight." in caplog.text
 
 
 def test_model_code_runs_only_when_trusted(

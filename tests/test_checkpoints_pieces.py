@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.convert import _from_pieces
@@ -174,6 +174,33 @@ def test_an_adapter_in_the_state_is_merged(adapted: Any, tmp_path: Path) -> None
             note.write_text(content)
         with pytest.raises(CheckpointError, match=reason):
             check_checkpoint(checkpoint, SETTINGS)
+
+
+def test_an_adapter_on_the_head_of_a_tied_model(tmp_path: Path) -> None:
+    """The head is then another matrix than the embeddings, whatever the config says of them."""
+    peft = pytest.importorskip("peft")
+
+    def tied() -> Any:
+        torch.manual_seed(0)
+        return LlamaForCausalLM(
+            LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                        num_attention_heads=2, tie_word_embeddings=True)
+        )  # fmt: skip
+
+    with pytest.warns(UserWarning, match="tie_word_embeddings"):
+        made = peft.get_peft_model(
+            tied(), peft.LoraConfig(r=2, lora_alpha=6, target_modules=["lm_head", "q_proj"])
+        )
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape) / 4)
+    checkpoint = whole_verl(tied(), tmp_path / "run")
+    (checkpoint / "actor/huggingface/model.safetensors").unlink()
+    save_ranks(made.state_dict(), checkpoint / "actor")
+    (checkpoint / "actor/lora_train_meta.json").write_text('{"r": 2, "lora_alpha": 6}')
+    got = loaded(checkpoint, SETTINGS, tmp_path / "pins")
+    torch.testing.assert_close(got, logits(made.eval()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

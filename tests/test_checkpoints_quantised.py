@@ -18,6 +18,7 @@ from gracekit.checkpoints.quantised import quantisation_of
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from gracekit.store import Store
+from tests.checkpoint_writers import loaded, logits
 from tests.families import FEW_HEADS
 from tests.test_adapters import write_adapter
 from tests.tiny import tiny_recipe, write_checkpoint, write_data
@@ -84,6 +85,9 @@ TOLD_BY_TENSORS: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "compressed-tensors": (PACKED, "compressed-tensors"),
     "fp8 with scales": (tensors(weight=F8, weight_scale_inv=torch.float32), "fp8"),
     "fp8 alone": (tensors(weight=F8), f"F8_E4M3 in {LAYER}.weight"),
+    "integers": (tensors(weight=torch.int64), f"I64 in {LAYER}.weight"),
+    "truth values": (tensors(weight=torch.bool), f"BOOL in {LAYER}.weight"),
+    "complex numbers": (tensors(weight=torch.complex64), f"C64 in {LAYER}.weight"),
     "mxfp4": (
         {
             f"model.layers.0.mlp.experts.down_proj_{part}": torch.zeros(2, 4, dtype=torch.uint8)
@@ -130,6 +134,15 @@ def test_plain_weights_are_not_taken_for_quantised(tmp_path: Path) -> None:
     masks = {"model.layers.0.attn.bias": torch.ones(4, dtype=torch.uint8)}  # old GPT-2's
     quantise(checkpoint, None, masks | tensors(position_ids=torch.int64))
     assert quantisation_of(checkpoint) is None
+
+
+def test_doubles_are_plain_weights(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, 10)
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint)
+    model.double().save_pretrained(checkpoint)
+    (checkpoint / "trainer_state.json").touch()
+    found = loaded(checkpoint, SETTINGS, tmp_path / "pins")
+    torch.testing.assert_close(found, logits(model.float()), rtol=0, atol=0)
 
 
 def fp8_checkpoint(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:

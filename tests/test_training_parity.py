@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Trainer, TrainerCallback
@@ -27,6 +28,7 @@ from gracekit.training.measured import Measured
 from gracekit.training.parity import check_rows
 from gracekit.training.parity_report import spans_of
 from gracekit.training.trainer_rows import TrainerRows
+from gracekit.types import Json
 from tests.test_training_callback import train
 from tests.tiny import make_tokenizer, recipe_content, tiny_recipe, write_checkpoint, write_data
 
@@ -426,6 +428,88 @@ def test_rows_with_other_tokens_are_drawn_by_position_only_where_they_resemble_t
     ids = [ids_of(world)[i] for i in order]
     found = check_tokens(shuffled, store, sample_ids=ids)
     assert found.matched_by == "sample_ids" and found.num_compared == NUM_ROWS
+
+
+def test_rows_that_were_put_in_the_place_of_others_are_not_taken_for_these(
+    world: Path, fed: list[dict[str, Any]]
+) -> None:
+    """As many rows as the data has, some of them repeated, and some of other data."""
+    rows = [*fed[:10], *[fed[3]] * 4, *fed[14:]]
+    found = check_tokens(rows, world / "store")
+    assert found.matched_by == "position" and not found.ok and not found.num_different
+    assert f"4 of {NUM_ROWS} rows of the trainer's dataset are not the samples" in found.problems[0]
+    ids = ids_of(world)
+    assert found.sample_ids is not None
+    assert [*found.sample_ids[:10], *found.sample_ids[14:]] == [*ids[:10], *ids[14:]]
+    assert all("not in the store" in given for given in found.sample_ids[10:14])
+    others = [{name: [9, 11, 13] * 5 for name in fed[0]} for _ in range(5)]
+    found = check_tokens([*fed[:20], *others, *fed[25:]], world / "store")
+    assert f"5 of {NUM_ROWS} rows" in found.problems[0] and "is row 20)" in found.problems[0]
+
+
+def test_a_row_that_the_trainer_changes_a_little_stays_the_sample_at_its_place(
+    world: Path, fed: list[dict[str, Any]]
+) -> None:
+    changed = {name: [*values[:-2], 7] for name, values in fed[8].items()}
+    longer = {name: [5, *values, 6] for name, values in fed[9].items()}
+    found = check_tokens([*fed[:8], changed, longer, *fed[10:]], world / "store")
+    assert found.sample_ids is None and found.num_different == 2 and not found.problems
+
+
+def as_pairs(fed: list[dict[str, Any]], *, with_prompt: bool) -> Any:
+    """As TRL's trainers of preferences have rows; those of rewards join prompt and answer."""
+    rows = []
+    for row in fed:
+        at = row["labels"].count(-100) if with_prompt else 0
+        parts = {"chosen_ids": row["input_ids"][at:], "rejected_ids": [5, 6]}
+        rows.append(parts | ({"prompt_ids": row["input_ids"][:at]} if with_prompt else {}))
+    return as_dataset(rows)
+
+
+@pytest.mark.parametrize("with_prompt", [True, False], ids=["pairs", "rewards"])
+def test_rows_of_preferences_are_told_by_the_chosen_side(
+    world: Path, fed: list[dict[str, Any]], with_prompt: bool
+) -> None:
+    rows = as_pairs(fed, with_prompt=with_prompt)
+    assert check_tokens(rows, world / "store").ok
+    shuffled = rows.shuffle(seed=1)
+    found = check_tokens(shuffled, world / "store")
+    assert found.matched_by == "content" and not found.num_different
+    order = [rows["chosen_ids"].index(ids) for ids in shuffled["chosen_ids"]]
+    assert found.sample_ids == [ids_of(world)[i] for i in order]
+    assert check_tokens(list(shuffled), world / "store").sample_ids == found.sample_ids
+
+
+def test_rows_that_cannot_be_compared_are_not_drawn_by_position(
+    world: Path, fed: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def train_on_texts(**settings: Any) -> Json:
+        record = tmp_path / "drawn.jsonl"
+        callback = CoresetCallback(world / "store", redraw="never", record=record, **settings)
+        rows = [{"text": str(k)} for k in range(NUM_ROWS)]
+        train(tmp_path / "run", callback, dataset=rows, kind=OfTexts, **ONCE)
+        line: Json = json.loads(record.read_text().splitlines()[-1])
+        return line
+
+    with caplog.at_level(logging.WARNING):
+        assert train_on_texts()["version"] is None
+    assert "cannot be compared with what was measured" in caplog.text
+    assert "CoresetCallback(sample_ids=...)" in caplog.text
+    caplog.clear()
+    assert train_on_texts(sample_ids=ids_of(world))["version"] == 1
+    assert "cannot be compared" not in caplog.text
+
+
+class OfTexts(Trainer):  # type: ignore[misc]
+    """Makes two rows of tokens of each text."""
+
+    def __init__(self, **arguments: Any) -> None:
+        arguments["args"].remove_unused_columns = False
+        super().__init__(data_collator=self.collate, **arguments)
+
+    def collate(self, rows: list[Any]) -> Any:
+        ids = torch.tensor([[3, 4, 5]] * (2 * len(rows)))
+        return {"input_ids": ids, "labels": ids}
 
 
 def test_the_callback_draws_no_coreset_from_rows_that_are_not_told(

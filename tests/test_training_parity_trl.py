@@ -8,17 +8,20 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import gracekit
 from gracekit import Recipe, check_tokens
 from gracekit.samples import trl_templates
-from gracekit.training import Coreset, CoresetCallback
+from gracekit.store import StoreReader
+from gracekit.training import Coreset, CoresetCallback, CoresetTrainerMixin
 from tests.templates_of_families import CHATML
 from tests.test_samples_tokens import train_tokenizer
 from tests.tiny import recipe_content
@@ -110,7 +113,6 @@ def model(num_tokens: int) -> Any:
 def trainer(
     folder: Path, rows: Any, tokens: Any, *callbacks: Any, lora: bool = False, **settings: Any
 ) -> Any:
-    import datasets
     import trl
 
     if isinstance(rows, list):
@@ -293,8 +295,6 @@ def test_auto_is_trl_where_its_model_card_says_so_and_shuffled_rows_are_drawn_ri
     assert check_tokens(first.train_dataset, made.store, tokenizer=tokenizer()).ok
     coreset = Coreset.load(made.store)
 
-    import datasets
-
     shuffled = datasets.Dataset.from_list(rows).shuffle(seed=7)
     record = tmp_path / "drawn.jsonl"
     caplog.clear()
@@ -356,8 +356,6 @@ def test_a_shuffled_dataset_in_other_tokens_is_refused(
     gracekit.refresh(made, next((tmp_path / "run").glob("checkpoint-*")))
     assert check_tokens(first.train_dataset, made.store).matched_by == "position"
 
-    import datasets
-
     shuffled = datasets.Dataset.from_list(rows).shuffle(seed=7)
     record = tmp_path / "drawn.jsonl"
     caplog.clear()
@@ -368,6 +366,130 @@ def test_a_shuffled_dataset_in_other_tokens_is_refused(
     assert "may stand in another order" in caplog.text
     (line,) = record.read_text().splitlines()
     assert json.loads(line)["version"] is None
+
+
+OPERATIONS: dict[str, Callable[[Any], Any]] = {
+    "split": lambda rows: rows.train_test_split(0.2, seed=1)["train"],
+    "filter": lambda rows: rows.filter(lambda row, i: i % 3 != 0, with_indices=True),
+    "sort": lambda rows: rows.sort("completion"),
+    "concatenate": lambda rows: datasets.concatenate_datasets(
+        [datasets.Dataset.from_list([pair(i) for i in range(1000, 1020)]), rows]
+    ),
+    "replace": lambda rows: datasets.concatenate_datasets(
+        [
+            rows.select(range(30)),
+            datasets.Dataset.from_list([pair(i) for i in range(1000, 1020)]),
+            rows.select(range(50, NUM_ROWS)),
+        ]
+    ),
+    "repeat": lambda rows: rows.select([0] * 5 + list(range(5, NUM_ROWS))),
+    "join": lambda rows: rows.map(
+        lambda batch: {name: ["".join(values[:3])] for name, values in batch.items()},
+        batched=True, batch_size=3, remove_columns=rows.column_names,
+    ),
+}  # fmt: skip
+
+
+def test_whatever_was_done_to_the_dataset_before_no_row_is_taken_for_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [pair(i) for i in range(NUM_ROWS)]
+    trainer(tmp_path, rows, tokenizer()).train()
+    made = first_version(tmp_path, rows, next((tmp_path / "run").glob("checkpoint-*")))
+    samples = StoreReader.open(made.store).samples()
+    row_of = dict(zip(samples.sample_ids.tolist(), samples.source_rows.tolist(), strict=True))
+    for name, operation in OPERATIONS.items():
+        changed = operation(datasets.Dataset.from_list(rows))
+        record = tmp_path / f"{name}.jsonl"
+        caplog.clear()
+        callback = CoresetCallback(made.store, redraw="never", record=record)
+        with caplog.at_level(logging.WARNING):
+            trainer(tmp_path / name, changed, tokenizer(), callback, save_strategy="no").train()
+        assert "the trainer's tokens:" in caplog.text
+        (line,) = (json.loads(line) for line in record.read_text().splitlines())
+        assert line["version"] == (None if name == "join" else 1)
+        if name == "join":
+            continue
+        for position, sample_id in zip(line["positions"], line["sample_ids"], strict=True):
+            assert changed[position] == rows[row_of[sample_id]]
+
+
+def preference(i: int) -> dict[str, Any]:
+    return {**pair(i), "chosen": f" {2 * i}, " + "so " * (i % 7), "rejected": " no"}
+
+
+@pytest.mark.parametrize("mixes", [False, True], ids=["callback", "mixin"])
+def test_shuffled_pairs_of_dpo_are_drawn_right(
+    mixes: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import trl
+
+    rows = [{k: v for k, v in preference(i).items() if k != "completion"} for i in range(NUM_ROWS)]
+    tokens = tokenizer()
+    base = tmp_path / "run/checkpoint-10"
+    model(len(tokens)).save_pretrained(base)
+    tokens.save_pretrained(base)
+    (base / "trainer_state.json").write_text('{"global_step": 10}')
+    made = recipe(tmp_path, rows)
+    gracekit.refresh(made, base)
+    samples = StoreReader.open(made.store).samples()
+    row_of = dict(zip(samples.sample_ids.tolist(), samples.source_rows.tolist(), strict=True))
+    shuffled = datasets.Dataset.from_list(rows).shuffle(seed=7)
+    record = tmp_path / "drawn.jsonl"
+    kind = type("Mixed", (CoresetTrainerMixin, trl.DPOTrainer), {}) if mixes else trl.DPOTrainer
+    caplog.clear()
+    kind(
+        model=AutoModelForCausalLM.from_pretrained(base),
+        args=trl.DPOConfig(
+            output_dir=str(tmp_path / "out"), num_train_epochs=1, report_to="none", use_cpu=True,
+            per_device_train_batch_size=4, save_strategy="no", bf16=False, disable_tqdm=True,
+            max_length=120, dataloader_pin_memory=False, gradient_checkpointing=False,
+        ),
+        train_dataset=shuffled,
+        processing_class=tokens,
+        callbacks=[CoresetCallback(made.store, redraw="never", record=record)],
+    ).train()  # fmt: skip
+    assert "matched by their tokens" in caplog.text
+    (line,) = (json.loads(line) for line in record.read_text().splitlines())
+    assert line["version"] == 1
+    assert set(line["sample_ids"]) == set(Coreset.load(made.store).sample_ids.tolist())
+    for position, sample_id in zip(line["positions"], line["sample_ids"], strict=True):
+        assert shuffled[position] == rows[row_of[sample_id]]
+
+
+@pytest.mark.parametrize("mixes", [False, True], ids=["callback", "mixin"])
+def test_groups_of_answers_keep_their_sampler(
+    mixes: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """GRPO compares several answers to one prompt: no coreset is drawn, and a warning says so."""
+    import trl
+
+    rows = [plain(i) for i in range(8)]
+    tokens = tokenizer()
+    prompts: list[list[str]] = []
+
+    def reward(prompts: list[str], seen: list[list[str]] = prompts, **_: Any) -> list[float]:
+        seen.append(prompts)
+        return [1.0] * len(prompts)
+
+    base = tmp_path / "base"
+    model(len(tokens)).save_pretrained(base)
+    kind = type("Mixed", (CoresetTrainerMixin, trl.GRPOTrainer), {}) if mixes else trl.GRPOTrainer
+    kind(
+        model=AutoModelForCausalLM.from_pretrained(base),
+        args=trl.GRPOConfig(
+            output_dir=str(tmp_path / "out"), max_steps=2, report_to="none", use_cpu=True,
+            per_device_train_batch_size=4, save_strategy="no", bf16=False, disable_tqdm=True,
+            num_generations=4, max_completion_length=4, dataloader_pin_memory=False,
+            gradient_checkpointing=False,
+        ),
+        train_dataset=datasets.Dataset.from_list([{"prompt": row["text"]} for row in rows]),
+        processing_class=tokens,
+        reward_funcs=reward,
+        callbacks=[CoresetCallback(tmp_path / "store")],
+    ).train()  # fmt: skip
+    assert "each row several times in a row" in caplog.text
+    assert prompts and all(len(set(group)) == 1 for group in prompts)
 
 
 def test_packing_is_told(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""Two ranks (gloo) of Axolotl's own training: each draws its part of the coreset."""
+"""Two ranks (gloo) of Axolotl's and ms-swift's own training: each draws its part of the coreset."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,20 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
+from gracekit.store import StoreReader
 from gracekit.training import Coreset
-from tests.guides import DOCS, axolotl_configuration, make_world_of_templates
+from tests.guides import (
+    DOCS,
+    axolotl_configuration,
+    make_world_of_templates,
+    refresh_world,
+    swift_plugin,
+)
 from tests.patience import LAST_RESORT_S
-from tests.training_ranks_of_trainers import BATCH
+from tests.training_ranks_of_trainers import BATCH, FOR_SWIFT
 
 NUM_SAMPLES = 8
 
 
-def run_two_ranks() -> None:
+def run_two_ranks(trainer: str, *more: str) -> None:
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-            "-m", "tests.training_ranks_of_trainers",
+            "-m", "tests.training_ranks_of_trainers", trainer, *more,
         ],
         env={**os.environ, "PYTHONPATH": str(DOCS.parent), "ACCELERATE_USE_CPU": "true"},
         capture_output=True, text=True, timeout=LAST_RESORT_S, check=False,
@@ -37,8 +46,8 @@ def sample_ids_fed(rank: int, tokens: Any) -> list[list[str]]:
         json.loads(line)["messages"][0]["content"]
         for line in Path("train.jsonl").read_text().splitlines()
     ]
-    coreset = Coreset.load("gracekit-store")
-    named = dict(zip((questions[k] for k in coreset.source_rows), coreset.sample_ids, strict=True))
+    samples = StoreReader.open("gracekit-store").samples()
+    named = dict(zip((questions[k] for k in samples.source_rows), samples.sample_ids, strict=True))
     batches = []
     for line in Path(f"fed-{rank}.jsonl").read_text().splitlines():
         texts = [tokens.decode(row) for row in json.loads(line)]
@@ -71,5 +80,45 @@ def test_two_ranks_of_axolotl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     plugins = ("tests.noting_axolotl_plugin.NotingPlugin",)
     told = axolotl_configuration(tokens.pad_token, plugins=plugins, batch=BATCH)
     Path("axolotl.yaml").write_text(told)
-    run_two_ranks()
+    run_two_ranks("axolotl")
     require_parts_of_the_coreset(tokens)
+
+
+SWIFT = pytest.mark.skipif(importlib.util.find_spec("swift") is None, reason="not installed")
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@SWIFT
+def test_two_ranks_of_ms_swift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokens = make_world_of_templates(**{"data.loss_on": "all"})
+    Path("coresets.py").write_text(swift_plugin() + FOR_SWIFT)
+    run_two_ranks("swift")
+    require_parts_of_the_coreset(tokens)
+
+
+@pytest.mark.swift
+@pytest.mark.filterwarnings("default")
+@SWIFT
+def test_two_ranks_of_ms_swift_resumed_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a new version: the epoch ends as it began, and the next draws from the new one."""
+    monkeypatch.chdir(tmp_path)
+    tokens = make_world_of_templates(**{"data.loss_on": "all"})
+    Path("coresets.py").write_text(swift_plugin() + FOR_SWIFT)
+    run_two_ranks("swift", "--save_strategy", "steps", "--save_steps", "1")
+    whole = [sample_ids_fed(rank, tokens) for rank in (0, 1)]
+    (first,) = Path("out").rglob("checkpoint-1")
+    model = AutoModelForCausalLM.from_pretrained("base")
+    for weight in model.parameters():
+        weight.data = weight.data.flip(0)
+    refresh_world(20, model, tokens, **{"data.loss_on": "all"})
+    run_two_ranks("swift", "--resume_from_checkpoint", str(first))
+    again = [sample_ids_fed(rank, tokens) for rank in (0, 1)]
+    drawn = [json.loads(line) for line in Path("drawn.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["version"]) for line in drawn] == [(1, 1), (2, 2)]
+    for rank in (0, 1):
+        assert again[rank][0] == whole[rank][1]
+        assert len(again[rank]) == 3

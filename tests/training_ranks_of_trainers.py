@@ -1,20 +1,30 @@
-"""Run by test_training_ranks_of_trainers.py under torchrun: Axolotl's own training.
+"""Run by test_training_ranks_of_trainers.py under torchrun: Axolotl's or ms-swift's own training.
 
-Each rank notes the tokens of the rows that it is fed. The present directory holds the world of the
-guides.
+Arguments: `axolotl` or `swift`, and more of `swift sft`. Each rank notes the tokens of the rows
+that it is fed. The present directory holds the world of the guides.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from tests.guides import run_swift
+
 BATCH = 2
+FOR_SWIFT = """
+from swift.callbacks import callbacks_map
+from tests.training_ranks_of_trainers import NoteRows
+
+callbacks_map["note"] = lambda args, trainer: NoteRows()
+"""
+"""What is added to the guide's plugin."""
 
 
 class NoteRows(TrainerCallback):  # type: ignore[misc]
@@ -30,8 +40,7 @@ class NoteRows(TrainerCallback):  # type: ignore[misc]
         kwargs["model"].register_forward_pre_hook(note, with_kwargs=True)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def train_with_axolotl() -> None:
     from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
     from axolotl.train import train
@@ -39,6 +48,20 @@ def main() -> None:
     cfg = load_cfg("axolotl.yaml")
     cfg.device_map = {"": "cpu"}  # where there are ranks it takes their number for a GPU's
     train(cfg=cfg, dataset_meta=load_datasets(cfg=cfg))  # which leaves the process group, too
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if sys.argv[1] == "swift":
+        run_swift(
+            callbacks="gracekit note",
+            more=" ".join(["--ddp_backend gloo", *sys.argv[2:]]),
+            batch=BATCH,
+        )
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    else:
+        train_with_axolotl()
     # torch's destructors may wait for gloo's thread, which waits for the GIL that they hold.
     os._exit(0)
 

@@ -7,6 +7,7 @@ runs: it is read in place, and its bytes are part of the checkpoint's identity.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from gracekit.checkpoints.weights import (
     weight_files,
     weights_digest,
 )
-from gracekit.errors import CheckpointError
+from gracekit.errors import CheckpointError, CheckpointMismatchError
 from gracekit.files import read_json
 from gracekit.foreign import finite_number, whole_number
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
 SUPPORTED = ("LORA",)
+_MERGE = "merge it into its base model (merge_and_unload, then save_pretrained)"
 
 
 def incomplete_adapter(directory: Path) -> str | None:
@@ -40,9 +42,9 @@ def incomplete_adapter(directory: Path) -> str | None:
         what = " ".join(str(kind)[:80].split())
         raise CheckpointError(
             f"{directory} holds a PEFT adapter of type {what}, which gracekit cannot read; it "
-            f"reads {', '.join(SUPPORTED)}, and full models: merge it into its base model "
-            "(merge_and_unload, then save_pretrained)"
+            f"reads {', '.join(SUPPORTED)}, and full models: {_MERGE}"
         )
+    _require_reproducible(directory, config)
     if not (directory / ADAPTER_WEIGHTS).is_file():
         if (directory / "adapter_model.bin").is_file():
             raise CheckpointError(
@@ -55,6 +57,23 @@ def incomplete_adapter(directory: Path) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def _require_reproducible(directory: Path, config: Json) -> None:
+    """Raise `CheckpointError` for LoRA whose model is not its base and the matrices added."""
+    if config.get("alora_invocation_tokens") is not None:
+        raise CheckpointError(
+            f"{directory} holds an activated LoRA (alora_invocation_tokens), which counts only "
+            "from these tokens of a sequence on; gracekit reads LoRA that counts everywhere, so it "
+            "cannot measure the model that is trained"
+        )
+    began = str(config.get("init_lora_weights"))
+    if began.startswith("pissa_niter_"):
+        raise CheckpointError(
+            f"{directory} holds a LoRA that began as {began[:40]}: it took a part of the base "
+            "model away by a random approximation, which no loading gives again; begin with pissa, "
+            f"save the adapter with path_initial_model_for_weight_conversion, or {_MERGE}"
+        )
 
 
 def _read_config(directory: Path) -> Json:
@@ -97,6 +116,29 @@ def read_adapter(directory: Path) -> Json:
         "targets": sorted(targets) if isinstance(targets, list) else targets,
     }
     return {**facts, "dora": True} if config.get("use_dora") else facts
+
+
+def require_whole_adapter(path: Path, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise `CheckpointMismatchError` where the file is not of the adapter that its config says.
+
+    PEFT leaves out what it does not know, and begins what it does not find as a new adapter would.
+
+    Args:
+        path: The checkpoint.
+        missing: Parameters that PEFT did not find in the file; those of the base may be among them.
+        unexpected: Tensors of the file that PEFT did not use.
+    """
+    lost, spare = (sorted(name for name in names if ".lora_" in name)
+                   for names in (missing, unexpected))  # fmt: skip
+    if not lost and not spare:
+        return
+    told = [f"{len(lost)} of its tensors are missing, such as {lost[0][:200]}"] if lost else []
+    if spare:
+        told.append(f"{len(spare)} belong to no layer of it, such as {spare[0][:200]}")
+    raise CheckpointMismatchError(
+        f"{path} holds another adapter than its {ADAPTER_CONFIG} and its base model say: "
+        f"{' and '.join(told)}. Was it saved by a wrapper, or trained on another base model?"
+    )
 
 
 def num_saved_rows(directory: Path, module: str) -> int | None:

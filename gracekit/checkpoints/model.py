@@ -17,7 +17,12 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from gracekit.checkpoints.adapters import is_dora, model_directory, num_saved_rows
+from gracekit.checkpoints.adapters import (
+    is_dora,
+    model_directory,
+    num_saved_rows,
+    require_whole_adapter,
+)
 from gracekit.checkpoints.claims import require_claim
 from gracekit.checkpoints.convert import ensure_weights
 from gracekit.checkpoints.layouts import layout_of
@@ -311,6 +316,8 @@ def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
         # Tokens were added in training: the adapter's file holds the embeddings as they are now.
         model.resize_token_embeddings(num_rows, mean_resizing=False)
     adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
+    again = adapted.load_adapter(str(pinned.directory), "default", is_trainable=False)
+    require_whole_adapter(pinned.checkpoint.path, again.missing_keys, again.unexpected_keys)
     if is_dora(pinned.directory):
         # Its layers call each other with inputs that are no samples': measured as a full model.
         logger.info("%s is a DoRA adapter: it is merged into its base", pinned.checkpoint.path)
@@ -347,11 +354,10 @@ def _require_whole(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
 
 def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None:
     """Weights that transformers does not find, and so fills with random numbers, are an error."""
-    missing = sorted(info["missing_keys"])
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     other_shape = sorted(info["mismatched_keys"])
     path = pinned.checkpoint.path
     if missing:
-        unexpected = sorted(info["unexpected_keys"])
         found = f"; found instead {_few(unexpected)}" if unexpected else ""
         raise CheckpointMismatchError(
             f"{path} does not hold all weights of its model: {_few(missing)} missing{found}. "
@@ -361,6 +367,13 @@ def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None
         shapes = [f"{name} {tuple(found)} not {tuple(want)}" for name, found, want in other_shape]
         raise CheckpointMismatchError(
             f"{path} has weights of another shape than its config.json says: {_few(shapes)}"
+        )
+    if unexpected:
+        logger.warning(
+            "%s holds weights that the model of its config.json has no place for, which are left "
+            "out: %s. Where the trainer trains them, config.json is of another model",
+            path,
+            _few(unexpected),
         )
 
 

@@ -6,6 +6,7 @@ model loaded from them as if they were plain would be another model.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -33,8 +34,8 @@ _TELLING_NAMES = (
     (".weight_scale_inv", "fp8"),
     ("_proj_blocks", "mxfp4"),
 )
-_SMALL_FLOATS = ("F8", "F6", "F4")
-_INTEGERS = {"U8", "I8", "I16", "I32"}
+_SMALL_FLOATS = re.compile(r"F[468](_.*)?")
+_NO_FLOATS = {"BOOL", "C64", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ def _method_in(file: Path, _size: int, _time: int) -> str:
             return method
     for name, tensor in tensors.items():
         dtype = tensor["dtype"]
-        if dtype.startswith(_SMALL_FLOATS) or (dtype in _INTEGERS and name.endswith(".weight")):
+        is_weight = name.endswith(".weight")
+        if _SMALL_FLOATS.fullmatch(dtype) or (dtype in _NO_FLOATS and is_weight):
             return f"{dtype} in {name}"
     return ""

@@ -10,8 +10,8 @@ import numpy as np
 
 from gracekit.samples import hashes_of
 from gracekit.training.measured import Measured
-from gracekit.training.trainer_rows import TrainerRows, hashes_of_ids
-from gracekit.types import Bool, Int32, Int64, Rows
+from gracekit.training.trainer_rows import FedRow, TrainerRows, hashes_of_ids
+from gracekit.types import Bool, Float64, Int32, Int64, Rows
 
 MAX_PACKED_TOKENS = 1 << 16
 NUM_RESEMBLED = 128
@@ -124,29 +124,61 @@ def stand_at_places(rows: TrainerRows, measured: Measured, store_rows: Rows) -> 
         measured: The store's.
         store_rows: [m] the sample at each row's place; -1: none.
     """
-    places = np.flatnonzero(store_rows >= 0)
-    if len(places) > NUM_RESEMBLED:
-        places = places[np.linspace(0, len(places) - 1, NUM_RESEMBLED).astype(np.int64)]
-    samples = store_rows[places].tolist()
-    tokens = [measured.tokens(row) for row in samples]
-    fed = rows.take(places.tolist())
-    alike = np.empty((len(places), len(places)))
-    if all(kept is not None for kept in tokens):
-        bags = [Counter(kept.ids.tolist()) for kept in tokens if kept is not None]
-        for k, row in enumerate(fed):
-            bag = Counter(row.ids.tolist())
-            alike[k] = [
-                (bag & other).total() / max(bag.total(), other.total(), 1) for other in bags
-            ]
-    else:
-        lengths = measured.lengths[samples]
-        for k, row in enumerate(fed):
-            alike[k] = -np.abs(lengths - len(row.ids))
+    places = _spread(np.flatnonzero(store_rows >= 0), NUM_RESEMBLED)
+    samples = store_rows[places]
+    alike, _ = _likeness(rows.take(places.tolist()), samples, measured)
     own = alike.diagonal()
     others = np.median(alike, axis=1)
     num_nearer, num_farther = int((own > others).sum()), int((own < others).sum())
     # Where all samples are alike nothing is told, and nothing speaks against the place.
     return num_nearer >= SHARE_AT_PLACES * (num_nearer + num_farther)
+
+
+def may_stand_at_places(
+    rows: TrainerRows, measured: Measured, store_rows: Rows, positions: Int64
+) -> Bool:
+    """[k] whether each of these rows, whose tokens no sample has, may be the sample at its place.
+
+    As where a trainer cuts, marks or dates some rows otherwise; not where other rows were put in
+    their place. No sample has more in common with such a row than its own. Of more than
+    `NUM_RESEMBLED` rows as many are looked at, and most of them speak for all.
+    """
+    seen = _spread(positions, NUM_RESEMBLED)
+    samples = np.concatenate([store_rows[seen], _spread(measured.rows, NUM_RESEMBLED)])
+    is_nearest = np.zeros(len(seen), bool)
+    for alike in _likeness(rows.take(seen.tolist()), samples, measured):
+        is_nearest |= alike[:, : len(seen)].diagonal() >= alike.max(axis=1)
+    if len(seen) == len(positions):
+        return is_nearest
+    return np.full(len(positions), is_nearest.mean() >= SHARE_AT_PLACES)
+
+
+def _spread(values: Int64, most: int) -> Int64:
+    """At most so many of them, evenly spread."""
+    if len(values) <= most:
+        return values
+    return values[np.linspace(0, len(values) - 1, most).astype(np.int64)]
+
+
+def _likeness(fed: Sequence[FedRow], samples: Rows, measured: Measured) -> tuple[Float64, Float64]:
+    """[k, s] how much each of the trainer's rows has in common with each of some samples.
+
+    As a share of the longer of the two, and of the shorter one, which tells a row that was cut.
+    Where the store's tokens are not kept both are their difference in length, below 0.
+    """
+    kept = [measured.tokens(row) for row in samples.tolist()]
+    lengths = measured.lengths[samples]
+    own_lengths = np.array([len(row.ids) for row in fed], np.int64)[:, None]
+    if any(tokens is None for tokens in kept):
+        nearness = -np.abs(lengths - own_lengths).astype(np.float64)
+        return nearness, nearness
+    shared = np.empty((len(fed), len(samples)))
+    bags = [Counter(tokens.ids.tolist()) for tokens in kept if tokens is not None]
+    for k, row in enumerate(fed):
+        bag = Counter(row.ids.tolist())
+        shared[k] = [(bag & other).total() for other in bags]
+    longer, shorter = np.maximum(lengths, own_lengths), np.minimum(lengths, own_lengths)
+    return shared / np.maximum(longer, 1), shared / np.maximum(shorter, 1)
 
 
 def is_packed(rows: TrainerRows, measured: Measured, positions: Sequence[int]) -> bool:

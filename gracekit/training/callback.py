@@ -381,6 +381,8 @@ class CoresetTrainerMixin(WeighedTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
+        if getattr(self, "num_generations", None):  # TRL's own repeats rows for groups of answers
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
         for callback in self.callback_handler.callbacks:
             num_rows = count_rows(dataset)
             if isinstance(callback, CoresetCallback) and num_rows is not None:

@@ -12,12 +12,19 @@ from typing import Any
 
 from gracekit.errors import DataError, GracekitError
 from gracekit.training.drawn import unknown_ids
+from gracekit.training.loader import count_rows
 from gracekit.training.ranks import decide_on_rank_zero
 
 NUM_COMPARED = 64
 """Rows that are compared with their loss, evenly spread."""
 NUM_SPREAD = 512
 """The same where rows between them are not looked at: a trainer that tokenises as it goes."""
+
+NOT_COMPARED = (
+    "the trainer's rows cannot be compared with what was measured, so it is not known which sample "
+    "each of them is, and no coreset is drawn from: {}. Give the sample id of each row "
+    "(CoresetCallback(sample_ids=...))"
+)
 
 logger = logging.getLogger("gracekit.training")
 
@@ -63,21 +70,26 @@ class FirstRows:
             return False, None, ""
         try:
             measured = Measured.of_store(StoreReader.open(self._store))
-            with _same_random_numbers():
-                rows = TrainerRows(dataset, collate)
-                most = NUM_COMPARED if rows.has_cheap_ids else NUM_SPREAD
-                found = check_rows(
-                    rows, measured, sample_ids=sample_ids, tokenizer=tokenizer, most=most
-                )
         except DataError as error:
             logger.debug("the trainer's tokens are not compared: %s", error)
             return True, None, ""
         except GracekitError as error:
             logger.debug("the trainer's tokens are not compared yet: %s", error)
             return False, None, ""
+        try:
+            with _same_random_numbers():
+                rows = TrainerRows(dataset, collate)
+                most = NUM_COMPARED if rows.has_cheap_ids else NUM_SPREAD
+                found = check_rows(
+                    rows, measured, sample_ids=sample_ids, tokenizer=tokenizer, most=most
+                )
         except Exception as error:  # a dataset or collator of any kind; the training goes on
-            logger.warning("the trainer's tokens cannot be compared: %r", error)
-            return True, None, ""
+            num_rows = count_rows(dataset)
+            if sample_ids is not None or not num_rows:
+                logger.debug("the trainer's tokens are not compared: %r", error)
+                return True, None, ""
+            why = str(error) if isinstance(error, GracekitError) else repr(error)
+            return True, unknown_ids(num_rows), NOT_COMPARED.format(why)
         if found.ok:
             logger.info("%s", "\n".join(found.lines()))
         told = "" if found.ok else "\n".join(["the trainer's tokens:", *found.lines()])

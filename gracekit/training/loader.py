@@ -85,6 +85,14 @@ def put_sampler(
             type(inner).__name__,
         )
         return None
+    if draws_groups(inner.sampler):
+        logger.warning(
+            "the trainer draws each row several times in a row, for answers that it compares with "
+            "each other (%s), which a coreset's draws are not: training goes on without coresets. "
+            "Train it on an export",
+            type(inner.sampler).__name__,
+        )
+        return None
     if isinstance(inner.sampler, CoresetSampler):
         sampler: CoresetSampler | None = inner.sampler
     else:
@@ -99,6 +107,11 @@ def put_sampler(
     if sampler is not None:
         loader.set_sampler(sampler)
     return sampler
+
+
+def draws_groups(sampler: Any) -> bool:
+    """Whether it repeats rows for groups of answers, as TRL's sampler of GRPO and RLOO does."""
+    return any(kind.__name__ == "RepeatSampler" for kind in type(sampler).__mro__)
 
 
 def weights_reach_loss(dataset: Any) -> bool:

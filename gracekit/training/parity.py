@@ -8,38 +8,32 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gracekit.samples import hashes_of
-from gracekit.training.by_content import Matched, hash_ids, is_packed, match, stand_at_places
+from gracekit.training.by_content import (
+    Matched,
+    hash_ids,
+    is_packed,
+    match,
+    may_stand_at_places,
+    stand_at_places,
+)
 from gracekit.training.drawn import NOT_IN_STORE
 from gracekit.training.measured import Measured, Tokens
 from gracekit.training.mending import find_mend
-from gracekit.training.parity_report import TokenCheck, TokenDifference, spans_of
+from gracekit.training.parity_report import (
+    NOT_TOLD,
+    OTHER_ORDER,
+    OTHER_PLACE,
+    OTHER_ROWS,
+    PACKED,
+    TokenCheck,
+    TokenDifference,
+    spans_of,
+)
 from gracekit.training.trainer_rows import FedRow, TrainerRows
 from gracekit.types import Bool, Int64, Rows
 
 MOST_SHOWN = 5
 """Differences that are told in full."""
-PACKED = (
-    "the trainer's dataset is packed: a row holds several samples, so none can be drawn by itself. "
-    "Train without packing, or on an export"
-)
-NOT_TOLD = (
-    "the trainer's dataset has {:,} rows and the data {:,}, so rows are not told by position; nor "
-    "by their tokens, since none of them is that of a sample. Give the sample id of each row, or "
-    "make the tokens equal"
-)
-OTHER_ORDER = (
-    "the trainer's dataset has as many rows as the data, {:,}, but none of them has the tokens of "
-    "a sample, and its rows do not resemble those at their places in the data: they may stand in "
-    "another order (shuffled before training), so none can be drawn. Give the sample id of each "
-    "row (CoresetCallback(sample_ids=...)), or set data.rendering to what the trainer does"
-)
-OTHER_PLACE = (
-    "the recipe's settings give the trainer's tokens with this tokenizer here, so the store was "
-    "made with another tokenizer, of other data, or where something else was installed: with "
-    "assistant_only_loss TRL renders with a training template of its own, which gracekit reads "
-    "from the TRL installed beside it. Have the same TRL where gracekit refreshes, and name a new "
-    "store"
-)
 
 
 def check_rows(
@@ -69,7 +63,7 @@ def check_rows(
         positions = np.unique(np.linspace(0, len(rows) - 1, most).astype(np.int64))
     seen = _see(rows, positions)
     told = _tell(rows, measured, seen, sample_ids)
-    is_compared, is_different = _compare(seen, measured, told.rows)
+    is_compared, is_different = _compare(seen, measured, told.rows, knows_loss=rows.knows_loss)
     differences = _first_differences(rows, measured, positions[is_different], told.rows)
     longest = int(seen.lengths[is_different].max(initial=0))
     return TokenCheck(
@@ -149,9 +143,11 @@ def _tell(
     elif (matched.rows == placed)[is_found].all() or is_found.sum() <= _num_same(
         matched, measured, placed
     ):
-        return _Told(placed, by, None, [])
+        if is_given:
+            return _Told(placed, by, None, [])
+        return _without_others(rows, measured, matched, placed)
     problems = _described(matched, measured, len(rows), is_wrong_place=not is_given)
-    return _Told(matched.rows, "content", _ids_by_content(matched, measured), problems)
+    return _Told(matched.rows, "content", _ids_of(matched.rows, measured), problems)
 
 
 def _given_rows(
@@ -160,6 +156,24 @@ def _given_rows(
     if sample_ids is None or len(sample_ids) != len(rows):
         return None
     return np.array([measured.row_of.get(str(i), -1) for i in sample_ids], np.int64)
+
+
+def _without_others(rows: TrainerRows, measured: Measured, matched: Matched, placed: Rows) -> _Told:
+    """Rows that stand where the data has them, without other rows that were put among them.
+
+    One with the tokens of a sample of another place is such a row, and one with the tokens of none
+    that has no more in common with the sample at its place than with others.
+    """
+    hashes = measured.samples.token_hashes
+    is_open = (placed >= 0) & (matched.rows != placed) & (matched.hashes != hashes[placed])
+    is_other = is_open & np.isin(matched.hashes, hashes[measured.rows])
+    unknown = np.flatnonzero(is_open & ~is_other)
+    is_other[unknown] = ~may_stand_at_places(rows, measured, placed, unknown)
+    if not is_other.any():
+        return _Told(placed, "position", None, [])
+    kept = np.where(is_other, -1, placed)
+    why = OTHER_ROWS.format(int(is_other.sum()), len(rows), int(np.argmax(is_other)))
+    return _Told(kept, "position", _ids_of(kept, measured), [why])
 
 
 def _same_ids(seen: _Seen, measured: Measured, store_rows: Rows) -> bool:
@@ -180,11 +194,11 @@ def _num_same(matched: Matched, measured: Measured, store_rows: Rows) -> int:
     return int((matched.hashes[known] == measured.samples.token_hashes[store_rows[known]]).sum())
 
 
-def _ids_by_content(matched: Matched, measured: Measured) -> list[str]:
+def _ids_of(store_rows: Rows, measured: Measured) -> list[str]:
     ids = measured.samples.sample_ids
     return [
         str(ids[row]) if row >= 0 else NOT_IN_STORE.format(position)
-        for position, row in enumerate(matched.rows.tolist())
+        for position, row in enumerate(store_rows.tolist())
     ]
 
 
@@ -234,12 +248,15 @@ class _Different:
         self.position, self.row, self.fed, self.ours = position, row, fed, ours
 
 
-def _compare(seen: _Seen, measured: Measured, store_rows: Rows) -> tuple[Bool, Bool]:
+def _compare(
+    seen: _Seen, measured: Measured, store_rows: Rows, *, knows_loss: bool
+) -> tuple[Bool, Bool]:
     """[k] rows seen that are samples, and [k] those of them with other tokens or loss."""
     samples, found = measured.samples, store_rows[seen.positions]
     is_compared: Bool = found >= 0
     is_same = samples.token_hashes[found] == seen.token_hashes
-    is_same &= samples.loss_hashes[found] == seen.loss_hashes
+    if knows_loss:
+        is_same &= samples.loss_hashes[found] == seen.loss_hashes
     return is_compared, is_compared & ~is_same
 
 

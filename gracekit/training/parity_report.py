@@ -17,6 +17,33 @@ WORDS = {
     "length": "one is longer than the other",
     "loss": "the loss mask differs",
 }
+PACKED = (
+    "the trainer's dataset is packed: a row holds several samples, so none can be drawn by itself. "
+    "Train without packing, or on an export"
+)
+NOT_TOLD = (
+    "the trainer's dataset has {:,} rows and the data {:,}, so rows are not told by position; nor "
+    "by their tokens, since none of them is that of a sample. Give the sample id of each row, or "
+    "make the tokens equal"
+)
+OTHER_ORDER = (
+    "the trainer's dataset has as many rows as the data, {:,}, but none of them has the tokens of "
+    "a sample, and its rows do not resemble those at their places in the data: they may stand in "
+    "another order (shuffled before training), so none can be drawn. Give the sample id of each "
+    "row (CoresetCallback(sample_ids=...)), or set data.rendering to what the trainer does"
+)
+OTHER_ROWS = (
+    "{:,} of {:,} rows of the trainer's dataset are not the samples at their places in the data "
+    "(added, repeated or replaced before training; the first is row {}): they are never drawn, nor "
+    "are these samples"
+)
+OTHER_PLACE = (
+    "the recipe's settings give the trainer's tokens with this tokenizer here, so the store was "
+    "made with another tokenizer, of other data, or where something else was installed: with "
+    "assistant_only_loss TRL renders with a training template of its own, which gracekit reads "
+    "from the TRL installed beside it. Have the same TRL where gracekit refreshes, and name a new "
+    "store"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

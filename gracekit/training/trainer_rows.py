@@ -18,6 +18,11 @@ MOST_CHEAP = 1_000_000
 """Rows of which ids are read where nobody asked for all: 4 s for as many of 200 tokens."""
 
 
+_JOINED = (("prompt_ids", "chosen_ids"), ("prompt_ids", "completion_ids"), ("chosen_ids",))
+"""Columns whose ids, one behind another, are a sample: TRL's of preferences; of pairs the chosen
+side, as it is measured."""
+
+
 class FedRow(NamedTuple):
     """One row as the trainer has it."""
 
@@ -33,7 +38,8 @@ class TrainerRows:
     Args:
         dataset: A `datasets.Dataset`, or a list of rows: `input_ids`, and `labels` or
             `completion_mask` and `assistant_masks`. Without any of these three all tokens carry
-            loss, which is what trainers make of it.
+            loss, which is what trainers make of it. Or rows of TRL's trainers of preferences:
+            `chosen_ids`, perhaps with `prompt_ids` before them.
         collate: The trainer's data collator; each row is asked for as a batch of its own.
 
     Raises:
@@ -53,7 +59,13 @@ class TrainerRows:
             raise DataError("the dataset has no rows to compare")
         first = dataset[0]
         self.columns: tuple[str, ...] = tuple(first) if hasattr(first, "keys") else ()
-        if "input_ids" not in self.columns and collate is None:
+        named = (("input_ids",), *_JOINED)
+        self._parts = next((names for names in named if {*names} <= {*self.columns}), ())
+        self.knows_loss = self._parts != ("chosen_ids",)
+        """Whether rows tell which of their tokens carry loss."""
+        if len(self._parts) > 1 or not self.knows_loss:
+            self._collate = collate = None  # it makes two rows of one
+        if not self._parts and collate is None:
             found = ", ".join(self.columns) or type(first).__name__
             raise DataError(
                 f"the dataset has no column input_ids; found {found}. Give it as the trainer has "
@@ -74,14 +86,15 @@ class TrainerRows:
         list or in a column of `datasets`, and are at most `MOST_CHEAP` rows.
         """
         is_held = self._is_column or isinstance(self._dataset, list | tuple)
-        return is_held and "input_ids" in self.columns and len(self) <= MOST_CHEAP
+        return is_held and bool(self._parts) and len(self) <= MOST_CHEAP
 
     @property
     def _is_column(self) -> bool:
         """Whether the dataset holds ids in Arrow, and not only a transform of rows makes them."""
         held = getattr(self._dataset, "column_names", None) or ()
         kind = getattr(self._dataset, "format", None) or {}
-        return "input_ids" in held and kind.get("type") != "custom"
+        has_parts = bool(self._parts) and {*self._parts} <= {*held}
+        return has_parts and kind.get("type") != "custom"
 
     def take(self, positions: Sequence[int]) -> list[FedRow]:
         """The rows at the given positions.
@@ -93,34 +106,54 @@ class TrainerRows:
 
     def ids(self) -> Iterator[Int32]:
         """The ids of all rows in order."""
-        if "input_ids" not in self.columns:
+        if not self._parts:
             yield from (self._row(position).ids for position in range(len(self)))
             return
         if self._is_column:
-            arrow = self._dataset.with_format("arrow", columns=["input_ids"])
+            arrow = self._dataset.with_format("arrow", columns=[*self._parts])
             for start in range(0, len(self), BLOCK_ROWS):
-                block = arrow[start : start + BLOCK_ROWS]["input_ids"].combine_chunks()
-                flat = block.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-                ends = np.cumsum(block.value_lengths().to_numpy(zero_copy_only=False))
-                yield from np.split(flat, ends[:-1])
+                block = arrow[start : start + BLOCK_ROWS]
+                parts = [_split(block[name].combine_chunks()) for name in self._parts]
+                yield from (
+                    parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+                )
             return
         for position in range(len(self)):
             try:
-                yield _ids(self._dataset[position]["input_ids"])
+                yield self._ids(self._dataset[position])
             except (KeyError, TypeError, ValueError) as error:
                 raise _incomparable(position, error) from error
+
+    def _ids(self, row: Any) -> Int32:
+        parts = [_ids(row[name]) for name in self._parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _joined(self, row: Any) -> FedRow:
+        ids = self._ids(row)
+        mask = np.ones(len(ids), bool)
+        if len(self._parts) > 1:
+            mask[: len(row[self._parts[0]])] = False
+        mask[:1] = False
+        return FedRow(ids, mask)
 
     def _row(self, position: int) -> FedRow:
         row = self._dataset[position]
         try:
             if self._collate is None:
-                return _fed(row)
+                return _fed(row) if "input_ids" in self._parts else self._joined(row)
             return _fed(_first(self._collate([row])))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             if self._collate is not None and "input_ids" in self.columns:
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     return _fed(row)
             raise _incomparable(position, error) from error
+
+
+def _split(lists: Any) -> list[Int32]:
+    """The arrays of an Arrow array of lists."""
+    flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
+    ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
+    return np.split(flat, ends[:-1])
 
 
 def _incomparable(position: int, error: Exception) -> DataError:

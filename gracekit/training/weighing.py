@@ -94,7 +94,7 @@ class WeighedTrainer:
 
     def _totals(self, batches: list[Any], callback: Any) -> StepTotals | None:
         """None where the trainer's own loss is to be used; all ranks must call it together."""
-        rows = [batch.get(BATCH_KEY) for batch in batches]
+        rows = [batch.get(BATCH_KEY) if hasattr(batch, "get") else None for batch in batches]
         problem = self._coreset_problem or self._problem() or _problem_of(rows)
         known = [r for r in rows if r is not None]
         weights = [w for r in known for w in r.weights]

@@ -99,7 +99,7 @@ class WeighingCollator:
         lengths = [_length(item) for item in items]  # before a collator that empties its examples
         packed = any(_is_pack(item) for item in items)
         batch = self.collator(items)
-        if len(drawn) < len(items) or not hasattr(batch, "__setitem__"):
+        if len(drawn) < len(items) or not hasattr(batch, "keys"):
             return batch
         joined, problem = None, None
         shape = _shape(batch)
