@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from gracekit.samples.conversation import Conversation
-from gracekit.samples.raw import RawSamples, content_hash
+from gracekit.samples.raw import RawSamples
+from gracekit.samples.sample_ids import content_hash
 from gracekit.types import Json, Strings
 
 _BLOCK = 4096

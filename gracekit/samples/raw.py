@@ -7,11 +7,9 @@ pass over the data.)
 
 from __future__ import annotations
 
-import json
 import re
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -28,6 +26,7 @@ from gracekit.samples.messages import MalformedRowError
 from gracekit.samples.pair_rows import rejected_side
 from gracekit.samples.refusals import LABEL, Labels, missing_column
 from gracekit.samples.row_source import BATCH_ROWS, Source
+from gracekit.samples.sample_ids import checked_ids, content_hash, fingerprint_of, ids_of
 from gracekit.samples.sources import open_source
 from gracekit.types import Int32, Int64, Json, Strings
 
@@ -171,9 +170,7 @@ def _load(data: DataSection, strict: bool) -> RawSamples:
     if skipped and (strict or not hashes):
         limit = None if strict else SHOWN
         raise _unusable(data, layout, skipped, len(hashes), limit)
-    sample_ids = (
-        _checked_ids(data, read.ids, read.source_rows) if data.id_column else _ids_of(hashes)
-    )
+    sample_ids = checked_ids(data, read.ids, read.source_rows) if data.id_column else ids_of(hashes)
     group_names = tuple(sorted(set(read.groups)))
     number = {name: k for k, name in enumerate(group_names)}
     source_rows = np.array(read.source_rows, np.int64)
@@ -186,7 +183,7 @@ def _load(data: DataSection, strict: bool) -> RawSamples:
         given=np.array(read.given, np.uint64).view(np.int64),
         source_rows=source_rows,
         previews=_strings(read.previews),
-        fingerprint=_fingerprint(sample_ids, read.groups, hashes),
+        fingerprint=fingerprint_of(sample_ids, read.groups, hashes),
         num_source_rows=len(source),
         format=layout.name,
         skipped=skipped,
@@ -321,14 +318,6 @@ def _rows_at(data: DataSection, source: Source, source_rows: Int64) -> Iterator[
         yield from rows
 
 
-def content_hash(conversation: Conversation) -> str:
-    """xxh3_128 of the conversation; `MalformedRowError` for one that is nested too deep."""
-    try:
-        return xxhash.xxh3_128_hexdigest(conversation.canonical().encode())
-    except RecursionError:
-        raise MalformedRowError("it is nested too deep") from None
-
-
 def preview(conversation: Conversation) -> str:
     """`prompt → response` on one line, cut short, without characters that disturb a terminal."""
     if conversation.tokens is not None:
@@ -350,41 +339,6 @@ def _group_name(row: Json, column: str | None) -> str:
         return "all"
     value = row.get(column)
     return "(none)" if value is None else str(value)
-
-
-def _ids_of(hashes: Iterable[str]) -> list[str]:
-    """The hashes; those of equal content get `#1`, `#2` … from the second one on."""
-    seen: Counter[str] = Counter()
-    ids = []
-    for digest in hashes:
-        ids.append(f"{digest}#{seen[digest]}" if seen[digest] else digest)
-        seen[digest] += 1
-    return ids
-
-
-def _checked_ids(data: DataSection, values: list[Any], source_rows: list[int]) -> list[str]:
-    first: dict[str, int] = {}
-    for source_row, value in zip(source_rows, values, strict=True):
-        if value is None or value == "":
-            raise DataError(
-                f"{data.name}: row {source_row} has no id in column {data.id_column!r}; every "
-                "sample needs one. Fill it in, or leave data.id_column out: the id is then a hash"
-            )
-        if str(value) in first:
-            raise DataError(
-                f"{data.name}: rows {first[str(value)]} and {source_row} have the same id "
-                f"{str(value)!r} in column {data.id_column!r}; ids must be unique. Correct them, "
-                "or leave data.id_column out: the id is then a hash of the content"
-            )
-        first[str(value)] = source_row
-    return list(first)
-
-
-def _fingerprint(ids: list[str], groups: list[str], hashes: list[str]) -> str:
-    digest = xxhash.xxh3_128()
-    for entry in zip(ids, groups, hashes, strict=True):
-        digest.update(json.dumps(entry).encode())
-    return digest.hexdigest()
 
 
 def _strings(values: list[str]) -> Strings:
