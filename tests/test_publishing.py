@@ -107,6 +107,16 @@ def test_what_is_published_is_the_store(kind: str, store: Store, tmp_path: Path)
     assert contents(url) == expected(store)
 
 
+def test_nothing_is_published_into_the_store_itself(store: Store, tmp_path: Path) -> None:
+    root = store.paths.root
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(root)
+    for place in (root, root / "copy", tmp_path / "link" / "a copy", root / "x" / ".."):
+        with pytest.raises(UsageError, match="it lies in the store"):
+            gracekit.publish(store, f"file://{str(place).replace(' ', '%20')}")
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
 def test_what_gc_removes_here_is_removed_there(store: Store, tmp_path: Path) -> None:
     url = url_of(tmp_path)
     publish_versions(store, url)

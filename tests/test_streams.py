@@ -1,4 +1,4 @@
-"""Standard streams that are closed or lead onto a full disk: one message, nothing in a store."""
+"""How a command is started: closed streams, streams onto a full disk, odd numbers of seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from gracekit.cli import main
 from gracekit.store import Store, verify
 from tests.stores import make_draft, make_store
 
@@ -78,3 +80,11 @@ def test_a_full_disk_below_the_log_ends_no_work(root: Path) -> None:
     done = shell(f"-m gracekit gc --keep 1 --store '{root}'", ">/dev/null 2>/dev/full")
     assert done.returncode == 0
     assert verify(Store.open(root)) == []
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300", "-1"])
+def test_seconds_are_a_number_that_can_be_waited_for(root: Path, seconds: str) -> None:
+    """With NaN, which is more than nothing and less than nothing, a daemon was well for ever."""
+    for arguments in (["--follow", "--every"], ["--check", "--max-age"]):
+        done = CliRunner().invoke(main, ["status", *arguments, seconds, "--store", str(root)])
+        assert done.exit_code == 2 and "Invalid value for" in done.output

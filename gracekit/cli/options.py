@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from gracekit.streams import lost_output
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_RECIPE = "gracekit.yaml"
+MOST_S = 1e6
+"""Of an option in seconds: eleven days."""
 _BAD_NAMES = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
 """What the system says of a name that no file can have, or of a link that leads to itself."""
 
@@ -85,6 +88,23 @@ class VersionType(click.ParamType):  # type: ignore[type-arg]  # generic since c
 
 
 VERSION = VersionType()
+
+
+class Seconds(click.FloatRange):
+    """Seconds that can be waited for; NaN, which is in no range and outside of none, is refused."""
+
+    def __init__(self, least: float, *, is_open: bool = False) -> None:
+        super().__init__(min=least, max=MOST_S, min_open=is_open)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number of seconds."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is no number of seconds.", param, ctx)
+        return seconds
+
 
 version_option = click.option(
     "--version", type=VERSION, default="latest", show_default=True,

@@ -11,7 +11,7 @@ import click
 
 import gracekit
 from gracekit.cli.following import follow as renew
-from gracekit.cli.options import answers, clear_errors, takes_store
+from gracekit.cli.options import Seconds, answers, clear_errors, takes_store
 from gracekit.cli.output import Output
 from gracekit.cli.versions import print_versions
 from gracekit.errors import UsageError
@@ -34,9 +34,9 @@ NUM_VERSIONS = 8
               help="Say in one line whether the daemon is well; exit 3 if not.")  # fmt: skip
 @click.option("--follow", is_flag=True,
               help="Show it again and again, with the newest versions, until Ctrl-C.")  # fmt: skip
-@click.option("--every", "every_s", type=click.FloatRange(min=0.1), default=2.0,
+@click.option("--every", "every_s", type=Seconds(0.1), default=2.0,
               show_default=True, metavar="SECONDS", help="With --follow: how often.")  # fmt: skip
-@click.option("--max-age", "max_age_s", type=click.FloatRange(min=0, min_open=True),
+@click.option("--max-age", "max_age_s", type=Seconds(0, is_open=True),
               default=120.0, show_default=True, metavar="SECONDS",
               help="With --check: seconds without a sign of the daemon.")  # fmt: skip
 @clear_errors

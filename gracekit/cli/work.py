@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import gracekit
-from gracekit.cli.options import answers, clear_errors
+from gracekit.cli.options import Seconds, answers, clear_errors
 from gracekit.cli.output import Output
 
 
@@ -25,7 +25,7 @@ from gracekit.cli.output import Output
 @click.option("--device", default="auto", show_default=True,
               help="Where to measure; of the kind that the refresh has.")  # fmt: skip
 @click.option("--once", is_flag=True, help="Exit when the refresh that it joined has ended.")
-@click.option("--max-idle", type=click.FloatRange(min=0), default=None, metavar="SECONDS",
+@click.option("--max-idle", type=Seconds(0), default=None, metavar="SECONDS",
               help="Exit after so many seconds without work.")  # fmt: skip
 @clear_errors
 @answers

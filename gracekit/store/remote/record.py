@@ -7,7 +7,13 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from gracekit import files
-from gracekit.errors import GracekitError, RefreshStoppedError, RemoteError, StoreFormatError
+from gracekit.errors import (
+    GracekitError,
+    RefreshStoppedError,
+    RemoteError,
+    StoreFormatError,
+    UsageError,
+)
 from gracekit.foreign import foreign, whole_number
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.sealing import sealed_json
@@ -70,6 +76,8 @@ def publish_and_record(
     except RefreshStoppedError:
         raise
     except GracekitError as error:
+        if isinstance(error, UsageError) and not is_automatic:
+            raise  # nowhere to publish to, so it is no place to try again either
         _write(
             store.paths,
             Published(
