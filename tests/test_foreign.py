@@ -30,7 +30,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gracekit import files
+from gracekit import documents
 from gracekit.checkpoints import check_checkpoint, is_of_trl_sft, pin, watch_checkpoints
 from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S, TrainerLayout
 from gracekit.checkpoints.pins import require_unchanged
@@ -338,7 +338,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert read_heartbeat(tmp_path)["state"] == "unreadable"
     for name in ("heartbeat.json", "folder.json", "/dev/zero"):
         with pytest.raises(OSError, match="expected a file"):
-            files.read_json(tmp_path / name)
+            documents.read_json(tmp_path / name)
 
 
 # --- clocks ---

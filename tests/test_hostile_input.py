@@ -20,7 +20,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
-from gracekit import files
+from gracekit import documents
 from gracekit.checkpoints import check_checkpoint, pin
 from gracekit.checkpoints.model import load_model, load_tokenizer
 from gracekit.cli import main
@@ -537,18 +537,18 @@ def test_conditions_of_a_recipe_see_the_store_only(world: Path, tmp_path: Path) 
 def test_a_document_is_read_up_to_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "MAX_JSON_BYTES", 10)
+    monkeypatch.setattr(documents, "MAX_JSON_BYTES", 10)
     (tmp_path / "a.json").write_text('{"a": 123}')
-    assert files.read_json(tmp_path / "a.json") == {"a": 123}
+    assert documents.read_json(tmp_path / "a.json") == {"a": 123}
     (tmp_path / "a.json").write_text('{"a": 1234}')
     with pytest.raises(ValueError, match="larger than 10 bytes"):
-        files.read_json(tmp_path / "a.json")
+        documents.read_json(tmp_path / "a.json")
 
 
 def test_a_small_document_takes_little_memory(tmp_path: Path) -> None:
     """Not as much as the largest one that is read: where memory is limited, it could not be had."""
     (tmp_path / "a.json").write_text('{"a": 123}')
-    for read in (files.read_json, files.read_named_text):
+    for read in (documents.read_json, documents.read_named_text):
         tracemalloc.start()
         read(tmp_path / "a.json")
         _, most = tracemalloc.get_traced_memory()

@@ -21,8 +21,8 @@ from gracekit.checkpoints.weights import (
     weight_files,
     weights_digest,
 )
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError, CheckpointMismatchError
-from gracekit.files import read_json
 from gracekit.foreign import finite_number, whole_number
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Json

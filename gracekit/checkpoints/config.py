@@ -9,8 +9,9 @@ from gracekit.checkpoints.adapters import base_digest, model_directory, read_ada
 from gracekit.checkpoints.layouts import layout_of
 from gracekit.checkpoints.model_files import CONFIG, base_of, config_in
 from gracekit.checkpoints.weights import ADAPTER_CONFIG, is_adapter
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError
-from gracekit.files import read_json, sha256
+from gracekit.files import sha256
 from gracekit.foreign import foreign, whole_number
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint, Json

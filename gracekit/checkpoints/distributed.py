@@ -13,7 +13,7 @@ from typing import Any
 
 from gracekit.checkpoints import pieces
 from gracekit.checkpoints.inert_pickle import Record, mapping, read_records
-from gracekit.files import open_regular
+from gracekit.documents import open_regular
 from gracekit.foreign import whole_number
 
 TABLE = ".metadata"

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
-from gracekit.files import open_regular
+from gracekit.documents import open_regular
 from gracekit.foreign import reason_of
 
 _MOST_BYTES = 1 << 30

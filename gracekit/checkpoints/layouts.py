@@ -29,8 +29,8 @@ from gracekit.checkpoints.other_layouts import (
     VerlLayout,
 )
 from gracekit.checkpoints.weights import ADAPTER_CONFIG, has_weights, is_adapter
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError
-from gracekit.files import read_json
 from gracekit.foreign import HIGHEST, whole_number
 from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection

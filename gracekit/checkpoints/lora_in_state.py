@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError
-from gracekit.files import read_json
 from gracekit.foreign import finite_number, whole_number
 
 NOTE = "lora_train_meta.json"

@@ -35,6 +35,7 @@ from gracekit.checkpoints.vocabulary import (
     VOCABULARY_FILES,
     has_vocabulary,
 )
+from gracekit.documents import MAX_JSON_BYTES, read_json
 from gracekit.errors import (
     CheckpointError,
     CheckpointIncompleteError,
@@ -43,7 +44,6 @@ from gracekit.errors import (
     RecipeError,
     StoreWriteError,
 )
-from gracekit.files import MAX_JSON_BYTES, read_json
 from gracekit.foreign import foreign
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint

@@ -24,8 +24,8 @@ from gracekit.checkpoints.weights import (
     is_adapter,
     weight_files,
 )
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError
-from gracekit.files import read_json
 from gracekit.recipe import CheckpointSection
 
 CONFIG = "config.json"

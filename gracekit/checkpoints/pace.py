@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gracekit.checkpoints.layouts import TRAINER_STATE
-from gracekit.files import read_json
+from gracekit.documents import read_json
 from gracekit.foreign import finite_number
 from gracekit.pace_log import MACHINE, RUN, SAMPLES_A_STEP, SECONDS_A_STEP, this_machine
 

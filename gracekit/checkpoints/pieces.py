@@ -25,8 +25,8 @@ from gracekit.checkpoints.inert_pickle import (
 )
 from gracekit.checkpoints.lora_in_state import require_mergeable
 from gracekit.checkpoints.weights import read_whole_header
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError
-from gracekit.files import read_json
 from gracekit.foreign import whole_number
 
 _SHARDS = "shard-*-model-*.safetensors"

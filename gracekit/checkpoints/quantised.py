@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gracekit.checkpoints.weights import read_header, weight_files
-from gracekit.files import read_json
+from gracekit.documents import read_json
 
 DEQUANTISED = {"fp8": "FineGrainedFP8Config", "mxfp4": "Mxfp4Config"}
 """Methods that transformers turns into plain weights as it loads them: name -> its config class."""

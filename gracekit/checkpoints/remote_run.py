@@ -31,6 +31,7 @@ from gracekit.checkpoints.remote_groups import (
     wanted_objects,
 )
 from gracekit.checkpoints.remote_home import RemoteHome
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError, RemoteError, RemoteNotFoundError, StoreWriteError
 from gracekit.foreign import foreign
 from gracekit.recipe import CheckpointSection
@@ -240,7 +241,7 @@ class RemoteRun:
     def _load(self) -> None:
         """What is here since an earlier start; a file that is gone is downloaded again."""
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            content = files.read_json(self._home.state)
+            content = read_json(self._home.state)
             self._tags = {
                 str(name): str(tag)
                 for name, tag in content["tags"].items()

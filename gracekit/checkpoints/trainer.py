@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from gracekit.documents import open_regular
 from gracekit.errors import CheckpointError
-from gracekit.files import open_regular
 from gracekit.foreign import foreign
 
 MODEL_CARD = "README.md"

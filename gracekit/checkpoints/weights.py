@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from gracekit.files import open_regular, read_json
+from gracekit.documents import open_regular, read_json
 from gracekit.foreign import whole_number
 
 WHOLE = "model.safetensors"

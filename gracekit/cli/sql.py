@@ -21,8 +21,8 @@ from gracekit.cli.options import (
 )
 from gracekit.cli.output import Output, TableColumn
 from gracekit.cli.resolving import resolve_store
+from gracekit.documents import read_named_text
 from gracekit.errors import RecipeError
-from gracekit.files import read_named_text
 from gracekit.foreign import reason_of
 
 if TYPE_CHECKING:

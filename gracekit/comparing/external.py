@@ -30,8 +30,9 @@ from gracekit.comparing.evaluation import row_losses
 from gracekit.comparing.processes import last_lines, run_words
 from gracekit.comparing.recipes import recipe_of
 from gracekit.comparing.run_result import Point
+from gracekit.documents import read_json
 from gracekit.errors import CheckpointError, MeasureError, RecipeError
-from gracekit.files import read_json, sha256
+from gracekit.files import sha256
 from gracekit.foreign import foreign
 from gracekit.refresher import refresh
 from gracekit.samples import open_records

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gracekit.documents import read_json
 from gracekit.errors import MeasureError
-from gracekit.files import read_json
 from gracekit.process import birth_of
 
 logger = logging.getLogger("gracekit.comparing")

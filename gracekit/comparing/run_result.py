@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from gracekit.documents import read_json
 from gracekit.errors import StoreFormatError
-from gracekit.files import read_json, write_text_atomic
+from gracekit.files import write_text_atomic
 from gracekit.types import Float64, Json
 from gracekit.version.outcomes import Aim, Meter
 

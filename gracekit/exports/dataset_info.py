@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gracekit import files
+from gracekit.documents import read_json
 from gracekit.errors import ExportError, StoreWriteError
 from gracekit.foreign import reason_of
 from gracekit.types import Json
@@ -73,7 +74,7 @@ def enter(out: Path) -> None:
         return
     files.remove_left_files(shared)
     try:
-        found = files.read_json(own)[out.name]
+        found = read_json(own)[out.name]
         entry = {**found, "file_name": f"{out.name}/{found['file_name']}"}
     except (OSError, ValueError, KeyError, TypeError):  # it was renamed, or is no file of ours
         return
@@ -145,7 +146,7 @@ def _is(shared: Path, held: int) -> bool:
 def known_datasets(shared: Path, name: str) -> Json:
     """What a `dataset_info.json` holds; `ExportError` where we must not write to it."""
     try:
-        known = files.read_json(shared)
+        known = read_json(shared)
         dump(known).encode()  # JSON can hold what no file of UTF-8 can
     except OSError as error:
         raise ExportError(

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gracekit import files
+from gracekit.documents import read_json
 from gracekit.errors import ExportError
 from gracekit.foreign import reason_of
 from gracekit.store import require_outside
@@ -75,7 +76,7 @@ def written_at(directory: Path) -> set[str] | None:
 def manifest_at(directory: Path) -> Json | None:
     """The manifest of the export that a directory holds; None where it holds none."""
     try:
-        manifest = files.read_json(directory / MANIFEST)
+        manifest = read_json(directory / MANIFEST)
     except (OSError, ValueError):
         return None
     is_ours = isinstance(manifest, dict) and isinstance(manifest.get("export"), dict)

@@ -15,8 +15,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from gracekit.documents import read_named_text
 from gracekit.errors import RecipeError
-from gracekit.files import read_named_text, sha256
+from gracekit.files import sha256
 from gracekit.foreign import reason_of
 from gracekit.recipe.compare_section import CompareSection
 from gracekit.recipe.score_columns import PAIR_MARGIN

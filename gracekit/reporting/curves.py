@@ -16,8 +16,8 @@ import numpy as np
 
 from gracekit.comparing.run_result import RunResult
 from gracekit.comparing.statistics import LEAST_SEEDS, Difference, difference
+from gracekit.documents import read_named_text
 from gracekit.errors import UsageError
-from gracekit.files import read_named_text
 from gracekit.foreign import reason_of
 from gracekit.reporting.finding import Finding, Lines, Section, Series
 from gracekit.types import Float64

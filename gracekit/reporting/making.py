@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from gracekit.documents import open_regular
 from gracekit.errors import GracekitError, QueryError, StoreError
-from gracekit.files import open_regular
 from gracekit.reporting.answer import answer
 from gracekit.reporting.copies import copies
 from gracekit.reporting.curves import Curves, curves

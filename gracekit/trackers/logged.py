@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from gracekit import files
+from gracekit.documents import read_json
 from gracekit.errors import StoreFormatError
 from gracekit.foreign import foreign, whole_number
 from gracekit.version.json_text import json_text
@@ -40,7 +41,7 @@ class Logged:
         path = folder / FILE
         if path.exists():
             with foreign(path, StoreFormatError):
-                return cls._from_json(files.read_json(path))
+                return cls._from_json(read_json(path))
         files.make_directory(folder)
         made = cls(secrets.token_hex(4))
         made.save(folder)

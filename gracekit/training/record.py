@@ -7,8 +7,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from gracekit.documents import open_regular
 from gracekit.errors import DataError, GracekitError
-from gracekit.files import open_regular, write_text_atomic
+from gracekit.files import write_text_atomic
 from gracekit.foreign import foreign
 from gracekit.store import StorePaths, read_sample_rows
 from gracekit.training.coreset import Coreset

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from gracekit.documents import read_json
 from gracekit.errors import StoreFormatError
-from gracekit.files import read_json
 from gracekit.foreign import finite_number, foreign, whole_number
 from gracekit.process import is_alive
 from gracekit.store.files.paths import StorePaths

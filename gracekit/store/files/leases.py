@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gracekit import files
+from gracekit.documents import read_json
 from gracekit.errors import StoreFormatError
 from gracekit.foreign import finite_number, foreign, whole_number
 from gracekit.process import birth_of, is_alive, pid_namespace
@@ -144,7 +145,7 @@ def _follower(path: Path, now: float) -> Follower | None:
         with foreign(path, StoreFormatError):
             try:
                 # Whatever its checksum: to hold what it says is safer than to hold nothing.
-                content = files.read_json(path)
+                content = read_json(path)
             except OSError as error:
                 if (obstacle := unreadable(path, error)) is not None:
                     return _unknown(path, obstacle)

@@ -26,8 +26,9 @@ from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
+from gracekit.documents import read_json
 from gracekit.errors import GracekitError, StoreLockedError, StoreWriteError
-from gracekit.files import clear_write_errors, fill, make_directory, read_json, remove
+from gracekit.files import clear_write_errors, fill, make_directory, remove
 from gracekit.process import birth_of, is_alive
 from gracekit.store.files.paths import StorePaths
 from gracekit.types import Json

@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from gracekit import files
+from gracekit.documents import read_json
 from gracekit.errors import (
     GracekitError,
     RemoteDamagedError,
@@ -77,7 +78,7 @@ def url_of_mirror(root: Path) -> str | None:
     if not marker.is_file():
         return None
     with foreign(marker, StoreFormatError):
-        return str(files.read_json(marker)["url"])
+        return str(read_json(marker)["url"])
 
 
 def bring(root: Path, version: int | None = None, *, again: bool = False) -> None:
@@ -235,7 +236,7 @@ class _Mirror:
 
     def _known_identity(self) -> str | None:
         """That of the store whose versions are here; None for a folder of an earlier release."""
-        found = files.read_json(self._paths.root / MARKER).get("store_sha256")
+        found = read_json(self._paths.root / MARKER).get("store_sha256")
         return None if found is None else str(found)
 
     def _begin_anew(self) -> None:

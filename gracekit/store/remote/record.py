@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
 from gracekit import files
+from gracekit.documents import read_json
 from gracekit.errors import (
     GracekitError,
     RefreshStoppedError,
@@ -42,7 +43,7 @@ def read_published(paths: StorePaths) -> Published | None:
     """The record; None where nothing was ever published, or where it makes no sense."""
     try:
         with foreign(paths.published, StoreFormatError):
-            content = files.read_json(paths.published)
+            content = read_json(paths.published)
             version = content["version"]
             texts = {
                 key: None if content[key] is None else str(content[key])
