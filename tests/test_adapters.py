@@ -184,6 +184,8 @@ def pickled(directory: Path) -> None:
         (pickled, "pickled adapter"),
         (edit(alora_invocation_tokens=[5, 6]), "activated LoRA"),
         (edit(init_lora_weights="pissa_niter_4"), "pissa_niter_4: .* random .* merge it"),
+        (edit(init_lora_weights="lora_ga"), "lora_ga: .* with data.* merge it"),
+        (edit(init_lora_weights="corda"), "corda: .* with data.* merge it"),
     ],
 )
 def test_adapters_that_cannot_be_read(tmp_path: Path, base: Path, spoil: Any, message: str) -> None:
@@ -192,6 +194,50 @@ def test_adapters_that_cannot_be_read(tmp_path: Path, base: Path, spoil: Any, me
     written = write_adapter(tmp_path / "run", 20, base, spoil=spoil)
     with pytest.raises(CheckpointError, match=message):
         check_checkpoint(written, SETTINGS)
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=torch.arange(20)[None]).logits
+    return logits
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize(
+    ("is_tied", "settings"),
+    [
+        (True, {"target_modules": ["q_proj", "embed_tokens"]}),
+        (True, {"target_modules": ["q_proj", "lm_head"]}),
+        (True, {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+        (True, {"target_modules": ["q_proj"], "trainable_token_indices": [1, 2]}),
+        (True, {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}),
+        (False, {"target_modules": ["q_proj"], "layer_replication": [(0, 2), (1, 2)]}),
+    ],
+    ids=["embeddings", "head", "both", "tokens", "saved", "replicated layers"],
+)
+def test_layers_that_share_a_weight_are_merged_each_for_itself(
+    tmp_path: Path, base: Path, is_tied: bool, settings: dict[str, Any]
+) -> None:
+    """DoRA is merged, and what is merged into tied embeddings is not the head's."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(base, tie_word_embeddings=is_tied)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "own")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "own")
+    peft = get_peft_model(model, LoraConfig(r=4, use_dora=True, **settings)).eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for key, parameter in peft.named_parameters():
+            if parameter.requires_grad and "lora_A" not in key:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    written = tmp_path / "run" / "checkpoint-20"
+    peft.save_pretrained(written)
+    make_tokenizer().save_pretrained(written)
+    (written / "trainer_state.json").write_text(json.dumps({"global_step": 20}))
+    (checkpoint,) = find_checkpoints(tmp_path / "run", SETTINGS)
+    with pin(checkpoint, tmp_path / "pins") as pinned:
+        loaded = load_model(pinned, SETTINGS, device="cpu", dtype="float32")
+    torch.testing.assert_close(logits_of(loaded), logits_of(peft), rtol=1e-4, atol=1e-5)
 
 
 def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
 SUPPORTED = ("LORA",)
+_CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
 _MERGE = "merge it into its base model (merge_and_unload, then save_pretrained)"
 
 
@@ -67,12 +68,19 @@ def _require_reproducible(directory: Path, config: Json) -> None:
             "from these tokens of a sequence on; gracekit reads LoRA that counts everywhere, so it "
             "cannot measure the model that is trained"
         )
-    began = str(config.get("init_lora_weights"))
+    began = str(config.get("init_lora_weights"))[:40]
     if began.startswith("pissa_niter_"):
         raise CheckpointError(
-            f"{directory} holds a LoRA that began as {began[:40]}: it took a part of the base "
+            f"{directory} holds a LoRA that began as {began}: it took a part of the base "
             "model away by a random approximation, which no loading gives again; begin with pissa, "
-            f"save the adapter with path_initial_model_for_weight_conversion, or {_MERGE}"
+            f"{_CONVERT}, or {_MERGE}"
+        )
+    if began == "lora_ga" or began.startswith("corda"):
+        raise CheckpointError(
+            f"{directory} holds a LoRA that began as {began}: it took a part of the base model "
+            "away that it had found with data, which no loading gives again, so another model "
+            f"would be measured; {_CONVERT}, or {_MERGE}. Where its base model was saved without "
+            'that part, write "init_lora_weights": true into the trainer\'s adapter configuration'
         )
 
 

@@ -1,7 +1,4 @@
-"""Load the model and the tokenizer of a pinned checkpoint, quietly, offline, never unpickling.
-
-A little above 400 lines: the refusals need what loading holds.
-"""
+"""Load the model and the tokenizer of a pinned checkpoint, quietly, offline, never unpickling."""
 
 from __future__ import annotations
 
@@ -17,12 +14,8 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from gracekit.checkpoints.adapters import (
-    is_dora,
-    model_directory,
-    num_saved_rows,
-    require_whole_adapter,
-)
+from gracekit.checkpoints.adapted import with_adapter
+from gracekit.checkpoints.adapters import model_directory
 from gracekit.checkpoints.claims import require_claim
 from gracekit.checkpoints.convert import ensure_weights
 from gracekit.checkpoints.layouts import layout_of
@@ -160,7 +153,7 @@ def _load(
             model, info = _from_pretrained(base, settings, torch_dtype)
             _require_all_weights(pinned, info)
             if base != pinned.directory:
-                model = _with_adapter(model, pinned)
+                model = with_adapter(model, pinned)
             _prepare(model, torch_device)
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise MeasureError(
@@ -298,31 +291,6 @@ def _require_plain(directory: Path, model: Any) -> None:
             f"{directory} ({', '.join(map(str, kinds))}); update it, or use the full-precision "
             "model that they were made from"
         )
-
-
-def _with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
-    """The base model with the adapter's layers in it; no gradients are switched on."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise CheckpointError(
-            f"{pinned.checkpoint.path} is an adapter, and peft is not installed: "
-            "pip install 'gracekit[lora]'"
-        ) from None
-    embeddings = model.get_input_embeddings()
-    name = next(name for name, module in model.named_modules() if module is embeddings)
-    num_rows = num_saved_rows(pinned.directory, name)
-    if num_rows not in (None, embeddings.weight.shape[0]):
-        # Tokens were added in training: the adapter's file holds the embeddings as they are now.
-        model.resize_token_embeddings(num_rows, mean_resizing=False)
-    adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
-    again = adapted.load_adapter(str(pinned.directory), "default", is_trainable=False)
-    require_whole_adapter(pinned.checkpoint.path, again.missing_keys, again.unexpected_keys)
-    if is_dora(pinned.directory):
-        # Its layers call each other with inputs that are no samples': measured as a full model.
-        logger.info("%s is a DoRA adapter: it is merged into its base", pinned.checkpoint.path)
-        return adapted.merge_and_unload()
-    return adapted.get_base_model()
 
 
 def _prepare(model: Any, device: torch.device) -> None:

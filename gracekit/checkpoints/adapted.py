@@ -1,0 +1,63 @@
+"""A base model with the layers of a PEFT adapter in it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any
+
+import torch
+
+from gracekit.checkpoints.adapters import is_dora, num_saved_rows, require_whole_adapter
+from gracekit.errors import CheckpointError
+from gracekit.types import PinnedCheckpoint
+
+logger = logging.getLogger(__name__)
+
+
+def with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
+    """The base model with the adapter's layers in it; no gradients are switched on.
+
+    Raises `CheckpointMismatchError` where the adapter's file is not of these layers.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise CheckpointError(
+            f"{pinned.checkpoint.path} is an adapter, and peft is not installed: "
+            "pip install 'gracekit[lora]'"
+        ) from None
+    embeddings = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    num_rows = num_saved_rows(pinned.directory, name)
+    if num_rows not in (None, embeddings.weight.shape[0]):
+        # Tokens were added in training: the adapter's file holds the embeddings as they are now.
+        model.resize_token_embeddings(num_rows, mean_resizing=False)
+    adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
+    again = adapted.load_adapter(str(pinned.directory), "default", is_trainable=False)
+    require_whole_adapter(pinned.checkpoint.path, again.missing_keys, again.unexpected_keys)
+    if is_dora(pinned.directory):
+        # Its layers call each other with inputs that are no samples': measured as a full model.
+        logger.info("%s is a DoRA adapter: it is merged into its base", pinned.checkpoint.path)
+        _part_shared_weights(adapted)
+        return adapted.merge_and_unload()
+    return adapted.get_base_model()
+
+
+def _part_shared_weights(adapted: Any) -> None:
+    """Give adapted layers a weight of their own where others have the same one.
+
+    A layer is merged in its weight, and so would change all that share it: embeddings tied to the
+    head, layers that are replicated.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    named = adapted.named_parameters(remove_duplicate=False)
+    num_users = Counter(id(parameter) for _, parameter in named)
+    for layer in adapted.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        base = layer.get_base_layer()
+        for name, parameter in [*base.named_parameters(recurse=False)]:
+            if num_users[id(parameter)] > 1:
+                setattr(base, name, torch.nn.Parameter(parameter.detach().clone()))
