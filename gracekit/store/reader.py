@@ -318,7 +318,7 @@ class StoreReader:
         return held_versions(self.paths)
 
     def gc_obstacle(self) -> StoreFormatError | None:
-        """Why it cannot be told what trainers draw from, so that gc removes nothing; None: it can."""
+        """Why it cannot be told what trainers draw from, so that gc removes none; None: it can."""
         return obstacle_of(self.paths)
 
     def num_unfinished_shards(self) -> int:
