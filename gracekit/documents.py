@@ -14,7 +14,7 @@ MAX_JSON_BYTES = 1 << 28
 """Of a document that somebody else wrote: more than the history of any training run, and less than
 the memory of any machine."""
 
-MAX_TEXT_BYTES = 1 << 25
+MAX_TEXT_BYTES = 1 << 26
 """Of a text that a user writes: more than a recipe with a million ids."""
 
 _BLOCK_BYTES = 1 << 16

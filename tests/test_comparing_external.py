@@ -41,6 +41,12 @@ if way == "asks":
 if way == "leaves":
     left = subprocess.Popen(["sleep", "600"])
     Path(__file__).with_name("left").write_text(str(left.pid))
+if way == "stays":
+    import signal
+    signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+    print("here", flush=True)
+    while True:
+        time.sleep(1)
 if way == "waits":
     print("here", flush=True)
     time.sleep(600)
@@ -131,6 +137,32 @@ def test_a_stop_ends_the_command_and_a_kill_is_made_good_by_the_next_start(
     assert not has_ended(trainer)
     run(world, tmp_path, arms=["random"], seeds=1)
     assert has_ended(trainer)
+
+
+@pytest.mark.parametrize("way", ["waits", "stays"])
+def test_a_closed_terminal_and_an_impatient_stop_leave_no_command(
+    world: Path, tmp_path: Path, way: str
+) -> None:
+    """One that ends when it is asked to, after SIGHUP; one that does not, after two Ctrl-C."""
+    line = [sys.executable, "-m", "gracekit", "compare", str(world), "--arms", "random"]
+    line += ["--seeds", "1", "-o", str(tmp_path), "--train", command(world, way)]
+    said = tmp_path / "random-seed0.running/command.out"
+    process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=PIPE)
+    until(lambda: said.exists() and b"here" in said.read_bytes(), "the command")
+    trainer = json.loads(said.with_name("command.json").read_text())["pid"]
+    if way == "waits":
+        process.send_signal(signal.SIGHUP)
+    else:
+        process.send_signal(signal.SIGINT)
+        until(lambda: b"asked" in said.read_bytes(), "the first stop")
+        process.send_signal(signal.SIGINT)
+    process.communicate()
+    try:
+        until(lambda: has_ended(trainer), "the end of the command")
+    finally:
+        if not has_ended(trainer):
+            os.kill(trainer, signal.SIGKILL)
+    assert process.returncode == 130
 
 
 def has_ended(pid: int) -> bool:

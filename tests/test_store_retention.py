@@ -237,13 +237,58 @@ def test_gc_removes_nothing_where_it_cannot_tell_what_is_held(store: Store, name
             store.gc(1, dry_run=dry_run)
         assert Store.open(store.paths.root).versions() == before
     if name != "pinned":
-        assert status(store).to_json()["latest_version"] == 6, (
-            "whoever only looks is not kept from it"
-        )
+        told = status(store).to_json()
+        assert told["latest_version"] == 6, "whoever only looks is not kept from it"
+        assert any("gc and retention.keep remove nothing" in p for p in told["problems"])
     version = store.commit(make_draft(store, "another"), keep=1)
     assert Store.open(store.paths.root).versions() == [*before, version]
     place.unlink()
     assert gc(store, 1).removed
+
+
+@pytest.mark.parametrize("name", ["leases", "leases/0123.json", "pinned"])
+def test_a_killed_gc_stops_no_writer_where_it_cannot_tell_what_is_held(
+    store: Store, name: str
+) -> None:
+    with store.lock():
+        for version in (1, 2):
+            write_removal(store.paths.removal(version), store.header(version))
+    place = store.paths.root / name
+    place.parent.mkdir(exist_ok=True)
+    if place.exists():
+        shutil.rmtree(place)
+    place.symlink_to(place)
+    store = Store.open(store.paths.root)
+    assert 1 not in store.versions()
+    store.recover()
+    assert store.versions()[:2] == [1, 2], "nothing of them was gone, so they are back"
+    place.unlink()
+    assert gc(store, 1).removed[:2] == (1, 2)
+
+
+def test_a_lease_that_can_never_be_read_holds_for_a_day(store: Store) -> None:
+    """As one of another host: whoever trains renews it every minute."""
+    store.paths.leases.mkdir(exist_ok=True)
+    place, then = store.paths.leases / "0123.json", time.time() - LIFE_S
+    place.symlink_to(place)
+    os.utime(place, (then + 600, then + 600), follow_symlinks=False)
+    with pytest.raises(StoreError, match="cannot read"):
+        store.gc(1)
+    os.utime(place, (then, then), follow_symlinks=False)
+    assert status(store).to_json()["problems"] == []
+    assert store.gc(1).removed and not place.is_symlink()
+
+
+def test_a_stale_lease_that_another_user_owns_does_not_stop_gc(store: Store) -> None:
+    file = write_lease(store, host="elsewhere", unix_time=time.time() - LIFE_S - 60)
+
+    def refuse(count: int, name: str, path: Path) -> None:
+        if name == "remove" and path == file:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    with on_operation(refuse):
+        assert gc(store, 1).removed
+    assert file.exists()
 
 
 def test_a_lease_needs_no_store_and_no_permission(tmp_path: Path, store: Store) -> None:

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ def run_words(words: list[str], folder: Path, whose: str) -> int:
             f"{error.strerror}; name a program that is there"
         ) from None
     try:
-        started = {"pid": process.pid, "birth": birth_of(process.pid)}
-        (folder / _STARTED).write_text(json.dumps(started), encoding="utf-8")
-        return process.wait()
+        with _hang_up_raised():
+            started = {"pid": process.pid, "birth": birth_of(process.pid)}
+            (folder / _STARTED).write_text(json.dumps(started), encoding="utf-8")
+            return process.wait()
     except BaseException:
         _end(process.pid, lambda: process.poll() is None)
         process.wait()
@@ -85,9 +87,27 @@ def _end(pid: int, is_running: Callable[[], bool]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGTERM)
         deadline = time.monotonic() + _END_S
-        while is_running() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(pid, signal.SIGKILL)
+        try:
+            while is_running() and time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:  # a second Ctrl-C does not wait, and leaves nothing either
+            os.killpg(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _hang_up_raised() -> Iterator[None]:
+    """A terminal that is closed raises `KeyboardInterrupt` in the block: the command, in a session
+    of its own, hears nothing of it. Where somebody sees to SIGHUP (`nohup`), nothing is changed.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def _outputs(folder: Path) -> tuple[Path, Path]:

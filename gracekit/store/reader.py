@@ -19,7 +19,7 @@ from gracekit.scores.rows import scores_for
 from gracekit.store.files.cache import StoreCache, load_cache
 from gracekit.store.files.draws import read_draw
 from gracekit.store.files.history import read_scores
-from gracekit.store.files.holds import held_versions
+from gracekit.store.files.holds import held_versions, obstacle_of
 from gracekit.store.files.info import StoreInfo
 from gracekit.store.files.manifest_reading import require_manifest
 from gracekit.store.files.manifests import read_coreset, read_header
@@ -316,6 +316,10 @@ class StoreReader:
     def held_versions(self) -> dict[int, str]:
         """Versions that are pinned or that a running trainer draws from now, and why, in words."""
         return held_versions(self.paths)
+
+    def gc_obstacle(self) -> StoreFormatError | None:
+        """Why it cannot be told what trainers draw from, so that gc removes none; None: it can."""
+        return obstacle_of(self.paths)
 
     def num_unfinished_shards(self) -> int:
         """Finished shards of measurements that are in progress or were stopped."""

@@ -16,13 +16,15 @@ nothing is removed. The caller of all but `examine` and `leftovers` holds the lo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gracekit import files
 from gracekit.errors import StoreError, StoreFormatError
-from gracekit.store.files.formats import NewerFormatError
+from gracekit.store.files.formats import NewerFormatError, UnreadableError
 from gracekit.store.files.holds import all_held_versions
 from gracekit.store.files.leases import followers
 from gracekit.store.files.manifests import read_sidecar
@@ -31,6 +33,8 @@ from gracekit.store.files.removals import write_removal
 from gracekit.store.publish import publish
 from gracekit.store.reader import StoreReader
 from gracekit.store.version_facts import VersionFacts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +80,8 @@ def remove_old(store: StoreReader, keep: int) -> tuple[tuple[int, ...], int]:
     """
     for follower in followers(store.paths):
         if not follower.holds:
-            with files.clear_write_errors(follower.file):
-                files.remove(follower.file)
+            with files.clear_write_errors(follower.file), suppress(PermissionError):
+                files.remove(follower.file)  # another user's may stay: it holds nothing
     marked = [
         version for version in _old_and_kept(store, keep)[0] if _record_removal(store, version)
     ]
@@ -88,12 +92,18 @@ def remove_old(store: StoreReader, keep: int) -> tuple[tuple[int, ...], int]:
 def finish(store: StoreReader) -> int:
     """Remove the files of all versions with a removal record; returns the bytes freed.
 
-    One that came to be held before anything of it was removed is no longer removed instead.
+    One that came to be held before anything of it was removed is no longer removed instead, and so
+    are all such versions where it cannot be told which are held: that is no reason to keep a writer
+    from its work.
     """
     paths = store.paths
-    if store.snapshot.unfinished:
-        held = all_held_versions(store.paths)
-        for version in sorted(store.snapshot.unfinished):
+    if unfinished := set(store.snapshot.unfinished):
+        try:
+            held = set(all_held_versions(paths))
+        except UnreadableError as error:
+            logger.warning("gc does not go on with versions %s: %s", sorted(unfinished), error)
+            held = unfinished
+        for version in sorted(unfinished):
             if version in held:
                 _withdraw_removal(store, version)
     doomed = leftovers(store)

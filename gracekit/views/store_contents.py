@@ -198,6 +198,8 @@ def _problems(store: StoreReader, versions: list[int]) -> list[str]:
         problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
     if versions and not store.paths.database.is_file():
         problems.append("scores.duckdb is missing: the next refresh publishes it")
+    if (obstacle := store.gc_obstacle()) is not None:
+        problems.append(f"gc and retention.keep remove nothing: {obstacle}")
     outcome = store.header(versions[-1]).refresh if versions else None
     if outcome is not None and outcome.data_problem is not None:
         problems.append(

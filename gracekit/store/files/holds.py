@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gracekit.errors import StoreFormatError
 from gracekit.store.files.formats import unreadable
 from gracekit.store.files.leases import followed, followers
 from gracekit.store.files.paths import StorePaths
@@ -27,7 +28,12 @@ def all_held_versions(paths: StorePaths) -> dict[int, str]:
     it may hold any.
     """
     held = held_versions(paths)
-    for follower in followers(paths):
-        if follower.obstacle is not None:
-            raise follower.obstacle
+    if (obstacle := obstacle_of(paths)) is not None:
+        raise obstacle
     return held
+
+
+def obstacle_of(paths: StorePaths) -> StoreFormatError | None:
+    """Why it cannot be told which versions trainers hold, so that gc removes none; None: it can."""
+    obstacles = (lease.obstacle for lease in followers(paths) if lease.holds)
+    return next((obstacle for obstacle in obstacles if obstacle is not None), None)

@@ -1,8 +1,8 @@
 """`leases/*.json`: which versions a running trainer draws from, so that gc leaves them.
 
 The trainer's side writes, as well as it can: a store that it cannot write to is no obstacle to
-training. A lease ends with its process; one from another host, where that cannot be seen, when it
-was not renewed for `LIFE_S`.
+training. A lease ends with its process; one from another host, where that cannot be seen, and one
+that cannot be read, when it was not renewed for `LIFE_S`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Follower:
     holds: bool
     """False: the trainer has ended, or was not heard of for `LIFE_S`."""
     obstacle: StoreFormatError | None = None
-    """Why it cannot be read, though it need not be damaged: then it may hold any version."""
+    """Why it cannot be read, though it need not be damaged: while it holds, it may hold any."""
 
 
 def followers(paths: StorePaths, *, now: float | None = None) -> list[Follower]:
@@ -135,9 +135,16 @@ def followed(paths: StorePaths) -> dict[int, str]:
     }
 
 
-def _unknown(path: Path, obstacle: StoreFormatError) -> Follower:
+def _unknown(path: Path, obstacle: StoreFormatError, *, holds: bool = True) -> Follower:
     who = "a lease that cannot be read"
-    return Follower(file=path, who=who, versions=(), holds=True, obstacle=obstacle)
+    return Follower(file=path, who=who, versions=(), holds=holds, obstacle=obstacle)
+
+
+def _is_overdue(path: Path, now: float) -> bool:
+    try:
+        return now - path.lstat().st_mtime >= LIFE_S
+    except OSError:
+        return False
 
 
 def _follower(path: Path, now: float) -> Follower | None:
@@ -147,9 +154,9 @@ def _follower(path: Path, now: float) -> Follower | None:
                 # Whatever its checksum: to hold what it says is safer than to hold nothing.
                 content = read_json(path)
             except OSError as error:
-                if (obstacle := unreadable(path, error)) is not None:
-                    return _unknown(path, obstacle)
-                return None  # released just now, or no file
+                if (obstacle := unreadable(path, error)) is None:
+                    return None  # released just now, or no file
+                return _unknown(path, obstacle, holds=not _is_overdue(path, now))
             pid, host = content["pid"], str(content["host"])
             is_here = (host, content["pid_namespace"]) == (socket.gethostname(), pid_namespace())
             versions = tuple(content["versions"])
