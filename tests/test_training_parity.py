@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -410,13 +411,7 @@ def other_tokens(fed: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def test_rows_with_other_tokens_are_drawn_by_position_only_where_they_resemble_the_samples(
     world: Path, fed: list[dict[str, Any]], tmp_path: Path, with_cache: bool
 ) -> None:
-    import shutil
-
-    store = world / "store"
-    if not with_cache:
-        store = tmp_path / "store"
-        shutil.copytree(world / "store", store)
-        shutil.rmtree(store / "cache")
+    store = world / "store" if with_cache else without_cache(world, tmp_path)
     rows = other_tokens(fed)
     found = check_tokens(rows, store)
     assert found.matched_by == "position" and found.num_different == NUM_ROWS
@@ -456,26 +451,77 @@ def test_a_row_that_the_trainer_changes_a_little_stays_the_sample_at_its_place(
     assert found.sample_ids is None and found.num_different == 2 and not found.problems
 
 
-def as_pairs(fed: list[dict[str, Any]], *, with_prompt: bool) -> Any:
+def without_cache(world: Path, folder: Path) -> Path:
+    """The store without its cache of tokens."""
+    shutil.copytree(world / "store", folder / "store")
+    shutil.rmtree(folder / "store/cache")
+    return folder / "store"
+
+
+@pytest.mark.parametrize("with_cache", [True, False], ids=["tokens", "lengths"])
+def test_rows_that_the_trainer_changes_all_the_same_stay_where_they_are(
+    world: Path, fed: list[dict[str, Any]], tmp_path: Path, with_cache: bool
+) -> None:
+    """Every other row has a token more; without kept tokens lengths alone are compared."""
+    store = world / "store" if with_cache else without_cache(world, tmp_path)
+    longer = [{name: [*values, 7] for name, values in row.items()} for row in fed]
+    found = check_tokens([(fed, longer)[i % 2][i] for i in range(NUM_ROWS)], store)
+    assert found.sample_ids is None and found.matched_by == "position" and not found.problems
+
+
+@pytest.mark.parametrize("is_fixed", [False, True], ids=["lists", "fixed"])
+def test_padded_rows_are_told_wherever_they_stand(
+    world: Path, fed: list[dict[str, Any]], is_fixed: bool
+) -> None:
+    most = max(len(row["input_ids"]) for row in fed)
+    rows = []
+    for row in fed:
+        num_more = most - len(row["input_ids"])
+        rows.append({
+            "input_ids": [*row["input_ids"], *[0] * num_more],
+            "labels": [*row["labels"], *[-100] * num_more],
+            "attention_mask": [*[1] * len(row["input_ids"]), *[0] * num_more],
+        })  # fmt: skip
+    kind = datasets.List(datasets.Value("int64"), length=most if is_fixed else -1)
+    padded = datasets.Dataset.from_list(
+        rows, features=datasets.Features(dict.fromkeys(rows[0], kind))
+    )
+    assert check_tokens(padded, world / "store").ok
+    order = np.random.default_rng(1).permutation(NUM_ROWS).tolist()
+    for shuffled in (padded.select(order), [rows[i] for i in order]):
+        found = check_tokens(shuffled, world / "store")
+        assert found.sample_ids == [ids_of(world)[i] for i in order] and not found.num_different
+
+
+def as_pairs(fed: list[dict[str, Any]], prompt: str, chosen: str) -> Any:
     """As TRL's trainers of preferences have rows; those of rewards join prompt and answer."""
     rows = []
     for row in fed:
-        at = row["labels"].count(-100) if with_prompt else 0
-        parts = {"chosen_ids": row["input_ids"][at:], "rejected_ids": [5, 6]}
-        rows.append(parts | ({"prompt_ids": row["input_ids"][:at]} if with_prompt else {}))
+        at = row["labels"].count(-100) if prompt else 0
+        parts = {chosen: row["input_ids"][at:], "rejected_ids": [5, 6]}
+        rows.append(parts | ({prompt: row["input_ids"][:at]} if prompt else {}))
     return as_dataset(rows)
 
 
-@pytest.mark.parametrize("with_prompt", [True, False], ids=["pairs", "rewards"])
+@pytest.mark.parametrize(
+    ("prompt", "chosen"),
+    [
+        ("prompt_ids", "chosen_ids"),
+        ("", "chosen_ids"),
+        ("prompt_input_ids", "chosen_input_ids"),
+        ("", "input_ids_chosen"),
+    ],
+    ids=["pairs", "rewards", "older pairs", "older rewards"],
+)
 def test_rows_of_preferences_are_told_by_the_chosen_side(
-    world: Path, fed: list[dict[str, Any]], with_prompt: bool
+    world: Path, fed: list[dict[str, Any]], prompt: str, chosen: str
 ) -> None:
-    rows = as_pairs(fed, with_prompt=with_prompt)
+    rows = as_pairs(fed, prompt, chosen)
     assert check_tokens(rows, world / "store").ok
     shuffled = rows.shuffle(seed=1)
     found = check_tokens(shuffled, world / "store")
     assert found.matched_by == "content" and not found.num_different
-    order = [rows["chosen_ids"].index(ids) for ids in shuffled["chosen_ids"]]
+    order = [rows[chosen].index(ids) for ids in shuffled[chosen]]
     assert found.sample_ids == [ids_of(world)[i] for i in order]
     assert check_tokens(list(shuffled), world / "store").sample_ids == found.sample_ids
 

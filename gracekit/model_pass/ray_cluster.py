@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from gracekit.errors import ClusterError, MeasureError, RecipeError
+from gracekit.errors import ClusterError, RecipeError
 from gracekit.recipe import ScoringSection
 
 KNOCK_S = 10.0
@@ -52,7 +52,7 @@ def connect(ray: Any) -> bool:
     try:
         _knock(address)
         ray.init(**settings)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(
             f"cannot connect to the Ray cluster at {address}: "
             f"{str(error).partition(chr(10))[0]}; check RAY_ADDRESS, and that the same version of "
@@ -62,6 +62,16 @@ def connect(ray: Any) -> bool:
         if is_main and before is not None:  # Ray's own would end the process without a goodbye
             signal.signal(signal.SIGTERM, before)
     return True
+
+
+def resources_of(ray: Any) -> dict[str, float]:
+    """What the cluster has; raises `ClusterError` where it does not say."""
+    try:
+        found: dict[str, float] = ray.cluster_resources()
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        why = str(error).partition("\n")[0]
+        raise ClusterError(f"the Ray cluster does not say what it has: {why}") from error
+    return found
 
 
 def _knock(address: str, timeout_s: float = KNOCK_S) -> None:
@@ -74,7 +84,7 @@ def _knock(address: str, timeout_s: float = KNOCK_S) -> None:
 def room_for(scoring: ScoringSection, threads: int, resources: dict[str, float]) -> tuple[str, int]:
     """The device of each actor, and how many of them the cluster has room for.
 
-    Raises `MeasureError` where that is none.
+    Raises `ClusterError` where that is none: hosts may be still to come.
     """
     num_gpus, num_cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
     kind = scoring.device.partition(":")[0]
@@ -82,7 +92,7 @@ def room_for(scoring: ScoringSection, threads: int, resources: dict[str, float])
         kind = "cuda" if num_gpus else "cpu"
     room = num_gpus if kind == "cuda" else num_cpus // threads
     if not room:
-        raise MeasureError(
+        raise ClusterError(
             f"the Ray cluster has no room for an actor on {kind} with {threads} threads: it has "
             f"{num_cpus} cores and {num_gpus} GPUs; set scoring.device and scoring.num_threads "
             "to what it has"

@@ -27,7 +27,7 @@ from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.model_pass.pass_inputs import MAX_TRIES, Load, PassInputs, Shard, cut_shards
 from gracekit.model_pass.processes import sendable
-from gracekit.model_pass.ray_cluster import Head, connect, import_ray, room_for
+from gracekit.model_pass.ray_cluster import Head, connect, import_ray, resources_of, room_for
 from gracekit.progress import Progress
 from gracekit.recipe import ScoringSection
 from gracekit.scores.meaning import needs
@@ -70,10 +70,12 @@ class RayExecutor:
         threads = inputs.scoring.num_threads or torch.get_num_threads()
         self._ray = import_ray()
         self._has_started_ray = connect(self._ray)
-        self._head = Head(self._ray)
+        self._actors: dict[int, Any] = {}
+        """Place -> actor."""
+        self._head: Head | None = None
         try:
-            resources = self._ray.cluster_resources()
-            device, num = room_for(inputs.scoring, threads, resources)
+            self._head = Head(self._ray)
+            device, num = room_for(inputs.scoring, threads, resources_of(self._ray))
         except BaseException:
             self.close()
             raise
@@ -82,8 +84,6 @@ class RayExecutor:
             update={"num_threads": threads, "executor": "local", "processes": None}
         )
         self._work = inputs.load, device, scoring, inputs.target
-        self._actors: dict[int, Any] = {}
-        """Place -> actor."""
         self._num_sent = 0
 
     @classmethod
@@ -91,7 +91,7 @@ class RayExecutor:
         """Connect to the cluster, or start one; models are loaded with the first shards.
 
         Raises `RecipeError` where Ray is not installed, `ClusterError` where the cluster cannot be
-        reached, `MeasureError` where it has no room for an actor.
+        reached or has no room for an actor.
         """
         return cls(inputs)
 
@@ -120,11 +120,11 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here; leave one that is lost."""
-        for actor in getattr(self, "_actors", {}).values():
-            if not self._head.is_lost:
-                self._ray.kill(actor)
+        is_lost = self._head is not None and self._head.is_lost
+        for actor in () if is_lost else self._actors.values():
+            self._ray.kill(actor)
         self._actors = {}
-        if self._has_started_ray or self._head.is_lost:
+        if self._has_started_ray or is_lost:
             self._ray.shutdown()
             self._has_started_ray = False
 
@@ -154,7 +154,7 @@ class RayExecutor:
                 if not busy:
                     return
                 ready, _ = self._ray.wait([*busy], num_returns=1, timeout=LOOK_S)
-                self._head.require()
+                self._require_head()
                 if not ready:
                     self._look_at(busy, progress, bar)
                 for reference in ready:
@@ -173,6 +173,10 @@ class RayExecutor:
                     num_tokens = int(lengths[found.rows].sum())
                     _count(job, (len(found.rows), num_tokens), progress, bar)
                     yield found
+
+    def _require_head(self) -> None:
+        if self._head is not None:
+            self._head.require()
 
     def _look_at(self, busy: dict[Any, tuple[int, _Job]], progress: Progress, bar: Any) -> None:
         """Count what busy actors have done so far, as far as they answer."""
@@ -204,7 +208,7 @@ class RayExecutor:
             try:
                 reference = getattr(self._actor(0), question).remote()
                 while not self._ray.wait([reference], timeout=LOOK_S)[0]:
-                    self._head.require()
+                    self._require_head()
                 return self._get(reference)
             except self._ray.exceptions.RayError as error:
                 self._bury(0, job, error)

@@ -125,11 +125,17 @@ def stand_at_places(rows: TrainerRows, measured: Measured, store_rows: Rows) -> 
         store_rows: [m] the sample at each row's place; -1: none.
     """
     places = _spread(np.flatnonzero(store_rows >= 0), NUM_RESEMBLED)
-    samples = store_rows[places]
-    alike, _ = _likeness(rows.take(places.tolist()), samples, measured)
-    own = alike.diagonal()
+    return _are_nearer(rows.take(places.tolist()), store_rows[places], measured)
+
+
+def _are_nearer(fed: Sequence[FedRow], own: Rows, measured: Measured) -> bool:
+    """Whether most of some rows have more in common with their own sample than the median of the
+    others' has.
+    """
+    alike, _ = _likeness(fed, own, measured)
     others = np.median(alike, axis=1)
-    num_nearer, num_farther = int((own > others).sum()), int((own < others).sum())
+    num_nearer = int((alike.diagonal() > others).sum())
+    num_farther = int((alike.diagonal() < others).sum())
     # Where all samples are alike nothing is told, and nothing speaks against the place.
     return num_nearer >= SHARE_AT_PLACES * (num_nearer + num_farther)
 
@@ -141,9 +147,13 @@ def may_stand_at_places(
 
     As where a trainer cuts, marks or dates some rows otherwise; not where other rows were put in
     their place. No sample has more in common with such a row than its own. Of more than
-    `NUM_RESEMBLED` rows as many are looked at, and most of them speak for all.
+    `NUM_RESEMBLED` rows as many are looked at, and most of them speak for all; so they do where the
+    store's tokens are not kept, for a number of tokens alone tells no row from another.
     """
     seen = _spread(positions, NUM_RESEMBLED)
+    if len(seen) and measured.tokens(int(store_rows[seen[0]])) is None:
+        are_nearer = _are_nearer(rows.take(seen.tolist()), store_rows[seen], measured)
+        return np.full(len(positions), are_nearer)
     samples = np.concatenate([store_rows[seen], _spread(measured.rows, NUM_RESEMBLED)])
     is_nearest = np.zeros(len(seen), bool)
     for alike in _likeness(rows.take(seen.tolist()), samples, measured):
@@ -164,13 +174,15 @@ def _likeness(fed: Sequence[FedRow], samples: Rows, measured: Measured) -> tuple
     """[k, s] how much each of the trainer's rows has in common with each of some samples.
 
     As a share of the longer of the two, and of the shorter one, which tells a row that was cut.
-    Where the store's tokens are not kept both are their difference in length, below 0.
+    Where the store's tokens are not kept both are their difference in length, below 0, as far as
+    neither side cuts.
     """
     kept = [measured.tokens(row) for row in samples.tolist()]
     lengths = measured.lengths[samples]
     own_lengths = np.array([len(row.ids) for row in fed], np.int64)[:, None]
     if any(tokens is None for tokens in kept):
-        nearness = -np.abs(lengths - own_lengths).astype(np.float64)
+        cut = min(int(lengths.max(initial=0)), int(own_lengths.max(initial=0)))  # by either side
+        nearness = -np.abs(np.minimum(lengths, cut) - np.minimum(own_lengths, cut)).astype(float)
         return nearness, nearness
     shared = np.empty((len(fed), len(samples)))
     bags = [Counter(tokens.ids.tolist()) for tokens in kept if tokens is not None]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 
 from gracekit.errors import DataError
 from gracekit.samples.messages import MalformedRowError
@@ -18,9 +19,16 @@ MOST_CHEAP = 1_000_000
 """Rows of which ids are read where nobody asked for all: 4 s for as many of 200 tokens."""
 
 
-_JOINED = (("prompt_ids", "chosen_ids"), ("prompt_ids", "completion_ids"), ("chosen_ids",))
-"""Columns whose ids, one behind another, are a sample: TRL's of preferences; of pairs the chosen
-side, as it is measured."""
+_JOINED = (
+    ("prompt_ids", "chosen_ids"),
+    ("prompt_ids", "completion_ids"),
+    ("chosen_ids",),
+    ("prompt_input_ids", "chosen_input_ids"),
+    ("input_ids_chosen",),
+)
+"""Columns whose ids, one behind another, are a sample: TRL's of preferences, the last two of
+older versions; of pairs the chosen side, as it is measured."""
+_ATTENTION = "attention_mask"
 
 
 class FedRow(NamedTuple):
@@ -61,7 +69,7 @@ class TrainerRows:
         self.columns: tuple[str, ...] = tuple(first) if hasattr(first, "keys") else ()
         named = (("input_ids",), *_JOINED)
         self._parts = next((names for names in named if {*names} <= {*self.columns}), ())
-        self.knows_loss = self._parts != ("chosen_ids",)
+        self.knows_loss = len(self._parts) != 1 or self._parts == ("input_ids",)
         """Whether rows tell which of their tokens carry loss."""
         if len(self._parts) > 1 or not self.knows_loss:
             self._collate = collate = None  # it makes two rows of one
@@ -110,13 +118,17 @@ class TrainerRows:
             yield from (self._row(position).ids for position in range(len(self)))
             return
         if self._is_column:
-            arrow = self._dataset.with_format("arrow", columns=[*self._parts])
+            named = [*self._parts]
+            if self._parts == ("input_ids",) and _ATTENTION in self._dataset.column_names:
+                named.append(_ATTENTION)
+            arrow = self._dataset.with_format("arrow", columns=named)
             for start in range(0, len(self), BLOCK_ROWS):
                 block = arrow[start : start + BLOCK_ROWS]
-                parts = [_split(block[name].combine_chunks()) for name in self._parts]
-                yield from (
-                    parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
-                )
+                parts = [_split(block[name].combine_chunks()) for name in named]
+                if _ATTENTION in named:
+                    yield from map(_attended, *parts)
+                else:
+                    yield from map(np.concatenate, zip(*parts, strict=True))
             return
         for position in range(len(self)):
             try:
@@ -126,7 +138,9 @@ class TrainerRows:
 
     def _ids(self, row: Any) -> Int32:
         parts = [_ids(row[name]) for name in self._parts]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if self._parts == ("input_ids",):
+            return _attended(parts[0], row.get(_ATTENTION))
+        return np.concatenate(parts)
 
     def _joined(self, row: Any) -> FedRow:
         ids = self._ids(row)
@@ -152,7 +166,7 @@ class TrainerRows:
 def _split(lists: Any) -> list[Int32]:
     """The arrays of an Arrow array of lists."""
     flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-    ends = np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))
+    ends = np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))
     return np.split(flat, ends[:-1])
 
 
@@ -168,16 +182,13 @@ def _first(batch: Any) -> Json:
     ids = np.asarray(batch["input_ids"])
     if ids.ndim != 2 or len(ids) != 1:
         raise ValueError(f"input_ids of a batch of one row has the shape {ids.shape}")
-    names = ("input_ids", "labels", "attention_mask")
+    names = ("input_ids", "labels", _ATTENTION)
     return {name: np.asarray(batch[name])[0] for name in names if name in batch}
 
 
 def _fed(row: Any) -> FedRow:
     ids = _ids(row["input_ids"])
-    there = np.ones(len(ids), bool)
-    attention = row.get("attention_mask")
-    if attention is not None and np.shape(attention) == ids.shape:
-        there = np.asarray(attention) != 0
+    there = _is_attended(ids, row.get(_ATTENTION))
     mask = np.ones(len(ids), bool)
     if row.get("labels") is not None:
         mask = np.asarray(row["labels"]) != NO_LOSS
@@ -189,6 +200,18 @@ def _fed(row: Any) -> FedRow:
         raise ValueError(f"{len(ids)} input_ids, and labels of the shape {mask.shape}")
     mask[:1] = False
     return FedRow(ids[there], mask[there])
+
+
+def _is_attended(ids: Int32, attention: Any) -> Bool:
+    """[T] what is no padding; everything where the mask is missing or of another length."""
+    if attention is None or np.shape(attention) != ids.shape:
+        return np.ones(len(ids), bool)
+    there: Bool = np.asarray(attention) != 0
+    return there
+
+
+def _attended(ids: Int32, attention: Any) -> Int32:
+    return ids[_is_attended(ids, attention)]
 
 
 def _ids(values: Any) -> Int32:
