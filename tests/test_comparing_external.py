@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import gracekit
+from gracekit.comparing.processes import run_words
 from gracekit.comparing.external import Command
 from gracekit.errors import GracekitError, MeasureError, RecipeError, StoreLockedError
 from tests.patience import until
@@ -240,6 +241,17 @@ def test_a_command_needs_its_places(text: str, words: str) -> None:
 def test_what_is_filled_in_stays_one_word() -> None:
     filled = Command("train --in={subset} {output} {seed}").filled(subset="a b", output="c", seed=4)
     assert filled == ["train", "--in=a b", "c", "4"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [(0o755, "begins with the program that runs it"), (0o644, r"chmod \+x")]
+)
+def test_a_script_that_is_no_program(tmp_path: Path, mode: int, words: str) -> None:
+    script = tmp_path / "train.sh"
+    script.write_text("echo trained\n", encoding="utf-8")
+    script.chmod(mode)
+    with pytest.raises(MeasureError, match=words):
+        run_words([str(script)], tmp_path, "the arm 'random', seed 0")
 
 
 def test_a_program_that_is_not_there_and_an_arm_that_looks(world: Path, tmp_path: Path) -> None:

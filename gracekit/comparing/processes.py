@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -26,6 +27,10 @@ _STARTED = "command.json"
 _END_S = 10.0
 """Seconds that a command has to end by itself when it is told to."""
 _LAST_LINES, _LAST_BYTES = 12, 8192
+_WAYS_OUT = {
+    errno.ENOEXEC: "a script begins with the program that runs it, such as #!/bin/sh",
+    errno.EACCES: "make the file executable (chmod +x), or name the program that runs it before it",
+}
 
 
 def run_words(words: list[str], folder: Path, whose: str) -> int:
@@ -53,8 +58,8 @@ def run_words(words: list[str], folder: Path, whose: str) -> int:
             )
     except OSError as error:
         raise MeasureError(
-            f"{whose}: cannot start the training command {words[0]!r}: "
-            f"{error.strerror}; name a program that is there"
+            f"{whose}: cannot start the training command {words[0]!r}: {error.strerror}; "
+            f"{_WAYS_OUT.get(error.errno, 'name a program that is there')}"
         ) from None
     try:
         with _hang_up_raised():
