@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import gracekit
-from gracekit.comparing.processes import run_words
 from gracekit.comparing.external import Command
+from gracekit.comparing.processes import run_words
 from gracekit.errors import GracekitError, MeasureError, RecipeError, StoreLockedError
 from tests.patience import until
 from tests.test_comparing import ROOT, make_world

@@ -59,7 +59,7 @@ def run_words(words: list[str], folder: Path, whose: str) -> int:
     except OSError as error:
         raise MeasureError(
             f"{whose}: cannot start the training command {words[0]!r}: {error.strerror}; "
-            f"{_WAYS_OUT.get(error.errno, 'name a program that is there')}"
+            f"{_WAYS_OUT.get(error.errno or 0, 'name a program that is there')}"
         ) from None
     try:
         with _hang_up_raised():
