@@ -140,6 +140,11 @@ def test_a_stop_ends_the_command_and_a_kill_is_made_good_by_the_next_start(
     assert has_ended(trainer)
 
 
+def hear_hang_ups() -> None:
+    """As in a terminal, also where the tests themselves run under `nohup`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("way", ["waits", "stays"])
 def test_a_closed_terminal_and_an_impatient_stop_leave_no_command(
     world: Path, tmp_path: Path, way: str
@@ -148,7 +153,9 @@ def test_a_closed_terminal_and_an_impatient_stop_leave_no_command(
     line = [sys.executable, "-m", "gracekit", "compare", str(world), "--arms", "random"]
     line += ["--seeds", "1", "-o", str(tmp_path), "--train", command(world, way)]
     said = tmp_path / "random-seed0.running/command.out"
-    process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=PIPE)
+    process = subprocess.Popen(
+        line, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=PIPE, preexec_fn=hear_hang_ups
+    )
     until(lambda: said.exists() and b"here" in said.read_bytes(), "the command")
     trainer = json.loads(said.with_name("command.json").read_text())["pid"]
     if way == "waits":

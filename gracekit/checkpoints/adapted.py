@@ -21,7 +21,7 @@ def with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
     Raises `CheckpointMismatchError` where the adapter's file is not of these layers.
     """
     try:
-        from peft import PeftModel
+        import peft
     except ImportError:
         raise CheckpointError(
             f"{pinned.checkpoint.path} is an adapter, and peft is not installed: "
@@ -33,29 +33,27 @@ def with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
     if num_rows not in (None, embeddings.weight.shape[0]):
         # Tokens were added in training: the adapter's file holds the embeddings as they are now.
         model.resize_token_embeddings(num_rows, mean_resizing=False)
-    adapted = PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
+    adapted = peft.PeftModel.from_pretrained(model, str(pinned.directory), is_trainable=False)
     again = adapted.load_adapter(str(pinned.directory), "default", is_trainable=False)
     require_whole_adapter(pinned.checkpoint.path, again.missing_keys, again.unexpected_keys)
     if is_dora(pinned.directory):
         # Its layers call each other with inputs that are no samples': measured as a full model.
         logger.info("%s is a DoRA adapter: it is merged into its base", pinned.checkpoint.path)
-        _part_shared_weights(adapted)
+        _part_shared_weights(adapted, peft.tuners.tuners_utils.BaseTunerLayer)
         return adapted.merge_and_unload()
     return adapted.get_base_model()
 
 
-def _part_shared_weights(adapted: Any) -> None:
-    """Give adapted layers a weight of their own where others have the same one.
+def _part_shared_weights(adapted: Any, kind: type[Any]) -> None:
+    """Give adapted layers, those of a kind, a weight of their own where others have the same one.
 
     A layer is merged in its weight, and so would change all that share it: embeddings tied to the
     head, layers that are replicated.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     named = adapted.named_parameters(remove_duplicate=False)
     num_users = Counter(id(parameter) for _, parameter in named)
     for layer in adapted.modules():
-        if not isinstance(layer, BaseTunerLayer):
+        if not isinstance(layer, kind):
             continue
         base = layer.get_base_layer()
         for name, parameter in [*base.named_parameters(recurse=False)]:
