@@ -286,7 +286,7 @@ class _Loop:
                 "skipping %s after an unexpected error", checkpoint.path.name,
                 extra=_fields(checkpoint, error),
             )  # fmt: skip
-            self._skip(checkpoint, "failing", f"{type(error).__name__}: {error}")
+            self._skip(checkpoint, "failing", _in_words(error))
         return None
 
     def _refresh_with_retries(self, checkpoint: Checkpoint, once: bool) -> RefreshResult:
@@ -392,11 +392,8 @@ class _Loop:
 
 def _fields(checkpoint: Checkpoint, error: BaseException) -> dict[str, Any]:
     """What a JSON log tells besides the message."""
-    return {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
-        "error": type(error).__name__,
-    }
+    name = type(error).__name__
+    return {"checkpoint": str(checkpoint.path), "step": checkpoint.step, "error": name}
 
 
 def _in_words(error: BaseException) -> str:

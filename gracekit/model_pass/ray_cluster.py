@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from functools import cached_property
 from typing import Any
 
 from gracekit.errors import ClusterError, RecipeError
@@ -104,11 +105,16 @@ class Head:
     """The host that keeps a cluster together: whether it still answers."""
 
     def __init__(self, ray: Any) -> None:
-        is_direct = not os.environ.get("RAY_ADDRESS", "").startswith(_CLIENT)
-        self._address: str = ray.get_runtime_context().gcs_address if is_direct else ""
+        self._ray = ray
         self._last_seen = self._last_asked = time.monotonic()
         self._num_missed = 0
         self.is_lost = False
+
+    @cached_property
+    def _address(self) -> str:
+        """Where to knock; empty where a process on the cluster stands between."""
+        is_direct = not os.environ.get("RAY_ADDRESS", "").startswith(_CLIENT)
+        return str(self._ray.get_runtime_context().gcs_address) if is_direct else ""
 
     def require(self) -> None:
         """Knock now and then; raises `ClusterError` where nobody has answered for long."""

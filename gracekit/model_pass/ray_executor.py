@@ -72,9 +72,8 @@ class RayExecutor:
         self._has_started_ray = connect(self._ray)
         self._actors: dict[int, Any] = {}
         """Place -> actor."""
-        self._head: Head | None = None
+        self._head = Head(self._ray)
         try:
-            self._head = Head(self._ray)
             device, num = room_for(inputs.scoring, threads, resources_of(self._ray))
         except BaseException:
             self.close()
@@ -120,11 +119,10 @@ class RayExecutor:
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here; leave one that is lost."""
-        is_lost = self._head is not None and self._head.is_lost
-        for actor in () if is_lost else self._actors.values():
+        for actor in () if self._head.is_lost else self._actors.values():
             self._ray.kill(actor)
         self._actors = {}
-        if self._has_started_ray or is_lost:
+        if self._has_started_ray or self._head.is_lost:
             self._ray.shutdown()
             self._has_started_ray = False
 
@@ -154,7 +152,7 @@ class RayExecutor:
                 if not busy:
                     return
                 ready, _ = self._ray.wait([*busy], num_returns=1, timeout=LOOK_S)
-                self._require_head()
+                self._head.require()
                 if not ready:
                     self._look_at(busy, progress, bar)
                 for reference in ready:
@@ -173,10 +171,6 @@ class RayExecutor:
                     num_tokens = int(lengths[found.rows].sum())
                     _count(job, (len(found.rows), num_tokens), progress, bar)
                     yield found
-
-    def _require_head(self) -> None:
-        if self._head is not None:
-            self._head.require()
 
     def _look_at(self, busy: dict[Any, tuple[int, _Job]], progress: Progress, bar: Any) -> None:
         """Count what busy actors have done so far, as far as they answer."""
@@ -208,7 +202,7 @@ class RayExecutor:
             try:
                 reference = getattr(self._actor(0), question).remote()
                 while not self._ray.wait([reference], timeout=LOOK_S)[0]:
-                    self._require_head()
+                    self._head.require()
                 return self._get(reference)
             except self._ray.exceptions.RayError as error:
                 self._bury(0, job, error)

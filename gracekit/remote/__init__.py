@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gracekit.remote.urls import address_of, address_or_path, cache_folder, is_url
+from gracekit.remote.urls import address_of, address_or_path, cache_folder, is_url, local_path
 
 if TYPE_CHECKING:
     from gracekit.remote.folder import RemoteFolder, RemoteObject
@@ -21,6 +21,7 @@ __all__ = [
     "address_or_path",
     "cache_folder",
     "is_url",
+    "local_path",
 ]
 
 if not TYPE_CHECKING:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from gracekit import files
 from gracekit.errors import (
@@ -30,7 +29,7 @@ from gracekit.errors import (
 from gracekit.foreign import ENDS
 from gracekit.remote import operations
 from gracekit.remote.failures import EXTRA, clear_error, is_already_there, is_cut
-from gracekit.remote.urls import SCHEMES, address_of
+from gracekit.remote.urls import SCHEMES, address_of, local_path
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -283,8 +282,9 @@ def _open(url: str, create: bool) -> ObjectStore:
     scheme = url.partition("://")[0]
     if scheme == "memory":
         return _IN_MEMORY.setdefault(url, operations.store_in_memory())
-    if scheme == "file":
-        if not create and not Path(unquote(url.removeprefix("file://"))).is_dir():
+    directory = local_path(url)
+    if directory is not None:
+        if not create and not directory.is_dir():
             raise RemoteNotFoundError(f"there is no such directory: {url}; correct the URL")
         return operations.store_of(url, mkdir=create)
     options: dict[str, Any] = dict(_TIMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from gracekit.errors import UsageError
 
@@ -58,6 +59,12 @@ def address_of(place: object) -> str | None:
 def address_or_path(place: Path) -> str:
     """A path as text; the URL where it was made of one."""
     return address_of(place) or str(place)
+
+
+def local_path(url: str) -> Path | None:
+    """The directory that a URL of `file://` is; None of every other URL."""
+    scheme, _, rest = url.partition("://")
+    return Path(unquote(rest)) if scheme == "file" else None
 
 
 def _require_plain(url: str) -> None:

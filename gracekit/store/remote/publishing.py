@@ -21,13 +21,11 @@ Nothing here locks the store: a file that gc removes meanwhile makes its version
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from gracekit import files
 from gracekit.errors import (
@@ -36,7 +34,6 @@ from gracekit.errors import (
     RemoteError,
     RemoteNotFoundError,
     StoreFormatError,
-    UsageError,
 )
 from gracekit.remote import RemoteFolder
 from gracekit.store.files.parquet import is_sealed
@@ -79,26 +76,13 @@ def publish_versions(
             on with.
 
     Raises:
-        UsageError: It lies in the store itself.
         RemoteConflictError: Another store is published there, or a copy of this one removed a
             version there that is kept here; the other versions are published.
         RemoteError: It cannot be reached or written; the versions there are whole.
         StoreFormatError: A file of the store is damaged; its version is not published, and those
             that do not need the file are.
     """
-    _require_elsewhere(store, url)
     return _Publisher(store, RemoteFolder.open(url, create=True), between).run()
-
-
-def _require_elsewhere(store: StoreReader, url: str) -> None:
-    if not url.startswith("file://"):
-        return
-    place = Path(os.path.realpath(unquote(url.removeprefix("file://"))))
-    if place.is_relative_to(store.paths.root):
-        raise UsageError(
-            f"cannot publish to {url}: it lies in the store {store.paths.root} itself; name a "
-            "place outside of it"
-        )
 
 
 @dataclass

@@ -16,6 +16,7 @@ from gracekit.errors import (
     UsageError,
 )
 from gracekit.foreign import foreign, whole_number
+from gracekit.remote import local_path
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.sealing import sealed_json
 from gracekit.store.reader import StoreReader
@@ -66,13 +67,17 @@ def publish_and_record(
     is_automatic: bool,
     between: Callable[[], None] = lambda: None,
 ) -> PublishReport:
-    """`publish_versions`, and note in the store how it went; raises as that does."""
+    """`publish_versions`, and note in the store how it went.
+
+    Raises as that does, and `UsageError` for a URL that lies in the store itself.
+    """
     before = read_published(store.paths)
     known = before if before is not None and before.url == url else None
     version = None if known is None else known.version
     published_at = None if known is None else known.published_at
     try:
         with foreign(url, RemoteError, doing="publish to"):  # also a disk that cannot be read
+            _require_elsewhere(store, url)
             report = publish_versions(store, url, between=between)
     except RefreshStoppedError:
         raise
@@ -103,6 +108,15 @@ def publish_and_record(
         ),
     )
     return report
+
+
+def _require_elsewhere(store: StoreReader, url: str) -> None:
+    place = local_path(url)
+    if place is not None and place.resolve().is_relative_to(store.paths.root):
+        raise UsageError(
+            f"cannot publish to {url}: it lies in the store {store.paths.root} itself; name a "
+            "place outside of it"
+        )
 
 
 def _write(paths: StorePaths, published: Published) -> None:
