@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_S = 0.5
 """Seconds between two looks at how far the actors are, and whether a stop was asked for."""
+MEMORY = {"MALLOC_ARENA_MAX": "1"}
+"""An actor with `max_concurrency` measures in a thread. From an arena of its own glibc gives memory
+back after every batch, and gets it page by page for the next: a third more time on a CPU."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -191,6 +194,7 @@ class RayExecutor:
                 "num_gpus": int(is_gpu),
                 "max_concurrency": 4,  # to be looked at, and stopped, while it measures
                 "max_restarts": 0,
+                "runtime_env": {"env_vars": MEMORY},
             }
             actor = self._ray.remote(_Worker).options(**options)
             self._actors[place] = actor.remote(*self._work, program())
