@@ -1,4 +1,4 @@
-"""Rounding: weights to whole numbers of copies, features to float16."""
+"""Rounding: weights to whole numbers of copies, features to float16, directions to int16."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.types import Bool, Float32, Float64, Int64, Rows
+from gracekit.types import Bool, Directions, Float32, Float64, Int16, Int64, Rows
 
 _BLOCK = 16_384
 _LARGEST = np.finfo(np.float16).max
+ONE = 32_767
+"""What a component of 1 is in rounded directions."""
 
 
 def whole_copies(weights: Float32 | Float64, random: np.random.Generator) -> Int64:
@@ -67,6 +69,30 @@ def put_rows(
         block = slice(start, start + _BLOCK)
         kept = where[block]
         features[rows[block][kept]] = to_float16(found[block][kept])
+
+
+def rounded(unit: Directions) -> Int16:
+    """Directions [n, d] in whole `1 / ONE`; those that are so already are returned as they are.
+
+    A component is off by 1.6e-5 at most, and the cosine of two rows by about 1.2e-5, whatever their
+    width: no more than by features in float16. Inner products are sums of whole numbers, the same
+    in any order and on any processor. No sum of a part of them leaves int32: by Cauchy and Schwarz
+    it is at most the product of the lengths, `ONE`² and a little.
+    """
+    if unit.dtype == np.int16:
+        return unit.astype(np.int16, copy=False)
+    found = np.empty(unit.shape, np.int16)
+    for start in range(0, len(unit), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        np.rint(unit[block] * np.float32(ONE), out=found[block], casting="unsafe")
+    return found
+
+
+def unrounded(unit: Directions) -> Float32:
+    """Directions [n, d] in float32; those that are so already are returned as they are."""
+    if unit.dtype == np.int16:
+        return unit * np.float32(1 / ONE)
+    return unit.astype(np.float32, copy=False)
 
 
 def _is_whole(features: NDArray[Any]) -> bool:

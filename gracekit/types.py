@@ -20,12 +20,15 @@ from gracekit.tabular import ShortRepr, Tabular
 Rows = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+Int16 = NDArray[np.int16]
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 Strings = NDArray[np.object_]
 Json = dict[str, Any]
+Directions = Float32 | Int16
+"""[n, d] of length 1, or 0 where a row has none: float32, or as `rounding.rounded` makes them."""
 
 _BLOCK = 16_384
 

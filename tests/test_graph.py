@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,13 +31,14 @@ from gracekit.graph.descent_loops import (
     join,
     rescore,
 )
-from gracekit.graph.directions import grown, has_direction, recall
+from gracekit.graph.directions import has_direction, recall
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.index import Index, moved_rows
 from gracekit.graph.seal import backend_for
 from gracekit.recipe import GraphSection
-from gracekit.types import Bool, Float32, KnnGraph
+from gracekit.rounding import rounded, unrounded
+from gracekit.types import Bool, Directions, Float32, KnnGraph
 
 EXACT = GraphSection(backend="exact")
 HNSW = GraphSection(backend="hnsw")
@@ -57,9 +57,10 @@ def everyone(n: int) -> Bool:
     return np.ones(n, bool)
 
 
-def brute_force(unit: Float32, k: int) -> NDArray[np.float64]:
+def brute_force(unit: Directions, k: int) -> NDArray[np.float64]:
     """[n, k] the largest cosines with other rows that have a direction; -inf fills up."""
-    cosine = unit.astype(np.float64) @ unit.astype(np.float64).T
+    exact = unrounded(unit).astype(np.float64)
+    cosine = exact @ exact.T
     np.fill_diagonal(cosine, -np.inf)
     zero = ~unit.any(axis=1)
     cosine[zero] = -np.inf
@@ -68,10 +69,11 @@ def brute_force(unit: Float32, k: int) -> NDArray[np.float64]:
     return np.hstack([best, np.full((len(unit), k - best.shape[1]), -np.inf)])
 
 
-def true_recall(graph: KnnGraph, unit: Float32) -> float:
+def true_recall(graph: KnnGraph, unit: Directions) -> float:
     truth = brute_force(unit, graph.neighbors.shape[1])
     wanted = np.isfinite(truth)
     least = np.where(wanted, truth, np.inf).min(axis=1, keepdims=True)
+    unit = unrounded(unit)
     cosine = np.einsum("nd,nkd->nk", unit, unit[graph.neighbors])
     return float(((graph.neighbors >= 0) & (cosine >= least - 1e-3)).sum() / wanted.sum())
 
@@ -351,14 +353,15 @@ def test_descent_lists_of_few_rows(n: int, k: int, spare: int, seed: int) -> Non
     index = build_index(unit, settings, valid=everyone(n), seed=seed)
     for _ in range(3):
         check_lists(index.graph)
-        pairs = np.einsum("nd,nkd->nk", index.unit, index.unit[index.graph.neighbors])
+        at = unrounded(index.unit)
+        pairs = np.clip(np.einsum("nd,nkd->nk", at, at[index.graph.neighbors]), -1, 1)
         listed = index.graph.neighbors >= 0
         np.testing.assert_allclose(index.graph.similarities[listed], pairs[listed], atol=1e-5)
-        absent = np.linalg.norm(index.unit, axis=1) == 0
+        absent = np.linalg.norm(at, axis=1) == 0
         assert not listed[absent].any() and not absent[index.graph.neighbors[listed]].any()
         assert not listed.any() or true_recall(index.graph, index.unit) == 1.0
         moved = np.flatnonzero(rng.random(n) < rng.random())
-        unit = index.unit.copy()
+        unit = at.copy()
         unit[moved] = unit_features(clusters(n, d=4, seed=int(rng.integers(10**6))), everyone(n))[
             moved
         ]
@@ -379,8 +382,9 @@ def test_a_round_against_a_slow_twin(n: int, seed: int) -> None:
     cosines = np.full((n, k), -np.inf, np.float32)
     news = np.zeros((n, k), bool)
     every, fresh = everyone(n), rng.random(n) < 0.7
-    rescore(unit, every, every, neighbors, cosines, news)
-    rescore(unit, every, fresh, neighbors, cosines, news)
+    kept = rounded(unit)
+    rescore(kept, every, every, neighbors, cosines, news)
+    rescore(kept, every, fresh, neighbors, cosines, news)
     around = np.empty((n, n), np.int32)
     join(neighbors, news, k, around)
 
@@ -409,7 +413,7 @@ def test_a_round_against_a_slow_twin(n: int, seed: int) -> None:
         (np.arange(n), rng.permutation(n)), (explore, explore_together)
     ):
         lists = neighbors.copy(), cosines.copy(), news.copy()
-        walk(unit, around, order, *lists)
+        walk(kept, around, order, *lists)
         for row in range(n):
             found = np.sort(
                 np.einsum("d,kd->k", unit[row], unit[lists[0][row]])[lists[0][row] >= 0]
@@ -530,25 +534,16 @@ def test_growth_changes_the_backend_when_it_is_due() -> None:
         index, _ = refresh_index(index, unit, settings, valid=everyone(n))
 
 
-def test_another_backend_takes_the_grown_directions_themselves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """At a million rows a second copy of them would be gigabytes."""
-    made: list[Float32] = []
-
-    def recorded(*given: Any) -> Any:
-        made.append(grown(*given))
-        return made[-1]
-
-    monkeypatch.setattr("gracekit.graph.index.grown", recorded)
+def test_another_backend_takes_the_grown_directions() -> None:
     settings = GraphSection(exact_below=100, hnsw_below=100)
     exact = build_index(
         unit_features(clusters(90), everyone(90)), settings, valid=everyone(90), seed=0
     )
     before = exact.unit.copy()
     index = grow_index(exact, 110, np.arange(5), settings)
-    assert isinstance(index, DescentIndex) and len(made) == 1
-    assert np.shares_memory(index.unit, made[0])
+    assert isinstance(index, DescentIndex)
+    assert not index.unit[:5].any() and not index.unit[90:].any()
+    np.testing.assert_array_equal(index.unit[5:90], rounded(before[5:]))
     np.testing.assert_array_equal(exact.unit, before)
 
 

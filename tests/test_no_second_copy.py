@@ -14,7 +14,15 @@ import pytest
 from benchmarks.refresh_cost import make_samples
 from gracekit import rounding
 from gracekit.aim import likeness as of_likeness
-from gracekit.graph import build_index, cells, directions, load_index, refresh_index, unit_features
+from gracekit.graph import (
+    build_index,
+    cells,
+    directions,
+    directions_to_index,
+    load_index,
+    refresh_index,
+    unit_features,
+)
 from gracekit.graph.directions import exact_neighbors
 from gracekit.graph.seal import SEAL_FILE, UNIT_FILE, purpose, seal, write_arrays
 from gracekit.propagation import estimate_features, feature_maps
@@ -159,7 +167,10 @@ def test_directions_are_mapped_and_their_file_stays_as_it_is(
     assert (tmp_path / UNIT_FILE).read_bytes() == before
 
 
-def test_index_of_an_earlier_release_is_read_and_ours_is_none_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_own_file", [False, True])
+def test_index_of_an_earlier_release_is_read_and_ours_is_none_for_it(
+    tmp_path: Path, has_own_file: bool
+) -> None:
     unit = unit_features(clusters(300), everyone(300))
     index = build_index(unit, DESCENT, valid=everyone(300), seed=0)
     index.save(tmp_path)
@@ -167,12 +178,17 @@ def test_index_of_an_earlier_release_is_read_and_ours_is_none_for_it(tmp_path: P
     assert made_for != purpose(unit.shape, DESCENT)  # an earlier release makes its own
     with np.load(tmp_path / index.file_name) as lists:
         arrays = {name: lists[name] for name in lists.files}
-    (tmp_path / UNIT_FILE).unlink()
-    write_arrays(tmp_path / index.file_name, unit=unit, **arrays)
-    seal(tmp_path, [tmp_path / index.file_name], purpose(unit.shape, DESCENT), seed=0)
+    files = [tmp_path / index.file_name]
+    if has_own_file:  # in float32, while no file told what it is
+        np.save(tmp_path / UNIT_FILE, unit)
+        files.append(tmp_path / UNIT_FILE)
+    else:
+        (tmp_path / UNIT_FILE).unlink()
+        write_arrays(tmp_path / index.file_name, unit=unit, **arrays)
+    seal(tmp_path, files, purpose(unit.shape, DESCENT), seed=0, is_rounded=False)
     found = load_index(tmp_path, settings=DESCENT)
     assert found is not None
-    np.testing.assert_array_equal(found.unit, unit)
+    np.testing.assert_array_equal(found.unit, index.unit)
     np.testing.assert_array_equal(found.graph.neighbors, index.graph.neighbors)
 
 
@@ -196,7 +212,7 @@ def test_taking_new_directions_over_changes_no_list(settings: GraphSection) -> N
     found = []
     for take in (False, True):
         index = build_index(unit.copy(), settings, valid=everyone(n), seed=0)
-        given = after.copy()
+        given = index.as_kept(after.copy())
         index, report = refresh_index(index, given, settings, valid=everyone(n), take=take)
         assert report.num_moved == n - len(unit[::3]) - len(unit[1::3])
         if take and index.keeps_directions:
@@ -209,12 +225,12 @@ def test_taking_new_directions_over_changes_no_list(settings: GraphSection) -> N
 def test_moved_directions_have_no_second_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directions, "_BLOCK_BYTES", 1 << 18)
     monkeypatch.setattr(cells, "_BLOCK", 256)
-    n, d = 4000, 512
+    n, d = 8000, 512
     settings = DESCENT.model_copy(update={"num_spare": 0, "num_neighbors": 3})
     index = build_index(
         unit_features(clusters(n, d), everyone(n)), settings, valid=everyone(n), seed=0, take=True
     )
-    unit = unit_features(clusters(n, d, seed=1), everyone(n))
+    unit = directions_to_index(clusters(n, d, seed=1), settings, valid=everyone(n))
 
     def refresh() -> Any:
         return refresh_index(index, unit, settings, valid=everyone(n), take=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gracekit.rounding import whole_copies
+from gracekit.rounding import ONE, rounded, unrounded, whole_copies
 from gracekit.types import Float32, Float64
 
 WEIGHTS = np.array([0.2, 0.5, 0.9, 1.1, 2.3, 1.0])
@@ -73,3 +73,29 @@ def test_copies_are_right_on_average() -> None:
 def test_the_same_seed_gives_the_same_copies() -> None:
     one, two = (whole_copies(WEIGHTS, np.random.default_rng(7)) for _ in range(2))
     assert one.tolist() == two.tolist()
+
+
+@given(
+    n=st.integers(0, 30),
+    d=st.integers(1, 300),
+    spread=st.floats(0, 5),
+    seed=st.integers(0, 99),
+)
+def test_rounded_directions_are_near_and_their_products_stay_in_int32(
+    n: int, d: int, spread: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    unit = (rng.normal(size=(n, d)) * np.exp(spread * rng.normal(size=d))).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    unit[::5] = 0
+    whole = rounded(unit)
+    assert whole.dtype == np.int16 and rounded(whole) is whole
+    again = unrounded(whole)
+    assert again.dtype == np.float32 and unrounded(again) is again
+    np.testing.assert_allclose(again, unit, atol=0.51 / ONE)
+    np.testing.assert_array_equal(rounded(again), whole)
+    assert not again[::5].any()
+    exact = whole.astype(np.int64)
+    partial = np.abs(np.cumsum(exact[:, None] * exact[None], axis=2))
+    assert (partial <= (ONE + np.sqrt(d)) ** 2).all() and (ONE + np.sqrt(d)) ** 2 < 2**31
+    np.testing.assert_allclose(again @ again.T, unit @ unit.T, atol=2 * np.sqrt(d) / ONE)

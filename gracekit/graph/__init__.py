@@ -1,6 +1,6 @@
 """The k-NN graph: neighbour lists over the features, kept up to date from refresh to refresh.
 
-`unit_features` makes directions of the features; an index holds them and each row's nearest
+`directions_to_index` makes directions of the features; an index holds them and each row's nearest
 others; `refresh_index` repairs only what moved; `symmetric` gives the weighted graph that plan,
 propagation and selection walk on. A row without a direction (invalid, or equal to the mean) has
 an empty list and is in no other row's list.
@@ -14,6 +14,7 @@ from gracekit.graph.index import (
     GraphReport,
     Index,
     build_index,
+    directions_to_index,
     grow_index,
     load_graph,
     load_index,
@@ -25,6 +26,7 @@ __all__ = [
     "GraphReport",
     "Index",
     "build_index",
+    "directions_to_index",
     "effective_rank",
     "grow_index",
     "load_graph",

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gracekit.types import Float32, Rows
+from gracekit.rounding import unrounded
+from gracekit.types import Directions, Float32, Rows
 
 MOST = 512
 """Rows of a cell."""
@@ -18,7 +19,7 @@ _BLOCK = 16_384
 
 
 def cells(
-    unit: Float32, rows: Rows, rng: np.random.Generator, *, projected: bool = False
+    unit: Directions, rows: Rows, rng: np.random.Generator, *, projected: bool = False
 ) -> Iterator[Rows]:
     """Part the rows into cells of at most `MOST`; cells that come one after another are similar.
 
@@ -35,9 +36,9 @@ def cells(
             yield rows
             continue
         num_pivots = min(math.ceil(2 * len(rows) / MOST), _MOST_PIVOTS)
-        pivots = unit[rng.choice(rows, num_pivots, replace=False)].T
+        pivots = unrounded(unit[rng.choice(rows, num_pivots, replace=False)]).T
         blocks = range(0, len(rows), _BLOCK)
-        nearest = [(unit[rows[i : i + _BLOCK]] @ pivots).argmax(axis=1) for i in blocks]
+        nearest = [(unrounded(unit[rows[i : i + _BLOCK]]) @ pivots).argmax(axis=1) for i in blocks]
         of_row = np.concatenate(nearest)
         ends = np.cumsum(np.bincount(of_row, minlength=num_pivots))
         for part in np.split(rows[np.argsort(of_row, kind="stable")], ends[:-1])[::-1]:
@@ -45,11 +46,11 @@ def cells(
             waiting += np.array_split(part, 2) if 2 * len(part) > len(rows) else [part]
 
 
-def _projected(unit: Float32, rng: np.random.Generator) -> Float32:
+def _projected(unit: Directions, rng: np.random.Generator) -> Float32:
     """[n, 64] along random directions."""
     directions = rng.standard_normal((unit.shape[1], _WIDTH), np.float32)
     projected = np.empty((len(unit), _WIDTH), np.float32)
     for start in range(0, len(unit), _BLOCK):
         block = slice(start, start + _BLOCK)
-        np.matmul(unit[block], directions, out=projected[block])
+        np.matmul(unrounded(unit[block]), directions, out=projected[block])
     return projected

@@ -19,7 +19,8 @@ from gracekit.graph.descent_loops import (
 from gracekit.graph.directions import TrueNeighbors, has_direction
 from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
-from gracekit.types import Bool, Float32, Rows
+from gracekit.rounding import rounded, unrounded
+from gracekit.types import Bool, Directions, Rows
 
 _BLOCK = 65_536
 """Rows of which a copy is made at a time."""
@@ -56,9 +57,10 @@ class DescentIndex(NeighborLists):
     """
 
     backend = "descent"
+    dtype = np.int16
     file_name = "descent.npz"
 
-    def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
+    def __init__(self, unit: Directions, *, settings: GraphSection, seed: int) -> None:
         super().__init__(unit, settings=settings, seed=seed)
         self._forget_lists(settings.num_neighbors + settings.num_spare)
         present = np.flatnonzero(has_direction(unit))
@@ -67,12 +69,13 @@ class DescentIndex(NeighborLists):
         self._least_recall = self._share(truth) - _WORSE
         self._publish()
 
-    def update(self, features: Float32, moved: Rows) -> bool:
+    def update(self, features: Directions, moved: Rows) -> bool:
         """Take the new unit features [n, d] of the moved rows and improve the lists.
 
         Returns whether the moved rows' lists were found from nothing, as a sample of them held too
         few of the true neighbours.
         """
+        features = self.as_kept(features)
         if self.unit is not features:
             for some in np.array_split(moved, len(moved) // _BLOCK + 1):
                 self.unit[some] = features[some]
@@ -98,12 +101,13 @@ class DescentIndex(NeighborLists):
         `truth` is that of rows which have no lists: they are divided into cells until enough of it
         is found, the others once.
         """
-        present = has_direction(self.unit)
+        unit = rounded(self.unit)  # as it is
+        present = has_direction(unit)
         fresh: Bool = np.zeros(len(present), bool)
         fresh[rows] = True
         lists = self._neighbors, self._cosines, np.zeros(self._neighbors.shape, bool)
         floor = self._cosines[:, -1].copy()
-        rescore(self.unit, present, fresh, *lists)
+        rescore(unit, present, fresh, *lists)
         # A list knows no row that was farther than its last entry. Where entries have moved beyond
         # that, others may be nearer than they are: such rows are searched again as well.
         short = present & (self._cosines[:, self.settings.num_neighbors - 1] < floor)
@@ -113,8 +117,8 @@ class DescentIndex(NeighborLists):
         for number in range(1, _MOST_PASSES + 1):
             met = []
             is_spread = number > _LEAST_PASSES
-            for cell in cells(self.unit, np.flatnonzero(present), rng, projected=is_spread):
-                at = self.unit[cell]  # read once, and a product with itself takes half as long
+            for cell in cells(unit, np.flatnonzero(present), rng, projected=is_spread):
+                at = unrounded(unit[cell])  # once: a product with itself takes half as long
                 offer(cell, at @ at.T, fresh, *lists)
                 met.append(cell)
             if truth is None or (number >= _LEAST_PASSES and self._share(truth) >= _ENOUGH):
@@ -127,7 +131,7 @@ class DescentIndex(NeighborLists):
             asked = rng.choice(order, min(len(order), _NUM_ASKED), replace=False)
             is_crowded = count_beyond(around, asked) > _CROWDED * len(asked)
             walk = explore_together if is_crowded else explore
-            num_entered = walk(self.unit, around, order, *lists)
+            num_entered = walk(unit, around, order, *lists)
             if num_entered <= _SETTLED * fresh.sum() * self._neighbors.shape[1]:
                 break
 

@@ -5,29 +5,35 @@ compared before is not compared again: `news` marks the entries that are new sin
 and a path of two old edges leads to nothing new.
 
 Lists are `neighbors` int32 [n, w], nearest first, -1 fills up; `cosines` float32 [n, w], -inf
-there; `news` bool [n, w]. All loops change them in place.
+there; `news` bool [n, w]. All loops change them in place. `unit` are
+directions int16 [n, d] as `rounding.rounded` makes them.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import boolean, float32, int32, int64, types, void
+from numba import boolean, float32, int16, int32, int64, types, void
 
 from gracekit.greedy.compiled import compiled, inlined, read_only, summing
-from gracekit.types import Bool, Float32, Int32, Rows
+from gracekit.rounding import ONE
+from gracekit.types import Bool, Float32, Int16, Int32, Rows
 
 _LISTS = int32[:, ::1], float32[:, ::1], boolean[:, ::1]
 _MATRIX = types.Array(float32, 2, "C", readonly=True)
+_UNIT = types.Array(int16, 2, "C", readonly=True)
+_EACH, _SQUARE = np.float32(1 / ONE), np.float32(1 / ONE**2)
+"""What one is worth in a rounded component, and in a product of two."""
 _MASK = read_only(boolean)
 _AROUND = types.Array(int32, 2, "C", readonly=True)
 
 
-@summing
-def _dot(a: Float32, b: Float32) -> np.float32:
-    total = np.float32(0)
+@inlined
+def _cosine(a: Int16, b: Int16) -> np.float32:
+    """Of two rounded directions [d]; in int32 throughout, as processors have it in one step."""
+    total = np.int32(0)
     for i in range(len(a)):
-        total += a[i] * b[i]
-    return total
+        total = np.int32(total + np.int32(a[i]) * np.int32(b[i]))
+    return np.float32(total) * _SQUARE
 
 
 @inlined
@@ -43,9 +49,9 @@ def _insert(
     neighbors[at], cosines[at], news[at] = row, cosine, True
 
 
-@compiled(void(_MATRIX, _MASK, _MASK, *_LISTS))
+@compiled(void(_UNIT, _MASK, _MASK, *_LISTS))
 def rescore(
-    unit: Float32, present: Bool, fresh: Bool, neighbors: Int32, cosines: Float32, news: Bool
+    unit: Int16, present: Bool, fresh: Bool, neighbors: Int32, cosines: Float32, news: Bool
 ) -> None:
     """Compute anew what a fresh row [n] is part of, drop absent rows, and sort.
 
@@ -60,7 +66,7 @@ def rescore(
                 continue
             is_news = fresh[row] or fresh[other]
             if is_news:
-                cosine = _dot(unit[row], unit[other])
+                cosine = _cosine(unit[row], unit[other])
             to = at
             while to > 0 and cosines[row, to - 1] < cosine:
                 neighbors[row, to], cosines[row, to] = neighbors[row, to - 1], cosines[row, to - 1]
@@ -133,9 +139,9 @@ def count_beyond(around: Int32, rows: Rows) -> int:
     return count
 
 
-@compiled(int64(_MATRIX, _AROUND, read_only(int64), *_LISTS))
+@compiled(int64(_UNIT, _AROUND, read_only(int64), *_LISTS))
 def explore(
-    unit: Float32, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
+    unit: Int16, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
 ) -> int:
     """One round: compare each row with those around the rows around it.
 
@@ -171,7 +177,7 @@ def explore(
                 if seen[other] == row or not (is_news or beyond & 1):
                     continue
                 seen[other] = row
-                cosine = _dot(unit[row], unit[other])
+                cosine = _cosine(unit[row], unit[other])
                 if cosine > cosines[row, width - 1]:
                     _insert(neighbors[row], cosines[row], news[row], other, cosine, width - 1)
                     num_entered += 1
@@ -225,9 +231,9 @@ def _enter(
     return 1
 
 
-@compiled(int64(_MATRIX, _AROUND, read_only(int64), *_LISTS))
+@compiled(int64(_UNIT, _AROUND, read_only(int64), *_LISTS))
 def explore_together(
-    unit: Float32, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
+    unit: Int16, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
 ) -> int:
     """The same round as `explore` while there is room around rows: compare those around each row.
 
@@ -259,7 +265,8 @@ def explore_together(
         members[size] = between
         size += 1
         for place in range(size):
-            at_hand[place] = unit[members[place]]
+            for i in range(unit.shape[1]):
+                at_hand[place, i] = _EACH * unit[members[place], i]
             bars[place] = least[members[place]]
         for i in range(0, num_news, 4):
             for j in range(i, size, 4):

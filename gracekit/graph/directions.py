@@ -4,30 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gracekit.graph.nearest_loop import keep_nearest
-from gracekit.types import Bool, Float32, Int32, KnnGraph, Rows
+from gracekit.rounding import rounded, unrounded
+from gracekit.types import Bool, Directions, Float32, Int32, KnnGraph, Rows
 
 _BLOCK_BYTES = 64 << 20
 _NUM_SAMPLED = 2000
 _NUM_QUERIED = 200
 
 
-def unit_features(features: NDArray[np.float16] | Float32, valid: Bool) -> Float32:
+@overload
+def unit_features(features: NDArray[np.float16] | Float32, valid: Bool) -> Float32: ...
+
+
+@overload
+def unit_features(
+    features: NDArray[np.float16] | Float32, valid: Bool, dtype: type[np.generic]
+) -> Directions: ...
+
+
+def unit_features(
+    features: NDArray[np.float16] | Float32, valid: Bool, dtype: Any = np.float32
+) -> Directions:
     """Directions of the features: centred by the mean of the valid rows, of length 1.
 
     Args:
         features: [n, d]; rows that are not finite count as invalid.
         valid: [n] rows that have features.
+        dtype: float32, or int16 for directions as `rounding.rounded` makes them.
 
     Returns:
-        float32 [n, d], never NaN; zeros where invalid, or equal to the mean up to rounding.
+        [n, d], never NaN; zeros where invalid, or equal to the mean up to rounding.
     """
-    unit = np.zeros(features.shape, np.float32)
+    unit = np.zeros(features.shape, dtype)
     total, count = np.zeros(features.shape[1]), 0
     for rows in _finite_blocks(features, valid):
         total += features[rows].sum(axis=0, dtype=np.float64)
@@ -38,7 +52,8 @@ def unit_features(features: NDArray[np.float16] | Float32, valid: Bool) -> Float
         block = features[rows].astype(np.float64) - mean
         length = np.linalg.norm(block, axis=1)
         some = length > shortest
-        unit[rows[some]] = block[some] / length[some, None]
+        found: Float32 = (block[some] / length[some, None]).astype(np.float32)
+        unit[rows[some]] = rounded(found) if dtype == np.int16 else found
     return unit
 
 
@@ -53,14 +68,14 @@ def _blocks(rows: Rows, bytes_per_row: int) -> Iterator[Rows]:
         yield rows[start : start + size]
 
 
-def effective_rank(unit: Float32) -> float:
+def effective_rank(unit: Directions) -> float:
     """How many directions the features really use: exp(entropy of the covariance's eigenvalues).
 
     Between 1 (all on a line) and d (alike in all dimensions); Roy and Vetterli, 2007. From at
     most `_NUM_SAMPLED` random rows that have a direction; 0 when there are fewer than two.
     """
     rows = np.random.default_rng(0).permutation(np.flatnonzero(has_direction(unit)))
-    sample = unit[rows[:_NUM_SAMPLED]].astype(np.float64)
+    sample = unrounded(unit[rows[:_NUM_SAMPLED]]).astype(np.float64)
     if len(sample) < 2:
         return 0.0
     sample -= sample.mean(axis=0)
@@ -75,14 +90,28 @@ def grown(array: NDArray[Any], num_rows: int, fill: float) -> NDArray[Any]:
     return np.concatenate([array, new])
 
 
-def has_direction(unit: Float32) -> Bool:
+def has_direction(unit: Directions) -> Bool:
     """[n] rows that are not zero: those that can be neighbours."""
-    has: Bool = np.einsum("ij,ij->i", unit, unit) > 0.5
-    return has
+    return np.concatenate([unit[block].any(axis=1) for block in _slices(unit)])
+
+
+def cosines_between(one: Directions, other: Directions) -> Float32:
+    """[n] of each row of one [n, d] with the same row of the other."""
+    parts = [
+        np.einsum("ij,ij->i", unrounded(one[block]), unrounded(other[block]))
+        for block in _slices(one)
+    ]
+    return np.concatenate(parts)
+
+
+def _slices(unit: Directions) -> list[slice]:
+    """Parts of the rows that are small in float32; one at least."""
+    size = max(1, _BLOCK_BYTES // (4 * max(unit.shape[1], 1)))
+    return [slice(start, start + size) for start in range(0, max(len(unit), 1), size)]
 
 
 def exact_neighbors(
-    unit: Float32, queries: Rows, columns: Rows, width: int
+    unit: Directions, queries: Rows, columns: Rows, width: int
 ) -> tuple[Int32, Float32]:
     """The nearest of the `columns` for every query row, itself left out.
 
@@ -98,11 +127,11 @@ def exact_neighbors(
     position = np.full(len(unit), -1)
     position[columns] = np.arange(len(columns))
     for block in _blocks(np.arange(len(queries)), 4 * len(parts[0])):
-        asked, own = unit[queries[block]], position[queries[block]]
+        asked, own = unrounded(unit[queries[block]]), position[queries[block]]
         lists = neighbors[block], cosines[block]
         start = 0
         for part in parts:
-            among = asked @ unit[part].T
+            among = asked @ unrounded(unit[part]).T
             inside = np.flatnonzero((own >= start) & (own < start + len(part)))
             among[inside, own[inside] - start] = -np.inf
             keep_nearest(among, part.astype(np.int32), *lists)
@@ -123,7 +152,7 @@ class TrueNeighbors:
     """How many neighbours there are to find, of all sampled rows together."""
 
     @classmethod
-    def of(cls, unit: Float32, rows: Rows, k: int, *, seed: int) -> TrueNeighbors:
+    def of(cls, unit: Directions, rows: Rows, k: int, *, seed: int) -> TrueNeighbors:
         """Find the k nearest of some of the rows among all that have a direction."""
         sample = np.random.default_rng(seed).permutation(rows)[:_NUM_QUERIED]
         present = np.flatnonzero(has_direction(unit))
@@ -132,7 +161,7 @@ class TrueNeighbors:
         least = np.take_along_axis(truth, np.maximum(num - 1, 0)[:, None], 1)[:, 0]
         return cls(rows=sample, least=least, num=int(num.sum()))
 
-    def share_in(self, neighbors: Int32, unit: Float32) -> float:
+    def share_in(self, neighbors: Int32, unit: Directions) -> float:
         """Share of them in the lists [n, k]; 1 where there are none.
 
         A listed row counts when it is as similar as the true k-th: duplicates may stand in.
@@ -140,12 +169,12 @@ class TrueNeighbors:
         if self.num == 0:
             return 1.0
         listed = neighbors[self.rows]
-        cosine = np.einsum("qd,qkd->qk", unit[self.rows], unit[listed])
+        cosine = np.einsum("qd,qkd->qk", unrounded(unit[self.rows]), unrounded(unit[listed]))
         found = (listed >= 0) & (cosine >= self.least[:, None] - 1e-5)
         return float(found.sum() / self.num)
 
 
-def recall(unit: Float32, neighbors: Int32, rows: Rows, *, seed: int) -> float:
+def recall(unit: Directions, neighbors: Int32, rows: Rows, *, seed: int) -> float:
     """Share of the true nearest in the lists [n, k] of sampled rows; 1 where there are none."""
     truth = TrueNeighbors.of(unit, rows, neighbors.shape[1], seed=seed)
     return truth.share_in(neighbors, unit)

@@ -15,7 +15,7 @@ from gracekit.graph.directions import (
 )
 from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
-from gracekit.types import Float32, Rows
+from gracekit.types import Directions, Rows
 
 _NUM_SPARE = 16
 """Neighbours remembered beyond k, so that a list survives losing some of its members."""
@@ -31,7 +31,7 @@ class ExactIndex(NeighborLists):
     backend = "exact"
     file_name = "exact.npz"
 
-    def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
+    def __init__(self, unit: Directions, *, settings: GraphSection, seed: int) -> None:
         super().__init__(unit, settings=settings, seed=seed)
         self._forget_lists(settings.num_neighbors + _NUM_SPARE)
         self._floor = np.full(len(unit), -np.inf, np.float32)
@@ -43,7 +43,7 @@ class ExactIndex(NeighborLists):
         super().grow(num_rows)
         self._floor = grown(self._floor, num_rows, -np.inf)
 
-    def update(self, features: Float32, moved: Rows) -> bool:
+    def update(self, features: Directions, moved: Rows) -> bool:
         """Take the new unit features [n, d] of the moved rows; the lists are exact again.
 
         Returns whether they were found from nothing: where all rows moved.

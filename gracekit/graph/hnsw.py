@@ -16,7 +16,8 @@ from gracekit.graph.directions import (
 )
 from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
-from gracekit.types import Float32, Int32, Rows
+from gracekit.rounding import unrounded
+from gracekit.types import Directions, Float32, Int32, Rows
 
 LINKS_FILE = "hnsw.bin"
 
@@ -41,8 +42,8 @@ class HnswIndex(NeighborLists):
     file_name = "hnsw.npz"
     keeps_directions = False
 
-    def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
-        super().__init__(_blurred(unit, seed), settings=settings, seed=seed)
+    def __init__(self, unit: Directions, *, settings: GraphSection, seed: int) -> None:
+        super().__init__(_blurred(unrounded(unit), seed), settings=settings, seed=seed)
         self._build()
 
     def _build(self) -> None:
@@ -64,7 +65,7 @@ class HnswIndex(NeighborLists):
         self._links.resize_index(max(num_rows, 1))
         super().grow(num_rows)
 
-    def update(self, features: Float32, moved: Rows) -> bool:
+    def update(self, features: Directions, moved: Rows) -> bool:
         """Take the new unit features [n, d] of the moved rows and repair the lists.
 
         Asked again are the moved rows, the rows that listed one, and those near enough to one to
@@ -73,11 +74,11 @@ class HnswIndex(NeighborLists):
         """
         num_deleted = self._links.get_current_count() - int(has_direction(self.unit).sum())
         if len(moved) + num_deleted > self.settings.rebuild_above * len(self.unit):
-            self.unit[moved] = _blurred(features[moved], self.seed)
+            self.unit[moved] = _blurred(unrounded(features[moved]), self.seed)
             self._build()
             return True
         had = has_direction(self.unit[moved])
-        self.unit[moved] = _blurred(features[moved], self.seed)
+        self.unit[moved] = _blurred(unrounded(features[moved]), self.seed)
         has = has_direction(self.unit[moved])
         for row in moved[had & ~has]:
             self._links.mark_deleted(int(row))

@@ -6,15 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gracekit.graph.descent import DescentIndex
-from gracekit.graph.directions import grown, has_direction, recall
+from gracekit.graph.directions import (
+    cosines_between,
+    grown,
+    has_direction,
+    recall,
+    unit_features,
+)
 from gracekit.graph.exact import ExactIndex
 from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.lists import NeighborLists
 from gracekit.graph.seal import backend_for, purpose, unbroken_seal
 from gracekit.recipe import GraphSection
-from gracekit.types import Bool, Float32, KnnGraph, Rows
+from gracekit.types import Bool, Directions, Float32, KnnGraph, Rows
 
 Index = NeighborLists
 
@@ -37,22 +44,31 @@ class GraphReport:
     """Share of the true k nearest that the lists hold, on a random sample of rows."""
 
 
+def directions_to_index(
+    features: NDArray[np.float16] | Float32, settings: GraphSection, *, valid: Bool
+) -> Directions:
+    """`unit_features` in the type in which an index of these settings keeps directions."""
+    dtype = _BACKENDS[backend_for(len(features), settings)].dtype
+    return unit_features(features, valid, dtype)
+
+
 def build_index(
-    unit: Float32, settings: GraphSection, *, valid: Bool, seed: int, take: bool = False
+    unit: Directions, settings: GraphSection, *, valid: Bool, seed: int, take: bool = False
 ) -> Index:
     """Index the rows that are valid and have a direction.
 
     Args:
-        unit: [n, d] from `unit_features`; finite.
+        unit: [n, d] from `directions_to_index` or `unit_features`; finite.
         settings: backend, number of neighbours and effort.
         valid: [n] rows that may be neighbours.
         seed: of what is random in an approximate index.
         take: The index may keep `unit` itself, and change it later; else it keeps a copy.
     """
-    given, unit = unit, _valid_only(unit, valid)
+    backend = _BACKENDS[backend_for(len(unit), settings)]
+    given, unit = unit, backend.as_kept(_valid_only(unit, valid))
     if unit is given and not take:
         unit = unit.copy()
-    return _BACKENDS[backend_for(len(unit), settings)](unit, settings=settings, seed=seed)
+    return backend(unit, settings=settings, seed=seed)
 
 
 def load_index(
@@ -89,19 +105,19 @@ def load_graph(
     return _BACKENDS[backend_for(shape[0], settings)].load_graph(directory, settings=settings)
 
 
-def moved_rows(index: Index, unit: Float32, *, above: float) -> Rows:
+def moved_rows(index: Index, unit: Directions, *, above: float) -> Rows:
     """Rows for which 1 - cosine of the indexed with the new direction exceeds `above`.
 
     Gaining or losing the direction is a move as well.
     """
     before, after = has_direction(index.unit), has_direction(unit)
-    turned = 1 - np.einsum("ij,ij->i", index.unit, unit) > above
+    turned = 1 - cosines_between(index.unit, unit) > above
     moved: Rows = np.flatnonzero((before != after) | (before & after & turned))
     return moved
 
 
 def refresh_index(
-    index: Index, unit: Float32, settings: GraphSection, *, valid: Bool, take: bool = False
+    index: Index, unit: Directions, settings: GraphSection, *, valid: Bool, take: bool = False
 ) -> tuple[Index, GraphReport]:
     """Bring the lists up to date with new directions.
 
@@ -121,6 +137,8 @@ def refresh_index(
     """
     unit = _valid_only(unit, valid)
     fits = purpose(index.unit.shape, index.settings) == purpose(unit.shape, settings)
+    if fits:
+        unit = index.as_kept(unit)
     moved = moved_rows(index, unit, above=settings.moved_above) if fits else np.arange(len(unit))
     rebuilt = not fits
     if not fits:
@@ -162,6 +180,7 @@ def grow_index(index: Index, num_rows: int, gone: Rows, settings: GraphSection) 
     return index
 
 
-def _valid_only(unit: Float32, valid: Bool) -> Float32:
-    assert np.isfinite(np.vdot(unit, unit)), "directions must be finite"
-    return np.where(valid[:, None], unit, np.float32(0)) if unit[~valid].any() else unit
+def _valid_only(unit: Directions, valid: Bool) -> Directions:
+    if unit.dtype != np.int16:
+        assert np.isfinite(np.vdot(unit, unit)), "directions must be finite"
+    return np.where(valid[:, None], unit, unit.dtype.type(0)) if unit[~valid].any() else unit

@@ -11,34 +11,42 @@ import numpy as np
 from gracekit.graph.directions import grown, knn_graph
 from gracekit.graph.seal import UNIT_FILE, purpose, seal, write_array, write_arrays
 from gracekit.recipe import GraphSection
-from gracekit.types import Float32, Int32, KnnGraph, Rows
+from gracekit.rounding import rounded, unrounded
+from gracekit.types import Directions, Float32, Int32, KnnGraph, Rows
 
 
 class NeighborLists(ABC):
     """Lists [n, width] over directions [n, d], nearest first; the graph shows the first k of each.
 
     Attributes:
-        unit: the directions as they are indexed, float32 [n, d]; 0 where a row has none.
+        unit: the directions as they are indexed, [n, d] of type `dtype`; 0 where a row has none.
         graph: the first `settings.num_neighbors` of each list.
     """
 
     backend: ClassVar[str]
     """Its name in the recipe."""
+    dtype: ClassVar[type[np.float32 | np.int16]] = np.float32
+    """Of the directions: int16 where they are kept as `rounding.rounded` makes them."""
     keeps_directions: ClassVar[bool] = True
     """Whether `unit` is just what it is given."""
     file_name: ClassVar[str]
     """Name of the file of the saved lists."""
-    unit: Float32
+    unit: Directions
     graph: KnnGraph
     _neighbors: Int32
     _cosines: Float32
 
-    def __init__(self, unit: Float32, *, settings: GraphSection, seed: int) -> None:
+    def __init__(self, unit: Directions, *, settings: GraphSection, seed: int) -> None:
         """Keep the directions; a backend finds the lists."""
         self.settings, self.seed, self.unit = settings, seed, unit
 
+    @classmethod
+    def as_kept(cls, unit: Directions) -> Directions:
+        """Directions in the index's own type; themselves where they are in it already."""
+        return rounded(unit) if cls.dtype is np.int16 else unrounded(unit)
+
     @abstractmethod
-    def update(self, features: Float32, moved: Rows) -> bool:
+    def update(self, features: Directions, moved: Rows) -> bool:
         """Take the new unit features [n, d] of the moved rows and bring the lists up to date.
 
         Returns whether the lists were found from nothing.
@@ -64,7 +72,8 @@ class NeighborLists(ABC):
             **self._more_arrays(),
         )
         files = [directory / UNIT_FILE, directory / self.file_name, *self._save_more(directory)]
-        return seal(directory, files, purpose(self.unit.shape, self.settings), seed=self.seed)
+        made_for = purpose(self.unit.shape, self.settings)
+        return seal(directory, files, made_for, seed=self.seed, is_rounded=self.dtype is np.int16)
 
     @classmethod
     def load(cls, directory: Path, *, settings: GraphSection, seed: int) -> Self:
@@ -73,9 +82,10 @@ class NeighborLists(ABC):
         index.settings, index.seed = settings, seed
         with np.load(directory / cls.file_name) as arrays:
             if "unit" in arrays:  # as earlier releases wrote it
-                index.unit = arrays["unit"]
+                unit = arrays["unit"]
             else:
-                index.unit = np.asarray(np.load(directory / UNIT_FILE, mmap_mode="c"))
+                unit = np.asarray(np.load(directory / UNIT_FILE, mmap_mode="c"))
+            index.unit = cls.as_kept(unit)
             index._neighbors, index._cosines = arrays["neighbors"], arrays["cosines"]
             index._load_more(directory, arrays)
         index._publish()

@@ -15,8 +15,9 @@ from gracekit.types import Json
 
 SEAL_FILE = "index.json"
 UNIT_FILE = "unit.npy"
-_LAYOUT, _NEWEST = "layout", 2
-"""Of the files; earlier releases told none, and build their own where one is told."""
+_LAYOUT, _EXACT, _ROUNDED = "layout", 2, 3
+"""Of the files: what their directions are. Earlier releases told none or know the first one only,
+and build their own where another is told."""
 
 
 def backend_for(num_rows: int, settings: GraphSection) -> str:
@@ -63,10 +64,12 @@ def write_array(final: Path, array: NDArray[Any]) -> None:
     write_atomic(final, write)
 
 
-def seal(directory: Path, files: list[Path], made_for: Json, *, seed: int) -> list[Path]:
+def seal(
+    directory: Path, files: list[Path], made_for: Json, *, seed: int, is_rounded: bool
+) -> list[Path]:
     """Write the seal after the files; returns all files, the seal included."""
     content = {
-        "made_for": {**made_for, _LAYOUT: _NEWEST},
+        "made_for": {**made_for, _LAYOUT: _ROUNDED if is_rounded else _EXACT},
         "seed": seed,
         "files": {file.name: sha256(file) for file in files},
     }
@@ -86,7 +89,7 @@ def unbroken_seal(directory: Path, *, is_checked: bool = False) -> Json | None:
             sha256(directory / name) == checksum for name, checksum in content["files"].items()
         )
         complete = intact and {"made_for", "seed"} <= content.keys()
-        complete = complete and content["made_for"].pop(_LAYOUT, 1) <= _NEWEST
+        complete = complete and content["made_for"].pop(_LAYOUT, 1) <= _ROUNDED
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return None
     return content if complete else None

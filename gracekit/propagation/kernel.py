@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gracekit.propagation.levels import Line, OwnScore, fit_line
-from gracekit.types import Float32, Float64, Int64, Rows
+from gracekit.rounding import unrounded
+from gracekit.types import Directions, Float32, Float64, Int64, Rows
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """Variance of what a row keeps for itself, relative to that of each part of the kernel."""
@@ -55,7 +56,7 @@ class Kernel:
     def __init__(
         self,
         inputs: Float32,
-        directions: Float32,
+        directions: Directions,
         rows: Rows,
         fold: Int64,
         rng: np.random.Generator,
@@ -171,7 +172,7 @@ class Kernel:
         """Covariates with mean square distance 2, kept inside what was seen; and directions."""
         seen = np.clip(self._inputs[rows][:, self._varies], self._lowest, self._highest)
         standard: Float32 = ((seen - self._mean) / self._scale).astype(np.float32)
-        return standard, self._directions[rows]
+        return standard, unrounded(self._directions[rows])
 
     def _kernel_to_landmarks(self, rows: Rows) -> tuple[Float32, Float32]:
         """[rows, r] between rows and landmarks: what falls with distance, and the line."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from gracekit.propagation.gates import folds
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Int32, Int64, Rows, SparseGraph
+from gracekit.types import Bool, Directions, Float32, Float64, Int32, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import ScoreGate
 
 NUM_FOLDS = 5
@@ -29,7 +29,7 @@ class Evidence:
     seen: Float32
     """[n, l] of these, what the trainer saw of every row: what some tens of measured rows can tell
     from; l = 0 where it logged nothing."""
-    directions: Float32
+    directions: Directions
     """[n, d] of the features; 0 where a row has none."""
     graph: SparseGraph
     usable: Bool

@@ -12,7 +12,7 @@ from gracekit.propagation.gates import mean_square
 from gracekit.propagation.rules import Estimate, Evidence, grace, stale
 from gracekit.propagation.shift import shift
 from gracekit.recipe import PropagationSection
-from gracekit.types import Bool, Float32, Float64, Int32, Rows, SparseGraph
+from gracekit.types import Bool, Directions, Float32, Float64, Int32, Rows, SparseGraph
 from gracekit.version.outcomes import ScoresOutcome
 
 RULES: dict[str, Callable[[Evidence], dict[str, Estimate]]] = {
@@ -60,7 +60,7 @@ def propagate_scores(
     new: dict[str, Float32],
     covariates: Float32,
     seen: Float32 | None = None,
-    directions: Float32,
+    directions: Directions,
     graph: SparseGraph,
     usable: Bool,
     settings: PropagationSection,

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.graph import build_index, refresh_index, symmetric, unit_features
+from gracekit.graph import build_index, directions_to_index, refresh_index, symmetric
 from gracekit.recipe import Recipe
 from gracekit.refresher.allowance import Allowance
 from gracekit.refresher.budget import FirstPlan
@@ -127,7 +127,7 @@ def _blank(
     all_features, valid = np.zeros((n, width), np.float16), np.zeros(n, bool)
     _fill(all_features, valid, looked, features)
     _fill(all_features, valid, measurement.rows, to_float16(measurement.features))
-    unit = unit_features(all_features, valid)
+    unit = directions_to_index(all_features, recipe.graph, valid=valid)
     index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed, take=True)
     nothing = {name: np.full(n, np.nan, np.float32) for name in measurement.scores}
     return LastRefresh(
@@ -197,7 +197,7 @@ def _with_looks(
         return last
     all_features, valid = last.features.copy(), last.valid.copy()
     _fill(all_features, valid, rows, features)
-    unit = unit_features(all_features, valid)
+    unit = directions_to_index(all_features, recipe.graph, valid=valid)
     index, _ = refresh_index(last.index, unit, recipe.graph, valid=valid, take=True)
     return replace(
         last, features=all_features, valid=valid, index=index, graph=symmetric(index.graph)

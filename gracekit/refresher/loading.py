@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gracekit.errors import RecipeError, StoreError, StoreFormatError, VersionNotFoundError
-from gracekit.graph import Index, build_index, load_index, symmetric, unit_features
+from gracekit.graph import Index, build_index, directions_to_index, load_index, symmetric
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe, ScoringSection
 from gracekit.refresher.factors import read_reference, with_factors
@@ -51,7 +51,7 @@ def load_last(store: Store, recipe: Recipe, growth: Growth | None = None) -> Las
         return None
     index = load_index(cache.index_directory, settings=recipe.graph, is_checked=True)
     if index is None:
-        unit = unit_features(cache.features, cache.valid)
+        unit = directions_to_index(cache.features, recipe.graph, valid=cache.valid)
         index = build_index(unit, recipe.graph, valid=cache.valid, seed=recipe.seed, take=True)
     samples = store.samples(version)
     values = to_working(scores.scores, samples.num_response_tokens)

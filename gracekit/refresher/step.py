@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from gracekit.graph import (
     Index,
     build_index,
+    directions_to_index,
     effective_rank,
     refresh_index,
     symmetric,
-    unit_features,
 )
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import Recipe
@@ -363,7 +363,7 @@ def _update_graph(
     recipe: Recipe, last: LastRefresh | None, features: NDArray[np.float16], valid: Bool
 ) -> tuple[Index, SparseGraph, GraphOutcome]:
     """The graph over the new features: repaired where it is there already, else built."""
-    unit = unit_features(features, valid)
+    unit = directions_to_index(features, recipe.graph, valid=valid)
     rank = round(effective_rank(unit), 2)
     if last is None:
         index = build_index(unit, recipe.graph, valid=valid, seed=recipe.seed, take=True)
