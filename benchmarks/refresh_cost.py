@@ -26,6 +26,7 @@ from gracekit.refresher.loading import last_coreset, load_last
 from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.step import step
 from gracekit.rounding import to_float16
+from gracekit.scratch import scratch_in
 from gracekit.store import Store
 from gracekit.types import Float32, Measurement, Rows, SampleTable
 from gracekit.version.header import CheckpointInfo, DataDescription
@@ -114,7 +115,7 @@ def refresh(store: Store, recipe: Recipe, executor: Synthetic, at: int, meter: M
     last = load_last(store, recipe)
     shards, present = store.shards(f"step-{at}"), store.samples().present
     looks = store.shards(f"looks-{at}")
-    with MeasuredRows(executor, shards, looks, present) as measure:
+    with MeasuredRows(executor, shards, looks, present) as measure, scratch_in(store.paths.root):
         refreshed = step(
             last,
             measure,

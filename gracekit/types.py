@@ -7,7 +7,8 @@ sample store. Above 400 lines, so that all that flows is seen together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gracekit.scratch import room
 from gracekit.tabular import ShortRepr, Tabular
 
 Rows = NDArray[np.int64]
@@ -249,37 +251,35 @@ class Measurement(ShortRepr):
         )
 
     @staticmethod
-    def arranged(parts: list[Measurement], order: Int64) -> Measurement:
-        """The parts one after another as `order` [m] says, without another copy in between.
+    def arranged(parts: Iterable[Measurement], rows: Rows) -> Measurement | None:
+        """What the parts measured of these rows [m], in their order; None where there is no part.
 
-        The list is emptied, so that a part is free once its rows are in their places.
+        Each of the rows is in one part at most, and no other row. A part is put in its place before
+        the next one is asked for, so that there is one copy of all and not two.
         """
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
+        place = np.full(int(rows.max(initial=-1)) + 1, -1, np.int64)
+        place[rows] = np.arange(len(rows))
         whole: Measurement | None = None
-        done = 0
-        while parts:
-            part = parts.pop(0)
+        for part in parts:
             if whole is None:
-                keeps = part.sketches is not None and all(p.sketches is not None for p in parts)
-                whole = part._empty(len(order), with_sketches=keeps)
-            to = place[done : done + len(part.rows)]
+                whole = part._empty(len(rows))
+            if part.sketches is None and whole.sketches is not None:
+                whole = replace(whole, sketches=None)
+            to = place[part.rows]
             whole.rows[to], whole.features[to] = part.rows, part.features
             for name, score in whole.scores.items():
                 score[to] = part.scores[name]
             if whole.sketches is not None:
                 whole.sketches[to] = part.sketches
-            done += len(part.rows)
-        assert whole is not None and done == len(order)
         return whole
 
-    def _empty(self, num_rows: int, *, with_sketches: bool) -> Measurement:
+    def _empty(self, num_rows: int) -> Measurement:
         """Room for so many rows like these."""
 
         def like(array: NDArray[Any]) -> NDArray[Any]:
-            return np.empty((num_rows, *array.shape[1:]), array.dtype)
+            return room((num_rows, *array.shape[1:]), array.dtype)
 
-        sketches = like(self.sketches) if with_sketches and self.sketches is not None else None
+        sketches = None if self.sketches is None else like(self.sketches)
         return Measurement(
             rows=like(self.rows),
             scores={name: like(score) for name, score in self.scores.items()},

@@ -40,11 +40,10 @@ from gracekit.refresher import (
     reselect,
     rollback,
 )
-from gracekit.refresher.measured_rows import MeasuredRows
 from gracekit.refresher.step import step as make_step
 from gracekit.samples import tokens
 from gracekit.samples.render import Renderer
-from gracekit.store import Store, lock_store, read_uses, uses_path, verify, write_uses
+from gracekit.store import ShardFiles, Store, lock_store, read_uses, uses_path, verify, write_uses
 from gracekit.store.retention import collect
 from gracekit.training import CoresetSampler
 from gracekit.types import Measurement, Origin, Rows
@@ -341,18 +340,19 @@ def test_a_stop_keeps_the_batches_of_a_shard_in_progress(
 def stop_after(
     monkeypatch: pytest.MonkeyPatch, stop: threading.Event, *, num_shards: int
 ) -> list[Rows]:
-    """Set the event when so many shards have been noted, as a signal would in between."""
-    noted: list[Rows] = []
-    original = MeasuredRows._note
+    """Set the event when so many measured shards are on disk, as a signal would in between."""
+    saved: list[Rows] = []
+    original = ShardFiles.save
 
-    def note(self: MeasuredRows, shard: Measurement) -> None:
+    def save(self: ShardFiles, shard: Measurement) -> None:
         original(self, shard)
-        noted.append(shard.rows)
-        if len(noted) == num_shards:
+        if shard.scores:  # and not features alone
+            saved.append(shard.rows)
+        if len(saved) == num_shards:
             stop.set()
 
-    monkeypatch.setattr(MeasuredRows, "_note", note)
-    return noted
+    monkeypatch.setattr(ShardFiles, "save", save)
+    return saved
 
 
 def test_the_checkpoint_is_let_go_of_once_all_is_measured(folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gracekit.graph.nearest_loop import keep_nearest
 from gracekit.rounding import rounded, unrounded
+from gracekit.scratch import room
 from gracekit.types import Bool, Directions, Float32, Int32, KnnGraph, Rows
 
 _BLOCK_BYTES = 64 << 20
@@ -41,7 +42,7 @@ def unit_features(
     Returns:
         [n, d], never NaN; zeros where invalid, or equal to the mean up to rounding.
     """
-    unit = np.zeros(features.shape, dtype)
+    unit = room(features.shape, dtype)
     total, count = np.zeros(features.shape[1]), 0
     for rows in _finite_blocks(features, valid):
         total += features[rows].sum(axis=0, dtype=np.float64)

@@ -15,6 +15,7 @@ from gracekit.propagation.feature_spread import restore_spread
 from gracekit.propagation.gates import share_that_helps, simplest_good
 from gracekit.propagation.levels import LEAST_SCALED_ROWS, common_shift
 from gracekit.recipe import PropagationSection
+from gracekit.scratch import room
 from gracekit.types import Bool, Float32, Float64, Int64, Rows, SparseGraph
 from gracekit.version.outcomes import FeaturesOutcome
 
@@ -123,7 +124,8 @@ def estimate_features(
             outcome = outcome.model_copy(update={"used": "shift"})
 
     def carried() -> CarriedFeatures:
-        features: NDArray[Any] = np.array(old)
+        features = room(old.shape, old.dtype)
+        features[:] = old
         found = outcome
         if change is not None:
             change(features)

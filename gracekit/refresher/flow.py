@@ -53,6 +53,7 @@ from gracekit.samples import (
     tokens_key,
 )
 from gracekit.scores.meaning import needs
+from gracekit.scratch import scratch_in
 from gracekit.selection import selector_for
 from gracekit.store import (
     KnownFacts,
@@ -235,7 +236,8 @@ class Refresher:
         recipe, paths = self.recipe, StorePaths(self.root)
         also = OPTIMIZER_FILES if needs(recipe.scoring.scores, "optimizer") else ()
         enter("pin")
-        with ExitStack() as held:  # let go of once all is measured, or when something fails
+        # What is held is let go of once all is measured, or when something fails.
+        with scratch_in(paths.root), ExitStack() as held:
             pinned = held.enter_context(
                 pin(
                     checkpoint, paths.pins, recipe.checkpoints,

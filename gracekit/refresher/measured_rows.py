@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.scores.changes import as_changes
 from gracekit.store import ShardFiles
-from gracekit.types import Bool, Float32, Int64, MeasuredTarget, Measurement, Rows
+from gracekit.types import Bool, Float32, MeasuredTarget, Measurement, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +54,10 @@ class MeasuredRows:
         self._earlier = earlier or {}
         self._when_finished = when_finished
         self._parts = shards.load()
-        self._place = np.full(len(present), -1, np.int64)
-        """row -> position in the concatenated parts; -1: not measured."""
-        self._num_done = 0
+        self._is_known = np.zeros(len(present), bool)
         for part in self._parts:
-            self._note(part)
-        self.num_resumed = self._num_done
+            self._is_known[part.rows] = True
+        self._num_done = self.num_resumed = sum(len(part.rows) for part in self._parts)
         """Rows that an earlier run had measured."""
         self.model_pass_s = 0.0
         """Wall seconds so far."""
@@ -75,17 +73,17 @@ class MeasuredRows:
         """
         assert self._executor is not None, "finished"
         started = time.perf_counter()
-        missing = rows[self._place[rows] < 0]
+        missing = rows[~self._is_known[rows]]
         if len(missing):
-            for shard in self._executor.measure(missing, self._progress):
-                self._shards.save(shard)
-                self._parts.append(shard)
-                self._note(shard)
+            found = Measurement.arranged(self._saved(missing), missing)
             if self._progress.is_stopping:
                 raise RefreshStoppedError(
                     f"stopped after {self._num_done} of the rows to measure; the next start "
                     "goes on from them, and the last published version is unchanged"
                 )
+            assert found is not None
+            self._parts.append(found)
+            self._is_known[missing] = True
         self.model_pass_s += time.perf_counter() - started
         self._put_in_order(rows)
         (whole,) = self._parts
@@ -113,10 +111,11 @@ class MeasuredRows:
         self.model_pass_s += time.perf_counter() - started
         if not found:
             return np.zeros((0, 1), np.float16)
-        looked = np.concatenate([part.rows for part in found])
-        place = np.full(len(self._place), -1, np.int64)
-        place[looked] = np.arange(len(looked))
-        every = Measurement.arranged(found, _these_first(place[rows], len(looked)))
+        is_known = np.zeros(len(self._is_known), bool)
+        for part in found:
+            is_known[part.rows] = True
+        every = Measurement.arranged(_one_by_one(found), _these_first(rows, is_known))
+        assert every is not None
         return np.asarray(every.features[: len(rows)], np.float16)
 
     def finish(self) -> MeasuredTarget | None:
@@ -146,17 +145,29 @@ class MeasuredRows:
 
     def _put_in_order(self, rows: Rows) -> None:
         """Make one part of all, these rows first: what is returned is a view of it, no copy."""
-        order = _these_first(self._place[rows], self._num_done)
-        self._parts = [Measurement.arranged(self._parts, order)]
-        self._place[self._parts[0].rows] = np.arange(self._num_done)
+        if len(self._parts) == 1 and np.array_equal(self._parts[0].rows[: len(rows)], rows):
+            return
+        order = _these_first(rows, self._is_known)
+        whole = Measurement.arranged(_one_by_one(self._parts), order)
+        self._parts = [] if whole is None else [whole]
 
-    def _note(self, shard: Measurement) -> None:
-        self._place[shard.rows] = self._num_done + np.arange(len(shard.rows))
-        self._num_done += len(shard.rows)
+    def _saved(self, missing: Rows) -> Iterator[Measurement]:
+        """The shards of these rows, each once it is on disk."""
+        assert self._executor is not None
+        for shard in self._executor.measure(missing, self._progress):
+            self._shards.save(shard)
+            self._num_done += len(shard.rows)
+            yield shard
 
 
-def _these_first(places: Int64, num_places: int) -> Int64:
-    """[num_places] all places: these in their order, then the others."""
-    is_other = np.ones(num_places, bool)
-    is_other[places] = False
-    return np.concatenate([places, np.flatnonzero(is_other)])
+def _one_by_one(parts: list[Measurement]) -> Iterator[Measurement]:
+    """The parts, which the list then no longer has."""
+    while parts:
+        yield parts.pop(0)
+
+
+def _these_first(rows: Rows, is_known: Bool) -> Rows:
+    """All known rows: these in their order, then the others."""
+    is_other = is_known.copy()
+    is_other[rows] = False
+    return np.concatenate([rows, np.flatnonzero(is_other)])

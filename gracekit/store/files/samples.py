@@ -114,6 +114,8 @@ def read_samples(path: Path) -> SampleTable:
         raise damaged(path, error) from error
     if groups.null_count:
         raise StoreFormatError(f"{path} names groups that its own list lacks; restore it")
+    del table, groups
+    pa.default_memory_pool().release_unused()  # as much again, which Arrow would keep
     return samples
 
 
