@@ -14,7 +14,7 @@ from gracekit.rounding import rounded, unrounded
 from gracekit.scratch import room
 from gracekit.types import Bool, Directions, Float32, Int32, KnnGraph, Rows
 
-_BLOCK_BYTES = 64 << 20
+_BLOCK_BYTES, _CACHED_BYTES = 64 << 20, 1 << 20
 _NUM_SAMPLED = 2000
 _NUM_QUERIED = 200
 
@@ -106,8 +106,8 @@ def cosines_between(one: Directions, other: Directions) -> Float32:
 
 
 def _slices(unit: Directions) -> list[slice]:
-    """Parts of the rows that are small in float32; one at least."""
-    size = max(1, _BLOCK_BYTES // (4 * max(unit.shape[1], 1)))
+    """Parts of the rows that a cache holds in float32; one at least."""
+    size = max(1, _CACHED_BYTES // (4 * max(unit.shape[1], 1)))
     return [slice(start, start + size) for start in range(0, max(len(unit), 1), size)]
 
 
