@@ -74,10 +74,11 @@ def put_rows(
 def rounded(unit: Directions) -> Int16:
     """Directions [n, d] in whole `1 / ONE`; those that are so already are returned as they are.
 
-    A component is off by 1.6e-5 at most, and the cosine of two rows by about 1.2e-5, whatever their
-    width: no more than by features in float16. Inner products are sums of whole numbers, the same
-    in any order and on any processor. No sum of a part of them leaves int32: by Cauchy and Schwarz
-    it is at most the product of the lengths, `ONE`² and a little.
+    A component is off by 1.6e-5 at most, and so is the length by about 1e-5: cosines take it out.
+    With it a row that came out a little longer would be nearest to all that are nearly alike.
+    Inner products are sums of whole numbers, the same in any order and on any processor. No sum of
+    a part of them leaves int32: by Cauchy and Schwarz it is at most the product of the lengths,
+    `ONE`² and a little.
     """
     if unit.dtype == np.int16:
         return unit.astype(np.int16, copy=False)
@@ -89,10 +90,11 @@ def rounded(unit: Directions) -> Int16:
 
 
 def unrounded(unit: Directions) -> Float32:
-    """Directions [n, d] in float32; those that are so already are returned as they are."""
+    """Directions [..., d] in float32, of length 1; those in it already are returned as they are."""
     if unit.dtype == np.int16:
         found: Float32 = unit.astype(np.float32)
-        found *= np.float32(1 / ONE)  # in place, which takes less than half as long
+        square = np.einsum("...d,...d->...", found, found)
+        found *= 1 / np.sqrt(np.maximum(square, 1))[..., None]  # in place: less than half as long
         return found
     return unit.astype(np.float32, copy=False)
 

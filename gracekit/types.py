@@ -254,8 +254,9 @@ class Measurement(ShortRepr):
     def arranged(parts: Iterable[Measurement], rows: Rows) -> Measurement | None:
         """What the parts measured of these rows [m], in their order; None where there is no part.
 
-        Each of the rows is in one part at most, and no other row. A part is put in its place before
-        the next one is asked for, so that there is one copy of all and not two.
+        Each of the rows is in a part, in the last one where several have it, and no other row is. A
+        part is put in its place before the next one is asked for, so that there is one copy of all
+        and not two.
         """
         place = np.full(int(rows.max(initial=-1)) + 1, -1, np.int64)
         place[rows] = np.arange(len(rows))

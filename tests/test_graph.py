@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gracekit.errors import RecipeError
 from gracekit.graph import (
     build_index,
+    directions_to_index,
     effective_rank,
     grow_index,
     load_graph,
@@ -28,6 +29,7 @@ from gracekit.graph.descent_loops import (
     count_beyond,
     explore,
     explore_together,
+    fill_scales,
     join,
     rescore,
 )
@@ -369,6 +371,35 @@ def test_descent_lists_of_few_rows(n: int, k: int, spare: int, seed: int) -> Non
         index.update(unit, moved)
 
 
+@pytest.mark.parametrize("d", [8, 64])
+def test_rows_that_are_nearly_alike_are_told_apart(d: int) -> None:
+    """Lengths that rounding changed would make the same few rows the nearest of all."""
+    rng, n, k = np.random.default_rng(0), 3000, DESCENT.num_neighbors
+    features = rng.standard_normal((10, d))[rng.integers(0, 10, n)]
+    features += 0.003 * rng.standard_normal((n, d))
+    exact = features - features.mean(axis=0)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    unit = directions_to_index(features.astype(np.float32), DESCENT, valid=everyone(n))
+    index = build_index(unit, DESCENT, valid=everyone(n), seed=0)
+    far = 1 - exact[:200] @ exact.T
+    far[np.arange(200), np.arange(200)] = np.inf
+    bar = np.sort(far, axis=1)[:, k - 1]
+    listed = np.take_along_axis(far, index.graph.neighbors[:200].astype(np.int64), axis=1)
+    assert np.median(bar) < 1e-5
+    assert (listed <= 1.02 * bar[:, None]).mean() > 0.95
+    moved = moved_rows(index, unit_features(features.astype(np.float32), everyone(n)), above=1e-6)
+    assert len(moved) == 0
+
+
+def test_scales_make_lengths_1() -> None:
+    unit = np.array([[3, 4], [0, 0], [32767, 0], [-23170, 23170], [1, 0]], np.int16)
+    scales = np.ones(5, np.float32)
+    fill_scales(unit, scales)
+    lengths = np.linalg.norm(unit.astype(np.float64) * scales[:, None], axis=1)
+    np.testing.assert_allclose(lengths, [1, 0, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(unrounded(unit), unit * scales[:, None], atol=1e-6)
+
+
 @given(n=st.integers(2, 60), seed=st.integers(0, 99))
 def test_a_round_against_a_slow_twin(n: int, seed: int) -> None:
     """Each row sees all around those around it, in whatever order the rows are walked."""
@@ -382,9 +413,10 @@ def test_a_round_against_a_slow_twin(n: int, seed: int) -> None:
     cosines = np.full((n, k), -np.inf, np.float32)
     news = np.zeros((n, k), bool)
     every, fresh = everyone(n), rng.random(n) < 0.7
-    kept = rounded(unit)
-    rescore(kept, every, every, neighbors, cosines, news)
-    rescore(kept, every, fresh, neighbors, cosines, news)
+    kept, scales = rounded(unit), np.empty(n, np.float32)
+    fill_scales(kept, scales)
+    rescore(kept, scales, every, neighbors, cosines, news)
+    rescore(kept, scales, fresh, neighbors, cosines, news)
     around = np.empty((n, n), np.int32)
     join(neighbors, news, k, around)
 
@@ -413,7 +445,7 @@ def test_a_round_against_a_slow_twin(n: int, seed: int) -> None:
         (np.arange(n), rng.permutation(n)), (explore, explore_together)
     ):
         lists = neighbors.copy(), cosines.copy(), news.copy()
-        walk(kept, around, order, *lists)
+        walk(kept, scales, around, order, *lists)
         for row in range(n):
             found = np.sort(
                 np.einsum("d,kd->k", unit[row], unit[lists[0][row]])[lists[0][row] >= 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,17 @@ def test_a_disk_without_room_is_left_alone(tmp_path: Path, monkeypatch: pytest.M
     with scratch_in(tmp_path):
         found = room((300, 2), np.float16)
     assert not is_mapped(found) and found.shape == (300, 2) and not any(tmp_path.iterdir())
+
+
+def test_room_is_left_for_what_is_written_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_bytes, usage = 300 * 2 * 2, shutil.disk_usage(tmp_path)
+    for factor, is_file in ((4.5, False), (5.5, True)):
+        free = int(factor * num_bytes)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        with scratch_in(tmp_path):
+            assert is_mapped(room((300, 2), np.float16)) == is_file
 
 
 @pytest.mark.parametrize("backend", ["exact", "descent"])

@@ -12,6 +12,7 @@ from gracekit.graph.descent_loops import (
     count_beyond,
     explore,
     explore_together,
+    fill_scales,
     join,
     offer,
     rescore,
@@ -102,12 +103,14 @@ class DescentIndex(NeighborLists):
         is found, the others once.
         """
         unit = rounded(self.unit)  # as it is
-        present = has_direction(unit)
+        scales = np.empty(len(unit), np.float32)
+        fill_scales(unit, scales)
+        present: Bool = scales > 0
         fresh: Bool = np.zeros(len(present), bool)
         fresh[rows] = True
         lists = self._neighbors, self._cosines, np.zeros(self._neighbors.shape, bool)
         floor = self._cosines[:, -1].copy()
-        rescore(unit, present, fresh, *lists)
+        rescore(unit, scales, fresh, *lists)
         # A list knows no row that was farther than its last entry. Where entries have moved beyond
         # that, others may be nearer than they are: such rows are searched again as well.
         short = present & (self._cosines[:, self.settings.num_neighbors - 1] < floor)
@@ -131,7 +134,7 @@ class DescentIndex(NeighborLists):
             asked = rng.choice(order, min(len(order), _NUM_ASKED), replace=False)
             is_crowded = count_beyond(around, asked) > _CROWDED * len(asked)
             walk = explore_together if is_crowded else explore
-            num_entered = walk(unit, around, order, *lists)
+            num_entered = walk(unit, scales, around, order, *lists)
             if num_entered <= _SETTLED * fresh.sum() * self._neighbors.shape[1]:
                 break
 

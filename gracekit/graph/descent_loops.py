@@ -5,8 +5,8 @@ compared before is not compared again: `news` marks the entries that are new sin
 and a path of two old edges leads to nothing new.
 
 Lists are `neighbors` int32 [n, w], nearest first, -1 fills up; `cosines` float32 [n, w], -inf
-there; `news` bool [n, w]. All loops change them in place. `unit` are
-directions int16 [n, d] as `rounding.rounded` makes them.
+there; `news` bool [n, w]. All loops change them in place. `unit` are directions int16 [n, d] as
+`rounding.rounded` makes them, and `scales` what makes their length 1.
 """
 
 from __future__ import annotations
@@ -15,25 +15,31 @@ import numpy as np
 from numba import boolean, float32, int16, int32, int64, types, void
 
 from gracekit.greedy.compiled import compiled, inlined, read_only, summing
-from gracekit.rounding import ONE
 from gracekit.types import Bool, Float32, Int16, Int32, Rows
 
 _LISTS = int32[:, ::1], float32[:, ::1], boolean[:, ::1]
 _MATRIX = types.Array(float32, 2, "C", readonly=True)
 _UNIT = types.Array(int16, 2, "C", readonly=True)
-_EACH, _SQUARE = np.float32(1 / ONE), np.float32(1 / ONE**2)
-"""What one is worth in a rounded component, and in a product of two."""
+_SCALES = read_only(float32)
 _MASK = read_only(boolean)
 _AROUND = types.Array(int32, 2, "C", readonly=True)
 
 
 @inlined
-def _cosine(a: Int16, b: Int16) -> np.float32:
+def _product(a: Int16, b: Int16) -> np.float32:
     """Of two rounded directions [d]; in int32 throughout, as processors have it in one step."""
     total = np.int32(0)
     for i in range(len(a)):
         total = np.int32(total + np.int32(a[i]) * np.int32(b[i]))
-    return np.float32(total) * _SQUARE
+    return np.float32(total)
+
+
+@compiled(void(_UNIT, float32[::1]))
+def fill_scales(unit: Int16, scales: Float32) -> None:
+    """Fill [n] with 1 / length of each row of `unit`; 0 where that is 0."""
+    for row in range(len(unit)):
+        square = _product(unit[row], unit[row])
+        scales[row] = 1 / np.sqrt(square) if square > 0 else 0
 
 
 @inlined
@@ -49,11 +55,11 @@ def _insert(
     neighbors[at], cosines[at], news[at] = row, cosine, True
 
 
-@compiled(void(_UNIT, _MASK, _MASK, *_LISTS))
+@compiled(void(_UNIT, _SCALES, _MASK, *_LISTS))
 def rescore(
-    unit: Int16, present: Bool, fresh: Bool, neighbors: Int32, cosines: Float32, news: Bool
+    unit: Int16, scales: Float32, fresh: Bool, neighbors: Int32, cosines: Float32, news: Bool
 ) -> None:
-    """Compute anew what a fresh row [n] is part of, drop absent rows, and sort.
+    """Compute anew what a fresh row [n] is part of, drop rows without a direction, and sort.
 
     Entries of or about fresh rows become news.
     """
@@ -62,11 +68,11 @@ def rescore(
         for at in range(width):
             other, cosine = neighbors[row, at], cosines[row, at]
             neighbors[row, at], cosines[row, at], news[row, at] = -1, -np.inf, False
-            if other < 0 or not (present[row] and present[other]):
+            if other < 0 or scales[row] == 0 or scales[other] == 0:
                 continue
             is_news = fresh[row] or fresh[other]
             if is_news:
-                cosine = _cosine(unit[row], unit[other])
+                cosine = _product(unit[row], unit[other]) * (scales[row] * scales[other])
             to = at
             while to > 0 and cosines[row, to - 1] < cosine:
                 neighbors[row, to], cosines[row, to] = neighbors[row, to - 1], cosines[row, to - 1]
@@ -139,9 +145,15 @@ def count_beyond(around: Int32, rows: Rows) -> int:
     return count
 
 
-@compiled(int64(_UNIT, _AROUND, read_only(int64), *_LISTS))
+@compiled(int64(_UNIT, _SCALES, _AROUND, read_only(int64), *_LISTS))
 def explore(
-    unit: Int16, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
+    unit: Int16,
+    scales: Float32,
+    around: Int32,
+    order: Rows,
+    neighbors: Int32,
+    cosines: Float32,
+    news: Bool,
 ) -> int:
     """One round: compare each row with those around the rows around it.
 
@@ -177,7 +189,7 @@ def explore(
                 if seen[other] == row or not (is_news or beyond & 1):
                     continue
                 seen[other] = row
-                cosine = _cosine(unit[row], unit[other])
+                cosine = _product(unit[row], unit[other]) * (scales[row] * scales[other])
                 if cosine > cosines[row, width - 1]:
                     _insert(neighbors[row], cosines[row], news[row], other, cosine, width - 1)
                     num_entered += 1
@@ -231,9 +243,15 @@ def _enter(
     return 1
 
 
-@compiled(int64(_UNIT, _AROUND, read_only(int64), *_LISTS))
+@compiled(int64(_UNIT, _SCALES, _AROUND, read_only(int64), *_LISTS))
 def explore_together(
-    unit: Int16, around: Int32, order: Rows, neighbors: Int32, cosines: Float32, news: Bool
+    unit: Int16,
+    scales: Float32,
+    around: Int32,
+    order: Rows,
+    neighbors: Int32,
+    cosines: Float32,
+    news: Bool,
 ) -> int:
     """The same round as `explore` while there is room around rows: compare those around each row.
 
@@ -266,7 +284,7 @@ def explore_together(
         size += 1
         for place in range(size):
             for i in range(unit.shape[1]):
-                at_hand[place, i] = _EACH * unit[members[place], i]
+                at_hand[place, i] = scales[members[place]] * unit[members[place], i]
             bars[place] = least[members[place]]
         for i in range(0, num_news, 4):
             for j in range(i, size, 4):

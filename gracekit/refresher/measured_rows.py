@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.errors import RefreshStoppedError
+from gracekit.errors import MeasureError, RefreshStoppedError
 from gracekit.progress import Progress
 from gracekit.protocols import Executor
 from gracekit.scores.changes import as_changes
@@ -75,14 +75,17 @@ class MeasuredRows:
         started = time.perf_counter()
         missing = rows[~self._is_known[rows]]
         if len(missing):
-            found = Measurement.arranged(self._saved(missing), missing)
+            still = np.zeros(len(self._is_known), bool)
+            still[missing] = True
+            found = Measurement.arranged(self._saved(missing, still), missing)
             if self._progress.is_stopping:
                 raise RefreshStoppedError(
                     f"stopped after {self._num_done} of the rows to measure; the next start "
                     "goes on from them, and the last published version is unchanged"
                 )
-            assert found is not None
-            self._parts.append(found)
+            _require_none(still, self._executor)
+            if found is not None:
+                self._parts.append(found)
             self._is_known[missing] = True
         self.model_pass_s += time.perf_counter() - started
         self._put_in_order(rows)
@@ -100,7 +103,10 @@ class MeasuredRows:
         known = np.concatenate([part.rows for part in found]) if found else rows[:0]
         missing = rows[~np.isin(rows, known)]
         if len(missing):
-            for shard in self._executor.look(missing, self._progress):
+            still = np.zeros(len(self._is_known), bool)
+            still[missing] = True
+            shards = self._executor.look(missing, self._progress)
+            for shard in _asked_for(shards, still, self._executor):
                 self._look_shards.save(shard)
                 found.append(shard)
             if self._progress.is_stopping:
@@ -108,6 +114,7 @@ class MeasuredRows:
                     f"stopped after the features of {sum(len(part.rows) for part in found)} rows; "
                     "the next start goes on from them, and the last published version is unchanged"
                 )
+            _require_none(still, self._executor)
         self.model_pass_s += time.perf_counter() - started
         if not found:
             return np.zeros((0, 1), np.float16)
@@ -151,13 +158,46 @@ class MeasuredRows:
         whole = Measurement.arranged(_one_by_one(self._parts), order)
         self._parts = [] if whole is None else [whole]
 
-    def _saved(self, missing: Rows) -> Iterator[Measurement]:
-        """The shards of these rows, each once it is on disk."""
+    def _saved(self, missing: Rows, still: Bool) -> Iterator[Measurement]:
+        """The shards of these rows, each once it is on disk; see `_asked_for`."""
         assert self._executor is not None
-        for shard in self._executor.measure(missing, self._progress):
+        shards = self._executor.measure(missing, self._progress)
+        for shard in _asked_for(shards, still, self._executor):
             self._shards.save(shard)
             self._num_done += len(shard.rows)
             yield shard
+
+
+def _asked_for(
+    shards: Iterator[Measurement], still: Bool, executor: Executor
+) -> Iterator[Measurement]:
+    """The shards; `still` [n], the rows that are asked for, becomes those that are not there yet.
+
+    A row that comes twice counts as the last one of them. Raises `MeasureError` for rows that
+    nobody asked for: an executor may be a class of the user's.
+    """
+    asked = still.copy()
+    for shard in shards:
+        was_asked = (shard.rows >= 0) & (shard.rows < len(asked))
+        was_asked[was_asked] = asked[shard.rows[was_asked]]
+        others = shard.rows[~was_asked]
+        if len(others):
+            raise MeasureError(
+                f"{type(executor).__name__} gave {len(others)} rows that it was not asked for, "
+                f"such as row {others[0]}; an executor gives exactly the rows that it is asked for"
+            )
+        still[shard.rows] = False
+        yield shard
+
+
+def _require_none(still: Bool, executor: Executor) -> None:
+    """Raise `MeasureError` where rows [n] that were asked for are not there."""
+    left = np.flatnonzero(still)
+    if len(left):
+        raise MeasureError(
+            f"{type(executor).__name__} left out {len(left)} of the rows that it was asked for, "
+            f"such as row {left[0]}; an executor gives exactly the rows that it is asked for"
+        )
 
 
 def _one_by_one(parts: list[Measurement]) -> Iterator[Measurement]:
