@@ -39,7 +39,7 @@ from gracekit.store.remote.publishing import publish_versions
 from gracekit.training import Coreset
 from tests.faults import Killed
 from tests.flips import flip_bit
-from tests.published import contents, expected, make_history, whole_versions
+from tests.published import at_call, contents, expected, make_history, whole_versions
 from tests.remote_faults import (
     DENIED,
     SLOW,
@@ -300,18 +300,6 @@ def test_a_disk_that_cannot_be_read_is_no_damaged_object(
     monkeypatch.setattr("gracekit.store.remote.mirror.is_sealed", check)
     with pytest.raises(UnreadableError, match="That does not mean that it is damaged: raise the"):
         Coreset.load(url, 4)
-
-
-def at_call(k: int, work: Callable[[], object]) -> Callable[[], None]:
-    """A `between` that does something before the k-th request."""
-    turns: list[int] = []
-
-    def between() -> None:
-        turns.append(1)
-        if len(turns) == k:
-            work()
-
-    return between
 
 
 def test_two_publishers_at_once(store: Store, tmp_path: Path) -> None:
