@@ -247,7 +247,8 @@ class _Thread:
 
     def __init__(self, room: Room, process: Process, work: Work) -> None:
         self.process, self.is_over = process, False
-        self.wake_at, self.is_due = float("inf"), lambda: True
+        self.wake_at = float("inf")
+        self.is_due: Callable[[], bool] = lambda: True
         self.go = threading.Semaphore(0)
         self._room, self._work = room, work
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from gracekit.checkpoints import check_checkpoint, model_identity, pin
+from gracekit.checkpoints.weights import weights_digest
 from gracekit.errors import CheckpointMismatchError, GracekitError, StoreError, StoreWriteError
 from gracekit.files import sha256
 from gracekit.model_pass.batches import TokenSource
@@ -272,7 +273,7 @@ class World:
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Put `Pass` in the place of models, and note what is handed over."""
-        save, digest = SharedWork.save, joining.weights_digest
+        save, digest = SharedWork.save, weights_digest
 
         def noted(work: SharedWork, offer: Offer, shard: int, result: Measurement) -> bool:
             is_done = save(work, offer, shard, result)

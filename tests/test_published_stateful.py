@@ -310,7 +310,7 @@ class PublishedLife(StoreLife):
 def live(num: int, steps: int) -> None:
     """So many lives, all of them by the seed."""
     MET.clear()
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         hypothesis.seed(SEED)(PublishedLife),
         settings=settings(
             max_examples=num,

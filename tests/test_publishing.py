@@ -246,6 +246,39 @@ def test_what_is_removed_there_by_hand_is_written_again(
     assert Coreset.load(url).version == 4
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["samples.parquet", "manifests/v000002.parquet", "score_history/version=000001/scores.parquet"],
+)
+def test_half_of_an_object_is_written_again(
+    name: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    whole = contents(url)[name]
+    RemoteFolder.open(url).write(name, whole[: len(whole) // 2])
+    assert publish_versions(store.renew(), url).num_objects == 1
+    assert contents(url) == expected(store)
+    assert f"{name} at {url} has {len(whole) // 2:,} bytes" in caplog.text
+
+
+def test_latest_does_not_go_back_where_two_publish_at_once(store: Store, tmp_path: Path) -> None:
+    """One has looked before the other made its version."""
+    shutil.copytree(store.paths.root, tmp_path / "later")
+    later = Store.open(tmp_path / "later")
+    later.commit(make_draft(later, "five"))
+    calls = num_calls(lambda: publish_versions(store, url_of(tmp_path, "-counted")))
+    for k in range(1, calls + 1):
+        url = url_of(tmp_path, f"-{k}")
+        between = at_call(k, partial(publish_versions, later, url))
+        publish_versions(store, url, between=between)
+        has_later = "manifests/v000005.parquet" in contents(url)
+        assert contents(url)["LATEST"] == (b"5\n" if has_later else b"4\n"), f"call {k}"
+        publish_versions(later, url)
+        publish_versions(store, url)
+        assert contents(url) == expected(later)
+
+
 def test_a_file_that_is_damaged_in_both_places_is_told_and_newer_versions_are_published(
     store: Store, tmp_path: Path
 ) -> None:

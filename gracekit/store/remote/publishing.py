@@ -360,18 +360,30 @@ class _Publisher:
     def _read_json(self, name: str) -> dict[str, Any]:
         self.between()
         try:
-            content = json.loads(self.folder.read(name))
+            text = self.folder.read(name)
         except RemoteNotFoundError:
             raise RemoteConflictError(
                 f"{name} at {self.folder.url} vanished: somebody removes what is there; run again"
             ) from None
+        try:
+            content = json.loads(text)
         except (ValueError, RecursionError):
+            self._require_all_came(name, text)
             content = None
         if not isinstance(content, dict):
             raise RemoteConflictError(
                 f"{name} at {self.folder.url} is not what gracekit writes: {_WAY_OUT}"
             )
         return content
+
+    def _require_all_came(self, name: str, content: bytes) -> None:
+        self.between()
+        found = self.folder.look_up(name)
+        if found is not None and found.num_bytes != len(content):
+            raise RemoteError(
+                f"cannot read {name} at {self.folder.url}: {len(content):,} bytes came of "
+                f"{found.num_bytes:,}; run again"
+            )
 
     def _put_new(self, name: str, content: bytes | Path) -> bool:
         if name in self.there:
