@@ -45,6 +45,12 @@ def fill(path: Path, write: Callable[[Path], None]) -> None:
     write(path)
 
 
+def create(path: Path, text: str) -> None:
+    """Make a new file of that content; FileExistsError when `path` is already there."""
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+
+
 def sync_file(path: Path) -> None:
     """Make the content of `path` durable."""
     _sync(path)

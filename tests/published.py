@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from gracekit.remote import RemoteFolder
@@ -52,3 +53,15 @@ def expected(store: Store) -> dict[str, bytes]:
     paths = [p for name in kept for p in (root / name).rglob("*") if p.is_file()]
     paths += [root / "store.json", root / "samples.parquet", root / "LATEST"]
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in paths}
+
+
+def at_call(k: int, work: Callable[[], object]) -> Callable[[], None]:
+    """A `between` that does something before the k-th request."""
+    turns: list[int] = []
+
+    def between() -> None:
+        turns.append(1)
+        if len(turns) == k:
+            work()
+
+    return between

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from gracekit.remote import operations
-from tests.faults import Killed
+from tests.faults import Fault, Layer, faulted, kill, kill_after, told_as_done
 
+__all__ = [
+    "BUCKET", "CALLS", "CUT", "DENIED", "SLOW", "THROTTLED", "Fault", "cut_short", "fails_after",
+    "fails_with", "generic_error", "in_place_of", "kill", "kill_after", "told_as_done",
+]  # fmt: skip
 CALLS = (
     "list_objects", "head_object", "get_object", "get_part", "put_object", "delete_object",
 )  # fmt: skip
-Fault = Callable[[str, Callable[[], Any]], Any]
-"""Given the name of a call and the call itself; returns what the caller gets."""
+BUCKET: Layer = (operations, CALLS)
 
 
-@contextmanager
-def in_place_of(is_meant: Callable[[int, str], bool], fault: Fault) -> Iterator[list[str]]:
+def in_place_of(
+    is_meant: Callable[[int, str], bool], fault: Fault
+) -> AbstractContextManager[list[str]]:
     """Let `fault` answer the calls that are meant, by number from 1 and name; yields the names."""
-    seen: list[str] = []
-    originals = {name: getattr(operations, name) for name in CALLS}
-
-    def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            seen.append(name)
-            if is_meant(len(seen), name):
-                return fault(name, lambda: original(*arguments))
-            return original(*arguments)
-
-        return call
-
-    for name, original in originals.items():
-        setattr(operations, name, wrap(name, original))
-    try:
-        yield seen
-    finally:
-        for name, original in originals.items():
-            setattr(operations, name, original)
-
-
-def kill(name: str, call: Callable[[], Any]) -> Any:
-    """The process ends before the call; to be meant for all later ones too."""
-    raise Killed
-
-
-def kill_after(name: str, call: Callable[[], Any]) -> Any:
-    """The process ends when the call was done and its answer is not there yet."""
-    call()
-    raise Killed
+    return faulted([BUCKET], is_meant, fault)
 
 
 def fails_with(text: str) -> Fault:
@@ -68,10 +43,6 @@ def fails_after(text: str) -> Fault:
         raise generic_error(text)
 
     return fault
-
-
-def told_as_done(name: str, call: Callable[[], Any]) -> Any:
-    """The call is not done, and nothing says so: for puts, which answer nothing."""
 
 
 def cut_short(name: str, call: Callable[[], Any]) -> Any:

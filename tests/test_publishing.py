@@ -39,7 +39,7 @@ from gracekit.store.remote.publishing import publish_versions
 from gracekit.training import Coreset
 from tests.faults import Killed
 from tests.flips import flip_bit
-from tests.published import contents, expected, make_history, whole_versions
+from tests.published import at_call, contents, expected, make_history, whole_versions
 from tests.remote_faults import (
     DENIED,
     SLOW,
@@ -246,6 +246,39 @@ def test_what_is_removed_there_by_hand_is_written_again(
     assert Coreset.load(url).version == 4
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["samples.parquet", "manifests/v000002.parquet", "score_history/version=000001/scores.parquet"],
+)
+def test_half_of_an_object_is_written_again(
+    name: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = url_of(tmp_path)
+    publish_versions(store, url)
+    whole = contents(url)[name]
+    RemoteFolder.open(url).write(name, whole[: len(whole) // 2])
+    assert publish_versions(store.renew(), url).num_objects == 1
+    assert contents(url) == expected(store)
+    assert f"{name} at {url} has {len(whole) // 2:,} bytes" in caplog.text
+
+
+def test_latest_does_not_go_back_where_two_publish_at_once(store: Store, tmp_path: Path) -> None:
+    """One has looked before the other made its version."""
+    shutil.copytree(store.paths.root, tmp_path / "later")
+    later = Store.open(tmp_path / "later")
+    later.commit(make_draft(later, "five"))
+    calls = num_calls(lambda: publish_versions(store, url_of(tmp_path, "-counted")))
+    for k in range(1, calls + 1):
+        url = url_of(tmp_path, f"-{k}")
+        between = at_call(k, partial(publish_versions, later, url))
+        publish_versions(store, url, between=between)
+        has_later = "manifests/v000005.parquet" in contents(url)
+        assert contents(url)["LATEST"] == (b"5\n" if has_later else b"4\n"), f"call {k}"
+        publish_versions(later, url)
+        publish_versions(store, url)
+        assert contents(url) == expected(later)
+
+
 def test_a_file_that_is_damaged_in_both_places_is_told_and_newer_versions_are_published(
     store: Store, tmp_path: Path
 ) -> None:
@@ -300,18 +333,6 @@ def test_a_disk_that_cannot_be_read_is_no_damaged_object(
     monkeypatch.setattr("gracekit.store.remote.mirror.is_sealed", check)
     with pytest.raises(UnreadableError, match="That does not mean that it is damaged: raise the"):
         Coreset.load(url, 4)
-
-
-def at_call(k: int, work: Callable[[], object]) -> Callable[[], None]:
-    """A `between` that does something before the k-th request."""
-    turns: list[int] = []
-
-    def between() -> None:
-        turns.append(1)
-        if len(turns) == k:
-            work()
-
-    return between
 
 
 def test_two_publishers_at_once(store: Store, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from gracekit.store.files.sealing import sealed_json
 from gracekit.store.files.shards import clear_shards
 from gracekit.store.files.shared_work import end_shared
 from gracekit.types import Int64, Measurement
+from tests.faults import on_operation
 from tests.test_scoring_more_scores import Tokens
 from tests.test_scoring_pass import make_samples
 
@@ -226,6 +227,33 @@ def test_what_other_code_measured_is_not_taken(tmp_path: Path) -> None:
     assert again.number == offer.number
     assert not worker.save(offer, 0, measured([0, 1])), "the worker still has the former code"
     assert refresher.results(again, {0, 1, 2}) == []
+
+
+def test_what_a_worker_was_held_up_with_is_not_taken_by_other_code(tmp_path: Path) -> None:
+    """It writes what it measured when the refresher has been installed anew and offers the same."""
+    killed, worker, refresher = shared(tmp_path), shared(tmp_path), shared(tmp_path)
+    killed.open({"session": "1", "program": {"torch": "1"}}, None)
+    offer = offered(killed)
+    assert worker.task()["session"] == "1"
+    again: list[Offer] = []
+
+    def react(count: int, name: str, path: Path) -> None:
+        if count == 1:
+            refresher.open({"session": "2", "program": {"torch": "2"}}, None)
+            again.append(offered(refresher))
+
+    with on_operation(react) as seen:
+        assert worker.save(offer, 1, measured([2, 3]))
+    assert seen[0] == "fill" and refresher.results(again[0], {1}) == [1]
+    last = shared(tmp_path)
+    assert last.open({"session": "3", "program": {"torch": "2"}}, None) == []
+    assert worker.task()["session"] == "3"
+    assert worker.save(offered(last), 1, measured([2, 3]))
+    assert last.result(again[0], 1) is not None
+    last.leave()
+    assert not worker.is_there() and shared_work(StorePaths(tmp_path)) == []
+    (left,) = shared(tmp_path).open({"session": "4", "program": {"torch": "2"}}, None)
+    assert left.rows.tolist() == [2, 3]
 
 
 def test_a_claim_of_a_host_with_the_same_name_counts_until_its_lease_ends(tmp_path: Path) -> None:

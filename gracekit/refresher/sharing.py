@@ -11,13 +11,14 @@ import logging
 import secrets
 import time
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 import torch
 
 from gracekit.checkpoints.model import devices_for, resolve_device, resolve_dtype
+from gracekit.errors import StoreWriteError
 from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.pass_inputs import cut_shards
@@ -63,6 +64,8 @@ class SharingExecutor:
             of_target = target.tokens.take(np.arange(len(target.groups)))
         self._left = work.open(task, of_target)
         """Shards that workers finished for a refresher that was killed."""
+        self._is_open = False
+        """Whether a round was begun that is not measured to its end."""
         self._num_by_others = 0
 
     def measure(self, rows: Rows, progress: Progress | None = None) -> Iterator[Measurement]:
@@ -82,11 +85,19 @@ class SharingExecutor:
         return self._own.optimizer()
 
     def close(self) -> None:
-        """End the sharing, and let go of this host's executor."""
+        """End the sharing, and let go of this host's executor.
+
+        In the middle of a round, after an error or a stop, what workers have finished stays for the
+        next start.
+        """
         if self._num_by_others:
             logger.info("other hosts measured %d rows", self._num_by_others)
         try:
-            self._work.close()
+            if not self._is_open:
+                self._work.close()
+            else:
+                with suppress(StoreWriteError):  # the next start does it; there is another error
+                    self._work.leave()
         finally:
             self._own.close()
 
@@ -102,14 +113,19 @@ class SharingExecutor:
         shards = cut_shards(rows, lengths[rows], self._shard_rows)
         progress.plan(len(rows), int(lengths[rows].sum()))
         of_shards = [lengths[part] for part in shards]
+        self._is_open = True
         offer = self._work.offer(shards, of_shards, self._tokens.take, is_look)
-        try:
-            yield from self._measure_together(offer, progress)
-        finally:
+        is_whole = yield from self._measure_together(offer, progress)
+        if is_whole:
             self._work.withdraw(offer)
+            self._is_open = False
 
-    def _measure_together(self, offer: Offer, progress: Progress) -> Iterator[Measurement]:
-        """Measure what nobody else does, and collect the rest, until all is there."""
+    def _measure_together(
+        self, offer: Offer, progress: Progress
+    ) -> Generator[Measurement, None, bool]:
+        """Measure what nobody else does, and collect the rest, until all is there; whether it is,
+        and there was no stop.
+        """
         pending = set(range(len(offer)))
         waiting_since = time.monotonic()
         while pending:
@@ -122,7 +138,7 @@ class SharingExecutor:
                     waiting_since = time.monotonic()
                     yield found
             if progress.is_stopping or not pending:
-                return
+                return not pending
             claims = self._claim(offer, pending)
             own = sorted(claim.shard for claim in claims)
             if not own and time.monotonic() - waiting_since >= self._work.lease_s:
@@ -133,11 +149,12 @@ class SharingExecutor:
                 continue
             is_whole = yield from self._measure_own(offer, own, claims, progress)
             if not is_whole:
-                return
+                return False
             for claim in claims:
                 claim.finish("done")
             pending -= set(own)
             waiting_since = time.monotonic()
+        return True
 
     def _measure_own(
         self, offer: Offer, own: list[int], claims: list[Claim], progress: Progress

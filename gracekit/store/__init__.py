@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from gracekit.store.problems import Problem
     from gracekit.store.reader import StoreReader
     from gracekit.store.remote.mirror import bring, local_store, url_of_mirror
-    from gracekit.store.remote.publishing import PublishReport
+    from gracekit.store.remote.objects import PublishReport
     from gracekit.store.remote.record import Published, publish_and_record, read_published
     from gracekit.store.remote.verifying import verify_published
     from gracekit.store.retention import GcReport
@@ -107,7 +107,7 @@ _HOMES = {
     "gracekit.store.problems": ("Problem",),
     "gracekit.store.reader": ("StoreReader",),
     "gracekit.store.remote.mirror": ("bring", "local_store", "url_of_mirror"),
-    "gracekit.store.remote.publishing": ("PublishReport",),
+    "gracekit.store.remote.objects": ("PublishReport",),
     "gracekit.store.remote.record": ("Published", "publish_and_record", "read_published"),
     "gracekit.store.remote.verifying": ("verify_published",),
     "gracekit.store.retention": ("GcReport",),

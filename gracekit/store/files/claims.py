@@ -31,8 +31,7 @@ class Claim:
         """Whether nobody else has made it; raises `StoreWriteError`."""
         with files.clear_write_errors(self._path):
             try:
-                with self._path.open("x", encoding="utf-8") as file:
-                    file.write(self._text())
+                files.create(self._path, self._text())
             except (FileExistsError, FileNotFoundError):  # not found: the work is over
                 return False
         return True
@@ -63,7 +62,7 @@ class Claim:
     def _write(self, state: str) -> None:
         temporary = files.temporary_path(self._path)
         try:
-            temporary.write_text(self._text(state), encoding="utf-8")
+            files.fill(temporary, lambda path: _write_text(path, self._text(state)))
             files.replace(temporary, self._path)
         finally:
             files.remove(temporary)
@@ -80,3 +79,7 @@ class Claim:
                 "pid_namespace": pid_namespace(),
             }
         )
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

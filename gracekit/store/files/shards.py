@@ -13,15 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.files import (
-    clear_write_errors,
-    remove,
-    replace,
-    replace_surely,
-    sync_file,
-    temporary_path,
-    write_atomic,
-)
+from gracekit import files
 from gracekit.store.files.paths import StorePaths
 from gracekit.types import Measurement, Rows
 
@@ -40,9 +32,11 @@ class ShardFiles:
         self.directory = directory
         self._last: int | None = None  # listing the directory for every shard takes n² in all
 
-    def load(self) -> list[Measurement]:
-        """All whole shards in the order they were finished; damaged ones are passed over."""
-        found = [read_shard(path) for path in self._files()]
+    def load(self, made_by: str | None = None) -> list[Measurement]:
+        """All whole shards in the order they were finished; damaged ones are passed over, and those
+        of other makers where one is given.
+        """
+        found = [read_shard(path, made_by) for path in self._files()]
         return [shard for shard in found if shard is not None]
 
     def save(self, shard: Measurement) -> None:
@@ -50,13 +44,13 @@ class ShardFiles:
         if self._last is None or self._path(self._last + 1).exists():
             self._last = max((int(path.stem) for path in self._files()), default=0)
         content = _pack(shard)
-        write_atomic(self._path(self._last + 1), lambda path: _write(path, content))
+        files.write_atomic(self._path(self._last + 1), lambda path: _write(path, content))
         self._last += 1
 
     def clear(self) -> None:
         """Forget all shards."""
-        with clear_write_errors(self.directory):
-            remove(self.directory)
+        with files.clear_write_errors(self.directory):
+            files.remove(self.directory)
         self._last = None
 
     def _path(self, number: int) -> Path:
@@ -93,7 +87,7 @@ def clear_shards(paths: StorePaths, *, before_ns: int | None = None) -> list[str
     """
     directories = sorted(paths.shards.iterdir()) if paths.shards.is_dir() else []
     cleared = []
-    with clear_write_errors(paths.shards):
+    with files.clear_write_errors(paths.shards):
         for directory in directories:
             times = []
             for shard in directory.glob("*"):
@@ -107,35 +101,44 @@ def clear_shards(paths: StorePaths, *, before_ns: int | None = None) -> list[str
 
 def remove_whole(directory: Path) -> None:
     """Remove a directory of shards in which workers may still write: they meet none."""
-    away = temporary_path(directory)
+    away = files.temporary_path(directory)
     try:
-        replace(directory, away)
+        files.replace(directory, away)
     except FileNotFoundError:
         return
-    remove(away)
+    files.remove(away)
 
 
-def _pack(shard: Measurement) -> bytes:
+def _pack(shard: Measurement, made_by: str = "") -> bytes:
     buffer = io.BytesIO()
     names = np.array(list(shard.scores), dtype=np.str_)
     scores = np.array(list(shard.scores.values()), dtype=np.float32)
     arrays = {"rows": shard.rows, "features": shard.features, "names": names, "scores": scores}
     if shard.sketches is not None:
         arrays["sketches"] = shard.sketches
+    if made_by:
+        arrays["made_by"] = np.array(made_by)
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     content = buffer.getvalue()
     return hashlib.sha256(content).digest() + content
 
 
-def write_shard(path: Path, shard: Measurement) -> bool:
-    """Write a finished shard into a directory that exists; True. Raises OSError."""
-    temporary = temporary_path(path)
+def write_shard(path: Path, shard: Measurement, made_by: str) -> bool:
+    """Write a finished shard into a directory that exists; True. Raises OSError.
+
+    Args:
+        path: The file.
+        shard: What was measured.
+        made_by: With which code, on which device.
+    """
+    temporary = files.temporary_path(path)
     try:
-        temporary.write_bytes(_pack(shard))
-        sync_file(temporary)
-        replace_surely(temporary, path)
+        content = _pack(shard, made_by)
+        files.fill(temporary, lambda path: _write(path, content))
+        files.sync_file(temporary)
+        files.replace_surely(temporary, path)
     finally:
-        remove(temporary)
+        files.remove(temporary)
     return True
 
 
@@ -158,12 +161,14 @@ def _content(path: Path) -> bytes | None:
     return content if hashlib.sha256(content).digest() == digest else None
 
 
-def read_shard(path: Path) -> Measurement | None:
-    """A finished shard; None where it is damaged or cannot be read."""
+def read_shard(path: Path, made_by: str | None = None) -> Measurement | None:
+    """A finished shard; None where it is damaged, cannot be read, or has another maker."""
     content = _content(path)
     if content is None:
         return None
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        if made_by is not None and str(file.get("made_by", "")) != made_by:
+            return None
         scores = dict(zip(file["names"].tolist(), file["scores"], strict=True))
         return Measurement(
             rows=file["rows"],

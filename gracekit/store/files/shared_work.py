@@ -19,6 +19,8 @@ The refresher alone makes and removes offers, and moves results into the shards 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import socket
@@ -89,6 +91,10 @@ class SharedWork:
         self._clock = clock
         self._session: object = None
         """Of the task that was read last."""
+        self._made_by = maker_of({})
+        """With which code that one is measured, on which kind of device: a result says it too, for
+        a worker that was held up may write it for a refresher that has other code by then.
+        """
         self._seen: dict[str, tuple[bytes, float]] = {}
         """Claim -> what it said, and since when it says that."""
         self._done: set[tuple[int, int]] = set()
@@ -103,9 +109,8 @@ class SharedWork:
         is shared has no refresher any more, and is marked as ended. Raises `StoreWriteError`.
         """
         end_shared(self._paths)
-        found = ShardFiles(self.directory).load()
-        if found and self._program_before() != task.get("program"):
-            found = []
+        self._made_by = maker_of(task)
+        found = ShardFiles(self.directory).load(self._made_by)
         self.close()
         with files.clear_write_errors(self.directory):
             files.make_directory(self.directory)
@@ -146,6 +151,12 @@ class SharedWork:
                 if _number_of(name) == offer.number:
                     files.remove(self.directory / name)
 
+    def leave(self) -> None:
+        """End the sharing before all is measured: workers go, and what they have finished, or are
+        at, is there for the next refresh of the same checkpoint. Raises `StoreWriteError`.
+        """
+        _end(self.directory / _TASK)
+
     def close(self) -> None:
         """Remove all; what workers still write meets no directory. Raises `StoreWriteError`."""
         with files.clear_write_errors(self.directory):
@@ -154,7 +165,7 @@ class SharedWork:
     def result(self, offer: Offer, shard: int) -> Measurement | None:
         """What a worker measured of a shard; None where nobody has, or it is damaged."""
         path = self._result_path(offer, shard)
-        found = read_shard(path) if path.exists() else None
+        found = read_shard(path, self._made_by) if path.exists() else None
         expected = offer.rows[offer.place(shard)]
         is_it = found is not None and offer.is_look != bool(found.scores)
         if found is not None and is_it and np.array_equal(found.rows, expected):
@@ -211,7 +222,7 @@ class SharedWork:
         path = self.directory / _TASK
         with foreign(path, StoreFormatError):
             found: Json = read_sealed_json(path)
-            self._session = found.get("session")
+            self._session, self._made_by = found.get("session"), maker_of(found)
             return found
 
     def is_there(self) -> bool:
@@ -256,7 +267,7 @@ class SharedWork:
         with files.clear_write_errors(path):
             try:
                 is_wanted = self.is_offered(offer) and self._is_same_session()
-                return is_wanted and write_shard(path, result)
+                return is_wanted and write_shard(path, result, self._made_by)
             except FileNotFoundError:
                 return False
 
@@ -271,9 +282,6 @@ class SharedWork:
                 found = read_sealed_json(self.directory / name)
                 return found if isinstance(found, dict) else {}
         return {}
-
-    def _program_before(self) -> object:
-        return self._last_task().get("program")
 
     def _is_free(self, offer: Offer, shard: int, generation: int) -> bool:
         """Whether the holder of a claim has let go of it, or has ended."""
@@ -331,9 +339,18 @@ def end_shared(paths: StorePaths) -> None:
     The caller holds the store's lock. Raises `StoreWriteError`.
     """
     for measure_id in shared_work(paths):
-        task = paths.shards_of(measure_id + SHARED) / _TASK
-        with files.clear_write_errors(task):
-            files.replace(task, task.with_name(_ENDED))
+        _end(paths.shards_of(measure_id + SHARED) / _TASK)
+
+
+def _end(task: Path) -> None:
+    with files.clear_write_errors(task):
+        files.replace(task, task.with_name(_ENDED))
+
+
+def maker_of(task: Json) -> str:
+    """Digest of what of a task decides about the bytes of a result besides model and samples."""
+    known = json.dumps([task.get(key) for key in ("program", "own_code", "device")], sort_keys=True)
+    return hashlib.sha256(known.encode()).hexdigest()[:16]
 
 
 def _number_of(name: str) -> int | None:

@@ -21,6 +21,7 @@ Nothing here locks the store: a file that gc removes meanwhile makes its version
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,30 +39,21 @@ from gracekit.errors import (
 from gracekit.remote import RemoteFolder
 from gracekit.store.files.parquet import is_sealed
 from gracekit.store.reader import StoreReader
-from gracekit.store.remote.objects import files_of, is_later
+from gracekit.store.remote.objects import (
+    PublishReport,
+    files_of,
+    is_whole_manifest,
+    newest_of,
+    newest_version,
+)
 from gracekit.store.retention import files_of_removed
 from gracekit.store.version_facts import VersionFacts
 from gracekit.version.header import FileInfo, Header
 from gracekit.version.identity import identity_of_store, identity_of_version
 
+logger = logging.getLogger(__name__)
+
 _WAY_OUT = "publish to another URL, or remove what is there"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishReport:
-    """What was copied to an object store, or removed from it."""
-
-    url: str
-    latest: int | None
-    """The newest version there now; None: there is none."""
-    published: tuple[int, ...]
-    """Versions that are new there."""
-    removed: tuple[int, ...]
-    """Versions that are no longer there, because gc removed them here."""
-    num_objects: int
-    """Objects written."""
-    num_bytes: int
-    """Bytes of them."""
 
 
 def publish_versions(
@@ -190,6 +182,9 @@ class _Publisher:
         if manifest in self.there:
             if self._lacks(version):
                 self._mend(version)
+            if not self._is_whole_manifest(manifest, paths.manifest(version)):
+                self._tell_damaged(manifest)
+                self._put(manifest, paths.manifest(version))
             return False
         header = self.store.header(version)
         if not self._put_new(self._name(paths.sidecar(version)), header.to_text().encode()):
@@ -203,41 +198,56 @@ class _Publisher:
             self._require_same(self._name(paths.sidecar(version)), header)
         return True
 
+    def _is_whole_manifest(self, name: str, own: Path) -> bool:
+        """Whether one that is there is whole; it is read only where it has another size than ours,
+        as that of an earlier release may have.
+        """
+        if self.there[name] == own.stat().st_size:
+            return True
+        self.between()
+        return is_whole_manifest(self.folder, name)
+
     def _lacks(self, version: int) -> bool:
-        """Whether a version that is there lacks a file; reads no header for that."""
-        names = [name for name, _ in self.made_with[version].sizes]
-        names.append(self._name(self.store.paths.sidecar(version)))
-        return self._lacks_samples or any(name not in self.there for name in names)
+        """Whether a version that is there lacks a file, or has half of one; reads no header for
+        that.
+        """
+        sizes = self.made_with[version].sizes
+        sidecar = self._name(self.store.paths.sidecar(version))
+        is_there = all(self.there.get(name) == num_bytes for name, num_bytes in sizes)
+        return self._lacks_samples or sidecar not in self.there or not is_there
 
     @cached_property
     def _lacks_samples(self) -> bool:
         tables = self.store.paths.changed_samples.glob("v*.parquet")
-        return any(self._name(table) not in self.there for table in tables)
+        return any(self.there.get(self._name(t)) != t.stat().st_size for t in tables)
 
     def _mend(self, version: int) -> None:
         """Write again what a version lacks."""
         header = self.store.header(version)
         self._put_new(self._name(self.store.paths.sidecar(version)), header.to_text().encode())
         for name, entry in files_of(header, self.store).items():
-            if name not in self.there:
-                self._copy(name, entry, f"what version {version} lacks at {self.folder.url} is not")
+            self._copy(name, entry, f"what version {version} lacks at {self.folder.url} is not")
 
     def _copy(self, name: str, entry: FileInfo | None, what: str) -> None:
         """Copy a file unless it is there; `what` says what is not published without it."""
         path = self.store.paths.find(self.store.paths.root / name)
         num_bytes = path.stat().st_size
-        if name in self.there:
-            if self.there[name] != num_bytes:
-                raise RemoteConflictError(
-                    f"{name} at {self.folder.url} has {self.there[name]:,} bytes, and "
-                    f"{num_bytes:,} in {self.store.paths.root}: {_WAY_OUT}"
-                )
+        if self.there.get(name) == num_bytes:
             return
         if entry is not None and files.sha256(path) != entry.sha256:
             raise StoreFormatError(
                 f"{path} is damaged, so {what} is published; run `gracekit verify`"
             )
+        if name in self.there:
+            self._tell_damaged(name)
         self._put(name, path)
+
+    def _tell_damaged(self, name: str) -> None:
+        """Versions there are ours by their headers, so an object of another size is damaged."""
+        logger.warning(
+            "%s at %s has %s bytes, which is not what was written: it is written again",
+            name, self.folder.url, f"{self.there[name]:,}",
+        )  # fmt: skip
 
     def _require_not_removed(self, version: int, header: Header) -> None:
         """Let go of the claim where a copy of the store recorded a removal since the listing."""
@@ -317,14 +327,23 @@ class _Publisher:
         ours = [v for v in self.store.versions() if self._name(paths.manifest(v)) in self.there]
         if not ours:
             return None
-        name, text = self._name(paths.latest), f"{ours[-1]}\n".encode()
+        name, newest = self._name(paths.latest), ours[-1]
         if name in self.there:
             self.between()
-            found = self.folder.read(name)
-            if found == text or is_later(found, ours[-1], paths, self.there):
-                return ours[-1]
-        self._put(name, text)
-        return ours[-1]
+            found = newest_of(self.folder.read(name))
+            if found == newest or (found > newest and self._has_later(found)):
+                return newest
+        self._put(name, f"{newest}\n".encode())
+        self.between()
+        later = newest_version(self.folder)
+        if later > newest:  # another publisher was faster, and so was its LATEST
+            self._put(name, f"{later}\n".encode())
+        return newest
+
+    def _has_later(self, version: int) -> bool:
+        """Whether a version is there that another publisher put since the listing."""
+        self.between()
+        return self.folder.look_up(self._name(self.store.paths.manifest(version))) is not None
 
     def _require_same(self, name: str, header: Header) -> None:
         """The header that is there has to be of the same version as ours."""
@@ -341,18 +360,30 @@ class _Publisher:
     def _read_json(self, name: str) -> dict[str, Any]:
         self.between()
         try:
-            content = json.loads(self.folder.read(name))
+            text = self.folder.read(name)
         except RemoteNotFoundError:
             raise RemoteConflictError(
                 f"{name} at {self.folder.url} vanished: somebody removes what is there; run again"
             ) from None
+        try:
+            content = json.loads(text)
         except (ValueError, RecursionError):
+            self._require_all_came(name, text)
             content = None
         if not isinstance(content, dict):
             raise RemoteConflictError(
                 f"{name} at {self.folder.url} is not what gracekit writes: {_WAY_OUT}"
             )
         return content
+
+    def _require_all_came(self, name: str, content: bytes) -> None:
+        self.between()
+        found = self.folder.look_up(name)
+        if found is not None and found.num_bytes != len(content):
+            raise RemoteError(
+                f"cannot read {name} at {self.folder.url}: {len(content):,} bytes came of "
+                f"{found.num_bytes:,}; run again"
+            )
 
     def _put_new(self, name: str, content: bytes | Path) -> bool:
         if name in self.there:

@@ -20,7 +20,8 @@ from gracekit.remote import local_path
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.sealing import sealed_json
 from gracekit.store.reader import StoreReader
-from gracekit.store.remote.publishing import PublishReport, publish_versions
+from gracekit.store.remote.objects import PublishReport
+from gracekit.store.remote.publishing import publish_versions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
