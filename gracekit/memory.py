@@ -114,7 +114,9 @@ def _tells(error: BaseException) -> bool:
         limit_bytes() is not None
         and not isinstance(error, ModuleNotFoundError)
         and any(
-            frame.f_code.co_filename.startswith("<frozen importlib")
+            # Python leaves its own frames out of what a module raises as it is loaded.
+            frame.f_code.co_name == "<module>"
+            or frame.f_code.co_filename.startswith("<frozen importlib")
             for frame, _ in walk_tb(error.__traceback__)
         )
     )

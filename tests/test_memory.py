@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import resource
 import subprocess
@@ -80,6 +81,20 @@ def test_the_words_of_a_lack_of_memory(error: Exception) -> None:
 )
 def test_other_errors_are_not_blamed_on_memory(error: Exception) -> None:
     assert shortage(error) is None
+
+
+def test_a_library_that_is_loaded_halfway_is_blamed_on_a_limit_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loaded_halfway.py").write_text("import os\nos.not_there_yet\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError) as caught:
+        importlib.import_module("loaded_halfway")
+    monkeypatch.setattr("gracekit.memory.limit_bytes", lambda: 600 * MIB)
+    told = shortage(caught.value)
+    assert told is not None and "AttributeError" in told and "600 MiB" in told
+    monkeypatch.setattr("gracekit.memory.limit_bytes", lambda: None)
+    assert shortage(caught.value) is None
 
 
 def test_without_a_limit_there_is_always_room() -> None:
