@@ -75,9 +75,8 @@ def scratch_folder(purpose: str) -> Iterator[Path]:
 
 def make_scratch_folder(purpose: str) -> Path:
     """The same, for the caller to remove. Those of processes that have ended are removed first."""
-    parent = Path("TMPDIR")
+    parent = temporary_directory()
     try:
-        parent = Path(tempfile.gettempdir())
         sweep_scratch_folders(parent)
         while True:
             folder = parent / f"gracekit-{purpose}-{token()}"
@@ -85,10 +84,22 @@ def make_scratch_folder(purpose: str) -> Path:
                 folder.mkdir(mode=0o700)
                 return folder
     except OSError as error:
-        raise StoreWriteError(
-            f"cannot make a folder for temporary files in {parent}: {error.strerror or error}; "
-            "free some space there, or set TMPDIR to a directory that can be written"
-        ) from error
+        raise _no_room(f"in {parent}", error) from error
+
+
+def temporary_directory() -> Path:
+    """Where temporary files go; raises `StoreWriteError` where there is no place for them."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise _no_room("anywhere", error) from error
+
+
+def _no_room(where: str, error: OSError) -> StoreWriteError:
+    return StoreWriteError(
+        f"cannot make a folder for temporary files {where}: {error.strerror or error}; "
+        "free some space there, or set TMPDIR to a directory that can be written"
+    )
 
 
 def sweep_scratch_folders(parent: Path) -> None:

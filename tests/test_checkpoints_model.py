@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from gracekit.errors import (
     CheckpointMismatchError,
     CheckpointVanishedError,
     RecipeError,
+    StoreWriteError,
 )
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
@@ -411,3 +413,16 @@ def test_a_config_that_claims_more_than_the_weights_takes_no_memory(
         pytest.raises(CheckpointMismatchError, match=rf"{what}, and its weights"),
     ):
         load_model(pinned, SETTINGS, device="cpu")
+
+
+def test_no_place_for_temporary_files_is_not_the_checkpoints_fault(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch asks for one as it is loaded."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere/at/all"])
+    with (
+        pinned_at(run_dir / "checkpoint-6", tmp_path) as pinned,
+        pytest.raises(StoreWriteError, match=r"temporary files anywhere: .*set TMPDIR"),
+    ):
+        load_model(pinned, SETTINGS)

@@ -38,6 +38,7 @@ from gracekit.errors import (
     StoreWriteError,
 )
 from gracekit.foreign import foreign
+from gracekit.leftovers import temporary_directory
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
 
@@ -133,9 +134,12 @@ def load_model(
             are missing from the files or have another shape than its config says.
         MeasureError: It does not fit into the memory of the device.
         RecipeError: `device` or `dtype` does not exist here.
+        StoreWriteError: There is no place for temporary files, which torch asks for as it loads;
+            it would seem to be the checkpoint's fault.
     """
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
+    temporary_directory()
     with foreign(pinned.checkpoint.path, CheckpointError):
         return _load(pinned, settings, torch_device, torch_dtype)
 

@@ -22,6 +22,7 @@ from gracekit.cli.output import Output
 from gracekit.cli.resolving import resolve_store
 from gracekit.cli.terminal import say
 from gracekit.errors import GracekitError
+from gracekit.memory import RanOutExit, shortage
 from gracekit.streams import lost_output
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -223,11 +224,19 @@ def clear_errors(command: Command) -> Command:
             if (lost := lost_output(error)) is not None:
                 _say(lost, "OSError")
                 sys.exit(1)
+            if (what := shortage(error)) is not None:
+                _say(what, "OSError")
+                raise RanOutExit(1) from None
             if error.filename is None or error.errno is None:
                 raise  # not of a file, so there is no more to say than where it happened
             advice = "name another" if error.errno in _BAD_NAMES else "check the disk and the mount"
             _say(f"cannot open {error.filename}: {error.strerror}; {advice}", "OSError")
             sys.exit(1)
+        except Exception as error:
+            if (what := shortage(error)) is None:
+                raise
+            _say(what, type(error).__name__)
+            raise RanOutExit(1) from None
 
     return run  # type: ignore[return-value]
 

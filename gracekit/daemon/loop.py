@@ -8,8 +8,8 @@ others work between two refreshes. The last version stays valid whatever happens
   finite) is reported and skipped. With `on_backlog: latest` an older one that is complete and not
   done is taken in its place.
 - A selection that the data no longer allows (a quota), after one that it did, likewise.
-- A store that cannot be written (full or failing disk) is tried again with growing pauses, as long
-  as it takes.
+- A store that cannot be written, or of which a version cannot be read (full or failing disk, lost
+  mount or rights), is tried again with growing pauses, as long as it takes.
 - Another writer is waited for.
 - An error nobody foresaw is logged with its traceback and tried again; after `MOST_TRIES` the
   checkpoint is skipped. What is foreign (`gracekit.foreign`) has its own kind of error.
@@ -50,7 +50,7 @@ from gracekit.errors import (
 )
 from gracekit.foreign import ENDS
 from gracekit.progress import Progress
-from gracekit.store import StorePaths, lock_daemon
+from gracekit.store import StorePaths, UnreadableError, lock_daemon
 from gracekit.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ LONGEST_SILENCE_S = 60.0
 """Seconds without a sign of life in a pause."""
 OF_ONE_CHECKPOINT = (CheckpointError, MeasureError)
 """Errors that the next checkpoint may not have: this one is skipped."""
-MAY_COME_BACK = (StoreWriteError, ClusterError)
-"""Errors of a disk or a cluster: the same checkpoint is tried until it works."""
+MAY_COME_BACK = (StoreWriteError, UnreadableError, ClusterError)
+"""Errors of a disk, its mount or rights, or a cluster: the same checkpoint is tried until it
+works."""
 PASSING = (CheckpointVanishedError, CheckpointIncompleteError)
 """Those of a trainer that goes on: nothing is wrong."""
 

@@ -21,7 +21,10 @@ class Questions:
 
     def __init__(self, store: StoreReader) -> None:
         self.store = store
-        self._connection = connect(store)
+        try:
+            self._connection = connect(store)
+        except duckdb.IOException as error:  # a view looks at the first of its files
+            raise _unreadable(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -46,9 +49,7 @@ class Questions:
                 }
             except duckdb.IOException as error:
                 if not tries_left:
-                    raise QueryError(f"a file of the store cannot be read: {_reason(error)}") from (
-                        error
-                    )
+                    raise _unreadable(error) from error
                 self._connection.close()
                 self._connection = connect(self.store.renew())
             except duckdb.Error as error:
@@ -73,6 +74,10 @@ def query(sql: str) -> str:
 def in_list(values: Iterable[int]) -> str:
     """Whole numbers for `IN (…)`."""
     return ", ".join(str(int(value)) for value in values) or "NULL"
+
+
+def _unreadable(error: duckdb.Error) -> QueryError:
+    return QueryError(f"a file of the store cannot be read: {_reason(error)}")
 
 
 def _reason(error: duckdb.Error) -> str:

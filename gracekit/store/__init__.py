@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gracekit.store.files.cache import CachePayload, StoreCache
     from gracekit.store.files.claims import Claim
     from gracekit.store.files.draw_reading import read_sample_rows, read_trainer_draw
-    from gracekit.store.files.formats import NewerFormatError
+    from gracekit.store.files.formats import NewerFormatError, UnreadableError
     from gracekit.store.files.heartbeat import ailment, read_heartbeat
     from gracekit.store.files.leases import Lease
     from gracekit.store.files.lock import acquire_lock, lock_daemon, lock_store
@@ -74,7 +74,7 @@ _HOMES = {
     "gracekit.store.files.cache": ("CachePayload", "StoreCache"),
     "gracekit.store.files.claims": ("Claim",),
     "gracekit.store.files.draw_reading": ("read_sample_rows", "read_trainer_draw"),
-    "gracekit.store.files.formats": ("NewerFormatError",),
+    "gracekit.store.files.formats": ("NewerFormatError", "UnreadableError"),
     "gracekit.store.files.heartbeat": ("ailment", "read_heartbeat"),
     "gracekit.store.files.leases": ("Lease",),
     "gracekit.store.files.lock": ("acquire_lock", "lock_daemon", "lock_store"),
@@ -152,6 +152,7 @@ __all__ = [
     "StoreCache",
     "StorePaths",
     "StoreReader",
+    "UnreadableError",
     "UsesFacts",
     "VersionArgument",
     "VersionDraft",

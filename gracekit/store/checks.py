@@ -12,7 +12,7 @@ import pyarrow as pa
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.file_checks import check_manifest_seal, check_named, check_unversioned
 from gracekit.store.files import cache
-from gracekit.store.files.formats import UnreadableError
+from gracekit.store.files.formats import UnreadableError, cannot_open, unreadable
 from gracekit.store.files.manifest_reading import METADATA_KEY
 from gracekit.store.files.manifests import SCHEMA, read_coreset, read_sidecar
 from gracekit.store.files.migrations import is_old
@@ -22,6 +22,7 @@ from gracekit.store.files.paths import (
     JSON_NAME,
     PARTITION_NAME,
     TABLE_NAME,
+    is_there,
     numbered,
 )
 from gracekit.store.files.pinned import pinned
@@ -235,7 +236,7 @@ def _history_damage(
     }
     for named, holds in checks.items():
         path = store.paths.find(named)
-        if store.paths.relative(named) not in header.files or not path.is_file():
+        if store.paths.relative(named) not in header.files or not is_there(path):
             continue
         try:
             table = read_table(path)
@@ -265,12 +266,14 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
         (paths.headers, JSON_NAME),
         (paths.manifests, JSON_NAME),
     )
-    orphans = [
-        path
-        for directory, pattern in places
-        for path, version in numbered(directory, pattern).items()
-        if version not in versions
-    ]
+    orphans: list[Path] = []
+    for directory, pattern in places:
+        try:
+            found = numbered(directory, pattern)
+        except OSError as error:
+            yield told(store, directory, unreadable(directory, error) or error)
+        else:
+            orphans += [path for path, version in found.items() if version not in versions]
     tables = numbered(paths.changed_samples, TABLE_NAME)
     orphans += [path for path, version in tables.items() if version > max(versions, default=0)]
     for path in orphans:
@@ -280,14 +283,29 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
         good = store.versions()
     except StoreFormatError:
         return
-    yield from check_hints(store, good)
+    # Beside versions that cannot be read it is not known which one is the latest.
+    is_known = not store.unreadable()
+    if is_known:
+        yield from check_hints(store, good)
     # The database of a store of an older format is of an older schema: the next start replaces it.
-    if good and not is_old(store.info) and (what := database.damage(store)) is not None:
-        yield problem(store, paths.database, what, RECOVER)
+    if good and is_known and not is_old(store.info):
+        yield from _check_database(store)
     for path in numbered(paths.cache, CACHE_NAME):
-        what = cache.damage(path)
+        try:
+            what = cache.damage(path)
+        except UnreadableError as error:
+            yield told(store, path, error)
+            continue
         if what is not None:
             yield problem(store, path, what, _REMEASURE)
+
+
+def _check_database(store: StoreReader) -> Iterator[Problem]:
+    path = store.paths.database
+    if (without_access := cannot_open(path)) is not None:
+        yield told(store, path, without_access)
+    elif (what := database.damage(store)) is not None:
+        yield problem(store, path, what, RECOVER)
 
 
 def check_hints(store: StoreReader, good: list[int]) -> Iterator[Problem]:
@@ -295,10 +313,14 @@ def check_hints(store: StoreReader, good: list[int]) -> Iterator[Problem]:
     paths = store.paths
     for version in good:
         sidecar = paths.find(paths.sidecar(version))
-        if not _is_header(store, sidecar, version):
+        if (without_access := cannot_open(sidecar)) is not None:
+            yield told(store, sidecar, without_access)
+        elif not _is_header(store, sidecar, version):
             yield problem(store, sidecar, "is missing or differs from its manifest",
                            RECOVER)  # fmt: skip
-    if good and _content(paths.latest) != f"{good[-1]}\n".encode():
+    if (without_access := cannot_open(paths.latest)) is not None:
+        yield told(store, paths.latest, without_access)
+    elif good and _content(paths.latest) != f"{good[-1]}\n".encode():
         yield problem(store, paths.latest, f"does not name the latest version, {good[-1]}",
                        RECOVER)  # fmt: skip
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gracekit.errors import StoreFormatError
 from gracekit.files import sha256
-from gracekit.store.files.formats import unreadable
+from gracekit.store.files.formats import cannot_open, unreadable
 from gracekit.store.files.migrations import is_old
 from gracekit.store.files.parquet import is_sealed
 from gracekit.store.files.paths import JSON_NAME, numbered
@@ -71,7 +71,9 @@ def check_unversioned(store: StoreReader) -> Iterator[Problem]:
     for lease in sorted(paths.leases.glob("*.json")):
         yield from _check_text(store, lease, _LEASE)
     for shard in sorted(paths.shards.glob(f"*/*{SUFFIX}")):
-        if not is_whole_shard(shard):
+        if (without_access := cannot_open(shard)) is not None:
+            yield told(store, shard, without_access)
+        elif not is_whole_shard(shard):
             yield problem(store, shard, "differs from its checksum", _SHARD)
     for task in sorted(paths.shards.glob(f"*{SHARED}/*.json")):
         yield from _check_text(store, task, _OFFER, is_required=True)

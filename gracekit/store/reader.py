@@ -145,6 +145,12 @@ class StoreReader:
         """Versions with a manifest, ascending, whether it can be read or not; not removed ones."""
         return list(self.look().manifests)
 
+    def unreadable(self) -> dict[int, str]:
+        """Versions and removal records that cannot be read for lack of permission or for their
+        disk, ascending -> why. They need not be damaged.
+        """
+        return {v: str(error) for v, error in sorted(self.look().unreadable.items())}
+
     def latest(self) -> int | None:
         """The highest version that verifies; None when there is none yet."""
         return self.snapshot.latest

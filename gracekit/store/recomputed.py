@@ -120,7 +120,7 @@ def _weights(store: StoreReader, header: Header, coreset: pa.Table) -> Iterator[
 
 def _database(store: StoreReader) -> Iterator[Problem]:
     """Each table of the published database beside one that is made anew from the files."""
-    if is_old(store.info) or not store.versions():
+    if is_old(store.info) or not store.versions() or store.unreadable():
         return
     try:
         differing = database.differing_tables(store)

@@ -28,7 +28,7 @@ from gracekit.store.files.formats import NewerFormatError, UnreadableError
 from gracekit.store.files.holds import all_held_versions
 from gracekit.store.files.leases import followers
 from gracekit.store.files.manifests import read_sidecar
-from gracekit.store.files.paths import names_in
+from gracekit.store.files.paths import is_there, names_in
 from gracekit.store.files.removals import write_removal
 from gracekit.store.publish import publish
 from gracekit.store.reader import StoreReader
@@ -128,7 +128,7 @@ def leftovers(store: StoreReader) -> list[Path]:
     """Files of versions with a removal record that are still to be removed."""
     doomed = files_of_removed(store, store.removed(), store.manifests())
     found = (store.paths.find(path) for path in doomed)
-    return [path for path in found if path.exists()]
+    return [path for path in found if is_there(path)]
 
 
 def _old_and_kept(store: StoreReader, keep: int) -> tuple[list[int], dict[int, str | None]]:

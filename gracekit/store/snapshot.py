@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
 from gracekit.errors import StoreFormatError
-from gracekit.store.files.formats import NewerFormatError
+from gracekit.store.files.formats import NewerFormatError, UnreadableError, unreadable
 from gracekit.store.files.manifest_reading import list_manifests
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.files.removals import Removal
@@ -40,6 +40,9 @@ class Snapshot:
     """Of these the ones that still have a manifest: gc was killed, or is at work."""
     newer: StoreFormatError | None = None
     """The error where a newer gracekit wrote one of the versions; it is among `damaged`."""
+    unreadable: Mapping[int, UnreadableError] = field(default_factory=dict)
+    """Versions and removal records that cannot be read for lack of permission or for their disk,
+    with the reason. Such versions are among `damaged`, though they need not be."""
 
     @cached_property
     def facts(self) -> Mapping[int, VersionFacts]:
@@ -96,7 +99,7 @@ class Snapshot:
     def _with(self, **changes: object) -> Snapshot:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields |= changes
-        for name in ("kept", "removed"):
+        for name in ("kept", "removed", "unreadable"):
             fields[name] = MappingProxyType(dict(fields[name]))
         return Snapshot(**fields)
 
@@ -120,6 +123,7 @@ def take_snapshot(
     damaged: set[int] = set()
     unfinished: set[int] = set()
     newer: NewerFormatError | None = None
+    without_access: dict[int, UnreadableError] = {}
     root, present = f"{paths.root}/", f"{paths.manifests}/v"
     for version in manifests:
         if version in records:
@@ -133,8 +137,10 @@ def take_snapshot(
             is_whole = all(_size(root, name, paths) == size for name, size in facts.sizes)
         except NewerFormatError as error:
             is_whole, newer = False, newer or error
-        except (StoreFormatError, OSError):
+        except (StoreFormatError, OSError) as error:
             is_whole = False
+            if (obstacle := _without_access(error, paths.manifest(version))) is not None:
+                without_access[version] = obstacle
         if is_whole:
             kept[version] = facts
         else:
@@ -145,8 +151,9 @@ def take_snapshot(
             removed[version] = _facts_of_removed(version, paths, known, read_removal)
         except NewerFormatError as error:
             newer = newer or error
-        except StoreFormatError:
-            continue
+        except (StoreFormatError, OSError) as error:
+            if (obstacle := _without_access(error, paths.removal(version))) is not None:
+                without_access[version] = obstacle
     return Snapshot(
         kept=MappingProxyType(kept),
         removed=MappingProxyType(removed),
@@ -154,6 +161,7 @@ def take_snapshot(
         records=frozenset(records),
         unfinished=frozenset(unfinished),
         newer=newer,
+        unreadable=MappingProxyType(without_access),
     )
 
 
@@ -164,6 +172,13 @@ def stamp_of(path: Path | str) -> Stamp | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _without_access(error: StoreFormatError | OSError, path: Path) -> UnreadableError | None:
+    """The error where nothing can be told of a file; None where it is missing or damaged."""
+    if isinstance(error, OSError):
+        return unreadable(Path(error.filename or path), error)
+    return error if isinstance(error, UnreadableError) else None
 
 
 def _facts_of(

@@ -81,13 +81,17 @@ class Store(StoreReader):
         """Be the only writer, with a fresh snapshot; may be nested within a thread.
 
         Yields whether the writer before was killed or failed, so that there may be something to
-        clean up; see `lock_store` for the rest.
+        clean up; see `lock_store` for the rest. Raises `UnreadableError` where a version cannot be
+        read for lack of permission or for its disk: what is built on the others would be lost
+        work once it can, and gc would not know what it needs.
         """
         is_nested = holds_lock(self.paths.root)
         with lock_store(self.paths.root, timeout_s=timeout_s) as is_unfinished:
             if not is_nested:
                 self.info = StoreInfo.load(self.paths.info)  # another release may have migrated it
                 self.renew()
+                for error in self.look().unreadable.values():
+                    raise error
             yield is_unfinished
 
     @contextmanager

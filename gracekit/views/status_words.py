@@ -182,7 +182,7 @@ def next_step(store: str, contents: StoreContents | None, daemon: Json) -> str:
     """The one thing to do now."""
     state, where = daemon.get("state"), daemon.get("checkpoint_dir", "CHECKPOINT_DIR")
     if contents is not None and any("verify" in problem for problem in contents.problems):
-        return f"`gracekit verify --store {store}` says which files are damaged and what to do."
+        return f"`gracekit verify --store {store}` says what is wrong where, and what to do."
     if state in _RESTART:
         return f"start the daemon again: `gracekit watch {where}`."
     if state == "failing":

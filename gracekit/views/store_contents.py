@@ -193,7 +193,11 @@ def _problems(store: StoreReader, versions: list[int]) -> list[str]:
     """What can be seen without reading everything; `verify` reads everything."""
     problems = []
     made = store.next_version() - 1
-    lost = sorted(set(range(1, made + 1)) - {*versions, *store.removed()})
+    without_access = store.unreadable()
+    if without_access:
+        first = next(iter(without_access.values()))
+        problems.append(f"versions {list(without_access)} cannot be read: {first}")
+    lost = sorted(set(range(1, made + 1)) - {*versions, *store.removed(), *without_access})
     if lost:
         problems.append(f"versions {lost} are damaged or missing: run `gracekit verify`")
     if versions and not store.paths.database.is_file():

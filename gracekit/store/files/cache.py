@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gracekit.files import make_directory, remove, sha256, write_directory_atomic
+from gracekit.store.files.formats import UnreadableError, unreadable
 from gracekit.store.files.paths import CACHE_NAME, StorePaths, numbered
 from gracekit.tabular import ShortRepr, read_only
 from gracekit.types import Bool
@@ -73,7 +74,10 @@ def save_cache(paths: StorePaths, version: int, payload: CachePayload) -> None:
 
 
 def load_cache(paths: StorePaths, version: int) -> StoreCache | None:
-    """The cache of a version; None when it is missing or differs from its checksums."""
+    """The cache of a version; None when it is missing or differs from its checksums.
+
+    Raises `UnreadableError` where it cannot be read for lack of permission or for its disk.
+    """
     directory = paths.cache_of(version)
     if damage(directory) is not None:
         return None
@@ -92,13 +96,20 @@ def load_cache(paths: StorePaths, version: int) -> StoreCache | None:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with a cache directory, None when it is whole."""
+    """What is wrong with a cache directory, None when it is whole; raises as `load_cache`."""
     try:
         sums = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
         wrong = [name for name, digest in sums.items() if sha256(directory / name) != digest]
     except (OSError, ValueError, AttributeError) as error:
+        if (without_access := _without_access(directory, error)) is not None:
+            raise without_access from None
         return f"cannot be read ({error})"
     return f"{', '.join(wrong)} differ from their checksums" if wrong else None
+
+
+def _without_access(directory: Path, error: BaseException) -> UnreadableError | None:
+    name = error.filename if isinstance(error, OSError) else None
+    return unreadable(Path(name or directory), error)
 
 
 def prune_caches(paths: StorePaths, needed: int) -> list[str]:

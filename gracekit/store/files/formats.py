@@ -60,6 +60,15 @@ def unreadable(path: Path, error: BaseException) -> UnreadableError | None:
     )
 
 
+def cannot_open(path: Path) -> UnreadableError | None:
+    """The error where a file cannot be opened for a reason that is none of its content."""
+    try:
+        with path.open("rb"):
+            return None
+    except OSError as error:
+        return unreadable(path, error)
+
+
 def read_json_object(path: Path) -> Any:
     """The content of a sealed JSON file of the store, of any format up to the present one.
 

@@ -137,10 +137,10 @@ class StorePaths:
 
         Where it is in neither, the path itself.
         """
-        if path.exists():
+        if is_there(path):
             return path
         old = self._old_place(path)
-        return old if old is not None and old.exists() else path
+        return old if old is not None and is_there(old) else path
 
     def read(self, path: Path, read: Callable[[Path], Content]) -> Content:
         """What `read` makes of a path of the present format, wherever it lies.
@@ -245,6 +245,14 @@ class StorePaths:
     def relative(self, path: Path) -> str:
         """A path below the store as it is written into headers."""
         return path.relative_to(self.root).as_posix()
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something that can be seen; who reads it is told why it cannot be."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def present_name(name: str) -> str:
