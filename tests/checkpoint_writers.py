@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from gracekit.checkpoints import check_checkpoint, pin
+from gracekit.checkpoints import check_checkpoint, pin, require_loadable
 from gracekit.checkpoints.model import load_model, load_tokenizer
+from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
+from gracekit.types import Checkpoint
 from tests.tiny import make_tokenizer
 
 torch.set_num_threads(1)
@@ -24,8 +27,25 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def loaded(path: Path, settings: CheckpointSection, pins: Path) -> torch.Tensor:
-    """What our loading of a checkpoint says, with a tokenizer that is there."""
-    with pin(check_checkpoint(path, settings), pins, settings) as pinned:
+    """What our loading of a checkpoint says, with a tokenizer that is there.
+
+    What `gracekit doctor` says before is what loading says.
+    """
+    checkpoint, told = check_checkpoint(path, settings), None
+    try:
+        require_loadable(checkpoint, settings)
+    except CheckpointError as error:
+        told = str(error)
+    if told is None:
+        return _loaded(checkpoint, settings, pins)
+    with pytest.raises(CheckpointError) as said:
+        _loaded(checkpoint, settings, pins)
+    assert str(said.value) == told
+    raise said.value
+
+
+def _loaded(checkpoint: Checkpoint, settings: CheckpointSection, pins: Path) -> torch.Tensor:
+    with pin(checkpoint, pins, settings) as pinned:
         assert len(load_tokenizer(pinned, settings)) == 64 - 33
         found = load_model(pinned, settings, device="cpu", dtype="float32")
     return logits(found)

@@ -97,6 +97,11 @@ def is_dora(directory: Path) -> bool:
     return bool(_read_config(directory).get("use_dora"))
 
 
+def is_told_by_shapes(directory: Path) -> bool:
+    """Whether PEFT makes the layers also beside a model without numbers; not those of MonteCLoRA."""
+    return not _read_config(directory).get("monteclora_config")
+
+
 def read_adapter(directory: Path) -> Json:
     """Type, rank and target modules: equal for the adapters of one run.
 

@@ -14,7 +14,7 @@ import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -55,13 +55,14 @@ def assemble(
     settings: CheckpointSection,
     *,
     also: tuple[str, ...] = (),
+    link: Callable[[Path, Path], None] | None = None,
 ) -> None:
-    """Make `pinned.directory` of links to what the model consists of.
+    """Make `pinned.directory` of links to what the model consists of, `link_or_point` by default.
 
     Raises `CheckpointError` where the command or the base model does not give a model, and
     `StoreWriteError` where the links cannot be made.
     """
-    target = pinned.directory
+    target, link = pinned.directory, link or link_or_point
     with files.clear_write_errors(target):
         files.make_directory(target)
     if uses_command(parts, settings):
@@ -69,15 +70,18 @@ def assemble(
     folders = [part for part in parts if part.is_dir()]
     for folder in folders:
         for file in loaded_files(folder):
-            link_or_point(file, target / file.relative_to(folder))
+            link(file, target / file.relative_to(folder))
         for name in also:
             if (folder / name).is_file():
-                link_or_point(folder / name, target / name)
-    _from_base(pinned, folders, settings)
+                link(folder / name, target / name)
+    _from_base(pinned, folders, settings, link)
 
 
 def _from_base(
-    pinned: PinnedCheckpoint, folders: Sequence[Path], settings: CheckpointSection
+    pinned: PinnedCheckpoint,
+    folders: Sequence[Path],
+    settings: CheckpointSection,
+    link: Callable[[Path, Path], None],
 ) -> None:
     """Config and tokenizer of the base model, where the checkpoint has none."""
     target = pinned.directory
@@ -91,7 +95,7 @@ def _from_base(
     for file in loaded_files(base):
         is_of_config = file.name in (CONFIG, "generation_config.json") or file.suffix == ".py"
         if (is_bare and is_of_config) or (lacks_tokenizer and is_of_tokenizer(file)):
-            link_or_point(file, target / file.relative_to(base))
+            link(file, target / file.relative_to(base))
 
 
 def link_or_point(file: Path, target: Path) -> None:
@@ -105,6 +109,13 @@ def link_or_point(file: Path, target: Path) -> None:
             return
         except OSError:
             target.symlink_to(real)
+
+
+def point(file: Path, target: Path) -> None:
+    """A symbolic link, nothing over what is there: the file's own times stay as they are."""
+    with suppress(FileExistsError):
+        files.make_directory(target.parent)
+        target.symlink_to(file.resolve(strict=True))
 
 
 # --- conversions

@@ -92,7 +92,7 @@ class LightningLayout(Layout):
                 f"{path} has no tensors in a state_dict, as Lightning's checkpoints do; found "
                 f"{', '.join(keys) or 'nothing'}"
             )
-        if not uses_command([path.parent], self.settings):
+        if not uses_command(self.parts(path), self.settings):
             base_of(path, self.settings)
         return None
 
