@@ -98,7 +98,7 @@ def is_dora(directory: Path) -> bool:
 
 
 def is_told_by_shapes(directory: Path) -> bool:
-    """Whether PEFT makes the layers also beside a model without numbers; not those of MonteCLoRA."""
+    """Whether PEFT makes its layers also beside a model without numbers; not MonteCLoRA's."""
     return not _read_config(directory).get("monteclora_config")
 
 
