@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gracekit.checkpoints import check_checkpoint, pin, require_loadable
 from gracekit.checkpoints.model import load_model, load_tokenizer
@@ -153,12 +154,23 @@ def save_for_verl(model: Any, run: Path) -> Path:
     return run / "global_step_3"
 
 
+def save_as_torchtune_does_lora(model: Any, run: Path) -> Path:
+    """The merged model, and beside it an adapter that names no base model."""
+    place = save_pretrained(model, run)
+    matrices = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
+    save_file(matrices, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    torch.save(matrices, place / "adapter_model.pt")
+    (place / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 8}')
+    return place
+
+
 WRITERS: dict[str, Callable[[Any, Path], Path]] = {
     "save_pretrained": save_pretrained,
     "shards of safetensors": save_sharded,
     "as the Trainer": save_as_trainer,
     "in the shape of NeMo AutoModel": save_for_automodel,
     "in the shape of verl": save_for_verl,
+    "in the shape of torchtune's LoRA": save_as_torchtune_does_lora,
     "accelerate save_state": save_state,
     "torch distributed": save_distributed,
     "FSDP shards of the Trainer": save_fsdp_of_trainer,

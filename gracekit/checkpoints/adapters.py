@@ -188,7 +188,7 @@ def model_directory(directory: Path, settings: CheckpointSection) -> Path:
             "checkpoints.base_model in the recipe to the directory of the base model"
         )
     reason: str | None
-    if is_adapter(base):
+    if (base / ADAPTER_CONFIG).is_file():
         reason = "it is an adapter itself"
     elif not (base / "config.json").is_file():
         reason = "no config.json"

@@ -29,7 +29,14 @@ from gracekit.checkpoints.model_files import (
     uses_command,
 )
 from gracekit.checkpoints.vocabulary import has_vocabulary, is_of_tokenizer
-from gracekit.checkpoints.weights import has_weights, incomplete_weights, is_adapter
+from gracekit.checkpoints.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    has_weights,
+    holds_merged,
+    incomplete_weights,
+    is_adapter,
+)
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
@@ -44,7 +51,7 @@ _MOST_LINES = 12
 def is_model_directory(parts: Sequence[Path], settings: CheckpointSection) -> bool:
     """Whether the only part can be loaded as it is."""
     (directory, *more) = parts
-    if more or directory.is_file() or uses_command(parts, settings):
+    if more or directory.is_file() or uses_command(parts, settings) or holds_merged(directory):
         return False
     return is_adapter(directory) or (config_in(parts) is not None and has_weights(directory))
 
@@ -69,7 +76,10 @@ def assemble(
         parts = [_by_command(pinned, settings), *parts]
     folders = [part for part in parts if part.is_dir()]
     for folder in folders:
+        left_out = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if holds_merged(folder) else ()
         for file in loaded_files(folder):
+            if file.name in left_out:  # transformers would load it on top
+                continue
             link(file, target / file.relative_to(folder))
         for name in also:
             if (folder / name).is_file():
