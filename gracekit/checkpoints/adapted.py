@@ -19,6 +19,10 @@ _SIZES = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[([\d, ]*)\]\) from "
     r"checkpoint, the shape in current model is torch\.Size\(\[([\d, ]*)\]\)"
 )
+_NUM_TRIED = 64
+"""Tokens whose embeddings are compared before and after they are merged."""
+_TOLERANCE = 0.02
+"""What bfloat16 rounds is smaller."""
 _NO_LAYERS = re.compile(r"not found in the base model|No modules were targeted")
 
 
@@ -60,12 +64,31 @@ def with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
         ) from error
     again = adapted.load_adapter(str(pinned.directory), "default", is_trainable=False)
     require_whole_adapter(pinned.checkpoint.path, again.missing_keys, again.unexpected_keys)
-    if is_dora(pinned.directory):
+    if is_dora(pinned.directory) and not embeddings.weight.is_meta:
         # Its layers call each other with inputs that are no samples': measured as a full model.
         logger.info("%s is a DoRA adapter: it is merged into its base", pinned.checkpoint.path)
         _part_shared_weights(adapted, peft.tuners.tuners_utils.BaseTunerLayer)
-        return adapted.merge_and_unload()
+        return _merged(adapted, f"{pinned.checkpoint.path} with peft {peft.__version__}")
     return adapted.get_base_model()
+
+
+def _merged(adapted: Any, what: str) -> Any:
+    """The base model with DoRA merged into it; `what` names it in an error.
+
+    Raises `CheckpointError` where PEFT makes other embeddings of it, as 0.13 does.
+    """
+    layer = adapted.get_input_embeddings()
+    tokens = torch.arange(min(_NUM_TRIED, layer.weight.shape[0]), device=layer.weight.device)
+    with torch.no_grad():
+        before = layer(tokens)
+        model = adapted.merge_and_unload()
+        after = model.get_input_embeddings()(tokens)
+    if not torch.allclose(before, after, rtol=_TOLERANCE, atol=_TOLERANCE):
+        raise CheckpointError(
+            f"cannot load {what}: DoRA of its embeddings is merged into another model than is "
+            "trained; update peft"
+        )
+    return model
 
 
 def _misfit(error: Exception) -> str | None:

@@ -314,7 +314,7 @@ def _require_whole(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
 def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None:
     """Weights that transformers does not find, and so fills with random numbers, are an error."""
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    other_shape = sorted(info["mismatched_keys"])
+    other_shape = sorted(info["mismatched_keys"])  # names alone before transformers 5
     path = pinned.checkpoint.path
     if missing:
         found = f"; found instead {_few(unexpected)}" if unexpected else ""
@@ -323,7 +323,10 @@ def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None
             "Was it saved by a wrapper, or is it of another model than its config.json says?"
         )
     if other_shape:
-        shapes = [f"{name} {tuple(found)} not {tuple(want)}" for name, found, want in other_shape]
+        shapes = [
+            one if isinstance(one, str) else f"{one[0]} {tuple(one[1])} not {tuple(one[2])}"
+            for one in other_shape
+        ]
         raise CheckpointMismatchError(
             f"{path} has weights of another shape than its config.json says: {_few(shapes)}"
         )
