@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
-from gracekit.checkpoints import check_checkpoint, pin
+from gracekit.checkpoints import check_checkpoint, pin, require_loadable
 from gracekit.checkpoints.model import load_model, load_tokenizer
+from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
+from gracekit.types import Checkpoint
 from tests.tiny import make_tokenizer
 
 torch.set_num_threads(1)
@@ -24,8 +28,25 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def loaded(path: Path, settings: CheckpointSection, pins: Path) -> torch.Tensor:
-    """What our loading of a checkpoint says, with a tokenizer that is there."""
-    with pin(check_checkpoint(path, settings), pins, settings) as pinned:
+    """What our loading of a checkpoint says, with a tokenizer that is there.
+
+    What `gracekit doctor` says before is what loading says.
+    """
+    checkpoint, told = check_checkpoint(path, settings), None
+    try:
+        require_loadable(checkpoint, settings)
+    except CheckpointError as error:
+        told = str(error)
+    if told is None:
+        return _loaded(checkpoint, settings, pins)
+    with pytest.raises(CheckpointError) as said:
+        _loaded(checkpoint, settings, pins)
+    assert str(said.value) == told
+    raise said.value
+
+
+def _loaded(checkpoint: Checkpoint, settings: CheckpointSection, pins: Path) -> torch.Tensor:
+    with pin(checkpoint, pins, settings) as pinned:
         assert len(load_tokenizer(pinned, settings)) == 64 - 33
         found = load_model(pinned, settings, device="cpu", dtype="float32")
     return logits(found)
@@ -133,12 +154,23 @@ def save_for_verl(model: Any, run: Path) -> Path:
     return run / "global_step_3"
 
 
+def save_as_torchtune_does_lora(model: Any, run: Path) -> Path:
+    """The merged model, and beside it an adapter that names no base model."""
+    place = save_pretrained(model, run)
+    matrices = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 32)}
+    save_file(matrices, place / "adapter_model.safetensors", metadata={"format": "pt"})
+    torch.save(matrices, place / "adapter_model.pt")
+    (place / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 8}')
+    return place
+
+
 WRITERS: dict[str, Callable[[Any, Path], Path]] = {
     "save_pretrained": save_pretrained,
     "shards of safetensors": save_sharded,
     "as the Trainer": save_as_trainer,
     "in the shape of NeMo AutoModel": save_for_automodel,
     "in the shape of verl": save_for_verl,
+    "in the shape of torchtune's LoRA": save_as_torchtune_does_lora,
     "accelerate save_state": save_state,
     "torch distributed": save_distributed,
     "FSDP shards of the Trainer": save_fsdp_of_trainer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -224,6 +225,9 @@ def test_layers_that_share_a_weight_are_merged_each_for_itself(
     config = AutoConfig.from_pretrained(base, tie_word_embeddings=is_tied)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "own")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "own")
+    new = {"ensure_weight_tying", "trainable_token_indices"} & settings.keys()
+    if not all(hasattr(LoraConfig, name) for name in new):
+        pytest.skip(f"this peft has no {new}")
     peft = get_peft_model(model, LoraConfig(r=4, use_dora=True, **settings)).eval()
     torch.manual_seed(3)
     with torch.no_grad():
@@ -236,8 +240,23 @@ def test_layers_that_share_a_weight_are_merged_each_for_itself(
     (written / "trainer_state.json").write_text(json.dumps({"global_step": 20}))
     (checkpoint,) = find_checkpoints(tmp_path / "run", SETTINGS)
     with pin(checkpoint, tmp_path / "pins") as pinned:
+        if not merges_as_it_counts(peft.get_input_embeddings()):  # peft 0.13
+            with pytest.raises(CheckpointError, match=r"merged into another model .* update peft"):
+                load_model(pinned, SETTINGS, device="cpu", dtype="float32")
+            return
         loaded = load_model(pinned, SETTINGS, device="cpu", dtype="float32")
     torch.testing.assert_close(logits_of(loaded), logits_of(peft), rtol=1e-4, atol=1e-5)
+
+
+def merges_as_it_counts(layer: Any) -> bool:
+    """Whether PEFT's own merging of a layer changes nothing of what it gives."""
+    tokens, merged = torch.arange(20), copy.deepcopy(layer)
+    if not hasattr(merged, "merge"):
+        return True
+    with torch.no_grad():
+        before = merged(tokens)
+        merged.merge()
+        return torch.allclose(before, merged(tokens), atol=1e-4)
 
 
 def without_one(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -270,7 +289,8 @@ def test_an_adapter_of_another_model_is_not_measured_in_part(
 
     def spoil(directory: Path) -> None:
         path = directory / "adapter_model.safetensors"
-        save_file(change(load_file(path)), path, metadata={"format": "pt"})
+        notes = {"format": "pt"} if change(load_file(path)) else None  # safetensors 0.4.3
+        save_file(change(load_file(path)), path, metadata=notes)
 
     write_adapter(tmp_path / "run", 20, base, spoil=spoil)
     (checkpoint,) = find_checkpoints(tmp_path / "run", SETTINGS)

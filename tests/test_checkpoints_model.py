@@ -20,13 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gracekit.checkpoints import check_checkpoint, find_checkpoints, pin
-from gracekit.checkpoints.model import (
-    check_compatible,
-    load_model,
-    load_tokenizer,
-    resolve_device,
-    resolve_dtype,
-)
+from gracekit.checkpoints.devices import resolve_device, resolve_dtype
+from gracekit.checkpoints.model import check_compatible, load_model, load_tokenizer
 from gracekit.errors import (
     CheckpointError,
     CheckpointIncompleteError,

@@ -57,6 +57,7 @@ def test_they_are_found_where_trainers_nest_them(tmp_path: Path, name: str) -> N
     assert found.step == NESTED[name]
     assert check_checkpoint(found.path, SETTINGS) == found
     assert check_checkpoint(tmp_path / name, SETTINGS).step == NESTED[name]
+    assert [f.path for f in survey(found.path, SETTINGS)] == [found.path], "one, named itself"
 
 
 def test_how_deep_is_looked_is_a_setting(tmp_path: Path) -> None:

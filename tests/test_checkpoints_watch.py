@@ -220,6 +220,36 @@ def test_a_marker_beside_the_checkpoint_is_seen_to_go(world: World) -> None:
     assert world.steps(LATEST) == [20] and world.script == []
 
 
+@pytest.mark.parametrize("trainer", ["deepspeed", "verl"])
+def test_what_the_run_names_as_its_last_is_looked_at_each_time(world: World, trainer: str) -> None:
+    """It is written after a checkpoint, in which nothing changes then."""
+    tracker, content, step = {
+        "deepspeed": ("latest", "global_step{}", "global_step{}/mp_rank_00_model_states.pt"),
+        "verl": ("latest_checkpointed_iteration.txt", "{}", "global_step_{}/huggingface"),
+    }[trainer]
+    settings = ALL.model_copy(update={"convert_cmd": "convert {src} {dst}"})
+    seen: list[tuple[int, float]] = []
+
+    def save(number: int) -> None:
+        place = world.root / step.format(number)
+        place.parent.mkdir(parents=True)
+        if trainer == "deepspeed":
+            place.write_bytes(b"a state")
+        else:
+            world.save(str(place.relative_to(world.root)), state=False)
+
+    def name(number: int) -> None:
+        (world.root / tracker).write_text(content.format(number))
+
+    world.root.mkdir()
+    save(1)
+    name(1)
+    world.script = [nothing, lambda: save(2), nothing, lambda: name(2), nothing]
+    for checkpoint in world.watch(settings):
+        seen.append((checkpoint.step, world.now))
+    assert seen == [(1, 0), (2, 20)]
+
+
 def test_an_unusable_checkpoint_is_reported_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

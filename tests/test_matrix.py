@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
-from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.checkpoints import check_checkpoint, describe_checkpoint, find_checkpoints
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
-from tests.checkpoint_writers import loaded, logits
+from tests.checkpoint_writers import IDS, loaded, logits
 from tests.matrix import ROWS, Rows, expect_never_early, expect_same, join_ranks, run_ranks
 from tests.tiny import make_tokenizer, write_checkpoint
 
@@ -158,6 +158,64 @@ def test_fsdp_of_torch(base: Path, settings: CheckpointSection, tmp_path: Path) 
     got = loaded(found.path, settings, tmp_path / "pins")
     torch.testing.assert_close(got, said, atol=0, rtol=0)
     expect_never_early(found.path, tmp_path, settings, 4)
+
+
+@pytest.mark.parametrize("adapter_only", [False, True], ids=["merged", "adapter alone"])
+def test_torchtune_with_lora(
+    base: Path, tmp_path: Path, adapter_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves the merged model with the adapter beside it, which names no base model.
+
+    PEFT refuses the torchao that torchtune needs, where gracekit is in torchtune's environment.
+    """
+    training = pytest.importorskip("torchtune.training")
+    import peft.tuners.lora.torchao
+    from torchtune.models.llama2 import lora_llama2
+    from torchtune.modules.peft import get_adapter_state_dict, get_merged_lora_ckpt
+
+    monkeypatch.setattr(peft.tuners.lora.torchao, "is_torchao_available", lambda: False)
+    clean = shutil.copytree(base, tmp_path / "base")
+    (clean / "trainer_state.json").unlink()
+    checkpointer = training.FullModelHFCheckpointer(
+        checkpoint_dir=str(clean), checkpoint_files=["model.safetensors"], model_type="LLAMA2",
+        output_dir=str(tmp_path / "run"),
+    )  # fmt: skip
+    config = json.loads((base / "config.json").read_text())
+    rank, alpha, modules = 2, 8, ["q_proj", "v_proj"]
+    model = lora_llama2(
+        modules, vocab_size=64, num_layers=2, num_heads=2, num_kv_heads=2, embed_dim=32,
+        intermediate_dim=48, max_seq_len=128, norm_eps=config["rms_norm_eps"],
+        lora_rank=rank, lora_alpha=alpha,
+    ).eval()  # fmt: skip
+    model.load_state_dict(checkpointer.load_checkpoint()["model"], strict=False)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.3)
+    with torch.no_grad():
+        expected = model(IDS).float()
+    state = model.state_dict()
+    adapter = get_adapter_state_dict(state)
+    checkpointer.save_checkpoint(
+        {
+            "model": get_merged_lora_ckpt(dict(state), rank, alpha),
+            "adapter": adapter,
+            "adapter_config": {
+                "r": rank, "lora_alpha": alpha, "target_modules": modules, "peft_type": "LORA",
+            },
+        },
+        epoch=2, adapter_only=adapter_only,
+    )  # fmt: skip
+    section = CheckpointSection(settle_s=0, base_model=str(base) if adapter_only else None)
+    (found,) = find_checkpoints(tmp_path / "run", section)
+    assert (found.step, found.layout) == (2, "pretrained")
+    got = loaded(found.path, section, tmp_path / "pins")
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    if adapter_only:
+        with pytest.raises(CheckpointError, match=r"its base model None .* set checkpoints"):
+            describe_checkpoint(found, CheckpointSection())
+    expect_never_early(found.path, tmp_path, section, 2)
 
 
 def test_torchtune(base: Path, tmp_path: Path) -> None:

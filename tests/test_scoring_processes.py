@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from gracekit import refresh
-from gracekit.checkpoints.model import devices_for
+from gracekit.checkpoints.devices import devices_for
 from gracekit.errors import MeasureError, RecipeError
 from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor

@@ -425,6 +425,60 @@ def test_rows_with_other_tokens_are_drawn_by_position_only_where_they_resemble_t
     assert found.matched_by == "sample_ids" and found.num_compared == NUM_ROWS
 
 
+@pytest.mark.parametrize("num_rows", [NUM_ROWS, 400])
+def test_other_rows_among_rows_with_other_tokens_are_not_drawn(
+    tmp_path: Path, num_rows: int
+) -> None:
+    """No row has the tokens of a sample; still each is the one at its place, or of other data."""
+    write_data(tmp_path / "train.jsonl", num_samples=num_rows)
+    gracekit.refresh(tiny_recipe(tmp_path), write_checkpoint(tmp_path / "run", 10))
+    rows = other_tokens(rows_of(tmp_path / "train.jsonl"))
+    replaced = [3, 11, num_rows - 1]
+    write_data(tmp_path / "others.jsonl", num_samples=num_rows + 3)
+    others = other_tokens(rows_of(tmp_path / "others.jsonl"))[num_rows:]
+    for position, other in zip(replaced, (0, 0, 1), strict=True):
+        rows[position] = others[other]  # of another group: other words
+    rows[0] = rows[1]
+    found = check_tokens(rows, tmp_path / "store")
+    assert not found.ok and found.matched_by == "position"
+    assert f"4 of {num_rows} rows" in found.problems[0] and "is row 0)" in found.problems[0]
+    assert found.sample_ids is not None
+    told = {i for i, given in enumerate(found.sample_ids) if "not in the store" in given}
+    assert told == {0, *replaced}
+    ids = ids_of(tmp_path)
+    assert all(found.sample_ids[i] == ids[i] for i in range(num_rows) if i not in told)
+    assert found.num_different == num_rows - 4
+
+
+@pytest.mark.parametrize("order", ["as the data", "shuffled", "other rows"])
+def test_a_cut_row_that_a_shorter_sample_is_equal_to(tmp_path: Path, order: str) -> None:
+    """Both have the same tokens in the trainer, and each of them is one of the two samples."""
+    rng = np.random.default_rng(0)
+    samples = [rng.integers(3, 30, rng.integers(6, 12)).tolist() for _ in range(12)]
+    samples[2] = [5, 6, 7, 8, 9, 10, 11, 12]
+    samples[7] = samples[2][:5]
+    lines = [json.dumps({"input_ids": ids, "labels": ids, "source": "a"}) + "\n" for ids in samples]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    gracekit.refresh(tiny_recipe(tmp_path), write_checkpoint(tmp_path / "run", 10))
+    ids, places = ids_of(tmp_path), [*range(12)]
+    if order == "shuffled":
+        places = rng.permutation(12).tolist()
+    rows = [{"input_ids": samples[i][:5], "labels": samples[i][:5]} for i in places]
+    if order == "other rows":
+        rows[4] = {name: [28, 3, 29, 4] for name in rows[4]}
+    found = check_tokens(rows, tmp_path / "store")
+    given = [ids[i] for i in places] if found.sample_ids is None else found.sample_ids
+    if order == "shuffled":  # which of the two rows is which is no matter
+        given = [ids[2] if i == ids[7] else i for i in given]
+        assert given == [ids[2] if i == 7 else ids[i] for i in places]
+        assert len({*(found.sample_ids or [])} & {*ids}) == 12
+    elif order == "other rows":
+        assert [i for i, sample in enumerate(given) if sample != ids[i]] == [4]
+    else:
+        assert found.sample_ids is None and not found.problems
+        assert found.matched_by == "position" and found.num_different == 11
+
+
 def test_rows_that_were_put_in_the_place_of_others_are_not_taken_for_these(
     world: Path, fed: list[dict[str, Any]]
 ) -> None:

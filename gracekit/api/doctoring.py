@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from gracekit import refresher
+from gracekit import checkpoints, refresher
 from gracekit.api.remote_runs import downloaded
 from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, values_of
-from gracekit.checkpoints import Finding, newest_usable, survey, why_none
+from gracekit.checkpoints import Finding, loaded_alike, newest_usable, survey, why_none
 from gracekit.errors import CheckpointError, GracekitError, RecipeError
 from gracekit.recipe import CheckpointSection, Recipe
 from gracekit.refresher import PlanPreview
 from gracekit.tabular import ShortRepr
-from gracekit.types import Json
+from gracekit.types import Checkpoint, Json
 from gracekit.words import count_of
 
 
@@ -106,8 +108,10 @@ def doctor(
 ) -> Diagnosis:
     """Say what a folder holds: each checkpoint, its layout, and whether it can be used.
 
-    Reads names, headers and tables; loads no model and writes nothing. With a recipe the newest
-    checkpoint's tokenizer is loaded, to tell what a refresh would measure and cost.
+    Reads names, headers and tables; loads no weights and writes nothing. What is complete is put
+    together without memory for its numbers, so that loading would refuse it for no more than
+    these. With a recipe the newest checkpoint's tokenizer is loaded, to tell what a refresh would
+    measure and cost.
 
     Args:
         checkpoint_dir: The trainer's output directory, one above it, or a checkpoint; or the URL
@@ -134,11 +138,12 @@ def doctor(
 def _diagnosis(root: Path, settings: CheckpointSection, loaded: Recipe | None) -> Diagnosis:
     if not root.exists():
         raise CheckpointError(f"there is nothing at {root}")
-    found = survey(root, settings)
+    found = _tried(survey(root, settings), settings)
     newest = newest_usable(found, root)
     reason = None
     if newest is None:
-        reason = why_none(root, settings)
+        spoiled = next((f for f in reversed(found) if f.checkpoint is not None), None)
+        reason = why_none(root, settings) if spoiled is None else spoiled.reason
     plan, plan_error = _plan(loaded, newest)
     return Diagnosis(
         path=os.fspath(root),
@@ -149,6 +154,34 @@ def _diagnosis(root: Path, settings: CheckpointSection, loaded: Recipe | None) -
         plan_error=plan_error,
         needs_command=loaded is not None and newest is not None and newest.needs_command,
     )
+
+
+def _tried(found: list[Finding], settings: CheckpointSection) -> list[Finding]:
+    """The same, where loading would refuse a complete one with that reason; no weights are read."""
+    refusals: dict[Hashable, tuple[Path, str | None]] = {}
+    told = []
+    for finding in found:
+        if finding.state != "complete" or finding.checkpoint is None or finding.needs_command:
+            told.append(finding)
+            continue
+        key = loaded_alike(finding, settings)
+        if key not in refusals:
+            refusals[key] = finding.path, _refusal(finding.checkpoint, settings)
+        path, reason = refusals[key]
+        if reason is not None:
+            reason = reason.replace(str(path), str(finding.path))
+            finding = dataclasses.replace(finding, state="cannot be used", reason=reason)
+        told.append(finding)
+    return told
+
+
+def _refusal(checkpoint: Checkpoint, settings: CheckpointSection) -> str | None:
+    """What loading would refuse it for; None where nothing speaks against it."""
+    try:
+        checkpoints.require_loadable(checkpoint, settings)
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 def _plan(recipe: Recipe | None, newest: Finding | None) -> tuple[PlanPreview | None, str | None]:

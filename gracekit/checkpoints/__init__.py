@@ -12,7 +12,12 @@ A run in an object store is first brought to this disk (`remote_run.py`, `remote
 `remote_home.py`). A trainer's layout (`layouts.py`, `other_layouts.py`) says which directories hold
 a checkpoint and when it is complete, whatever the form of its weights, which `model_files.py`
 knows.
+
+What needs torch is loaded when it is first used.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from gracekit.checkpoints.config import (
     describe_architecture,
@@ -24,9 +29,12 @@ from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES, layout_of
 from gracekit.checkpoints.pace import TrainerPace, read_pace
 from gracekit.checkpoints.pins import pin
 from gracekit.checkpoints.remote_run import RemoteRun
-from gracekit.checkpoints.survey import Finding, newest_usable, survey, why_none
+from gracekit.checkpoints.survey import Finding, loaded_alike, newest_usable, survey, why_none
 from gracekit.checkpoints.trainer import is_of_trl_sft
 from gracekit.checkpoints.watch import watch_checkpoints
+
+if TYPE_CHECKING:
+    from gracekit.checkpoints.model import require_loadable
 
 __all__ = [
     "LAYOUTS",
@@ -40,11 +48,19 @@ __all__ = [
     "find_checkpoints",
     "is_of_trl_sft",
     "layout_of",
+    "loaded_alike",
     "model_identity",
     "newest_usable",
     "pin",
     "read_pace",
+    "require_loadable",
     "survey",
     "watch_checkpoints",
     "why_none",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "require_loadable":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("gracekit.checkpoints.model").require_loadable

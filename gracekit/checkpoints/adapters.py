@@ -97,6 +97,11 @@ def is_dora(directory: Path) -> bool:
     return bool(_read_config(directory).get("use_dora"))
 
 
+def is_told_by_shapes(directory: Path) -> bool:
+    """Whether PEFT makes its layers also beside a model without numbers; not MonteCLoRA's."""
+    return not _read_config(directory).get("monteclora_config")
+
+
 def read_adapter(directory: Path) -> Json:
     """Type, rank and target modules: equal for the adapters of one run.
 
@@ -183,7 +188,7 @@ def model_directory(directory: Path, settings: CheckpointSection) -> Path:
             "checkpoints.base_model in the recipe to the directory of the base model"
         )
     reason: str | None
-    if is_adapter(base):
+    if (base / ADAPTER_CONFIG).is_file():
         reason = "it is an adapter itself"
     elif not (base / "config.json").is_file():
         reason = "no config.json"

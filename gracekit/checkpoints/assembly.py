@@ -14,7 +14,7 @@ import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,7 +29,14 @@ from gracekit.checkpoints.model_files import (
     uses_command,
 )
 from gracekit.checkpoints.vocabulary import has_vocabulary, is_of_tokenizer
-from gracekit.checkpoints.weights import has_weights, incomplete_weights, is_adapter
+from gracekit.checkpoints.weights import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    has_weights,
+    holds_merged,
+    incomplete_weights,
+    is_adapter,
+)
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
@@ -44,7 +51,7 @@ _MOST_LINES = 12
 def is_model_directory(parts: Sequence[Path], settings: CheckpointSection) -> bool:
     """Whether the only part can be loaded as it is."""
     (directory, *more) = parts
-    if more or directory.is_file() or uses_command(parts, settings):
+    if more or directory.is_file() or uses_command(parts, settings) or holds_merged(directory):
         return False
     return is_adapter(directory) or (config_in(parts) is not None and has_weights(directory))
 
@@ -55,29 +62,36 @@ def assemble(
     settings: CheckpointSection,
     *,
     also: tuple[str, ...] = (),
+    link: Callable[[Path, Path], None] | None = None,
 ) -> None:
-    """Make `pinned.directory` of links to what the model consists of.
+    """Make `pinned.directory` of links to what the model consists of, `link_or_point` by default.
 
     Raises `CheckpointError` where the command or the base model does not give a model, and
     `StoreWriteError` where the links cannot be made.
     """
-    target = pinned.directory
+    target, link = pinned.directory, link or link_or_point
     with files.clear_write_errors(target):
         files.make_directory(target)
     if uses_command(parts, settings):
         parts = [_by_command(pinned, settings), *parts]
     folders = [part for part in parts if part.is_dir()]
     for folder in folders:
+        left_out = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if holds_merged(folder) else ()
         for file in loaded_files(folder):
-            link_or_point(file, target / file.relative_to(folder))
+            if file.name in left_out:  # transformers would load it on top
+                continue
+            link(file, target / file.relative_to(folder))
         for name in also:
             if (folder / name).is_file():
-                link_or_point(folder / name, target / name)
-    _from_base(pinned, folders, settings)
+                link(folder / name, target / name)
+    _from_base(pinned, folders, settings, link)
 
 
 def _from_base(
-    pinned: PinnedCheckpoint, folders: Sequence[Path], settings: CheckpointSection
+    pinned: PinnedCheckpoint,
+    folders: Sequence[Path],
+    settings: CheckpointSection,
+    link: Callable[[Path, Path], None],
 ) -> None:
     """Config and tokenizer of the base model, where the checkpoint has none."""
     target = pinned.directory
@@ -91,7 +105,7 @@ def _from_base(
     for file in loaded_files(base):
         is_of_config = file.name in (CONFIG, "generation_config.json") or file.suffix == ".py"
         if (is_bare and is_of_config) or (lacks_tokenizer and is_of_tokenizer(file)):
-            link_or_point(file, target / file.relative_to(base))
+            link(file, target / file.relative_to(base))
 
 
 def link_or_point(file: Path, target: Path) -> None:
@@ -105,6 +119,13 @@ def link_or_point(file: Path, target: Path) -> None:
             return
         except OSError:
             target.symlink_to(real)
+
+
+def point(file: Path, target: Path) -> None:
+    """A symbolic link, nothing over what is there: the file's own times stay as they are."""
+    with suppress(FileExistsError):
+        files.make_directory(target.parent)
+        target.symlink_to(file.resolve(strict=True))
 
 
 # --- conversions

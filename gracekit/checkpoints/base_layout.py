@@ -13,6 +13,7 @@ from gracekit.checkpoints.model_files import (
     model_weights,
     uses_command,
 )
+from gracekit.checkpoints.weights import ADAPTER_OF_TORCHTUNE, holds_merged
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 
@@ -65,6 +66,7 @@ class Layout:
             return all_files(path)
         shards = shards_directory(parts[0])
         found = {file for part in parts for file in loaded_files(part)}
+        found |= {part / ADAPTER_OF_TORCHTUNE for part in parts if holds_merged(part)}
         return sorted(found.union(() if shards is None else shard_files(shards)))
 
     def weight_files(self, path: Path) -> list[Path]:

@@ -14,8 +14,9 @@ import pickle
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -94,38 +95,70 @@ def ensure_weights(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
     link_or_point(final / WHOLE, pinned.directory / WHOLE)
 
 
+def require_names(pinned: PinnedCheckpoint, settings: CheckpointSection) -> None:
+    """Raise what `ensure_weights` would, as far as names and shapes tell; no numbers are read."""
+    if needs_conversion(pinned):
+        _planned(pinned, settings)
+
+
 def _tensors(pinned: PinnedCheckpoint, settings: CheckpointSection) -> dict[str, torch.Tensor]:
     """Our name -> tensor, each with memory of its own."""
+    return _planned(pinned, settings)()
+
+
+def _planned(
+    pinned: PinnedCheckpoint, settings: CheckpointSection
+) -> Callable[[], dict[str, torch.Tensor]]:
+    """What reads the tensors, once their names and shapes have been found to be the model's."""
     original = pinned.original
     if original.is_file():
         archive = read_archive(original)
         saved = dict(saved_tensors(archive, mapping(mapping(archive.content)["state_dict"])))
-        ours = _names(pinned, saved, settings)
-        with original.open("rb") as file:
-            return {name: _read(file, saved[theirs]) for name, theirs in ours.items()}
+        return partial(_from_file, original, saved, _names(pinned, saved, settings))
     parts = layout_of(pinned.checkpoint, settings).parts(original)
     place = shards_of(pinned, parts)
     if place is None:
         raise CheckpointError(f"{pinned.checkpoint.path} holds no weights that can be converted")
     if has_table(place):
-        return _from_shards(place, _names(pinned, read_table(place).shapes, settings))
+        return partial(_from_shards, place, _names(pinned, read_table(place).shapes, settings))
     try:
         pieces = read_pieces(place)
     except ValueError as error:
         raise CheckpointError(f"{pinned.checkpoint.path}: {error}") from None
-    require_mergeable(place, {name: whole_shape(parts) for name, parts in pieces.items()})
-    lora = halves(name for name in pieces if is_lora(name))
+    shapes = {name: whole_shape(parts) for name, parts in pieces.items()}
+    require_mergeable(place, shapes)
     plain = {name: parts for name, parts in pieces.items() if not is_lora(name)}
     names = _names(pinned, plain, settings)
-    tensors = {name: _from_pieces(plain[theirs]) for name, theirs in names.items()}
-    for module, sides in lora.items():
-        name = _longest_ending(_WRAPPERS.sub("", f"{module}.weight"), set(tensors))
-        a, b = (_from_pieces(pieces[sides[side]]) for side in "AB")
-        if name is None or tensors[name].shape != (len(b), a.shape[1]):
+    of_weight = {}
+    for module, sides in halves(name for name in pieces if is_lora(name)).items():
+        name = _longest_ending(_WRAPPERS.sub("", f"{module}.weight"), set(names))
+        whole = None if name is None else shapes[names[name]]
+        if name is None or whole != (shapes[sides["B"]][0], shapes[sides["A"]][1]):
             raise CheckpointError(
                 f"{pinned.checkpoint.path} holds an adapter of {module[:200]!r}, which fits no "
                 "weight of its model"
             )
+        of_weight[name] = sides
+    return partial(_merged, place, pieces, names, of_weight)
+
+
+def _from_file(
+    path: Path, saved: dict[str, SavedTensor], ours: dict[str, str]
+) -> dict[str, torch.Tensor]:
+    with path.open("rb") as file:
+        return {name: _read(file, saved[theirs]) for name, theirs in ours.items()}
+
+
+def _merged(
+    place: Path,
+    pieces: dict[str, list[Piece]],
+    ours: dict[str, str],
+    lora: dict[str, dict[str, str]],
+) -> dict[str, torch.Tensor]:
+    """Tensors put together from parts; `lora` names the two halves of what is added to some."""
+    tensors = {name: _from_pieces(pieces[theirs]) for name, theirs in ours.items()}
+    for name, sides in lora.items():
+        a, b = (_from_pieces(pieces[sides[side]]) for side in "AB")
         tensors[name] = merged(tensors[name], a, b, scaling_of(place))
     return tensors
 

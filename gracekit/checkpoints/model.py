@@ -15,13 +15,15 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from gracekit.checkpoints.adapted import with_adapter
-from gracekit.checkpoints.adapters import model_directory
+from gracekit.checkpoints.adapters import is_told_by_shapes, model_directory
+from gracekit.checkpoints.assembly import needs_conversion
 from gracekit.checkpoints.claims import require_claim
-from gracekit.checkpoints.convert import ensure_weights
+from gracekit.checkpoints.convert import ensure_weights, require_names
+from gracekit.checkpoints.devices import resolve_device, resolve_dtype
 from gracekit.checkpoints.layouts import layout_of
 from gracekit.checkpoints.model_files import CONFIG, base_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
-from gracekit.checkpoints.pins import require_unchanged, vanished, vanished_errors
+from gracekit.checkpoints.pins import in_place, require_unchanged, vanished, vanished_errors
 from gracekit.checkpoints.quantised import DEQUANTISED, quantisation_of
 from gracekit.checkpoints.vocabulary import (
     TOKENIZER_SUFFIXES,
@@ -34,59 +36,14 @@ from gracekit.errors import (
     CheckpointIncompleteError,
     CheckpointMismatchError,
     MeasureError,
-    RecipeError,
     StoreWriteError,
 )
 from gracekit.foreign import foreign
 from gracekit.leftovers import temporary_directory
 from gracekit.recipe import CheckpointSection
-from gracekit.types import PinnedCheckpoint
+from gracekit.types import Checkpoint, PinnedCheckpoint
 
 logger = logging.getLogger(__name__)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:1` or `mps` means here.
-
-    Raises `RecipeError` for a device that torch does not know or does not find.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise RecipeError(
-            f"scoring.device: {device!r} is no device; use auto, cpu, cuda, cuda:1 or mps"
-        ) from None
-    num_found = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }.get(found.type, 0)
-    if (found.index or 0) >= num_found:
-        raise RecipeError(
-            f"scoring.device: torch {torch.__version__} finds no {device} here "
-            f"({found.type} devices found: {num_found}); use auto or cpu"
-        )
-    return found
-
-
-def devices_for(device: str, processes: int | None) -> list[str]:
-    """Device of each process: all visible GPUs for `auto` and `cuda`, else the same for all.
-
-    Raises `RecipeError` as `resolve_device`, and for more processes than GPUs.
-    """
-    found = resolve_device(device)
-    if found.type != "cuda" or ":" in str(found):
-        return [str(found)] * (processes or 1)
-    num_gpus = torch.cuda.device_count()
-    if processes is not None and processes > num_gpus:
-        raise RecipeError(
-            f"scoring.processes is {processes}, and torch finds {num_gpus} GPUs here; leave it out"
-        )
-    return [f"cuda:{index}" for index in range(processes or num_gpus)]
 
 
 def load_checked(
@@ -102,18 +59,6 @@ def load_checked(
     model = load_model(pinned, settings, device=device, dtype=dtype)
     check_compatible(model, tokenizer)
     return model, read_adam_state(pinned.directory, model) if with_optimizer else None
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of the weights: `auto` is bfloat16 on a GPU and float32 on a CPU."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise RecipeError(f"scoring.dtype: {dtype!r}; use auto, {', '.join(dtypes)}")
-    return dtypes[dtype]
 
 
 def load_model(
@@ -154,7 +99,8 @@ def _load(
         with _quiet():
             ensure_weights(pinned, settings)
             base = model_directory(pinned.directory, settings)
-            model, info = _from_pretrained(base, settings, torch_dtype)
+            config = _config(base, settings)
+            model, info = _from_pretrained(base, config, settings, torch_dtype)
             _require_all_weights(pinned, info)
             if base != pinned.directory:
                 model = with_adapter(model, pinned)
@@ -174,6 +120,40 @@ def _load(
     require_unchanged(pinned, settings)
     loaded: torch.nn.Module = model
     return loaded
+
+
+def require_loadable(checkpoint: Checkpoint, settings: CheckpointSection) -> None:
+    """Raise what `load_model` would, as far as names, shapes and settings tell.
+
+    The model is made without memory for its numbers, and none of these is read but an adapter's.
+    Nothing is told of quantised weights, and of what `checkpoints.convert_cmd` would make.
+    """
+    with (
+        foreign(checkpoint.path, CheckpointError),
+        in_place(checkpoint, settings) as seen,
+        _quiet(),
+    ):
+        if seen is None:
+            return
+        require_names(seen, settings)
+        base = model_directory(seen.directory, settings)
+        if needs_conversion(seen) or quantisation_of(base) is not None:
+            return
+        try:
+            config = _config(base, settings)
+        except CheckpointError:
+            raise
+        except Exception as error:  # as when it is loaded
+            raise _load_error(seen, settings, error) from error
+        try:
+            model, info = _from_pretrained(base, config, settings, torch.float32, device_map="meta")
+            _require_all_weights(seen, info)
+            if base != seen.directory and is_told_by_shapes(seen.directory):
+                with_adapter(model, seen)
+        except CheckpointError:
+            raise
+        except Exception as error:  # it may be that of a model without numbers alone
+            logger.debug("what loading %s would say is not known: %r", checkpoint.path, error)
 
 
 def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any:
@@ -257,15 +237,25 @@ def check_compatible(model: torch.nn.Module, tokenizer: Any) -> None:
         )
 
 
-def _from_pretrained(
-    directory: Path, settings: CheckpointSection, dtype: torch.dtype
-) -> tuple[Any, dict[str, Any]]:
+def _config(directory: Path, settings: CheckpointSection) -> Any:
+    """Of a model that transformers knows, and whose weights are those of such a model in number."""
     config = transformers.AutoConfig.from_pretrained(
         directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
     )
     # None lets transformers take sdpa where the model has it, whatever kernel the trainer used.
     config._attn_implementation = None
     require_claim(directory, config, settings)
+    return config
+
+
+def _from_pretrained(
+    directory: Path,
+    config: Any,
+    settings: CheckpointSection,
+    dtype: torch.dtype,
+    *,
+    device_map: str | None = None,
+) -> tuple[Any, dict[str, Any]]:
     quantised = quantisation_of(directory)
     plain = {}
     if quantised is not None:
@@ -278,6 +268,7 @@ def _from_pretrained(
         local_files_only=True,
         use_safetensors=True,
         dtype=dtype,
+        device_map=device_map,
         ignore_mismatched_sizes=True,  # to be reported by us
         output_loading_info=True,
         **plain,
@@ -327,7 +318,7 @@ def _require_whole(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
 def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None:
     """Weights that transformers does not find, and so fills with random numbers, are an error."""
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    other_shape = sorted(info["mismatched_keys"])
+    other_shape = sorted(info["mismatched_keys"])  # names alone before transformers 5
     path = pinned.checkpoint.path
     if missing:
         found = f"; found instead {_few(unexpected)}" if unexpected else ""
@@ -336,7 +327,10 @@ def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None
             "Was it saved by a wrapper, or is it of another model than its config.json says?"
         )
     if other_shape:
-        shapes = [f"{name} {tuple(found)} not {tuple(want)}" for name, found, want in other_shape]
+        shapes = [
+            one if isinstance(one, str) else f"{one[0]} {tuple(one[1])} not {tuple(one[2])}"
+            for one in other_shape
+        ]
         raise CheckpointMismatchError(
             f"{path} has weights of another shape than its config.json says: {_few(shapes)}"
         )

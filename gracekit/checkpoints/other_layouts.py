@@ -20,6 +20,8 @@ from gracekit.foreign import whole_number
 
 _LAST = 64
 """Bytes of a file that names a step."""
+_OF_DEEPSPEED, _OF_VERL = TRACKERS = "latest", "latest_checkpointed_iteration.txt"
+"""Files in a run's folder that name its last complete checkpoint: written after it."""
 
 
 class AccelerateLayout(Layout):
@@ -92,7 +94,7 @@ class LightningLayout(Layout):
                 f"{path} has no tensors in a state_dict, as Lightning's checkpoints do; found "
                 f"{', '.join(keys) or 'nothing'}"
             )
-        if not uses_command([path.parent], self.settings):
+        if not uses_command(self.parts(path), self.settings):
             base_of(path, self.settings)
         return None
 
@@ -142,7 +144,6 @@ class VerlLayout(Layout):
     """
 
     name = "verl"
-    _TRACKER = "latest_checkpointed_iteration.txt"
 
     def matches(self, path: Path) -> bool:
         """A directory called global_step_N that holds the folder of a model."""
@@ -151,17 +152,17 @@ class VerlLayout(Layout):
 
     def is_marked(self, path: Path) -> bool:
         """By the file beside it."""
-        return (path.parent / self._TRACKER).is_file()
+        return (path.parent / _OF_VERL).is_file()
 
     def unready(self, path: Path) -> str | None:
         """Why it is not complete; raises `CheckpointError` where it cannot be read."""
-        tracker = path.parent / self._TRACKER
+        tracker = path.parent / _OF_VERL
         if tracker.is_file():
             text = tracker.read_bytes()[:_LAST].decode("ascii", "replace").strip()
             if not text.isdigit():
-                return f"{self._TRACKER} beside it holds no step yet"
+                return f"{_OF_VERL} beside it holds no step yet"
             if int(text) < step_in_name(path):
-                return f"{self._TRACKER} beside it says {text}, expected {step_in_name(path)}"
+                return f"{_OF_VERL} beside it says {text}, expected {step_in_name(path)}"
         return super().unready(path)
 
     def parts(self, path: Path) -> list[Path]:
@@ -184,11 +185,11 @@ class DeepSpeedLayout(Layout):
 
     def is_marked(self, path: Path) -> bool:
         """By the file beside it."""
-        return (path.parent / "latest").is_file()
+        return (path.parent / _OF_DEEPSPEED).is_file()
 
     def unready(self, path: Path) -> str | None:
         """Why it is not complete; raises `CheckpointError` where no command converts it."""
-        latest = path.parent / "latest"
+        latest = path.parent / _OF_DEEPSPEED
         if latest.is_file():
             name = latest.read_bytes()[:256].decode("utf-8", "replace").strip()
             if name != path.name and step_in_name(Path(name)) < step_in_name(path):

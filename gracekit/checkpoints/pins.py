@@ -13,10 +13,12 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gracekit import files
-from gracekit.checkpoints.assembly import assemble, is_model_directory
+from gracekit.checkpoints.assembly import assemble, is_model_directory, point
 from gracekit.checkpoints.layouts import layout_of
+from gracekit.checkpoints.model_files import uses_command
 from gracekit.checkpoints.weights import weights_digest
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.foreign import foreign
@@ -96,6 +98,36 @@ def pin(
         for place in (directory, model, directory.with_name(f"{directory.name}.converted")):
             with suppress(OSError):  # what is left goes at the next start
                 files.remove(place)
+
+
+@contextmanager
+def in_place(
+    checkpoint: Checkpoint, settings: CheckpointSection
+) -> Iterator[PinnedCheckpoint | None]:
+    """The same without holding it, to look at: put together elsewhere, for as long as the block.
+
+    None where `checkpoints.convert_cmd` has to make the model first. It has no digest.
+
+    Raises `CheckpointError` where config or tokenizer have to come from a base model that is not
+    there, and OSError where no folder can be made for it.
+    """
+    path = checkpoint.path
+    parts = layout_of(checkpoint, settings).parts(path)
+    if uses_command(parts, settings):
+        yield None
+        return
+    with TemporaryDirectory(prefix="gracekit-") as folder:
+        is_model = is_model_directory(parts, settings)
+        seen = PinnedCheckpoint(
+            checkpoint=checkpoint,
+            directory=parts[0] if is_model else Path(folder) / "model",
+            digest="",
+            is_linked=False,
+            trainer_files=None if is_model and parts[0] == path else path,
+        )
+        if not is_model:
+            assemble(seen, parts, settings, link=point)
+        yield seen
 
 
 def _held(checkpoint: Checkpoint, directory: Path) -> Path:

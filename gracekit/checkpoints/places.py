@@ -106,7 +106,8 @@ def candidates(
     listed = list(_listed(root, sight))
     if is_one(root):
         yield root
-        if any(True for pattern in _MODEL_FILES for _ in root.glob(pattern)):
+        is_model = any(True for pattern in _MODEL_FILES for _ in root.glob(pattern))
+        if is_model or is_step_folder(root.name):
             listed = _named_like_steps(root, listed)
     waiting: list[tuple[bool, int, int, Path]] = []
     num_found = num_seen = 0

@@ -6,6 +6,7 @@ The words are those that `watch_checkpoints` says, because both ask the same lay
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,10 +23,10 @@ from gracekit.checkpoints.discover import (
 )
 from gracekit.checkpoints.distributed import shards_directory
 from gracekit.checkpoints.layouts import LAYOUTS
-from gracekit.checkpoints.model_files import base_of, config_in, uses_command
+from gracekit.checkpoints.model_files import CONFIG, base_of, config_in, uses_command
 from gracekit.checkpoints.places import Sight, nothing_there, real_path, run_of
 from gracekit.checkpoints.vocabulary import has_vocabulary
-from gracekit.checkpoints.weights import has_weights, is_adapter
+from gracekit.checkpoints.weights import ADAPTER_CONFIG, has_weights, is_adapter, read_header
 from gracekit.errors import CheckpointError, CheckpointIncompleteError
 from gracekit.foreign import foreign
 from gracekit.protocols import CheckpointLayout
@@ -98,6 +99,30 @@ def newest_usable(found: list[Finding], root: Path) -> Finding | None:
     return dataclasses.replace(named, step=newest.step, checkpoint=newest)
 
 
+def loaded_alike(found: Finding, settings: CheckpointSection) -> Hashable:
+    """Equal for checkpoints of which loading says the same: configs, and names and shapes.
+
+    The path itself where its weights are in another form than safetensors. Raises `CheckpointError`
+    where it cannot be read.
+    """
+    with foreign(found.path, CheckpointError):
+        layout = _layout(found.path, settings)
+        files = layout.weight_files(found.path)
+        if not files or any(file.suffix != ".safetensors" for file in files):
+            return found.path
+        tensors = {
+            (name, entry["dtype"], *entry["shape"])
+            for file in files
+            for name, entry in read_header(file).items()
+        }
+        configs = [
+            (part / name).read_bytes() if (part / name).is_file() else b""
+            for part in layout.parts(found.path)
+            for name in (CONFIG, ADAPTER_CONFIG)
+        ]
+        return frozenset(tensors), tuple(configs)
+
+
 def why_none(root: Path, settings: CheckpointSection) -> str:
     """Why a folder has no complete checkpoint: what each of those that are there lacks.
 
@@ -143,16 +168,17 @@ def _finding(
     try:
         with foreign(path, CheckpointError):
             parts = layout.parts(path)
-            is_converted = not parts[0].is_file() and uses_command(parts, settings)
             finding = dataclasses.replace(
-                finding, weights=_form(parts, settings), needs_command=is_converted
+                finding,
+                weights=_form(parts, settings),
+                needs_command=uses_command(parts, settings),
             )
             finding = dataclasses.replace(finding, base=_base(path, parts, settings))
             if is_complete:
                 facts = describe_checkpoint(guess, settings)
                 finding = dataclasses.replace(finding, architecture=facts)
     except CheckpointError as error:
-        if is_complete:
+        if is_complete and not (finding.needs_command and settings.base_model is None):
             return dataclasses.replace(finding, state="cannot be used", reason=str(error))
     return finding
 
@@ -177,10 +203,10 @@ def _step(layout: CheckpointLayout, path: Path) -> int | None:
 
 def _form(parts: list[Path], settings: CheckpointSection) -> str:
     """What form the weights are in."""
-    if parts[0].is_file():
-        return "tensors in a file of torch.save, converted when they are read"
     if uses_command(parts, settings):
         return "converted by checkpoints.convert_cmd"
+    if parts[0].is_file():
+        return "tensors in a file of torch.save, converted when they are read"
     if is_adapter(parts[0]):
         return "an adapter"
     if shards_directory(parts[0]) is not None and not has_weights(parts[0]):

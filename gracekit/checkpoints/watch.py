@@ -25,6 +25,7 @@ from gracekit.checkpoints.discover import (
     without_copies,
 )
 from gracekit.checkpoints.layouts import LAYOUTS, QUIET_S
+from gracekit.checkpoints.other_layouts import TRACKERS
 from gracekit.checkpoints.places import (
     History,
     Sight,
@@ -229,7 +230,8 @@ class _Watcher:
     def _look(self, directory: Path) -> Checkpoint | Obstacle | None:
         """`discover.look` at directories that have changed, plus the quiet period."""
         try:
-            signature = unfinished(directory, self._settings), _listing(directory)
+            listing = (*_listing(directory), *_trackers(directory))
+            signature = unfinished(directory, self._settings), listing
         except FileNotFoundError:
             return None
         now = self._clock()
@@ -330,6 +332,14 @@ def _listing(path: Path) -> tuple[tuple[str, int, int, int], ...]:
         status = path.stat()
         return ((path.name, status.st_size, status.st_mtime_ns, status.st_mode),)
     return tuple(sorted(_entries(path, _MOST_NESTED)))
+
+
+def _trackers(path: Path) -> Iterator[tuple[str, int, int, int]]:
+    """Files beside a checkpoint that name the last complete one of the run."""
+    for name in TRACKERS:
+        with suppress(OSError):
+            status = path.with_name(name).stat()
+            yield f"../{name}", status.st_size, status.st_mtime_ns, status.st_mode
 
 
 def _entries(directory: Path, depth: int) -> Iterator[tuple[str, int, int, int]]:

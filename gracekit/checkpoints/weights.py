@@ -26,6 +26,8 @@ INDEX = "model.safetensors.index.json"
 """Names the shard of every tensor; trainers write it after the shards."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_OF_TORCHTUNE = "adapter_model.pt"
+"""The adapter under torchtune's own names, which only torchtune saves."""
 _SHARDS = "model-*-of-*.safetensors"
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100_000_000
@@ -68,7 +70,15 @@ def has_weights(directory: Path) -> bool:
 
 def is_adapter(directory: Path) -> bool:
     """Whether the directory holds a PEFT adapter: with its config there, its weights count."""
-    return (directory / ADAPTER_CONFIG).is_file()
+    return (directory / ADAPTER_CONFIG).is_file() and not holds_merged(directory)
+
+
+def holds_merged(directory: Path) -> bool:
+    """Whether an adapter lies beside the whole model that it is merged into, as torchtune saves."""
+    whole = any((directory / name).is_file() for name in (WHOLE, INDEX))
+    return whole and all(
+        (directory / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_OF_TORCHTUNE)
+    )
 
 
 def incomplete_weights(directory: Path) -> str | None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from gracekit.checkpoints import describe_architecture, is_of_trl_sft, model_identity
 from gracekit.checkpoints.convert import ensure_weights
-from gracekit.checkpoints.model import devices_for, load_checked, load_tokenizer
+from gracekit.checkpoints.devices import devices_for
+from gracekit.checkpoints.model import load_checked, load_tokenizer
 from gracekit.errors import DataError, RecipeError
 from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gracekit.checkpoints.model import devices_for, resolve_device, resolve_dtype
+from gracekit.checkpoints.devices import devices_for, resolve_device, resolve_dtype
 from gracekit.errors import StoreWriteError
 from gracekit.model_pass.batches import TokenSource
 from gracekit.model_pass.context import TargetSamples

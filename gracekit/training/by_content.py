@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gracekit.samples import hashes_of
 from gracekit.training.measured import Measured
-from gracekit.training.trainer_rows import FedRow, TrainerRows, hashes_of_ids
-from gracekit.types import Bool, Float64, Int32, Int64, Rows
+from gracekit.training.trainer_rows import BLOCK_ROWS, TrainerRows, hashes_of_ids
+from gracekit.types import Bool, Int32, Int64, Rows
 
 MAX_PACKED_TOKENS = 1 << 16
-NUM_RESEMBLED = 128
-"""Rows that are compared with samples at other places."""
-SHARE_AT_PLACES = 0.75
-"""Of these rows, how many have more in common with their own sample than with half of the others.
-All of them where the order is the data's; one half in any other, and 3 quarters of 128 only once
-in 10⁸ times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,154 +37,101 @@ def hash_ids(ids: Int32) -> int:
     return hashes_of(ids, np.zeros(0, bool))[0]
 
 
-def match(rows: TrainerRows, measured: Measured) -> Matched:
+def match(rows: TrainerRows, measured: Measured, placed: Rows | None = None) -> Matched:
     """Find each row of the trainer's dataset among the samples.
 
-    Rows with equal tokens are given out in order: it is no matter which is which. Where one side
-    cuts its rows shorter than the other, those that are cut are compared as far as both have them.
+    Rows with equal tokens are given out in order, the sample at a row's own place first: it is no
+    matter which is which. Where one side cuts its rows shorter than the other, those that are cut
+    are compared as far as both have them.
+
+    Args:
+        rows: The trainer's.
+        measured: The store's.
+        placed: [m] the sample at each row's place; -1: none. None: places say nothing.
     """
     hashes, lengths = hashes_of_ids(rows, hash_ids)
-    num_rows = len(hashes)
-    found = np.full(num_rows, -1, np.int64)
-    ambiguous, repeated = np.zeros(num_rows, bool), np.zeros(num_rows, bool)
+    found = np.full(len(hashes), -1, np.int64)
+    ambiguous = np.zeros(len(hashes), bool)
+    known = measured.samples.token_hashes
+    cut = _Cut(rows, measured, lengths)
+    if placed is not None:
+        at_place = (placed >= 0) & (hashes == known[placed])
+        first = np.unique(placed[at_place], return_index=True)[1]
+        at_place = np.flatnonzero(at_place)[first]
+        found[at_place] = placed[at_place]
+        cut.give_at_places(found, placed)
+    taken = set(found[found >= 0].tolist())
     free: dict[int, list[int]] = defaultdict(list)
     for row in measured.rows[::-1].tolist():
-        free[int(measured.samples.token_hashes[row])].append(row)
-    is_known = set(free)
-    for position, value in enumerate(hashes.tolist()):
-        if free.get(value):
-            found[position] = free[value].pop()
-        elif value in is_known:
-            repeated[position] = True
-    open_positions = np.flatnonzero((found < 0) & ~repeated)
-    if len(open_positions):
-        taken = set(found.tolist())
-        left = np.array([row for row in measured.rows.tolist() if row not in taken], np.int64)
-        _match_cut(rows, measured, lengths, open_positions, left, found, ambiguous)
+        if row not in taken:
+            free[int(known[row])].append(row)
+    for position in np.flatnonzero(found < 0).tolist():
+        if free.get(int(hashes[position])):
+            found[position] = free[int(hashes[position])].pop()
+    cut.give_anywhere(found, ambiguous)
+    repeated = (found < 0) & ~ambiguous & np.isin(hashes, known[measured.rows])
     return Matched(
         rows=found, ambiguous=ambiguous, repeated=repeated, lengths=lengths, hashes=hashes
     )
 
 
-def _match_cut(
-    rows: TrainerRows,
-    measured: Measured,
-    lengths: Int64,
-    positions: Int64,
-    left: Rows,
-    found: Int64,
-    ambiguous: Bool,
-) -> None:
-    """Fill in rows that one side has cut; `found` and `ambiguous` are changed."""
-    here = measured.lengths
-    if not len(left) or not len(here):
-        return
-    longest, longest_here = int(lengths.max()), int(here.max())
-    cut = min(longest, longest_here)
-    if longest < longest_here:  # the trainer's are shorter
-        positions = positions[lengths[positions] == cut]
-        left = left[here[left] > cut]
-    else:
-        positions = positions[lengths[positions] > cut]
-        left = left[here[left] == cut]
-    if longest == longest_here or not len(positions) or not len(left):
-        return
-    of_prefix: dict[int, list[int]] = defaultdict(list)
-    for row in left.tolist():
-        tokens = measured.tokens(row)
-        if tokens is not None:
-            of_prefix[hash_ids(tokens.ids[:cut])].append(row)
-    num_of: dict[int, int] = defaultdict(int)
-    prefixes = {}
-    for position, row in zip(positions.tolist(), rows.take(positions.tolist()), strict=True):
-        prefixes[position] = hash_ids(row.ids[:cut])
-        num_of[prefixes[position]] += 1
-    for position, value in prefixes.items():
-        candidates = of_prefix.get(value, [])
-        if len(candidates) == num_of[value] == 1:
-            found[position] = candidates[0]
-        elif candidates:
-            ambiguous[position] = True
+class _Cut:
+    """Rows that one side has cut: where both are cut at the same length, none."""
 
+    def __init__(self, rows: TrainerRows, measured: Measured, lengths: Int64) -> None:
+        self._rows, self._measured = rows, measured
+        here = measured.lengths[measured.rows]
+        longest, longest_here = int(lengths.max(initial=0)), int(here.max(initial=0))
+        self._length = min(longest, longest_here)
+        is_by_trainer = longest < longest_here
+        theirs = lengths == self._length if is_by_trainer else lengths > self._length
+        ours = here > self._length if is_by_trainer else here == self._length
+        is_any = longest != longest_here
+        self._positions = np.flatnonzero(theirs & is_any)
+        """Of the trainer's rows that may be cut, or may be whole where the store's are cut."""
+        self._samples = measured.rows[ours & is_any]
 
-def stand_at_places(rows: TrainerRows, measured: Measured, store_rows: Rows) -> bool:
-    """Whether rows with other tokens than the samples' may stand where the data has them.
+    def give_at_places(self, found: Int64, placed: Rows) -> None:
+        """Fill in rows that are the sample at their place, as far as both go."""
+        of_sample = np.zeros(len(self._measured.lengths), bool)
+        of_sample[self._samples[~np.isin(self._samples, found)]] = True
+        positions = self._positions
+        positions = positions[(found[positions] < 0) & (placed[positions] >= 0)]
+        positions = positions[of_sample[placed[positions]]]
+        for position, value in self._prefixes(positions):
+            row = int(placed[position])
+            if of_sample[row] and value == self._prefix_of(row):
+                found[position], of_sample[row] = row, False
 
-    Each of some rows is compared with its own sample and with those of the others: by the tokens
-    that both hold, or where the store's are not kept by their number alone.
+    def give_anywhere(self, found: Int64, ambiguous: Bool) -> None:
+        """Fill in rows that one sample alone may be; those that several may be are ambiguous."""
+        positions = self._positions[found[self._positions] < 0]
+        if not len(positions):
+            return
+        of_prefix: dict[int, list[int]] = defaultdict(list)
+        for row in self._samples[~np.isin(self._samples, found)].tolist():
+            value = self._prefix_of(row)
+            if value is not None:
+                of_prefix[value].append(row)
+        prefixes = dict(self._prefixes(positions))
+        num_of = Counter(prefixes.values())
+        for position, value in prefixes.items():
+            candidates = of_prefix.get(value, [])
+            if len(candidates) == num_of[value] == 1:
+                found[position] = candidates[0]
+            elif candidates:
+                ambiguous[position] = True
 
-    Args:
-        rows: The trainer's.
-        measured: The store's.
-        store_rows: [m] the sample at each row's place; -1: none.
-    """
-    places = _spread(np.flatnonzero(store_rows >= 0), NUM_RESEMBLED)
-    return _are_nearer(rows.take(places.tolist()), store_rows[places], measured)
+    def _prefixes(self, positions: Int64) -> Iterator[tuple[int, int]]:
+        """(position, hash of what is compared) of the trainer's rows."""
+        for start in range(0, len(positions), BLOCK_ROWS):
+            some = positions[start : start + BLOCK_ROWS].tolist()
+            for position, row in zip(some, self._rows.take(some), strict=True):
+                yield position, hash_ids(row.ids[: self._length])
 
-
-def _are_nearer(fed: Sequence[FedRow], own: Rows, measured: Measured) -> bool:
-    """Whether most of some rows have more in common with their own sample than the median of the
-    others' has.
-    """
-    alike, _ = _likeness(fed, own, measured)
-    others = np.median(alike, axis=1)
-    num_nearer = int((alike.diagonal() > others).sum())
-    num_farther = int((alike.diagonal() < others).sum())
-    # Where all samples are alike nothing is told, and nothing speaks against the place.
-    return num_nearer >= SHARE_AT_PLACES * (num_nearer + num_farther)
-
-
-def may_stand_at_places(
-    rows: TrainerRows, measured: Measured, store_rows: Rows, positions: Int64
-) -> Bool:
-    """[k] whether each of these rows, whose tokens no sample has, may be the sample at its place.
-
-    As where a trainer cuts, marks or dates some rows otherwise; not where other rows were put in
-    their place. No sample has more in common with such a row than its own. Of more than
-    `NUM_RESEMBLED` rows as many are looked at, and most of them speak for all; so they do where the
-    store's tokens are not kept, for a number of tokens alone tells no row from another.
-    """
-    seen = _spread(positions, NUM_RESEMBLED)
-    if len(seen) and measured.tokens(int(store_rows[seen[0]])) is None:
-        are_nearer = _are_nearer(rows.take(seen.tolist()), store_rows[seen], measured)
-        return np.full(len(positions), are_nearer)
-    samples = np.concatenate([store_rows[seen], _spread(measured.rows, NUM_RESEMBLED)])
-    is_nearest = np.zeros(len(seen), bool)
-    for alike in _likeness(rows.take(seen.tolist()), samples, measured):
-        is_nearest |= alike[:, : len(seen)].diagonal() >= alike.max(axis=1)
-    if len(seen) == len(positions):
-        return is_nearest
-    return np.full(len(positions), is_nearest.mean() >= SHARE_AT_PLACES)
-
-
-def _spread(values: Int64, most: int) -> Int64:
-    """At most so many of them, evenly spread."""
-    if len(values) <= most:
-        return values
-    return values[np.linspace(0, len(values) - 1, most).astype(np.int64)]
-
-
-def _likeness(fed: Sequence[FedRow], samples: Rows, measured: Measured) -> tuple[Float64, Float64]:
-    """[k, s] how much each of the trainer's rows has in common with each of some samples.
-
-    As a share of the longer of the two, and of the shorter one, which tells a row that was cut.
-    Where the store's tokens are not kept both are their difference in length, below 0, as far as
-    neither side cuts.
-    """
-    kept = [measured.tokens(row) for row in samples.tolist()]
-    lengths = measured.lengths[samples]
-    own_lengths = np.array([len(row.ids) for row in fed], np.int64)[:, None]
-    if any(tokens is None for tokens in kept):
-        cut = min(int(lengths.max(initial=0)), int(own_lengths.max(initial=0)))  # by either side
-        nearness = -np.abs(np.minimum(lengths, cut) - np.minimum(own_lengths, cut)).astype(float)
-        return nearness, nearness
-    shared = np.empty((len(fed), len(samples)))
-    bags = [Counter(tokens.ids.tolist()) for tokens in kept if tokens is not None]
-    for k, row in enumerate(fed):
-        bag = Counter(row.ids.tolist())
-        shared[k] = [(bag & other).total() for other in bags]
-    longer, shorter = np.maximum(lengths, own_lengths), np.minimum(lengths, own_lengths)
-    return shared / np.maximum(longer, 1), shared / np.maximum(shorter, 1)
+    def _prefix_of(self, row: int) -> int | None:
+        tokens = self._measured.tokens(row)
+        return None if tokens is None else hash_ids(tokens.ids[: self._length])
 
 
 def is_packed(rows: TrainerRows, measured: Measured, positions: Sequence[int]) -> bool:

@@ -13,10 +13,9 @@ from gracekit.training.by_content import (
     hash_ids,
     is_packed,
     match,
-    may_stand_at_places,
-    stand_at_places,
 )
 from gracekit.training.drawn import NOT_IN_STORE
+from gracekit.training.likeness import may_stand_at_places, stand_at_places
 from gracekit.training.measured import Measured, Tokens
 from gracekit.training.mending import find_mend
 from gracekit.training.parity_report import (
@@ -123,7 +122,7 @@ def _tell(
     is_whole = len(seen.positions) == len(rows)
     if placed is not None and is_same and (is_whole or not rows.has_cheap_ids):
         return _Told(placed, by, None, [])
-    matched = match(rows, measured)
+    matched = match(rows, measured, placed)
     if placed is not None and is_same and _num_other(matched, measured, placed) == 0:
         return _Told(placed, by, None, [])
     is_found = matched.rows >= 0
@@ -136,8 +135,10 @@ def _tell(
             why = NOT_TOLD.format(len(rows), measured.samples.num_source_rows)
             return _Told(matched.rows, "nothing", None, [why])
     elif not is_found.any():
-        if is_given or stand_at_places(rows, measured, placed):
+        if is_given:
             return _Told(placed, by, None, [])  # where they should be, with other tokens
+        if stand_at_places(rows, measured, placed):
+            return _without_others(rows, measured, matched, placed)
         nothing = np.full(len(rows), -1, np.int64)
         return _Told(nothing, "nothing", None, [OTHER_ORDER.format(len(rows))])
     elif (matched.rows == placed)[is_found].all() or is_found.sum() <= _num_same(

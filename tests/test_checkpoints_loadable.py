@@ -1,0 +1,175 @@
+"""`gracekit doctor` says of a checkpoint what loading would, by names and shapes alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import gracekit
+from gracekit.checkpoints import check_checkpoint, pin, require_loadable
+from gracekit.checkpoints.model import load_model
+from gracekit.errors import CheckpointError, CheckpointMismatchError
+from gracekit.recipe import CheckpointSection
+from tests.checkpoint_writers import WRITERS, Trap, loaded
+from tests.test_adapters import edit, in_a_wrapper, with_a_layer_more, without_one, write_adapter
+from tests.tiny import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base"), 0)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model: no adapter and no weights of the base fit it."""
+    return write_checkpoint(tmp_path_factory.mktemp("wide"), 0, hidden_size=64)
+
+
+def refusal(path: Path, settings: CheckpointSection, pins: Path) -> CheckpointError:
+    """What both say, which is the same."""
+    checkpoint = check_checkpoint(path, settings)
+    with pytest.raises(CheckpointError) as told:
+        require_loadable(checkpoint, settings)
+    with pytest.raises(CheckpointError) as said, pin(checkpoint, pins, settings) as pinned:
+        load_model(pinned, settings, device="cpu", dtype="float32")
+    assert (str(told.value), type(told.value)) == (str(said.value), type(said.value))
+    return told.value
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRITERS)
+def test_weights_of_another_model_than_the_config(
+    name: str, base: Path, wide: Path, tmp_path: Path
+) -> None:
+    Trap.place = str(tmp_path / "was-run")
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    path = WRITERS[name](model, tmp_path / "run")
+    right = CheckpointSection(base_model=str(base), settle_s=0)
+    loaded(path, right, tmp_path / "pins")
+    for config in path.rglob("config.json") if path.is_dir() else ():
+        values = json.loads(config.read_text())
+        config.write_text(json.dumps(values | {"hidden_size": 64, "head_dim": 16}))
+    error = refusal(path, CheckpointSection(base_model=str(wide), settle_s=0), tmp_path / "pins")
+    assert isinstance(error, CheckpointMismatchError)
+    assert not (tmp_path / "was-run").exists()
+
+
+def no_rank(directory: Path) -> None:
+    edit(r=6)(directory)
+
+
+def other_layers(directory: Path) -> None:
+    edit(target_modules=["c_attn"])(directory)
+
+
+@pytest.mark.parametrize("spoil", [no_rank, other_layers])
+def test_an_adapter_whose_config_is_not_its_own(spoil: Any, base: Path, tmp_path: Path) -> None:
+    path = write_adapter(tmp_path / "run", 20, base, spoil=spoil)
+    error = refusal(path, CheckpointSection(), tmp_path / "pins")
+    assert isinstance(error, CheckpointMismatchError)
+
+
+@pytest.mark.parametrize("change", [without_one, with_a_layer_more, in_a_wrapper])
+def test_an_adapter_in_part(change: Any, base: Path, tmp_path: Path) -> None:
+    def spoil(directory: Path) -> None:
+        file = directory / "adapter_model.safetensors"
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+    path = write_adapter(tmp_path / "run", 20, base, spoil=spoil)
+    refusal(path, CheckpointSection(), tmp_path / "pins")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"layer_replication": [(0, 2), (1, 2)]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+)
+def test_kinds_of_adapters(
+    settings: dict[str, Any], base: Path, wide: Path, tmp_path: Path
+) -> None:
+    """What begins with the base's numbers is looked at too, without these."""
+    path = write_adapter(tmp_path / "run", 20, base, **settings)
+    require_loadable(check_checkpoint(path, CheckpointSection()), CheckpointSection())
+    refusal(path, CheckpointSection(base_model=str(wide)), tmp_path / "pins")
+
+
+def times_of(folder: Path) -> dict[Path, tuple[int, int]]:
+    found = [folder, *folder.rglob("*")]
+    return {p: (p.lstat().st_mtime_ns, p.lstat().st_ctime_ns) for p in found}
+
+
+def test_doctor_says_it_of_an_adapter_of_another_model(
+    base: Path, wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fits, later ones that do not; each is told, and nothing of the run is touched."""
+    run = tmp_path / "run"
+    write_adapter(run, 10, base)
+    write_adapter(run, 20, wide, spoil=edit(base_model_name_or_path=str(base)))
+    write_adapter(run, 30, wide, spoil=edit(base_model_name_or_path=str(base)))
+    made = list(record_loads(monkeypatch))
+    before = times_of(run)
+    found = gracekit.doctor(run)
+    assert times_of(run) == before
+    assert found.ok and found.newest == "checkpoint-10"
+    assert [(f.name, f.state) for f in found.checkpoints] == [
+        ("checkpoint-10", "complete"),
+        ("checkpoint-20", "cannot be used"),
+        ("checkpoint-30", "cannot be used"),
+    ]
+    for finding in found.checkpoints[1:]:
+        assert finding.reason is not None and str(finding.path) in finding.reason
+        assert "has the shape 4, 64, expected 4, 32. Set checkpoints.base_model" in finding.reason
+    assert len(made[0]) == 2, "the third is like the second"
+    mended = gracekit.doctor(run, set={"checkpoints.base_model": str(wide)})
+    assert mended.newest == "checkpoint-30" and mended.checkpoints[0].state == "cannot be used"
+    only = gracekit.doctor(run / "checkpoint-30")
+    assert not only.ok and only.reason == only.checkpoints[0].reason
+
+
+def record_loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The names of checkpoints that were tried."""
+    names: list[str] = []
+    from gracekit.checkpoints import model
+
+    def tried(checkpoint: Any, settings: Any, known: Any = model.require_loadable) -> None:
+        names.append(checkpoint.path.name)
+        known(checkpoint, settings)
+
+    monkeypatch.setattr(model, "require_loadable", tried)
+    yield names
+
+
+def test_a_model_that_is_no_language_model(base: Path, tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path / "run", 3)
+    values = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(values | {"model_type": "no-such-model"}))
+    os.utime(path / "config.json", (1, 1))
+    error = refusal(path, CheckpointSection(), tmp_path / "pins")
+    assert "cannot make a causal language model" in str(error)
+
+
+def test_of_a_file_that_a_command_converts_nothing_is_told(base: Path, tmp_path: Path) -> None:
+    """Also of Lightning's: the command makes the model, and doctor does not run it."""
+    torch.save({"state_dict": {"x": torch.ones(2)}, "global_step": 3}, tmp_path / "a.ckpt")
+    command = "touch ran {src} {dst}"
+    found = gracekit.doctor(tmp_path, set={"checkpoints.convert_cmd": command})
+    (finding,) = found.checkpoints
+    assert found.ok and finding.needs_command
+    assert finding.weights == "converted by checkpoints.convert_cmd"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
