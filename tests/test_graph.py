@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gracekit.errors import RecipeError
 from gracekit.graph import (
     build_index,
+    bytes_of_row,
     directions_to_index,
     effective_rank,
     grow_index,
@@ -667,3 +668,13 @@ def test_without_hnswlib_its_backend_says_what_to_install(monkeypatch: pytest.Mo
 def test_auto_never_asks_for_hnswlib() -> None:
     settings = GraphSection()
     assert [backend_for(n, settings) for n in (10, 20_000, 10**7)] == ["exact", *2 * ["descent"]]
+
+
+@ALL
+def test_what_a_row_takes_on_disk_is_told(tmp_path: Path, settings: GraphSection) -> None:
+    n = 1000
+    index = build_index(
+        unit_features(clusters(n), everyone(n)), settings, valid=everyone(n), seed=0
+    )
+    written = sum(file.stat().st_size for file in index.save(tmp_path))
+    assert 0.9 < written / (n * bytes_of_row(n, 32, settings)) < 1.25

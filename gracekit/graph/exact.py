@@ -17,7 +17,7 @@ from gracekit.graph.lists import NeighborLists
 from gracekit.recipe import GraphSection
 from gracekit.types import Directions, Rows
 
-_NUM_SPARE = 16
+NUM_SPARE = 16
 """Neighbours remembered beyond k, so that a list survives losing some of its members."""
 
 
@@ -33,7 +33,7 @@ class ExactIndex(NeighborLists):
 
     def __init__(self, unit: Directions, *, settings: GraphSection, seed: int) -> None:
         super().__init__(unit, settings=settings, seed=seed)
-        self._forget_lists(settings.num_neighbors + _NUM_SPARE)
+        self._forget_lists(settings.num_neighbors + NUM_SPARE)
         self._floor = np.full(len(unit), -np.inf, np.float32)
         self._recompute(np.flatnonzero(has_direction(unit)))
         self._publish()

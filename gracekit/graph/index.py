@@ -16,7 +16,7 @@ from gracekit.graph.directions import (
     recall,
     unit_features,
 )
-from gracekit.graph.exact import ExactIndex
+from gracekit.graph.exact import NUM_SPARE, ExactIndex
 from gracekit.graph.hnsw import HnswIndex
 from gracekit.graph.lists import NeighborLists
 from gracekit.graph.seal import backend_for, purpose, unbroken_seal
@@ -50,6 +50,16 @@ def directions_to_index(
     """`unit_features` in the type in which an index of these settings keeps directions."""
     dtype = _BACKENDS[backend_for(len(features), settings)].dtype
     return unit_features(features, valid, dtype)
+
+
+def bytes_of_row(num_rows: int, width: int, settings: GraphSection) -> int:
+    """What an index of so many rows of this width takes on disk for each: directions and lists."""
+    backend = backend_for(num_rows, settings)
+    of_directions = np.dtype(_BACKENDS[backend].dtype).itemsize * width
+    if backend == "hnsw":  # hnswlib keeps its own, and links
+        return 2 * of_directions + 8 * (settings.num_neighbors + settings.hnsw_m)
+    num_spare = settings.num_spare if backend == "descent" else NUM_SPARE
+    return of_directions + 8 * (settings.num_neighbors + num_spare)
 
 
 def build_index(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gracekit.graph import bytes_of_row
 from gracekit.recipe import Recipe
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.flow import Refresher
@@ -24,7 +25,7 @@ _PROBE_TOKENS = 2048
 """Most tokens of a batch of the probe: a batch of the recipe's size may be what cannot fit."""
 _PROBE_BATCHES = 3
 """Batches of random rows that the probe times, after one of the longest."""
-_FEATURE_COPIES = 5
+_FEATURE_COPIES = 3
 """Peak memory outside of the model pass, mapped files included, in float32 copies of the features,
 as benchmarks/scale.py measures it at 1,000,000 rows."""
 
@@ -146,7 +147,6 @@ def _disk_bytes(
     recipe: Recipe, num_rows: int, num_measured: int, width: int, num_tokens: int
 ) -> int:
     """Files of one version: tokens, features, index, scores; and shards while measuring."""
-    k, num_scores = recipe.graph.num_neighbors, len(recipe.scoring.scores)
-    of_index = 8 * width + 8 * (k + 16) + 8 * recipe.graph.hnsw_m
-    of_row = 2 * width + of_index + 4 * num_scores + 40
+    num_scores = len(recipe.scoring.scores)
+    of_row = 2 * width + bytes_of_row(num_rows, width, recipe.graph) + 4 * num_scores + 40
     return num_rows * of_row + num_measured * (2 * width + 4 * num_scores + 8) + 4 * num_tokens
