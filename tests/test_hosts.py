@@ -44,7 +44,7 @@ from tests.test_scoring_pass import make_samples
 from tests.tiny import tiny_recipe, write_checkpoint
 
 SEED = 20261133
-LIVES = int(os.environ.get("GRACEKIT_HOSTS", "300"))
+LIVES = int(os.environ.get("GRACEKIT_HOSTS", "60"))
 """Lives in `make torture`."""
 LEASE_S = 60.0
 OTHER_CODE, OTHER_MODEL = "other code", "other model"

@@ -77,7 +77,9 @@ def is_for(fault: str, operation: str) -> bool:
     return (operation in BUCKET[1]) == (fault in REQUESTS)
 
 
-def publish_with_each(history: Path, tmp_path: Path, part: str, every: int) -> FaultTable:
+def publish_with_each(
+    history: Path, tmp_path: Path, part: str, every: int, kind: str = "memory"
+) -> FaultTable:
     """A publish for each (operation, fault), then one with nothing amiss.
 
     Args:
@@ -85,6 +87,7 @@ def publish_with_each(history: Path, tmp_path: Path, part: str, every: int) -> F
         tmp_path: For copies of it.
         part: `first`: of all versions; `removal`: after gc, over what was published before.
         every: Take one of so many.
+        kind: Of object store: `memory`, or `file` for a directory.
     """
     table, before = FaultTable(OUTCOMES), dict[str, bytes]()
     root = shutil.copytree(history, tmp_path / "store")
@@ -98,12 +101,12 @@ def publish_with_each(history: Path, tmp_path: Path, part: str, every: int) -> F
         publish_and_record(Store.open(root), url, is_automatic=False)
 
     def prepare(url: str) -> str:
-        folder = RemoteFolder.open(url)
+        folder = RemoteFolder.open(url, create=True)
         for name, content in before.items():
             folder.write(name, content)
         return url
 
-    base = f"memory://{tmp_path.name}-{part}"
+    base = f"memory://{tmp_path.name}-{part}" if kind == "memory" else f"file://{tmp_path}/{part}"
     counted = prepare(f"{base}-counted")
     operations = seen_in(lambda: publish(counted))
     newest = max(whole_versions(counted, tmp_path))
@@ -114,7 +117,7 @@ def publish_with_each(history: Path, tmp_path: Path, part: str, every: int) -> F
         if is_for(name, operation)
     ]
     for k, operation, name, fault in ways[::every]:
-        url = prepare(f"{base}-{name}-{k}")
+        url = prepare(f"{base}-{name.replace(' ', '-')}-{k}")
         where = f"{name} at {operation}, operation {k} of {len(operations)}"
 
         def is_meant(count: int, called: str, k: int = k, is_end: bool = name in ENDS) -> bool:
@@ -209,10 +212,11 @@ def shown(table: FaultTable, title: str) -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", ["memory", "file"])
 @pytest.mark.parametrize("part", ["first", "removal"])
-def test_publishing_with_every_fault(history: Path, tmp_path: Path, part: str) -> None:
-    table = publish_with_each(history, tmp_path, part, 1)
-    shown(table, f"a publish ({part}), each request and file operation with each fault")
+def test_publishing_with_every_fault(history: Path, tmp_path: Path, part: str, kind: str) -> None:
+    table = publish_with_each(history, tmp_path, part, 1, kind)
+    shown(table, f"a publish ({part}, {kind}), each request and file operation with each fault")
 
 
 @pytest.mark.torture
@@ -226,7 +230,7 @@ def test_reading_with_every_fault(
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(("role", "every"), [("worker", 1), ("refresher", 5)])
+@pytest.mark.parametrize(("role", "every"), [("worker", 2), ("refresher", 10)])
 def test_shared_work_with_every_fault(
     prepared: Path, tmp_path: Path, role: str, every: int
 ) -> None:

@@ -129,6 +129,20 @@ def test_what_gc_removes_here_is_removed_there(store: Store, tmp_path: Path) -> 
     assert 1 in store.versions(), "a pinned version stays"
 
 
+def test_readers_find_a_version_while_all_that_were_there_are_removed(
+    store: Store, tmp_path: Path
+) -> None:
+    url, seen = url_of(tmp_path), list[int]()
+    publish_versions(store, url)
+    store.commit(make_draft(store, "five"))
+    gc(store, 1)
+    assert store.versions() == [5]
+    look = lambda: seen.append(max(whole_versions(url, tmp_path), default=0))  # noqa: E731
+    publish_versions(store, url, between=look)
+    assert seen == sorted(seen) and (seen[0], seen[-1]) == (4, 5)
+    assert contents(url) == expected(store)
+
+
 def test_versions_that_were_removed_before_leave_what_was_measured(
     store: Store, tmp_path: Path
 ) -> None:

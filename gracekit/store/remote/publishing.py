@@ -5,9 +5,9 @@
         headers/v000012.json                 put if absent: nobody else makes version 12 there
           → samples, scores, measurements, draws     files that never change, as they are here
             → manifests/v000012.parquet      put if absent: THE commit point; readers list these
-      for each that gc removed here:
-        removed/v000003.json → its manifest → its header, scores and draws go
       LATEST                                 a hint
+      for each that gc removed here, and that a newer one there makes up for:
+        removed/v000003.json → its manifest → its header, scores and draws go
 
 Everything follows from a listing of what is there, so it may be repeated, killed at any moment, and
 done by two processes at once: the same content put twice is one object. A version is there whole or
@@ -100,14 +100,15 @@ class _Publisher:
         self._copy(samples, self.store.info.files.get(samples), "nothing is")
         # With both a record and a manifest a version may yet stay: nothing of it is removed.
         gone = [v for v in snapshot.removed if v not in snapshot.unfinished]
-        removed = self._remove(gone)
         published = []
         for version in sorted([*snapshot.kept, *gone]):
-            if version in gone:
+            if version not in gone:
+                published += [version] * self._publish_if_whole(version)
+            elif self._name(paths.manifest(version)) not in self.there:
                 self._leave_record_if_whole(version)
-            elif self._publish_if_whole(version):
-                published.append(version)
         latest = self._point_to_latest()
+        # Only now, and only what is older than a version there: else readers might find none.
+        removed = self._remove([v for v in gone if latest is not None and v < latest])
         if self.errors:
             raise self.errors[0]
         return PublishReport(
