@@ -158,8 +158,9 @@ def _max_cost(scored: Header) -> float | None:
 def _origins(store: StoreReader, header: Header, scored: Header) -> dict[str, int]:
     """Where the scores of a version came from; its data may be newer than the scores."""
     origins: dict[str, int] = scored.stats.origins or {}
-    if header.rollback_of is None:
-        return origins
+    is_same_data = header.dataset.samples_file == scored.dataset.samples_file
+    if header.rollback_of is None or (origins and is_same_data):
+        return origins  # what reads the scores loads pandas
     try:
         found = store.scores(header.version).origin
     except StoreError:
