@@ -160,3 +160,33 @@ def test_an_executor_that_gives_other_rows_is_named(
     ):
         (measure.look if is_look else measure)(np.arange(6))
     assert str(raised.value).startswith("Given ")
+
+
+class Held(Given):
+    """An executor that holds something while its shards are asked for, as a claim on one."""
+
+    is_held = False
+
+    def _shards(self, rows: Rows, *, look: bool) -> Iterator[Measurement]:
+        self.is_held = True
+        try:
+            yield from super()._shards(rows, look=look)
+        finally:
+            self.is_held = False
+
+
+@pytest.mark.parametrize("look", [False, True])
+def test_what_an_executor_holds_ends_with_a_disk_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: bool
+) -> None:
+    """Also while somebody still has the error, with all that it refers to."""
+
+    def fails(self: ShardFiles, shard: Measurement) -> None:
+        raise OSError("Input/output error")
+
+    executor = Held(lambda rows: [rows[:10], rows[10:]])
+    measure = measured_rows(executor, tmp_path)
+    monkeypatch.setattr(ShardFiles, "save", fails)
+    with pytest.raises(OSError, match="Input/output") as error:
+        (measure.look if look else measure)(np.arange(N))
+    assert error.value is not None and not executor.is_held

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -77,7 +78,8 @@ class MeasuredRows:
         if len(missing):
             still = np.zeros(len(self._is_known), bool)
             still[missing] = True
-            found = Measurement.arranged(self._saved(missing, still), missing)
+            with closing(self._saved(missing, still)) as shards:
+                found = Measurement.arranged(shards, missing)
             if self._progress.is_stopping:
                 raise RefreshStoppedError(
                     f"stopped after {self._num_done} of the rows to measure; the next start "
@@ -106,9 +108,10 @@ class MeasuredRows:
             still = np.zeros(len(self._is_known), bool)
             still[missing] = True
             shards = self._executor.look(missing, self._progress)
-            for shard in _asked_for(shards, still, self._executor):
-                self._look_shards.save(shard)
-                found.append(shard)
+            with closing(_asked_for(shards, still, self._executor)) as looks:
+                for shard in looks:
+                    self._look_shards.save(shard)
+                    found.append(shard)
             if self._progress.is_stopping:
                 raise RefreshStoppedError(
                     f"stopped after the features of {sum(len(part.rows) for part in found)} rows; "
@@ -158,36 +161,44 @@ class MeasuredRows:
         whole = Measurement.arranged(_one_by_one(self._parts), order)
         self._parts = [] if whole is None else [whole]
 
-    def _saved(self, missing: Rows, still: Bool) -> Iterator[Measurement]:
+    def _saved(self, missing: Rows, still: Bool) -> Generator[Measurement]:
         """The shards of these rows, each once it is on disk; see `_asked_for`."""
         assert self._executor is not None
         shards = self._executor.measure(missing, self._progress)
-        for shard in _asked_for(shards, still, self._executor):
-            self._shards.save(shard)
-            self._num_done += len(shard.rows)
-            yield shard
+        with closing(_asked_for(shards, still, self._executor)) as asked_for:
+            for shard in asked_for:
+                self._shards.save(shard)
+                self._num_done += len(shard.rows)
+                yield shard
 
 
 def _asked_for(
     shards: Iterator[Measurement], still: Bool, executor: Executor
-) -> Iterator[Measurement]:
+) -> Generator[Measurement]:
     """The shards; `still` [n], the rows that are asked for, becomes those that are not there yet.
+
+    When it is closed so are they, whatever still refers to them: claims of a shard end with it.
 
     A row that comes twice counts as the last one of them. Raises `MeasureError` for rows that
     nobody asked for: an executor may be a class of the user's.
     """
     asked = still.copy()
-    for shard in shards:
-        was_asked = (shard.rows >= 0) & (shard.rows < len(asked))
-        was_asked[was_asked] = asked[shard.rows[was_asked]]
-        others = shard.rows[~was_asked]
-        if len(others):
-            raise MeasureError(
-                f"{type(executor).__name__} gave {len(others)} rows that it was not asked for, "
-                f"such as row {others[0]}; an executor gives exactly the rows that it is asked for"
-            )
-        still[shard.rows] = False
-        yield shard
+    try:
+        for shard in shards:
+            was_asked = (shard.rows >= 0) & (shard.rows < len(asked))
+            was_asked[was_asked] = asked[shard.rows[was_asked]]
+            others = shard.rows[~was_asked]
+            if len(others):
+                raise MeasureError(
+                    f"{type(executor).__name__} gave {len(others)} rows that it was not asked "
+                    f"for, such as row {others[0]}; an executor gives exactly the rows that it is "
+                    "asked for"
+                )
+            still[shard.rows] = False
+            yield shard
+    finally:
+        if isinstance(shards, Generator):
+            shards.close()
 
 
 def _require_none(still: Bool, executor: Executor) -> None:
