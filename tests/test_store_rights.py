@@ -12,9 +12,12 @@ import pytest
 
 from gracekit import report, status
 from gracekit.errors import GracekitError
+from gracekit.refresher import Refresher
+from gracekit.refresher.data import CurrentData
 from gracekit.store import Store, UnreadableError, verify
 from tests.rights import no_rights_to
 from tests.stores import make_draft, make_reselect, make_store
+from tests.tiny import tiny_recipe, write_data
 
 OF_VERSIONS = (
     "score_history",
@@ -85,6 +88,26 @@ def test_a_version_without_rights_is_not_told_as_damaged_and_stops_writers(
     assert status(root).to_json()["problems"] == [] and verify(Store.open(root)) == []
     store = Store.open(root)
     assert store.commit(make_draft(store, "five")) == 5 and store.gc(2).removed == (3,)
+
+
+@pytest.mark.parametrize("name", OF_VERSIONS)
+def test_a_refresh_does_not_start_beside_a_version_without_rights(
+    root: Path, tmp_path: Path, name: str
+) -> None:
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(tmp_path, store=str(root))
+    refresher = Refresher(recipe, CurrentData(recipe.data, strict=False))
+    before = sorted(path.relative_to(root) for path in (root / "manifests").iterdir())
+    with (
+        no_rights_to(root / name),
+        pytest.raises(UnreadableError, match="Permission denied"),
+        refresher.locked(clean_up=True),
+    ):
+        Store.open(root).commit(make_draft(Store.open(root), "five"))
+    assert sorted(path.relative_to(root) for path in (root / "manifests").iterdir()) == before
+    with refresher.locked():
+        store = Store.open(root)
+        assert store.commit(make_draft(store, "five")) == 5
 
 
 @pytest.mark.parametrize("name", OTHERS)

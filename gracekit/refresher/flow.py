@@ -165,13 +165,15 @@ class Refresher:
             clean_up: Look through the whole store for what a killed process left; False: only when
                 the last writer did not finish (see `Store.tidy`).
 
-        Raises `StoreWriteError` where the store was there before and is not.
+        Raises `StoreWriteError` where the store was there before and is not, and `UnreadableError`
+        where a version cannot be read (see `Store.lock`, which is nested here and does not look).
         """
         self._require_not_gone()
         with lock_store(self.root, timeout_s=timeout_s) as is_unfinished:
             self._held = self._store()
             try:
                 if self._held is not None:
+                    self._held.require_readable()
                     for action in self._held.tidy(always=clean_up or is_unfinished):
                         logger.info("clean-up: %s", action)
                 yield self.root

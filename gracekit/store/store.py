@@ -90,9 +90,13 @@ class Store(StoreReader):
             if not is_nested:
                 self.info = StoreInfo.load(self.paths.info)  # another release may have migrated it
                 self.renew()
-                for error in self.look().unreadable.values():
-                    raise error
+                self.require_readable()
             yield is_unfinished
+
+    def require_readable(self) -> None:
+        """Raise `UnreadableError` where a version cannot be read; see `lock`."""
+        for error in self.look().unreadable.values():
+            raise error
 
     @contextmanager
     def writing(self, *, timeout_s: float | None = None) -> Iterator[None]:
