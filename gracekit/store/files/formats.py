@@ -20,6 +20,7 @@ _NO_ACCESS = {
     errno.ETIMEDOUT: "check the mount",
     errno.ELOOP: "a link among the directories above it leads back to itself: remove it",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENOMEM: "end other programs or raise the memory limit",
     errno.ENFILE: "the system has too many open files: close some programs",
 }
 """Errors that tell nothing of what a file holds -> what to do."""

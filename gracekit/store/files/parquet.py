@@ -127,7 +127,12 @@ def read_schema(path: Path) -> pa.Schema:
 
 
 def damaged(path: Path, error: Exception) -> StoreFormatError:
-    """The error for a file of the store that cannot be read."""
+    """The error for a file of the store that cannot be read.
+
+    A `MemoryError` (of Arrow too), which tells nothing of the file, is raised again as it is.
+    """
+    if isinstance(error, MemoryError):
+        raise error
     if (without_access := unreadable(path, error)) is not None:
         return without_access
     reason = str(error).partition("\n")[0] or type(error).__name__
