@@ -21,8 +21,11 @@ class Questions:
 
     def __init__(self, store: StoreReader) -> None:
         self.store = store
+        self._connection: duckdb.DuckDBPyConnection | None = self._open()
+
+    def _open(self) -> duckdb.DuckDBPyConnection:
         try:
-            self._connection = connect(store)
+            return connect(self.store)
         except duckdb.IOException as error:  # a view looks at the first of its files
             raise _unreadable(error) from error
 
@@ -35,11 +38,19 @@ class Questions:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._connection.close()
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connection; the next question opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
     def ask(self, sql: str) -> dict[str, list[Any]]:
         """The columns of an answer, all rows of it; raises `QueryError`."""
         for tries_left in reversed(range(_TRIES)):
+            if self._connection is None:
+                self._connection = self._open()
             try:
                 table = self._connection.sql(sql).to_arrow_table()
                 names = table.column_names
@@ -50,8 +61,8 @@ class Questions:
             except duckdb.IOException as error:
                 if not tries_left:
                     raise _unreadable(error) from error
-                self._connection.close()
-                self._connection = connect(self.store.renew())
+                self._close()
+                self.store.renew()
             except duckdb.Error as error:
                 raise QueryError(f"the store cannot be asked: {_reason(error)}") from error
         raise AssertionError("a try has returned or raised")
