@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from gracekit.errors import StoreError, StoreFormatError
-from gracekit.store.file_checks import check_manifest_seal, check_named, check_unversioned
+from gracekit.store.file_checks import check_manifest_seal, check_named, check_unversioned, listed
 from gracekit.store.files import cache
-from gracekit.store.files.formats import UnreadableError, cannot_open, unreadable
+from gracekit.store.files.formats import UnreadableError, cannot_open
 from gracekit.store.files.manifest_reading import METADATA_KEY
 from gracekit.store.files.manifests import SCHEMA, read_coreset, read_sidecar
 from gracekit.store.files.migrations import is_old
@@ -23,7 +23,6 @@ from gracekit.store.files.paths import (
     PARTITION_NAME,
     TABLE_NAME,
     is_there,
-    numbered,
 )
 from gracekit.store.files.pinned import pinned
 from gracekit.store.files.samples import read_samples
@@ -188,7 +187,11 @@ def check_removed(
 
 
 def _check_pinned(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
-    for version in pinned(store.paths):
+    try:
+        found = pinned(store.paths)
+    except OSError:
+        return  # `check_unversioned` told it
+    for version in found:
         if version not in versions:
             marker = store.paths.pinned_marker(version)
             advice = f"restore the version from a backup, or `gracekit unpin {version}`"
@@ -268,13 +271,11 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
     )
     orphans: list[Path] = []
     for directory, pattern in places:
-        try:
-            found = numbered(directory, pattern)
-        except OSError as error:
-            yield told(store, directory, unreadable(directory, error) or error)
-        else:
-            orphans += [path for path, version in found.items() if version not in versions]
-    tables = numbered(paths.changed_samples, TABLE_NAME)
+        found, obstacles = listed(store, directory, pattern)
+        yield from obstacles
+        orphans += [path for path, version in found.items() if version not in versions]
+    tables, obstacles = listed(store, paths.changed_samples, TABLE_NAME)
+    yield from obstacles
     orphans += [path for path, version in tables.items() if version > max(versions, default=0)]
     for path in orphans:
         yield problem(store, path, "belongs to no version (a refresh may be in progress)",
@@ -290,7 +291,9 @@ def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem
     # The database of a store of an older format is of an older schema: the next start replaces it.
     if good and is_known and not is_old(store.info):
         yield from _check_database(store)
-    for path in numbered(paths.cache, CACHE_NAME):
+    caches, obstacles = listed(store, paths.cache, CACHE_NAME)
+    yield from obstacles
+    for path in caches:
         try:
             what = cache.damage(path)
         except UnreadableError as error:

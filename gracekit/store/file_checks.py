@@ -6,6 +6,7 @@ seals of manifests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -56,14 +57,28 @@ def check_manifest_seal(store: StoreReader, version: int) -> Iterator[Problem]:
         yield problem(store, path, _UNSEALED, RESTORE)
 
 
+def listed(
+    store: StoreReader, directory: Path, pattern: re.Pattern[str]
+) -> tuple[dict[Path, int], list[Problem]]:
+    """`numbered`; where the directory cannot be listed nothing, and the problem that tells so."""
+    try:
+        return numbered(directory, pattern), []
+    except OSError as error:
+        return {}, [told(store, directory, unreadable(directory, error) or error)]
+
+
 def check_unversioned(store: StoreReader) -> Iterator[Problem]:
     """What belongs to the store as a whole, to trainers, or to work in progress."""
     yield from _check_info(store)
     yield from _check_uses(store)
     paths = store.paths
-    for record in numbered(paths.removals, JSON_NAME):
+    records, obstacles = listed(store, paths.removals, JSON_NAME)
+    yield from obstacles
+    for record in records:
         yield from _check_text(store, record, RESTORE, is_required=True)
-    for marker in numbered(paths.pinned, JSON_NAME):
+    markers, obstacles = listed(store, paths.pinned, JSON_NAME)
+    yield from obstacles
+    for marker in markers:
         yield from _check_text(
             store, marker, f"the version stays pinned: `gracekit pin {int(marker.stem[1:])}` with "
             "its note writes it anew"
