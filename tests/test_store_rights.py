@@ -5,16 +5,21 @@ The permissions are real ones (`tests/rights.py`).
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
+import duckdb
+import pyarrow as pa
 import pytest
 
 from gracekit import report, status
-from gracekit.errors import GracekitError
+from gracekit.errors import GracekitError, QueryError
 from gracekit.refresher import Refresher
 from gracekit.refresher.data import CurrentData
-from gracekit.store import Store, UnreadableError, verify
+from gracekit.reporting.questions import Questions
+from gracekit.store import Store, UnreadableError, list_versions, read_manifest, verify
+from gracekit.store.files.parquet import damaged
 from tests.rights import no_rights_to
 from tests.stores import make_draft, make_reselect, make_store
 from tests.tiny import tiny_recipe, write_data
@@ -120,6 +125,52 @@ def test_what_may_not_be_read_is_told_as_that(root: Path, name: str) -> None:
         found = verify(Store.open(root))
         assert any("Permission denied" in problem.what for problem in found), found
         assert not any(blames(problem.what + problem.advice) for problem in found), found
+
+
+@pytest.mark.parametrize("name", ["samples", "cache", "pinned"])
+def test_a_directory_that_cannot_be_listed_hides_no_other_problem(root: Path, name: str) -> None:
+    (root / name).mkdir(exist_ok=True)
+    (root / "LATEST").write_text("1\n")
+    with no_rights_to(root / name):
+        found = {problem.path: problem for problem in verify(Store.open(root))}
+    assert "Permission denied" in found[name].what and "LATEST" in found, found
+    assert not blames(found[name].what + found[name].advice)
+
+
+@pytest.mark.parametrize("name", ["manifests", "removed"])
+def test_versions_that_cannot_be_listed_are_awaited(root: Path, name: str) -> None:
+    with no_rights_to(root / name), pytest.raises(UnreadableError, match="Permission denied"):
+        list_versions(root)
+    assert list_versions(root) == [2, 3, 4]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), pa.ArrowMemoryError("no room")])
+def test_want_of_memory_is_no_damage(
+    root: Path, error: MemoryError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(size: int) -> pa.Buffer:
+        raise error
+
+    monkeypatch.setattr(pa, "allocate_buffer", allocate)
+    with pytest.raises(MemoryError, match="no room"):
+        read_manifest(root / "manifests" / "v000004.parquet")
+    lacking = OSError(errno.ENOMEM, "Cannot allocate memory")
+    assert isinstance(damaged(root / "samples.parquet", lacking), UnreadableError)
+
+
+def test_a_report_that_cannot_connect_again_says_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: Store) -> None:
+        raise duckdb.IOException("IO Error: gone")
+
+    with Questions(Store.open(root)) as questions:
+        sql = f"SELECT * FROM read_parquet('{root}/score_history/absent.parquet')"
+        with monkeypatch.context() as patched:
+            patched.setattr("gracekit.reporting.questions.connect", refuse)
+            with pytest.raises(QueryError, match="cannot be read: IO Error: gone"):
+                questions.ask(sql)
+        assert questions.one("SELECT 1 AS a") == {"a": 1}
 
 
 def test_a_cache_without_rights_is_not_measured_anew(root: Path) -> None:

@@ -222,7 +222,10 @@ class _Loop:
         )
 
     def _is_done(self, checkpoint: Checkpoint) -> bool:
-        is_done = self._refresher.is_done(checkpoint)
+        try:
+            is_done = self._refresher.is_done(checkpoint)
+        except UnreadableError:
+            return False  # the refresh meets it too, and is tried again until it can be read
         if is_done and self._remote is not None:
             self._remote.handled(checkpoint.path)
         return is_done

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from gracekit.errors import StoreError, StoreFormatError
-from gracekit.store.files.formats import check_format
+from gracekit.store.files.formats import check_format, unreadable
 from gracekit.store.files.parquet import damaged, read_schema, read_table
 from gracekit.store.files.paths import (
     JSON_NAME,
@@ -43,7 +43,8 @@ def list_manifests(paths: StorePaths) -> tuple[list[int], set[int]]:
     """Versions that have a manifest, ascending, and versions that have a removal record.
 
     A version that has both is removed; gc was killed, or is at work. Takes two listings. Raises
-    `StoreError` where a directory cannot be listed.
+    `UnreadableError` where a directory cannot be listed for lack of permission or for its disk, and
+    `StoreError` where it cannot for another reason.
     """
     try:
         # In this order: a version that gc removes meanwhile, or a record that a migration moves,
@@ -51,7 +52,7 @@ def list_manifests(paths: StorePaths) -> tuple[list[int], set[int]]:
         in_manifests = names_in(paths.manifests)
         in_removals = names_in(paths.removals)
     except OSError as error:
-        raise StoreError(
+        raise unreadable(Path(error.filename or paths.root), error) or StoreError(
             f"cannot list the versions in {paths.root}: {error}; check the mount"
         ) from None
     # Ends in a letter that no manifest ends in: there may be thousands of names at each operation.
