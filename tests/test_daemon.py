@@ -28,6 +28,7 @@ from gracekit.daemon import loop
 from gracekit.errors import ClusterError, StoreLockedError, StoreWriteError
 from gracekit.refresher import Refresher, RefreshResult
 from gracekit.store import Store, StorePaths, verify
+from gracekit.store.files.paths import names_in
 from gracekit.types import Checkpoint
 from tests.patience import LAST_RESORT_S, until
 from tests.stores import outcome
@@ -152,6 +153,31 @@ def test_a_disk_that_fails_for_a_while_is_tried_again(
         write_checkpoint(folder / "run", 10)
         until(lambda: results, "the version after the failures")
     assert verify(Store.open(folder / "store")) == []
+
+
+def test_versions_that_cannot_be_listed_for_a_while_are_awaited(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "FIRST_PAUSE_S", 0.05)
+    heartbeat = folder / "store" / "heartbeat.json"
+    is_failing = threading.Event()
+
+    def names(directory: Path) -> list[str]:
+        if is_failing.is_set() and directory.name == "manifests":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(directory))
+        return names_in(directory)
+
+    monkeypatch.setattr("gracekit.store.files.manifest_reading.names_in", names)
+    with watching(folder) as results:
+        write_checkpoint(folder / "run", 10)
+        until(lambda: len(results) == 1, "version 1")
+        is_failing.set()
+        write_checkpoint(folder / "run", 20)
+        until(lambda: told(heartbeat).get("state") == "failing", "the error")
+        assert "check the disk and the mount" in told(heartbeat)["error"]
+        is_failing.clear()
+        until(lambda: len(results) == 2, "version 2")
+    assert Store.open(folder / "store").versions() == [1, 2]
 
 
 def test_a_store_that_is_gone_is_waited_for_and_not_begun_anew(
