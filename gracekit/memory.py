@@ -27,6 +27,8 @@ _TOLD = re.compile(
 )
 _MOST_CHARACTERS = 200
 _MIB = 2**20
+_LITTLE = 512 * _MIB
+"""With more left than this a library that cannot be loaded has another fault."""
 
 
 class RanOutExit(SystemExit):
@@ -59,17 +61,21 @@ def require_room(num_bytes: int, purpose: str) -> None:
         num_bytes: What is to be left.
         purpose: What for, as a noun.
     """
+    left = _left_bytes()
+    if left is not None and left < num_bytes:
+        raise MemoryError(
+            f"{purpose} takes {num_bytes // _MIB} MiB, and {max(left, 0) // _MIB} are left"
+        )
+
+
+def _left_bytes() -> int | None:
+    """What the process may still take; None where it has no limit, or the system does not tell."""
     limit = limit_bytes()
-    if limit is None:
-        return
     try:
         taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except OSError:  # another system than Linux
-        return
-    if limit - taken < num_bytes:
-        raise MemoryError(
-            f"{purpose} takes {num_bytes // _MIB} MiB, and {max(limit - taken, 0) // _MIB} are left"
-        )
+        return None
+    return None if limit is None else limit - taken
 
 
 def shortage(error: BaseException) -> str | None:
@@ -110,8 +116,10 @@ def _tells(error: BaseException) -> bool:
     if (is_native or is_of_duckdb) and _TOLD.search(str(error)):
         return True
     # A library that is loaded with too little memory fails in any way: halfway, at an attribute.
+    left = _left_bytes()
     return (
-        limit_bytes() is not None
+        left is not None
+        and left < _LITTLE
         and not isinstance(error, ModuleNotFoundError)
         and any(
             # Python leaves its own frames out of what a module raises as it is loaded.

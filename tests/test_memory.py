@@ -97,6 +97,19 @@ def test_a_library_that_is_loaded_halfway_is_blamed_on_a_limit_alone(
     assert shortage(caught.value) is None
 
 
+def test_a_library_that_lacks_another_is_not_blamed_on_a_limit_with_room(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "lacks_another.py").write_text(
+        "raise ImportError('libstdc++.so.6: version `GLIBCXX_3.4.30` not found')"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError) as error:
+        importlib.import_module("lacks_another")
+    monkeypatch.setattr("gracekit.memory.limit_bytes", lambda: 2**44)
+    assert shortage(error.value) is None
+
+
 def test_without_a_limit_there_is_always_room() -> None:
     if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
         require_room(2**62, "anything")

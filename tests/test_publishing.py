@@ -484,6 +484,27 @@ def test_what_is_not_ours_at_the_url_is_refused(store: Store, tmp_path: Path) ->
         publish_versions(store.renew(), url)
 
 
+def test_objects_of_others_are_never_written_over(store: Store, tmp_path: Path) -> None:
+    """Where no store.json says that the folder is ours."""
+    url = url_of(tmp_path)
+    folder = RemoteFolder.open(url)
+    folder.write("samples.parquet", b"somebody's own")
+    with pytest.raises(RemoteConflictError, match=r"has an object samples\.parquet of others"):
+        publish_versions(store, url)
+    assert contents(url)["samples.parquet"] == b"somebody's own"
+
+    other, there = make_store(tmp_path / "other", n=30), str(url_of(tmp_path)) + "-other"
+    other.commit(make_draft(other, "one"))
+    publish_versions(other, there)
+    folder = RemoteFolder.open(there)
+    folder.remove("store.json")
+    folder.remove("LATEST")
+    before = contents(there)
+    with pytest.raises(RemoteConflictError):
+        publish_versions(store.renew(), there)
+    assert contents(there) == before
+
+
 def test_a_damaged_file_is_not_published_and_versions_without_it_are(
     store: Store, tmp_path: Path
 ) -> None:

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from gracekit import files
-from gracekit.errors import StoreFormatError
+from gracekit.errors import StoreFormatError, StoreWriteError
 from gracekit.foreign import foreign
 from gracekit.process import is_alive, is_of_this_boot, pid_namespace
 from gracekit.store.files.claims import Claim
@@ -116,7 +116,13 @@ class SharedWork:
             files.make_directory(self.directory)
         if target is not None:
             self._write_tokens(self.directory / _TARGET, target)
-        files.write_text_atomic(self.directory / _TASK, sealed_json(task))
+        try:
+            files.write_text_atomic(self.directory / _TASK, sealed_json(task))
+        except BaseException:
+            with suppress(StoreWriteError):  # it may be there all the same, and workers would join
+                if self.is_there():
+                    self.leave()
+            raise
         return found
 
     def offer(

@@ -85,6 +85,8 @@ class _Publisher:
     there: dict[str, int] = field(default_factory=dict)
     """Name of each object that is there -> bytes."""
     made_with: Mapping[int, VersionFacts] = field(default_factory=dict)
+    is_claimed_now: bool = False
+    """No store.json was there: what else is there may be anybody's."""
     num_objects: int = 0
     num_bytes: int = 0
     errors: list[GracekitError] = field(default_factory=list)
@@ -129,8 +131,11 @@ class _Publisher:
                 f"{self.folder.url} has an object {latest} of others, such as that of exports: "
                 f"{_WAY_OUT}"
             )
-        if name not in self.there and self._put_new(name, info.read_bytes()):
-            return
+        if name not in self.there:
+            self.is_claimed_now = True
+            self._require_same_history()
+            if self._put_new(name, info.read_bytes()):
+                return
         theirs = self._read_json(name)
         ours = json.loads(info.read_bytes())
         if identity_of_store(theirs) != identity_of_store(ours):
@@ -244,7 +249,15 @@ class _Publisher:
         self._put(name, path)
 
     def _tell_damaged(self, name: str) -> None:
-        """Versions there are ours by their headers, so an object of another size is damaged."""
+        """Versions there are ours by their headers, so an object of another size is damaged.
+
+        Where nothing said that the folder is ours, raises `RemoteConflictError` instead.
+        """
+        if self.is_claimed_now:
+            raise RemoteConflictError(
+                f"{self.folder.url} has an object {name} of others, of {self.there[name]:,} bytes: "
+                f"{_WAY_OUT}"
+            )
         logger.warning(
             "%s at %s has %s bytes, which is not what was written: it is written again",
             name, self.folder.url, f"{self.there[name]:,}",
