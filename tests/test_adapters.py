@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from gracekit import refresh
 from gracekit.checkpoints import describe_architecture, find_checkpoints, model_identity, pin
+from gracekit.checkpoints.adapted import _merged
 from gracekit.checkpoints.model import load_model, load_tokenizer
 from gracekit.errors import CheckpointError, CheckpointMismatchError, MeasureError
 from gracekit.model_pass.gradient_scores import GradientNorm, LoraGradientNorm
@@ -388,3 +389,28 @@ def test_refreshes_of_an_adapters_run(tmp_path: Path, base: Path, saved: Any) ->
     assert outcome(store.header(2)).num_measured < 160
     with pytest.raises(CheckpointMismatchError, match="another architecture"):
         refresh(recipe, write_adapter(tmp_path / "run", 300, base, rank=8, modules_to_save=saved))
+
+
+@pytest.mark.parametrize(("factor", "is_refused"), [(1.0, False), (1.2, True)])
+def test_a_wrong_merge_of_small_embeddings_is_refused(factor: float, is_refused: bool) -> None:
+    """Embeddings of real models have numbers of about .02."""
+
+    class Adapted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embeddings = torch.nn.Embedding(64, 32)
+            torch.nn.init.normal_(self.embeddings.weight, std=0.02)
+
+        def get_input_embeddings(self) -> torch.nn.Embedding:
+            return self.embeddings
+
+        def merge_and_unload(self) -> Adapted:
+            self.embeddings.weight.mul_(factor)
+            return self
+
+    torch.manual_seed(0)
+    if is_refused:
+        with pytest.raises(CheckpointError, match="merged into another model"):
+            _merged(Adapted(), "it")
+    else:
+        _merged(Adapted(), "it")

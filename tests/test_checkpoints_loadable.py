@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import gracekit
-from gracekit.checkpoints import check_checkpoint, pin, require_loadable
+from gracekit.api import doctoring
+from gracekit.checkpoints import Finding, check_checkpoint, pin, require_loadable, survey
 from gracekit.checkpoints.model import load_model
 from gracekit.errors import CheckpointError, CheckpointMismatchError
 from gracekit.recipe import CheckpointSection
@@ -173,3 +175,28 @@ def test_of_a_file_that_a_command_converts_nothing_is_told(base: Path, tmp_path:
     assert found.ok and finding.needs_command
     assert finding.weights == "converted by checkpoints.convert_cmd"
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_checkpoint_that_changes_while_doctor_looks(
+    is_deleted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    spoiled = write_checkpoint(run, 10)
+    write_checkpoint(run, 20)
+
+    def changed(root: Path, settings: CheckpointSection) -> list[Finding]:
+        found = survey(root, settings)
+        if is_deleted:
+            shutil.rmtree(spoiled)
+        else:
+            os.truncate(spoiled / "model.safetensors", 100)
+        return found
+
+    monkeypatch.setattr(doctoring, "survey", changed)
+    told = gracekit.doctor(run, set={"checkpoints.settle_s": 0})
+    assert told.newest == "checkpoint-20" and told.ok
+    states = {found.name: found.state for found in told.checkpoints}
+    assert states.pop("checkpoint-20") == "complete"
+    assert len(states) == (0 if is_deleted else 1) and "complete" not in states.values()
+    assert all(found.reason for found in told.checkpoints if found.name in states)

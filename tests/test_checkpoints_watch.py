@@ -250,6 +250,28 @@ def test_what_the_run_names_as_its_last_is_looked_at_each_time(world: World, tra
     assert seen == [(1, 0), (2, 20)]
 
 
+@pytest.mark.parametrize("is_link", [False, True])
+def test_latest_beside_plain_models_changes_nothing_about_the_older_ones(
+    world: World, is_link: bool
+) -> None:
+    """Only layouts that read it look at it; another run beside this one is not taken meanwhile."""
+    latest = world.root / "a/latest"
+
+    def save(number: int) -> None:
+        world.save(f"a/step-{number}", state=False)
+        latest.unlink(missing_ok=True)
+        if is_link:
+            latest.symlink_to(f"step-{number}")
+        else:
+            latest.write_text(f"step-{number}")
+
+    world.save("b/step-1", state=False)
+    save(1)
+    world.script = [nothing, nothing, nothing, lambda: save(2), nothing, nothing, nothing, nothing]
+    names = [c.path.relative_to(world.root).as_posix() for c in world.watch(SETTLED)]
+    assert names == ["a/step-1", "a/step-2"]
+
+
 def test_an_unusable_checkpoint_is_reported_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,7 +24,7 @@ from gracekit.errors import CheckpointIncompleteError, DataError, RecipeError
 from gracekit.recipe import DataSection
 from gracekit.samples import Conversation, hashes_of, rendered_tokens, tokens_key, trl_templates
 from gracekit.store import StoreReader
-from gracekit.training import Coreset, CoresetCallback
+from gracekit.training import Coreset, CoresetCallback, likeness
 from gracekit.training.measured import Measured
 from gracekit.training.parity import check_rows
 from gracekit.training.parity_report import spans_of
@@ -448,6 +448,27 @@ def test_other_rows_among_rows_with_other_tokens_are_not_drawn(
     ids = ids_of(tmp_path)
     assert all(found.sample_ids[i] == ids[i] for i in range(num_rows) if i not in told)
     assert found.num_different == num_rows - 4
+
+
+@pytest.mark.parametrize("capped", ["MOST_COMPARED", "MOST_TOKENS"])
+def test_of_many_rows_with_other_tokens_some_speak_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capped: str
+) -> None:
+    """Every second row is compared, or a third of them, in blocks of about three."""
+    monkeypatch.setattr(likeness, "BLOCK_TOKENS", 100)
+    monkeypatch.setattr(likeness, capped, 200)
+    write_data(tmp_path / "train.jsonl", num_samples=400)
+    gracekit.refresh(tiny_recipe(tmp_path), write_checkpoint(tmp_path / "run", 10))
+    rows = other_tokens(rows_of(tmp_path / "train.jsonl"))
+    write_data(tmp_path / "others.jsonl", num_samples=403)
+    others = other_tokens(rows_of(tmp_path / "others.jsonl"))[400:]
+    for position in (0, 1, 399):  # the first and the last are always compared
+        rows[position] = others[0]
+    found = check_tokens(rows, tmp_path / "store")
+    assert found.matched_by == "position" and "2 of 400 rows" in found.problems[0]
+    assert found.sample_ids is not None
+    told = [i for i, given in enumerate(found.sample_ids) if "not in the store" in given]
+    assert told == [0, 399]
 
 
 @pytest.mark.parametrize("order", ["as the data", "shuffled", "other rows"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +15,22 @@ from pydantic import ValidationError
 from gracekit import checkpoints, refresher
 from gracekit.api.remote_runs import downloaded
 from gracekit.api.stores import Changes, RecipeLike, StoreLike, load_recipe, values_of
-from gracekit.checkpoints import Finding, loaded_alike, newest_usable, survey, why_none
-from gracekit.errors import CheckpointError, GracekitError, RecipeError
+from gracekit.checkpoints import (
+    Finding,
+    asked_again,
+    loaded_alike,
+    newest_usable,
+    survey,
+    why_none,
+)
+from gracekit.errors import CheckpointError, GracekitError, RecipeError, StoreWriteError
 from gracekit.recipe import CheckpointSection, Recipe
 from gracekit.refresher import PlanPreview
 from gracekit.tabular import ShortRepr
-from gracekit.types import Checkpoint, Json
+from gracekit.types import Json
 from gracekit.words import count_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -164,24 +175,28 @@ def _tried(found: list[Finding], settings: CheckpointSection) -> list[Finding]:
         if finding.state != "complete" or finding.checkpoint is None or finding.needs_command:
             told.append(finding)
             continue
-        key = loaded_alike(finding, settings)
-        if key not in refusals:
-            refusals[key] = finding.path, _refusal(finding.checkpoint, settings)
+        try:
+            key = loaded_alike(finding, settings)
+            if key not in refusals:
+                checkpoints.require_loadable(finding.checkpoint, settings)
+                refusals[key] = finding.path, None
+        except StoreWriteError as error:
+            logger.warning("what loading would refuse is not told: %s", error)
+            return found
+        except CheckpointError as error:
+            now = asked_again(finding, str(error), settings)
+            if now is not None:
+                told.append(now)
+            if now is not None and now.checkpoint is not None:
+                with suppress(CheckpointError):
+                    refusals[loaded_alike(finding, settings)] = finding.path, str(error)
+            continue
         path, reason = refusals[key]
         if reason is not None:
             reason = reason.replace(str(path), str(finding.path))
             finding = dataclasses.replace(finding, state="cannot be used", reason=reason)
         told.append(finding)
     return told
-
-
-def _refusal(checkpoint: Checkpoint, settings: CheckpointSection) -> str | None:
-    """What loading would refuse it for; None where nothing speaks against it."""
-    try:
-        checkpoints.require_loadable(checkpoint, settings)
-    except CheckpointError as error:
-        return str(error)
-    return None
 
 
 def _plan(recipe: Recipe | None, newest: Finding | None) -> tuple[PlanPreview | None, str | None]:

@@ -29,7 +29,14 @@ from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES, layout_of
 from gracekit.checkpoints.pace import TrainerPace, read_pace
 from gracekit.checkpoints.pins import pin
 from gracekit.checkpoints.remote_run import RemoteRun
-from gracekit.checkpoints.survey import Finding, loaded_alike, newest_usable, survey, why_none
+from gracekit.checkpoints.survey import (
+    Finding,
+    asked_again,
+    loaded_alike,
+    newest_usable,
+    survey,
+    why_none,
+)
 from gracekit.checkpoints.trainer import is_of_trl_sft
 from gracekit.checkpoints.watch import watch_checkpoints
 
@@ -42,6 +49,7 @@ __all__ = [
     "Finding",
     "RemoteRun",
     "TrainerPace",
+    "asked_again",
     "check_checkpoint",
     "describe_architecture",
     "describe_checkpoint",

@@ -20,8 +20,7 @@ from gracekit.foreign import whole_number
 
 _LAST = 64
 """Bytes of a file that names a step."""
-_OF_DEEPSPEED, _OF_VERL = TRACKERS = "latest", "latest_checkpointed_iteration.txt"
-"""Files in a run's folder that name its last complete checkpoint: written after it."""
+_OF_DEEPSPEED, _OF_VERL = "latest", "latest_checkpointed_iteration.txt"
 
 
 class AccelerateLayout(Layout):
@@ -203,6 +202,11 @@ class DeepSpeedLayout(Layout):
     def weight_files(self, path: Path) -> list[Path]:
         """All files: a command reads them."""
         return all_files(path)
+
+
+TRACKERS = {DeepSpeedLayout.name: _OF_DEEPSPEED, VerlLayout.name: _OF_VERL}
+"""By layout the file in a run's folder that names its last complete checkpoint: written after it.
+"""
 
 
 class OwnLayout(Layout):

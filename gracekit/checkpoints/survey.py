@@ -27,7 +27,7 @@ from gracekit.checkpoints.model_files import CONFIG, base_of, config_in, uses_co
 from gracekit.checkpoints.places import Sight, nothing_there, real_path, run_of
 from gracekit.checkpoints.vocabulary import has_vocabulary
 from gracekit.checkpoints.weights import ADAPTER_CONFIG, has_weights, is_adapter, read_header
-from gracekit.errors import CheckpointError, CheckpointIncompleteError
+from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.foreign import foreign
 from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
@@ -121,6 +121,20 @@ def loaded_alike(found: Finding, settings: CheckpointSection) -> Hashable:
             for name in (CONFIG, ADAPTER_CONFIG)
         ]
         return frozenset(tensors), tuple(configs)
+
+
+def asked_again(found: Finding, refusal: str, settings: CheckpointSection) -> Finding | None:
+    """A complete checkpoint that could not be read, as it is now; None: it was deleted meanwhile.
+
+    Where it is still complete, `refusal` is why it cannot be used.
+    """
+    outcome = look(found.path, settings, LAYOUTS)
+    if isinstance(outcome, Checkpoint):
+        return dataclasses.replace(found, state="cannot be used", reason=refusal)
+    if outcome is None or outcome.error is CheckpointVanishedError:
+        return None
+    state: State = "waiting" if outcome.error is CheckpointIncompleteError else "cannot be used"
+    return dataclasses.replace(found, state=state, reason=outcome.reason, checkpoint=None)
 
 
 def why_none(root: Path, settings: CheckpointSection) -> str:

@@ -49,7 +49,8 @@ _MOST_NESTED = 2
 _MOST_SEEN = 50
 """Checkpoints of a run whose files are remembered: more than a trainer saves in `settle_s`."""
 
-Signature = tuple[str | None, tuple[tuple[str, int, int, int], ...]]
+Entry = tuple[str, int, int, int]
+Signature = tuple[str | None, tuple[Entry, ...]]
 """The marker that says it is being written, and name, size, time and mode of what it contains:
 changes when anything changes that tells whether the checkpoint is complete."""
 
@@ -110,6 +111,9 @@ class _Sighting:
     """The last look at one directory."""
 
     signature: Signature
+    trackers: tuple[Entry, ...]
+    """Files beside it that its layout reads. They change at each save of the run, and so say
+    nothing of how long this checkpoint has been as it is."""
     since: float
     """When this signature was first seen."""
     outcome: Checkpoint | Obstacle | None
@@ -230,16 +234,19 @@ class _Watcher:
     def _look(self, directory: Path) -> Checkpoint | Obstacle | None:
         """`discover.look` at directories that have changed, plus the quiet period."""
         try:
-            listing = (*_listing(directory), *_trackers(directory))
-            signature = unfinished(directory, self._settings), listing
+            signature = unfinished(directory, self._settings), _listing(directory)
+            trackers = tuple(self._trackers(directory))
         except FileNotFoundError:
             return None
         now = self._clock()
         sighting = self._sightings.get(directory)
         if sighting is None or sighting.signature != signature:
             outcome = look(directory, self._settings, self._layouts)
-            sighting = _Sighting(signature=signature, since=now, outcome=outcome)
+            sighting = _Sighting(signature, trackers, since=now, outcome=outcome)
             self._sightings[directory] = sighting
+        elif sighting.trackers != trackers:
+            sighting.trackers = trackers
+            sighting.outcome = look(directory, self._settings, self._layouts)
         elif isinstance(sighting.outcome, Obstacle) and now - sighting.since >= QUIET_S:
             # What is written under an old marker counts as complete when it has been quiet.
             sighting.since, sighting.outcome = now, look(directory, self._settings, self._layouts)
@@ -250,6 +257,20 @@ class _Watcher:
         if reason is None:
             return outcome
         return Obstacle(error=CheckpointIncompleteError, reason=reason)
+
+    def _trackers(self, directory: Path) -> Iterator[Entry]:
+        """Files beside a checkpoint that name the last complete one, where its layout reads them.
+
+        Others have files and links of that name too: `latest` is often the newest checkpoint.
+        """
+        for layout, name in TRACKERS.items():
+            kind = self._layouts.get(layout)
+            if kind is None or not kind(self._settings).matches(directory):
+                continue
+            with suppress(OSError):
+                status = directory.with_name(name).stat()
+                if stat.S_ISREG(status.st_mode):
+                    yield name, status.st_size, status.st_mtime_ns, status.st_mode
 
     def _unsettled(self, checkpoint: Checkpoint, unchanged_s: float) -> str | None:
         """Why it has to be quiet for longer; None when it is to be used."""
@@ -326,7 +347,7 @@ def _is_newer(checkpoint: Checkpoint, handled: list[Checkpoint]) -> bool:
     )
 
 
-def _listing(path: Path) -> tuple[tuple[str, int, int, int], ...]:
+def _listing(path: Path) -> tuple[Entry, ...]:
     """Of a directory and those in it down to where trainers nest a model's files, or of a file."""
     if not path.is_dir():
         status = path.stat()
@@ -334,15 +355,7 @@ def _listing(path: Path) -> tuple[tuple[str, int, int, int], ...]:
     return tuple(sorted(_entries(path, _MOST_NESTED)))
 
 
-def _trackers(path: Path) -> Iterator[tuple[str, int, int, int]]:
-    """Files beside a checkpoint that name the last complete one of the run."""
-    for name in TRACKERS:
-        with suppress(OSError):
-            status = path.with_name(name).stat()
-            yield f"../{name}", status.st_size, status.st_mtime_ns, status.st_mode
-
-
-def _entries(directory: Path, depth: int) -> Iterator[tuple[str, int, int, int]]:
+def _entries(directory: Path, depth: int) -> Iterator[Entry]:
     with os.scandir(directory) as entries:
         for entry in entries:
             try:
