@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import gracekit
+from gracekit import leftovers
 from gracekit.api import doctoring
 from gracekit.checkpoints import Finding, check_checkpoint, pin, require_loadable, survey
 from gracekit.checkpoints.model import load_model
-from gracekit.errors import CheckpointError, CheckpointMismatchError
+from gracekit.errors import CheckpointError, CheckpointMismatchError, StoreWriteError
 from gracekit.recipe import CheckpointSection
 from tests.checkpoint_writers import WRITERS, Trap, loaded
 from tests.test_adapters import edit, in_a_wrapper, with_a_layer_more, without_one, write_adapter
@@ -200,3 +201,18 @@ def test_a_checkpoint_that_changes_while_doctor_looks(
     assert states.pop("checkpoint-20") == "complete"
     assert len(states) == (0 if is_deleted else 1) and "complete" not in states.values()
     assert all(found.reason for found in told.checkpoints if found.name in states)
+
+
+def test_without_a_place_for_temporary_files_none_is_called_unusable(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_place() -> Path:
+        raise StoreWriteError("there is no place for temporary files")
+
+    monkeypatch.setattr(leftovers, "temporary_directory", no_place)
+    write_checkpoint(tmp_path / "run", 20)
+    WRITERS["accelerate save_state"](AutoModelForCausalLM.from_pretrained(base), tmp_path / "other")
+    changes = {"checkpoints.settle_s": 0, "checkpoints.base_model": str(base)}
+    for run in ("run", "other"):
+        told = gracekit.doctor(tmp_path / run, set=changes)
+        assert {found.state for found in told.checkpoints} == {"complete"}

@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gracekit import files
 from gracekit.checkpoints.assembly import assemble, is_model_directory, point
@@ -22,6 +21,7 @@ from gracekit.checkpoints.model_files import uses_command
 from gracekit.checkpoints.weights import weights_digest
 from gracekit.errors import CheckpointError, CheckpointIncompleteError, CheckpointVanishedError
 from gracekit.foreign import foreign
+from gracekit.leftovers import scratch_folder
 from gracekit.protocols import CheckpointLayout
 from gracekit.recipe import CheckpointSection
 from gracekit.types import Checkpoint, PinnedCheckpoint
@@ -109,24 +109,31 @@ def in_place(
     None where `checkpoints.convert_cmd` has to make the model first. It has no digest.
 
     Raises `CheckpointError` where config or tokenizer have to come from a base model that is not
-    there, and OSError where no folder can be made for it.
+    there, and `StoreWriteError` where no folder can be made for it.
     """
     path = checkpoint.path
     parts = layout_of(checkpoint, settings).parts(path)
     if uses_command(parts, settings):
         yield None
         return
-    with TemporaryDirectory(prefix="gracekit-") as folder:
-        is_model = is_model_directory(parts, settings)
-        seen = PinnedCheckpoint(
+    if is_model_directory(parts, settings):
+        yield PinnedCheckpoint(
             checkpoint=checkpoint,
-            directory=parts[0] if is_model else Path(folder) / "model",
+            directory=parts[0],
             digest="",
             is_linked=False,
-            trainer_files=None if is_model and parts[0] == path else path,
+            trainer_files=None if parts[0] == path else path,
         )
-        if not is_model:
-            assemble(seen, parts, settings, link=point)
+        return
+    with scratch_folder("model") as folder:
+        seen = PinnedCheckpoint(
+            checkpoint=checkpoint,
+            directory=folder / "model",
+            digest="",
+            is_linked=False,
+            trainer_files=path,
+        )
+        assemble(seen, parts, settings, link=point)
         yield seen
 
 
