@@ -199,7 +199,7 @@ def share_with_each(prepared: Path, tmp_path: Path, role: str, every: int) -> Fa
 
 def test_publishing_with_some_faults(history: Path, tmp_path: Path) -> None:
     """A sample; `make torture` takes every operation with every fault."""
-    assert publish_with_each(history, tmp_path, "removal", 17).num_states > 10
+    assert publish_with_each(history, tmp_path, "removal", 13).num_states > 10
 
 
 def test_shared_work_with_some_faults(prepared: Path, tmp_path: Path) -> None:

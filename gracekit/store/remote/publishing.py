@@ -342,12 +342,14 @@ class _Publisher:
         if not ours:
             return None
         name, newest = self._name(paths.latest), ours[-1]
+        told = f"{newest}\n".encode()
         if name in self.there:
             self.between()
-            found = newest_of(self.folder.read(name))
-            if found == newest or (found > newest and self._has_later(found)):
+            content = self.folder.read(name)
+            found = newest_of(content)
+            if content == told or (found > newest and self._has_later(found)):
                 return newest
-        self._put(name, f"{newest}\n".encode())
+        self._put(name, told)
         self.between()
         later = newest_version(self.folder)
         if later > newest:  # another publisher was faster, and so was its LATEST
