@@ -28,8 +28,8 @@ _directory: ContextVar[Path | None] = ContextVar("_directory", default=None)
 def scratch_in(directory: Path) -> Iterator[None]:
     """Within the block, what `room` gives may lie in files of this directory.
 
-    They have no name, so that a killed process leaves none. The directory should be that of the
-    store: what is called temporary may be memory.
+    They have no name, so that a killed process leaves none on a local disk. The directory should
+    be that of the store: what is called temporary may be memory.
     """
     token = _directory.set(directory)
     try:

@@ -16,7 +16,7 @@ others work between two refreshes. The last version stays valid whatever happens
 - What every checkpoint would meet (recipe, data, a damaged store) ends the daemon.
 
 A stop takes effect after the batch in progress: what is measured is kept and the next start goes on
-from it.
+from it. Above 400 lines, so that what each kind of error does is seen together.
 """
 
 from __future__ import annotations
@@ -70,8 +70,7 @@ LONGEST_SILENCE_S = 60.0
 OF_ONE_CHECKPOINT = (CheckpointError, MeasureError)
 """Errors that the next checkpoint may not have: this one is skipped."""
 MAY_COME_BACK = (StoreWriteError, UnreadableError, ClusterError)
-"""Errors of a disk, its mount or rights, or a cluster: the same checkpoint is tried until it
-works."""
+"""Errors of a disk, its mount or rights, or a cluster: the same checkpoint is tried again."""
 PASSING = (CheckpointVanishedError, CheckpointIncompleteError)
 """Those of a trainer that goes on: nothing is wrong."""
 

@@ -13,9 +13,11 @@ Everything follows from a listing of what is there, so it may be repeated, kille
 done by two processes at once: the same content put twice is one object. A version is there whole or
 not at all; what it lacks all the same, because somebody removed a damaged object, is written again.
 A store of other versions is refused at `store.json`, or at a header or a removal record that
-differs, before anything is removed. A version that cannot be published is passed over, and is an
-error once the others are there.
+differs, before anything is removed; where no `store.json` was there, no object is written over. A
+version that cannot be published is passed over, and is an error once the others are there.
 Nothing here locks the store: a file that gc removes meanwhile makes its version be passed over.
+
+Above 400 lines, as each request relies on what those before it have found or put there.
 """
 
 from __future__ import annotations
