@@ -45,6 +45,7 @@ def refusal(path: Path, settings: CheckpointSection, pins: Path) -> CheckpointEr
     with pytest.raises(CheckpointError) as said, pin(checkpoint, pins, settings) as pinned:
         load_model(pinned, settings, device="cpu", dtype="float32")
     assert (str(told.value), type(told.value)) == (str(said.value), type(said.value))
+    assert str(pins) not in str(told.value), "names a folder that is gone"
     return told.value
 
 
@@ -64,6 +65,32 @@ def test_weights_of_another_model_than_the_config(
     error = refusal(path, CheckpointSection(base_model=str(wide), settle_s=0), tmp_path / "pins")
     assert isinstance(error, CheckpointMismatchError)
     assert not (tmp_path / "was-run").exists()
+
+
+CLAIMS: list[dict[str, Any]] = [
+    {"num_hidden_layers": 10_000},
+    {"vocab_size": 1 << 33},
+    {"model_type": "nonesuch"},
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_config_of_more_than_there_is(name: str, base: Path, tmp_path: Path) -> None:
+    """Told of the checkpoint, not of the folder that it was put together in."""
+    Trap.place = str(tmp_path / "was-run")
+    path = WRITERS[name](AutoModelForCausalLM.from_pretrained(base).eval(), tmp_path / "run")
+    claiming = tmp_path / "claiming"
+    shutil.copytree(base, claiming)
+    of_run = path.rglob("config.json") if path.is_dir() else ()
+    right = {config: config.read_text() for config in (claiming / "config.json", *of_run)}
+    settings = CheckpointSection(base_model=str(claiming), settle_s=0)
+    for claim in CLAIMS:
+        for config, values in right.items():
+            config.write_text(json.dumps(json.loads(values) | claim))
+        error = refusal(path, settings, tmp_path / "pins")
+        assert isinstance(error, CheckpointMismatchError)
+        assert f"{path} " in str(error) or f"{path}:" in str(error)
 
 
 def no_rank(directory: Path) -> None:

@@ -19,8 +19,10 @@ _SMALL_CLAIM = 1 << 26
 _FEW_LAYERS = 128
 
 
-def require_claim(directory: Path, config: Any, settings: CheckpointSection) -> None:
+def require_claim(directory: Path, config: Any, settings: CheckpointSection, named: Path) -> None:
     """Raise `CheckpointMismatchError` where config.json claims far more than the weights hold.
+
+    `named` is what the error calls it: the checkpoint that a directory was put together from.
 
     What a checkpoint lacks is filled with random numbers as it is loaded: one wrong digit in its
     config would take all memory, and the system ends a process that does. Models up to
@@ -28,13 +30,7 @@ def require_claim(directory: Path, config: Any, settings: CheckpointSection) -> 
     """
     headers = [read_header(file) for file in weight_files(directory)]
     num_held = sum(prod(tensor["shape"]) for header in headers for tensor in header.values())
-    num_tensors = sum(map(len, headers))
-    num_layers = int(getattr(config.get_text_config(), "num_hidden_layers", None) or 0)
-    if num_layers > max(num_tensors, _FEW_LAYERS):  # before the layers are made, one by one
-        raise CheckpointMismatchError(
-            f"the config.json of {directory} says {num_layers:,} layers, and its weights are "
-            f"{num_tensors:,} tensors: they do not belong together"
-        )
+    require_layers(config, sum(map(len, headers)), named)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
             deepcopy(config), trust_remote_code=settings.trust_remote_code
@@ -43,6 +39,19 @@ def require_claim(directory: Path, config: Any, settings: CheckpointSection) -> 
     # Quantised weights hold up to two values in one.
     if num_claimed > max(4 * num_held, _SMALL_CLAIM):
         raise CheckpointMismatchError(
-            f"the config.json of {directory} says a model of {num_claimed:,} parameters, and its "
+            f"the config.json of {named} says a model of {num_claimed:,} parameters, and its "
             f"weights hold {num_held:,} numbers: they do not belong together"
+        )
+
+
+def require_layers(config: Any, num_tensors: int, named: Path) -> None:
+    """Raise `CheckpointMismatchError` where a config says more layers than there are tensors.
+
+    Asked before a model is made, which makes its layers one by one even without memory for them.
+    """
+    num_layers = int(getattr(config.get_text_config(), "num_hidden_layers", None) or 0)
+    if num_layers > max(num_tensors, _FEW_LAYERS):
+        raise CheckpointMismatchError(
+            f"the config.json of {named} says {num_layers:,} layers, and its weights are "
+            f"{num_tensors:,} tensors: they do not belong together"
         )

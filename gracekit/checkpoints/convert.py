@@ -34,6 +34,7 @@ from gracekit.checkpoints.assembly import (
     needs_conversion,
     shards_of,
 )
+from gracekit.checkpoints.claims import require_layers
 from gracekit.checkpoints.distributed import SHARDS, TABLE, has_table, read_table
 from gracekit.checkpoints.inert_pickle import SavedTensor, mapping, read_archive, saved_tensors
 from gracekit.checkpoints.layouts import layout_of
@@ -164,12 +165,13 @@ def _merged(
 
 
 def _names(
-    pinned: PinnedCheckpoint, theirs: Iterable[str], settings: CheckpointSection
+    pinned: PinnedCheckpoint, theirs: Mapping[str, Any], settings: CheckpointSection
 ) -> dict[str, str]:
     """Name in the model -> name in the checkpoint, whatever wrappers put before it."""
     config = transformers.AutoConfig.from_pretrained(
         pinned.directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
     )
+    require_layers(config, len(theirs), pinned.checkpoint.path)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
             config, trust_remote_code=settings.trust_remote_code
@@ -232,12 +234,10 @@ def _names(
 def _require_sizes(
     pinned: PinnedCheckpoint,
     expected: Mapping[str, torch.Tensor],
-    theirs: Iterable[str],
+    theirs: Mapping[str, Any],
     chosen: dict[str, str],
 ) -> None:
     """Raise `CheckpointMismatchError` where a tensor has not the size that the config says."""
-    if not isinstance(theirs, Mapping):
-        return
     for name, original in chosen.items():
         told = theirs[original]
         found = told.shape if isinstance(told, SavedTensor) else told
@@ -250,12 +250,10 @@ def _require_sizes(
             )
 
 
-def _is_same(theirs: Iterable[str], first: str, second: str) -> bool:
+def _is_same(theirs: Mapping[str, Any], first: str, second: str) -> bool:
     """Whether two names are of the same numbers of the file, as of a module with two names."""
     if first == second:
         return True
-    if not isinstance(theirs, Mapping):
-        return False
     place = theirs[first]
     return isinstance(place, SavedTensor) and place == theirs[second]
 

@@ -99,7 +99,7 @@ def _load(
         with _quiet():
             ensure_weights(pinned, settings)
             base = model_directory(pinned.directory, settings)
-            config = _config(base, settings)
+            config = _config(base, settings, _named(pinned, base))
             model, info = _from_pretrained(base, config, settings, torch_dtype)
             _require_all_weights(pinned, info)
             if base != pinned.directory:
@@ -135,12 +135,12 @@ def require_loadable(checkpoint: Checkpoint, settings: CheckpointSection) -> Non
     ):
         if seen is None:
             return
-        require_names(seen, settings)
-        base = model_directory(seen.directory, settings)
-        if needs_conversion(seen) or quantisation_of(base) is not None:
-            return
         try:
-            config = _config(base, settings)
+            require_names(seen, settings)
+            base = model_directory(seen.directory, settings)
+            if needs_conversion(seen) or quantisation_of(base) is not None:
+                return
+            config = _config(base, settings, _named(seen, base))
         except CheckpointError:
             raise
         except Exception as error:  # as when it is loaded
@@ -237,14 +237,19 @@ def check_compatible(model: torch.nn.Module, tokenizer: Any) -> None:
         )
 
 
-def _config(directory: Path, settings: CheckpointSection) -> Any:
+def _named(pinned: PinnedCheckpoint, directory: Path) -> Path:
+    """What a message calls a directory: one that was put together is gone when it is read."""
+    return pinned.checkpoint.path if directory == pinned.directory else directory
+
+
+def _config(directory: Path, settings: CheckpointSection, named: Path) -> Any:
     """Of a model that transformers knows, and whose weights are those of such a model in number."""
     config = transformers.AutoConfig.from_pretrained(
         directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
     )
     # None lets transformers take sdpa where the model has it, whatever kernel the trainer used.
     config._attn_implementation = None
-    require_claim(directory, config, settings)
+    require_claim(directory, config, settings, named)
     return config
 
 
@@ -349,6 +354,7 @@ def _load_error(
     path = pinned.checkpoint.path
     config = read_json(model_directory(pinned.directory, settings) / CONFIG)
     model_type = repr(config.get("model_type"))[:80]
+    reason = _first_line(error).replace(str(pinned.directory), str(path))
     if "auto_map" in config and not settings.trust_remote_code:
         return CheckpointError(
             f"{path} brings its own model code; if you trust it, set "
@@ -357,11 +363,10 @@ def _load_error(
     if isinstance(error, ValueError | KeyError):
         return CheckpointMismatchError(
             f"transformers {transformers.__version__} cannot make a causal language model of "
-            f"{path} (model_type {model_type}): {_first_line(error)}"
+            f"{path} (model_type {model_type}): {reason}"
         )
     return CheckpointError(
-        f"cannot load {path} (model_type {model_type}): "
-        f"{type(error).__name__}: {_first_line(error)}"
+        f"cannot load {path} (model_type {model_type}): {type(error).__name__}: {reason}"
     )
 
 
