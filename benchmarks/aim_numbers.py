@@ -3,12 +3,15 @@
     python benchmarks/aim_signals.py --model smollm2 --rows 2000 --max-length 128 -o runs/signals
     python benchmarks/aim_numbers.py runs/signals/smollm2-2000-base.npz --pools 500,1000,1450 \
         -o docs/aim-numbers.svg
+    ... aim_signals.py --data runs/pool.jsonl --rows 11485 --measure 2300 --features embedding-mean
 
-From the rows that `aim_signals.py` has measured, pools of several sizes are drawn at random with
-their sources in their shares, each with its own graph; in each, several numbers of rows count as
-measured. The signal is that of `gracekit.aim`: sketches less what the measured rows have in common,
-averaged over the graph, compared with the mean of 40 other rows of the target's source. AUC is that
-of the pool's rows of this source against all others; means over sources and draws.
+From the rows of `aim_signals.py`, pools of several sizes are drawn at random with their sources in
+their shares, each with its own graph; in each, several numbers of rows count as measured. Where it
+has sketched a random part of the rows alone (`--measure`), a pool begins with these.
+
+The signal is that of `gracekit.aim`: sketches less what the measured rows have in common, averaged
+over the graph, compared with the mean of 40 other rows of the target's source. AUC is that of the
+pool's rows of this source against all others; means over sources and draws.
 """
 
 from __future__ import annotations
@@ -63,29 +66,36 @@ def main() -> None:
     options = parser.parse_args()
     file = np.load(options.measured, allow_pickle=False)
     sketches = file["sketches"].astype(np.float32)
-    good = np.isfinite(sketches).all(axis=1) & sketches.any(axis=1)
-    sketches, groups, names = sketches[good], file["groups"][good], file["names"].tolist()
+    is_sketched = np.isfinite(sketches).all(axis=1) & sketches.any(axis=1)
+    groups, names = file["groups"], file["names"].tolist()
+    may_be_target = file.get("spare", is_sketched)
+    may_be_in_pool = ~file["spare"] if "spare" in file else np.ones(len(groups), bool)
     pools = [int(size) for size in options.pools.split(",")]
     numbers = [int(number) for number in options.numbers.split(",")]
     curves = []
-    for name in FEATURES:
-        features = file[name][good].astype(np.float32)
+    for name in [name for name in FEATURES if name in file]:
+        features = file[name].astype(np.float32)
         values: dict[tuple[int, int], list[float]] = defaultdict(list)
         for seed in range(options.seeds):
             random = np.random.default_rng(seed)
             for source in range(len(names)):
-                of_source = np.flatnonzero(groups == source)
-                if len(of_source) < 3 * NUM_TARGET:
+                of_source = np.flatnonzero(may_be_target & (groups == source))
+                if len(of_source) < NUM_TARGET or (groups == source).sum() < 3 * NUM_TARGET:
                     continue
                 targets = random.choice(of_source, NUM_TARGET, replace=False)
-                others = random.permutation(np.setdiff1d(np.arange(len(groups)), targets))
+                others = np.setdiff1d(np.flatnonzero(may_be_in_pool), targets)
+                others = random.permutation(others)
+                sketched = others[is_sketched[others]]
                 goal = sketches[targets].mean(axis=0)
                 for size in pools:
-                    pool = others[: min(size, len(others))]
+                    # Measured rows are a random part of all, so a pool that begins with them is
+                    # drawn as one of any rows is.
+                    first = sketched[: min(size, max(numbers))]
+                    pool = np.r_[first, others[~np.isin(others, first)]][:size]
                     if (groups[pool] == source).sum() < LEAST_ROWS:
                         continue
                     for number in numbers:
-                        if number <= len(pool):
+                        if number <= len(first):
                             values[size, number].append(
                                 found_in(
                                     features[pool], sketches[pool], groups[pool],

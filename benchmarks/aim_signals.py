@@ -32,7 +32,7 @@ from gracekit.model_pass.context import TargetSamples
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.recipe import DataSection, GraphSection, ScoringSection
 from gracekit.samples import load_samples, tokenize
-from gracekit.types import Bool, Float32, Measurement
+from gracekit.types import Bool, Float32, Int32, Measurement
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from pipelines.train_quickstart import read_rows, smollm2, tiny_llama
@@ -65,10 +65,11 @@ def precision(signal: Float32, positive: Bool) -> float:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Sketches and features of all rows, from a file where it is there."""
     name = options.checkpoint.name if options.checkpoint else "base"
-    path = options.output / f"{options.model}-{options.rows}-{name}.npz"
+    part = f"-{options.measure}" if options.measure else ""
+    path = options.output / f"{options.model}-{options.rows}-{name}{part}.npz"
     if path.is_file():
         return dict(np.load(path, allow_pickle=False))
-    every = read_rows(DATA, None)
+    every = read_rows(options.data, None)
     model, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(every)
     if options.checkpoint:
         model = type(model).from_pretrained(options.checkpoint)
@@ -81,9 +82,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     tokens = tokenize(raw, tokenizer, settings, options.output / "tokens")
     chosen = np.flatnonzero(tokens.num_targets)
     found: dict[str, Any] = {}
-    for features in FEATURES:
+    sketched = np.arange(len(chosen))
+    if options.measure:
+        found["spare"] = spare_rows(raw.groups[chosen])
+        others = np.flatnonzero(~found["spare"])
+        drawn = np.random.default_rng(0).choice(others, options.measure, replace=False)
+        sketched = np.sort(np.r_[np.flatnonzero(found["spare"]), drawn])
+    for features in options.features.split(","):
         scoring = ScoringSection(
-            features=features,  # type: ignore[arg-type]
+            features=features,
             scores=("sketch-norm", "loss"), importance="sketch-norm",
             batch_tokens=1024, num_threads=1,
         )  # fmt: skip
@@ -93,21 +100,30 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             keeps_sketches=features == FEATURES[0],
         )  # fmt: skip
         executor = LocalExecutor(model, tokens, scoring, target=target)
-        is_first = features == FEATURES[0]
-        shards = list(executor.measure(chosen) if is_first else executor.look(chosen))
-        whole = Measurement.concatenate(shards)
-        order = np.argsort(whole.rows)
-        found[features] = whole.features[order]
-        if is_first:
-            assert whole.sketches is not None
-            found["sketches"] = whole.sketches[order]
-            found["norms"] = whole.scores["sketch-norm"][order]
-    found["groups"] = raw.groups[np.sort(chosen)]
+        if features == FEATURES[0]:
+            to_sketch = chosen[sketched]
+            whole = Measurement.arranged(executor.measure(to_sketch), to_sketch)
+            assert whole is not None and whole.sketches is not None
+            found["sketches"] = np.full((len(chosen), whole.sketches.shape[1]), np.nan, np.float16)
+            found["sketches"][sketched] = whole.sketches
+        looked_at = Measurement.arranged(executor.look(chosen), chosen)
+        assert looked_at is not None
+        found[features] = looked_at.features
+    found["groups"] = raw.groups[chosen]
     found["names"] = np.array(raw.group_names)
-    found["lengths"] = tokens.num_targets[np.sort(chosen)]
+    found["lengths"] = tokens.num_targets[chosen]
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **found)
     return found
+
+
+def spare_rows(groups: Int32) -> Bool:
+    """[n] rows that targets are drawn from: two targets of each source, or a quarter of it."""
+    random, spare = np.random.default_rng(0), np.zeros(len(groups), np.bool_)
+    for source in np.unique(groups):
+        of_source = np.flatnonzero(groups == source)
+        spare[random.permutation(of_source)[: min(2 * NUM_TARGET, len(of_source) // 4)]] = True
+    return spare
 
 
 def graph_over(features: Float32) -> Any:
@@ -122,6 +138,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", choices=("llama-tiny", "smollm2"), default="llama-tiny")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--data", type=Path, default=DATA, help="rows with a source")
+    parser.add_argument("--features", default=",".join(FEATURES))
+    parser.add_argument("--measure", type=int, help="sketch so many rows, and targets")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--max-length", type=int, default=192)
     parser.add_argument("--parts", default="1,0.3,0.1,0.05")
@@ -131,6 +150,8 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     found = measured(options)
+    if options.measure:
+        return
     sketches = found["sketches"].astype(np.float32)
     good = np.isfinite(sketches).all(axis=1) & sketches.any(axis=1)
     sketches, groups, names = sketches[good], found["groups"][good], found["names"].tolist()

@@ -22,6 +22,7 @@ from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.rounds import Measure
 from gracekit.rounding import put_rows, to_float16
 from gracekit.scores.working_values import from_working
+from gracekit.scratch import room
 from gracekit.types import (
     Bool,
     Float32,
@@ -124,7 +125,7 @@ def _blank(
         features: [q, d] these.
     """
     n, width = len(samples), measurement.features.shape[1]
-    all_features, valid = np.zeros((n, width), np.float16), np.zeros(n, bool)
+    all_features, valid = room((n, width), np.float16), np.zeros(n, bool)
     _fill(all_features, valid, looked, features)
     _fill(all_features, valid, measurement.rows, to_float16(measurement.features))
     unit = directions_to_index(all_features, recipe.graph, valid=valid)
@@ -195,7 +196,8 @@ def _with_looks(
     """
     if not len(rows):
         return last
-    all_features, valid = last.features.copy(), last.valid.copy()
+    all_features, valid = room(last.features.shape, np.float16), last.valid.copy()
+    all_features[:] = last.features
     _fill(all_features, valid, rows, features)
     unit = directions_to_index(all_features, recipe.graph, valid=valid)
     index, _ = refresh_index(last.index, unit, recipe.graph, valid=valid, take=True)

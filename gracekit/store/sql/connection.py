@@ -27,7 +27,7 @@ def open_duckdb(path: Path | None = None, **config: str) -> DuckDBPyConnection:
 
     Raises `MemoryError` where a limit of the address space leaves too little.
     """
-    require_room(LEAST_ROOM_BYTES, "a database in memory")
+    require_room(LEAST_ROOM_BYTES, "DuckDB")
     name = ":memory:" if path is None else str(path)
     connection = duckdb.connect(name, config={**_NO_EXTENSIONS, **config})
     # Where Python runs no script file, DuckDB takes standard output for a person's terminal, and
