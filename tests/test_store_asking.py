@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -18,7 +20,9 @@ import pytest
 
 from gracekit.errors import QueryError
 from gracekit.store import Store
+from gracekit.store.sql import database
 from gracekit.store.sql.ask import parse_queries, run_sql
+from gracekit.store.sql.connection import open_duckdb
 from gracekit.store.sql.database import connect
 from gracekit.store.sql.queries import NAMED_QUERIES, named_query
 from gracekit.store.sql.schema import as_pattern
@@ -541,6 +545,23 @@ def test_a_condition_of_the_recipe_may_join_samples_for_the_id(store: Store) -> 
         assert found.nonzero()[0].tolist() == [
             row for (row,) in rows(store, "SELECT row FROM scores WHERE group_name = 'code'")
         ]
+
+
+# --- a query for which there is no room ---
+
+
+def test_neither_memory_nor_disk_for_a_query(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    little = partial(open_duckdb, memory_limit="60MB", max_temp_directory_size="1MB", threads="1")
+    monkeypatch.setattr(database, "open_duckdb", little)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    big = "SELECT length(string_agg(range::VARCHAR, ',')) FROM range(20000000)"
+    with pytest.raises(QueryError, match=r"Ask for less.*TMPDIR") as told:
+        rows(store, big)
+    assert str(tmp_path) in str(told.value) and "SET " not in str(told.value)
+    assert rows(store, "SELECT count(*) FROM samples") == [(N,)]
+    assert not list(tmp_path.rglob("*.tmp")), "left behind"
 
 
 # --- standard output belongs to the answer ---

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -303,6 +304,12 @@ def _explain(error: Exception) -> str:
         return (
             f"{reason.partition(chr(10))[0]}. Queries see the store only (`--allow PATH` shows "
             f"them more): its tables are {', '.join(TABLES)}, its views {', '.join(VIEWS)}"
+        )
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return (
+            f"the query needs more memory, and more room for temporary files in "
+            f"{tempfile.gettempdir()}, than there is ({reason.partition(chr(10))[0]}). Ask for "
+            "less, as with LIMIT or fewer columns, or set TMPDIR to a directory with more room"
         )
     if isinstance(error, duckdb.CatalogException):
         return f"{reason}\nTables: {', '.join(TABLES)}. Views: {', '.join(VIEWS)}"
