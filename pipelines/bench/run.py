@@ -226,4 +226,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("gracekit.comparing").setLevel(logging.INFO)
-    main()
+    try:
+        main()
+    except gracekit.GracekitError as error:
+        sys.exit(str(error))
