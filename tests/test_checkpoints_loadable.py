@@ -108,6 +108,39 @@ def test_an_adapter_whose_config_is_not_its_own(spoil: Any, base: Path, tmp_path
     assert isinstance(error, CheckpointMismatchError)
 
 
+def first_key(changes: dict[str, Any]) -> str:
+    return next(iter(changes))
+
+
+MORE: list[dict[str, Any]] = [
+    {"r": 50_000_000},
+    {"rank_pattern": {"q_proj": 10**8}},
+    {"layer_replication": [[0, 2]] * 20_000},
+    {"trainable_token_indices": {"embed_tokens": list(range(50_000))}},
+    {"monteclora_config": {"num_samples": 10**9}},
+]
+
+
+@pytest.mark.parametrize("claim", MORE, ids=first_key)
+def test_an_adapter_of_more_than_there_is(
+    claim: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    """Told before PEFT takes memory for it, which it does before it looks at the weights."""
+    path = write_adapter(tmp_path / "run", 20, base, spoil=edit(**claim))
+    with pytest.raises(CheckpointMismatchError, match="do not belong together"):
+        check_checkpoint(path, CheckpointSection())
+
+
+@pytest.mark.parametrize(
+    "change", [{"r": -4}, {"lora_alpha": "much"}, {"lora_dropout": 2.0}], ids=first_key
+)
+def test_an_adapter_of_numbers_that_peft_refuses(
+    change: dict[str, Any], base: Path, tmp_path: Path
+) -> None:
+    path = write_adapter(tmp_path / "run", 20, base, spoil=edit(**change))
+    refusal(path, CheckpointSection(), tmp_path / "pins")
+
+
 @pytest.mark.parametrize("change", [without_one, with_a_layer_more, in_a_wrapper])
 def test_an_adapter_in_part(change: Any, base: Path, tmp_path: Path) -> None:
     def spoil(directory: Path) -> None:

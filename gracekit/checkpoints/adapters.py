@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from gracekit.checkpoints.quantised import quantisation_of
 from gracekit.checkpoints.weights import (
@@ -28,6 +29,9 @@ from gracekit.recipe import CheckpointSection
 from gracekit.types import Json
 
 SUPPORTED = ("LORA",)
+_SMALL_CLAIM = 1024
+"""Up to this rank, or so many tokens, memory is to be had for any layer."""
+_FEW_LAYERS = 128
 _CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
 _MERGE = "merge it into its base model (merge_and_unload, then save_pretrained)"
 
@@ -54,10 +58,51 @@ def incomplete_adapter(directory: Path) -> str | None:
             )
         return f"{ADAPTER_WEIGHTS} is not there yet"
     try:
-        read_header(directory / ADAPTER_WEIGHTS)
+        header = read_header(directory / ADAPTER_WEIGHTS)
     except ValueError as error:
         return str(error)
+    _require_claim(directory, config, header)
     return None
+
+
+def _require_claim(directory: Path, config: Json, header: Json) -> None:
+    """Raise `CheckpointMismatchError` where a config claims far more than the weights hold.
+
+    PEFT makes all layers that the config says, and takes memory for them, before it looks at the
+    weights: one wrong digit would take all memory.
+    """
+    longest = max((size for entry in header.values() for size in entry["shape"]), default=0)
+    tokens = config.get("trainable_token_indices")
+    claims = {
+        "ranks up to {:,}": [config.get("r"), *_values(config.get("rank_pattern"))],
+        "{:,} trained tokens": [len(one) for one in (tokens, *_values(tokens)) if _is_list(one)],
+        "{:,} samples of matrices": _values(config.get("monteclora_config")),
+    }
+    for what, values in claims.items():
+        most = max((value for value in map(whole_number, values) if value is not None), default=0)
+        if most > max(longest, _SMALL_CLAIM):
+            raise _claims(directory, what.format(most), f"no side longer than {longest:,}")
+    replicated: Any = config.get("layer_replication")
+    pairs = [pair for pair in replicated if _is_list(pair)] if _is_list(replicated) else []
+    ends = [[whole_number(end) or 0 for end in pair] for pair in pairs if len(pair) == 2]
+    num_layers = sum(stop - start for start, stop in ends if start < stop)
+    if num_layers > max(len(header), _FEW_LAYERS):
+        raise _claims(directory, f"{num_layers:,} layers", f"{len(header):,} tensors")
+
+
+def _claims(directory: Path, claimed: str, held: str) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"the {ADAPTER_CONFIG} of {directory} says {claimed}, and its weights have {held}: they "
+        "do not belong together; save the checkpoint again"
+    )
+
+
+def _values(value: Any) -> list[Any]:
+    return [*value.values()] if isinstance(value, dict) else []
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def _require_reproducible(directory: Path, config: Json) -> None:

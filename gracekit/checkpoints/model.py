@@ -152,6 +152,8 @@ def require_loadable(checkpoint: Checkpoint, settings: CheckpointSection) -> Non
                 with_adapter(model, seen)
         except CheckpointError:
             raise
+        except (KeyError, IndexError, OverflowError, TypeError, ValueError) as error:
+            raise _load_error(seen, settings, error) from error
         except Exception as error:  # it may be that of a model without numbers alone
             logger.debug("what loading %s would say is not known: %r", checkpoint.path, error)
 
