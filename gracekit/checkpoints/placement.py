@@ -12,6 +12,7 @@ all that is read off targets, is on one device.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -36,6 +37,8 @@ def spread(model: Any) -> None:
             no room for neither into the CPU's memory nor, one block at a time, on the last GPU.
         MeasureError: It has no decoder blocks that could be told, or they share weights.
     """
+    gc.collect()  # a model before this one refers to itself by its hooks
+    torch.cuda.empty_cache()
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     place(model, {gpu: int(SHARE_FOR_WEIGHTS * torch.cuda.mem_get_info(gpu)[0]) for gpu in gpus})
 
