@@ -68,6 +68,15 @@ def require_room(num_bytes: int, purpose: str) -> None:
         )
 
 
+def free_bytes() -> int:
+    """What the system could still give; all that it has where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _left_bytes() -> int | None:
     """What the process may still take; None where it has no limit, or the system does not tell."""
     limit = limit_bytes()

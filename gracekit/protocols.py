@@ -376,6 +376,8 @@ class Reader(Protocol):
 
         A sample's gradient of the weight is `gradients[b].T @ inputs[b]`. P is T, or a multiple
         of it where the model calls the layer (or another one with the same weight) repeatedly.
+        Under `scoring.device: split` they are on the layer's device, and so is what `on_routed` and
+        `on_bias` get; what is added up over layers has to come to the batch's.
         """
         return
 

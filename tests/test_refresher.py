@@ -691,7 +691,7 @@ def test_estimate_tells_the_cost_and_writes_nothing(
 
     refresh(recipe, run_dir / "checkpoint-10")
     found = check_checkpoint(run_dir / "checkpoint-20", recipe.checkpoints)
-    monkeypatch.setattr("gracekit.refresher.memory_probe._free_memory", lambda: 1000)
+    monkeypatch.setattr("gracekit.refresher.memory_probe.free_bytes", lambda: 1000)
     cost = estimate(recipe, found)
     assert cost.max_seconds > cost.seconds
     assert Store.open(folder / "store").versions() == [1]

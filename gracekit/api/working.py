@@ -30,8 +30,8 @@ def work(
         recipe: What the refresh is expected to measure; another one is refused. None: whatever it
             measures.
         set: Changes to that recipe.
-        device: Where to measure: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`; of the kind that the
-            refresh has.
+        device: Where to measure: `auto`, `cpu`, `cuda`, `cuda:1`, `mps` or `split`; of the kind
+            that the refresh has.
         once: Return when a refresh that it joined has ended.
         max_idle_s: Return after so many seconds without work; None: wait for the next refresh.
         stop: Ends the call after the batch in progress.

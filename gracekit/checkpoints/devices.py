@@ -5,13 +5,21 @@ from __future__ import annotations
 import torch
 
 from gracekit.errors import RecipeError
+from gracekit.recipe.sections import SPLIT
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The device that `auto`, `cpu`, `cuda`, `cuda:1` or `mps` means here.
+    """The device that `auto`, `cpu`, `cuda`, `cuda:1` or `mps` means here; of `split` the first.
 
     Raises `RecipeError` for a device that torch does not know or does not find.
     """
+    if device == SPLIT:
+        if not torch.cuda.device_count():
+            raise RecipeError(
+                f"scoring.device is {SPLIT}, and torch {torch.__version__} finds no GPU here to "
+                "split the model over; use auto or cpu"
+            )
+        return torch.device("cuda", 0)
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -20,7 +28,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         found = torch.device(device)
     except RuntimeError:
         raise RecipeError(
-            f"scoring.device: {device!r} is no device; use auto, cpu, cuda, cuda:1 or mps"
+            f"scoring.device: {device!r} is no device; use auto, cpu, cuda, cuda:1, mps or split"
         ) from None
     num_found = {
         "cpu": 1,
@@ -38,9 +46,13 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def devices_for(device: str, processes: int | None) -> list[str]:
     """Device of each process: all visible GPUs for `auto` and `cuda`, else the same for all.
 
+    With `split` it is one process.
+
     Raises `RecipeError` as `resolve_device`, and for more processes than GPUs.
     """
     found = resolve_device(device)
+    if device == SPLIT:
+        return [SPLIT]
     if found.type != "cuda" or ":" in str(found):
         return [str(found)] * (processes or 1)
     num_gpus = torch.cuda.device_count()

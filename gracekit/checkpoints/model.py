@@ -24,6 +24,7 @@ from gracekit.checkpoints.layouts import layout_of
 from gracekit.checkpoints.model_files import CONFIG, base_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
 from gracekit.checkpoints.pins import in_place, require_unchanged, vanished, vanished_errors
+from gracekit.checkpoints.placement import spread
 from gracekit.checkpoints.quantised import DEQUANTISED, quantisation_of
 from gracekit.checkpoints.vocabulary import (
     TOKENIZER_SUFFIXES,
@@ -41,6 +42,7 @@ from gracekit.errors import (
 from gracekit.foreign import foreign
 from gracekit.leftovers import temporary_directory
 from gracekit.recipe import CheckpointSection
+from gracekit.recipe.sections import SPLIT
 from gracekit.types import Checkpoint, PinnedCheckpoint
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def load_model(
         CheckpointVanishedError: The trainer deleted the checkpoint, which was read in place.
         CheckpointMismatchError: An architecture that transformers does not know, or weights that
             are missing from the files or have another shape than its config says.
-        MeasureError: It does not fit into the memory of the device.
+        MeasureError: It does not fit into the memory of the device, or cannot be split.
         RecipeError: `device` or `dtype` does not exist here.
         StoreWriteError: There is no place for temporary files, which torch asks for as it loads;
             it would seem to be the checkpoint's fault.
@@ -86,13 +88,13 @@ def load_model(
     torch_dtype = resolve_dtype(dtype, torch_device)
     temporary_directory()
     with foreign(pinned.checkpoint.path, CheckpointError):
-        return _load(pinned, settings, torch_device, torch_dtype)
+        return _load(pinned, settings, SPLIT if device == SPLIT else torch_device, torch_dtype)
 
 
 def _load(
     pinned: PinnedCheckpoint,
     settings: CheckpointSection,
-    torch_device: torch.device,
+    device: torch.device | str,
     torch_dtype: torch.dtype,
 ) -> torch.nn.Module:
     try:
@@ -104,13 +106,15 @@ def _load(
             _require_all_weights(pinned, info)
             if base != pinned.directory:
                 model = with_adapter(model, pinned)
-            _prepare(model, torch_device)
+            _prepare(model, device)
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        place = "all GPUs and the CPU" if device == SPLIT else device
         raise MeasureError(
-            f"the model of {pinned.checkpoint.path} does not fit into the memory of "
-            f"{torch_device}: free some, or set scoring.device or scoring.dtype in the recipe"
+            f"the model of {pinned.checkpoint.path} does not fit into the memory of {place}: free "
+            f"some, or set scoring.device ({SPLIT}: all GPUs together) or scoring.dtype in the "
+            "recipe"
         ) from error
-    except StoreWriteError:
+    except (StoreWriteError, MeasureError):
         raise
     except Exception as error:  # transformers and model code raise anything
         _require_whole(pinned, settings)
@@ -295,9 +299,12 @@ def _require_plain(directory: Path, model: Any) -> None:
         )
 
 
-def _prepare(model: Any, device: torch.device) -> None:
-    model.to(device)
-    if device.type == "cpu":
+def _prepare(model: Any, device: torch.device | str) -> None:
+    if device == SPLIT:
+        spread(model)
+    else:
+        model.to(device)
+    if torch.device("cpu") == device:
         # Loading on a CPU maps the files. A trainer that writes them again in place would change
         # the weights under the pass, or kill the process when it truncates them (SIGBUS).
         for tensor in chain(model.parameters(), model.buffers()):

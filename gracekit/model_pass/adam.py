@@ -60,9 +60,11 @@ class AdamNorm(GradientNorm):
         m, v = (moment.to(inputs.device) for moment in moments)
         if layer.is_transposed:
             m, v = m.T, v.T
+        device = self._squares.device
         for sample in range(len(inputs)):
             gradient = product(gradients[sample].T, inputs[sample].T).float()
-            self._squares[sample] += adam_direction(gradient, m, v, self._state).square().sum()
+            squares = adam_direction(gradient, m, v, self._state).square().sum()
+            self._squares[sample] += squares.to(device)
         self._num_layers += 1
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
@@ -80,13 +82,14 @@ class AdamNorm(GradientNorm):
         m, v = (m[None], v[None]) if m.ndim < 3 else (m, v)
         m, v = (m.mT, v.mT) if layer.is_transposed else (m, v)
         idle = self._squares_without_gradient(layer, m, v)
-        self._squares += idle.sum()
+        self._add(idle.sum())
         for group in rows.groups():
             pairs = zip(group.expert.tolist(), group.sample.tolist(), strict=True)
             for i, (expert, sample) in enumerate(pairs):
                 gradient = (group.gradients[i].T @ group.inputs[i]).float()
                 moved = adam_direction(gradient, m[expert], v[expert], self._state)
-                self._squares[sample] += moved.square().sum() - idle[expert]
+                squares = moved.square().sum() - idle[expert]
+                self._squares[sample] += squares.to(self._squares.device)
         self._num_layers += 1
 
     def _squares_without_gradient(
@@ -110,7 +113,7 @@ class AdamNorm(GradientNorm):
             super().on_bias(batch, layer, gradient)
             return
         m, v = (moment.to(gradient.device) for moment in moments)
-        self._squares += adam_direction(gradient, m, v, self._state).square().flatten(1).sum(1)
+        self._add(adam_direction(gradient, m, v, self._state).square().flatten(1).sum(1))
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B], at least 0."""

@@ -58,7 +58,9 @@ def _deliver(
     batch: Batch, reader: Reader, _module: torch.nn.Module, _args: Any, output: Any
 ) -> None:
     hidden = output if isinstance(output, torch.Tensor) else output[0]
-    reader.on_block(batch, hidden.detach()[batch.target_sample, batch.target_position])
+    device = hidden.device  # not the batch's where the model is split
+    at_targets = batch.target_sample.to(device), batch.target_position.to(device)
+    reader.on_block(batch, hidden.detach()[at_targets].to(batch.input_ids.device))
 
 
 def _end(_module: torch.nn.Module, _args: Any, _output: Any) -> None:

@@ -301,7 +301,7 @@ class LocalExecutor:
 
     def _run_batch(self, passes: list[ModelPass], samples: list[Any]) -> list[Float32] | None:
         """The passes over one batch; None when memory ran out."""
-        device = next(self._model.parameters()).device
+        device = self._model.get_input_embeddings().weight.device
         try:
             results = passes[0].run(TokenBatch.pack(samples, device))
             for alone_pass in passes[1:]:

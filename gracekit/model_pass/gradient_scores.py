@@ -46,19 +46,20 @@ class GradientNorm(Scorer):
         self, batch: Batch, layer: Layer, inputs: torch.Tensor, gradients: torch.Tensor
     ) -> None:
         """Add the weight's squared norm."""
-        self._squares += self._squares_of(inputs, gradients)
+        self._add(self._squares_of(inputs, gradients))
         self._num_layers += 1
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
         """Add the squares expert by expert, for at most twice what the rows' product costs."""
         for group in rows.groups():
             squares = self._squares_of(group.inputs, group.gradients)
-            self._squares.index_add_(0, group.sample, squares)
+            device = self._squares.device
+            self._squares.index_add_(0, group.sample.to(device), squares.to(device))
         self._num_layers += 1
 
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
         """Add the bias' squared norm."""
-        self._squares += gradient.square().flatten(1).sum(1)
+        self._add(gradient.square().flatten(1).sum(1))
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """[B], at least 0; rounding may leave the square of a tiny norm below it."""
@@ -66,6 +67,10 @@ class GradientNorm(Scorer):
             raise MeasureError(f"{self._found_none}; use `scores: [loss]` and `importance: loss`")
         self._gram = None
         return self._squares.clamp_min(0).sqrt()
+
+    def _add(self, squares: torch.Tensor) -> None:
+        """Squares [B] or [] of a layer, which may be on another device than the batch."""
+        self._squares += squares.to(self._squares.device)
 
     def _squares_of(self, inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
         """The cheaper way."""

@@ -113,7 +113,7 @@ class LayerCalls:
         if call.sample is None or call.expert is None:
             return gradients.sum(1, dtype=torch.float32)
         num_experts = len(bias) if bias.ndim > 1 else 1
-        sums = self.batch.zeros(num_experts, gradients.shape[1])
+        sums = self.batch.zeros(num_experts, gradients.shape[1]).to(gradients.device)
         place = call.sample * num_experts + call.expert
         sums.flatten(0, 1).index_add_(0, place, gradients.float())
         return sums.view(-1, *bias.shape)

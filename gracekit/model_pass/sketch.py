@@ -37,7 +37,7 @@ class KroneckerSketch(Sketch):
     def __init__(self, side: int, seed: int) -> None:
         self.width = side * side
         self._side, self._seed = side, seed
-        self._signs: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+        self._signs: dict[tuple[str, torch.dtype, torch.device], torch.Tensor] = {}
 
     def wants(self, layer: Layer) -> bool:
         """What the trainer moves: every layer, or those of the adapter."""
@@ -55,7 +55,7 @@ class KroneckerSketch(Sketch):
         """Add the weight's sketch."""
         if self._is_news(layer, "weight"):
             of_outputs = self._project(gradients, f"out {layer.name}")
-            self._sums.baddbmm_(of_outputs.mT, self._inputs_of(inputs))
+            self._add_products(of_outputs, self._inputs_of(inputs))
 
     def on_routed(self, batch: Batch, layer: Layer, rows: RoutedRows) -> None:
         """Add the sketch of the experts' weights, over the rows that reached them."""
@@ -65,7 +65,7 @@ class KroneckerSketch(Sketch):
                 gradients = gradients * self._signs_of_experts(layer, gradients)[rows.expert]
             of_outputs = rows.by_sample(self._project(gradients, f"out {layer.name}"))
             of_inputs = rows.by_sample(self._project(rows.inputs, f"in {rows.inputs.shape[1]}"))
-            self._sums.baddbmm_(of_outputs.mT, of_inputs)
+            self._add_products(of_outputs, of_inputs)
 
     def on_bias(self, batch: Batch, layer: Layer, gradient: torch.Tensor) -> None:
         """Add the bias' sketch: a weight of one more input that is always 1."""
@@ -74,12 +74,17 @@ class KroneckerSketch(Sketch):
                 gradient = (gradient * self._signs_of_experts(layer, gradient)).sum(1)
             of_outputs = self._project(gradient, f"out {layer.name}")
             of_one = self._project(gradient.new_ones(1), "in bias")
-            self._sums += of_outputs[:, :, None] * of_one
+            self._sums += (of_outputs[:, :, None] * of_one).to(self._sums.device)
 
     def finish(self, batch: Batch) -> torch.Tensor:
         """float32 [B, k²]"""
         self._inputs = None
         return self._sums.flatten(1) / self._side
+
+    def _add_products(self, of_outputs: torch.Tensor, of_inputs: torch.Tensor) -> None:
+        """Projections [B, P, k] of a layer, which may be on another device than the batch."""
+        device = self._sums.device
+        self._sums.baddbmm_(of_outputs.mT.to(device), of_inputs.to(device))
 
     def _is_news(self, layer: Layer, what: str) -> bool:
         key = (layer.name, what)
@@ -104,11 +109,12 @@ class KroneckerSketch(Sketch):
 
     def _signs_for(self, shape: tuple[int, int], key: str, like: torch.Tensor) -> torch.Tensor:
         """Drawn when first asked for."""
-        of_dtype = key, like.dtype  # biases, and some routers, are in float32 where weights are not
-        if of_dtype not in self._signs:
+        # Biases, and some routers, are in float32 where weights are not.
+        kind = key, like.dtype, like.device
+        if kind not in self._signs:
             signs = random_signs(shape, self._seed, key)
-            self._signs[of_dtype] = torch.from_numpy(signs).to(like.device, like.dtype)
-        return self._signs[of_dtype]
+            self._signs[kind] = torch.from_numpy(signs).to(like.device, like.dtype)
+        return self._signs[kind]
 
 
 class SketchReader(Reader):

@@ -26,6 +26,8 @@ LengthCorrection = Literal["sqrt", "bins", "none"]
 RENDERINGS = ("auto", "chat", "plain", "trl", "axolotl")
 MOST_S = 1e6
 """Seconds that anything is waited for, eleven days: the system takes not every number."""
+SPLIT = "split"
+"""What `scoring.device` is for one model over several GPUs."""
 LLAMAFACTORY = "llamafactory:"
 """Begins a rendering that is one of LLaMA-Factory's templates; its name follows."""
 
@@ -239,7 +241,8 @@ class ScoringSection(Section):
     shard_rows: int = Field(default=256, ge=1)
     """Rows a shard; a killed refresh redoes at most one shard."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`; or `split`: one model, its layers over all visible
+    GPUs, and the CPU's memory where these are too small for it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 on a CPU."""
     num_threads: int | None = Field(default=None, ge=1, le=1024)
@@ -262,6 +265,22 @@ class ScoringSection(Section):
             raise ValueError(
                 f"executor is 'local', this process alone, and processes is {self.processes}; set "
                 "executor: processes, or leave processes out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _split_is_one_process(self) -> ScoringSection:
+        if self.device != SPLIT:
+            return self
+        if self.executor == "ray":
+            raise ValueError(
+                "executor is 'ray', whose actors have one GPU each, and device is 'split', one "
+                "process with all GPUs of its host; leave one of them out"
+            )
+        if (self.processes or 1) > 1:
+            raise ValueError(
+                f"device is 'split', one process with all GPUs, and processes is {self.processes}; "
+                "leave one of them out"
             )
         return self
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from gracekit.graph import bytes_of_row
 from gracekit.recipe import Recipe
+from gracekit.recipe.sections import SPLIT
 from gracekit.refresher.clock import StageClock
 from gracekit.refresher.flow import Refresher
 from gracekit.refresher.memory_probe import MemoryProbe
@@ -93,7 +94,7 @@ def estimate(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
         plan, lengths = planned.shown, planned.lengths
         if planned.places is not None:
             tokens = tokens.arranged(planned.places)
-        with MemoryProbe() as memory:
+        with MemoryProbe(is_split=recipe.scoring.device == SPLIT) as memory:
             executor = model.executor(tokens, target)
             memory.model_is_loaded()
             # Where nothing is planned the speed is told all the same, by rows that might be.

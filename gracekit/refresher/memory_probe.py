@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 from pathlib import Path
@@ -10,9 +9,15 @@ from typing import Self
 
 import torch
 
+from gracekit.memory import free_bytes
+
 
 class MemoryProbe:
-    """What model and batches take, of the GPU if the pass runs on one, else of the process."""
+    """What model and batches take, of the GPU if the pass runs on one, else of the process.
+
+    Args:
+        is_split: Whether the model is spread over all GPUs; then it is what these take together.
+    """
 
     device = "cpu"
     """Where the model is, as people name it."""
@@ -21,25 +26,34 @@ class MemoryProbe:
     of_batches = 0
     """Most bytes of a batch, without the model; known at the end of the block."""
 
-    def __enter__(self) -> Self:
+    def __init__(self, *, is_split: bool = False) -> None:
+        every: list[int | None] = [*range(torch.cuda.device_count())]
+        self._gpus = every if is_split else [None]  # None: the first
         self._on_gpu = torch.cuda.is_available()
+
+    def __enter__(self) -> Self:
         if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        self.free = torch.cuda.mem_get_info()[0] if self._on_gpu else _free_memory()
+            for gpu in self._gpus:
+                torch.cuda.reset_peak_memory_stats(gpu)
+            self.free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in self._gpus)
+        else:
+            self.free = free_bytes()
         self._before = _resident(peak=False)
         return self
 
     def model_is_loaded(self) -> None:
         """Note what the model takes; what comes on top from here on is batches."""
-        self._on_gpu = self._on_gpu and torch.cuda.memory_allocated() > 0
+        allocated = sum(map(torch.cuda.memory_allocated, self._gpus)) if self._on_gpu else 0
+        self._on_gpu = allocated > 0
         if self._on_gpu:
-            self.device, self.of_model = torch.cuda.get_device_name(), torch.cuda.memory_allocated()
+            times = f"{len(self._gpus)} x " if len(self._gpus) > 1 else ""
+            self.device, self.of_model = times + torch.cuda.get_device_name(), allocated
         else:
             self.of_model = max(_resident(peak=False) - self._before, 0)
 
     def __exit__(self, *error: object) -> None:
         if self._on_gpu:
-            peak = torch.cuda.max_memory_allocated()
+            peak = sum(map(torch.cuda.max_memory_allocated, self._gpus))
         else:
             peak = _resident(peak=True) - self._before
         self.of_batches = max(peak - self.of_model, 0)
@@ -59,11 +73,3 @@ def _resident(*, peak: bool) -> int:
     except (OSError, StopIteration):
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if peak else 0
-
-
-def _free_memory() -> int:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvail"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
