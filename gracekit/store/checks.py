@@ -31,6 +31,7 @@ from gracekit.store.reader import StoreReader
 from gracekit.store.recomputed import recompute
 from gracekit.store.retention import leftovers, looked_back_at
 from gracekit.store.sql import database
+from gracekit.texts import Texts
 from gracekit.types import SampleTable
 from gracekit.version.header import Header
 
@@ -113,7 +114,7 @@ def check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
         if (samples.fingerprint, len(samples)) != (dataset.fingerprint, dataset.num_rows):
             yield problem(store, path, "fingerprint or number of rows are not as written",
                            RESTORE_ALL)  # fmt: skip
-        if len(set(samples.sample_ids)) != len(samples):
+        if samples.sample_ids.num_distinct != len(samples):
             yield problem(store, path, "sample ids are not unique", "restore it from a backup")
         if before is not None and not _continues(before, samples):
             yield problem(store, path, "its first rows are other samples than in the table before",
@@ -122,7 +123,7 @@ def check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
 
 
 def _continues(before: SampleTable, samples: SampleTable) -> bool:
-    return np.array_equal(before.sample_ids, samples.sample_ids[: len(before)])
+    return before.sample_ids == samples.sample_ids[: len(before)]
 
 
 def check_version(store: StoreReader, version: int) -> Iterator[Problem]:
@@ -220,8 +221,8 @@ def _coreset_damage(
         yield path, "ranks are not 0, 1, 2 …"
     if samples is None or len(samples) != n:
         return
-    ids, source_rows = coreset["sample_id"].to_pylist(), coreset["source_row"].to_numpy()
-    if not np.array_equal(samples.sample_ids[rows], np.array(ids, object)):
+    ids, source_rows = coreset["sample_id"], coreset["source_row"].to_numpy()
+    if ids.null_count or samples.sample_ids[rows] != Texts.of_arrow(ids):
         yield path, "sample ids are not those of the sample table"
     elif not np.array_equal(samples.source_rows[rows], source_rows):
         yield path, "source rows are not those of the sample table"
