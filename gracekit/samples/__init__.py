@@ -6,7 +6,7 @@ changed. Importing this package loads no heavy library.
 """
 
 from gracekit.samples.formats import FORMATS, Conversation
-from gracekit.samples.growth import Growth, merge
+from gracekit.samples.growth import Growth, merge, same_where_known
 from gracekit.samples.json_files import with_columns
 from gracekit.samples.llamafactory import LLAMAFACTORY_RENDERINGS
 from gracekit.samples.loose import loose_hashes
@@ -26,7 +26,6 @@ from gracekit.samples.tokens import (
     can_be_trl,
     earlier_tokens_key,
     rendered_tokens,
-    same_where_known,
     sample_table,
     tokenize,
     tokens_key,

@@ -10,6 +10,7 @@ and one joins. With ids of the user's own it stays the same sample, with other c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,6 +145,31 @@ def merge(
         returned=np.flatnonzero(is_known & ~was_present & is_present),
         is_change=not _is_same(known, samples),
     )
+
+
+def same_where_known(
+    known: Texts,
+    known_tokens: Sequence[Int64 | Int32],
+    contents: Texts,
+    tokens: Sequence[Int64 | Int32],
+) -> bool:
+    """Whether contents that are known have tokens that they are known with.
+
+    Args:
+        known: [n] contents; one may be there several times, as it may be given in several ways.
+        known_tokens: [2, n] what tells their tokens.
+        contents: [m] other ones, known or not.
+        tokens: [2, m] what tells theirs.
+    """
+    were, now = np.stack(known_tokens), np.stack(tokens)
+    first = known.places_of(contents)
+    others = np.flatnonzero(first >= 0)
+    others = others[(were[:, first[others]] != now[:, others]).any(axis=0)]
+    if not len(others):
+        return True
+    rows = np.flatnonzero(contents[others].places_of(known) >= 0)
+    pairs = zip(known[rows], *were[:, rows].tolist(), strict=True)
+    return set(zip(contents[others], *now[:, others].tolist(), strict=True)) <= set(pairs)
 
 
 def _texts(known: Texts, data: Texts, places: Int64) -> Texts:

@@ -218,31 +218,6 @@ def can_be_trl(raw: RawSamples, tokenizer: PreTrainedTokenizerBase) -> bool:
     return given_as != "several columns" and (bool(tokenizer.chat_template) or not needs_template)
 
 
-def same_where_known(
-    known: Texts,
-    known_tokens: Sequence[Int64 | Int32],
-    contents: Texts,
-    tokens: Sequence[Int64 | Int32],
-) -> bool:
-    """Whether contents that are known have tokens that they are known with.
-
-    Args:
-        known: [n] contents; one may be there several times, as it may be given in several ways.
-        known_tokens: [2, n] what tells their tokens.
-        contents: [m] other ones, known or not.
-        tokens: [2, m] what tells theirs.
-    """
-    were, now = np.stack(known_tokens), np.stack(tokens)
-    first = known.places_of(contents)
-    others = np.flatnonzero(first >= 0)
-    others = others[(were[:, first[others]] != now[:, others]).any(axis=0)]
-    if not len(others):
-        return True
-    rows = np.flatnonzero(contents[others].places_of(known) >= 0)
-    pairs = zip(known[rows], *were[:, rows].tolist(), strict=True)
-    return set(zip(contents[others], *now[:, others].tolist(), strict=True)) <= set(pairs)
-
-
 def tokens_key(tokenizer: PreTrainedTokenizerBase, data: DataSection, fingerprint: str) -> str:
     """The `TokenTable.key` that samples of this fingerprint would have."""
     return _key(fingerprint, tokenizer, Encoder(tokenizer), data, KEY_FORMAT)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.file_checks import check_manifest_seal, check_named, check_unversioned, listed
@@ -245,18 +246,20 @@ def _history_damage(
         try:
             table = read_table(path)
             rows = table["row"].to_numpy()
-            origins = table["origin"].to_pylist() if "origin" in table.column_names else None
+            gone = None
+            if "origin" in table.column_names:
+                gone = pc.fill_null(pc.equal(table["origin"], "removed"), False).to_numpy()
         except UnreadableError:
             continue  # `check_named` told it
-        except (StoreFormatError, KeyError) as error:
+        except (StoreFormatError, KeyError, pa.ArrowException) as error:
             yield path, str(error)
             continue
         if not holds(rows):
             yield path, f"rows are not those of {n} samples in ascending order"
-        elif samples is not None and origins is not None and len(samples) == n:
-            gone = np.array([origin == "removed" for origin in origins], bool)
-            if not np.array_equal(gone, ~samples.present):
-                yield path, "the removed samples are not those of the sample table"
+        elif samples is None or gone is None or len(samples) != n:
+            continue
+        elif not np.array_equal(gone, ~samples.present):
+            yield path, "the removed samples are not those of the sample table"
 
 
 def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:

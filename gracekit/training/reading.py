@@ -182,7 +182,7 @@ def _store_rows(paths: StorePaths, coreset: Coreset, dataset: int | Sequence[str
         rows[samples.source_rows[present]] = present
     else:
         assert not isinstance(dataset, int)
-        rows = samples.sample_ids.places_of(Texts.of(map(str, dataset)))
+        rows = samples.sample_ids.places_of(Texts.of(dataset))
     return StoreRows(
         rows=rows,
         num_rows=len(samples),
