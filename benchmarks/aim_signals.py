@@ -96,7 +96,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         target = TargetSamples(
             tokens=tokens.arranged(chosen[:1]), groups=raw.groups[chosen[:1]],
-            group_names=raw.group_names, contents=raw.content_hashes[chosen[:1]],
+            group_names=raw.group_names, contents=np.asarray(raw.content_hashes[chosen[:1]]),
             keeps_sketches=features == FEATURES[0],
         )  # fmt: skip
         executor = LocalExecutor(model, tokens, scoring, target=target)

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 
 from gracekit.recipe import DataSection
 from gracekit.store import CachePayload, Store, StorePaths, VersionDraft
+from gracekit.texts import Texts
 from gracekit.types import (
     Measurement,
     Origin,
@@ -198,7 +199,7 @@ def _clocks() -> tuple[float, float, float]:
 
 def make_samples(n: int) -> SampleTable:
     """Samples without content."""
-    ids = np.array([f"{i:08d}" for i in range(n)], object)
+    ids = Texts.of(f"{i:08d}" for i in range(n))
     return SampleTable(
         sample_ids=ids,
         groups=(np.arange(n) % 8).astype(np.int32),
@@ -207,7 +208,7 @@ def make_samples(n: int) -> SampleTable:
         num_response_tokens=np.full(n, 100, np.int32),
         content_hashes=ids,
         source_rows=np.arange(n),
-        previews=np.array([f"what is {i}? → it is the number {i}" for i in range(n)], object),
+        previews=Texts.of(f"what is {i}? → it is the number {i}" for i in range(n)),
         num_source_rows=n,
         fingerprint="synthetic",
     )

@@ -28,6 +28,7 @@ from gracekit.refresher.step import step
 from gracekit.rounding import to_float16
 from gracekit.scratch import scratch_in
 from gracekit.store import Store
+from gracekit.texts import Texts
 from gracekit.types import Float32, Measurement, Rows, SampleTable
 from gracekit.version.header import CheckpointInfo, DataDescription
 
@@ -147,7 +148,7 @@ def refresh(store: Store, recipe: Recipe, executor: Synthetic, at: int, meter: M
 def make_samples(n: int) -> SampleTable:
     """Samples without content."""
     rng = np.random.default_rng(0)
-    ids = np.array([f"{i:08d}" for i in range(n)], np.dtypes.StringDType())
+    ids = Texts.of(f"{i:08d}" for i in range(n))
     return SampleTable(
         sample_ids=ids,
         groups=rng.integers(0, 8, n).astype(np.int32),

@@ -35,6 +35,7 @@ from gracekit.recipe import DataSection, Recipe
 from gracekit.refresher.last import LastRefresh
 from gracekit.refresher.step import Refreshed, step
 from gracekit.samples import load_samples, tokenize
+from gracekit.texts import Texts
 from gracekit.types import Draw, DrawState, Float64, Measurement, Rows, SampleTable
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -109,7 +110,7 @@ class Bed:
     def pool(self, seed: int) -> tuple[Rows, SampleTable]:
         """The pool of a seed: which rows, and as a sample table."""
         chosen = np.random.default_rng([7, seed]).permutation(NUM_CANDIDATES)[:NUM_POOL]
-        names = np.array([f"{i:06d}" for i in chosen], np.dtypes.StringDType())
+        names = Texts.of(f"{i:06d}" for i in chosen)
         samples = SampleTable(
             sample_ids=names,
             groups=self.groups[chosen].astype(np.int32),

@@ -20,6 +20,7 @@ from gracekit.refresher.step import Refreshed, step
 from gracekit.scores.length import ranks_within
 from gracekit.scores.working_values import to_working
 from gracekit.selection import select
+from gracekit.texts import Texts
 from gracekit.types import (
     Bool,
     Float32,
@@ -56,7 +57,7 @@ class Run:
         with np.load(path) as file:
             data = {name: file[name] for name in file.files}
         n, groups = len(data["groups"]), data["groups"]
-        names = np.array([f"{i:06d}" for i in range(n)], np.dtypes.StringDType())
+        names = Texts.of(f"{i:06d}" for i in range(n))
         samples = SampleTable(
             sample_ids=names,
             groups=groups.astype(np.int32),

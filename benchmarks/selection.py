@@ -36,6 +36,7 @@ from gracekit.greedy import lazy_greedy
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import SelectionSection
 from gracekit.selection import SELECTORS, select
+from gracekit.texts import Texts
 from gracekit.types import DrawState, KnnGraph, Origin, Rows, SampleTable, ScoreTable, SparseGraph
 
 PEER_SIZES = (2_000, 5_000, 20_000)
@@ -63,8 +64,7 @@ def make_graph(n: int, seed: int = 0) -> SparseGraph:
 def make_tables(n: int, seed: int = 0) -> tuple[SampleTable, ScoreTable]:
     """Samples with ids like a hash, five groups, and random importance."""
     rng = np.random.default_rng(seed)
-    ids = np.empty(n, object)
-    ids[:] = [f"{number:032x}" for number in rng.integers(0, 2**62, n)]
+    ids = Texts.of(f"{number:032x}" for number in rng.integers(0, 2**62, n))
     samples = SampleTable(
         sample_ids=ids, groups=rng.integers(0, 5, n).astype(np.int32), group_names=tuple("abcde"),
         num_prompt_tokens=np.full(n, 20, np.int32),

@@ -21,6 +21,7 @@ import numpy as np
 
 from gracekit.recipe import DataSection
 from gracekit.store import Store, VersionDraft
+from gracekit.texts import Texts
 from gracekit.types import (
     Float32,
     Measurement,
@@ -43,16 +44,16 @@ SYNTHETIC = DataDescription(settings=DataSection(path="synthetic"))
 def make_samples(n: int, rng: np.random.Generator) -> SampleTable:
     """Hashes for ids, previews of words, lengths as of instruction data."""
     words = np.array(["the", "model", "data", "loss", "of", "a", "step", "sample", "code", "is"])
-    previews = np.array([" ".join(row) for row in words[rng.integers(0, len(words), (n, 14))]])
+    previews = Texts.of(" ".join(row) for row in words[rng.integers(0, len(words), (n, 14))])
     return SampleTable(
-        sample_ids=hashes(n, rng),
+        sample_ids=Texts.of(hashes(n, rng)),
         groups=rng.integers(0, len(GROUPS), n).astype(np.int32),
         group_names=GROUPS,
         num_prompt_tokens=rng.lognormal(4, 1, n).astype(np.int32),
         num_response_tokens=1 + rng.lognormal(5, 1, n).astype(np.int32),
-        content_hashes=hashes(n, rng),
+        content_hashes=Texts.of(hashes(n, rng)),
         source_rows=np.arange(n),
-        previews=previews.astype(object),
+        previews=previews,
         num_source_rows=n,
         fingerprint="synthetic",
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import numpy as np
 
+from gracekit.arrow import arrow
 from gracekit.errors import GracekitError
 from gracekit.text_table import Column, lay_out
 
@@ -53,8 +54,7 @@ class Tabular:
 
     def to_arrow(self) -> pa.Table:
         """The rows as a `pyarrow.Table`."""
-        import pyarrow as pa
-
+        pa = arrow()
         return pa.table({name: pa.array(values) for name, values in self._columns().items()})
 
     def to_pandas(self) -> Any:

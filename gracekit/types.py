@@ -1,4 +1,5 @@
-"""The values that flow through a refresh: frozen, keyword-only, NumPy only.
+"""The values that flow through a refresh: frozen, keyword-only; numbers are NumPy's, and texts of
+which there is one a row `Texts`.
 
 Axes: `n` samples of the store, `m` rows of one measurement or plan, `b` selected rows,
 `d` feature width, `k` neighbours, `e` edges, `g` groups. `row` is always the int64 position in the
@@ -11,13 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gracekit.scratch import room
 from gracekit.tabular import ShortRepr, Tabular
+
+if TYPE_CHECKING:
+    from gracekit.texts import Texts
 
 Rows = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -28,6 +32,7 @@ Int64 = NDArray[np.int64]
 UInt8 = NDArray[np.uint8]
 Bool = NDArray[np.bool_]
 Strings = NDArray[np.object_]
+"""Of `str`; for few texts, or few different ones."""
 Json = dict[str, Any]
 Directions = Float32 | Int16
 """[n, d] of length 1, or 0 where a row has none: float32, or as `rounding.rounded` makes them."""
@@ -112,19 +117,20 @@ class SampleTable(ShortRepr, Tabular):
     Samples that left the data keep their row, so that it is never reused.
     """
 
-    sample_ids: Strings
-    """str [n], unique."""
+    sample_ids: Texts
+    """[n], unique."""
     groups: Int32
     """[n] index into `group_names`."""
     group_names: tuple[str, ...]
     num_prompt_tokens: Int32
     num_response_tokens: Int32
     """[n] tokens that carry loss under the first checkpoint's tokenizer; 0: nothing to train on."""
-    content_hashes: Strings
+    content_hashes: Texts
+    """[n]"""
     source_rows: Int64
     """[n] position in the user's dataset as read (rows that were skipped leave gaps); -1 for a
     sample that is no longer in it."""
-    previews: Strings
+    previews: Texts
     """[n] the first characters of the sample, for people who read the tables."""
     num_source_rows: int
     """Rows of the user's dataset, skipped ones included."""
@@ -156,7 +162,7 @@ class SampleTable(ShortRepr, Tabular):
     def __len__(self) -> int:
         return len(self.sample_ids)
 
-    def _columns(self) -> dict[str, NDArray[Any]]:
+    def _columns(self) -> dict[str, NDArray[Any] | Texts]:
         names = np.array([*self.group_names], object)
         return {
             "row": np.arange(len(self)),

@@ -11,6 +11,7 @@ import numpy as np
 from gracekit.recipe import DataSection
 from gracekit.samples import merge
 from gracekit.store import CachePayload, Store, VersionDraft
+from gracekit.texts import Texts
 from gracekit.types import (
     Measurement,
     Origin,
@@ -19,7 +20,6 @@ from gracekit.types import (
     SampleTable,
     ScoreTable,
     Selection,
-    Strings,
 )
 from gracekit.version import FORMAT_VERSION
 from gracekit.version.header import (
@@ -37,10 +37,7 @@ N = 24
 GROUPS = ("chat", "code", "maths")
 
 
-def strings(values: list[str]) -> Strings:
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array
+strings = Texts.of
 
 
 def make_samples(n: int = N) -> SampleTable:
@@ -65,8 +62,7 @@ def changed_samples(store: Store) -> SampleTable:
     n = len(stay) + 3
     new = make_samples(len(known) + 3)
     rows = np.concatenate([stay, len(known) + np.arange(3)])
-    hashes = new.content_hashes[rows]
-    hashes[: len(stay)] = known.content_hashes[stay]
+    hashes = [*known.content_hashes[stay], *new.content_hashes[rows[len(stay) :]]]
     hashes[0] = f"{version:032x}"
     data = SampleTable(
         sample_ids=new.sample_ids[rows],
@@ -74,7 +70,7 @@ def changed_samples(store: Store) -> SampleTable:
         group_names=GROUPS,
         num_prompt_tokens=new.num_prompt_tokens[rows],
         num_response_tokens=new.num_response_tokens[rows],
-        content_hashes=hashes,
+        content_hashes=strings(hashes),
         source_rows=3 * np.arange(n, dtype=np.int64),
         previews=new.previews[rows],
         num_source_rows=3 * n,

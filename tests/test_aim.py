@@ -21,6 +21,7 @@ from gracekit.aim.likeness import likeness
 from gracekit.aim.places import chosen, in_turn
 from gracekit.aim.smoothing import cosines_without_self, reach, smoothed_cosines, walk_matrix
 from gracekit.recipe import SelectionSection
+from gracekit.texts import Texts
 from gracekit.types import DrawState, Float32, MeasuredTarget, Places, SparseGraph
 from tests.stores import make_samples
 from tests.worlds import World
@@ -470,7 +471,7 @@ def test_copies_share_one_place() -> None:
     samples = dataclasses.replace(
         world.samples,
         groups=np.zeros(12, np.int32),
-        content_hashes=np.array(["a", "a", "a", *"bcdefghij"], object),
+        content_hashes=Texts.of(["a", "a", "a", *"bcdefghij"]),
     )
     graph = SparseGraph(
         indptr=np.array([0, 0, 0, 0, 1, 3, 4, 5, 6, 6, 6, 6, 6]),
@@ -485,7 +486,7 @@ def test_copies_share_one_place() -> None:
     assert (found[6:] == 1).all()
     apart = dataclasses.replace(samples, groups=np.array([0] * 4 + [1] * 8, np.int32))
     np.testing.assert_allclose(copies(graph, apart, counted)[3:6], [1, 0.5, 0.5])
-    alike = dataclasses.replace(samples, content_hashes=np.array(["x"] * 12, object))
+    alike = dataclasses.replace(samples, content_hashes=Texts.of(["x"] * 12))
     np.testing.assert_allclose(copies(graph, alike, np.ones(12, np.bool_)), 1 / 12)
     assert len(make_samples(3)) == 3
 

@@ -297,10 +297,11 @@ def test_reprs_are_short_and_arrays_read_only(world: Path) -> None:
     assert repr(opened) == f"Store({str(root)!r})"
     scores, samples = opened.scores(2), opened.samples()
     for array in (coreset.rows, coreset.weights, coreset.sample_ids, coreset.source_rows,
-                  scores.importance, scores.scores["loss"], samples.sample_ids):  # fmt: skip
+                  scores.importance, scores.scores["loss"], samples.source_rows):  # fmt: skip
         assert not array.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         coreset.weights[0] = np.float32(2)
+    assert not hasattr(samples.sample_ids, "__setitem__")
 
 
 verbs: Any = gracekit

@@ -34,7 +34,7 @@ from gracekit.training import CoresetSampler
 from gracekit.types import Json, Origin
 from gracekit.version.columns import DATA_COLUMNS
 from tests.faults import Killed, count_operations, killed_at
-from tests.stores import origins_of, outcome
+from tests.stores import origins_of, outcome, strings
 from tests.tiny import make_tokenizer, tiny_recipe, write_checkpoint, write_data
 
 torch.set_num_threads(1)
@@ -441,7 +441,7 @@ def test_a_new_sample_that_the_chat_template_refuses_stops_nobody(
     check(store, grown, 2)
     assert result.header.stats.num_added == 2, "the rows beside it are taken up"
     samples = store.samples()
-    (refused,) = np.flatnonzero(samples.sample_ids == rows[150]["id"])
+    (refused,) = samples.sample_ids.places_of(strings([rows[150]["id"]]))
     assert samples.num_response_tokens[refused] == samples.num_prompt_tokens[refused] == 0
     assert rows[150]["id"] not in store.coreset(2)["sample_id"].to_pylist()
 

@@ -298,7 +298,7 @@ def test_partners_have_other_prompts() -> None:
         groups = rng.integers(0, 3, n).astype(np.int32)
         prompts = rng.integers(0, 4, n).astype(np.int64)
         prompts[groups == 2] = 9  # a group of one prompt takes partners elsewhere
-        hashes = np.array([f"h{i}" for i in range(n)], object)
+        hashes = strings([f"h{i}" for i in range(n)])
         has_prompt = rng.random(n) < 0.9
         found = partners(groups, hashes, prompts, has_prompt)
         there = found >= 0

@@ -148,7 +148,7 @@ def test_equal_samples_are_ranked_by_id() -> None:
     world = World.make(0)
     world.scores.importance[:] = 0.5
     world.similarities[:] = 0
-    by_id = np.argsort(world.samples.sample_ids.astype(str))
+    by_id = np.argsort(np.asarray(world.samples.sample_ids, str))
     for selector in ("coverage", "top"):
         assert world.select(selector=selector, count=9).rows.tolist() == by_id[:9].tolist()
 

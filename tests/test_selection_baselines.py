@@ -29,7 +29,7 @@ def unit(world: World) -> Float64:
 
 
 def by_id(world: World) -> list[int]:
-    return [int(r) for r in np.argsort(world.samples.sample_ids.astype(str))]
+    return [int(r) for r in np.argsort(np.asarray(world.samples.sample_ids, str))]
 
 
 def test_bottom_and_tops_by_name() -> None:

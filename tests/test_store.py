@@ -566,7 +566,8 @@ def test_every_version_has_the_samples_of_its_time(tmp_path: Path) -> None:
     ]  # fmt: skip
     sources = [2 * N, 3 * (N + 1), 3 * (N + 2)]
     assert list(store.dataset().sources.values()) == sources
-    kept = dataclasses.replace(more, content_hashes=more.content_hashes + "0", fingerprint="other")
+    others = strings([text + "0" for text in more.content_hashes])
+    kept = dataclasses.replace(more, content_hashes=others, fingerprint="other")
     store.commit(make_draft(store, "six", samples=kept))
     assert list(store.dataset().sources.values()) == sources, "nobody moved"
     removed = store.scores(5).origin == Origin.REMOVED

@@ -10,6 +10,7 @@ import numpy as np
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import SelectionSection
 from gracekit.selection import select
+from gracekit.texts import Texts
 from gracekit.types import (
     Bool,
     Float32,
@@ -40,9 +41,9 @@ class World:
     @classmethod
     def make(cls, seed: int = 0, n: int = NUM_ROWS, num_groups: int = 3) -> World:
         rng = np.random.default_rng(seed)
-        texts = np.array([f"text {i}" for i in range(n)], object)
+        texts = Texts.of(f"text {i}" for i in range(n))
         samples = SampleTable(
-            sample_ids=np.array([f"s{i:04}" for i in rng.permutation(n)], object),
+            sample_ids=Texts.of(f"s{i:04}" for i in rng.permutation(n)),
             groups=rng.integers(0, rng.integers(1, num_groups + 1, n)).astype(np.int32),
             group_names=tuple(f"group {g}" for g in range(num_groups)),
             num_prompt_tokens=np.full(n, 5, np.int32),
@@ -110,23 +111,23 @@ class World:
 
     def with_removed(self, count: int) -> World:
         """The same with some samples more that are no longer in the data."""
-        n, samples, scores = len(self.samples), self.samples, self.scores
+        samples, scores = self.samples, self.scores
 
         def more(column: Any, fill: Any) -> Any:
             return np.concatenate([column, np.full((count, *column.shape[1:]), fill, column.dtype)])
 
-        ids = more(samples.sample_ids, "")
-        ids[n:] = [f"s{7 * k:04}, gone" for k in range(count)]
+        ids = [f"s{7 * k:04}, gone" for k in range(count)]
+        nothing = Texts.of([""] * count)
         return World(
             dataclasses.replace(
                 samples,
-                sample_ids=ids,
+                sample_ids=Texts.joined([samples.sample_ids, Texts.of(ids)]),
                 groups=more(samples.groups, 0),
                 num_prompt_tokens=more(samples.num_prompt_tokens, 5),
                 num_response_tokens=more(samples.num_response_tokens, 9),
-                content_hashes=more(samples.content_hashes, ""),
+                content_hashes=Texts.joined([samples.content_hashes, nothing]),
                 source_rows=more(samples.source_rows, -1),
-                previews=more(samples.previews, ""),
+                previews=Texts.joined([samples.previews, nothing]),
                 added_versions=more(samples.added_versions, 1),
                 removed_versions=more(samples.removed_versions, 2),
                 content_versions=more(samples.content_versions, 1),
@@ -153,7 +154,7 @@ class World:
             return {
                 name: column[old]
                 for name, column in columns.items()
-                if isinstance(column, np.ndarray) and name != "source_rows"
+                if isinstance(column, (np.ndarray, Texts)) and name != "source_rows"
             }
 
         scores = moved(self.scores)

@@ -97,7 +97,7 @@ def copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Float32:
         counted: [n] rows that may be trained on; others are copies of nobody.
     """
     n = len(counted)
-    _, of_content = np.unique(samples.content_hashes.astype(str), return_inverse=True)
+    of_content = samples.content_hashes.codes()
     first = np.full(of_content.max(initial=-1) + 1, -1, np.int64)
     rows = np.flatnonzero(counted)
     first[of_content[rows[::-1]]] = rows[::-1]

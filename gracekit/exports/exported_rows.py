@@ -18,6 +18,7 @@ from gracekit.recipe import DataSection
 from gracekit.rounding import whole_copies
 from gracekit.samples import open_hashed_records, with_columns
 from gracekit.store import Store
+from gracekit.texts import Texts
 from gracekit.types import Float32, Json, Rows, SampleMap, Strings
 from gracekit.version.header import Header
 
@@ -201,15 +202,13 @@ class _Hashes:
         hashes: [m] 32 hexadecimal digits each.
     """
 
-    def __init__(self, source_rows: Rows, hashes: Strings) -> None:
+    def __init__(self, source_rows: Rows, hashes: Texts) -> None:
         self._source_rows = source_rows
-        self._hashes = hashes.astype("S")  # a third of what Python's texts take
+        self._hashes = hashes
 
     def of(self, source_row: int) -> str:
         """Of a row that is among them."""
-        place = np.searchsorted(self._source_rows, source_row)
-        found: bytes = self._hashes[place]
-        return found.decode("ascii")
+        return self._hashes[np.searchsorted(self._source_rows, source_row)]
 
 
 def _checked_records(

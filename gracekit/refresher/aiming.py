@@ -19,6 +19,7 @@ from gracekit.refresher.factors import read_reference, with_factors
 from gracekit.refresher.last import LastRefresh
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import StoreReader
+from gracekit.texts import Texts
 from gracekit.types import (
     Bool,
     DrawState,
@@ -205,7 +206,8 @@ def _overlap(recipe: Recipe, samples: SampleTable, contents: Strings) -> tuple[B
     """[n] rows that the target's samples bar from training, and how many have their content."""
     if recipe.target is None:
         return np.zeros(len(samples), np.bool_), 0
-    same = np.isin(samples.content_hashes.astype(str), contents.astype(str)) & samples.present
+    same = Texts.of(contents).places_of(samples.content_hashes) >= 0
+    same &= samples.present
     num_overlap = int(same.sum())
     is_dropped = recipe.target.overlap == "drop" or recipe.target.group is not None
     if num_overlap and not is_dropped:

@@ -49,6 +49,7 @@ from gracekit.samples import (
     TokenTable,
     earlier_tokens_key,
     merge,
+    same_where_known,
     sample_table,
     tokens_key,
 )
@@ -455,13 +456,9 @@ class Refresher:
                 return bool(key == tokens_key(*made_of))
             known_tokens = known.num_prompt_tokens, known.num_response_tokens
             now = tokens.num_prompt_tokens, tokens.num_targets
-        expected: dict[str, set[Any]] = {}  # equal content may be given in several ways
-        for digest, of_row in zip(
-            known.content_hashes, zip(*known_tokens, strict=True), strict=True
-        ):
-            expected.setdefault(digest, set()).add(tuple(of_row))
-        pairs = zip(self.samples.content_hashes, zip(*now, strict=True), strict=True)
-        return all(found in expected.get(digest, (found,)) for digest, found in pairs)
+        return same_where_known(
+            known.content_hashes, known_tokens, self.samples.content_hashes, now
+        )
 
     def _describe_data(
         self,

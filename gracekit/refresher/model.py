@@ -39,6 +39,7 @@ from gracekit.samples import (
 )
 from gracekit.scores.meaning import needs
 from gracekit.store import StorePaths
+from gracekit.texts import Texts
 from gracekit.types import Json, PinnedCheckpoint, Rows
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ class CheckpointModel:
             tokens=tokens,
             groups=raw.groups[rows],
             group_names=raw.group_names,
-            contents=raw.content_hashes[rows],
+            contents=np.asarray(raw.content_hashes[rows]),
             is_followed=recipe.follows_target,
             keeps_sketches=recipe.keeps_sketches,
         )
@@ -245,6 +246,6 @@ def rows_of_target(
         )
     ids = samples.sample_ids[rows].tolist()
     hashes = [hashlib.sha256(str(i).encode(errors="replace")).digest() for i in ids]
-    is_new = (~np.isin(samples.content_hashes[rows].astype(str), list(contents))).tolist()
+    is_new = (Texts.of(contents).places_of(samples.content_hashes[rows]) < 0).tolist()
     chosen = sorted(range(len(rows)), key=lambda i: (is_new[i], hashes[i]))[:most]
     return np.sort(rows[chosen])

@@ -20,6 +20,7 @@ from gracekit.samples import RawSamples, tokens_key
 from gracekit.samples.other_prompts import WithOtherPrompts
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.tabular import ShortRepr
+from gracekit.texts import Texts
 from gracekit.types import Checkpoint, Int32, Json, Rows
 from gracekit.version.json_text import plain_json
 
@@ -100,8 +101,8 @@ def measure_reference(
         }
         known = _begun(output, facts, checkpoint)
         usable = np.flatnonzero(tokens.num_targets > 0)
-        hashes = samples.content_hashes.astype(str)
-        _, first = np.unique(hashes[usable], return_index=True)
+        hashes = samples.content_hashes
+        _, first = np.unique(hashes[usable].codes(), return_index=True)
         asked = usable[np.sort(first)]
         both = WithOtherPrompts(tokens, samples.groups, samples.content_hashes)
         # Asked again is also what had no partner then, and what was not finite.
@@ -139,7 +140,7 @@ def _begun(output: Path, facts: Json, checkpoint: Checkpoint) -> ReferenceLosses
         if not output.parent.is_dir():
             raise DataError(f"{output} cannot be written: {output.parent} is no directory")
         nothing = np.zeros(0, np.float32)
-        texts = np.zeros(0, object)
+        texts = Texts.of([])
         return ReferenceLosses(
             content_hashes=texts,
             sample_ids=texts,

@@ -6,7 +6,7 @@ changed. Importing this package loads no heavy library.
 """
 
 from gracekit.samples.formats import FORMATS, Conversation
-from gracekit.samples.growth import Growth, merge
+from gracekit.samples.growth import Growth, merge, same_where_known
 from gracekit.samples.json_files import with_columns
 from gracekit.samples.llamafactory import LLAMAFACTORY_RENDERINGS
 from gracekit.samples.loose import loose_hashes
@@ -53,6 +53,7 @@ __all__ = [
     "open_source",
     "open_tokens",
     "rendered_tokens",
+    "same_where_known",
     "sample_table",
     "tokenize",
     "tokenize_pairs",

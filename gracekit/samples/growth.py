@@ -10,11 +10,16 @@ and one joins. With ids of the user's own it stays the same sample, with other c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from gracekit.texts import Texts
 from gracekit.types import Bool, Int32, Int64, Rows, SampleTable, Strings
+
+_BLOCK = 65_536
+"""Rows whose texts are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +72,12 @@ def merge(
         other_tokens: All samples have other tokens than before, whatever their content.
     """
     num_known = len(known)
-    row_of = {sample_id: row for row, sample_id in enumerate(known.sample_ids.tolist())}
-    ids = data.sample_ids.tolist()
-    new_places = sorted((p for p, i in enumerate(ids) if i not in row_of), key=ids.__getitem__)
-    row_of |= {ids[place]: num_known + k for k, place in enumerate(new_places)}
-    rows = np.array([row_of[sample_id] for sample_id in ids], np.int64)
-    n = len(row_of)
+    is_as_before = known.sample_ids == data.sample_ids
+    rows = np.arange(num_known) if is_as_before else known.sample_ids.places_of(data.sample_ids)
+    new = np.flatnonzero(rows < 0)
+    new = new[data.sample_ids[new].order()]
+    n = num_known + len(new)
+    rows[new] = np.arange(num_known, n)
     places = np.full(n, -1, np.int64)
     places[rows] = np.arange(len(rows))
 
@@ -82,10 +87,12 @@ def merge(
     is_present = places >= 0
     differs = np.zeros(n, bool)
     both = np.flatnonzero(is_known & is_present)
-    differs[both] = known.content_hashes[both] != data.content_hashes[places[both]]
+    for start in range(0, len(both), _BLOCK):
+        some = both[start : start + _BLOCK]
+        differs[some] = ~known.content_hashes[some].same(data.content_hashes[places[some]])
     differs[both] |= other_tokens
 
-    def merged(name: str, new: int | str) -> np.ndarray:
+    def merged(name: str, new: int) -> np.ndarray:
         """A column: of the data where it has the sample, else as it was."""
         before, now = getattr(known, name), getattr(data, name)
         column = np.full(n, new, before.dtype)
@@ -111,14 +118,14 @@ def merge(
     source_rows[~is_present] = -1
     groups, group_names = _groups(known, data, rows, n)
     samples = SampleTable(
-        sample_ids=merged("sample_ids", ""),
+        sample_ids=_texts(known.sample_ids, data.sample_ids, places),
         groups=groups,
         group_names=group_names,
         num_prompt_tokens=counted("num_prompt_tokens"),
         num_response_tokens=counted("num_response_tokens"),
-        content_hashes=merged("content_hashes", ""),
+        content_hashes=_texts(known.content_hashes, data.content_hashes, places),
         source_rows=source_rows,
-        previews=merged("previews", ""),
+        previews=_texts(known.previews, data.previews, places),
         num_source_rows=data.num_source_rows,
         fingerprint=data.fingerprint,
         added_versions=_grown(known.added_versions, n, version),
@@ -138,6 +145,48 @@ def merge(
         returned=np.flatnonzero(is_known & ~was_present & is_present),
         is_change=not _is_same(known, samples),
     )
+
+
+def same_where_known(
+    known: Texts,
+    known_tokens: Sequence[Int64 | Int32],
+    contents: Texts,
+    tokens: Sequence[Int64 | Int32],
+) -> bool:
+    """Whether contents that are known have tokens that they are known with.
+
+    Args:
+        known: [n] contents; one may be there several times, as it may be given in several ways.
+        known_tokens: [2, n] what tells their tokens.
+        contents: [m] other ones, known or not.
+        tokens: [2, m] what tells theirs.
+    """
+    were, now = np.stack(known_tokens), np.stack(tokens)
+    first = known.places_of(contents)
+    others = np.flatnonzero(first >= 0)
+    others = others[(were[:, first[others]] != now[:, others]).any(axis=0)]
+    if not len(others):
+        return True
+    rows = np.flatnonzero(contents[others].places_of(known) >= 0)
+    pairs = zip(known[rows], *were[:, rows].tolist(), strict=True)
+    return set(zip(contents[others], *now[:, others].tolist(), strict=True)) <= set(pairs)
+
+
+def _texts(known: Texts, data: Texts, places: Int64) -> Texts:
+    """[n] that of the data where it has the sample, else as it was; `known` itself where no text is
+    another one, so that they are in memory once.
+    """
+    parts, is_same = [], True
+    for start in range(0, len(known), _BLOCK):
+        part, at = known[start : start + _BLOCK], places[start : min(start + _BLOCK, len(known))]
+        there = np.flatnonzero(at >= 0)
+        now = data[at[there]]
+        if now != part[there]:
+            index = np.arange(len(part))
+            index[there] = len(part) + np.arange(len(there))
+            part, is_same = Texts.joined([part, now])[index], False
+        parts.append(part)
+    return Texts.joined([*([known] if is_same else parts), data[places[len(known) :]]])
 
 
 def _groups(

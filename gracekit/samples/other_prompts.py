@@ -10,7 +10,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from gracekit.samples.tokens import TokenTable
-from gracekit.types import Bool, Int32, Int64, Rows, Strings
+from gracekit.texts import Texts
+from gracekit.types import Bool, Int32, Int64, Rows
 
 _BLOCK = 4096
 _TRIES = 32
@@ -27,10 +28,10 @@ class WithOtherPrompts:
     Args:
         tokens: The samples [n].
         groups: int32 [n] within which partners are looked for first.
-        content_hashes: str [n]
+        content_hashes: [n]
     """
 
-    def __init__(self, tokens: TokenTable, groups: Int32, content_hashes: Strings) -> None:
+    def __init__(self, tokens: TokenTable, groups: Int32, content_hashes: Texts) -> None:
         self._tokens = tokens
         self._firsts, prompts = _prompts_of(tokens)
         """[n] position of the first token with loss."""
@@ -85,7 +86,7 @@ def without_prompt(sample: tuple[Int32, Bool]) -> tuple[Int32, Bool]:
     return ids[kept], kept > 0
 
 
-def partners(groups: Int32, content_hashes: Strings, prompts: Int64, has_prompt: Bool) -> Int64:
+def partners(groups: Int32, content_hashes: Texts, prompts: Int64, has_prompt: Bool) -> Int64:
     """[n] a partner of each sample: another of its group with another prompt, as if at random.
 
     Where a group has no other prompt it is any sample with one; where no sample has, and for
@@ -93,14 +94,14 @@ def partners(groups: Int32, content_hashes: Strings, prompts: Int64, has_prompt:
 
     Args:
         groups: int32 [n]
-        content_hashes: str [n]
+        content_hashes: [n]
         prompts: int64 [n] hash of each prompt.
         has_prompt: [n]
     """
     found = np.full(len(groups), -1, np.int64)
-    keys = np.array([hashlib.sha256(str(h).encode()).hexdigest() for h in content_hashes], object)
+    keys = Texts.of(hashlib.sha256(h.encode()).hexdigest() for h in content_hashes)
     rows = np.flatnonzero(has_prompt)
-    ring = rows[np.argsort(keys[rows].astype(str), kind="stable")]
+    ring = rows[keys[rows].order()]
     for group in np.unique(groups[ring]):
         _pair(found, ring[groups[ring] == group], ring, prompts)
     return found

@@ -28,7 +28,8 @@ from gracekit.samples.refusals import LABEL, Labels, missing_column
 from gracekit.samples.row_source import BATCH_ROWS, Source
 from gracekit.samples.sample_ids import checked_ids, content_hash, fingerprint_of, ids_of
 from gracekit.samples.sources import open_source
-from gracekit.types import Int32, Int64, Json, Strings
+from gracekit.texts import Texts
+from gracekit.types import Int32, Int64, Json
 
 PREVIEW, PREVIEW_PROMPT = 160, 100
 """Characters of a preview, and of the prompt in it."""
@@ -60,7 +61,7 @@ class Records(Sequence[Conversation]):
         source: Source,
         layout: Format,
         source_rows: Int64,
-        content_hashes: Strings,
+        content_hashes: Texts,
         *,
         of_rejected: bool = False,
     ) -> None:
@@ -113,19 +114,19 @@ class RawSamples:
     """The usable rows of a dataset, n of them; the position is the sample's `row`."""
 
     records: Records
-    sample_ids: Strings
-    """str [n], unique."""
+    sample_ids: Texts
+    """[n], unique."""
     groups: Int32
     """[n] index into `group_names`."""
     group_names: tuple[str, ...]
-    content_hashes: Strings
-    """str [n], xxh3_128 of the conversation, free of the layout it came in."""
+    content_hashes: Texts
+    """[n] xxh3_128 of the conversation, free of the layout it came in."""
     source_rows: Int64
     """[n] position in the dataset."""
     given: Int64
     """[n] hash of how the row gives its content (`Conversation.given`)."""
-    previews: Strings
-    """str [n], one line each."""
+    previews: Texts
+    """[n] one line each."""
     fingerprint: str
     """xxh3_128 over ids, groups and content hashes in order."""
     num_source_rows: int
@@ -166,8 +167,8 @@ def _load(data: DataSection, strict: bool) -> RawSamples:
     read.labels.require_none(data, layout)
     if data.format == "auto" and not data.columns.named:
         _require_one_layout(data, layout, source)
-    skipped, hashes = read.skipped, read.hashes
-    if skipped and (strict or not hashes):
+    skipped, hashes = read.skipped, Texts.joined(read.hashes)
+    if skipped and (strict or not len(hashes)):
         limit = None if strict else SHOWN
         raise _unusable(data, layout, skipped, len(hashes), limit)
     sample_ids = checked_ids(data, read.ids, read.source_rows) if data.id_column else ids_of(hashes)
@@ -175,14 +176,14 @@ def _load(data: DataSection, strict: bool) -> RawSamples:
     number = {name: k for k, name in enumerate(group_names)}
     source_rows = np.array(read.source_rows, np.int64)
     return RawSamples(
-        records=Records(selected, layout, source_rows, _strings(hashes)),
-        sample_ids=_strings(sample_ids),
+        records=Records(selected, layout, source_rows, hashes),
+        sample_ids=sample_ids,
         groups=np.array([number[name] for name in read.groups], np.int32),
         group_names=group_names,
-        content_hashes=_strings(hashes),
+        content_hashes=hashes,
         given=np.array(read.given, np.uint64).view(np.int64),
         source_rows=source_rows,
-        previews=_strings(read.previews),
+        previews=Texts.joined(read.previews),
         fingerprint=fingerprint_of(sample_ids, read.groups, hashes),
         num_source_rows=len(source),
         format=layout.name,
@@ -198,18 +199,22 @@ class _Reading:
         self._layout = layout
         self._num_read = 0
         self.columns: dict[str, None] = {}
-        self.source_rows: list[int] = []
-        self.hashes: list[str] = []
+        self.source_rows = array("q")
+        self.hashes: list[Texts] = []
         self.given = array("Q")
-        self.previews: list[str] = []
+        self.previews: list[Texts] = []
         self.ids: list[Any] = []
         self.groups: list[str] = []
+        self._names: dict[str, str] = {}
+        """Of the groups, each once: equal texts of many rows are one."""
         self.skipped: list[Skipped] = []
         self.labels = Labels()
 
     def add(self, rows: list[Json]) -> None:
         """The next rows."""
         data = self._data
+        hashes: list[str] = []
+        previews: list[str] = []
         for source_row, row in enumerate(rows, start=self._num_read):
             if not row.keys() <= self.columns.keys():
                 self.columns |= dict.fromkeys(row)
@@ -221,11 +226,14 @@ class _Reading:
                 self.skipped.append(Skipped(source_row, str(problem)))
                 continue
             self.source_rows.append(source_row)
-            self.hashes.append(digest)
+            hashes.append(digest)
             self.given.append(xxhash.xxh3_64_intdigest(conversation.given().encode()))
-            self.previews.append(preview(conversation))
+            previews.append(preview(conversation))
             self.ids.append(row.get(data.id_column) if data.id_column else None)
-            self.groups.append(_group_name(row, data.group_column))
+            name = _group_name(row, data.group_column)
+            self.groups.append(self._names.setdefault(name, name))
+        self.hashes.append(Texts.of(hashes))
+        self.previews.append(Texts.of(previews))
         self._num_read += len(rows)
 
 
@@ -339,12 +347,6 @@ def _group_name(row: Json, column: str | None) -> str:
         return "all"
     value = row.get(column)
     return "(none)" if value is None else str(value)
-
-
-def _strings(values: list[str]) -> Strings:
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
 
 
 def _unusable(

@@ -20,7 +20,8 @@ import xxhash
 from gracekit.errors import DataError
 from gracekit.files import write_atomic
 from gracekit.foreign import foreign
-from gracekit.types import Float32, Int32, Json, Strings
+from gracekit.texts import Texts
+from gracekit.types import Float32, Int32, Json
 
 FORMAT = 2
 """Since 2 with a checksum; a file of format 1 is read as it is."""
@@ -43,10 +44,10 @@ _COLUMNS = {
 class ReferenceLosses:
     """What a reference model says of m contents."""
 
-    content_hashes: Strings
-    """str [m], unique."""
-    sample_ids: Strings
-    """str [m] a sample that has the content."""
+    content_hashes: Texts
+    """[m], unique."""
+    sample_ids: Texts
+    """[m] a sample that has the content."""
     loss: Float32
     """[m] mean loss of the target tokens, in nats; NaN where it was not finite."""
     loss_other: Float32
@@ -84,32 +85,25 @@ class ReferenceLosses:
         found: Float32 = self.pmi * np.sqrt(self.num_targets.astype(np.float32))
         return found
 
-    def of(self, content_hashes: Strings) -> tuple[Float32, Float32]:
+    def of(self, content_hashes: Texts) -> tuple[Float32, Float32]:
         """([n] loss, [n] evidence) of samples by their contents; NaN where not known."""
-        order = np.argsort(self.content_hashes.astype(str))
-        known = self.content_hashes.astype(str)[order]
-        asked = content_hashes.astype(str)
-        if not len(known):
-            nothing = np.full(len(asked), np.nan, np.float32)
-            return nothing, nothing.copy()
-        place = np.searchsorted(known, asked).clip(max=len(known) - 1)
-        is_known = known[place] == asked
-        rows = order[place]
-        return (
-            np.where(is_known, self.loss[rows], np.nan).astype(np.float32),
-            np.where(is_known, self.evidence[rows], np.nan).astype(np.float32),
-        )
+        rows = self.content_hashes.places_of(content_hashes)
+        is_known = rows >= 0
+        loss, evidence = np.full((2, len(rows)), np.nan, np.float32)
+        loss[is_known] = self.loss[rows[is_known]]
+        evidence[is_known] = self.evidence[rows[is_known]]
+        return loss, evidence
 
-    def without(self, content_hashes: Strings) -> Self:
+    def without(self, content_hashes: Texts) -> Self:
         """These but for some contents."""
-        kept = ~np.isin(self.content_hashes.astype(str), content_hashes.astype(str))
+        kept = content_hashes.places_of(self.content_hashes) < 0
         return type(self)(**{name: getattr(self, name)[kept] for name in _FIELDS}, facts=self.facts)
 
     def joined(self, more: Self) -> Self:
         """These and contents that are not among them."""
         return type(self)(
-            content_hashes=np.concatenate([self.content_hashes, more.content_hashes]),
-            sample_ids=np.concatenate([self.sample_ids, more.sample_ids]),
+            content_hashes=Texts.joined([self.content_hashes, more.content_hashes]),
+            sample_ids=Texts.joined([self.sample_ids, more.sample_ids]),
             loss=np.concatenate([self.loss, more.loss]),
             loss_other=np.concatenate([self.loss_other, more.loss_other]),
             loss_alone=np.concatenate([self.loss_alone, more.loss_alone]),
@@ -123,10 +117,7 @@ class ReferenceLosses:
         facts = {"format": FORMAT, **self.facts}
         content = json.dumps({**facts, _CHECKSUM: self._checksum()}, sort_keys=True)
         schema = pa.schema(list(_COLUMNS.items()), metadata={_KEY: content})
-        arrays = [
-            pa.array(value.tolist() if value.dtype == object else value, kind)
-            for value, kind in zip(values, _COLUMNS.values(), strict=True)
-        ]
+        arrays = [pa.array(v, kind) for v, kind in zip(values, _COLUMNS.values(), strict=True)]
         table = pa.table(arrays, schema=schema)
         write_atomic(path, lambda temporary: pq.write_table(table, temporary), tidy=True)
 
@@ -152,20 +143,17 @@ class ReferenceLosses:
                     f"{path} is not a file of `gracekit reference` (format 1 to {FORMAT}); name "
                     "one in selection.reference"
                 )
-            columns = {
-                name: table[name].cast(kind).to_numpy(zero_copy_only=False)
-                for name, kind in _COLUMNS.items()
-            }
+            columns = {name: table[name].cast(kind) for name, kind in _COLUMNS.items()}
             if any(table[name].null_count for name in _COLUMNS):
                 raise ValueError("it has rows without a value")
             facts = {n: value for n, value in content.items() if n not in ("format", _CHECKSUM)}
             found = cls(
-                content_hashes=columns["content_hash"].astype(object),
-                sample_ids=columns["sample_id"].astype(object),
-                loss=columns["loss"].astype(np.float32),
-                loss_other=columns["loss_other"].astype(np.float32),
-                loss_alone=columns["loss_alone"].astype(np.float32),
-                num_targets=columns["num_targets"].astype(np.int32),
+                content_hashes=Texts.of_arrow(columns["content_hash"]),
+                sample_ids=Texts.of_arrow(columns["sample_id"]),
+                loss=columns["loss"].to_numpy(),
+                loss_other=columns["loss_other"].to_numpy(),
+                loss_alone=columns["loss_alone"].to_numpy(),
+                num_targets=columns["num_targets"].to_numpy(),
                 facts=facts,
             )
             if content["format"] == FORMAT and content.get(_CHECKSUM) != found._checksum():
@@ -180,6 +168,6 @@ class ReferenceLosses:
         digest = xxhash.xxh3_128(json.dumps(self.facts, sort_keys=True).encode())
         for name in _FIELDS:
             value = getattr(self, name)
-            is_text = value.dtype == object
+            is_text = isinstance(value, Texts)
             digest.update(json.dumps(value.tolist()).encode() if is_text else value.tobytes())
         return str(digest.hexdigest())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import xxhash
@@ -13,6 +12,7 @@ from gracekit.errors import DataError
 from gracekit.recipe import DataSection
 from gracekit.samples.conversation import Conversation
 from gracekit.samples.messages import MalformedRowError
+from gracekit.texts import Texts
 
 
 def content_hash(conversation: Conversation) -> str:
@@ -23,18 +23,23 @@ def content_hash(conversation: Conversation) -> str:
         raise MalformedRowError("it is nested too deep") from None
 
 
-def ids_of(hashes: Iterable[str]) -> list[str]:
+def ids_of(hashes: Texts) -> Texts:
     """The hashes; those of equal content get `#1`, `#2` … from the second one on."""
-    seen: Counter[str] = Counter()
+    if hashes.num_distinct == len(hashes):
+        return hashes
+    seen = [0] * hashes.num_distinct
     ids = []
-    for digest in hashes:
-        ids.append(f"{digest}#{seen[digest]}" if seen[digest] else digest)
-        seen[digest] += 1
-    return ids
+    for digest, code in zip(hashes, hashes.codes().tolist(), strict=True):
+        ids.append(f"{digest}#{seen[code]}" if seen[code] else digest)
+        seen[code] += 1
+    return Texts.of(ids)
 
 
-def checked_ids(data: DataSection, values: list[Any], source_rows: list[int]) -> list[str]:
+def checked_ids(data: DataSection, values: list[Any], source_rows: Sequence[int]) -> Texts:
     """The ids of a column as texts; `DataError` for one that is missing or there twice."""
+    ids = Texts.of(str(value) for value in values)
+    if ids.num_distinct == len(ids) and all(value is not None and value != "" for value in values):
+        return ids
     first: dict[str, int] = {}
     for source_row, value in zip(source_rows, values, strict=True):
         if value is None or value == "":
@@ -49,10 +54,10 @@ def checked_ids(data: DataSection, values: list[Any], source_rows: list[int]) ->
                 "or leave data.id_column out: the id is then a hash of the content"
             )
         first[str(value)] = source_row
-    return list(first)
+    raise AssertionError("one is missing or there twice")
 
 
-def fingerprint_of(ids: list[str], groups: list[str], hashes: list[str]) -> str:
+def fingerprint_of(ids: Texts, groups: list[str], hashes: Texts) -> str:
     """xxh3_128 of all samples in their order: by it a store knows its data again."""
     digest = xxhash.xxh3_128()
     for entry in zip(ids, groups, hashes, strict=True):

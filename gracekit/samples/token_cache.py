@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from gracekit.files import write_atomic
+from gracekit.texts import Texts
 from gracekit.types import Bool, Int32, Int64
 
 READ_BYTES = 1 << 24
@@ -43,8 +44,8 @@ def unpacked(stored: Int32) -> tuple[Int32, Bool]:
 class CachedTokens:
     """The cache's files, [c] contents."""
 
-    index: dict[str, int]
-    """Content hash -> position."""
+    hashes: Texts
+    """Of the contents [c]."""
     lengths: Int64
     num_targets: Int32
     starts: Int64
@@ -110,7 +111,7 @@ def open_tokens(cache_dir: Path, name: str) -> CachedTokens | None:
     tokens_file, index_file = token_files(cache_dir, name)
     try:
         with index_file.open("rb") as file, np.load(file, allow_pickle=False) as index:
-            hashes = index["hashes"].tolist()
+            hashes = Texts.of(index["hashes"])
             lengths, num_targets = index["lengths"], index["num_targets"]
             problems = json.loads(str(index["problems"]))
             expected = str(index["digest"])
@@ -131,7 +132,7 @@ def open_tokens(cache_dir: Path, name: str) -> CachedTokens | None:
             row_hashes = np.array([hashes_of(*unpacked(row)) for row in rows], np.int64)
         token_hashes, loss_hashes = row_hashes.reshape(-1, 2).T
         return CachedTokens(
-            index={digest: place for place, digest in enumerate(hashes)},
+            hashes=hashes,
             lengths=lengths,
             num_targets=num_targets,
             starts=starts,

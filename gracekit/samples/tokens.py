@@ -44,7 +44,8 @@ from gracekit.samples.token_cache import (
     write_tokens,
 )
 from gracekit.samples.token_rows import as_trained
-from gracekit.types import Bool, Int32, Int64, Rows, SampleTable, Strings
+from gracekit.texts import Texts
+from gracekit.types import Bool, Int32, Int64, Rows, SampleTable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,8 +137,7 @@ def tokenize(
     name = _key("", tokenizer, encoder, data, KEY_FORMAT)
     cached = open_tokens(cache_dir, name)
     hashes = _hashes(raw, data)
-    wanted = hashes.tolist()
-    if cached is None or not cached.index.keys() >= set(wanted):
+    if cached is None or (cached.hashes.places_of(hashes) < 0).any():
         renderer = Renderer(tokenizer, data)
         if has_unknown_source(tokenizer, data):
             logger.warning("%s", UNKNOWN_SOURCE)
@@ -147,7 +147,6 @@ def tokenize(
         remove_others(cache_dir, name)
         cached = open_tokens(cache_dir, name)
         assert cached is not None
-    places = np.array([cached.index[digest] for digest in wanted], np.int64)
     table = TokenTable(
         lengths=cached.lengths,
         num_prompt_tokens=(cached.lengths - cached.num_targets).astype(np.int32),
@@ -158,11 +157,11 @@ def tokenize(
         loss_hashes=cached.loss_hashes,
         unrendered=tuple(
             Skipped(int(raw.source_rows[row]), cached.problems[digest])
-            for row, digest in enumerate(wanted)
-            if cached.problems and digest in cached.problems
+            for row, digest in enumerate(hashes if cached.problems else ())
+            if digest in cached.problems
         ),
         key=_key(raw.fingerprint, tokenizer, encoder, data, KEY_FORMAT),
-    ).arranged(places)
+    ).arranged(cached.hashes.places_of(hashes))
     if len(table) and len(table.unrendered) == len(table):
         raise DataError(_listed(data.name, "no row can be rendered", table.unrendered))
     if not table.num_targets.any():
@@ -173,15 +172,16 @@ def tokenize(
     return table
 
 
-def _hashes(raw: RawSamples, data: DataSection) -> Strings:
+def _hashes(raw: RawSamples, data: DataSection) -> Texts:
     """[n] what tokens are cached by. Content alone does not say what a trainer makes of it: a chat,
     or a prompt and its completion, and what roles are called.
     """
     if data.rendering in ("auto", "chat", "plain"):
         return raw.content_hashes
-    pairs = zip(raw.content_hashes.tolist(), raw.given.tolist(), strict=True)
-    found = [xxhash.xxh3_128_hexdigest(f"{digest} {given}".encode()) for digest, given in pairs]
-    return np.array(found, raw.content_hashes.dtype)
+    pairs = zip(raw.content_hashes, raw.given, strict=True)
+    return Texts.of(
+        xxhash.xxh3_128_hexdigest(f"{digest} {given}".encode()) for digest, given in pairs
+    )
 
 
 def rendered_tokens(
@@ -261,7 +261,7 @@ class _Making:
     def __init__(
         self,
         raw: RawSamples,
-        hashes: Strings,
+        hashes: Texts,
         cached: CachedTokens | None,
         renderer: Renderer,
         encoder: Encoder,
@@ -281,17 +281,17 @@ class _Making:
         Raises `DataError` at the end when not one can be rendered.
         """
         hashes, cached = self._hashes, self._cached
-        first = {digest: place for place, digest in reversed([*enumerate(hashes)])}
-        places = sorted(first.values())
-        known = {} if cached is None else cached.index
-        num_new = sum(hashes[place] not in known for place in places)
+        _, firsts = np.unique(hashes.codes(), return_index=True)
+        places = np.sort(firsts).tolist()
+        known = Texts.of([]) if cached is None else cached.hashes
+        place_known = known.places_of(hashes)
+        num_new = int((place_known[places] < 0).sum())
         with tqdm(total=num_new, desc="tokens", unit="row", disable=None) as bar:
             for start in range(0, len(places), BATCH_ROWS):
                 block = places[start : start + BATCH_ROWS]
-                new = [place for place in block if hashes[place] not in known]
+                new = [place for place in block if place_known[place] < 0]
                 encoded = self._encode(new)
-                for place in block:
-                    digest = hashes[place]
+                for place, digest in zip(block, hashes[block], strict=True):
                     if place in encoded:
                         ids, mask = encoded[place]
                         yield digest, np.where(mask, ~ids, ids)
@@ -299,7 +299,7 @@ class _Making:
                         assert cached is not None
                         if digest in cached.problems:
                             self.problems[digest] = cached.problems[digest]
-                        at = known[digest]
+                        at = place_known[place]
                         start_at = cached.starts[at]
                         yield digest, cached.flat[start_at : start_at + cached.lengths[at]]
                 bar.update(len(new))

@@ -11,6 +11,7 @@ import numpy as np
 
 from gracekit.errors import QueryError, SelectionError
 from gracekit.recipe import SelectionSection
+from gracekit.texts import Texts
 from gracekit.types import Bool, SampleTable, ScoreTable
 
 if TYPE_CHECKING:
@@ -104,14 +105,14 @@ def where(
 
 
 def _rows_of_ids(ids: tuple[str, ...], samples: SampleTable, key: str) -> list[int]:
-    row_of = {sample_id: row for row, sample_id in enumerate(samples.sample_ids.tolist())}
-    unknown = [sample_id for sample_id in ids if sample_id not in row_of]
+    rows: list[int] = samples.sample_ids.places_of(Texts.of(ids)).tolist()
+    unknown = [sample_id for sample_id, row in zip(ids, rows, strict=True) if row < 0]
     if unknown:
         raise SelectionError(
             f"{key}: {len(unknown)} of {len(ids)} ids are not in the store, the first "
             f"{unknown[0]!r}; `gracekit sql 'SELECT sample_id FROM samples'` lists those that are"
         )
-    return [row_of[sample_id] for sample_id in ids]
+    return rows
 
 
 def _name_samples(rows: Bool, samples: SampleTable) -> str:

@@ -14,6 +14,7 @@ from gracekit.protocols import SelectionInputs, SelectionTask
 from gracekit.recipe import SelectionSection
 from gracekit.selection.lists import listed
 from gracekit.selection.quotas import GroupPlaces, group_places
+from gracekit.texts import Texts
 from gracekit.types import (
     Bool,
     Float32,
@@ -23,7 +24,6 @@ from gracekit.types import (
     SampleTable,
     ScoreTable,
     SparseGraph,
-    Strings,
 )
 
 logger = logging.getLogger(__name__)
@@ -167,11 +167,10 @@ def barred_rows(inputs: SelectionInputs) -> Bool:
     return np.asarray(factors["allowed"] == 0, np.bool_)
 
 
-def id_order(sample_ids: Strings) -> Int64:
+def id_order(sample_ids: Texts) -> Int64:
     """[n] rank of each id among all: ties are broken by it, so the order of rows is no matter."""
-    ids = sample_ids.tolist()
-    order = np.empty(len(ids), np.int64)
-    order[sorted(range(len(ids)), key=ids.__getitem__)] = np.arange(len(ids))
+    order = np.empty(len(sample_ids), np.int64)
+    order[sample_ids.order()] = np.arange(len(order))
     return order
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.file_checks import check_manifest_seal, check_named, check_unversioned, listed
@@ -31,6 +32,7 @@ from gracekit.store.reader import StoreReader
 from gracekit.store.recomputed import recompute
 from gracekit.store.retention import leftovers, looked_back_at
 from gracekit.store.sql import database
+from gracekit.texts import Texts
 from gracekit.types import SampleTable
 from gracekit.version.header import Header
 
@@ -113,7 +115,7 @@ def check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
         if (samples.fingerprint, len(samples)) != (dataset.fingerprint, dataset.num_rows):
             yield problem(store, path, "fingerprint or number of rows are not as written",
                            RESTORE_ALL)  # fmt: skip
-        if len(set(samples.sample_ids)) != len(samples):
+        if samples.sample_ids.num_distinct != len(samples):
             yield problem(store, path, "sample ids are not unique", "restore it from a backup")
         if before is not None and not _continues(before, samples):
             yield problem(store, path, "its first rows are other samples than in the table before",
@@ -122,7 +124,7 @@ def check_samples(store: StoreReader, versions: list[int]) -> Iterator[Problem]:
 
 
 def _continues(before: SampleTable, samples: SampleTable) -> bool:
-    return np.array_equal(before.sample_ids, samples.sample_ids[: len(before)])
+    return before.sample_ids == samples.sample_ids[: len(before)]
 
 
 def check_version(store: StoreReader, version: int) -> Iterator[Problem]:
@@ -220,8 +222,8 @@ def _coreset_damage(
         yield path, "ranks are not 0, 1, 2 …"
     if samples is None or len(samples) != n:
         return
-    ids, source_rows = coreset["sample_id"].to_pylist(), coreset["source_row"].to_numpy()
-    if not np.array_equal(samples.sample_ids[rows], np.array(ids, object)):
+    ids, source_rows = coreset["sample_id"], coreset["source_row"].to_numpy()
+    if ids.null_count or samples.sample_ids[rows] != Texts.of_arrow(ids):
         yield path, "sample ids are not those of the sample table"
     elif not np.array_equal(samples.source_rows[rows], source_rows):
         yield path, "source rows are not those of the sample table"
@@ -244,18 +246,20 @@ def _history_damage(
         try:
             table = read_table(path)
             rows = table["row"].to_numpy()
-            origins = table["origin"].to_pylist() if "origin" in table.column_names else None
+            gone = None
+            if "origin" in table.column_names:
+                gone = pc.fill_null(pc.equal(table["origin"], "removed"), False).to_numpy()
         except UnreadableError:
             continue  # `check_named` told it
-        except (StoreFormatError, KeyError) as error:
+        except (StoreFormatError, KeyError, pa.ArrowException) as error:
             yield path, str(error)
             continue
         if not holds(rows):
             yield path, f"rows are not those of {n} samples in ascending order"
-        elif samples is not None and origins is not None and len(samples) == n:
-            gone = np.array([origin == "removed" for origin in origins], bool)
-            if not np.array_equal(gone, ~samples.present):
-                yield path, "the removed samples are not those of the sample table"
+        elif samples is None or gone is None or len(samples) != n:
+            continue
+        elif not np.array_equal(gone, ~samples.present):
+            yield path, "the removed samples are not those of the sample table"
 
 
 def _check_published(store: StoreReader, versions: set[int]) -> Iterator[Problem]:

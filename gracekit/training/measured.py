@@ -105,7 +105,7 @@ class Measured:
     @cached_property
     def row_of(self) -> dict[str, int]:
         """Sample id -> row."""
-        return {str(self.samples.sample_ids[row]): row for row in self.rows.tolist()}
+        return dict(zip(self.samples.sample_ids[self.rows], self.rows.tolist(), strict=True))
 
 
 def _newest_cache(folder: Path) -> CachedTokens | None:
@@ -119,8 +119,7 @@ def _newest_cache(folder: Path) -> CachedTokens | None:
 
 def _with_hashes(samples: SampleTable, cached: CachedTokens) -> SampleTable:
     """The table of an earlier release with the hashes that the cache has."""
-    places = [cached.index.get(digest, -1) for digest in samples.content_hashes.tolist()]
-    where = np.array(places, np.int64)
+    where = cached.hashes.places_of(samples.content_hashes)
     return dataclasses.replace(
         samples,
         token_hashes=np.where(where >= 0, cached.token_hashes[where], 0),

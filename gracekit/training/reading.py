@@ -12,6 +12,7 @@ import numpy as np
 
 from gracekit.errors import DataError, GracekitError, StoreError
 from gracekit.store import Lease, StorePaths, bring, read_sample_rows, read_trainer_draw
+from gracekit.texts import Texts
 from gracekit.training.chances import Chances
 from gracekit.training.coreset import Coreset
 from gracekit.training.ranks import decide_on_rank_zero
@@ -181,8 +182,7 @@ def _store_rows(paths: StorePaths, coreset: Coreset, dataset: int | Sequence[str
         rows[samples.source_rows[present]] = present
     else:
         assert not isinstance(dataset, int)
-        row_of = {sample_id: row for row, sample_id in enumerate(samples.sample_ids)}
-        rows = np.array([row_of.get(sample_id, -1) for sample_id in dataset], np.int64)
+        rows = samples.sample_ids.places_of(Texts.of(dataset))
     return StoreRows(
         rows=rows,
         num_rows=len(samples),

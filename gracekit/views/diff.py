@@ -181,7 +181,7 @@ def _rows_of_groups(samples: SampleTable) -> list[tuple[str, Bool]]:
 def _data_changes(first: SampleTable, second: SampleTable) -> DataChanges:
     n = min(len(first), len(second))
     was, now = first.present[:n], second.present[:n]
-    differs = first.content_hashes[:n] != second.content_hashes[:n]
+    differs = ~first.content_hashes[:n].same(second.content_hashes[:n])
     return DataChanges(
         num_added=int((~was & now).sum() + second.present[n:].sum()),
         num_removed=int((was & ~now).sum() + first.present[n:].sum()),
@@ -195,19 +195,19 @@ def _movers(
     samples, (before, after) = tables[1], scores
     n = min(len(before), len(after))
     change = after.importance[:n] - before.importance[:n]
-    is_same = tables[0].content_hashes[:n] == tables[1].content_hashes[:n]
+    is_same = tables[0].content_hashes[:n].same(tables[1].content_hashes[:n])
     known = np.flatnonzero(before.usable[:n] & after.usable[:n] & is_same & (change != 0))
     order = known[np.lexsort((known, -np.abs(change[known])))][:num_movers]
     return Movers(
         Mover(
-            sample_id=str(samples.sample_ids[row]),
+            sample_id=samples.sample_ids[row],
             group=samples.group_names[samples.groups[row]],
             importance_first=float(before.importance[row]),
             importance_second=float(after.importance[row]),
             change=float(change[row]),
             in_first=bool(chosen[0][row]),
             in_second=bool(chosen[1][row]),
-            preview=str(samples.previews[row]),
+            preview=samples.previews[row],
         )
         for row in order
     )

@@ -18,6 +18,7 @@ from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
 from gracekit.store import StoreCache, StoreReader
 from gracekit.tabular import Records, ShortRepr
+from gracekit.texts import Texts
 from gracekit.types import Bool, Float32, Json, Origin, Places, SampleTable, ScoreTable
 from gracekit.version.header import Header
 from gracekit.views.aim_words import place_in_words
@@ -342,23 +343,23 @@ def _mask(rows: NDArray[np.int64], n: int) -> Bool:
 
 
 def _row(store: StoreReader, version: int, sample_id: str) -> int:
-    ids = store.samples(version).sample_ids.tolist()
-    try:
-        return int(ids.index(sample_id))
-    except ValueError:
-        later = store.samples()
-        if sample_id in later.sample_ids:
-            row = later.sample_ids.tolist().index(sample_id)
-            raise QueryError(
-                f"version {version} of {store.paths.root} does not know the sample {sample_id!r}: "
-                f"it joined the data at version {later.added_versions[row]}"
-            ) from None
-        near = difflib.get_close_matches(sample_id, ids[:20_000], n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+    ids, asked = store.samples(version).sample_ids, Texts.of([sample_id])
+    row = int(ids.places_of(asked)[0])
+    if row >= 0:
+        return row
+    later = store.samples()
+    row = int(later.sample_ids.places_of(asked)[0])
+    if row >= 0:
         raise QueryError(
-            f"the store {store.paths.root} has no sample {sample_id!r}{hint}; "
-            "`gracekit sql 'SELECT sample_id, preview FROM samples'` lists them"
-        ) from None
+            f"version {version} of {store.paths.root} does not know the sample {sample_id!r}: "
+            f"it joined the data at version {later.added_versions[row]}"
+        )
+    near = difflib.get_close_matches(sample_id, ids[:20_000], n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise QueryError(
+        f"the store {store.paths.root} has no sample {sample_id!r}{hint}; "
+        "`gracekit sql 'SELECT sample_id, preview FROM samples'` lists them"
+    )
 
 
 def kept_cache(store: StoreReader, version: int) -> tuple[int, StoreCache]:

@@ -11,7 +11,8 @@ import numpy as np
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.parquet import damaged, numbers, read_table
 from gracekit.store.files.paths import StorePaths
-from gracekit.types import Draw, DrawState, Int64, Strings
+from gracekit.texts import Texts
+from gracekit.types import Draw, DrawState, Int64
 from gracekit.version.trainer_view import TrainerView
 
 _SAMPLES_FILE = re.compile(r"samples\.parquet|samples/v\d{6,}\.parquet")
@@ -25,7 +26,7 @@ class SampleRows:
     """[n] position in the data file; -1 for a sample that has left the data."""
     content_versions: Int64
     """[n] version since which the sample has its present content."""
-    sample_ids: Strings | None
+    sample_ids: Texts | None
     """[n]; None where they were not asked for."""
 
     def __len__(self) -> int:
@@ -88,7 +89,7 @@ def read_sample_rows(paths: StorePaths, view: TrainerView, *, with_ids: bool) ->
         since = np.ones(len(source_rows), np.int64)
         if "content_version" in table.column_names:  # stores of early releases did not know it
             since = numbers(table["content_version"])
-        ids = np.array(table["sample_id"].to_pylist(), object) if with_ids else None
+        ids = Texts.of_arrow(table["sample_id"]) if with_ids else None
     except (ValueError, KeyError) as error:
         raise damaged(path, error) from error
     return SampleRows(source_rows=source_rows, content_versions=since, sample_ids=ids)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gracekit.errors import StoreFormatError
 from gracekit.store.files.formats import unreadable
 from gracekit.store.files.sealing import check_parquet, read_footer, sealed_parquet
-from gracekit.types import Strings
+from gracekit.texts import Texts
 from gracekit.version.json_text import clean_text as clean
 from gracekit.version.table import Column
 
@@ -142,6 +142,10 @@ def damaged(path: Path, error: Exception) -> StoreFormatError:
     )
 
 
-def clean_text(values: Strings) -> list[str]:
-    """Strings that UTF-8 can hold: a lone surrogate becomes U+FFFD, all else stays as it is."""
-    return [clean(str(value)) for value in values]
+def text_column(values: Iterable[str]) -> pa.Array | pa.ChunkedArray:
+    """As Arrow's strings, and so in UTF-8: a lone surrogate becomes U+FFFD."""
+    texts = values if isinstance(values, Texts) else Texts.of(values)
+    try:
+        return pa.array(texts)
+    except ValueError:
+        return pa.array(Texts.of(clean(text) for text in texts))

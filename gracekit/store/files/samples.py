@@ -12,28 +12,29 @@ import pyarrow.compute as pc
 
 from gracekit.errors import DataError, StoreFormatError
 from gracekit.files import sha256, write_atomic
-from gracekit.store.files.parquet import clean_text, damaged, read_table, write_table
+from gracekit.store.files.parquet import damaged, read_table, text_column, write_table
 from gracekit.store.files.tables import arrays, file_schema
-from gracekit.types import SampleTable
+from gracekit.texts import Texts
+from gracekit.types import Int64, SampleTable
 from gracekit.version.columns import SAMPLES
 from gracekit.version.header import DataDescription, DatasetInfo, FileInfo
 
 METADATA_KEY = b"gracekit"
+_BLOCK = 65_536
 
 
 def write_samples(path: Path, samples: SampleTable) -> None:
     """Write the table; ids and groups that UTF-8 cannot hold are cleaned (lone surrogates)."""
-    ids = clean_text(samples.sample_ids)
-    names = clean_text(np.array(samples.group_names, object))
+    ids, names = text_column(samples.sample_ids), text_column(samples.group_names)
     for kind, values in (("sample ids", ids), ("group names", names)):
-        if len(set(values)) != len(values):
+        if pc.count_distinct(values).as_py() != len(values):
             raise DataError(
                 f"two {kind} differ only in characters that UTF-8 cannot hold (lone surrogates); "
                 "make them different"
             )
     table = samples_table(samples)
     facts = {
-        "group_names": names,
+        "group_names": names.to_pylist(),
         "num_source_rows": samples.num_source_rows,
         "fingerprint": samples.fingerprint,
     }
@@ -54,9 +55,8 @@ def dataset_info(
     """
     rows = np.flatnonzero(samples.present)
     rows = rows[np.argsort(samples.source_rows[rows])]
-    ids = clean_text(samples.sample_ids[rows])
-    positions = json.dumps([samples.source_rows[rows].tolist(), ids])
-    digest = hashlib.sha256(positions.encode()).hexdigest()[:16]
+    ids = Texts.of_arrow(text_column(samples.sample_ids[rows]))
+    digest = _digest_of_lists(samples.source_rows[rows], ids)[:16]
     return DatasetInfo(
         **{name: getattr(description, name) for name in DataDescription.model_fields},
         fingerprint=samples.fingerprint,
@@ -67,6 +67,19 @@ def dataset_info(
         sources={**sources, digest: samples.num_source_rows},
         samples_file=path,
     )
+
+
+def _digest_of_lists(*columns: Int64 | Texts) -> str:
+    """sha256 of the JSON of a list of lists, of which there is never more than a block."""
+    digest = hashlib.sha256(b"[")
+    for position, column in enumerate(columns):
+        digest.update(b", [" if position else b"[")
+        for start in range(0, len(column), _BLOCK):
+            block = json.dumps(column[start : start + _BLOCK].tolist())[1:-1]
+            digest.update(f"{', ' if start else ''}{block}".encode())
+        digest.update(b"]")
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def file_info(path: Path) -> FileInfo:
@@ -89,14 +102,14 @@ def read_samples(path: Path) -> SampleTable:
         names = pa.array(facts["group_names"], pa.string())
         groups = pc.index_in(table["group"], value_set=names)
         samples = SampleTable(
-            sample_ids=_strings(table["sample_id"]),
+            sample_ids=Texts.of_arrow(table["sample_id"]),
             groups=groups.to_numpy().astype(np.int32),
             group_names=tuple(facts["group_names"]),
             num_prompt_tokens=table["num_prompt_tokens"].to_numpy(),
             num_response_tokens=table["num_response_tokens"].to_numpy(),
-            content_hashes=_strings(table["content_hash"]),
+            content_hashes=Texts.of_arrow(table["content_hash"]),
             source_rows=_integers(table, "source_row", -1),
-            previews=_strings(table["preview"]),
+            previews=Texts.of_arrow(table["preview"]),
             num_source_rows=facts["num_source_rows"],
             fingerprint=facts["fingerprint"],
             **{
@@ -121,7 +134,3 @@ def read_samples(path: Path) -> SampleTable:
 
 def _integers(table: pa.Table, name: str, missing: int) -> np.ndarray:
     return np.asarray(pc.fill_null(table[name], missing).to_numpy(), np.int64)
-
-
-def _strings(column: pa.ChunkedArray) -> np.ndarray:
-    return np.array(column.to_pylist(), dtype=object)

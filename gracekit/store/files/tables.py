@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from gracekit.store.files.parquet import clean_text
+from gracekit.store.files.parquet import text_column
 from gracekit.version.table import Column, ColumnType, Named
 
 
@@ -44,7 +44,7 @@ def records(columns: Iterable[Column[Any]], sources: Iterable[Any]) -> pa.Table:
 
 def named(values: Named) -> pa.Array:
     """Codes as text; small in Parquet, readable in SQL."""
-    names = pa.array(clean_text(np.array(values.names, object)), pa.string())
+    names = text_column(values.names)
     indices = pa.array(values.codes.astype(np.int32, copy=False))
     return pa.DictionaryArray.from_arrays(indices, names).cast(pa.string())
 
@@ -56,7 +56,7 @@ def _array(column: Column[Any], source: Any) -> pa.Array:
         return named(values)
     kind = arrow_type(column.type)
     if column.type == "string":
-        return pa.array(clean_text(values), kind)
+        return text_column(values)
     if isinstance(values, np.ma.MaskedArray):
         return pa.array(values.data, kind, mask=np.ma.getmaskarray(values))
     return pa.array(values, kind)
