@@ -134,7 +134,7 @@ runs/lowest/ok: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 MATRIX := lightning deepspeed torchtune torchtitan automodel verl
-matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own libraries, each in its environment
+matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own libraries, each in its environment; training with torchtune and torchtitan
 	@for name in $(MATRIX); do \
 		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/$$name/bin/python -m pytest -m matrix tests/test_matrix*.py \
 			|| exit 1; \
@@ -187,9 +187,9 @@ runs/formats/ok:
 		jmespath s3transfer torchtune==0.6.1 torchao==0.15.0 torchdata==0.11.0 kagglehub blobfile
 	@touch $@
 
-test-swift: runs/swift/ok ## An export read by ms-swift, and `swift sft` with the plugin
+test-swift: runs/swift/ok ## An export read by ms-swift, `swift sft` with the plugin, and the checkpoints that it writes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 runs/swift/bin/python -m pytest -m swift \
-		tests/test_exports_trainers.py tests/test_docs_trainers.py tests/test_training_ranks_of_trainers.py
+		tests/test_exports_trainers.py tests/test_docs_trainers.py tests/test_training_ranks_of_trainers.py tests/test_checkpoints_swift.py
 
 # Versions that are known to fit together: pip searches for them for many minutes.
 runs/swift/ok:
