@@ -174,8 +174,9 @@ runs/axolotl-training/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/data/axolotl_training.txt -e .
 	@touch $@
 
-test-formats: runs/formats/ok ## Exports and streams with webdataset, MosaicML Streaming, torchtune, torchdata, Lightning, TensorBoard
+test-formats: runs/formats/ok runs/energon/ok ## Exports and streams with webdataset, MosaicML Streaming, Megatron-Energon and Core, torchtune, torchdata, Lightning, TensorBoard
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py tests/test_training_*.py tests/test_docs_trainers.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/energon/bin/python -m pytest -m formats tests/test_exports_energon.py
 
 # Streaming and torchtune ask for other versions of what we have: what they import is added by name.
 runs/formats/ok:
@@ -185,6 +186,15 @@ runs/formats/ok:
 		lightning==2.6.6 tensorboard brotli zstd python-snappy catalogue omegaconf antlr4-python3-runtime==4.9.3 tiktoken sentencepiece
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps mosaicml-streaming==0.13.0 boto3 botocore \
 		jmespath s3transfer torchtune==0.6.1 torchao==0.15.0 torchdata==0.11.0 kagglehub blobfile
+	@touch $@
+
+# Energon asks for older versions of what we have; newer ones of Megatron Core for Python 3.12.
+runs/energon/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check megatron-energon==7.4.1
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps megatron-core==0.16.1
 	@touch $@
 
 test-swift: runs/swift/ok ## An export read by ms-swift, `swift sft` with the plugin, and the checkpoints that it writes

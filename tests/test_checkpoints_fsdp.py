@@ -147,6 +147,8 @@ def test_an_adapter_alone_is_refused_with_the_way_out(
     place = save_state(write, adapter, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"a LoRA adapter alone.*to FULL_STATE_DICT"):
         check_checkpoint(place, settings)
+    by_command = settings.model_copy(update={"convert_cmd": "merge {src} {dst}"})
+    assert check_checkpoint(place, by_command).step == 3
 
 
 def test_the_gathered_state_beside_the_model_is_left_out(model: Any, tmp_path: Path) -> None:

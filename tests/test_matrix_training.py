@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,9 +56,10 @@ def sentencepiece_model(path: Path) -> Any:
     return sentencepiece.SentencePieceProcessor(str(path / "tokenizer.model"))
 
 
-def torchtune_configuration(dataset: str, vocab_size: int, batch: int) -> str:
+def torchtune_configuration(dataset: str) -> dict[str, Any]:
     """The recipe's configuration for the world, a CPU and two epochs, with an export's dataset."""
-    return yaml.safe_dump({
+    vocab_size = json.loads(Path("base/config.json").read_text())["vocab_size"]
+    return {
         **yaml.safe_load(Path(dataset).read_text()),
         "output_dir": "out",
         "tokenizer": {"_component_": "torchtune.models.llama2.llama2_tokenizer",
@@ -68,7 +70,7 @@ def torchtune_configuration(dataset: str, vocab_size: int, batch: int) -> str:
         "checkpointer": {"_component_": "torchtune.training.FullModelHFCheckpointer",
                          "checkpoint_dir": "base", "checkpoint_files": ["model.safetensors"],
                          "recipe_checkpoint": None, "output_dir": "out", "model_type": "LLAMA2"},
-        "resume_from_checkpoint": False, "seed": 0, "shuffle": True, "batch_size": batch,
+        "resume_from_checkpoint": False, "seed": 0, "shuffle": True, "batch_size": 4,
         "epochs": 2, "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-3},
         "optimizer_in_bwd": False, "loss": {"_component_": "torch.nn.CrossEntropyLoss"},
         "max_steps_per_epoch": None, "gradient_accumulation_steps": 1, "clip_grad_norm": None,
@@ -78,7 +80,7 @@ def torchtune_configuration(dataset: str, vocab_size: int, batch: int) -> str:
                           "log_dir": "out/logs"},
         "log_every_n_steps": 1, "log_peak_memory_stats": False,
         "collate_fn": "tests.noting_collate.noting",
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def tune() -> None:
@@ -92,42 +94,81 @@ def tune() -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("batch", [4, 3])
-def test_torchtune_trains_on_an_export(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
-) -> None:
-    """Each epoch, shuffled by torchtune, is the version; the next one comes from its checkpoint.
-
-    Of a last batch that is not full torchtune drops the rows.
-    """
+@pytest.fixture
+def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The world in the present directory, and torchtune's tokenizer for it."""
     pytest.importorskip("torchtune")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     tokens = make_world_of_templates()
-    pieces = sentencepiece_model(Path())
-    assert pieces.vocab_size() <= len(tokens)
-    gracekit.export("gracekit-store", "subset", format="torchtune", weights="repeat")
-    told = torchtune_configuration("subset/torchtune.yaml", len(tokens), batch)
-    Path("tune.yaml").write_text(told)
+    made = sentencepiece_model(Path())
+    assert made.vocab_size() <= len(tokens)
+    return made
+
+
+def tune_on_export(
+    name: str, pieces: Any, *, goes_on_at: Path | None = None, **changes: Any
+) -> list[int]:
+    """The version exported and trained on; the rows that were fed, in their order."""
+    gracekit.export("gracekit-store", name, format="torchtune", weights="repeat")
+    told = torchtune_configuration(f"{name}/torchtune.yaml")
+    if goes_on_at is not None:
+        (weights,) = goes_on_at.glob("*.safetensors")
+        changes["resume_from_checkpoint"] = True
+        told["checkpointer"]["checkpoint_files"] = [str(weights.relative_to("out"))]
+    Path("tune.yaml").write_text(yaml.safe_dump(told | changes))
+    Path(FED).unlink(missing_ok=True)
     tune()
     asked = questions()
     batches = [json.loads(line) for line in Path(FED).read_text().splitlines()]
     texts = [pieces.decode(row) for fed in batches for row in fed]
     named = [[k for k, question in enumerate(asked) if question in text] for text in texts]
     assert all(len(found) == 1 for found in named), texts
-    rows = [found[0] for found in named]
-    wanted = set(Coreset.load("gracekit-store").source_rows.tolist())
+    return [found[0] for found in named]
+
+
+def selected() -> list[int]:
+    return sorted(Coreset.load("gracekit-store").source_rows.tolist())
+
+
+@pytest.mark.parametrize("batch", [4, 3])
+def test_torchtune_trains_on_an_export(pieces: Any, batch: int) -> None:
+    """Each epoch, shuffled by torchtune, is the version.
+
+    Of a last batch that is not full torchtune drops the rows.
+    """
+    rows = tune_on_export("subset", pieces, batch_size=batch)
+    wanted = selected()
     assert len(wanted) == NUM_SELECTED
     num_fed = NUM_SELECTED // batch * batch
     epochs = rows[:num_fed], rows[num_fed:]
     for epoch in epochs:
         assert len(epoch) == num_fed == len(set(epoch))
-        assert set(epoch) <= wanted
+        assert set(epoch) <= set(wanted)
     assert epochs[0] != epochs[1]
+
+
+def test_torchtune_goes_on_with_a_new_version(pieces: Any) -> None:
+    """Measured with the checkpoint of the first epoch, and trained on in the second one.
+
+    As when the run is stopped in its second epoch: after the last torchtune keeps no state.
+    """
+    first = selected()
+    assert sorted(tune_on_export("subset-1", pieces)) == sorted(2 * first)
     found = find_checkpoints(Path("out"), CheckpointSection(settle_s=0))
     assert [(c.step, c.layout) for c in found] == [(0, "pretrained"), (1, "pretrained")]
-    refresh_at(found[-1].path)
+    shutil.rmtree(found[1].path)
+    refresh_at(found[0].path, **{"selection.fraction": 0.5})
     assert Coreset.load("gracekit-store").version == 2
+    rows = tune_on_export("subset-2", pieces, goes_on_at=Path("out/epoch_0"), batch_size=1)
+    asked = questions()
+    lines = Path("subset-2/coreset.jsonl").read_text("utf-8").splitlines()
+    exported = [json.loads(line) for line in lines]
+    wanted = [asked.index(row["messages"][0]["content"]) for row in exported]
+    assert sorted(rows) == sorted(wanted)  # with their copies
+    assert set(first) != set(rows) <= set(selected())
+    found = find_checkpoints(Path("out"), CheckpointSection(settle_s=0))
+    assert [c.step for c in found] == [0, 1]
 
 
 # --- torchtitan
