@@ -24,8 +24,8 @@ from gracekit.store import StoreReader
 from gracekit.training import Coreset
 from gracekit.training.measured import Measured
 from tests.guides import DOCS, blocks, make_world_of_templates, refresh_at
-from tests.noting_collate import FED
 from tests.patience import LAST_RESORT_S
+from tests.torchtune_components import FED
 
 pytestmark = [pytest.mark.matrix, pytest.mark.filterwarnings("ignore")]
 
@@ -64,7 +64,7 @@ def torchtune_configuration(dataset: str) -> dict[str, Any]:
         "output_dir": "out",
         "tokenizer": {"_component_": "torchtune.models.llama2.llama2_tokenizer",
                       "path": "tokenizer.model", "max_seq_len": 128},
-        "model": {"_component_": "torchtune.models.llama2.llama2", "vocab_size": vocab_size,
+        "model": {"_component_": "tests.torchtune_components.llama2", "vocab_size": vocab_size,
                   "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "embed_dim": 16,
                   "intermediate_dim": 16, "max_seq_len": 256, "norm_eps": 1e-6},
         "checkpointer": {"_component_": "torchtune.training.FullModelHFCheckpointer",
@@ -79,15 +79,17 @@ def torchtune_configuration(dataset: str) -> dict[str, Any]:
         "metric_logger": {"_component_": "torchtune.training.metric_logging.DiskLogger",
                           "log_dir": "out/logs"},
         "log_every_n_steps": 1, "log_peak_memory_stats": False,
-        "collate_fn": "tests.noting_collate.noting",
+        "collate_fn": "tests.torchtune_components.noting",
     }  # fmt: skip
 
 
-def tune() -> None:
+def tune(num_ranks: int) -> None:
     """`tune run` as its users call it."""
+    recipe = ["full_finetune_single_device"]
+    if num_ranks > 1:
+        recipe = ["--nproc_per_node", str(num_ranks), "full_finetune_distributed"]
     done = subprocess.run(
-        [sys.executable, "-m", "torchtune._cli.tune", "run", "full_finetune_single_device",
-         "--config", "tune.yaml"],
+        [sys.executable, "-m", "torchtune._cli.tune", "run", *recipe, "--config", "tune.yaml"],
         env={**os.environ, "PYTHONPATH": str(DOCS.parent)}, capture_output=True, text=True,
         timeout=LAST_RESORT_S, check=False,
     )  # fmt: skip
@@ -107,7 +109,7 @@ def pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def tune_on_export(
-    name: str, pieces: Any, *, goes_on_at: Path | None = None, **changes: Any
+    name: str, pieces: Any, *, goes_on_at: Path | None = None, num_ranks: int = 1, **changes: Any
 ) -> list[int]:
     """The version exported and trained on; the rows that were fed, in their order."""
     gracekit.export("gracekit-store", name, format="torchtune", weights="repeat")
@@ -118,7 +120,7 @@ def tune_on_export(
         told["checkpointer"]["checkpoint_files"] = [str(weights.relative_to("out"))]
     Path("tune.yaml").write_text(yaml.safe_dump(told | changes))
     Path(FED).unlink(missing_ok=True)
-    tune()
+    tune(num_ranks)
     asked = questions()
     batches = [json.loads(line) for line in Path(FED).read_text().splitlines()]
     texts = [pieces.decode(row) for fed in batches for row in fed]
@@ -146,6 +148,16 @@ def test_torchtune_trains_on_an_export(pieces: Any, batch: int) -> None:
         assert len(epoch) == num_fed == len(set(epoch))
         assert set(epoch) <= set(wanted)
     assert epochs[0] != epochs[1]
+
+
+def test_two_ranks_of_torchtune(pieces: Any) -> None:
+    """Sharded by FSDP2; each epoch of both together is the version."""
+    rows = tune_on_export("subset", pieces, num_ranks=2, batch_size=2, epochs=1)
+    assert sorted(rows) == selected()
+    found = find_checkpoints(Path("out"), CheckpointSection(settle_s=0))
+    assert [(c.step, c.layout) for c in found] == [(0, "pretrained")]
+    refresh_at(found[-1].path)
+    assert Coreset.load("gracekit-store").version == 2
 
 
 def test_torchtune_goes_on_with_a_new_version(pieces: Any) -> None:
