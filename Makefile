@@ -134,7 +134,7 @@ runs/lowest/ok: pyproject.toml constraints-lowest.txt
 	@touch $@
 
 MATRIX := lightning deepspeed torchtune torchtitan automodel verl
-matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own libraries, each in its environment
+matrix: $(MATRIX:%=runs/matrix/%/ok) ## Checkpoints written by the trainers' own libraries, each in its environment; training with torchtune and torchtitan
 	@for name in $(MATRIX); do \
 		OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/matrix/$$name/bin/python -m pytest -m matrix tests/test_matrix*.py \
 			|| exit 1; \
@@ -174,8 +174,9 @@ runs/axolotl-training/ok:
 	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r tests/data/axolotl_training.txt -e .
 	@touch $@
 
-test-formats: runs/formats/ok ## Exports and streams with webdataset, MosaicML Streaming, torchtune, torchdata, Lightning, TensorBoard
+test-formats: runs/formats/ok runs/energon/ok ## Exports and streams with webdataset, MosaicML Streaming, Megatron-Energon and Core, torchtune, torchdata, Lightning, TensorBoard
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/formats/bin/python -m pytest -m formats tests/test_exports_trainers.py tests/test_training_*.py tests/test_docs_trainers.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/energon/bin/python -m pytest -m formats tests/test_exports_energon.py
 
 # Streaming and torchtune ask for other versions of what we have: what they import is added by name.
 runs/formats/ok:
@@ -187,9 +188,18 @@ runs/formats/ok:
 		jmespath s3transfer torchtune==0.6.1 torchao==0.15.0 torchdata==0.11.0 kagglehub blobfile
 	@touch $@
 
-test-swift: runs/swift/ok ## An export read by ms-swift, and `swift sft` with the plugin
+# Energon asks for older versions of what we have; newer ones of Megatron Core for Python 3.12.
+runs/energon/ok:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt $(TORCH)
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check megatron-energon==7.4.1
+	$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps megatron-core==0.16.1
+	@touch $@
+
+test-swift: runs/swift/ok ## An export read by ms-swift, `swift sft` with the plugin, and the checkpoints that it writes
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) HF_HUB_OFFLINE=1 runs/swift/bin/python -m pytest -m swift \
-		tests/test_exports_trainers.py tests/test_docs_trainers.py tests/test_training_ranks_of_trainers.py
+		tests/test_exports_trainers.py tests/test_docs_trainers.py tests/test_training_ranks_of_trainers.py tests/test_checkpoints_swift.py
 
 # Versions that are known to fit together: pip searches for them for many minutes.
 runs/swift/ok:

@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from gracekit.checkpoints import check_checkpoint, pin, require_loadable
 from gracekit.checkpoints.model import load_model, load_tokenizer
@@ -162,6 +166,40 @@ def save_as_torchtune_does_lora(model: Any, run: Path) -> Path:
     torch.save(matrices, place / "adapter_model.pt")
     (place / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 8}')
     return place
+
+
+# --- weights of which each process saved its own part
+
+
+def part_of(tensor: torch.Tensor, rank: int, count: int) -> tuple[torch.Tensor, int]:
+    """The rows of one process, as FSDP splits them, and at which they begin."""
+    chunks = tensor.chunk(count)
+    begin = sum(len(chunk) for chunk in chunks[:rank])
+    return (chunks[rank] if rank < len(chunks) else tensor[:0]).clone(), begin
+
+
+def save_ranks(
+    whole: dict[str, torch.Tensor],
+    place: Path,
+    mesh_shape: tuple[int, ...] = (3,),
+    file_name: str = "model_world_size_{count}_rank_{rank}.pt",
+) -> None:
+    """As verl does for each process; of two dimensions the first one repeats the second."""
+    count = torch.Size(mesh_shape).numel()
+    for rank in range(count):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=count)
+        names = ("ddp", "fsdp")[-len(mesh_shape) :]
+        mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
+        placements = [*[Replicate()] * (len(mesh_shape) - 1), Shard(0)]
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in whole.items():
+            part, _ = part_of(tensor, rank % mesh_shape[-1], mesh_shape[-1])
+            state[name] = DTensor.from_local(
+                part, mesh, placements, shape=tensor.shape, stride=tensor.stride()
+            )
+        state |= {n: whole[n] for n in whole if n.endswith("model.norm.weight")}  # not distributed
+        torch.save(state, place / file_name.format(count=count, rank=rank))
+        dist.destroy_process_group()
 
 
 WRITERS: dict[str, Callable[[Any, Path], Path]] = {

@@ -68,6 +68,11 @@ def refresh_world(step: int, model: Any, tokens: Any, **changes: Any) -> None:
     model.save_pretrained(path)
     tokens.save_pretrained(path)
     (path / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    refresh_at(path, **changes)
+
+
+def refresh_at(path: Path, **changes: Any) -> None:
+    """A version of the world's store from a checkpoint."""
     settings = {"scoring.device": "cpu", "selection.fraction": 0.34, "refresh.max_cost": None}
     gracekit.refresh(Recipe.load("gracekit.yaml").override(settings | changes), path)
 

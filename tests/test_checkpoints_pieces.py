@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -24,7 +24,7 @@ from gracekit.checkpoints.lora_in_state import adapter_among
 from gracekit.checkpoints.pieces import incomplete_pieces, read_pieces, whole_shape
 from gracekit.errors import CheckpointError, CheckpointIncompleteError
 from gracekit.recipe import CheckpointSection
-from tests.checkpoint_writers import loaded, logits
+from tests.checkpoint_writers import loaded, logits, part_of, save_ranks
 from tests.checkpoint_writers import save_for_automodel as whole_automodel
 from tests.checkpoint_writers import save_for_verl as whole_verl
 from tests.tiny import write_checkpoint
@@ -44,13 +44,6 @@ def _no_processes() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def part_of(tensor: torch.Tensor, rank: int, count: int) -> tuple[torch.Tensor, int]:
-    """The rows of one process, as FSDP splits them, and at which they begin."""
-    chunks = tensor.chunk(count)
-    begin = sum(len(chunk) for chunk in chunks[:rank])
-    return (chunks[rank] if rank < len(chunks) else tensor[:0]).clone(), begin
-
-
 def save_shards(model: Any, place: Path, count: int = 3) -> None:
     """As NeMo AutoModel names them, with what torch notes in the headers."""
     for rank in range(count):
@@ -65,27 +58,6 @@ def save_shards(model: Any, place: Path, count: int = 3) -> None:
             place / f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors",
             {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(notes)},
         )
-
-
-def save_ranks(
-    whole: dict[str, torch.Tensor], place: Path, mesh_shape: tuple[int, ...] = (3,)
-) -> None:
-    """As verl does for each process; of two dimensions the first one repeats the second."""
-    count = torch.Size(mesh_shape).numel()
-    for rank in range(count):
-        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=count)
-        names = ("ddp", "fsdp")[-len(mesh_shape) :]
-        mesh = init_device_mesh("cpu", mesh_shape, mesh_dim_names=names)
-        placements = [*[Replicate()] * (len(mesh_shape) - 1), Shard(0)]
-        state: dict[str, torch.Tensor] = {}
-        for name, tensor in whole.items():
-            part, _ = part_of(tensor, rank % mesh_shape[-1], mesh_shape[-1])
-            state[name] = DTensor.from_local(
-                part, mesh, placements, shape=tensor.shape, stride=tensor.stride()
-            )
-        state |= {n: whole[n] for n in whole if n.endswith("model.norm.weight")}  # not distributed
-        torch.save(state, place / f"model_world_size_{count}_rank_{rank}.pt")
-        dist.destroy_process_group()
 
 
 def sharded_automodel(model: Any, run: Path) -> Path:

@@ -13,7 +13,7 @@ from gracekit.checkpoints.model_files import (
     model_weights,
     uses_command,
 )
-from gracekit.checkpoints.weights import ADAPTER_OF_TORCHTUNE, holds_merged
+from gracekit.checkpoints.weights import ADAPTER_OF_TORCHTUNE, has_weights, holds_merged
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
 
@@ -64,7 +64,7 @@ class Layout:
         parts = self.parts(path)
         if uses_command(parts, self.settings):
             return all_files(path)
-        shards = shards_directory(parts[0])
+        shards = None if has_weights(parts[0]) else shards_directory(parts[0])
         found = {file for part in parts for file in loaded_files(part)}
         found |= {part / ADAPTER_OF_TORCHTUNE for part in parts if holds_merged(part)}
         return sorted(found.union(() if shards is None else shard_files(shards)))

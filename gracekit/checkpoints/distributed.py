@@ -13,6 +13,7 @@ from typing import Any
 
 from gracekit.checkpoints import pieces
 from gracekit.checkpoints.inert_pickle import Record, mapping, read_records
+from gracekit.checkpoints.lora_in_state import require_model
 from gracekit.documents import open_regular
 from gracekit.foreign import whole_number
 
@@ -66,6 +67,7 @@ def incomplete_shards(place: Path) -> str | None:
         found = file.stat().st_size
         if found < num_bytes:
             return f"{name} is truncated: {found:,} of {num_bytes:,} bytes are there"
+    require_model(place, table.shapes)
     return None
 
 

@@ -7,10 +7,11 @@ beside it has rank and alpha, by which the change is scaled.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gracekit.checkpoints.weights import ADAPTER_CONFIG
 from gracekit.documents import read_json
 from gracekit.errors import CheckpointError
 from gracekit.foreign import finite_number, whole_number
@@ -44,6 +45,20 @@ def adapter_among(names: Iterable[str]) -> str | None:
     return None
 
 
+def require_model(directory: Path, names: Collection[str]) -> None:
+    """Raise `CheckpointError` for a state that holds the parameters of a LoRA adapter alone.
+
+    Nothing in such a state tells by how much the adapter counts.
+    """
+    if names and all(map(is_lora, names)):
+        raise CheckpointError(
+            f"{directory} holds a LoRA adapter alone, without the model that it adapts and without "
+            f"its {ADAPTER_CONFIG}; leave save_lora_only off in verl, set state_dict_type of "
+            "fsdp_config to FULL_STATE_DICT for the Trainer of transformers, or set "
+            "checkpoints.convert_cmd to a command that writes a model or a PEFT adapter"
+        )
+
+
 def require_mergeable(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise `CheckpointError` for a state with an adapter that cannot be merged as it is saved.
 
@@ -51,15 +66,10 @@ def require_mergeable(directory: Path, shapes: Mapping[str, tuple[int, ...]]) ->
         directory: Where the state and the note are.
         shapes: Name of each parameter -> its whole shape.
     """
+    require_model(directory, shapes)
     lora = [name for name in shapes if is_lora(name)]
     if not lora:
         return
-    if len(lora) == len(shapes):
-        raise CheckpointError(
-            f"{directory} holds a LoRA adapter alone, without the model that it adapts; leave "
-            "save_lora_only off in verl, or set checkpoints.convert_cmd to a command that writes "
-            "a model or a PEFT adapter"
-        )
     rank, _ = _rank_and_alpha(directory)
     for module, sides in halves(lora).items():
         a, b = (shapes[sides[side]] for side in "AB")

@@ -242,6 +242,7 @@ class OwnLayout(Layout):
 
 def _is_begun_state(path: Path) -> bool:
     """Weights alone, beside whole states of accelerate, which writes the rest after them."""
-    has_weights = next(path.glob("model*.safetensors"), None) is not None
+    weights = (*path.glob("model*.safetensors"), *path.glob("pytorch_model_fsdp*.bin"))
+    has_weights = any(file.is_file() for file in weights)
     others = path.parent.glob("*/random_states_0.pkl") if has_weights else iter(())
     return next(others, None) is not None

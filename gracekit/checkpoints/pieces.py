@@ -1,8 +1,9 @@
 """Weights of which each process of the trainer saved its own part. No torch.
 
 Two forms. Safetensors shards of a torch distributed checkpoint (NeMo AutoModel) note in their
-headers where each part begins. The files of verl hold `DTensor`s, whose parts follow each other in
-the order of the processes; their pickles are read as plain records.
+headers where each part begins. The files of verl, and those of accelerate's FSDP, hold `DTensor`s,
+whose parts follow each other in the order of the processes, or the whole model in one file
+(`FULL_STATE_DICT`); their pickles are read as plain records.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from gracekit.foreign import whole_number
 _SHARDS = "shard-*-model-*.safetensors"
 _RANKS = "model_world_size_*_rank_*.pt"
 _RANK_NAME = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
+_WHOLE_OF_FSDP = "pytorch_model_fsdp.bin"
+"""The gathered model, as accelerate saves it with `FULL_STATE_DICT`."""
+_RANKS_OF_FSDP = "pytorch_model_fsdp_0_rank*.bin"
+_RANK_OF_FSDP = re.compile(r"pytorch_model_fsdp_0_rank(\d{1,6})\.bin")
 _NOTE = "DCP_SHARDING_INFO"
 """Note of a header: name -> {saved_offsets}, where its part begins in each dimension."""
 _NAMES = ".hf_metadata/fqn_to_file_index_mapping.json"
@@ -59,7 +64,8 @@ class Piece:
 
 def piece_files(directory: Path) -> list[Path]:
     """The files of parts that a directory holds, sorted; empty where there are none."""
-    found = (path for pattern in (_SHARDS, _RANKS) for path in directory.glob(pattern))
+    patterns = (_SHARDS, _RANKS, _WHOLE_OF_FSDP, _RANKS_OF_FSDP)
+    found = (path for pattern in patterns for path in directory.glob(pattern))
     return sorted(path for path in found if path.is_file())
 
 
@@ -124,27 +130,45 @@ def _of_shards(directory: Path) -> Iterator[tuple[str, Piece]]:
             )  # fmt: skip
 
 
-def _of_ranks(directory: Path) -> list[tuple[str, Piece]]:
-    """The parts in files of verl; empty where there are none."""
+def _rank_files(directory: Path) -> list[Path]:
+    """The files in the order of their processes; empty where there are none.
+
+    accelerate's do not tell how many there are: a missing one is seen where the rest leaves a gap.
+    """
     names = [found for path in directory.glob(_RANKS) if (found := _RANK_NAME.match(path.name))]
     if not names:
+        if (directory / _WHOLE_OF_FSDP).is_file():
+            return [directory / _WHOLE_OF_FSDP]
+        of_fsdp = directory.glob(_RANKS_OF_FSDP)
+        count = len([path for path in of_fsdp if _RANK_OF_FSDP.fullmatch(path.name)])
+        files = [directory / _RANKS_OF_FSDP.replace("*", str(rank)) for rank in range(count)]
+    else:
+        num_ranks = {int(found[1]) for found in names}
+        if len(num_ranks) > 1:
+            raise CheckpointError(
+                f"{directory} holds weights of runs with "
+                f"{' and '.join(map(str, sorted(num_ranks)))} processes, and nothing tells which "
+                "are the last; remove the older ones"
+            )
+        (count,) = num_ranks
+        if len(names) < count:
+            raise ValueError(f"weights of {len(names)} of {count} processes are there")
+        files = [directory / f"model_world_size_{count}_rank_{rank}.pt" for rank in range(count)]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file.name} is not there yet")
+    return files
+
+
+def _of_ranks(directory: Path) -> list[tuple[str, Piece]]:
+    """The parts in files of `torch.save`, one of each process; empty where there are none."""
+    files = _rank_files(directory)
+    if not files:
         return []
-    num_ranks = {int(found[1]) for found in names}
-    if len(num_ranks) > 1:
-        raise CheckpointError(
-            f"{directory} holds weights of runs with {' and '.join(map(str, sorted(num_ranks)))} "
-            "processes, and nothing tells which are the last; remove the older ones"
-        )
-    (count,) = num_ranks
-    if len(names) < count:
-        raise ValueError(f"weights of {len(names)} of {count} processes are there")
     reached: dict[str, int] = {}
     ends: dict[str, int] = {}
     parts = []
-    for rank in range(count):
-        file = directory / f"model_world_size_{count}_rank_{rank}.pt"
-        if not file.is_file():
-            raise ValueError(f"{file.name} is not there yet")
+    for rank, file in enumerate(files):
         archive = read_archive(file)
         values = mapping(archive.content)
         sharded = {name: _distributed(file, value) for name, value in values.items()}
@@ -206,8 +230,9 @@ def _distributed(file: Path, value: Any) -> _Distributed | None:
     if not set(kinds) <= {"Shard", "Replicate"} or len(split) > 1 or "Shard" in kinds[:-1]:
         raise CheckpointError(
             f"{file} holds tensors that are split over processes in a way that gracekit does not "
-            f"put together ({', '.join(kinds)}); let verl save hf_model too, or set "
-            "checkpoints.convert_cmd to verl's merger"
+            f"put together ({', '.join(kinds)}); let the trainer save the whole model (verl: "
+            "hf_model, accelerate: FULL_STATE_DICT), or set checkpoints.convert_cmd to verl's "
+            "merger"
         )
     return _Distributed(local, shape, split[0] if split else None)
 

@@ -1,0 +1,162 @@
+"""Weights that accelerate's FSDP saves: shards, a file of each process, or one of all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from transformers import AutoModelForCausalLM
+
+from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.checkpoints.layouts import layout_of
+from gracekit.errors import CheckpointError, CheckpointIncompleteError
+from gracekit.recipe import CheckpointSection
+from tests.checkpoint_writers import loaded, logits, save_as_trainer, save_ranks
+from tests.tiny import write_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path / "base", 3)
+
+
+@pytest.fixture
+def model(base: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(base)
+
+
+@pytest.fixture
+def settings(base: Path) -> CheckpointSection:
+    return CheckpointSection(base_model=str(base), settle_s=0)
+
+
+@pytest.fixture(autouse=True)
+def _no_processes() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def table_of_shards(state: dict[str, torch.Tensor], place: Path) -> None:
+    dcp.save({"model": state}, checkpoint_id=str(place / "pytorch_model_fsdp_0"))  # type: ignore[attr-defined]
+
+
+def file_of_each(state: dict[str, torch.Tensor], place: Path) -> None:
+    save_ranks(state, place, file_name="pytorch_model_fsdp_0_rank{rank}.bin")
+
+
+def one_file(state: dict[str, torch.Tensor], place: Path) -> None:
+    torch.save(state, place / "pytorch_model_fsdp.bin")
+
+
+FORMS = [table_of_shards, file_of_each, one_file]
+
+
+def save_state(
+    write: Callable[..., None], state: dict[str, torch.Tensor], run: Path, step: int = 3
+) -> Path:
+    """The order of `accelerator.save_state`: weights, optimizer, random states."""
+    place = run / f"checkpoint_{step}"
+    place.mkdir(parents=True)
+    write(state, place)
+    (place / "optimizer.bin").write_bytes(b"a pickle")
+    (place / "random_states_0.pkl").write_bytes(b"another")
+    return place
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_each_form_is_read(
+    model: Any, settings: CheckpointSection, tmp_path: Path, write: Any
+) -> None:
+    place = save_state(write, model.state_dict(), tmp_path / "run")
+    (found,) = find_checkpoints(tmp_path / "run", settings)
+    assert (found.step, found.layout) == (3, "accelerate")
+    got = loaded(place, settings, tmp_path / "pins")
+    torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
+    with pytest.raises(CheckpointError, match=r"set checkpoints\.base_model"):
+        check_checkpoint(place, CheckpointSection())
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_no_form_is_read_before_it_is_whole(
+    model: Any, settings: CheckpointSection, tmp_path: Path, write: Any
+) -> None:
+    """Each file of weights away, and cut at every eighth and before its last byte."""
+    place = save_state(write, model.state_dict(), tmp_path / "run")
+    files = sorted(f for f in place.rglob("*") if "fsdp" in str(f.relative_to(place)))
+    files = [file for file in files if file.is_file()]
+    for file in files:
+        content = file.read_bytes()
+        sizes = [len(content) * eighths // 8 for eighths in range(8)]
+        for size in (None, *sizes, len(content) - 1):
+            if size is None:
+                file.unlink()
+            else:
+                file.write_bytes(content[:size])
+            assert find_checkpoints(tmp_path / "run", settings) == [], (file, size)
+        file.write_bytes(content)
+        assert len(find_checkpoints(tmp_path / "run", settings)) == 1
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_weights_alone_wait_for_the_rest_of_the_state(
+    model: Any, settings: CheckpointSection, tmp_path: Path, write: Any
+) -> None:
+    """Beside a whole state, however long ago they were written."""
+    save_state(write, model.state_dict(), tmp_path / "run")
+    place = save_state(write, model.state_dict(), tmp_path / "run", step=4)
+    for name in ("random_states_0.pkl", "optimizer.bin"):
+        (place / name).unlink()
+        for file in place.rglob("*"):
+            os.utime(file, (0, 0))
+        assert [c.step for c in find_checkpoints(tmp_path / "run", settings)] == [3]
+
+
+def test_a_part_of_a_file_without_the_last_process(
+    model: Any, settings: CheckpointSection, tmp_path: Path
+) -> None:
+    """Nothing tells how many processes there were but the sizes of the whole tensors."""
+    place = save_state(file_of_each, model.state_dict(), tmp_path / "run")
+    (place / "pytorch_model_fsdp_0_rank2.bin").unlink()
+    with pytest.raises(CheckpointIncompleteError, match=r"hold 44 of 64 rows of"):
+        check_checkpoint(place, settings)
+    (place / "pytorch_model_fsdp_0_rank0.bin").unlink()
+    with pytest.raises(CheckpointIncompleteError, match=r"rank0\.bin is not there yet"):
+        check_checkpoint(place, settings)
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_an_adapter_alone_is_refused_with_the_way_out(
+    settings: CheckpointSection, tmp_path: Path, write: Any
+) -> None:
+    """As the Trainer's FSDP saves LoRA in shards: without rank, alpha or modules."""
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    adapter = {f"{prefix}.lora_A.weight": torch.ones(4, 32)}
+    adapter |= {
+        f"{prefix}.lora_B.weight": torch.ones(32, 4),
+        f"{prefix}.lora_C.weight": torch.ones(4, 4),
+    }
+    place = save_state(write, adapter, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"a LoRA adapter alone.*to FULL_STATE_DICT"):
+        check_checkpoint(place, settings)
+    by_command = settings.model_copy(update={"convert_cmd": "merge {src} {dst}"})
+    assert check_checkpoint(place, by_command).step == 3
+
+
+def test_the_gathered_state_beside_the_model_is_left_out(model: Any, tmp_path: Path) -> None:
+    """The Trainer saves both with `FULL_STATE_DICT`; only what is loaded is looked at."""
+    place = save_as_trainer(model, tmp_path / "run")
+    one_file(model.state_dict(), place)
+    (place / "pytorch_model_fsdp.bin").write_bytes(b"cut off")
+    os.utime(place / "trainer_state.json")
+    settings = CheckpointSection(settle_s=0)
+    (found,) = find_checkpoints(tmp_path / "run", settings)
+    assert "pytorch_model_fsdp.bin" not in {f.name for f in layout_of(found).files(place)}
