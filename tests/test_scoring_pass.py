@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def _one_thread() -> None:
 def tiny(name: str) -> Any:
     """A random model whose weights are large enough for the layers to matter."""
     torch.manual_seed(5)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    config = deepcopy(CONFIGS[name])  # a model's settings are those of its config
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
