@@ -85,6 +85,13 @@ class Texts(Sequence[str]):
                 return Texts(self._array.slice(chosen.start, len(chosen)))
             index = np.fromiter(chosen, np.int64, len(chosen))
         rows = np.asarray(index)
+        if rows.ndim == 0 and rows.dtype.kind in "iu":
+            return self[int(rows)]
+        if rows.ndim != 1 or (rows.dtype.kind not in "biu" and len(rows)):
+            raise IndexError(
+                "expected a number, a slice, whole numbers or a mask as an index, found "
+                f"{rows.dtype} of shape {rows.shape}"
+            )
         if rows.dtype == np.bool_:
             if rows.shape != (len(self),):
                 raise IndexError(f"expected a mask of {len(self)} texts, found one of {rows.shape}")
@@ -99,12 +106,32 @@ class Texts(Sequence[str]):
         """As a list, of which each text takes some 50 bytes more than here."""
         return list(self)
 
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and self.place_of(text) >= 0
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Texts) and bool(self._array.equals(other._array))
+        if isinstance(other, str):
+            raise TypeError(
+                f"texts are compared as a whole; numpy.asarray(texts) == {other[:40]!r} is a mask"
+            )
+        if not isinstance(other, Texts):
+            return NotImplemented
+        return bool(self._array.equals(other._array))
+
+    def __reduce__(self) -> tuple[type[Texts], tuple[Any]]:
+        """Without what the texts are a slice of."""
+        pa, (offsets, data) = arrow(), self._buffers()
+        ends = offsets - offsets[0]
+        own = [None, pa.py_buffer(ends), data.slice(int(offsets[0]), int(ends[-1]))]
+        return Texts, (pa.Array.from_buffers(pa.large_binary(), len(self), own),)
 
     def same(self, other: Texts) -> _Bool:
         """[n] whether each text is that of others [n] at its place."""
         return _truths(arrow().compute.equal(self._array, other._array))
+
+    def place_of(self, text: str) -> int:
+        """Where the first one is that equals a text; -1: nowhere. Of several ask `places_of`."""
+        return int(arrow().compute.index(self._array, _from_python([text])[0]).as_py())
 
     def places_of(self, texts: Texts) -> _Int64:
         """[m] where the first one here is that equals each of the given texts [m]; -1: nowhere."""

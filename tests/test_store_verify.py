@@ -215,3 +215,13 @@ def test_a_deep_check_finds_what_has_its_checksum_and_is_wrong(store: Store, nam
     found = verify(Store.open(store.paths.root), deep=True)
     assert any(what in problem.what for problem in found), found
     assert [p for p in verify(Store.open(store.paths.root)) if "checksum" in p.what] == []
+
+
+@pytest.mark.parametrize("column", ["sample_id", "preview", "content_hash"])
+def test_a_deep_check_goes_on_beside_a_damaged_sample_table(store: Store, column: str) -> None:
+    path = store.paths.samples
+    table = pq.ParquetFile(path).read()
+    at = table.column_names.index(column)
+    pq.write_table(table.set_column(at, column, pa.nulls(len(table), pa.string())), path)
+    found = verify(Store.open(store.paths.root), deep=True)
+    assert path.name in {problem.path for problem in found}, found

@@ -89,6 +89,7 @@ def test_what_is_asked_of_texts(first: list[str], second: list[str], data: st.Da
     assert as_array.dtype == object and as_array.tolist() == first
     some = data.draw(ANY_TEXT)
     assert (some in texts) == (some in first)
+    assert texts.place_of(some) == place_of.get(some, -1)
 
 
 @given(COLUMNS, st.integers(13, 60))
@@ -109,6 +110,30 @@ def test_to_arrow_and_back(values: list[str], most: int) -> None:
             pa.array(texts)
     else:
         assert pa.array(texts, pa.large_string()).to_pylist() == values
+
+
+def test_a_mask_is_made_of_an_array() -> None:
+    """`==` never says False of what an array would have said a mask of."""
+    texts = Texts.of(["a", "b", "a"])
+    mask: Any = texts == np.asarray(Texts.of(["a", "x", "a"]))
+    assert mask.tolist() == [True, False, True]
+    with pytest.raises(TypeError, match=r"numpy.asarray\(texts\) == 'a' is a mask"):
+        texts == "a"  # noqa: B015
+
+
+def test_an_index_that_is_none_is_refused() -> None:
+    texts = Texts.of("abc")
+    assert texts[np.array(1)] == "b"
+    odd: list[Any] = [[[0, 1], [1, 2]], np.array([1.7]), "a", None, np.array(["a"])]
+    for index in odd:
+        with pytest.raises(IndexError, match="as an index, found"):
+            texts[index]
+
+
+def test_a_slice_takes_no_more_than_itself_along() -> None:
+    texts = Texts.of(f"sample-{row}" for row in range(10_000))
+    part = pickle.dumps(texts[5000:5003])
+    assert len(part) < 1000 and [*pickle.loads(part)] == [f"sample-{r}" for r in range(5000, 5003)]
 
 
 def test_what_is_no_column_of_texts_is_told() -> None:

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from gracekit.errors import StoreError
+from gracekit.errors import StoreError, StoreFormatError
 from gracekit.store.files.draws import read_draw
 from gracekit.store.files.migrations import is_old
 from gracekit.store.files.samples import dataset_info
@@ -124,7 +124,7 @@ def _database(store: StoreReader) -> Iterator[Problem]:
         return
     try:
         differing = database.differing_tables(store)
-    except duckdb.Error:
+    except (duckdb.Error, StoreFormatError):
         return  # damaged, which was reported
     for name in differing:
         what = f"its table {name} is not what the files say"

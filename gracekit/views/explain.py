@@ -18,7 +18,6 @@ from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
 from gracekit.store import StoreCache, StoreReader
 from gracekit.tabular import Records, ShortRepr
-from gracekit.texts import Texts
 from gracekit.types import Bool, Float32, Json, Origin, Places, SampleTable, ScoreTable
 from gracekit.version.header import Header
 from gracekit.views.aim_words import place_in_words
@@ -343,12 +342,12 @@ def _mask(rows: NDArray[np.int64], n: int) -> Bool:
 
 
 def _row(store: StoreReader, version: int, sample_id: str) -> int:
-    ids, asked = store.samples(version).sample_ids, Texts.of([sample_id])
-    row = int(ids.places_of(asked)[0])
+    ids = store.samples(version).sample_ids
+    row = ids.place_of(sample_id)
     if row >= 0:
         return row
     later = store.samples()
-    row = int(later.sample_ids.places_of(asked)[0])
+    row = later.sample_ids.place_of(sample_id)
     if row >= 0:
         raise QueryError(
             f"version {version} of {store.paths.root} does not know the sample {sample_id!r}: "
