@@ -65,10 +65,15 @@ def precision(signal: Float32, positive: Bool) -> float:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """Sketches and features of all rows, from a file where it is there."""
     name = options.checkpoint.name if options.checkpoint else "base"
-    part = f"-{options.measure}" if options.measure else ""
-    path = options.output / f"{options.model}-{options.rows}-{name}{part}.npz"
+    if options.measure:
+        name += f"-{options.measure}"
+    if options.data != DATA:
+        name += f"-{options.data.stem}"
+    path = options.output / f"{options.model}-{options.rows}-{name}.npz"
     if path.is_file():
-        return dict(np.load(path, allow_pickle=False))
+        known = dict(np.load(path, allow_pickle=False))
+        if set(options.features.split(",")) <= known.keys():
+            return known
     every = read_rows(options.data, None)
     model, tokenizer = smollm2() if options.model == "smollm2" else tiny_llama(every)
     if options.checkpoint:
@@ -139,7 +144,9 @@ def main() -> None:
     parser.add_argument("--model", choices=("llama-tiny", "smollm2"), default="llama-tiny")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--data", type=Path, default=DATA, help="rows with a source")
-    parser.add_argument("--features", default=",".join(FEATURES))
+    parser.add_argument(
+        "--features", default=",".join(FEATURES), help="always embedding-mean among them"
+    )
     parser.add_argument("--measure", type=int, help="sketch so many rows, and targets")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--max-length", type=int, default=192)
@@ -155,7 +162,7 @@ def main() -> None:
     sketches = found["sketches"].astype(np.float32)
     good = np.isfinite(sketches).all(axis=1) & sketches.any(axis=1)
     sketches, groups, names = sketches[good], found["groups"][good], found["names"].tolist()
-    features = {name: found[name][good].astype(np.float32) for name in FEATURES}
+    features = {name: found[name][good].astype(np.float32) for name in options.features.split(",")}
     walks = {name: graph_over(f) for name, f in features.items()}
     print(
         "| target | graph | measured | plain | centred | plain, smoothed | smoothed | likeness | "

@@ -17,8 +17,15 @@ from transformers import AutoModelForCausalLM
 import gracekit
 from gracekit import leftovers
 from gracekit.api import doctoring
-from gracekit.checkpoints import Finding, check_checkpoint, pin, require_loadable, survey
-from gracekit.checkpoints.model import load_model
+from gracekit.checkpoints import (
+    Finding,
+    adapter_patterns,
+    check_checkpoint,
+    pin,
+    require_loadable,
+    survey,
+)
+from gracekit.checkpoints.model import load_model, load_tokenizer
 from gracekit.errors import CheckpointError, CheckpointMismatchError, StoreWriteError
 from gracekit.recipe import CheckpointSection
 from tests.checkpoint_writers import WRITERS, Trap, loaded
@@ -132,13 +139,72 @@ def test_an_adapter_of_more_than_there_is(
 
 
 @pytest.mark.parametrize(
-    "change", [{"r": -4}, {"lora_alpha": "much"}, {"lora_dropout": 2.0}], ids=first_key
+    "change",
+    [
+        {"r": -4},
+        {"lora_alpha": "much"},
+        {"lora_dropout": 2.0},
+        {"rank_pattern": None},
+        {"rank_pattern": {"(": 4}},
+        {"exclude_modules": "("},
+        {"target_modules": "("},
+        {"trainable_token_indices": [64]},
+    ],
+    ids=str,
 )
 def test_an_adapter_of_numbers_that_peft_refuses(
     change: dict[str, Any], base: Path, tmp_path: Path
 ) -> None:
     path = write_adapter(tmp_path / "run", 20, base, spoil=edit(**change))
     refusal(path, CheckpointSection(), tmp_path / "pins")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": r"([a-z_.0-9]+)+\$"},
+        {"exclude_modules": r"([a-z_.0-9]+)+\$"},
+        {"rank_pattern": {r"([a-z_.0-9]+)+\$": 4}},
+    ],
+    ids=first_key,
+)
+def test_a_pattern_whose_match_does_not_end(
+    change: dict[str, Any], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_patterns, "DEADLINE_S", 3.0)
+    path = write_adapter(tmp_path / "run", 20, base, spoil=edit(**change))
+    error = refusal(path, CheckpointSection(), tmp_path / "pins")
+    assert "name the modules in a list" in str(error)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"(?i)MODEL\.(layers\.\d+\.)+(self_attn|mlp)\.(q_proj|up_proj)",
+        r"(.*\.)?(q_proj|up_proj){1}",
+    ],
+)
+def test_a_pattern_that_repeats_a_group_is_read(pattern: str, base: Path, tmp_path: Path) -> None:
+    settings = CheckpointSection()
+    path = write_adapter(tmp_path / "run", 20, base, spoil=edit(target_modules=pattern))
+    require_loadable(check_checkpoint(path, settings), settings)
+    loaded(path, settings, tmp_path / "pins")
+
+
+def test_a_message_names_no_pin(base: Path, tmp_path: Path) -> None:
+    path, gone = tmp_path / "run", tmp_path / "gone"
+    shutil.copytree(base, gone)
+    path = write_adapter(path, 20, gone)
+    checkpoint = check_checkpoint(path, CheckpointSection())
+    with pin(checkpoint, tmp_path / "pins", CheckpointSection()) as pinned:
+        shutil.rmtree(gone)
+        with pytest.raises(CheckpointError) as told:
+            load_model(pinned, CheckpointSection(), device="cpu", dtype="float32")
+        (pinned.directory / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError) as said:
+            load_tokenizer(pinned, CheckpointSection())
+    for error in (told.value, said.value):
+        assert str(path) in str(error) and "pins" not in str(error)
 
 
 @pytest.mark.parametrize("change", [without_one, with_a_layer_more, in_a_wrapper])

@@ -5,13 +5,22 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from gracekit.checkpoints.adapters import is_dora, num_saved_rows, require_whole_adapter
+from gracekit.checkpoints.adapter_patterns import require_patterns
+from gracekit.checkpoints.adapters import (
+    is_dora,
+    num_saved_rows,
+    read_adapter_config,
+    require_whole_adapter,
+    token_lists,
+)
 from gracekit.errors import CheckpointError, CheckpointMismatchError
-from gracekit.types import PinnedCheckpoint
+from gracekit.foreign import whole_number
+from gracekit.types import Json, PinnedCheckpoint
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +55,9 @@ def with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
     if num_rows not in (None, embeddings.weight.shape[0]):
         # Tokens were added in training: the adapter's file holds the embeddings as they are now.
         model.resize_token_embeddings(num_rows, mean_resizing=False)
+    told = read_adapter_config(pinned.directory)
+    _require_tokens(pinned.checkpoint.path, told, embeddings.weight.shape[0])
+    require_patterns(pinned.directory, told, (name for name, _ in model.named_modules()))
     config = peft.PeftConfig.from_pretrained(str(pinned.directory))
     if embeddings.weight.is_meta:
         config.init_lora_weights = True  # from the numbers of the base there is nothing to begin
@@ -70,6 +82,17 @@ def with_adapter(model: Any, pinned: PinnedCheckpoint) -> Any:
         _part_shared_weights(adapted, peft.tuners.tuners_utils.BaseTunerLayer)
         return _merged(adapted, f"{pinned.checkpoint.path} with peft {peft.__version__}")
     return adapted.get_base_model()
+
+
+def _require_tokens(path: Path, config: Json, num_rows: int) -> None:
+    """Raise `CheckpointMismatchError` where tokens are trained that the model has not."""
+    tokens = [whole_number(token) or 0 for one in token_lists(config) for token in one]
+    if max(tokens, default=0) >= num_rows:
+        raise CheckpointMismatchError(
+            f"{path} trains the token {max(tokens)}, and its base model has embeddings of "
+            f"{num_rows:,} tokens: where tokens were added in training, save the adapter with "
+            "save_embedding_layers=True"
+        )
 
 
 def _merged(adapted: Any, what: str) -> Any:

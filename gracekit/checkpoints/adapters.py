@@ -31,7 +31,7 @@ from gracekit.types import Json
 SUPPORTED = ("LORA",)
 _SMALL_CLAIM = 1024
 """Up to this rank, or so many tokens, memory is to be had for any layer."""
-_FEW_LAYERS = 128
+_FEW_LAYERS = 1024
 _CONVERT = "save the adapter with path_initial_model_for_weight_conversion"
 _MERGE = "merge it into its base model (merge_and_unload, then save_pretrained)"
 
@@ -39,7 +39,7 @@ _MERGE = "merge it into its base model (merge_and_unload, then save_pretrained)"
 def incomplete_adapter(directory: Path) -> str | None:
     """Why the adapter's files are not complete; `CheckpointError` for what cannot be read."""
     try:
-        config = _read_config(directory)
+        config = read_adapter_config(directory)
     except ValueError:
         return f"{ADAPTER_CONFIG} does not parse: it is cut off or damaged"
     kind = config.get("peft_type")
@@ -72,11 +72,12 @@ def _require_claim(directory: Path, config: Json, header: Json) -> None:
     weights: one wrong digit would take all memory.
     """
     longest = max((size for entry in header.values() for size in entry["shape"]), default=0)
-    tokens = config.get("trainable_token_indices")
     claims = {
-        "ranks up to {:,}": [config.get("r"), *_values(config.get("rank_pattern"))],
-        "{:,} trained tokens": [len(one) for one in (tokens, *_values(tokens)) if _is_list(one)],
-        "{:,} samples of matrices": _values(config.get("monteclora_config")),
+        "ranks up to {:,}": [config.get("r"), *_as_object(config.get("rank_pattern")).values()],
+        "{:,} trained tokens": [len(one) for one in token_lists(config)],
+        "{:,} samples of matrices": [
+            _as_object(config.get("monteclora_config")).get("num_samples")
+        ],
     }
     for what, values in claims.items():
         most = max((value for value in map(whole_number, values) if value is not None), default=0)
@@ -97,8 +98,14 @@ def _claims(directory: Path, claimed: str, held: str) -> CheckpointMismatchError
     )
 
 
-def _values(value: Any) -> list[Any]:
-    return [*value.values()] if isinstance(value, dict) else []
+def token_lists(config: Json) -> list[list[Any]]:
+    """Numbers of the tokens that are trained beside the adapter, a list for each embedding."""
+    tokens = config.get("trainable_token_indices")
+    return [one for one in (tokens, *_as_object(tokens).values()) if _is_list(one)]
+
+
+def _as_object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
 
 
 def _is_list(value: Any) -> bool:
@@ -129,7 +136,7 @@ def _require_reproducible(directory: Path, config: Json) -> None:
         )
 
 
-def _read_config(directory: Path) -> Json:
+def read_adapter_config(directory: Path) -> Json:
     """adapter_config.json; ValueError where it is no JSON object."""
     config = read_json(directory / ADAPTER_CONFIG)
     if not isinstance(config, dict):
@@ -139,12 +146,12 @@ def _read_config(directory: Path) -> Json:
 
 def is_dora(directory: Path) -> bool:
     """Whether an adapter decomposes weights into direction and magnitude (DoRA)."""
-    return bool(_read_config(directory).get("use_dora"))
+    return bool(read_adapter_config(directory).get("use_dora"))
 
 
 def is_told_by_shapes(directory: Path) -> bool:
     """Whether PEFT makes its layers also beside a model without numbers; not MonteCLoRA's."""
-    return not _read_config(directory).get("monteclora_config")
+    return not read_adapter_config(directory).get("monteclora_config")
 
 
 def read_adapter(directory: Path) -> Json:
@@ -152,7 +159,7 @@ def read_adapter(directory: Path) -> Json:
 
     Raises `CheckpointError` for values of another kind than PEFT writes.
     """
-    config = _read_config(directory)
+    config = read_adapter_config(directory)
     rank, alpha = config.get("r"), config.get("lora_alpha")
     targets = config.get("target_modules")
     if isinstance(targets, list):
@@ -206,7 +213,8 @@ def num_saved_rows(directory: Path, module: str) -> int | None:
         directory: The adapter.
         module: Its name in the base model, such as `model.embed_tokens`.
     """
-    name = re.compile(rf"base_model\.model\.{re.escape(module)}(\.[a-z_]+)?\.weight")
+    wrapped = r"(\.token_adapter)?(\.[a-z_]+)?\.weight"
+    name = re.compile(rf"base_model\.model\.{re.escape(module)}{wrapped}")
     header = read_header(directory / ADAPTER_WEIGHTS)
     shapes = [entry["shape"] for key, entry in header.items() if name.fullmatch(key)]
     return int(shapes[0][0]) if shapes and all(shapes[0]) else None
@@ -222,7 +230,7 @@ def model_directory(directory: Path, settings: CheckpointSection) -> Path:
     """
     if not is_adapter(directory):
         return directory
-    config = _read_config(directory)
+    config = read_adapter_config(directory)
     named = settings.base_model or config.get("base_model_name_or_path")
     where = "checkpoints.base_model" if settings.base_model else ADAPTER_CONFIG
     base = base_named(named) if named and isinstance(named, str) else None

@@ -19,10 +19,8 @@ _SMALL_CLAIM = 1 << 26
 _FEW_LAYERS = 128
 
 
-def require_claim(directory: Path, config: Any, settings: CheckpointSection, named: Path) -> None:
+def require_claim(directory: Path, config: Any, settings: CheckpointSection) -> None:
     """Raise `CheckpointMismatchError` where config.json claims far more than the weights hold.
-
-    `named` is what the error calls it: the checkpoint that a directory was put together from.
 
     What a checkpoint lacks is filled with random numbers as it is loaded: one wrong digit in its
     config would take all memory, and the system ends a process that does. Models up to
@@ -30,7 +28,7 @@ def require_claim(directory: Path, config: Any, settings: CheckpointSection, nam
     """
     headers = [read_header(file) for file in weight_files(directory)]
     num_held = sum(prod(tensor["shape"]) for header in headers for tensor in header.values())
-    require_layers(config, sum(map(len, headers)), named)
+    require_layers(config, sum(map(len, headers)), directory)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
             deepcopy(config), trust_remote_code=settings.trust_remote_code
@@ -39,7 +37,7 @@ def require_claim(directory: Path, config: Any, settings: CheckpointSection, nam
     # Quantised weights hold up to two values in one.
     if num_claimed > max(4 * num_held, _SMALL_CLAIM):
         raise CheckpointMismatchError(
-            f"the config.json of {named} says a model of {num_claimed:,} parameters, and its "
+            f"the config.json of {directory} says a model of {num_claimed:,} parameters, and its "
             f"weights hold {num_held:,} numbers: they do not belong together"
         )
 

@@ -21,9 +21,16 @@ from gracekit.checkpoints.claims import require_claim
 from gracekit.checkpoints.convert import ensure_weights, require_names
 from gracekit.checkpoints.devices import resolve_device, resolve_dtype
 from gracekit.checkpoints.layouts import layout_of
-from gracekit.checkpoints.model_files import CONFIG, base_of
+from gracekit.checkpoints.load_errors import load_error, require_all_weights
+from gracekit.checkpoints.model_files import base_of
 from gracekit.checkpoints.optimizer import AdamState, read_adam_state
-from gracekit.checkpoints.pins import in_place, require_unchanged, vanished, vanished_errors
+from gracekit.checkpoints.pins import (
+    in_place,
+    named_as_found,
+    require_unchanged,
+    vanished,
+    vanished_errors,
+)
 from gracekit.checkpoints.placement import spread
 from gracekit.checkpoints.quantised import DEQUANTISED, quantisation_of
 from gracekit.checkpoints.vocabulary import (
@@ -31,7 +38,7 @@ from gracekit.checkpoints.vocabulary import (
     VOCABULARY_FILES,
     has_vocabulary,
 )
-from gracekit.documents import MAX_JSON_BYTES, read_json
+from gracekit.documents import MAX_JSON_BYTES
 from gracekit.errors import (
     CheckpointError,
     CheckpointIncompleteError,
@@ -87,7 +94,7 @@ def load_model(
     torch_device = resolve_device(device)
     torch_dtype = resolve_dtype(dtype, torch_device)
     temporary_directory()
-    with foreign(pinned.checkpoint.path, CheckpointError):
+    with named_as_found(pinned), foreign(pinned.checkpoint.path, CheckpointError):
         return _load(pinned, settings, SPLIT if device == SPLIT else torch_device, torch_dtype)
 
 
@@ -101,9 +108,9 @@ def _load(
         with _quiet():
             ensure_weights(pinned, settings)
             base = model_directory(pinned.directory, settings)
-            config = _config(base, settings, _named(pinned, base))
+            config = _config(base, settings)
             model, info = _from_pretrained(base, config, settings, torch_dtype)
-            _require_all_weights(pinned, info)
+            require_all_weights(pinned, info)
             if base != pinned.directory:
                 model = with_adapter(model, pinned)
             _prepare(model, device)
@@ -120,7 +127,7 @@ def _load(
         _require_whole(pinned, settings)
         if isinstance(error, CheckpointError):
             raise
-        raise _load_error(pinned, settings, error) from error
+        raise load_error(pinned, settings, error) from error
     require_unchanged(pinned, settings)
     loaded: torch.nn.Module = model
     return loaded
@@ -137,29 +144,33 @@ def require_loadable(checkpoint: Checkpoint, settings: CheckpointSection) -> Non
         in_place(checkpoint, settings) as seen,
         _quiet(),
     ):
-        if seen is None:
+        if seen is not None:
+            with named_as_found(seen):
+                _require_loadable(seen, settings)
+
+
+def _require_loadable(seen: PinnedCheckpoint, settings: CheckpointSection) -> None:
+    try:
+        require_names(seen, settings)
+        base = model_directory(seen.directory, settings)
+        if needs_conversion(seen) or quantisation_of(base) is not None:
             return
-        try:
-            require_names(seen, settings)
-            base = model_directory(seen.directory, settings)
-            if needs_conversion(seen) or quantisation_of(base) is not None:
-                return
-            config = _config(base, settings, _named(seen, base))
-        except CheckpointError:
-            raise
-        except Exception as error:  # as when it is loaded
-            raise _load_error(seen, settings, error) from error
-        try:
-            model, info = _from_pretrained(base, config, settings, torch.float32, device_map="meta")
-            _require_all_weights(seen, info)
-            if base != seen.directory and is_told_by_shapes(seen.directory):
-                with_adapter(model, seen)
-        except CheckpointError:
-            raise
-        except (KeyError, IndexError, OverflowError, TypeError, ValueError) as error:
-            raise _load_error(seen, settings, error) from error
-        except Exception as error:  # it may be that of a model without numbers alone
-            logger.debug("what loading %s would say is not known: %r", checkpoint.path, error)
+        config = _config(base, settings)
+    except CheckpointError:
+        raise
+    except Exception as error:  # as when it is loaded
+        raise load_error(seen, settings, error) from error
+    try:
+        model, info = _from_pretrained(base, config, settings, torch.float32, device_map="meta")
+        require_all_weights(seen, info)
+        if base != seen.directory and is_told_by_shapes(seen.directory):
+            with_adapter(model, seen)
+    except CheckpointError:
+        raise
+    except (LookupError, OverflowError, TypeError, ValueError, AttributeError) as error:
+        raise load_error(seen, settings, error) from error
+    except Exception as error:  # it may be that of a model without numbers alone
+        logger.debug("what loading %s would say is not known: %r", seen.checkpoint.path, error)
 
 
 def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any:
@@ -167,7 +178,8 @@ def load_tokenizer(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Any
 
     Raises `CheckpointError` when there is none or it cannot be read.
     """
-    with foreign(f"the tokenizer of {pinned.checkpoint.path}", CheckpointError):
+    what = f"the tokenizer of {pinned.checkpoint.path}"
+    with named_as_found(pinned), foreign(what, CheckpointError):
         return _load_tokenizer(pinned, settings)
 
 
@@ -243,19 +255,14 @@ def check_compatible(model: torch.nn.Module, tokenizer: Any) -> None:
         )
 
 
-def _named(pinned: PinnedCheckpoint, directory: Path) -> Path:
-    """What a message calls a directory: one that was put together is gone when it is read."""
-    return pinned.checkpoint.path if directory == pinned.directory else directory
-
-
-def _config(directory: Path, settings: CheckpointSection, named: Path) -> Any:
+def _config(directory: Path, settings: CheckpointSection) -> Any:
     """Of a model that transformers knows, and whose weights are those of such a model in number."""
     config = transformers.AutoConfig.from_pretrained(
         directory, trust_remote_code=settings.trust_remote_code, local_files_only=True
     )
     # None lets transformers take sdpa where the model has it, whatever kernel the trainer used.
     config._attn_implementation = None
-    require_claim(directory, config, settings, named)
+    require_claim(directory, config, settings)
     return config
 
 
@@ -329,56 +336,6 @@ def _require_whole(pinned: PinnedCheckpoint, settings: CheckpointSection) -> Non
     raise CheckpointIncompleteError(f"{checkpoint.path} is not complete: {reason}")
 
 
-def _require_all_weights(pinned: PinnedCheckpoint, info: dict[str, Any]) -> None:
-    """Weights that transformers does not find, and so fills with random numbers, are an error."""
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-    other_shape = sorted(info["mismatched_keys"])  # names alone before transformers 5
-    path = pinned.checkpoint.path
-    if missing:
-        found = f"; found instead {_few(unexpected)}" if unexpected else ""
-        raise CheckpointMismatchError(
-            f"{path} does not hold all weights of its model: {_few(missing)} missing{found}. "
-            "Was it saved by a wrapper, or is it of another model than its config.json says?"
-        )
-    if other_shape:
-        shapes = [
-            one if isinstance(one, str) else f"{one[0]} {tuple(one[1])} not {tuple(one[2])}"
-            for one in other_shape
-        ]
-        raise CheckpointMismatchError(
-            f"{path} has weights of another shape than its config.json says: {_few(shapes)}"
-        )
-    if unexpected:
-        logger.warning(
-            "%s holds weights that the model of its config.json has no place for, which are left "
-            "out: %s. Where the trainer trains them, config.json is of another model",
-            path,
-            _few(unexpected),
-        )
-
-
-def _load_error(
-    pinned: PinnedCheckpoint, settings: CheckpointSection, error: Exception
-) -> CheckpointError:
-    path = pinned.checkpoint.path
-    config = read_json(model_directory(pinned.directory, settings) / CONFIG)
-    model_type = repr(config.get("model_type"))[:80]
-    reason = _first_line(error).replace(str(pinned.directory), str(path))
-    if "auto_map" in config and not settings.trust_remote_code:
-        return CheckpointError(
-            f"{path} brings its own model code; if you trust it, set "
-            "checkpoints.trust_remote_code: true in the recipe"
-        )
-    if isinstance(error, ValueError | KeyError):
-        return CheckpointMismatchError(
-            f"transformers {transformers.__version__} cannot make a causal language model of "
-            f"{path} (model_type {model_type}): {reason}"
-        )
-    return CheckpointError(
-        f"cannot load {path} (model_type {model_type}): {type(error).__name__}: {reason}"
-    )
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No progress bars, reports or warnings of transformers: this daemon reports by itself."""
@@ -394,14 +351,3 @@ def _quiet() -> Iterator[None]:
             transformers_logging.set_verbosity(verbosity)
             if had_progress_bar:
                 transformers_logging.enable_progress_bar()
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
-
-
-def _first_line(error: Exception) -> str:
-    """With the second where the first only announces it."""
-    first, *more = str(error).strip().splitlines() or [type(error).__name__]
-    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

@@ -137,6 +137,23 @@ def in_place(
         yield seen
 
 
+@contextmanager
+def named_as_found(pinned: PinnedCheckpoint) -> Iterator[None]:
+    """Errors of the block name the checkpoint, not a folder that it is pinned or put together in.
+
+    That one is gone when a person reads the message.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        told = str(error)
+        for folder in (pinned.directory, pinned.original):
+            told = told.replace(str(folder), str(pinned.checkpoint.path))
+        if told == str(error):
+            raise
+        raise type(error)(told) from error.__cause__
+
+
 def _held(checkpoint: Checkpoint, directory: Path) -> Path:
     """Where the links lie: the directory, or the link to a checkpoint that is a file."""
     link = directory / checkpoint.path.name
