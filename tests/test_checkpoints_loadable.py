@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -28,7 +29,7 @@ from gracekit.checkpoints import (
 from gracekit.checkpoints.model import load_model, load_tokenizer
 from gracekit.errors import CheckpointError, CheckpointMismatchError, StoreWriteError
 from gracekit.recipe import CheckpointSection
-from tests.checkpoint_writers import WRITERS, Trap, loaded
+from tests.checkpoint_writers import WRITERS, Trap, loaded, logits
 from tests.test_adapters import edit, in_a_wrapper, with_a_layer_more, without_one, write_adapter
 from tests.tiny import write_checkpoint
 
@@ -117,6 +118,30 @@ def test_an_adapter_whose_config_is_not_its_own(spoil: Any, base: Path, tmp_path
 
 def first_key(changes: dict[str, Any]) -> str:
     return next(iter(changes))
+
+
+def test_an_adapter_over_a_vocabulary_that_grew(base: Path, tmp_path: Path) -> None:
+    """PEFT keeps the embeddings as they are beneath the tokens that it trains."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(70, mean_resizing=False)
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], trainable_token_indices=[64, 66])
+    adapted = get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    for with_embeddings in (True, False):
+        path = write_adapter(tmp_path / f"run-{with_embeddings}", 20, base)
+        adapted.save_pretrained(path, save_embedding_layers=with_embeddings)
+        config_file = path / "adapter_config.json"
+        config_of = json.loads(config_file.read_text()) | {"base_model_name_or_path": str(base)}
+        config_file.write_text(json.dumps(config_of))
+        (path / "trainer_state.json").write_text(json.dumps({"global_step": 20}))
+    right, short = (tmp_path / f"run-{with_embeddings}" for with_embeddings in (True, False))
+    found = loaded(right / "checkpoint-20", CheckpointSection(), tmp_path / "pins")
+    assert torch.equal(found, logits(adapted.eval()))
+    error = refusal(short / "checkpoint-20", CheckpointSection(), tmp_path / "pins")
+    assert "trains the token 66" in str(error) and "save_embedding_layers=True" in str(error)
 
 
 MORE: list[dict[str, Any]] = [
