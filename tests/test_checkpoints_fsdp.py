@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,46 @@ def test_a_part_of_a_file_without_the_last_process(
     (place / "pytorch_model_fsdp_0_rank0.bin").unlink()
     with pytest.raises(CheckpointIncompleteError, match=r"rank0\.bin is not there yet"):
         check_checkpoint(place, settings)
+
+
+@pytest.mark.parametrize(("old", "new", "written"), [(2, 4, (0, 2)), (4, 2, (0,)), (4, 2, (1,))])
+def test_files_of_runs_with_other_numbers_of_processes_make_no_model(
+    model: Any,
+    settings: CheckpointSection,
+    tmp_path: Path,
+    old: int,
+    new: int,
+    written: tuple[int, ...],
+) -> None:
+    """A run that was begun again writes into the folder: its first files add up to whole tensors.
+
+    Of the same number of processes nothing tells the files apart.
+    """
+    name = "pytorch_model_fsdp_0_rank{rank}.bin"
+    state = model.state_dict()
+    save_ranks(state, tmp_path, (new,), file_name=name)
+    place = save_state(lambda s, p: save_ranks(s, p, (old,), file_name=name), state, tmp_path / "r")
+    for rank in written:
+        shutil.copy(tmp_path / name.format(rank=rank), place)
+    with pytest.raises(CheckpointIncompleteError, match=r"runs with different numbers of"):
+        check_checkpoint(place, settings)
+
+
+@pytest.mark.parametrize("mesh", [(7,), (2, 3)])
+def test_files_of_any_number_of_processes_are_read(
+    model: Any, settings: CheckpointSection, tmp_path: Path, mesh: tuple[int, ...]
+) -> None:
+    """Also of groups of processes that have the same, and beside those of an older, larger run."""
+    name = "pytorch_model_fsdp_0_rank{rank}.bin"
+
+    def older_and_newer(state: dict[str, torch.Tensor], place: Path) -> None:
+        older = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+        save_ranks(older, place, (9,), file_name=name)
+        save_ranks(state, place, mesh, file_name=name)
+
+    place = save_state(older_and_newer, model.state_dict(), tmp_path / "run")
+    got = loaded(place, settings, tmp_path / "pins")
+    torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("write", FORMS)

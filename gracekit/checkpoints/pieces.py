@@ -167,6 +167,7 @@ def _of_ranks(directory: Path) -> list[tuple[str, Piece]]:
         return []
     reached: dict[str, int] = {}
     ends: dict[str, int] = {}
+    rows: dict[str, list[int]] = {}
     parts = []
     for rank, file in enumerate(files):
         archive = read_archive(file)
@@ -188,13 +189,29 @@ def _of_ranks(directory: Path) -> list[tuple[str, Piece]]:
                 offsets[along] = at
                 reached[name] = at + saved.shape[along]
                 ends[name] = whole[along]
+                rows.setdefault(name, []).append(saved.shape[along])
             parts.append((name, Piece(file, saved, tuple(offsets))))
     for name, end in ends.items():
         if reached[name] != end:
             raise ValueError(f"the files hold {reached[name]:,} of {end:,} rows of {name[:80]!r}")
+        _require_one_run(name, rows[name])
     if not parts:
         raise ValueError("the weights of all processes hold no tensors")
     return parts
+
+
+def _require_one_run(name: str, rows: list[int]) -> None:
+    """Raise ValueError where parts are not of the sizes in which `torch.chunk` splits a tensor.
+
+    All are as long as the first, and the last one no longer. Files of two runs with different
+    numbers of processes may add up to the whole tensor too.
+    """
+    if set(rows[:-1]) - {rows[0]} or rows[-1] > rows[0]:
+        raise ValueError(
+            f"the files hold {', '.join(map(str, rows[:8]))} rows of {name[:80]!r}, which no one "
+            "run splits so: they are of runs with different numbers of processes; remove the older "
+            "ones"
+        )
 
 
 @dataclass(frozen=True, slots=True)
