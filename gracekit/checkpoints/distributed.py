@@ -19,7 +19,7 @@ from gracekit.foreign import whole_number
 
 TABLE = ".metadata"
 SHARDS = "*.distcp"
-_INNER = ("pytorch_model_fsdp_0", "pytorch_model_fsdp", "model")
+INNER = ("pytorch_model_fsdp_0", "pytorch_model_fsdp", "model")
 """Folders of a checkpoint in which accelerate, the Trainer and others keep the model's shards."""
 _MOST_BYTES = 1 << 30
 
@@ -36,7 +36,7 @@ class Table:
 
 def shards_directory(directory: Path) -> Path | None:
     """Where the model's shards are: the directory or one in it; None where there are none."""
-    for place in (directory, *(directory / name for name in _INNER)):
+    for place in (directory, *(directory / name for name in INNER)):
         if (place / TABLE).is_file() or next(place.glob(SHARDS), None) is not None:
             return place
     return directory if pieces.piece_files(directory) else None
