@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed._shard.sharded_tensor import init_from_local_shards
+from torch.distributed._shard.sharded_tensor.shard import Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
 
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
@@ -201,3 +205,59 @@ def test_the_gathered_state_beside_the_model_is_left_out(model: Any, tmp_path: P
     settings = CheckpointSection(settle_s=0)
     (found,) = find_checkpoints(tmp_path / "run", settings)
     assert "pytorch_model_fsdp.bin" not in {f.name for f in layout_of(found).files(place)}
+
+
+@pytest.mark.parametrize(("first", "then"), permutations(FORMS, 2))
+def test_of_two_forms_in_a_folder_neither_is_read(
+    model: Any, settings: CheckpointSection, tmp_path: Path, first: Any, then: Any
+) -> None:
+    """A run that is begun again with another `state_dict_type` saves beside what is there."""
+
+    def both(state: dict[str, torch.Tensor], place: Path) -> None:
+        first({name: torch.zeros_like(tensor) for name, tensor in state.items()}, place)
+        then(state, place)
+
+    place = save_state(both, model.state_dict(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"in 2 forms \(.*nothing tells which are the last"):
+        check_checkpoint(place, settings)
+    by_command = settings.model_copy(update={"convert_cmd": "merge {src} {dst}"})
+    assert check_checkpoint(place, by_command).step == 3
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_shards_beside_a_whole_model_are_of_another_run(
+    model: Any, tmp_path: Path, write: Any
+) -> None:
+    """The one file is not: `FULL_STATE_DICT` of the Trainer saves it beside the model."""
+    place = save_as_trainer(model, tmp_path / "run")
+    write(model.state_dict(), place)
+    os.utime(place / "trainer_state.json")
+    settings = CheckpointSection(settle_s=0)
+    if write is one_file:
+        assert check_checkpoint(place, settings).step == 3
+        return
+    with pytest.raises(CheckpointError, match=r"2 forms \(safetensors, .*remove the older ones"):
+        check_checkpoint(place, settings)
+
+
+def test_parts_of_fsdp1_are_refused_with_the_way_out(
+    settings: CheckpointSection, tmp_path: Path
+) -> None:
+    def sharded_tensors(state: dict[str, torch.Tensor], place: Path) -> None:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+        shard = Shard.from_tensor_and_offsets(state["weight"], [0, 0], 0)
+        saved = {"weight": init_from_local_shards([shard], *state["weight"].shape)}
+        torch.save(saved, place / "pytorch_model_fsdp_0_rank0.bin")
+
+    def flattened(state: dict[str, torch.Tensor], place: Path) -> None:
+        for rank in range(2):
+            part = {"_flat_param": state["weight"].flatten()}
+            torch.save(part, place / f"pytorch_model_fsdp_rank{rank}.bin")
+
+    weight = {"weight": torch.ones(4, 2)}
+    place = save_state(sharded_tensors, weight, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"\(ShardedTensor\).*save with use_dcp=True, or"):
+        check_checkpoint(place, settings)
+    place = save_state(flattened, weight, tmp_path / "run", step=4)
+    with pytest.raises(CheckpointError, match=r"\(LOCAL_STATE_DICT\).*set state_dict_type to FULL"):
+        check_checkpoint(place, settings)
