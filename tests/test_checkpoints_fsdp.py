@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch.distributed._shard.sharded_tensor import init_from_local_shards
 from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -178,9 +179,19 @@ def test_files_of_any_number_of_processes_are_read(
     torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"base_model.model.lm_head.weight": torch.ones(64, 32)},
+        {"base_model.model.model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
+        {"base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias": torch.ones(32)},
+    ],
+    ids=["matrices", "modules_to_save", "bias", "bias of base_layer"],
+)
 @pytest.mark.parametrize("write", FORMS)
 def test_an_adapter_alone_is_refused_with_the_way_out(
-    settings: CheckpointSection, tmp_path: Path, write: Any
+    settings: CheckpointSection, tmp_path: Path, write: Any, more: dict[str, torch.Tensor]
 ) -> None:
     """As the Trainer's FSDP saves LoRA in shards: without rank, alpha or modules."""
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -189,7 +200,7 @@ def test_an_adapter_alone_is_refused_with_the_way_out(
         f"{prefix}.lora_B.weight": torch.ones(32, 4),
         f"{prefix}.lora_C.weight": torch.ones(4, 4),
     }
-    place = save_state(write, adapter, tmp_path / "run")
+    place = save_state(write, adapter | more, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"a LoRA adapter alone.*to FULL_STATE_DICT"):
         check_checkpoint(place, settings)
     by_command = settings.model_copy(update={"convert_cmd": "merge {src} {dst}"})
@@ -261,3 +272,32 @@ def test_parts_of_fsdp1_are_refused_with_the_way_out(
     place = save_state(flattened, weight, tmp_path / "run", step=4)
     with pytest.raises(CheckpointError, match=r"\(LOCAL_STATE_DICT\).*set state_dict_type to FULL"):
         check_checkpoint(place, settings)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_1.bin"),
+        ("pytorch_model_fsdp_0_rank0.bin", "pytorch_model_fsdp_1_rank0.bin"),
+        ("pytorch_model_fsdp_0", "pytorch_model_fsdp_1"),
+        ("model.safetensors", "model_1.safetensors"),
+    ],
+)
+def test_of_a_state_of_two_models_neither_is_read(
+    model: Any, settings: CheckpointSection, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    def both(state: dict[str, torch.Tensor], place: Path) -> None:
+        for name in names:
+            if name.endswith(".safetensors"):
+                save_file(state, place / name, metadata={"format": "pt"})
+            elif name.endswith(".bin"):
+                torch.save(state, place / name)
+            else:
+                dcp.save({"model": state}, checkpoint_id=str(place / name))  # type: ignore[attr-defined]
+
+    place = save_state(both, model.state_dict(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=rf"2 models \({names[0]}, {names[1]}\).*save only"):
+        check_checkpoint(place, settings)
+    second = place / names[1]
+    shutil.rmtree(second) if second.is_dir() else second.unlink()
+    assert check_checkpoint(place, settings).step == 3
