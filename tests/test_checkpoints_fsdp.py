@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch.distributed._shard.sharded_tensor import init_from_local_shards
+from torch.distributed._shard.sharded_tensor.shard import Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM
 
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
@@ -133,9 +139,59 @@ def test_a_part_of_a_file_without_the_last_process(
         check_checkpoint(place, settings)
 
 
+@pytest.mark.parametrize(("old", "new", "written"), [(2, 4, (0, 2)), (4, 2, (0,)), (4, 2, (1,))])
+def test_files_of_runs_with_other_numbers_of_processes_make_no_model(
+    model: Any,
+    settings: CheckpointSection,
+    tmp_path: Path,
+    old: int,
+    new: int,
+    written: tuple[int, ...],
+) -> None:
+    """A run that was begun again writes into the folder: its first files add up to whole tensors.
+
+    Of the same number of processes nothing tells the files apart.
+    """
+    name = "pytorch_model_fsdp_0_rank{rank}.bin"
+    state = model.state_dict()
+    save_ranks(state, tmp_path, (new,), file_name=name)
+    place = save_state(lambda s, p: save_ranks(s, p, (old,), file_name=name), state, tmp_path / "r")
+    for rank in written:
+        shutil.copy(tmp_path / name.format(rank=rank), place)
+    with pytest.raises(CheckpointIncompleteError, match=r"runs with different numbers of"):
+        check_checkpoint(place, settings)
+
+
+@pytest.mark.parametrize("mesh", [(7,), (2, 3)])
+def test_files_of_any_number_of_processes_are_read(
+    model: Any, settings: CheckpointSection, tmp_path: Path, mesh: tuple[int, ...]
+) -> None:
+    """Also of groups of processes that have the same, and beside those of an older, larger run."""
+    name = "pytorch_model_fsdp_0_rank{rank}.bin"
+
+    def older_and_newer(state: dict[str, torch.Tensor], place: Path) -> None:
+        older = {key: torch.zeros_like(tensor) for key, tensor in state.items()}
+        save_ranks(older, place, (9,), file_name=name)
+        save_ranks(state, place, mesh, file_name=name)
+
+    place = save_state(older_and_newer, model.state_dict(), tmp_path / "run")
+    got = loaded(place, settings, tmp_path / "pins")
+    torch.testing.assert_close(got, logits(model.eval()), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"base_model.model.lm_head.weight": torch.ones(64, 32)},
+        {"base_model.model.model.layers.0.self_attn.q_proj.bias": torch.ones(32)},
+        {"base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias": torch.ones(32)},
+    ],
+    ids=["matrices", "modules_to_save", "bias", "bias of base_layer"],
+)
 @pytest.mark.parametrize("write", FORMS)
 def test_an_adapter_alone_is_refused_with_the_way_out(
-    settings: CheckpointSection, tmp_path: Path, write: Any
+    settings: CheckpointSection, tmp_path: Path, write: Any, more: dict[str, torch.Tensor]
 ) -> None:
     """As the Trainer's FSDP saves LoRA in shards: without rank, alpha or modules."""
     prefix = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -144,7 +200,7 @@ def test_an_adapter_alone_is_refused_with_the_way_out(
         f"{prefix}.lora_B.weight": torch.ones(32, 4),
         f"{prefix}.lora_C.weight": torch.ones(4, 4),
     }
-    place = save_state(write, adapter, tmp_path / "run")
+    place = save_state(write, adapter | more, tmp_path / "run")
     with pytest.raises(CheckpointError, match=r"a LoRA adapter alone.*to FULL_STATE_DICT"):
         check_checkpoint(place, settings)
     by_command = settings.model_copy(update={"convert_cmd": "merge {src} {dst}"})
@@ -160,3 +216,88 @@ def test_the_gathered_state_beside_the_model_is_left_out(model: Any, tmp_path: P
     settings = CheckpointSection(settle_s=0)
     (found,) = find_checkpoints(tmp_path / "run", settings)
     assert "pytorch_model_fsdp.bin" not in {f.name for f in layout_of(found).files(place)}
+
+
+@pytest.mark.parametrize(("first", "then"), permutations(FORMS, 2))
+def test_of_two_forms_in_a_folder_neither_is_read(
+    model: Any, settings: CheckpointSection, tmp_path: Path, first: Any, then: Any
+) -> None:
+    """A run that is begun again with another `state_dict_type` saves beside what is there."""
+
+    def both(state: dict[str, torch.Tensor], place: Path) -> None:
+        first({name: torch.zeros_like(tensor) for name, tensor in state.items()}, place)
+        then(state, place)
+
+    place = save_state(both, model.state_dict(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"in 2 forms \(.*nothing tells which are the last"):
+        check_checkpoint(place, settings)
+    by_command = settings.model_copy(update={"convert_cmd": "merge {src} {dst}"})
+    assert check_checkpoint(place, by_command).step == 3
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_shards_beside_a_whole_model_are_of_another_run(
+    model: Any, tmp_path: Path, write: Any
+) -> None:
+    """The one file is not: `FULL_STATE_DICT` of the Trainer saves it beside the model."""
+    place = save_as_trainer(model, tmp_path / "run")
+    write(model.state_dict(), place)
+    os.utime(place / "trainer_state.json")
+    settings = CheckpointSection(settle_s=0)
+    if write is one_file:
+        assert check_checkpoint(place, settings).step == 3
+        return
+    with pytest.raises(CheckpointError, match=r"2 forms \(safetensors, .*remove the older ones"):
+        check_checkpoint(place, settings)
+
+
+def test_parts_of_fsdp1_are_refused_with_the_way_out(
+    settings: CheckpointSection, tmp_path: Path
+) -> None:
+    def sharded_tensors(state: dict[str, torch.Tensor], place: Path) -> None:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
+        shard = Shard.from_tensor_and_offsets(state["weight"], [0, 0], 0)
+        saved = {"weight": init_from_local_shards([shard], *state["weight"].shape)}
+        torch.save(saved, place / "pytorch_model_fsdp_0_rank0.bin")
+
+    def flattened(state: dict[str, torch.Tensor], place: Path) -> None:
+        for rank in range(2):
+            part = {"_flat_param": state["weight"].flatten()}
+            torch.save(part, place / f"pytorch_model_fsdp_rank{rank}.bin")
+
+    weight = {"weight": torch.ones(4, 2)}
+    place = save_state(sharded_tensors, weight, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"\(ShardedTensor\).*save with use_dcp=True, or"):
+        check_checkpoint(place, settings)
+    place = save_state(flattened, weight, tmp_path / "run", step=4)
+    with pytest.raises(CheckpointError, match=r"\(LOCAL_STATE_DICT\).*set state_dict_type to FULL"):
+        check_checkpoint(place, settings)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_1.bin"),
+        ("pytorch_model_fsdp_0_rank0.bin", "pytorch_model_fsdp_1_rank0.bin"),
+        ("pytorch_model_fsdp_0", "pytorch_model_fsdp_1"),
+        ("model.safetensors", "model_1.safetensors"),
+    ],
+)
+def test_of_a_state_of_two_models_neither_is_read(
+    model: Any, settings: CheckpointSection, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    def both(state: dict[str, torch.Tensor], place: Path) -> None:
+        for name in names:
+            if name.endswith(".safetensors"):
+                save_file(state, place / name, metadata={"format": "pt"})
+            elif name.endswith(".bin"):
+                torch.save(state, place / name)
+            else:
+                dcp.save({"model": state}, checkpoint_id=str(place / name))  # type: ignore[attr-defined]
+
+    place = save_state(both, model.state_dict(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=rf"2 models \({names[0]}, {names[1]}\).*save only"):
+        check_checkpoint(place, settings)
+    second = place / names[1]
+    shutil.rmtree(second) if second.is_dir() else second.unlink()
+    assert check_checkpoint(place, settings).step == 3

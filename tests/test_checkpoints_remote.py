@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from gracekit.checkpoints import RemoteRun, find_checkpoints, watch_checkpoints
-from gracekit.checkpoints.remote_groups import followed_groups, split, wanted_groups
+from gracekit.checkpoints.remote_groups import (
+    followed_groups,
+    split,
+    wanted_groups,
+    wanted_objects,
+)
 from gracekit.errors import RemoteError, RemoteNotFoundError, StoreWriteError, UsageError
 from gracekit.recipe import CheckpointSection
 from gracekit.remote import RemoteFolder, RemoteObject
@@ -168,6 +173,40 @@ def watched(
     return watch_checkpoints(
         run.directory, settings, is_done=lambda c: False, stop=stop, clock=lambda: now[0], wait=wait
     )
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        ["pytorch_model_fsdp.bin"],
+        ["pytorch_model_fsdp_0_rank0.bin", "pytorch_model_fsdp_0_rank1.bin"],
+        ["pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp_0/__0_0.distcp"],
+        ["model_world_size_2_rank_0.pt", "model_world_size_2_rank_1.pt"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("url_name", "place"), [("checkpoint_3", ""), ("sft", ""), ("sft", "last/")]
+)
+def test_large_weights_of_fsdp_are_downloaded(
+    weights: list[str], url_name: str, place: str
+) -> None:
+    """At a URL that is a checkpoint's own, and in a folder without a number."""
+    wanted = {f"{place}{name}" for name in (*weights, "tokenizer.json")}
+    found = {
+        name: RemoteObject(name=name, num_bytes=1 << 30, etag="x", modified_at=1.0)
+        for name in (*wanted, f"{place}data.bin")
+    }
+    groups, loose = split(found, 3, url_name)
+    assert [group.name for group in groups] == ([] if place else [""])
+    got = wanted_objects(groups, loose, others=(), with_optimizer=False, with_all=False)
+    assert set(got) == (wanted if place else set(found))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model_fsdp.bin", "pytorch_model_fsdp_0/__0_0.distcp"])
+def test_weights_of_fsdp_in_folders_of_steps_do_not_make_the_run_a_checkpoint(name: str) -> None:
+    one = RemoteObject(name=f"checkpoint_3/{name}", num_bytes=1, etag="x", modified_at=1.0)
+    groups, _ = split({one.name: one}, 3, "sft")
+    assert [group.name for group in groups] == ["checkpoint_3"]
 
 
 @pytest.mark.parametrize("settings", [LATEST, ALL])

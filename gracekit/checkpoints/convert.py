@@ -48,7 +48,7 @@ from gracekit.checkpoints.lora_in_state import (
     scaling_of,
 )
 from gracekit.checkpoints.pieces import Piece, read_pieces, whole_shape
-from gracekit.checkpoints.weights import WHOLE
+from gracekit.checkpoints.weights import ONE_MODEL, WHOLE
 from gracekit.errors import CheckpointError, CheckpointMismatchError
 from gracekit.recipe import CheckpointSection
 from gracekit.types import PinnedCheckpoint
@@ -60,9 +60,6 @@ _WRAPPERS = re.compile(
 )
 """What wrappers of a module put into the names of its parameters."""
 _MOST_SHOWN = 3
-_ONE_MODEL = (
-    "save only the one that is trained, or set checkpoints.convert_cmd to a command that writes it"
-)
 
 
 def ensure_weights(pinned: PinnedCheckpoint, settings: CheckpointSection) -> None:
@@ -187,7 +184,7 @@ def _names(
         if not _is_same(theirs, first, name):
             raise CheckpointError(
                 f"{pinned.checkpoint.path} holds both {first} and {name}, which are one parameter "
-                f"without the names of wrappers: {_ONE_MODEL}"
+                f"without the names of wrappers: {ONE_MODEL}"
             )
     prefixes = Counter(
         name.removesuffix(ours)
@@ -210,7 +207,7 @@ def _names(
         if adapter is not None:
             raise CheckpointError(
                 f"{pinned.checkpoint.path} holds a whole model and an adapter ({adapter}), which "
-                f"would be left out: {_ONE_MODEL}"
+                f"would be left out: {ONE_MODEL}"
             )
         for other in whole.values():
             common = chosen.keys() & other.keys()
@@ -218,7 +215,7 @@ def _names(
                 names = " and ".join(repr(prefix) for prefix in sorted(whole))
                 raise CheckpointError(
                     f"{pinned.checkpoint.path} holds {len(whole)} models, under names that begin "
-                    f"with {names}, and nothing tells which one is trained: {_ONE_MODEL}"
+                    f"with {names}, and nothing tells which one is trained: {ONE_MODEL}"
                 )
         _require_sizes(pinned, model.state_dict(), theirs, chosen)
         return chosen

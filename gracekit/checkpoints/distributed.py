@@ -15,11 +15,12 @@ from gracekit.checkpoints import pieces
 from gracekit.checkpoints.inert_pickle import Record, mapping, read_records
 from gracekit.checkpoints.lora_in_state import require_model
 from gracekit.documents import open_regular
+from gracekit.errors import CheckpointError
 from gracekit.foreign import whole_number
 
 TABLE = ".metadata"
 SHARDS = "*.distcp"
-_INNER = ("pytorch_model_fsdp_0", "pytorch_model_fsdp", "model")
+INNER = ("pytorch_model_fsdp_0", "pytorch_model_fsdp", "model")
 """Folders of a checkpoint in which accelerate, the Trainer and others keep the model's shards."""
 _MOST_BYTES = 1 << 30
 
@@ -36,14 +37,42 @@ class Table:
 
 def shards_directory(directory: Path) -> Path | None:
     """Where the model's shards are: the directory or one in it; None where there are none."""
-    for place in (directory, *(directory / name for name in _INNER)):
+    place = _place_of_table(directory)
+    if place is None and pieces.piece_files(directory):
+        return directory
+    return place
+
+
+def require_one_form(directory: Path, *, has_weights: bool) -> None:
+    """Raise `CheckpointError` where weights lie in several forms, as of runs with other settings.
+
+    Args:
+        directory: Of the model.
+        has_weights: Whether it holds weights in safetensors; a trainer saves `FULL_STATE_DICT` both
+            so and as one file, which then is no other form.
+    """
+    forms = pieces.forms_of_fsdp(directory)
+    place = _place_of_table(directory)
+    if place is not None:
+        forms.append(TABLE if place == directory else f"{place.name}/{TABLE}")
+    if has_weights:
+        forms = ["safetensors", *(form for form in forms if form != pieces.WHOLE_OF_FSDP)]
+    if len(forms) > 1:
+        raise CheckpointError(
+            f"{directory} holds weights in {len(forms)} forms ({', '.join(forms)}), and nothing "
+            "tells which are the last; remove the older ones"
+        )
+
+
+def _place_of_table(directory: Path) -> Path | None:
+    for place in (directory, *(directory / name for name in INNER)):
         if (place / TABLE).is_file() or next(place.glob(SHARDS), None) is not None:
             return place
-    return directory if pieces.piece_files(directory) else None
+    return None
 
 
 def has_table(place: Path) -> bool:
-    """Whether shards are those of a table, or parts that tell their places themselves."""
+    """Whether shards are those of a table, or parts without one."""
     return not pieces.piece_files(place)
 
 

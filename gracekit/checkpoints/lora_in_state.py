@@ -48,9 +48,16 @@ def adapter_among(names: Iterable[str]) -> str | None:
 def require_model(directory: Path, names: Collection[str]) -> None:
     """Raise `CheckpointError` for a state that holds the parameters of a LoRA adapter alone.
 
-    Nothing in such a state tells by how much the adapter counts.
+    Such a state has the weight of no module that is adapted, though PEFT may add whole modules and
+    biases that are trained too. Nothing in it tells by how much the adapter counts.
     """
-    if names and all(map(is_lora, names)):
+    adapted = {name.split(".lora_", 1)[0] for name in names if is_lora(name)}
+    rest = [name for name in names if not is_lora(name) and not name.endswith("bias")]
+    has_model = any(
+        name.split(_BASE, 1)[0] in adapted or name.removesuffix(".weight") in adapted
+        for name in rest
+    )
+    if adapted and not has_model:
         raise CheckpointError(
             f"{directory} holds a LoRA adapter alone, without the model that it adapts and without "
             f"its {ADAPTER_CONFIG}; leave save_lora_only off in verl, set state_dict_type of "

@@ -15,7 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gracekit.checkpoints.adapters import base_named, incomplete_adapter
-from gracekit.checkpoints.distributed import incomplete_shards, shard_files, shards_directory
+from gracekit.checkpoints.distributed import (
+    incomplete_shards,
+    require_one_form,
+    shard_files,
+    shards_directory,
+)
 from gracekit.checkpoints.quantised import quantisation_of
 from gracekit.checkpoints.weights import (
     ADAPTER_CONFIG,
@@ -46,6 +51,11 @@ OTHER_SAVES = {"final", "final_model", "final_checkpoint", "best", "last", "late
 """Names of checkpoints that have no number."""
 
 UNSUPPORTED = (
+    (
+        "pytorch_model_fsdp_rank*.bin",
+        "the flattened parameters of each process (LOCAL_STATE_DICT)",
+        "set state_dict_type to FULL_STATE_DICT or SHARDED_STATE_DICT",
+    ),
     (
         "pytorch_model*.bin",
         "pickled weights",
@@ -128,6 +138,7 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
     if shards is not None:
         is_for_command = uses_command(parts, settings)
         try:
+            require_one_form(directory, has_weights=False)
             reason = incomplete_shards(shards)
         except CheckpointError:
             if not is_for_command:
@@ -136,7 +147,9 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
         if reason or is_for_command:
             return reason or _incomplete_tokenizer(parts)
         return _incomplete_rest(parts, settings)
-    if not has_weights:
+    if has_weights:
+        require_one_form(directory, has_weights=True)
+    else:
         found = unsupported(directory)
         if found is not None:
             if not uses_command(parts, settings):

@@ -14,12 +14,16 @@ from gracekit.checkpoints.model_files import (
     incomplete_model,
     uses_command,
 )
-from gracekit.checkpoints.weights import has_weights, is_adapter
+from gracekit.checkpoints.weights import ONE_MODEL, SAVE_ONE, has_weights, is_adapter
 from gracekit.errors import CheckpointError
 from gracekit.foreign import whole_number
 
 _LAST = 64
 """Bytes of a file that names a step."""
+_OF_ACCELERATE = re.compile(
+    r"model(?:_(\d{1,6}))?\.safetensors|pytorch_model_fsdp(?:_(\d{1,6}))?(?:_rank\d+)?(?:\.bin)?"
+)
+"""Weights of one of the models of a state, with its number; without one: the first."""
 _OF_DEEPSPEED, _OF_VERL = "latest", "latest_checkpointed_iteration.txt"
 
 
@@ -43,8 +47,10 @@ class AccelerateLayout(Layout):
     def unready(self, path: Path) -> str | None:
         """Why it is not complete: also the random states, which are written last, have to be there.
 
-        Raises `CheckpointError` where no base model is named, whose config it needs.
+        Raises `CheckpointError` where no base model is named, whose config it needs, and for the
+        state of several models.
         """
+        _require_one_model(path, is_for_command=uses_command(self.parts(path), self.settings))
         reason = incomplete_model(self.parts(path), self.settings)
         if reason and not self.settings.base_model and "config.json" in reason:
             base_of(path, self.settings)
@@ -238,6 +244,18 @@ class OwnLayout(Layout):
     def weight_files(self, path: Path) -> list[Path]:
         """All files below it: which are weights is not known."""
         return all_files(path)
+
+
+def _require_one_model(path: Path, *, is_for_command: bool) -> None:
+    first: dict[int, str] = {}
+    for child in sorted(path.glob("*")):
+        if found := _OF_ACCELERATE.fullmatch(child.name):
+            first.setdefault(int(found[1] or found[2] or 0), child.name)
+    if len(first) > 1 and not is_for_command:
+        raise CheckpointError(
+            f"{path} holds {len(first)} models ({', '.join(sorted(first.values()))}), and nothing "
+            f"tells which one is trained: {SAVE_ONE if has_weights(path) else ONE_MODEL}"
+        )
 
 
 def _is_begun_state(path: Path) -> bool:

@@ -33,7 +33,7 @@ from gracekit.foreign import whole_number
 _SHARDS = "shard-*-model-*.safetensors"
 _RANKS = "model_world_size_*_rank_*.pt"
 _RANK_NAME = re.compile(r"model_world_size_(\d{1,6})_rank_(\d{1,6})\.pt")
-_WHOLE_OF_FSDP = "pytorch_model_fsdp.bin"
+WHOLE_OF_FSDP = "pytorch_model_fsdp.bin"
 """The gathered model, as accelerate saves it with `FULL_STATE_DICT`."""
 _RANKS_OF_FSDP = "pytorch_model_fsdp_0_rank*.bin"
 _RANK_OF_FSDP = re.compile(r"pytorch_model_fsdp_0_rank(\d{1,6})\.bin")
@@ -64,9 +64,16 @@ class Piece:
 
 def piece_files(directory: Path) -> list[Path]:
     """The files of parts that a directory holds, sorted; empty where there are none."""
-    patterns = (_SHARDS, _RANKS, _WHOLE_OF_FSDP, _RANKS_OF_FSDP)
+    patterns = (_SHARDS, _RANKS, WHOLE_OF_FSDP, _RANKS_OF_FSDP)
     found = (path for pattern in patterns for path in directory.glob(pattern))
     return sorted(path for path in found if path.is_file())
+
+
+def forms_of_fsdp(directory: Path) -> list[str]:
+    """The first file of each form in which FSDP saves parts or the gathered model, by name."""
+    patterns = (WHOLE_OF_FSDP, _RANKS_OF_FSDP, _RANKS)
+    found = ([p.name for p in directory.glob(pattern) if p.is_file()] for pattern in patterns)
+    return sorted(min(names) for names in found if names)
 
 
 def incomplete_pieces(directory: Path) -> str | None:
@@ -137,8 +144,8 @@ def _rank_files(directory: Path) -> list[Path]:
     """
     names = [found for path in directory.glob(_RANKS) if (found := _RANK_NAME.match(path.name))]
     if not names:
-        if (directory / _WHOLE_OF_FSDP).is_file():
-            return [directory / _WHOLE_OF_FSDP]
+        if (directory / WHOLE_OF_FSDP).is_file():
+            return [directory / WHOLE_OF_FSDP]
         of_fsdp = directory.glob(_RANKS_OF_FSDP)
         count = len([path for path in of_fsdp if _RANK_OF_FSDP.fullmatch(path.name)])
         files = [directory / _RANKS_OF_FSDP.replace("*", str(rank)) for rank in range(count)]
@@ -167,6 +174,7 @@ def _of_ranks(directory: Path) -> list[tuple[str, Piece]]:
         return []
     reached: dict[str, int] = {}
     ends: dict[str, int] = {}
+    rows: dict[str, list[int]] = {}
     parts = []
     for rank, file in enumerate(files):
         archive = read_archive(file)
@@ -188,13 +196,29 @@ def _of_ranks(directory: Path) -> list[tuple[str, Piece]]:
                 offsets[along] = at
                 reached[name] = at + saved.shape[along]
                 ends[name] = whole[along]
+                rows.setdefault(name, []).append(saved.shape[along])
             parts.append((name, Piece(file, saved, tuple(offsets))))
     for name, end in ends.items():
         if reached[name] != end:
             raise ValueError(f"the files hold {reached[name]:,} of {end:,} rows of {name[:80]!r}")
+        _require_one_run(name, rows[name])
     if not parts:
         raise ValueError("the weights of all processes hold no tensors")
     return parts
+
+
+def _require_one_run(name: str, rows: list[int]) -> None:
+    """Raise ValueError where parts are not of the sizes in which `torch.chunk` splits a tensor.
+
+    All are as long as the first, and the last one no longer. Files of two runs with different
+    numbers of processes may add up to the whole tensor too.
+    """
+    if set(rows[:-1]) - {rows[0]} or rows[-1] > rows[0]:
+        raise ValueError(
+            f"the files hold {', '.join(map(str, rows[:8]))} rows of {name[:80]!r}, which no one "
+            "run splits so: they are of runs with different numbers of processes; remove the older "
+            "ones"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,14 +234,21 @@ class _Distributed:
 def _distributed(file: Path, value: Any) -> _Distributed | None:
     """The record of a `DTensor`; None for anything else.
 
-    Raises `CheckpointError` for one that is split in another way than by whole slices.
+    Raises `CheckpointError` for one that is split in another way than by whole slices, and for a
+    `ShardedTensor`.
     """
     if not (isinstance(value, Record) and value.path == "torch._tensor._rebuild_from_type_v2"):
         return None
     try:
-        _, kind, made_of, (_, state) = value.args
-        if not kind.path.endswith(".DTensor"):
+        kind = value.args[1].path
+        if kind.endswith(".ShardedTensor"):
+            raise CheckpointError(
+                f"{file} holds parts of FSDP1 (ShardedTensor), which gracekit does not put "
+                "together; save with use_dcp=True, or set state_dict_type to FULL_STATE_DICT"
+            )
+        if not kind.endswith(".DTensor"):
             return None
+        _, _, made_of, (_, state) = value.args
         shape = tuple(int(n) for n in made_of[2])
         placements = state["_spec"].state["placements"]
         kinds = [placement.path.rpartition(".")[2] for placement in placements]

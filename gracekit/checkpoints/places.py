@@ -32,7 +32,10 @@ _TELL_NO_RUN = ("pretrained", "hf-trainer")
 """Layouts of which any model may be, such as a reward model: their name has to tell a step."""
 _KNOW_THEIR_STEP = ("hf-trainer", "lightning")
 """Layouts whose files tell the step."""
-_MODEL_FILES = ("*.safetensors", "*/.metadata", "*/*_states.pt", "*/adapter_config.json")
+_MODEL_FILES = (
+    "*.safetensors", "pytorch_model_fsdp*.bin", "*/.metadata", "*/*_states.pt",
+    "*/adapter_config.json",
+)  # fmt: skip
 _MOST_FOLDERS = 5_000
 """A run's folder has fewer; what is below a home or a data folder is not looked through."""
 _MOST_SHOWN = 4

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from gracekit.checkpoints.distributed import INNER
 from gracekit.checkpoints.model_files import is_step_folder
 from gracekit.checkpoints.places import History, followed_by_times
 from gracekit.remote import RemoteObject
@@ -24,6 +25,11 @@ SMALL_BYTES = 16 << 20
 _FILE_SUFFIX = ".ckpt"
 _WEIGHTS = (".safetensors", ".ckpt", ".distcp")
 _PICKLED = (".bin", ".pt", ".pth")
+_PART = re.compile(
+    r"pytorch_model_fsdp.*\.bin|model_world_size_\d+_rank_\d+\.pt"
+    rf"|(?:{'|'.join(INNER)})/(?:[^/]+\.distcp|\.metadata)"
+)
+"""Weights of FSDP, within the folder of a checkpoint."""
 _TOKENIZER = re.compile(r"(?:tokenizer|vocab|spiece|sentencepiece).*|.*\.(?:model|tiktoken)")
 _OPTIMIZER = re.compile(r"optimizer(?:\.(?:pt|bin|safetensors)|(?:[-_]\d+)?/.*)")
 
@@ -101,6 +107,7 @@ def split(
             grouped.setdefault(group, []).append(found)
     top = [name for name in objects if "/" not in name]
     has_model = any(name.endswith(_WEIGHTS) and not name.endswith(_FILE_SUFFIX) for name in top)
+    has_model |= any(map(_PART.fullmatch, objects))
     is_step = is_step_folder(url_name)
     if (is_step and (has_model or "config.json" in top)) or (has_model and not grouped):
         whole = tuple(found for name, found in objects.items() if name not in folders)
@@ -188,17 +195,23 @@ def wanted_objects(
         for one in group.objects:
             if with_all or with_optimizer or not _OPTIMIZER.fullmatch(group.inner(one)):
                 found[one.name] = one
-    models = {_folder_of(one) for one in loose if one.name.endswith(_WEIGHTS)}
+    models = {home for one in loose if (home := _home_of_weights(one.name)) is not None}
     for one in loose:
         if any(one.name.startswith(f"{run}/") for run in others if run):
             continue
-        is_part = one.name.endswith(_WEIGHTS) or one.num_bytes <= SMALL_BYTES
+        is_weights = _home_of_weights(one.name) is not None
+        is_part = is_weights or one.num_bytes <= SMALL_BYTES
         last = one.name.rpartition("/")[2]
-        is_part |= _folder_of(one) in models and _TOKENIZER.fullmatch(last) is not None
+        is_part |= one.name.rpartition("/")[0] in models and _TOKENIZER.fullmatch(last) is not None
         if is_part and (with_optimizer or not _OPTIMIZER.fullmatch(one.name)):
             found[one.name] = one
     return found
 
 
-def _folder_of(one: RemoteObject) -> str:
-    return one.name.rpartition("/")[0]
+def _home_of_weights(name: str) -> str | None:
+    """The folder of the model whose weights an object holds; None for one that holds none."""
+    parts = name.split("/")
+    for at in range(max(0, len(parts) - 2), len(parts)):
+        if _PART.fullmatch("/".join(parts[at:])):
+            return "/".join(parts[:at])
+    return "/".join(parts[:-1]) if name.endswith(_WEIGHTS) else None
