@@ -236,10 +236,13 @@ def test_of_two_forms_in_a_folder_neither_is_read(
 
 
 @pytest.mark.parametrize("write", FORMS)
-def test_shards_beside_a_whole_model_are_of_another_run(
+def test_shards_beside_an_older_whole_model_are_of_another_run(
     model: Any, tmp_path: Path, write: Any
 ) -> None:
-    """The one file is not: `FULL_STATE_DICT` of the Trainer saves it beside the model."""
+    """The one file is not: `FULL_STATE_DICT` of the Trainer saves it beside the model.
+
+    Nor are shards that the model was merged from, as `accelerate merge-weights` does.
+    """
     place = save_as_trainer(model, tmp_path / "run")
     write(model.state_dict(), place)
     os.utime(place / "trainer_state.json")
@@ -249,6 +252,9 @@ def test_shards_beside_a_whole_model_are_of_another_run(
         return
     with pytest.raises(CheckpointError, match=r"2 forms \(safetensors, .*remove the older ones"):
         check_checkpoint(place, settings)
+    for file in (*place.glob("model*.safetensors"), place / "trainer_state.json"):
+        os.utime(file)
+    assert check_checkpoint(place, settings).step == 3
 
 
 def test_parts_of_fsdp1_are_refused_with_the_way_out(
@@ -280,7 +286,6 @@ def test_parts_of_fsdp1_are_refused_with_the_way_out(
         ("pytorch_model_fsdp.bin", "pytorch_model_fsdp_1.bin"),
         ("pytorch_model_fsdp_0_rank0.bin", "pytorch_model_fsdp_1_rank0.bin"),
         ("pytorch_model_fsdp_0", "pytorch_model_fsdp_1"),
-        ("model.safetensors", "model_1.safetensors"),
     ],
 )
 def test_of_a_state_of_two_models_neither_is_read(
@@ -288,9 +293,7 @@ def test_of_a_state_of_two_models_neither_is_read(
 ) -> None:
     def both(state: dict[str, torch.Tensor], place: Path) -> None:
         for name in names:
-            if name.endswith(".safetensors"):
-                save_file(state, place / name, metadata={"format": "pt"})
-            elif name.endswith(".bin"):
+            if name.endswith(".bin"):
                 torch.save(state, place / name)
             else:
                 dcp.save({"model": state}, checkpoint_id=str(place / name))  # type: ignore[attr-defined]
@@ -301,3 +304,19 @@ def test_of_a_state_of_two_models_neither_is_read(
     second = place / names[1]
     shutil.rmtree(second) if second.is_dir() else second.unlink()
     assert check_checkpoint(place, settings).step == 3
+
+
+def test_of_a_state_of_two_models_in_safetensors_the_first_is_meant(
+    model: Any, settings: CheckpointSection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that learns and its mean over time, say: told once, for the watcher looks often."""
+
+    def both(state: dict[str, torch.Tensor], place: Path) -> None:
+        for name in ("model.safetensors", "model_1.safetensors"):
+            save_file(state, place / name, metadata={"format": "pt"})
+
+    place = save_state(both, model.state_dict(), tmp_path / "run")
+    for _ in range(2):
+        assert check_checkpoint(place, settings).step == 3
+    told = [r.getMessage() for r in caplog.records if "several models" in r.getMessage()]
+    assert len(told) == 1 and "model.safetensors, model_1.safetensors" in told[0]

@@ -1,12 +1,13 @@
 """Regular expressions of an adapter's config, tried before PEFT does.
 
-PEFT matches them with the names of all modules, and some take for ever: a group that repeats, with
-a repetition in it. Nothing ends a match within a process, so such a one is tried in another.
+PEFT matches them with the names of all modules, and some take for ever. Nothing ends a match within
+a process, so what repeats anything is tried in another one.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -17,14 +18,19 @@ from typing import Any
 from gracekit.checkpoints.weights import ADAPTER_CONFIG
 from gracekit.errors import CheckpointMismatchError
 
+logger = logging.getLogger(__name__)
+
 DEADLINE_S = 60.0
-"""Wall-clock seconds; a match that ends takes milliseconds."""
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-_TRY = (
-    "import json, re, sys\n"
-    "way, pattern, names = json.load(sys.stdin)\n"
-    "for name in names: getattr(re, way)(pattern, name)\n"
-)
+"""Wall-clock seconds for all patterns; those whose matches end take milliseconds."""
+_REPEATS = re.compile(r"[*+{]")
+_TRY = """
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for way, pattern in patterns:
+    for name in names:
+        getattr(re, way)(pattern, name)
+    print(".", end="", flush=True)
+"""
 
 
 def require_patterns(directory: Path, config: dict[str, Any], names: Iterable[str]) -> None:
@@ -35,18 +41,23 @@ def require_patterns(directory: Path, config: dict[str, Any], names: Iterable[st
         config: Its adapter_config.json.
         names: Of the modules of its base model.
     """
-    names = list(names)
+    where = f"in the {ADAPTER_CONFIG} of {directory}"
+    to_try: list[tuple[str, str, str, str]] = []
     for key, own, way, pattern in _patterns(config):
-        where = f"{key} {own[:80]!r} in the {ADAPTER_CONFIG} of {directory}"
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise CheckpointMismatchError(f"{where} is no regular expression: {error}") from None
-        if _REPEATED_GROUP.search(own) and not _ends(way, pattern, names):
             raise CheckpointMismatchError(
-                f"{where} takes more than {DEADLINE_S:g} s to match the names of its base model's "
-                "modules: it repeats a group with a repetition in it; name the modules in a list"
-            )
+                f"{key} {own[:80]!r} {where} is no regular expression: {error}"
+            ) from None
+        if _REPEATS.search(own):
+            to_try.append((key, own, way, pattern))
+    if to_try and (stuck := _stuck_at([rest for _, _, *rest in to_try], list(names))) is not None:
+        key, own, *_ = to_try[stuck]
+        raise CheckpointMismatchError(
+            f"{key} {own[:80]!r} {where} takes more than {DEADLINE_S:g} s to match the names of "
+            "its base model's modules; name the modules in a list"
+        )
 
 
 def _patterns(config: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -58,19 +69,33 @@ def _patterns(config: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         found = config.get(key)
         for own in found if isinstance(found, dict) else ():
             yield key, own, "match", rf"(.*\.)?({own})$"
+    found = config.get("modules_to_save")
+    for own in found if isinstance(found, list) else ():
+        if isinstance(own, str):
+            yield "modules_to_save", own, "match", rf"(^|.*\.){own}($|\..*)"
     found = config.get("layers_pattern")
     for own in found if isinstance(found, list) else [found]:
         if isinstance(own, str):
             yield "layers_pattern", own, "match", rf".*\.{own}\.(\d+)\."
 
 
-def _ends(way: str, pattern: str, names: list[str]) -> bool:
+def _stuck_at(patterns: list[list[str]], names: list[str]) -> int | None:
+    """The number of the pattern that was still being tried at the deadline; None: all have ended.
+
+    Also None where this program cannot start Python, as one that embeds it: PEFT tries them then.
+    """
+    python = getattr(sys, "_base_executable", None) or sys.executable
     try:
-        subprocess.run(
-            [sys.executable, "-I", "-S", "-c", _TRY],
-            input=json.dumps([way, pattern, names]), text=True, timeout=DEADLINE_S, check=False,
+        run = subprocess.run(
+            [python, "-I", "-S", "-c", _TRY],
+            input=json.dumps([patterns, names]).encode(), timeout=DEADLINE_S, check=False,
             capture_output=True,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+    except subprocess.TimeoutExpired as error:
+        return len(error.stdout or b"")
+    except (OSError, TypeError, ValueError) as error:
+        logger.debug("cannot start %s to try patterns: %r", python, error)
+        return None
+    if run.stdout != len(patterns) * b".":
+        logger.debug("%s did not try patterns: %r", python, run.stderr[-500:])
+    return None

@@ -6,6 +6,8 @@ in parts without such a table are those of `pieces.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,25 +45,38 @@ def shards_directory(directory: Path) -> Path | None:
     return place
 
 
-def require_one_form(directory: Path, *, has_weights: bool) -> None:
+def require_one_form(directory: Path, weights: Sequence[Path]) -> None:
     """Raise `CheckpointError` where weights lie in several forms, as of runs with other settings.
 
     Args:
         directory: Of the model.
-        has_weights: Whether it holds weights in safetensors; a trainer saves `FULL_STATE_DICT` both
-            so and as one file, which then is no other form.
+        weights: Its weights in safetensors. Where there are some, other forms may lie beside them
+            that are no newer: what they were merged from, or the file that is saved with them.
     """
-    forms = pieces.forms_of_fsdp(directory)
+    forms = {name: [directory / name] for name in pieces.forms_of_fsdp(directory)}
     place = _place_of_table(directory)
     if place is not None:
-        forms.append(TABLE if place == directory else f"{place.name}/{TABLE}")
-    if has_weights:
-        forms = ["safetensors", *(form for form in forms if form != pieces.WHOLE_OF_FSDP)]
-    if len(forms) > 1:
+        name = TABLE if place == directory else f"{place.name}/{TABLE}"
+        forms[name] = shard_files(place)
+    if weights:
+        forms.pop(pieces.WHOLE_OF_FSDP, None)
+        made_at = _newest(weights)
+        forms = {name: files for name, files in forms.items() if _newest(files) > made_at}
+    if len(forms) + bool(weights) > 1:
+        named = ", ".join([*(["safetensors"] if weights else []), *forms])
         raise CheckpointError(
-            f"{directory} holds weights in {len(forms)} forms ({', '.join(forms)}), and nothing "
-            "tells which are the last; remove the older ones"
+            f"{directory} holds weights in {len(forms) + bool(weights)} forms ({named}), and "
+            "nothing tells which are the last; remove the older ones"
         )
+
+
+def _newest(files: Sequence[Path]) -> float:
+    """When the newest one was written; those that are gone do not count."""
+    times = []
+    for file in files:
+        with suppress(OSError):
+            times.append(file.stat().st_mtime)
+    return max(times, default=0.0)
 
 
 def _place_of_table(directory: Path) -> Path | None:

@@ -131,14 +131,14 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
     if is_adapter(directory):
         return incomplete_adapter(directory) or _incomplete_tokenizer(parts)
     try:
-        has_weights = bool(weight_files(directory))
+        weights = weight_files(directory)
     except ValueError as error:
         return str(error)
-    shards = None if has_weights else shards_directory(directory)
+    shards = None if weights else shards_directory(directory)
     if shards is not None:
         is_for_command = uses_command(parts, settings)
         try:
-            require_one_form(directory, has_weights=False)
+            require_one_form(directory, [])
             reason = incomplete_shards(shards)
         except CheckpointError:
             if not is_for_command:
@@ -147,8 +147,8 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
         if reason or is_for_command:
             return reason or _incomplete_tokenizer(parts)
         return _incomplete_rest(parts, settings)
-    if has_weights:
-        require_one_form(directory, has_weights=True)
+    if weights:
+        require_one_form(directory, weights)
     else:
         found = unsupported(directory)
         if found is not None:
@@ -157,7 +157,7 @@ def incomplete_model(parts: Sequence[Path], settings: CheckpointSection) -> str 
             return _incomplete_archive(directory) or _incomplete_tokenizer(parts)
     if config_in(parts) is None and settings.base_model is None:
         missing = f"{CONFIG} is not there yet"
-        whole = has_weights and incomplete_weights(directory) is None
+        whole = weights and incomplete_weights(directory) is None
         hint = "; if the trainer never writes one, set checkpoints.base_model in the recipe to the "
         return missing + (f"{hint}directory of the model that training began from" if whole else "")
     config = config_in(parts)

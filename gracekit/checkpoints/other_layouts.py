@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from gracekit.checkpoints.base_layout import Layout, all_files, step_in_name
@@ -14,9 +16,11 @@ from gracekit.checkpoints.model_files import (
     incomplete_model,
     uses_command,
 )
-from gracekit.checkpoints.weights import ONE_MODEL, SAVE_ONE, has_weights, is_adapter
+from gracekit.checkpoints.weights import ONE_MODEL, has_weights, is_adapter
 from gracekit.errors import CheckpointError
 from gracekit.foreign import whole_number
+
+logger = logging.getLogger(__name__)
 
 _LAST = 64
 """Bytes of a file that names a step."""
@@ -47,8 +51,8 @@ class AccelerateLayout(Layout):
     def unready(self, path: Path) -> str | None:
         """Why it is not complete: also the random states, which are written last, have to be there.
 
-        Raises `CheckpointError` where no base model is named, whose config it needs, and for the
-        state of several models.
+        Raises `CheckpointError` where no base model is named, whose config it needs, and for
+        several models saved by FSDP. Of several in safetensors the first is meant.
         """
         _require_one_model(path, is_for_command=uses_command(self.parts(path), self.settings))
         reason = incomplete_model(self.parts(path), self.settings)
@@ -251,11 +255,24 @@ def _require_one_model(path: Path, *, is_for_command: bool) -> None:
     for child in sorted(path.glob("*")):
         if found := _OF_ACCELERATE.fullmatch(child.name):
             first.setdefault(int(found[1] or found[2] or 0), child.name)
-    if len(first) > 1 and not is_for_command:
+    if len(first) < 2 or is_for_command:
+        return
+    names = ", ".join(sorted(first.values()))
+    if not has_weights(path):
         raise CheckpointError(
-            f"{path} holds {len(first)} models ({', '.join(sorted(first.values()))}), and nothing "
-            f"tells which one is trained: {SAVE_ONE if has_weights(path) else ONE_MODEL}"
+            f"{path} holds {len(first)} models ({names}), and nothing tells which one is trained: "
+            f"{ONE_MODEL}"
         )
+    _tell_of_the_first(path, names)
+
+
+@lru_cache(maxsize=1024)
+def _tell_of_the_first(path: Path, names: str) -> None:
+    """Once for each state."""
+    logger.warning(
+        "%s holds several models (%s): the one that was prepared first is measured. Where another "
+        "one is trained, prepare that first, or save it alone", path, names,
+    )  # fmt: skip
 
 
 def _is_begun_state(path: Path) -> bool:

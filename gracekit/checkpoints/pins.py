@@ -147,7 +147,8 @@ def named_as_found(pinned: PinnedCheckpoint) -> Iterator[None]:
         yield
     except CheckpointError as error:
         told = str(error)
-        for folder in (pinned.directory, pinned.original):
+        is_within = pinned.directory.is_relative_to(pinned.original)
+        for folder in [pinned.original] if is_within else [pinned.directory, pinned.original]:
             told = told.replace(str(folder), str(pinned.checkpoint.path))
         if told == str(error):
             raise

@@ -28,9 +28,10 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_OF_TORCHTUNE = "adapter_model.pt"
 """The adapter under torchtune's own names, which only torchtune saves."""
-SAVE_ONE = "save only the one that is trained"
-ONE_MODEL = f"{SAVE_ONE}, or set checkpoints.convert_cmd to a command that writes it"
-"""The ways out where several models are saved as one."""
+ONE_MODEL = (
+    "save only the one that is trained, or set checkpoints.convert_cmd to a command that writes it"
+)
+"""The way out where several models are saved as one."""
 _SHARDS = "model-*-of-*.safetensors"
 _CHUNK_BYTES = 1 << 22
 _MAX_HEADER_BYTES = 100_000_000
