@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,24 @@ def _loaded(checkpoint: Checkpoint, settings: CheckpointSection, pins: Path) -> 
         assert len(load_tokenizer(pinned, settings)) == 64 - 33
         found = load_model(pinned, settings, device="cpu", dtype="float32")
     return logits(found)
+
+
+def spoiled(file: Path) -> Iterator[int | None]:
+    """A file away (None), then cut to so many bytes: at every eighth and before its last byte.
+
+    Its time is kept, and in the end it is whole again.
+    """
+    content, at = file.read_bytes(), file.stat().st_mtime
+    sizes = [len(content) * eighths // 8 for eighths in range(8)]
+    for size in (None, *sizes, len(content) - 1):
+        if size is None:
+            file.unlink()
+        else:
+            file.write_bytes(content[:size])
+            os.utime(file, (at, at))
+        yield size
+    file.write_bytes(content)
+    os.utime(file, (at, at))
 
 
 # --- writers: each gives the checkpoint's path

@@ -23,7 +23,7 @@ from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.checkpoints.layouts import layout_of
 from gracekit.errors import CheckpointError, CheckpointIncompleteError
 from gracekit.recipe import CheckpointSection
-from tests.checkpoint_writers import loaded, logits, save_as_trainer, save_ranks
+from tests.checkpoint_writers import loaded, logits, save_as_trainer, save_ranks, spoiled
 from tests.tiny import write_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -100,15 +100,8 @@ def test_no_form_is_read_before_it_is_whole(
     files = sorted(f for f in place.rglob("*") if "fsdp" in str(f.relative_to(place)))
     files = [file for file in files if file.is_file()]
     for file in files:
-        content = file.read_bytes()
-        sizes = [len(content) * eighths // 8 for eighths in range(8)]
-        for size in (None, *sizes, len(content) - 1):
-            if size is None:
-                file.unlink()
-            else:
-                file.write_bytes(content[:size])
+        for size in spoiled(file):
             assert find_checkpoints(tmp_path / "run", settings) == [], (file, size)
-        file.write_bytes(content)
         assert len(find_checkpoints(tmp_path / "run", settings)) == 1
 
 

@@ -6,7 +6,6 @@ kind, it shards, trains and saves on the CPU by the code that it has for them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from gracekit.checkpoints import check_checkpoint, find_checkpoints
 from gracekit.errors import CheckpointError
 from gracekit.recipe import CheckpointSection
-from tests.checkpoint_writers import loaded, logits
+from tests.checkpoint_writers import loaded, logits, spoiled
 from tests.matrix import ROWS, Rows, expect_never_early, join_ranks, run_ranks
 from tests.tiny import make_tokenizer, write_checkpoint
 
@@ -97,18 +96,9 @@ def expect_whole_only(path: Path, settings: CheckpointSection, named: str) -> No
     files = sorted(f for f in path.rglob("*") if named in str(f.relative_to(path)) and f.is_file())
     assert files
     for file in files:
-        content, at = file.read_bytes(), file.stat().st_mtime
-        sizes = [len(content) * eighths // 8 for eighths in range(8)]
-        for size in (None, *sizes, len(content) - 1):
-            if size is None:
-                file.unlink()
-            else:
-                file.write_bytes(content[:size])
-                os.utime(file, (at, at))
+        for _ in spoiled(file):
             with pytest.raises(CheckpointError, match="is not complete"):
                 check_checkpoint(path, settings)
-        file.write_bytes(content)
-        os.utime(file, (at, at))
         check_checkpoint(path, settings)
 
 

@@ -137,7 +137,8 @@ def tokenize(
     name = _key("", tokenizer, encoder, data, KEY_FORMAT)
     cached = open_tokens(cache_dir, name)
     hashes = _hashes(raw, data)
-    if cached is None or (cached.hashes.places_of(hashes) < 0).any():
+    places = None if cached is None else cached.hashes.places_of(hashes)
+    if cached is None or places is None or (places < 0).any():
         renderer = Renderer(tokenizer, data)
         if has_unknown_source(tokenizer, data):
             logger.warning("%s", UNKNOWN_SOURCE)
@@ -147,6 +148,7 @@ def tokenize(
         remove_others(cache_dir, name)
         cached = open_tokens(cache_dir, name)
         assert cached is not None
+        places = cached.hashes.places_of(hashes)
     table = TokenTable(
         lengths=cached.lengths,
         num_prompt_tokens=(cached.lengths - cached.num_targets).astype(np.int32),
@@ -161,7 +163,7 @@ def tokenize(
             if digest in cached.problems
         ),
         key=_key(raw.fingerprint, tokenizer, encoder, data, KEY_FORMAT),
-    ).arranged(cached.hashes.places_of(hashes))
+    ).arranged(places)
     if len(table) and len(table.unrendered) == len(table):
         raise DataError(_listed(data.name, "no row can be rendered", table.unrendered))
     if not table.num_targets.any():
