@@ -87,6 +87,12 @@ def make_scratch_folder(purpose: str) -> Path:
         raise _no_room(f"in {parent}", error) from error
 
 
+def remove_own_folders(parent: Path, purpose: str) -> None:
+    """Remove what `make_scratch_folder` made in a directory for this process and purpose."""
+    for folder in parent.glob(f"gracekit-{purpose}-*-{_maker(os.getpid())}"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def temporary_directory() -> Path:
     """Where temporary files go; raises `StoreWriteError` where there is no place for them."""
     try:

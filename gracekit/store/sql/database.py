@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -23,7 +22,7 @@ from duckdb import DuckDBPyConnection
 
 from gracekit.errors import QueryError, StoreWriteError
 from gracekit.files import clear_write_errors, remove, write_atomic
-from gracekit.leftovers import make_scratch_folder
+from gracekit.leftovers import make_scratch_folder, remove_own_folders, temporary_directory
 from gracekit.store.files.migrations import is_old
 from gracekit.store.files.paths import StorePaths
 from gracekit.store.reader import StoreReader
@@ -237,9 +236,9 @@ def _own_directory(pid: int) -> Path:
 
     Every connection may write into it, so its name must not be known beforehand.
     """
-    directory = make_scratch_folder("sql")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return directory
+    # First, for a signal may end the process as soon as the directory is there.
+    atexit.register(remove_own_folders, temporary_directory(), "sql")
+    return make_scratch_folder("sql")
 
 
 def _attach(connection: DuckDBPyConnection, store: StoreReader) -> bool:
