@@ -311,6 +311,36 @@ def test_every_arm_trains(bed: Bed, tmp_path: Path, name: str) -> None:
     assert (course.selection_tokens > 0) == costs
 
 
+def test_a_training_ends_where_a_version_advises_it(world: Path, tmp_path: Path) -> None:
+    """Its steps, looks and rows are those of the same arm that goes on, up to there."""
+    wanted = {
+        "compare.epochs": 10, "compare.evaluations": 10, "compare.seeds": 1,
+        "selection.fraction": 0.6, "compare.arms": ["once", "aimed", "aimed-stopped"],
+    }  # fmt: skip
+    found = gracekit.compare(world, output=tmp_path / "out", set=wanted)
+    whole, ended = (
+        json.loads((tmp_path / f"out/{name}-seed0.json").read_text())
+        for name in ("aimed", "aimed-stopped")
+    )
+    advised = next(aim["step"] for aim in whole["aims"] if aim["advice"] is not None)
+    end = ended["ended_at"]
+    # A trainer looks at what a version wants after the first step of the epoch.
+    assert end == advised + 1 < whole["num_steps"] and whole["ended_at"] is None
+    assert ended["aims"] == [aim for aim in whole["aims"] if aim["step"] <= advised]
+    assert ended["num_trained"] < whole["num_trained"]
+    for one, two in zip(whole["points"], ended["points"], strict=True):
+        assert one["step"] == two["step"]
+        if one["step"] <= advised:
+            np.testing.assert_allclose(two["losses"], one["losses"], atol=1e-5)
+    assert ended["points"][-1]["losses"] == ended["points"][-2]["losses"]
+    assert ended["points"][-1]["trained_tokens"] < whole["points"][-1]["trained_tokens"]
+    outcome = next(arm for arm in found.arms if arm.arm == "aimed-stopped")
+    assert outcome.ended_at == [end]
+    assert f"`aimed-stopped` ended after {end} of {whole['num_steps']} steps" in " ".join(
+        found.verdict
+    )
+
+
 def test_oracles_train_on_what_they_know(bed: Bed, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -265,6 +265,7 @@ def test_a_program_that_is_not_there_and_an_arm_that_looks(world: Path, tmp_path
     for arm, text, words in (
         ("random", "no-such-program {subset} {output} {seed}", "cannot start the training command"),
         ("loss-top", command(world), "looks at the model in training"),
+        ("aimed-stopped", command(world), "ends where versions of later checkpoints advise it"),
     ):
         with pytest.raises(GracekitError, match=words):
             gracekit.compare(world, output=tmp_path / arm, set={"compare.arms": [arm]}, train=text)

@@ -55,6 +55,8 @@ class Overlay:
     needs_target: bool = False
     from_kept: bool = False
     """Whether a version has `compare.keep_share` of the data, from which every epoch is drawn."""
+    ends_early: bool = False
+    """Whether the training ends where a version advises it, before the steps of the others."""
 
 
 UNAIMED = {"selection.selector": "balanced", "selection.aim": "none"}
@@ -118,6 +120,12 @@ OVERLAYS: dict[str, Overlay] = {
         about="towards the target, however often a row was used",
         changes={**_AIMED, "selection.dose": 1.0},
         needs_target=True,
+    ),
+    "aimed-stopped": Overlay(
+        about="towards the target, ended where a version advises it (training.stop: stop)",
+        changes=_AIMED,
+        needs_target=True,
+        ends_early=True,
     ),
     "aimed-measured": Overlay(
         about="towards the target, with all rows measured at every refresh",

@@ -183,6 +183,7 @@ def _outcome(
         about=arm.about,
         seeds=len(runs),
         num_steps=next(iter(runs.values())).num_steps,
+        ended_at=[run.ended_at for run in runs.values() if run.ended_at is not None],
         steps=steps.tolist(),
         losses=losses.tolist(),
         compute=compute.tolist(),

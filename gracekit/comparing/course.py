@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class Course:
     """What each version said of its target set."""
     worths: list[WorthPoint] = field(default_factory=list)
     """What the meter of each version said."""
+    ended_at: int | None = None
+    """The last step, where the training ended before the others, as a version advised."""
     model: Any = None
     """The trained model."""
 
@@ -39,20 +41,33 @@ class Course:
         return np.bincount(np.concatenate([np.zeros(0, np.int64), *self.trained]), minlength=n)
 
     def tokens_at(self, step: int, lengths: Int64, batch_size: int) -> float:
-        """Tokens of the rows that were trained on up to a step; an epoch ends with a short batch.
+        """Tokens of the rows that were trained on up to a step.
 
         Args:
             step: Optimizer steps.
             lengths: [n] tokens of each row.
             batch_size: Rows of a step.
         """
-        total, left = 0, step
-        for rows in self.trained:
-            total += int(lengths[rows[: left * batch_size]].sum())
-            left -= -(-len(rows) // batch_size)
-            if left <= 0:
-                break
-        return float(total)
+        return float(
+            sum(int(lengths[rows].sum()) for rows in rows_of_steps(self.trained, step, batch_size))
+        )
+
+
+def rows_of_steps(epochs: list[Rows], num_steps: int, batch_size: int) -> list[Rows]:
+    """Rows of the first steps, by epochs; an epoch ends with a short batch.
+
+    Args:
+        epochs: Rows of each epoch, in order.
+        num_steps: Optimizer steps.
+        batch_size: Rows of a step.
+    """
+    taken, left = [], num_steps
+    for rows in epochs:
+        if left <= 0:
+            break
+        taken.append(rows[: left * batch_size])
+        left -= -(-len(rows) // batch_size)
+    return taken
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
@@ -91,6 +106,19 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Look, where it is time."""
         if state.global_step in self._looks_at:
             self._look(int(state.global_step))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where a version has ended the training: every look that is left sees the model as it is.
+
+        So all runs have looks at the same steps, and curves over seeds can be drawn.
+        """
+        left = sorted(step for step in self._looks_at if step > state.global_step)
+        if not left:
+            return
+        self.course.ended_at = int(state.global_step)
+        self._look(left[0])
+        seen = self.course.points[-1]
+        self.course.points += [replace(seen, step=step) for step in left[1:]]
 
     def _look(self, step: int) -> None:
         began = time.process_time()

@@ -161,6 +161,11 @@ def check_arm(bed: Bed, arm: Arm) -> None:
     """`RecipeError` where an arm needs the model in training, which a command does not show."""
     if arm.draws is not None and not arm.is_full:
         arm.draws(bed, 0).draw(0, _NoLooks(arm.name))
+    if arm.overlay is not None and arm.overlay.ends_early:
+        raise RecipeError(
+            f"the arm {arm.name!r} ends where versions of later checkpoints advise it, and a "
+            "command of your own has none; leave it out, or compare without --train"
+        )
 
 
 class _NoLooks:

@@ -15,6 +15,9 @@ class ArmOutcome:
     about: str
     seeds: int
     num_steps: int
+    ended_at: list[int]
+    """Steps after which versions ended the training before the others, a number a seed; empty:
+    they did not."""
     steps: list[float]
     """[p] where the held-out rows were looked at."""
     losses: list[float]

@@ -25,7 +25,8 @@ def recipe_of(bed: Bed, arm: Arm, seed: int, store: Path) -> Recipe:
         **({} if BUDGETS & arm.overlay.changes.keys() else {"selection.count": budget}),
         "training.steps": bed.num_steps,
         "training.samples_a_step": bed.recipe.compare.batch_size,
-        "training.stop": "never",  # arms are compared at equal steps
+        # Arms are compared at equal steps, but for those that show what an earlier end brings.
+        "training.stop": "stop" if arm.overlay.ends_early else "never",
         "checkpoints.tokenizer": bed.recipe.checkpoints.tokenizer or str(bed.start),
         "seed": seed,
         **arm.overlay.changes,

@@ -122,6 +122,8 @@ class RunResult:
     most_uses: int
     marked: dict[str, float]
     """Column of marks -> share of the trained rows that have one."""
+    ended_at: int | None = None
+    """Step at which a version's advice ended the training; None: it took all steps."""
     weights_digest: str = ""
     """Of the trained weights; empty where they were not looked at."""
     rows_digest: str = ""

@@ -165,6 +165,7 @@ def _result(
         groups=bed.judges.groups.tolist(),
         group_names=list(bed.judges.group_names),
         metric=metric,
+        ended_at=course.ended_at,
         num_trained=total,
         num_distinct=int((uses > 0).sum()),
         most_uses=int(uses.max(initial=0)),

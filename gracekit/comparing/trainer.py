@@ -29,7 +29,7 @@ from gracekit.checkpoints import check_checkpoint, describe_architecture
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.controls import Draws, Turn
-from gracekit.comparing.course import Course, Watch
+from gracekit.comparing.course import Course, Watch, rows_of_steps
 from gracekit.comparing.evaluation import padded, row_losses, row_states, sums_of_rows
 from gracekit.comparing.recipes import recipe_of
 from gracekit.comparing.run_result import AimPoint, WorthPoint
@@ -68,8 +68,9 @@ def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int],
         _train_control(bed, model, arm.draws(bed, seed), seed, folder, watch)
     else:
         _train_selection(bed, model, arm, seed, folder, watch)
-    taken = watch.course.points[-1].step
-    if taken != num_steps:
+    taken = watch.course.ended_at or watch.course.points[-1].step
+    may_end_early = arm.overlay is not None and arm.overlay.ends_early
+    if taken != num_steps and not may_end_early:
         raise MeasureError(
             f"the arm {arm.name!r}, seed {seed}, took {taken} of {num_steps} steps: arms with "
             "different steps cannot be compared; see the messages above"
@@ -298,7 +299,9 @@ class _Refreshing(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the checkpoint."""
-        control.should_save = state.global_step < state.max_steps
+        control.should_save = (
+            state.global_step < state.max_steps and not control.should_training_stop
+        )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make a version of it."""
@@ -360,5 +363,8 @@ def _train_selection(bed: Bed, model: Any, arm: Arm, seed: int, folder: Path, wa
         for line in file:
             drawn = json.loads(line)
             epochs.setdefault(drawn["epoch"], []).extend(drawn["positions"])
-    watch.course.trained = [np.array(epochs[e], np.int64) for e in sorted(epochs)]
+    trained = [np.array(epochs[e], np.int64) for e in sorted(epochs)]
+    # Where the training ended early the loader was ahead of it.
+    steps = watch.course.ended_at or watch.num_steps
+    watch.course.trained = rows_of_steps(trained, steps, bed.recipe.compare.batch_size)
     watch.course.versions = len(Store.open(recipe.store).all_versions())

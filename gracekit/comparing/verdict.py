@@ -54,6 +54,12 @@ def verdict_of(
             sentences.append(f"`{outcome.arm}` is worse than `{control}`: {numbers}.")
         else:
             sentences.append(f"`{outcome.arm}`: no difference from `{control}` found: {numbers}.")
+        if outcome.ended_at:
+            sentences.append(
+                f"`{outcome.arm}` ended after {', '.join(map(str, outcome.ended_at))} of "
+                f"{outcome.num_steps} steps, where its versions advised it, with "
+                f"{outcome.compute[-1] / known_compute:.0%} of the compute of `{control}`."
+            )
         share = outcome.compute[-1] / known_compute
         if apart.mean < 0 and share > MORE_COMPUTE:
             sentences.append(
