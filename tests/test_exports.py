@@ -797,7 +797,8 @@ def test_names_of_roles_are_told_to_llamafactory(tmp_path: Path) -> None:
         {"role": "assistant", "content": "c"},
     ]
     entry = tags(tmp_path, "openai", {"messages": turns[:1] + turns[3:]}, {"messages": turns})
-    assert entry["formatting"] == "openai" and entry["tags"]["observation_tag"] == "tool"
+    assert entry["formatting"] == "sharegpt" and entry["tags"]["role_tag"] == "from"
+    assert entry["tags"]["observation_tag"] == "observation"
     entry = tags(tmp_path, "mixed", short, chat("user", "gpt"))  # one name for each
     assert (entry["tags"]["user_tag"], entry["columns"]) == ("human", {"messages": "conversations"})
     lines = (tmp_path / "mixed/coreset.jsonl").read_text().splitlines()
