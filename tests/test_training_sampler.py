@@ -296,6 +296,28 @@ def test_in_a_plain_data_loader(store: Store, num_workers: int) -> None:
     assert set(torch.cat(list(loader)).tolist()) <= expected
 
 
+def test_an_epoch_that_is_gone_over_again_is_a_warning(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loop without `set_epoch` has the same draws for ever, and never a new version."""
+    publish(store)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, num_samples=20)
+    loader: DataLoader[torch.Tensor] = DataLoader(
+        torch.arange(NUM_ROWS),  # type: ignore[arg-type]
+        batch_size=4,
+        sampler=sampler,
+    )
+    for number in range(2):
+        sampler.set_epoch(number)
+        next(iter(loader))  # a look at the first is none
+        list(loader)
+    assert not caplog.records
+    for _ in range(2):
+        list(loader)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "epoch 1 was gone over and is iterated over again" in caplog.text
+
+
 def test_prepared_by_accelerate(store: Store) -> None:
     publish(store)
     sampler = CoresetSampler(store.paths.root, NUM_ROWS, num_samples=20)

@@ -128,7 +128,7 @@ class CoresetIterableDataset(IterableDataset[Any]):
                 "the same draw and no new version. Call set_epoch(epoch) before each epoch",
                 self.sampler.epoch,
             )
-        draws = self.sampler if worker is None else self.sampler.draws()
+        draws = self.sampler.go_over() if worker is None else self.sampler.draws()
         stop = len(self) * self._num_ranks
         mine = range(share, stop, shares)[start:]
         for index, drawn in enumerate(draws):

@@ -148,6 +148,7 @@ class CoresetSampler:
         )
         self._epochs = Epochs(whole_dataset(num_rows, seed), self.num_samples, self._versions)
         self._next_look = 0.0
+        self._gone_over: int | None = None  # an epoch, to its end
         self._run: str | None = None
         self._uses_step: int | None = None
         self._losses = TrainedLosses.none(num_rows)
@@ -157,6 +158,17 @@ class CoresetSampler:
         return self.num_samples
 
     def __iter__(self) -> Iterator[Drawn]:
+        if not self.is_led and self._gone_over == self.epoch:
+            self._versions.warn_once(
+                f"CoresetSampler: epoch {self.epoch} was gone over and is iterated over again, "
+                "with the same draw and no new version. Call set_epoch(epoch) before each epoch",
+                key="gone over",
+            )
+        yield from self.go_over()
+        self._gone_over = self.epoch
+
+    def go_over(self) -> Iterator[Drawn]:
+        """What iterating over it yields, for what says itself where an epoch comes again."""
         self.begin_epoch(self.epoch)
         epoch, epochs = self.epoch, self._epochs
         num_turns, drawn = len(epochs.log), epochs.samples(epoch)
@@ -396,7 +408,7 @@ class CoresetSampler:
         self._epochs.take_up(list(log))
         self._losses, self._content_version = TrainedLosses.none(self._num_rows), None
         self.epoch = state["epoch"]
-        self.num_drawn = 0
+        self.num_drawn, self._gone_over = 0, None
         for turn in [*log[-1:], *self._epochs.turns(self.epoch)]:
             self._replay(turn)
         self._run, self._uses_step = state.get("run"), state.get("uses_step")
