@@ -25,6 +25,7 @@ from gracekit.training.history import note_run, note_turns, run_in, turns_in, wh
 from gracekit.training.loader import (
     EpochSize,
     count_rows,
+    drops_weights,
     epoch_size,
     put_sampler,
     weights_reach_loss,
@@ -134,7 +135,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Whether the trainer's data loader is left as it is, so that no coreset is drawn from."""
         self._num_noted = 0
         self._first_rows = FirstRows(self.store)
-        self._reaches_loss = False
+        self._reaches_loss = self._drops_weights = False
         self._size = EpochSize()
         self._logged_step = -1
         self._pace = PaceClock()
@@ -218,7 +219,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if self.sampler is None:
             return
         self.units = LossUnits(self.store, self.loss)
-        self._reaches_loss = weights_reach_loss(train_dataloader.dataset)
+        self._reaches_loss = weights_reach_loss(train_dataloader)
+        self._drops_weights = drops_weights(train_dataloader)
+        if self._drops_weights and state.is_world_process_zero:
+            logger.warning(
+                "the stream's weights do not reach the loss: the trainer removes their column "
+                "(remove_unused_columns), so rows that are drawn by their norms count alike. Make "
+                "the CoresetIterableDataset without weight_key, so that rows are drawn to count "
+                "alike; or give the trainer the dataset itself and CoresetTrainerMixin; or set "
+                "remove_unused_columns=False and multiply by them in a compute_loss of your own"
+            )
         self._size = epoch_size(train_dataloader, args.world_size)
         self.sampler.trained_per_epoch = self._size.num_trained(self.sampler.num_samples)
         log, run = turns_in(state), run_in(state)
@@ -353,7 +363,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
                 {turn.version for turn in turns if turn.epoch == self.sampler.epoch},
                 reach_loss=self._reaches_loss or self.mode == "weighted",
                 drawn_alike=self.sampler.is_drawn_anew,
-                speaks=state.is_world_process_zero,
+                speaks=state.is_world_process_zero and not self._drops_weights,
             )
 
     def _note_pace(self, args: Any, state: Any) -> None:

@@ -106,6 +106,11 @@ class CoresetIterableDataset(IterableDataset[Any]):
         """Whether rows get their weights (`weight_key`)."""
         return self._weight_key is not None
 
+    @property
+    def weight_key(self) -> str | None:
+        """The key under which a row has its weight."""
+        return self._weight_key
+
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch with the newest version; all ranks must call it."""
         if epoch != self.sampler.epoch:

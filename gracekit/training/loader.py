@@ -114,10 +114,23 @@ def draws_groups(sampler: Any) -> bool:
     return any(kind.__name__ == "RepeatSampler" for kind in type(sampler).__mro__)
 
 
-def weights_reach_loss(dataset: Any) -> bool:
-    """Whether the dataset of a loader gives rows their weights."""
-    stream = stream_of(dataset)
-    return isinstance(dataset, WeighedDataset) or (stream is not None and stream.weighs)
+def weights_reach_loss(loader: Any) -> bool:
+    """Whether rows get their weights, and the loader's batches still have them."""
+    stream = stream_of(loader.dataset)
+    if stream is None:
+        return isinstance(loader.dataset, WeighedDataset)
+    return stream.weighs and not drops_weights(loader)
+
+
+def drops_weights(loader: Any) -> bool:
+    """Whether the trainer removes the weights that a stream of ours gives rows, as it does with all
+    columns that its model does not name (`remove_unused_columns`).
+    """
+    stream = stream_of(loader.dataset)
+    kept = getattr(getattr(loader, "collate_fn", None), "signature_columns", None)
+    if stream is None or not stream.weighs or kept is None:
+        return False
+    return stream.weight_key not in kept
 
 
 def stream_of(dataset: Any) -> CoresetIterableDataset | None:
