@@ -399,9 +399,8 @@ class CoresetTrainerMixin(WeighedTrainer):
                 collate = getattr(self, "data_collator", None)
                 callback.tell_rows(dataset, collate, getattr(self, "processing_class", None))
                 callback.log_to(self)
-                sampler = callback.make_sampler(
-                    num_rows, callback.num_samples, weighs=callback.weigh_loss
-                )
+                weighs = callback.weigh_loss and not self._is_dispatched()
+                sampler = callback.make_sampler(num_rows, callback.num_samples, weighs=weighs)
                 if sampler is not None:
                     return sampler
         return super()._get_train_sampler(train_dataset)  # type: ignore[misc]

@@ -46,11 +46,14 @@ def epoch_size(loader: Any, num_processes: int) -> EpochSize:
     inner = getattr(batches, "batch_sampler", batches)
     num_ranks = getattr(batches, "num_processes", 1)
     is_split = getattr(batches, "split_batches", False)
-    is_stream = stream_of(loader.dataset) is not None
-    if is_stream:  # which accelerate shares out without a batch sampler
+    # Streams, and what rank 0 reads for all, accelerate shares out without a batch sampler.
+    is_shared_by_loader = stream_of(loader.dataset) is not None or hasattr(loader, "_fetch_batches")
+    if is_shared_by_loader:
         num_ranks = num_processes
         is_split = any(getattr(b, "split_batches", False) for b in (loader, loader.dataset))
-    is_filled_up = num_ranks > 1 and (is_stream or getattr(batches, "even_batches", False))
+    is_filled_up = num_ranks > 1 and (
+        is_shared_by_loader or getattr(batches, "even_batches", False)
+    )
     return EpochSize(
         batches=len(loader),
         batch_size=inner.batch_size * (1 if is_split else num_ranks),
