@@ -447,6 +447,24 @@ def test_turns_without_loss_are_counted(
     assert report.details.get("silent_turns") == expected
 
 
+@pytest.mark.parametrize("rendering", ["plain", "trl"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompt": "p", "completion": "c", "system": "s"},
+        {"prompt": openai("user")["messages"], "completion": openai("assistant")["messages"]},
+    ],
+    ids=["a system message", "messages"],
+)
+def test_trl_is_given_prompts_in_one_form(tmp_path: Path, rendering: str, other: Json) -> None:
+    """Of a column of texts and lists its loader makes no dataset."""
+    row = {"prompt": "p", "completion": "c"}
+    with pytest.raises(ExportError, match="TRL takes one of the two"):
+        export(content_of([row, other], rendering=rendering), "trl", tmp_path / "out")
+    export(content_of([row, other]), "trl", tmp_path / "auto")  # which writes all as messages
+    export(content_of([other], rendering=rendering), "trl", tmp_path / "one")
+
+
 def test_tools_come_to_trl_as_they_are(tmp_path: Path) -> None:
     rows = [openai("user", "call", "tool", "assistant", tools=TOOLS), openai("user", "assistant")]
     export(content_of(rows), "trl", tmp_path / "out", weights="none")

@@ -46,12 +46,20 @@ class Trl:
         settings = content.header.dataset.settings
         as_trl, silent = settings.rendering == "trl", 0
         kinds: set[str] = set()
+        forms: set[type] = set()
         is_chat = False
 
         def row(conversation: Conversation, record: Json) -> Json:
             nonlocal silent, is_chat
             found = _trl_row(conversation, record, settings.rendering)
             kinds.update(found)
+            forms.add(type(found.get("prompt")))
+            if len(forms) > 1:
+                raise ExportError(
+                    "of the selected rows some have a prompt and an answer as text, and others as "
+                    "messages, as a system message makes them, and TRL takes one of the two. Write "
+                    "all as messages in the data, or export as jsonl"
+                )
             is_chat |= isinstance(found.get("completion"), list)
             if not as_trl and "chosen" not in found:  # TRL's rendering is measured without marks
                 silent += silent_turns(conversation, settings.loss_on)
