@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from transformers import Trainer, TrainerCallback
 
-from gracekit.errors import GracekitError, RecipeError
+from gracekit.errors import GracekitError
 from gracekit.store import local_store
 from gracekit.training.drawn import unknown_ids
 from gracekit.training.ending import Ending
@@ -36,7 +36,7 @@ from gracekit.training.ranks import gather_over_ranks
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.record import drawn, keep_epochs_before
 from gracekit.training.reporting import Reporter, described, in_words
-from gracekit.training.sampler import CoresetSampler, Follow, check_choice
+from gracekit.training.sampler import CoresetSampler, Follow, check_choice, whole_number
 from gracekit.training.trained_losses import LossNotes
 from gracekit.training.weighing import WeighedTrainer
 from gracekit.training.weighted_data import WeighedDataset, WeighingCollator
@@ -109,9 +109,10 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if loss is not None:
             check_choice("loss", loss, get_args(Average))
         check_choice("redraw", redraw, get_args(Redraw))
-        for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
-            if value is not None and value < 1:
-                raise RecipeError(f"CoresetCallback: {name} should be >= 1, found {value}")
+        if num_samples is not None:
+            num_samples = whole_number("CoresetCallback: num_samples", num_samples, 1)
+        check_steps = whole_number("CoresetCallback: check_steps", check_steps, 1)
+        seed = whole_number("CoresetCallback: seed", seed, 0)
         self.store = local_store(store)
         self.sample_ids = sample_ids
         self.num_samples = num_samples
