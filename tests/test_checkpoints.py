@@ -55,7 +55,7 @@ def write_checkpoint(
             save_file({name: tensor}, directory / f"model-0000{i}-of-00002.safetensors")
         weight_map = {n: f"model-0000{i}-of-00002.safetensors" for i, n in enumerate(tensors, 1)}
         (directory / "model.safetensors.index.json").write_text(
-            json.dumps({"weight_map": weight_map})
+            json.dumps({"metadata": {}, "weight_map": weight_map})
         )
     else:
         save_file(tensors, directory / "model.safetensors")

@@ -383,3 +383,32 @@ def test_without_a_place_for_temporary_files_none_is_called_unusable(
     for run in ("run", "other"):
         told = gracekit.doctor(tmp_path / run, set=changes)
         assert {found.state for found in told.checkpoints} == {"complete"}
+
+
+def test_doctor_without_a_recipe_says_that_a_tokenizer_is_missing(tmp_path: Path) -> None:
+    """It said of such a checkpoint that it can be used, and a refresh refused it."""
+    path = write_checkpoint(tmp_path / "run", 5)
+    with_one = tmp_path / "tokenizer"
+    with_one.mkdir()
+    assert not any("tokenizer" in text for text in gracekit.doctor(path.parent).sentences())
+    for file in path.glob("token*"):
+        file.rename(with_one / file.name)
+    found = gracekit.doctor(path.parent)
+    assert "it holds no tokenizer" in found.sentences()[-1] and found.checkpoints[0].lacks_tokenizer
+    named = gracekit.doctor(path.parent, set={"checkpoints.tokenizer": str(with_one)})
+    assert not any("holds no tokenizer" in text for text in named.sentences())
+
+
+def test_an_index_without_metadata_is_told_so(tmp_path: Path) -> None:
+    """Transformers reads none; it was said to lack 'metadata' for a reason nobody could tell."""
+    path = write_checkpoint(tmp_path / "run", 5)
+    AutoModelForCausalLM.from_pretrained(path).save_pretrained(path, max_shard_size="8KB")
+    index = path / "model.safetensors.index.json"
+    (path / "model.safetensors").unlink()
+    os.utime(path / "trainer_state.json")
+    assert gracekit.doctor(path.parent).newest == "checkpoint-5"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": content["weight_map"]}))
+    os.utime(path / "trainer_state.json")
+    (found,) = gracekit.doctor(path.parent).checkpoints
+    assert 'has no "metadata", which transformers asks for' in (found.reason or "")

@@ -377,6 +377,10 @@ def test_columns_of_the_user_are_never_lost(tmp_path: Path) -> None:
     export(content_of(records), "jsonl", tmp_path / "out")
     row = json.loads((tmp_path / "out/coreset.jsonl").read_text())
     assert row == {**records[0], "gracekit_sample_id": "id 0", "gracekit_weight": 1.0}
+    export(content_of([row, row]), "jsonl", tmp_path / "again")  # an export of the export
+    again = json.loads((tmp_path / "again/coreset.jsonl").read_text().splitlines()[1])
+    own = {"gracekit_gracekit_sample_id": "id 1", "gracekit_gracekit_weight": 1.0}
+    assert again == {**row, **own}
     same: list[Json] = [{"text": "a", "sample_id": "id 0"}]
     export(content_of(same), "jsonl", tmp_path / "same", weights="none")
     assert json.loads((tmp_path / "same/coreset.jsonl").read_text()) == same[0]
@@ -797,7 +801,8 @@ def test_names_of_roles_are_told_to_llamafactory(tmp_path: Path) -> None:
         {"role": "assistant", "content": "c"},
     ]
     entry = tags(tmp_path, "openai", {"messages": turns[:1] + turns[3:]}, {"messages": turns})
-    assert entry["formatting"] == "openai" and entry["tags"]["observation_tag"] == "tool"
+    assert entry["formatting"] == "sharegpt" and entry["tags"]["role_tag"] == "from"
+    assert entry["tags"]["observation_tag"] == "observation"
     entry = tags(tmp_path, "mixed", short, chat("user", "gpt"))  # one name for each
     assert (entry["tags"]["user_tag"], entry["columns"]) == ("human", {"messages": "conversations"})
     lines = (tmp_path / "mixed/coreset.jsonl").read_text().splitlines()

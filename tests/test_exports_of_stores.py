@@ -151,6 +151,36 @@ def test_each_version_has_a_directory_and_latest_names_the_newest(
     assert len(lines(moved / "latest/coreset.jsonl")) == second.num_rows
 
 
+def test_scores_that_were_not_joined_before_are_not_left_out_in_silence(
+    tmp_path: Path, recipe: Recipe
+) -> None:
+    folder = tmp_path / "all"
+    gracekit.export(recipe.store, versions_in=folder)
+    with pytest.raises(ExportError, match=r"asked for was jsonl with weights column and with sc"):
+        gracekit.export(recipe.store, versions_in=folder, with_scores=True)
+    gracekit.export(recipe.store, versions_in=folder, with_scores=True, force=True)
+    again = gracekit.export(recipe.store, versions_in=folder, with_scores=True)
+    assert again.details["was_there"] and again.with_scores
+    with pytest.raises(ExportError, match=r"as jsonl with weights column and with scores; asked"):
+        gracekit.export(recipe.store, versions_in=folder)
+    path = folder / "v000002/manifest.json"  # of a release that did not say
+    manifest = json.loads(path.read_text())
+    del manifest["export"]["with_scores"]
+    path.write_text(json.dumps(manifest))
+    for asked in (False, True):
+        assert gracekit.export(recipe.store, versions_in=folder, with_scores=asked).details
+
+
+def test_an_export_that_lost_a_file_is_not_said_to_be_there(tmp_path: Path, recipe: Recipe) -> None:
+    folder = tmp_path / "all"
+    gracekit.export(recipe.store, versions_in=folder)
+    (folder / "v000002/coreset.jsonl").unlink()
+    with pytest.raises(ExportError, match=r"v000002 holds an .* lacks coreset.jsonl.*--force"):
+        gracekit.export(recipe.store, versions_in=folder)
+    gracekit.export(recipe.store, versions_in=folder, force=True)
+    assert lines(folder / "latest/coreset.jsonl")
+
+
 def test_an_export_that_was_killed_before_the_link_is_finished(
     tmp_path: Path, recipe: Recipe
 ) -> None:

@@ -117,12 +117,159 @@ def _listed(value: Any) -> list[Any]:
 # --- LLaMA-Factory ---
 
 
-@pytest.mark.parametrize("rows", ALTERNATING, ids=["sharegpt", "openai"])
+@pytest.mark.parametrize(
+    "rows",
+    [ALTERNATING[0], [openai("system", "user", "assistant"), openai("user", "assistant")]],
+    ids=["sharegpt", "openai"],
+)
 def test_chats_that_llamafactory_keeps_stay_as_they_are(tmp_path: Path, rows: list[Json]) -> None:
     report = export(content_of(rows), "llamafactory", tmp_path / "lf", weights="none")
     assert "changed" not in report.details
     found = read_lines(tmp_path / "lf/coreset.jsonl")
     assert found == [row | {"sample_id": f"id {i}"} for i, row in enumerate(rows)]
+
+
+def told_turns(tmp_path: Path, rows: list[Json], name: str) -> list[list[tuple[str, str]]]:
+    """The chats of an export, read by what its `dataset_info.json` says, as LLaMA-Factory does."""
+    export(content_of(rows), "llamafactory", tmp_path / name)
+    (entry,) = json.loads((tmp_path / name / "dataset_info.json").read_text()).values()
+    assert entry["formatting"] == "sharegpt", "openai changes the system message of every row"
+    tags = entry["tags"]
+    roles = {tags[key]: key for key in tags if key not in ("role_tag", "content_tag")}
+    return [
+        [(roles[t[tags["role_tag"]]], t[tags["content_tag"]]) for t in row["messages"]]
+        for row in read_lines(tmp_path / name / "coreset.jsonl")
+    ]
+
+
+PLAIN = openai("user", "assistant")
+OTHERS: dict[str, Json] = {
+    "other keys": {
+        "messages": [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]
+    },
+    "entries of two turns": {"messages": [{"input": "q", "output": "a"}]},
+    "parts": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": "a"},
+        ]
+    },
+    "numbers": {
+        "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": 4}]
+    },
+    "JSON text": {"messages": json.dumps(openai("user", "assistant")["messages"])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_messages_that_llamafactory_would_not_find_are_written_anew(
+    tmp_path: Path, name: str
+) -> None:
+    """Wherever such a row stands: the entry tells one pair of keys, and contents that are text."""
+    is_first = name == "entries of two turns"
+    rows = [OTHERS[name], PLAIN] if is_first else [PLAIN, OTHERS[name]]
+    found = told_turns(tmp_path, rows, "lf")
+    for turns in found:
+        assert [role for role, _ in turns] == ["user_tag", "assistant_tag"]
+        assert all(isinstance(text, str) for _, text in turns)
+
+
+def test_calls_come_to_llamafactory_without_its_formatting_openai(tmp_path: Path) -> None:
+    """That of 0.9.5 puts "detailed thinking off" into the system message of rows without tools."""
+    old = openai("user", "assistant", "function", "assistant")
+    old["messages"][1] = {
+        "role": "assistant",
+        "content": None,
+        "function_call": {"name": "add", "arguments": json.dumps(CALLED["arguments"])},
+    }
+    for name, row in {
+        "new": openai("user", "call", "tool", "tool", "assistant"),
+        "old": old,
+    }.items():
+        turns = told_turns(tmp_path, [PLAIN, row], name)[1]
+        kinds = ["user_tag", "function_tag", "observation_tag", "assistant_tag"]
+        assert [role for role, _ in turns] == kinds
+        assert json.loads(turns[1][1]) == [CALLED]
+
+
+def test_pairs_that_llamafactory_would_read_otherwise_are_refused(tmp_path: Path) -> None:
+    pair = {
+        "conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    }
+    export(content_of([pair, pair]), "llamafactory", tmp_path / "lf")
+    for side in (
+        {"role": "assistant", "content": "b"},
+        {"from": "gpt", "value": "b", "tool_calls": [{"type": "function", "function": CALLED}]},
+    ):
+        with pytest.raises(ExportError, match=r"a message of the selected pairs is .*as trl"):
+            export(content_of([pair, pair | {"rejected": side}]), "llamafactory", tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["llamafactory", "axolotl"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompt": "q", "completion": 4},
+        {"prompt": [{"role": "user", "content": "q"}],
+         "completion": [{"role": "assistant", "content": "a"}]},
+    ],
+    ids=["a number", "messages"],
+)  # fmt: skip
+def test_a_later_row_that_is_no_text_is_refused(tmp_path: Path, name: str, other: Json) -> None:
+    """LLaMA-Factory leaves a row out whose answer is a number."""
+    for rows in ([{"prompt": "q", "completion": "a"}, other], [other]):
+        with pytest.raises(ExportError, match=r"(the column|found the columns).*xport as"):
+            export(content_of(rows), name, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_axolotl_is_given_the_messages_that_were_measured_or_none(
+    tmp_path: Path, name: str
+) -> None:
+    rows = content_of([PLAIN, OTHERS[name]])
+    if name in ("parts", "numbers"):  # which it joins, and prints
+        export(rows, "axolotl", tmp_path / "ax")
+        return
+    with pytest.raises(ExportError, match=r"the sample 'id 1' .* 'role' and 'content'.*as trl"):
+        export(rows, "axolotl", tmp_path / "ax")
+
+
+def quiet_chat(key: str, of_user: Any = None) -> Json:
+    user = {"role": "user", "content": "q", **({} if of_user is None else {key: of_user})}
+    return {
+        "messages": [
+            user,
+            {"role": "assistant", "content": "a", key: 0},
+            user,
+            {"role": "assistant", "content": "b", key: 1},
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "mark", "silent"),
+    [
+        ([PLAIN, quiet_chat("weight")], "weight", None),
+        ([PLAIN, quiet_chat("train", 0)], "train", None),
+        ([PLAIN, quiet_chat("weight", 1)], None, 1),  # Axolotl would train on the user's turns
+        ([quiet_chat("loss"), quiet_chat("weight")], None, 2),
+        ([PLAIN, PLAIN], None, None),
+    ],
+)
+def test_turns_without_loss_are_told_to_axolotl_or_counted(
+    tmp_path: Path, rows: list[Json], mark: str | None, silent: int | None
+) -> None:
+    report = export(content_of(rows), "axolotl", tmp_path / "ax")
+    (options,) = yaml.safe_load((tmp_path / "ax/axolotl.yaml").read_text())["datasets"]
+    assert options.get("message_field_training") == mark
+    assert report.details.get("silent_turns") == silent
+    counts = {"llamafactory": 0 if rows == [PLAIN, PLAIN] else len(rows) - rows.count(PLAIN)}
+    told = export(content_of(rows), "llamafactory", tmp_path / "lf").details
+    assert told.get("silent_turns", 0) == counts["llamafactory"]
+    trained = export(content_of(rows, rendering="axolotl"), "axolotl", tmp_path / "as").details
+    assert "silent_turns" not in trained, "they are measured with loss too"
 
 
 def test_chats_in_another_order_are_written_anew(tmp_path: Path) -> None:
@@ -179,6 +326,7 @@ def test_llamafactory_keeps_every_row(tmp_path: Path, rows: list[Json]) -> None:
     processor = SupervisedDatasetProcessor(template, tokenizer, None, arguments)
     found = processor.preprocess_dataset(loaded.to_dict())
     assert len(found["input_ids"]) == len(rows), "rows were dropped"
+    assert not any("detailed thinking" in tokenizer.decode(ids) for ids in found["input_ids"])
     for row, labels in zip(read_lines(tmp_path / "lf/coreset.jsonl"), found["labels"], strict=True):
         said = tokenizer.decode([label for label in labels if label >= 0])
         for turn in row.get("conversations") or row["messages"]:
@@ -299,6 +447,24 @@ def test_turns_without_loss_are_counted(
     assert report.details.get("silent_turns") == expected
 
 
+@pytest.mark.parametrize("rendering", ["plain", "trl"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"prompt": "p", "completion": "c", "system": "s"},
+        {"prompt": openai("user")["messages"], "completion": openai("assistant")["messages"]},
+    ],
+    ids=["a system message", "messages"],
+)
+def test_trl_is_given_prompts_in_one_form(tmp_path: Path, rendering: str, other: Json) -> None:
+    """Of a column of texts and lists its loader makes no dataset."""
+    row = {"prompt": "p", "completion": "c"}
+    with pytest.raises(ExportError, match="TRL takes one of the two"):
+        export(content_of([row, other], rendering=rendering), "trl", tmp_path / "out")
+    export(content_of([row, other]), "trl", tmp_path / "auto")  # which writes all as messages
+    export(content_of([other], rendering=rendering), "trl", tmp_path / "one")
+
+
 def test_tools_come_to_trl_as_they_are(tmp_path: Path) -> None:
     rows = [openai("user", "call", "tool", "assistant", tools=TOOLS), openai("user", "assistant")]
     export(content_of(rows), "trl", tmp_path / "out", weights="none")
@@ -322,6 +488,20 @@ def test_ms_swift(tmp_path: Path) -> None:
     assert (pair["messages"][-1]["content"], pair["rejected_response"]) == ("good", "bad")
     with pytest.raises(ExportError, match="are tokens, which ms-swift does not read"):
         export(content_of([{"input_ids": [1, 2]}]), "ms-swift", tmp_path / "tokens")
+
+
+def test_calls_of_a_rejected_answer_are_not_lost(tmp_path: Path) -> None:
+    call = openai("call")["messages"]
+    pair = {"prompt": openai("user")["messages"], "chosen": openai("assistant")["messages"]}
+    rows = [pair | {"rejected": openai("assistant", "user", "assistant")["messages"][2:]}]
+    rows.append(pair | {"rejected": call})
+    export(content_of(rows), "ms-swift", tmp_path / "swift")
+    plain, called = read_lines(tmp_path / "swift/coreset.jsonl")
+    assert plain["rejected_response"] == "assistant 2"
+    assert [turn["role"] for turn in called["rejected_messages"]] == ["user", "tool_call"]
+    assert json.loads(called["rejected_messages"][1]["content"]) == CALLED
+    with pytest.raises(ExportError, match="calls tools"):
+        export(content_of(rows), "torchtune", tmp_path / "tune")
 
 
 def test_torchtune(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+import gracekit
 from gracekit.errors import (
     RecipeError,
     RemoteChangedError,
@@ -20,7 +22,9 @@ from gracekit.errors import (
 )
 from gracekit.files import TEMPORARY_MARK, sha256
 from gracekit.recipe import Recipe
-from gracekit.remote import RemoteFolder, address_of, cache_folder, folder, is_url
+from gracekit.remote import RemoteFolder, address_of, cache_folder, folder, is_url, require_path
+from gracekit.training import CoresetSampler
+from tests.drawable import drawable_store
 from tests.remote_faults import (
     CUT,
     DENIED,
@@ -59,6 +63,31 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteFolder:
 def test_urls_are_told_from_paths(place: object, url: str | None) -> None:
     assert address_of(place) == url
     assert is_url(place) == (url is not None)
+
+
+@pytest.mark.parametrize("url", ["hf://user/set", "https://example.org/x", "S3://bucket/run"])
+def test_a_url_that_is_not_opened_makes_no_folder_here(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export said that it was there, and lay in a folder `hf:`."""
+    monkeypatch.chdir(tmp_path)
+    drawable_store(tmp_path / "store")
+    asked: list[Callable[[str | Path], object]] = [
+        lambda place: gracekit.export("store", place),
+        lambda place: gracekit.export("store", versions_in=place),
+        lambda place: gracekit.doctor(place),
+        lambda place: gracekit.status(place),
+        lambda place: CoresetSampler(place, 4),
+    ]
+    for ask in asked:
+        for place in (url, Path(url)):
+            with pytest.raises(
+                UsageError, match=rf"found one of {url[:4].rstrip(':/')}\w*://, whic"
+            ):
+                ask(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    (tmp_path / "run:").mkdir()  # a folder may be called so
+    require_path(Path("run:/x"), "a store")
 
 
 @pytest.mark.parametrize(

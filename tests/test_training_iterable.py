@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,26 @@ def test_a_trainer_trains_on_the_coreset(store: Store, tmp_path: Path) -> None:
     coreset = Coreset.load(store.paths.root)
     drawn = [p for batch in fed for p in batch]
     assert sorted(drawn) == sorted(coreset.source_rows.tolist() * 4)
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_weights_that_a_trainer_removes_are_not_said_to_count(
+    store: Store, tmp_path: Path, is_removed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its columns that the model does not name never get to a loss."""
+    publish_draw(store)
+    dataset = CoresetIterableDataset(store.paths.root, ROWS, num_samples=8, weight_key="by")
+    with caplog.at_level(logging.INFO, logger="gracekit.training"):
+        train(
+            tmp_path / "run", CoresetCallback(store.paths.root), kind=Trainer, dataset=dataset,
+            num_train_epochs=1, remove_unused_columns=is_removed,
+        )  # fmt: skip
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert ["the stream's weights do not reach the loss" in text for text in warnings] == (
+        [True] if is_removed else []
+    )
+    assert ("their weights count in the loss" in caplog.text) != is_removed
+    assert "drawn whatever their norms" not in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gracekit.store import newest_run, read_uses
+from gracekit.store import StorePaths, newest_run, read_uses
 from gracekit.training import Coreset, CoresetSampler
 from gracekit.training.ranks import decide_on_rank_zero
+from tests.drawable import drawable_store
 from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_store
 
@@ -28,10 +29,13 @@ def test_outside_a_job_the_decision_is_a_plain_call() -> None:
 def test_two_ranks_draw_one_order_from_one_version(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     (tmp_path / "run").mkdir()
+    for split in (False, True):
+        drawable_store(tmp_path / "dispatched" / str(split), N)
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
             "-m", "tests.training_two_ranks", str(store.paths.root), str(tmp_path / "run"),
+            str(tmp_path / "dispatched"),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parent.parent,
         capture_output=True, text=True, timeout=LAST_RESORT_S, check=False,
@@ -73,3 +77,16 @@ def test_two_ranks_draw_one_order_from_one_version(tmp_path: Path) -> None:
     ]
     passes = [set(second[i : i + 10]) for i in (0, 10, 20, 30)]
     assert [len(drawn) for drawn in passes] == [10] * 4 and len(set(map(frozenset, passes))) > 1
+
+    # Where rank 0 reads batches for both, weights cannot go with them, and that is said.
+    for split in (False, True):
+        paths = StorePaths(tmp_path / "dispatched" / str(split))
+        (logged,) = (read_uses(path) for path in newest_run(paths).values())
+        uses = np.zeros(NUM_ROWS, int)
+        for rank in ranks:
+            np.add.at(uses, np.concatenate(rank[f"dispatched {split}"]["fed"]), 1)
+        assert uses.sum() == logged.facts.num_trained == (8 if split else 16)
+        np.testing.assert_array_equal(logged.state.uses + logged.epoch_uses, uses[::2])
+        said = "\n".join(ranks[0][f"dispatched {split}"]["said"])
+        assert "weights do not reach the loss: rank 0 sends the others their batches" in said
+        assert ranks[0][f"dispatched {split}"]["weights"] == [1], "rows are drawn to count alike"

@@ -296,6 +296,28 @@ def test_in_a_plain_data_loader(store: Store, num_workers: int) -> None:
     assert set(torch.cat(list(loader)).tolist()) <= expected
 
 
+def test_an_epoch_that_is_gone_over_again_is_a_warning(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loop without `set_epoch` has the same draws for ever, and never a new version."""
+    publish(store)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, num_samples=20)
+    loader: DataLoader[torch.Tensor] = DataLoader(
+        torch.arange(NUM_ROWS),  # type: ignore[arg-type]
+        batch_size=4,
+        sampler=sampler,
+    )
+    for number in range(2):
+        sampler.set_epoch(number)
+        next(iter(loader))  # a look at the first is none
+        list(loader)
+    assert not caplog.records
+    for _ in range(2):
+        list(loader)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "epoch 1 was gone over and is iterated over again" in caplog.text
+
+
 def test_prepared_by_accelerate(store: Store) -> None:
     publish(store)
     sampler = CoresetSampler(store.paths.root, NUM_ROWS, num_samples=20)
@@ -326,6 +348,8 @@ def test_reading_logs_nothing_when_all_is_well(
     [
         ({"dataset": 0}, "dataset is empty"),
         ({"num_samples": 0}, "num_samples should be >= 1, found 0"),
+        ({"num_samples": 10 * 0.3}, "num_samples should be a whole number, found 3.0"),
+        ({"seed": -1}, "seed should be >= 0, found -1"),
         ({"mode": "cylce"}, "mode should be one of cycle, weighted; found 'cylce'"),
         ({"follow": "batch"}, "follow should be one of epoch, step, never; found 'batch'"),
     ],
@@ -352,3 +376,20 @@ def test_the_versions_in_use_are_leased(store: Store) -> None:
     assert set(followed(store.paths)) == {1}
     del resumed
     assert followed(store.paths) == {}
+
+
+def test_numbers_of_numpy_are_numbers(store: Store) -> None:
+    publish(store)
+    sampler = CoresetSampler(store.paths.root, np.int64(NUM_ROWS), num_samples=np.int32(8))  # type: ignore[arg-type]
+    sampler.set_epoch(np.int64(1))  # type: ignore[arg-type]
+    state = json.loads(json.dumps(sampler.state_dict()))
+    again = CoresetSampler(store.paths.root, NUM_ROWS, num_samples=8)
+    again.load_state_dict(state)
+    assert list(again) == list(sampler)
+
+
+@pytest.mark.parametrize("state", [{}, {"epoch": 0, "version_log": [[0, 0]]}, {"version_log": 3}])
+def test_what_is_no_state_is_refused(store: Store, state: Any) -> None:
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS)
+    with pytest.raises(RecipeError, match="is no state of a CoresetSampler"):
+        sampler.load_state_dict(state)

@@ -67,6 +67,13 @@ class Diagnosis(ShortRepr):
         for found in self.checkpoints:
             if found.name == self.newest:
                 said += _of_newest(found)
+                is_planned = self.plan is not None or self.plan_error is not None
+                if found.lacks_tokenizer and not (found.needs_command or is_planned):
+                    said.append(
+                        "it holds no tokenizer, which a refresh needs for rows of text: name a "
+                        "directory with one as checkpoints.tokenizer in the recipe, or let the "
+                        "trainer save it (processing_class)"
+                    )
         runs = {found.run for found in self.checkpoints}
         if len(runs) > 1:
             said.append(

@@ -90,17 +90,29 @@ def export(
     written = None if force else exported_at(place, rows.header)
     if written is None:
         written = write_export(rows, name, place, weights=weights, overwrite=force)
-    elif (written.format, written.weights) != (name, weights):
+    elif (written.format, written.weights, _has_scores(written, with_scores)) != (
+        name, weights, with_scores,
+    ):  # fmt: skip
         _name_latest(folder)
         raise ExportError(
-            f"version {number} is in {written.path} already, as {written.format} with weights "
-            f"{written.weights}; asked for was {name} with weights {weights}. Use another "
-            "directory for each format, or replace it with --force"
+            f"version {number} is in {written.path} already, as "
+            f"{_in_words(written.format, written.weights, _has_scores(written, with_scores))}; "
+            f"asked for was {_in_words(name, weights, with_scores)}. Use another directory for "
+            "each format, or replace it with --force"
         )
     elif address_of(place) is None:
         enter_dataset(place.expanduser().absolute())  # a kill may have come before that
     written.details["latest"] = _name_latest(folder)
     return written
+
+
+def _has_scores(written: Exported, asked: bool) -> bool:
+    """As it was asked for where an earlier release did not say."""
+    return asked if written.with_scores is None else written.with_scores
+
+
+def _in_words(format_name: str, weights: Weighting, with_scores: bool) -> str:
+    return f"{format_name} with weights {weights}" + (" and with scores" if with_scores else "")
 
 
 def _place(place: str | Path, name: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 
 from gracekit.errors import RecipeError, UsageError
 from gracekit.recipe import Recipe, read_yaml
+from gracekit.remote import require_path
 from gracekit.store import Store, StoreReader, versions_in_words
 
 StoreLike = Store | Path | str
@@ -97,6 +98,7 @@ def path(value: object, name: str) -> Path:
         raise UsageError(f"{name} is a path, found {value!r}")
     if "\0" in str(value):
         raise UsageError(f"{name} is a path, which has no null byte, found {value!r}")
+    require_path(value, name)
     return Path(value)
 
 

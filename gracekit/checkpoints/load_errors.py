@@ -57,7 +57,7 @@ def load_error(
     path = pinned.checkpoint.path
     config = read_json(model_directory(pinned.directory, settings) / CONFIG)
     model_type = repr(config.get("model_type"))[:80]
-    reason = _first_line(error)
+    reason = f"it lacks {error}" if type(error) is KeyError else _first_line(error)
     if "auto_map" in config and not settings.trust_remote_code:
         return CheckpointError(
             f"{path} brings its own model code; if you trust it, set "

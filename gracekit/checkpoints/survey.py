@@ -57,6 +57,8 @@ class Finding:
     """The form of its weights, in words."""
     base: str | None = None
     """Where config or tokenizer come from, or the base of an adapter; None: all is in it."""
+    lacks_tokenizer: bool = False
+    """Whether there is no tokenizer, in it or set, which rows of text need."""
     architecture: Json | None = None
     """Kind and sizes of the model, where its config can be read."""
     checkpoint: Checkpoint | None = None
@@ -187,7 +189,9 @@ def _finding(
                 weights=_form(parts, settings),
                 needs_command=uses_command(parts, settings),
             )
-            finding = dataclasses.replace(finding, base=_base(path, parts, settings))
+            base = _base(path, parts, settings)
+            lacks = base is None and settings.tokenizer is None and not _has_tokenizer(parts)
+            finding = dataclasses.replace(finding, base=base, lacks_tokenizer=lacks)
             if is_complete:
                 facts = describe_checkpoint(guess, settings)
                 finding = dataclasses.replace(finding, architecture=facts)
@@ -235,7 +239,10 @@ def _base(path: Path, parts: list[Path], settings: CheckpointSection) -> str | N
     folders = [part for part in parts if part.is_dir()]
     if config_in(folders) is None:
         return str(base_of(path, settings))
-    lacks_tokenizer = not any(has_vocabulary(part) for part in folders)
-    if lacks_tokenizer and (settings.tokenizer or settings.base_model):
+    if not _has_tokenizer(parts) and (settings.tokenizer or settings.base_model):
         return f"{settings.tokenizer or settings.base_model} (tokenizer)"
     return None
+
+
+def _has_tokenizer(parts: list[Path]) -> bool:
+    return any(has_vocabulary(part) for part in parts if part.is_dir())

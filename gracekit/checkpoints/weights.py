@@ -207,7 +207,8 @@ def _are_whole(numbers: Any) -> bool:
 def _read_index(path: Path) -> dict[str, set[str]]:
     """Shard file name -> names of its tensors. Raises ValueError when the index makes no sense."""
     try:
-        weight_map = read_json(path)["weight_map"]
+        index = read_json(path)
+        weight_map = index["weight_map"]
         shards: dict[str, set[str]] = {}
         for tensor, shard in weight_map.items():
             if not isinstance(shard, str) or Path(shard).name != shard:
@@ -217,4 +218,9 @@ def _read_index(path: Path) -> dict[str, set[str]]:
         raise ValueError(f"{path.name} is cut off or is not an index of weights") from None
     if not shards:
         raise ValueError(f"{path.name} names no weights")
+    if not isinstance(index.get("metadata"), dict):
+        raise ValueError(
+            f'{path.name} has no "metadata", which transformers asks for beside "weight_map"; add '
+            "it, {} is enough"
+        )
     return shards

@@ -7,11 +7,12 @@ from pathlib import Path
 import yaml
 
 from gracekit.errors import ExportError
-from gracekit.exports.layout import Layout, given
+from gracekit.exports.conversations import conversations_of, num_silent
+from gracekit.exports.layout import Layout, given, messages_as_told
 from gracekit.exports.records import Jsonl
 from gracekit.protocols import ExportContent
 from gracekit.remote import address_or_path
-from gracekit.samples.messages import ASSISTANT
+from gracekit.samples.messages import ASSISTANT, LOSS_KEYS
 from gracekit.types import Json
 
 AXOLOTL_ROLES = {
@@ -30,15 +31,61 @@ class Axolotl:
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """The path in the fragment is absolute."""
+        layout = Layout.of(content)
+        options = _axolotl_options(layout)
+        silent = num_silent(content)
+        if layout.messages:
+            _require_as_told(content, layout)
+            if silent and (mark := _mark(content, layout)):
+                options["message_field_training"], silent = mark, 0
         facts = Jsonl().write(content, directory, out)
         dataset = {
             "path": address_or_path(out / Jsonl.file_name),
             "ds_type": "json",
-            **_axolotl_options(Layout.of(content)),
+            **options,
         }
         fragment = yaml.safe_dump({"datasets": [dataset]}, sort_keys=False, allow_unicode=True)
         (directory / self.file_name).write_text(fragment, encoding="utf-8")
-        return {"files": [*facts["files"], self.file_name]}
+        return {
+            "files": [*facts["files"], self.file_name],
+            **({"silent_turns": silent} if silent else {}),
+        }
+
+
+CONTENTS = (str, int, float, list)
+"""What Axolotl takes as the content of a message; of a list it joins the texts of its parts."""
+
+
+def _require_as_told(content: ExportContent, layout: Layout) -> None:
+    """`ExportError` for a chat that Axolotl would read otherwise than it was measured."""
+    rows = zip(conversations_of(content), content.sample_ids, strict=True)
+    for (conversation, record), sample_id in rows:
+        if messages_as_told(layout, conversation, record, CONTENTS) is None:
+            raise ExportError(
+                f"the messages of the sample {sample_id!r} are not all objects with "
+                f"{layout.role_key!r} and {layout.content_key!r}, as those of the first selected "
+                "row are, and axolotl's chat_template reads these alone. Export as trl, whose "
+                "messages are, and give axolotl that file"
+            )
+
+
+def _mark(content: ExportContent, layout: Layout) -> str:
+    """The key by which messages say whether they carry loss, as Axolotl would take it; "" where
+    there are several, or one that would say so of a turn that is not the assistant's.
+    """
+    found = set()
+    for conversation, record in conversations_of(content):
+        messages = messages_as_told(layout, conversation, record, CONTENTS) or []
+        for entry, message in messages:
+            for key in LOSS_KEYS:
+                value = entry.get(key)
+                if value is None:
+                    continue
+                is_said = isinstance(value, bool | int) and value in (0, 1)
+                if not is_said or (value and message["role"] != ASSISTANT):
+                    return ""
+                found.add(key)
+    return found.pop() if len(found) == 1 else ""
 
 
 def _axolotl_roles(layout: Layout) -> dict[str, list[str]]:

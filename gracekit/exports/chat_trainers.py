@@ -7,7 +7,7 @@ beside them and none of the user's others.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gracekit.errors import ExportError
 from gracekit.exports.conversations import (
     conversations_of,
     has_one_answer,
+    silent_turns,
     split_answer,
     template_messages,
 )
@@ -45,15 +46,23 @@ class Trl:
         settings = content.header.dataset.settings
         as_trl, silent = settings.rendering == "trl", 0
         kinds: set[str] = set()
+        forms: set[type] = set()
         is_chat = False
 
         def row(conversation: Conversation, record: Json) -> Json:
             nonlocal silent, is_chat
             found = _trl_row(conversation, record, settings.rendering)
             kinds.update(found)
+            forms.add(type(found.get("prompt")))
+            if len(forms) > 1:
+                raise ExportError(
+                    "of the selected rows some have a prompt and an answer as text, and others as "
+                    "messages, as a system message makes them, and TRL takes one of the two. Write "
+                    "all as messages in the data, or export as jsonl"
+                )
             is_chat |= isinstance(found.get("completion"), list)
             if not as_trl and "chosen" not in found:  # TRL's rendering is measured without marks
-                silent += _num_silent(conversation, settings.loss_on)
+                silent += silent_turns(conversation, settings.loss_on)
             return found
 
         _write(row, content, directory)
@@ -70,14 +79,6 @@ class Trl:
             "files": [Jsonl.file_name, self.file_name],
             **({"silent_turns": silent} if silent else {}),
         }
-
-
-def _num_silent(conversation: Conversation, loss_on: str) -> int:
-    """Answers that are marked to carry no loss, of those that otherwise would."""
-    if loss_on == "all":
-        return 0
-    answers = conversation.messages[conversation.num_prompt_messages :]
-    return sum(not message.get("has_loss", True) for message in answers)
 
 
 def _trl_row(conversation: Conversation, record: Json, rendering: str) -> Json:
@@ -130,26 +131,24 @@ def _swift_row(conversation: Conversation, record: Json) -> Json:
         raise _tokens("ms-swift")
     if conversation.is_text:
         return {"messages": [{"role": ASSISTANT, "content": conversation.messages[0]["content"]}]}
-    messages = _swift_messages(conversation)
-    row: Json = {"messages": messages}
+    prompt = conversation.messages[: conversation.num_prompt_messages]
+    row: Json = {"messages": _swift_messages(conversation.messages, conversation.role_names)}
     if conversation.tools:
         row["tools"] = json.dumps(conversation.tools, ensure_ascii=False)
     rejected = conversation.rejected
-    if rejected is not None and len(rejected) == 1:
-        row["rejected_response"] = rejected[0]["content"]
-    elif rejected is not None:
-        prompt = conversation.messages[: conversation.num_prompt_messages]
-        row["rejected_messages"] = [
-            {"role": m["role"], "content": m["content"]} for m in (*prompt, *rejected)
-        ]
+    if rejected is not None:
+        answers = _swift_messages(rejected)
+        if [answer["role"] for answer in answers] == [ASSISTANT]:
+            row["rejected_response"] = answers[0]["content"]
+        else:
+            row["rejected_messages"] = _swift_messages((*prompt, *rejected))
     return row
 
 
-def _swift_messages(conversation: Conversation) -> list[Json]:
-    names = conversation.role_names or ("",) * len(conversation.messages)
+def _swift_messages(messages: Sequence[Json], names: Sequence[str] = ()) -> list[Json]:
     kinds = {CALL: "tool_call", OBSERVATION: "tool_response"}
     found: list[Json] = []
-    for message, name in zip(conversation.messages, names, strict=True):
+    for message, name in zip(messages, names or ("",) * len(messages), strict=True):
         loss: Json = {} if message.get("has_loss", True) else {"loss": False}
         for turn in turns_of([message], [name]):
             role = kinds.get(turn.kind, turn.kind)
@@ -189,7 +188,7 @@ class TorchTune:
             found = _torchtune_row(conversation, changes)
             kinds.update(found)
             if "messages" in found:
-                silent += _num_silent(conversation, loss_on)
+                silent += silent_turns(conversation, loss_on)
             return found
 
         _write(row, content, directory)
@@ -223,7 +222,8 @@ def _torchtune_row(conversation: Conversation, changes: Changes) -> Json:
         return {"text": conversation.messages[0]["content"]}
     messages = conversation.messages
     turns = turns_of(messages, conversation.role_names)
-    if conversation.tools or any(turn.kind in (CALL, OBSERVATION) for turn in turns):
+    rejected = turns_of(conversation.rejected or ())
+    if conversation.tools or any(turn.kind in (CALL, OBSERVATION) for turn in (*turns, *rejected)):
         raise ExportError(
             "a selected row calls tools, and the chats of torchtune's datasets have neither calls "
             "nor tools. Leave such rows out with selection.never_in in the recipe, or export as "

@@ -65,3 +65,22 @@ def has_one_answer(conversation: Conversation) -> bool:
         conversation.given_as in ("strings", "several columns")
         and conversation.messages[-1]["role"] == ASSISTANT
     )
+
+
+def silent_turns(conversation: Conversation, loss_on: str) -> int:
+    """Answers that are marked to carry no loss, of those that otherwise would."""
+    if loss_on == "all":
+        return 0
+    answers = conversation.messages[conversation.num_prompt_messages :]
+    return sum(not message.get("has_loss", True) for message in answers)
+
+
+def num_silent(content: ExportContent) -> int:
+    """Of all rows, where marks of a turn count at all (`Format.has_weights`)."""
+    settings = content.header.dataset.settings
+    if not layout_of(content).has_weights:
+        return 0
+    return sum(
+        silent_turns(conversation, settings.loss_on)
+        for conversation, _ in conversations_of(content)
+    )

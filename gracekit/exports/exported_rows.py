@@ -88,13 +88,14 @@ class ExportedRows:
             str(record.get("sample_id", sample_id)) == sample_id
             for record, sample_id in zip(records, self.sample_ids, strict=True)
         )
-        return "sample_id" if is_same else "gracekit_sample_id"
+        return "sample_id" if is_same else self._own_name("sample_id")
 
     def beside(self) -> Iterator[Json]:
         """Of each row what stands beside the user's columns: `sample_id`, and where they are wanted
         `weight` and the scores.
 
-        Where the user's data has another column of that name, ours is called `gracekit_` and that.
+        Where the user's data has another column of that name, ours is called `gracekit_` and that,
+        as often as it takes.
         """
         names = {name: self._own_name(name) for name in self.scores}
         weight = self._own_name("weight")
@@ -105,7 +106,9 @@ class ExportedRows:
             yield own | {names[name]: _plain(values[k]) for name, values in self.scores.items()}
 
     def _own_name(self, name: str) -> str:
-        return f"gracekit_{name}" if name in self.columns else name
+        while name in self.columns:  # of an export of an export `gracekit_weight` is the user's too
+            name = f"gracekit_{name}"
+        return name
 
     def records(self) -> Iterator[Json]:
         """The user's rows with the columns of `beside`."""

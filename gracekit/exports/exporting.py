@@ -24,6 +24,7 @@ from gracekit.exports.placing import (
     mark_unfinished,
     put_in_place,
     remove_left,
+    written_at,
 )
 from gracekit.exports.records import HfDataset, Jsonl, Parquet
 from gracekit.exports.remote_place import RemotePlace, remote_manifest
@@ -66,6 +67,8 @@ class Exported:
     version: int
     num_rows: int
     weights: Weighting
+    with_scores: bool | None
+    """Whether scores are joined to the rows; None: an earlier release wrote it and did not say."""
     details: Json
     """What the format adds, such as `files`: their names."""
 
@@ -77,6 +80,7 @@ class Exported:
             "version": self.version,
             "num_rows": self.num_rows,
             "weights": self.weights,
+            "with_scores": self.with_scores,
             **self.details,
         }
 
@@ -139,6 +143,7 @@ def export(
         version=content.header.version,
         num_rows=len(written.rows),
         weights=weights,
+        with_scores=bool(content.scores),
         details={},
     )
 
@@ -181,6 +186,7 @@ def exported_at(place: Path, header: Header) -> Exported | None:
     Its details have `was_there`, since what else it was told then is not known.
 
     Raises:
+        ExportError: A file of the export is no longer in its directory.
         RemoteError: The place is a URL that cannot be reached.
     """
     address = address_of(place)
@@ -195,11 +201,19 @@ def exported_at(place: Path, header: Header) -> Exported | None:
     is_this = manifest == json.loads(json_text(header.to_json()))
     if not is_this or not {"format", "version", "num_rows", "weights"} <= told.keys():
         return None
+    if address is None:
+        lost = sorted(name for name in written_at(place) or () if not (place / name).exists())
+        if lost:
+            raise ExportError(
+                f"{place} holds an export of version {told['version']} that lacks {lost[0]}: "
+                "replace it with --force"
+            )
     return Exported(
         format=told["format"],
         path=address_or_path(place),
         version=told["version"],
         num_rows=told["num_rows"],
         weights=told["weights"],
+        with_scores=told.get("with_scores"),
         details={"was_there": True},
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gracekit.errors import DataError, ExportError
 from gracekit.protocols import ExportContent
+from gracekit.samples import Conversation
 from gracekit.samples.formats import choose_format, named_format
 from gracekit.samples.messages import ASSISTANT, ROLES
 from gracekit.types import Json
@@ -84,6 +85,7 @@ class Layout:
                 is_as_axolotl=data.settings.rendering == "axolotl",
             )
         if prompt and response and isinstance(record.get(prompt), str):
+            _require_texts(content, {prompt, response, column("chosen"), column("rejected")} - {""})
             return cls(
                 prompt=prompt,
                 query=column("input"),
@@ -96,12 +98,59 @@ class Layout:
                 filled=_filled(content, [column("history"), column("tools")]),
             )
         if column("text"):
+            _require_texts(content, {column("text")})
             return cls(text=column("text"))
         raise ExportError(
             "expected conversations as lists, a prompt and a response as text, or a text column, "
             f"for this format; found the columns {', '.join(record)}. "
             "Export as jsonl, and describe the file to the trainer yourself"
         )
+
+
+def messages_as_told(
+    layout: Layout,
+    conversation: Conversation,
+    record: Json,
+    kinds: Collection[type] = (str,),
+) -> list[tuple[Json, Json]] | None:
+    """The messages of a chat as the row has them, each with what was read of it.
+
+    None where a message does not stand in the row as `layout` tells a trainer: a role as text and a
+    content under its keys. So of a chat that is JSON text, entries that hold a question and its
+    answer, other keys than those of the first row, and calls of the older API.
+
+    Args:
+        layout: What the trainer is told.
+        conversation: The row as it was read.
+        record: The row.
+        kinds: Of contents that the trainer takes for what was read.
+    """
+    entries = record.get(layout.messages)
+    if not isinstance(entries, list) or conversation.has_old_calls:
+        return None
+    read = conversation.messages[len(conversation.messages) - len(entries) :]
+    if len(entries) > len(conversation.messages) or not all(
+        isinstance(entry, dict)
+        and isinstance(entry.get(layout.role_key), str)
+        and (type(entry.get(layout.content_key)) in kinds or bool(entry.get("tool_calls")))
+        for entry in entries
+    ):
+        return None
+    return list(zip(entries, read, strict=True))
+
+
+def _require_texts(content: ExportContent, columns: Collection[str]) -> None:
+    """`ExportError` for a row with anything but text in a column of texts, such as a number: these
+    trainers stop at it, or leave the row out.
+    """
+    for record, sample_id in zip(content.records(), content.sample_ids, strict=True):
+        for name in columns:
+            if not isinstance(record.get(name), str):
+                raise ExportError(
+                    f"the column {name} of the sample {sample_id!r} is {record.get(name)!r:.60}, "
+                    "and this format is for rows with text there, as the first selected row has, "
+                    "or with chats in all rows. Write it as text in the data, or export as trl"
+                )
 
 
 def _filled(content: ExportContent, columns: list[str]) -> frozenset[str]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gracekit.errors import ExportError
-from gracekit.exports.conversations import conversations_of
+from gracekit.exports.conversations import conversations_of, num_silent
 from gracekit.exports.dataset_info import DATASET_INFO, dump, known_datasets
-from gracekit.exports.layout import Layout, given
+from gracekit.exports.layout import Layout, given, messages_as_told
 from gracekit.exports.records import Jsonl, write_rows
 from gracekit.exports.turns import (
     CALL,
@@ -46,13 +46,19 @@ class LlamaFactory:
     `dataset_info.json`), the export is entered there under its own name once it is in its place
     (`dataset_info.entered`); all else in that file stays.
 
-    LLaMA-Factory drops a chat whose turns do not alternate, or with a role of a second name. Where
-    a selected row is such, all chats are written anew, in its names, as `turns.alternating` says.
+    LLaMA-Factory drops a chat whose turns do not alternate, or with a role of a second name, and
+    stops at one whose messages have other keys. Where a selected row is such, all chats are written
+    anew, in its names, as `turns.alternating` says. So they are where one has `tool_calls`: its
+    formatting `openai`, which reads these, puts "detailed thinking off" into the system message.
     """
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
-        """`ExportError` where the parent's file has another dataset of that name."""
+        """`ExportError` where the parent's file has another dataset of that name, and for pairs
+        that LLaMA-Factory would read otherwise.
+        """
         layout, changes = Layout.of(content), Changes()
+        if layout.messages and layout.chosen:
+            _require_plain_pairs(content, layout)
         if layout.messages and not layout.chosen and not _keeps_all(content, layout):
             entry = _write_anew(content, layout, directory, changes)
         else:
@@ -61,6 +67,7 @@ class LlamaFactory:
         name = out.name
         shared = out.parent / DATASET_INFO
         known = known_datasets(shared, name) if shared.exists() else None
+        silent = 0 if layout.chosen else num_silent(content)
         own = {name: {"file_name": Jsonl.file_name, **entry}}
         (directory / DATASET_INFO).write_text(dump(own), encoding="utf-8")
         return {
@@ -68,18 +75,44 @@ class LlamaFactory:
             "dataset": name,
             "dataset_dir": address_or_path(out if known is None else out.parent),
             **({"changed": changes.to_json()} if changes.rows else {}),
+            **({"silent_turns": silent} if silent else {}),
         }
+
+
+def _require_plain_pairs(content: ExportContent, layout: Layout) -> None:
+    """`ExportError` for a pair whose messages are not all text under the keys of the first."""
+    for record in content.records():
+        chat = record.get(layout.messages)
+        asked = chat if isinstance(chat, list) else [chat]
+        turns = [*asked, record.get(layout.chosen), record.get(layout.rejected)]
+        for turn in turns:
+            plain = isinstance(turn, dict) and isinstance(turn.get(layout.content_key), str)
+            if plain and isinstance(turn.get(layout.role_key), str) and not _calls(turn):
+                continue
+            raise ExportError(
+                f"a message of the selected pairs is {turn!r:.60}, and LLaMA-Factory reads texts "
+                f"with {layout.role_key!r} and {layout.content_key!r} alone, without calls of "
+                "tools. Export as trl"
+            )
+
+
+def _calls(turn: Json) -> bool:
+    return any(turn.get(key) for key in ("tool_calls", "function_call"))
 
 
 def _keeps_all(content: ExportContent, layout: Layout) -> bool:
     """Whether LLaMA-Factory keeps every row as it is."""
     calls = {FUNCTION_CALL}
+    if layout.has_tool_calls:
+        return False
     if any(len(names - calls) > 1 for names in layout.names_of.values()):
         return False
     if layout.names_of.keys() - {"system", "user", ASSISTANT, "tool"}:
         return False
     return all(
-        alternate(_turns(conversation, layout)) for conversation, _ in conversations_of(content)
+        messages_as_told(layout, conversation, record) is not None
+        and alternate(_turns(conversation, layout))
+        for conversation, record in conversations_of(content)
     )
 
 
@@ -134,7 +167,7 @@ def _entry(layout: Layout) -> Json:
     if layout.messages:
         return {
             **ranking,
-            "formatting": "openai" if layout.has_tool_calls else "sharegpt",
+            "formatting": "sharegpt",
             "columns": given(messages=layout.messages, system=layout.system, tools=layout.tools)
             | sides,
             "tags": _tags(layout),

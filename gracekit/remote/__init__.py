@@ -9,7 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gracekit.remote.urls import address_of, address_or_path, cache_folder, is_url, local_path
+from gracekit.remote.urls import (
+    address_of,
+    address_or_path,
+    cache_folder,
+    is_url,
+    local_path,
+    require_path,
+)
 
 if TYPE_CHECKING:
     from gracekit.remote.folder import RemoteFolder, RemoteObject
@@ -22,6 +29,7 @@ __all__ = [
     "cache_folder",
     "is_url",
     "local_path",
+    "require_path",
 ]
 
 if not TYPE_CHECKING:

@@ -14,6 +14,8 @@ SCHEMES = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss", "file", "me
 
 _URL = re.compile(rf"({'|'.join(SCHEMES)})://(.*)", re.DOTALL)
 _URL_AS_PATH = re.compile(rf"({'|'.join(SCHEMES)}):/(?!/)(.+)", re.DOTALL)
+_OTHER_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://.*", re.DOTALL)
+_OTHER_URL_AS_PATH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/(?!/).+", re.DOTALL)
 
 
 def cache_folder() -> Path:
@@ -54,6 +56,23 @@ def address_of(place: object) -> str | None:
     if url is not None:
         _require_plain(url)
     return url
+
+
+def require_path(place: str | os.PathLike[str], name: str) -> None:
+    """Raise `UsageError` for a URL of a kind that is not opened, which would be made a folder here.
+
+    Args:
+        place: What is no URL by `address_of`. A path such as `hf:/x` was a URL where there is no
+            folder `hf:`.
+        name: What it is, for the message.
+    """
+    is_path = isinstance(place, os.PathLike)
+    found = (_OTHER_URL_AS_PATH if is_path else _OTHER_URL).fullmatch(os.fspath(place))
+    if found is not None and not Path(f"{found[1]}:").exists():
+        raise UsageError(
+            f"{name} is a path of this machine or a URL of {', '.join(SCHEMES)}; found one of "
+            f"{found[1]}://, which is not opened"
+        )
 
 
 def address_or_path(place: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from transformers import Trainer, TrainerCallback
 
-from gracekit.errors import GracekitError, RecipeError
+from gracekit.errors import GracekitError
 from gracekit.store import local_store
 from gracekit.training.drawn import unknown_ids
 from gracekit.training.ending import Ending
@@ -25,6 +25,7 @@ from gracekit.training.history import note_run, note_turns, run_in, turns_in, wh
 from gracekit.training.loader import (
     EpochSize,
     count_rows,
+    drops_weights,
     epoch_size,
     put_sampler,
     weights_reach_loss,
@@ -35,7 +36,7 @@ from gracekit.training.ranks import gather_over_ranks
 from gracekit.training.reading import Mode, Redraw
 from gracekit.training.record import drawn, keep_epochs_before
 from gracekit.training.reporting import Reporter, described, in_words
-from gracekit.training.sampler import CoresetSampler, Follow, check_choice
+from gracekit.training.sampler import CoresetSampler, Follow, check_choice, whole_number
 from gracekit.training.trained_losses import LossNotes
 from gracekit.training.weighing import WeighedTrainer
 from gracekit.training.weighted_data import WeighedDataset, WeighingCollator
@@ -108,9 +109,10 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if loss is not None:
             check_choice("loss", loss, get_args(Average))
         check_choice("redraw", redraw, get_args(Redraw))
-        for name, value in (("num_samples", num_samples), ("check_steps", check_steps)):
-            if value is not None and value < 1:
-                raise RecipeError(f"CoresetCallback: {name} should be >= 1, found {value}")
+        if num_samples is not None:
+            num_samples = whole_number("CoresetCallback: num_samples", num_samples, 1)
+        check_steps = whole_number("CoresetCallback: check_steps", check_steps, 1)
+        seed = whole_number("CoresetCallback: seed", seed, 0)
         self.store = local_store(store)
         self.sample_ids = sample_ids
         self.num_samples = num_samples
@@ -134,7 +136,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         """Whether the trainer's data loader is left as it is, so that no coreset is drawn from."""
         self._num_noted = 0
         self._first_rows = FirstRows(self.store)
-        self._reaches_loss = False
+        self._reaches_loss = self._drops_weights = False
         self._size = EpochSize()
         self._logged_step = -1
         self._pace = PaceClock()
@@ -218,7 +220,16 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
         if self.sampler is None:
             return
         self.units = LossUnits(self.store, self.loss)
-        self._reaches_loss = weights_reach_loss(train_dataloader.dataset)
+        self._reaches_loss = weights_reach_loss(train_dataloader)
+        self._drops_weights = drops_weights(train_dataloader)
+        if self._drops_weights and state.is_world_process_zero:
+            logger.warning(
+                "the stream's weights do not reach the loss: the trainer removes their column "
+                "(remove_unused_columns), so rows that are drawn by their norms count alike. Make "
+                "the CoresetIterableDataset without weight_key, so that rows are drawn to count "
+                "alike; or give the trainer the dataset itself and CoresetTrainerMixin; or set "
+                "remove_unused_columns=False and multiply by them in a compute_loss of your own"
+            )
         self._size = epoch_size(train_dataloader, args.world_size)
         self.sampler.trained_per_epoch = self._size.num_trained(self.sampler.num_samples)
         log, run = turns_in(state), run_in(state)
@@ -353,7 +364,7 @@ class CoresetCallback(TrainerCallback):  # type: ignore[misc]
                 {turn.version for turn in turns if turn.epoch == self.sampler.epoch},
                 reach_loss=self._reaches_loss or self.mode == "weighted",
                 drawn_alike=self.sampler.is_drawn_anew,
-                speaks=state.is_world_process_zero,
+                speaks=state.is_world_process_zero and not self._drops_weights,
             )
 
     def _note_pace(self, args: Any, state: Any) -> None:
@@ -389,9 +400,8 @@ class CoresetTrainerMixin(WeighedTrainer):
                 collate = getattr(self, "data_collator", None)
                 callback.tell_rows(dataset, collate, getattr(self, "processing_class", None))
                 callback.log_to(self)
-                sampler = callback.make_sampler(
-                    num_rows, callback.num_samples, weighs=callback.weigh_loss
-                )
+                weighs = callback.weigh_loss and not self._is_dispatched()
+                sampler = callback.make_sampler(num_rows, callback.num_samples, weighs=weighs)
                 if sampler is not None:
                     return sampler
         return super()._get_train_sampler(train_dataset)  # type: ignore[misc]

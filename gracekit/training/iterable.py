@@ -106,6 +106,11 @@ class CoresetIterableDataset(IterableDataset[Any]):
         """Whether rows get their weights (`weight_key`)."""
         return self._weight_key is not None
 
+    @property
+    def weight_key(self) -> str | None:
+        """The key under which a row has its weight."""
+        return self._weight_key
+
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch with the newest version; all ranks must call it."""
         if epoch != self.sampler.epoch:
@@ -128,7 +133,7 @@ class CoresetIterableDataset(IterableDataset[Any]):
                 "the same draw and no new version. Call set_epoch(epoch) before each epoch",
                 self.sampler.epoch,
             )
-        draws = self.sampler if worker is None else self.sampler.draws()
+        draws = self.sampler.go_over() if worker is None else self.sampler.draws()
         stop = len(self) * self._num_ranks
         mine = range(share, stop, shares)[start:]
         for index, drawn in enumerate(draws):

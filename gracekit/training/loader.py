@@ -46,11 +46,14 @@ def epoch_size(loader: Any, num_processes: int) -> EpochSize:
     inner = getattr(batches, "batch_sampler", batches)
     num_ranks = getattr(batches, "num_processes", 1)
     is_split = getattr(batches, "split_batches", False)
-    is_stream = stream_of(loader.dataset) is not None
-    if is_stream:  # which accelerate shares out without a batch sampler
+    # Streams, and what rank 0 reads for all, accelerate shares out without a batch sampler.
+    is_shared_by_loader = stream_of(loader.dataset) is not None or hasattr(loader, "_fetch_batches")
+    if is_shared_by_loader:
         num_ranks = num_processes
         is_split = any(getattr(b, "split_batches", False) for b in (loader, loader.dataset))
-    is_filled_up = num_ranks > 1 and (is_stream or getattr(batches, "even_batches", False))
+    is_filled_up = num_ranks > 1 and (
+        is_shared_by_loader or getattr(batches, "even_batches", False)
+    )
     return EpochSize(
         batches=len(loader),
         batch_size=inner.batch_size * (1 if is_split else num_ranks),
@@ -114,10 +117,23 @@ def draws_groups(sampler: Any) -> bool:
     return any(kind.__name__ == "RepeatSampler" for kind in type(sampler).__mro__)
 
 
-def weights_reach_loss(dataset: Any) -> bool:
-    """Whether the dataset of a loader gives rows their weights."""
-    stream = stream_of(dataset)
-    return isinstance(dataset, WeighedDataset) or (stream is not None and stream.weighs)
+def weights_reach_loss(loader: Any) -> bool:
+    """Whether rows get their weights, and the loader's batches still have them."""
+    stream = stream_of(loader.dataset)
+    if stream is None:
+        return isinstance(loader.dataset, WeighedDataset)
+    return stream.weighs and not drops_weights(loader)
+
+
+def drops_weights(loader: Any) -> bool:
+    """Whether the trainer removes the weights that a stream of ours gives rows, as it does with all
+    columns that its model does not name (`remove_unused_columns`).
+    """
+    stream = stream_of(loader.dataset)
+    kept = getattr(getattr(loader, "collate_fn", None), "signature_columns", None)
+    if stream is None or not stream.weighs or kept is None:
+        return False
+    return stream.weight_key not in kept
 
 
 def stream_of(dataset: Any) -> CoresetIterableDataset | None:

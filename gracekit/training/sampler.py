@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -109,11 +110,14 @@ class CoresetSampler:
         redraw: Redraw = "pass",
         weighs: bool = True,
     ) -> None:
+        if isinstance(dataset, Integral):  # also one of NumPy
+            dataset = int(dataset)
         num_rows = dataset if isinstance(dataset, int) else len(dataset)
         if num_rows < 1:
             raise RecipeError("CoresetSampler: the trainer's dataset is empty")
-        if num_samples is not None and num_samples < 1:
-            raise RecipeError(f"CoresetSampler: num_samples should be >= 1, found {num_samples}")
+        if num_samples is not None:
+            num_samples = whole_number("CoresetSampler: num_samples", num_samples, 1)
+        seed = whole_number("CoresetSampler: seed", seed, 0)
         check_choice("mode", mode, get_args(Mode))
         check_choice("follow", follow, get_args(Follow))
         check_choice("redraw", redraw, get_args(Redraw))
@@ -148,6 +152,7 @@ class CoresetSampler:
         )
         self._epochs = Epochs(whole_dataset(num_rows, seed), self.num_samples, self._versions)
         self._next_look = 0.0
+        self._gone_over: int | None = None  # an epoch, to its end
         self._run: str | None = None
         self._uses_step: int | None = None
         self._losses = TrainedLosses.none(num_rows)
@@ -157,6 +162,17 @@ class CoresetSampler:
         return self.num_samples
 
     def __iter__(self) -> Iterator[Drawn]:
+        if not self.is_led and self._gone_over == self.epoch:
+            self._versions.warn_once(
+                f"CoresetSampler: epoch {self.epoch} was gone over and is iterated over again, "
+                "with the same draw and no new version. Call set_epoch(epoch) before each epoch",
+                key="gone over",
+            )
+        yield from self.go_over()
+        self._gone_over = self.epoch
+
+    def go_over(self) -> Iterator[Drawn]:
+        """What iterating over it yields, for what says itself where an epoch comes again."""
         self.begin_epoch(self.epoch)
         epoch, epochs = self.epoch, self._epochs
         num_turns, drawn = len(epochs.log), epochs.samples(epoch)
@@ -252,6 +268,7 @@ class CoresetSampler:
 
     def begin_epoch(self, epoch: int) -> None:
         """As `set_epoch`, for what leads the sampler."""
+        epoch = int(epoch)  # it becomes JSON
         if epoch != self.epoch:
             self.epoch, self.num_drawn = epoch, 0
         if not self._epochs.turns(epoch):
@@ -381,10 +398,17 @@ class CoresetSampler:
         }
 
     def load_state_dict(self, state: Json) -> None:
-        """Take up a `state_dict`; raises RecipeError when it is of a sampler with other settings.
+        """Take up a `state_dict`; raises RecipeError when it is none, or of a sampler with other
+        settings.
 
         In a distributed job all ranks must call it with the same state.
         """
+        try:
+            log, epoch = [Turn(*entry) for entry in state["version_log"]], int(state["epoch"])
+        except (KeyError, TypeError, ValueError):
+            raise RecipeError(
+                f"{state!r:.80} is no state of a CoresetSampler: expected what its state_dict gave"
+            ) from None
         for name in ("num_samples", "seed", "mode", "redraw"):
             saved = state.get(name, getattr(self, name))  # earlier releases had no redraw
             if saved != getattr(self, name):
@@ -392,11 +416,10 @@ class CoresetSampler:
                     f"the saved sampler state has {name} {saved!r} and this sampler "
                     f"{getattr(self, name)!r}: it would not draw the same batches"
                 )
-        log = [Turn(*entry) for entry in state["version_log"]]
         self._epochs.take_up(list(log))
         self._losses, self._content_version = TrainedLosses.none(self._num_rows), None
-        self.epoch = state["epoch"]
-        self.num_drawn = 0
+        self.epoch = epoch
+        self.num_drawn, self._gone_over = 0, None
         for turn in [*log[-1:], *self._epochs.turns(self.epoch)]:
             self._replay(turn)
         self._run, self._uses_step = state.get("run"), state.get("uses_step")
@@ -537,6 +560,15 @@ class CoresetSampler:
             )
             return None
         return logged
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """The number; raises RecipeError unless it is a whole one, of Python or NumPy, from `least`."""
+    if not isinstance(value, Integral):
+        raise RecipeError(f"{name} should be a whole number, found {value!r}")
+    if value < least:
+        raise RecipeError(f"{name} should be >= {least}, found {value}")
+    return int(value)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -70,6 +70,10 @@ class WeighedTrainer:
         knows = kwargs.get("is_training") and self._coreset_callback() is not None
         if not knows or streams or not hasattr(dataset, "__getitem__"):
             return make(dataset, *args, **kwargs)
+        if self._is_dispatched():
+            if self._weighing_callback() is not None:
+                self._say_once("rank 0 sends the others their batches (`dispatch_batches`)")
+            return make(dataset, *args, **kwargs)
         trainer: Any = self
         collator = self.data_collator
         if hasattr(dataset, "remove_columns"):  # a datasets.Dataset
@@ -223,6 +227,13 @@ class WeighedTrainer:
         local = torch.tensor([values], dtype=torch.float64, device=self.accelerator.device)
         sums = self.accelerator.gather(local).sum(0) / self.accelerator.num_processes
         return [float(value) for value in (sums * self._num_ranks()).tolist()]
+
+    def _is_dispatched(self) -> bool:
+        """Whether rank 0 alone reads batches and sends the others parts of them, which have to be
+        tensors (`dispatch_batches` of accelerate).
+        """
+        is_asked = bool(getattr(self.accelerator, "dispatch_batches", None))
+        return is_asked and int(self.accelerator.num_processes) > 1
 
     def _base_model(self) -> Any:
         model = self.accelerator.unwrap_model(self.model)

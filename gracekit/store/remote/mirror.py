@@ -31,7 +31,7 @@ from gracekit.errors import (
 )
 from gracekit.foreign import foreign, reason_of
 from gracekit.leftovers import left_in
-from gracekit.remote import RemoteFolder, RemoteObject, address_of, cache_folder
+from gracekit.remote import RemoteFolder, RemoteObject, address_of, cache_folder, require_path
 from gracekit.store.files.formats import NewerFormatError, UnreadableError
 from gracekit.store.files.manifest_reading import header_content, list_manifests, removal_time
 from gracekit.store.files.parquet import is_sealed
@@ -60,10 +60,12 @@ def local_store(store: str | Path) -> Path:
 
     Asks nothing of the network.
 
-    Raises `StoreWriteError` where the folder cannot be made.
+    Raises `StoreWriteError` where the folder cannot be made, `UsageError` for a URL that cannot be
+    opened.
     """
     url = address_of(store)
     if url is None:
+        require_path(store, "a store")
         return Path(store)
     root = cache_folder() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]
     marker = root / MARKER
