@@ -69,7 +69,8 @@ def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int],
     else:
         _train_selection(bed, model, arm, seed, folder, watch)
     taken = watch.course.ended_at or watch.course.points[-1].step
-    may_end_early = arm.overlay is not None and arm.overlay.ends_early
+    advised = [aim.advice for aim in watch.course.aims[-1:] if aim.advice is not None]
+    may_end_early = arm.overlay is not None and arm.overlay.ends_early and advised
     if taken != num_steps and not may_end_early:
         raise MeasureError(
             f"the arm {arm.name!r}, seed {seed}, took {taken} of {num_steps} steps: arms with "

@@ -54,19 +54,36 @@ def verdict_of(
             sentences.append(f"`{outcome.arm}` is worse than `{control}`: {numbers}.")
         else:
             sentences.append(f"`{outcome.arm}`: no difference from `{control}` found: {numbers}.")
-        if outcome.ended_at:
-            sentences.append(
-                f"`{outcome.arm}` ended after {', '.join(map(str, outcome.ended_at))} of "
-                f"{outcome.num_steps} steps, where its versions advised it, with "
-                f"{outcome.compute[-1] / known_compute:.0%} of the compute of `{control}`."
-            )
         share = outcome.compute[-1] / known_compute
-        if apart.mean < 0 and share > MORE_COMPUTE:
+        if arm.overlay is not None and arm.overlay.ends_early:
+            sentences.append(_end(outcome, f"{share:.0%} of the compute of `{control}`"))
+        elif apart.mean < 0 and share > MORE_COMPUTE:
             sentences.append(
                 f"`{outcome.arm}` took {share:.0%} of the compute of `{control}` in as many steps: "
                 "longer rows, or selection. See whether `longest` does as well."
             )
     return sentences
+
+
+def _end(outcome: ArmOutcome, compute: str) -> str:
+    """Where an arm ended that may end before the others."""
+    if not outcome.ended_at:
+        return (
+            f"No version of `{outcome.arm}` advised an end, so it took all {outcome.num_steps:,} "
+            f"steps, with {compute}."
+        )
+    steps = ", ".join(f"{step:,}" for step in outcome.ended_at)
+    others = outcome.seeds - len(outcome.ended_at)
+    where = "where its versions advised it"
+    if others:
+        where = (
+            f"where its versions advised it, under {len(outcome.ended_at)} of {outcome.seeds} "
+            "seeds, and took all steps under the others"
+        )
+    return (
+        f"`{outcome.arm}` ended after {steps} of {outcome.num_steps:,} steps, {where}; with "
+        f"{compute}."
+    )
 
 
 def _course(control: ArmOutcome) -> list[str]:
