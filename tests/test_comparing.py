@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -185,9 +186,31 @@ def test_results_of_other_settings_are_refused(world: Path) -> None:
     file.write_text(json.dumps({**content, "num_steps": 7}))
     with pytest.raises(RecipeError, match="arms with different steps"):
         gracekit.compare(world, output=output, set=arms)
-    file.write_text("{")
-    with pytest.raises(StoreFormatError, match="remove it, and its run is done again"):
-        gracekit.compare(world, output=output, set=arms)
+    for spoilt in (
+        "{",
+        json.dumps({**content, "points": [{**content["points"][0], "losses": [1.0]}]}),
+        json.dumps({**content, "num_targets": []}),
+        json.dumps({**content, "groups": content["groups"][1:]}),
+        json.dumps({**content, "num_targets": [], "groups": [], "points": []}),
+    ):
+        file.write_text(spoilt)
+        with pytest.raises(StoreFormatError, match="remove it, and its run is done again"):
+            gracekit.compare(world, output=output, set=arms)
+
+
+@pytest.mark.parametrize("what", ["config.json", "pytorch_model.bin"])
+def test_results_of_another_start_are_refused(world: Path, tmp_path: Path, what: str) -> None:
+    """Also where it is the config that changed, or weights that are no safetensors."""
+    start = tmp_path / "start"
+    shutil.copytree(world.parent / "models/checkpoint-0", start)
+    (start / "pytorch_model.bin").write_bytes(b"weights")
+    one = {"compare.arms": ["random"], "compare.seeds": 1, "compare.start": str(start),
+           "compare.epochs": 1, "compare.evaluations": 1}  # fmt: skip
+    gracekit.compare(world, output=tmp_path / "out", set=one)
+    assert gracekit.compare(world, output=tmp_path / "out", set=one).missing == 0
+    (start / what).write_bytes((start / what).read_bytes() + b"\n")
+    with pytest.raises(RecipeError, match="start_besides"):
+        gracekit.compare(world, output=tmp_path / "out", set=one)
 
 
 def test_runs_of_other_code_are_mixed_only_when_told(world: Path) -> None:
