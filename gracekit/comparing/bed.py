@@ -136,6 +136,12 @@ class Bed:
         return self.recipe.compare.epochs * self.steps_an_epoch
 
     @property
+    def num_steps_at_once(self) -> int:
+        """The same where all draws lie one after another, without a short batch after each."""
+        settings = self.recipe.compare
+        return -(-settings.epochs * self.num_drawn // settings.batch_size)
+
+    @property
     def num_full_steps(self) -> int:
         """Optimizer steps of as many passes over all rows as others go over draws."""
         settings = self.recipe.compare

@@ -102,7 +102,7 @@ def compare(
         average=settings.average,
         metric=settings.metric,
         missing=len(runs) - len(done),
-        remarks=_remarks(bed, done, () if command is not None else arms),
+        remarks=_remarks(bed, done, arms, command),
     )
     return write_page(found, output / PAGE)
 
@@ -222,18 +222,21 @@ def _codes(done: list[RunResult]) -> str:
     )
 
 
-def _remarks(bed: Bed, done: list[RunResult], arms: Sequence[Arm]) -> list[str]:
+def _remarks(
+    bed: Bed, done: list[RunResult], arms: Sequence[Arm], command: Command | None
+) -> list[str]:
+    num_steps = bed.num_steps if command is None else bed.num_steps_at_once
     remarks = [remark for result in done for remark in result.remarks]
     settings = bed.recipe.compare
     passes = settings.epochs * bed.num_drawn / len(bed.pool)
     remarks.append(
         f"{count_of(settings.epochs, 'epoch')} of {bed.num_drawn:,} rows from {len(bed.pool):,} "
-        f"({passes:.2f} passes over the pool), {bed.num_steps:,} steps of {settings.batch_size}; "
+        f"({passes:.2f} passes over the pool), {num_steps:,} steps of {settings.batch_size}; "
         f"{len(bed.judges.rows):,} held-out rows."
     )
     remarks += filter(None, [_codes(done), _judged_by_target(bed)])
     remarks += _same_trainings(done)
-    if bed.recipe.refresh.max_cost is not None:
+    if bed.recipe.refresh.max_cost is not None and command is None:
         remarks += filter(None, (_unmeasured(arm, done) for arm in arms))
     for name, marked in bed.marks.items():
         remarks.append(f"{marked[bed.pool].mean():.1%} of the pool is marked by {name!r}.")
