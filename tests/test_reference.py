@@ -357,6 +357,35 @@ def test_excess_is_the_same_in_every_order() -> None:
     assert (alone == 1).all()  # groups of one row
 
 
+def test_the_rounding_of_a_loss_is_no_excess() -> None:
+    """Where the reference is the very model, all rows are alike."""
+    rng = np.random.default_rng(0)
+    loss = rng.normal(3, 0.5, 60).astype(np.float32)
+    groups = rng.integers(0, 3, 60).astype(np.int32)
+    again = loss + rng.normal(0, 1e-5, 60).astype(np.float32)
+    assert (excess(loss, again, groups, 1.0) == 1).all()
+    later = loss - rng.random(60).astype(np.float32)
+    assert excess(later, again, groups, 1.0).std() > 0.3
+
+
+def test_what_changes_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is learned of a run of unknown length, and trust in rows without prompts."""
+    write_data(tmp_path / "train.jsonl", num_samples=40)
+    recipe = tiny_recipe(tmp_path)
+    place = reference_of(recipe, np.full(40, np.nan), tmp_path / "reference.parquet")
+    changes: dict[str, Any] = {"selection.reference": str(place), "selection.learned": 0.5}
+    changes["selection.trust"] = "weigh"
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    gracekit.refresh(recipe, checkpoint, set=changes)
+    assert "selection.learned changes nothing; set training.steps" in caplog.text
+    assert "selection.trust changes nothing: no sample has a prompt" in caplog.text
+    caplog.clear()
+    changes["training.steps"] = 1000
+    changes["store"] = str(tmp_path / "other")
+    gracekit.refresh(recipe, checkpoint, set={**changes, "selection.trust": "off"})
+    assert "changes nothing" not in caplog.text
+
+
 def test_learned_waits_for_a_known_length_and_a_known_loss() -> None:
     loss, counted = np.array([1, 2, 9, np.nan], np.float32), np.ones(4, bool)
     np.testing.assert_array_equal(learned(loss, counted, 0.5, 0.2), [0.5, 0.5, 1, 1])
