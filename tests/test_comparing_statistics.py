@@ -314,6 +314,21 @@ def test_under_which_seeds_a_training_ended_is_told(
     assert "in as many steps" not in " ".join(found.verdict)
 
 
+def test_of_few_seeds_numbers_are_told_and_no_finding() -> None:
+    """The interval is over held-out rows alone, and says nothing of two runs of one arm."""
+    results = [
+        dataclasses.replace(result_of(arm, seed, [4.0, 3.5], end), metric=[end, end])
+        for arm, end in (("once", 3.0), ("recipe", 2.5), ("clean", 2.9))
+        for seed in range(2)
+    ]
+    said = compare_results(results, ARMS, average="tokens", metric="m").verdict
+    assert said[0].startswith("With 2 seeds nothing is shown")
+    assert said[1].startswith("Head-room: `clean` less `once` is -0.1") and "2 seeds" in said[1]
+    assert said[2].startswith("`recipe` less `once`: -0.") and said[2].endswith("rows alone.")
+    assert said[-1].endswith("over held-out rows alone.")
+    assert not any("no difference" in sentence for sentence in said)
+
+
 def test_an_oracle_that_ends_higher_is_said_to() -> None:
     results = [
         result_of(arm, seed, [4.0, 3.5], end + 0.01 * (seed + place))

@@ -235,6 +235,11 @@ def _remarks(
         f"{len(bed.judges.rows):,} held-out rows."
     )
     remarks += filter(None, [_codes(done), _judged_by_target(bed)])
+    if bed.num_overlap:
+        remarks.append(
+            f"{bed.num_overlap:,} of {count_of(len(bed.judges.rows), 'held-out row')} are in the "
+            "data too: arms that train on them are judged too well."
+        )
     remarks += _same_trainings(done)
     if bed.recipe.refresh.max_cost is not None and command is None:
         remarks += filter(None, (_unmeasured(arm, done) for arm in arms))

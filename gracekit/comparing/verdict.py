@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.outcome import ArmOutcome
 from gracekit.comparing.statistics import LEAST_SEEDS
+from gracekit.words import count_of
 
 TURNED = 0.1
 """Of the control's fall, from which a later rise needs a word."""
@@ -52,6 +53,10 @@ def verdict_of(
             sentences.append(f"`{outcome.arm}` is better than `{control}`: {numbers}{reached}.")
         elif apart.is_worse:
             sentences.append(f"`{outcome.arm}` is worse than `{control}`: {numbers}.")
+        elif not apart.over_seeds:
+            sentences.append(
+                f"`{outcome.arm}` less `{control}`: {numbers}, over held-out rows alone."
+            )
         else:
             sentences.append(f"`{outcome.arm}`: no difference from `{control}` found: {numbers}.")
         share = outcome.compute[-1] / known_compute
@@ -116,7 +121,7 @@ def metric_sentences(
         if apart is None:
             continue
         numbers = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
-        found = "no difference found"
+        found = "no difference found" if apart.over_seeds else "over held-out rows alone"
         if apart.is_better or apart.is_worse:
             found = "higher" if apart.is_worse else "lower"
         sentences.append(
@@ -132,8 +137,9 @@ def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
         return f"`{oracle}` and `{control}` have no seed in common."
     error = apart.standard_error
     numbers = f"{apart.mean:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]"
-    if math.isnan(error):
-        return f"Head-room: `{oracle}` less `{control}` is {numbers}, of one seed."
+    if not apart.over_seeds:
+        of_seeds = count_of(len(apart.by_seed), "seed")
+        return f"Head-room: `{oracle}` less `{control}` is {numbers}, of {of_seeds}."
     errors = abs(apart.mean) / error if error > 0 else math.inf
     if apart.mean < 0 and errors >= 3:
         return (
