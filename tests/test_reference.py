@@ -261,6 +261,24 @@ def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
     assert Store.open(recipe.store).places(3) is None
 
 
+def test_what_is_distrusted_after_rollbacks_and_in_grown_data(tmp_path: Path) -> None:
+    """A rollback has no places of its own, nor has one to a rollback."""
+    write_data(tmp_path / "train.jsonl", num_samples=60)
+    recipe = tiny_recipe(tmp_path)
+    evidence = np.where(np.arange(60) % 10 == 3, -0.5, 1.0)
+    place = reference_of(recipe, evidence, tmp_path / "reference.parquet")
+    changes: dict[str, Any] = {"selection.reference": str(place), "selection.trust": "weigh"}
+    gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 100), set=changes)
+    write_data(tmp_path / "train.jsonl", num_samples=70)
+    gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 200))  # without trust
+    for back_to, is_trusting in ((1, True), (2, False), (3, True)):
+        gracekit.rollback(recipe.store, back_to)
+        words = str(gracekit.status(recipe.store))
+        assert ("6 of 60 samples, whose prompts tell a reference" in words) == is_trusting
+        listed = gracekit.sql(recipe.store, "distrusted").to_arrow().num_rows
+        assert listed == (6 if is_trusting else 0)
+
+
 def test_excess_and_learned_change_places(tmp_path: Path) -> None:
     write_data(tmp_path / "train.jsonl")
     recipe = tiny_recipe(tmp_path, training={"steps": 1000})
