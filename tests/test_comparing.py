@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -24,10 +25,10 @@ from gracekit.cli import main
 from gracekit.comparing.arms import CONTROLS, OVERLAYS, Arm, arm_of
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.controls import Looks, Turn
-from gracekit.comparing.course import Course
+from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states
 from gracekit.comparing.metrics import NEW_TOKENS, ExactMatch, answers
-from gracekit.comparing.trainer import load_start, train
+from gracekit.comparing.trainer import _Looks, load_start, train
 from gracekit.errors import (
     CheckpointError,
     DataError,
@@ -362,6 +363,21 @@ def test_a_training_ends_where_a_version_advises_it(world: Path, tmp_path: Path)
     assert f"`aimed-stopped` ended after {end} of {whole['num_steps']} steps" in " ".join(
         found.verdict
     )
+
+
+def test_target_rows_of_which_nothing_is_left_take_no_rows(bed: Bed, tmp_path: Path) -> None:
+    """By hidden states as by everything else: their answers are cut off."""
+    target = tmp_path / "target.jsonl"
+    cut = json.dumps({"prompt": "red cat " * 80, "response": "dog"}) + "\n"
+    target.write_text(cut + (Path(bed.recipe.store).parent / "target.jsonl").read_text() + cut)
+    aimed = dataclasses.replace(bed, recipe=bed.recipe.override({"target.path": str(target)}))
+    model = load_start(bed)
+    found = []
+    for number, each in enumerate((bed, aimed)):
+        watch = Watch(each, model, 1, lambda step: None)
+        watch.cache = tmp_path / str(number)
+        found.append(_Looks(each, model, watch, lambda: np.zeros(0)).target_states())
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 def test_oracles_train_on_what_they_know(bed: Bed, tmp_path: Path) -> None:

@@ -234,12 +234,12 @@ class _Looks:
         return self._states(self._bed.tokens, rows)
 
     def target_states(self) -> Float32:
-        """[t, d] those of the target's rows."""
+        """[t, d] those of the target's rows that have something to train on, as other arms take."""
         target = self._bed.recipe.target
         assert target is not None
         raw = load_samples(target)
         tokens = tokenize(raw, self._bed.tokenizer, target, self._watch.cache / "target-tokens")
-        return self._states(tokens, np.arange(len(tokens)))
+        return self._states(tokens, np.flatnonzero(tokens.num_targets > 0))
 
     def _states(self, tokens: Any, rows: Rows) -> Float32:
         pad = self._bed.tokenizer.pad_token_id
