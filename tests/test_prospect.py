@@ -89,6 +89,17 @@ def test_the_command_prints_and_gives_json(world: Path) -> None:
     assert found["like_target"] is None and found["num_samples"] == 200
 
 
+def test_data_of_one_row_has_no_best_value(world: Path, tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "red", "response": "blue small", "source": "a"}) + "\n"
+    (tmp_path / "one.jsonl").write_text(row)
+    done = CliRunner().invoke(main, [
+        "plan", str(world / "run/checkpoint-10"), "--worth", "-r", str(world / "gracekit.yaml"),
+        "--set", f"data.path={tmp_path / 'one.jsonl'}",
+    ])  # fmt: skip
+    assert done.exit_code == 0 and "could bring is not known" in done.output, done.output
+    assert "nan" not in done.output and "drawn by perfect norms   -" in done.output
+
+
 def test_the_best_value_is_that_of_a_draw_by_norms() -> None:
     """Without caps it is E[g²] / E[g]²; a simulation of both draws agrees."""
     rng = np.random.default_rng(0)
