@@ -500,6 +500,8 @@ def test_what_a_model_writes_is_judged(world: Path, tmp_path: Path, metric: str)
         ({"compare.arms": ["influence"], "target": None}, RecipeError, "needs a target set"),
         ({"compare.arms": ["rds"], "target": None}, RecipeError, "needs a target set"),
         ({"compare.arms": ["rds"], "target": {"group": "a"}}, RecipeError, "in a file"),
+        ({"compare.arms": ["random", "aimed"], "target": {"group": "zz"}}, DataError,
+         "has no such group"),
         ({"compare.arms": ["oracle:source=a|b|c"], "compare.marks": []}, RecipeError,
          "every row that may be trained on has that"),
         ({"compare.arms": ["clean"], "compare.marks": ["nothing"]}, RecipeError,
@@ -524,6 +526,18 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(
     world: Path, tmp_path: Path, changes: dict[str, Any], error: type[GracekitError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
+        gracekit.compare(world, output=tmp_path / "out", set=changes)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+@pytest.mark.parametrize("arm", ["aimed", "recipe", "rds"])
+def test_a_target_of_which_nothing_is_left_is_told_before_any_training(
+    world: Path, tmp_path: Path, arm: str
+) -> None:
+    cut = tmp_path / "target.jsonl"
+    cut.write_text(json.dumps({"prompt": "red cat " * 80, "response": "dog"}) + "\n")
+    changes = {"compare.arms": ["random", arm], "target.path": str(cut)}
+    with pytest.raises(DataError, match=r"no token of .*target.jsonl carries loss"):
         gracekit.compare(world, output=tmp_path / "out", set=changes)
     assert not list((tmp_path / "out").glob("*.json"))
 

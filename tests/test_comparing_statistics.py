@@ -225,6 +225,11 @@ def test_the_verdict_is_against_the_stronger_control() -> None:
     ]
     found = compare_results(dearer, ARMS, average="tokens")
     assert "took 120% of the compute of `once`" in found.verdict[3]
+    assert "See whether `longest` does as well." in found.verdict[3]
+    itself = [dataclasses.replace(r, arm="longest") if r.arm == "recipe" else r for r in dearer]
+    arms = [*ARMS[:2], Arm(name="longest", about="")]
+    said = " ".join(compare_results(itself, arms, average="tokens").verdict)
+    assert "`longest` took 120%" in said and "See whether" not in said
 
 
 def test_a_metric_is_compared_row_by_row_and_its_direction_is_left_open() -> None:

@@ -63,9 +63,10 @@ def verdict_of(
         if arm.overlay is not None and arm.overlay.ends_early:
             sentences.append(_end(outcome, f"{share:.0%} of the compute of `{control}`"))
         elif apart.mean < 0 and share > MORE_COMPUTE:
+            hint = "" if outcome.arm == "longest" else " See whether `longest` does as well."
             sentences.append(
                 f"`{outcome.arm}` took {share:.0%} of the compute of `{control}` in as many steps: "
-                "longer rows, or selection. See whether `longest` does as well."
+                f"longer rows, or selection.{hint}"
             )
     return sentences
 
