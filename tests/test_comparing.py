@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -23,10 +25,10 @@ from gracekit.cli import main
 from gracekit.comparing.arms import CONTROLS, OVERLAYS, Arm, arm_of
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.controls import Looks, Turn
-from gracekit.comparing.course import Course
+from gracekit.comparing.course import Course, Watch
 from gracekit.comparing.evaluation import padded, row_losses, row_states
 from gracekit.comparing.metrics import NEW_TOKENS, ExactMatch, answers
-from gracekit.comparing.trainer import load_start, train
+from gracekit.comparing.trainer import _Looks, load_start, train
 from gracekit.errors import (
     CheckpointError,
     DataError,
@@ -185,9 +187,31 @@ def test_results_of_other_settings_are_refused(world: Path) -> None:
     file.write_text(json.dumps({**content, "num_steps": 7}))
     with pytest.raises(RecipeError, match="arms with different steps"):
         gracekit.compare(world, output=output, set=arms)
-    file.write_text("{")
-    with pytest.raises(StoreFormatError, match="remove it, and its run is done again"):
-        gracekit.compare(world, output=output, set=arms)
+    for spoilt in (
+        "{",
+        json.dumps({**content, "points": [{**content["points"][0], "losses": [1.0]}]}),
+        json.dumps({**content, "num_targets": []}),
+        json.dumps({**content, "groups": content["groups"][1:]}),
+        json.dumps({**content, "num_targets": [], "groups": [], "points": []}),
+    ):
+        file.write_text(spoilt)
+        with pytest.raises(StoreFormatError, match="remove it, and its run is done again"):
+            gracekit.compare(world, output=output, set=arms)
+
+
+@pytest.mark.parametrize("what", ["config.json", "pytorch_model.bin"])
+def test_results_of_another_start_are_refused(world: Path, tmp_path: Path, what: str) -> None:
+    """Also where it is the config that changed, or weights that are no safetensors."""
+    start = tmp_path / "start"
+    shutil.copytree(world.parent / "models/checkpoint-0", start)
+    (start / "pytorch_model.bin").write_bytes(b"weights")
+    one = {"compare.arms": ["random"], "compare.seeds": 1, "compare.start": str(start),
+           "compare.epochs": 1, "compare.evaluations": 1}  # fmt: skip
+    gracekit.compare(world, output=tmp_path / "out", set=one)
+    assert gracekit.compare(world, output=tmp_path / "out", set=one).missing == 0
+    (start / what).write_bytes((start / what).read_bytes() + b"\n")
+    with pytest.raises(RecipeError, match="start_besides"):
+        gracekit.compare(world, output=tmp_path / "out", set=one)
 
 
 def test_runs_of_other_code_are_mixed_only_when_told(world: Path) -> None:
@@ -341,6 +365,21 @@ def test_a_training_ends_where_a_version_advises_it(world: Path, tmp_path: Path)
     )
 
 
+def test_target_rows_of_which_nothing_is_left_take_no_rows(bed: Bed, tmp_path: Path) -> None:
+    """By hidden states as by everything else: their answers are cut off."""
+    target = tmp_path / "target.jsonl"
+    cut = json.dumps({"prompt": "red cat " * 80, "response": "dog"}) + "\n"
+    target.write_text(cut + (Path(bed.recipe.store).parent / "target.jsonl").read_text() + cut)
+    aimed = dataclasses.replace(bed, recipe=bed.recipe.override({"target.path": str(target)}))
+    model = load_start(bed)
+    found = []
+    for number, each in enumerate((bed, aimed)):
+        watch = Watch(each, model, 1, lambda step: None)
+        watch.cache = tmp_path / str(number)
+        found.append(_Looks(each, model, watch, lambda: np.zeros(0)).target_states())
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
 def test_oracles_train_on_what_they_know(bed: Bed, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -461,6 +500,8 @@ def test_what_a_model_writes_is_judged(world: Path, tmp_path: Path, metric: str)
         ({"compare.arms": ["influence"], "target": None}, RecipeError, "needs a target set"),
         ({"compare.arms": ["rds"], "target": None}, RecipeError, "needs a target set"),
         ({"compare.arms": ["rds"], "target": {"group": "a"}}, RecipeError, "in a file"),
+        ({"compare.arms": ["random", "aimed"], "target": {"group": "zz"}}, DataError,
+         "has no such group"),
         ({"compare.arms": ["oracle:source=a|b|c"], "compare.marks": []}, RecipeError,
          "every row that may be trained on has that"),
         ({"compare.arms": ["clean"], "compare.marks": ["nothing"]}, RecipeError,
@@ -489,6 +530,18 @@ def test_what_cannot_be_compared_is_said_before_anything_is_trained(
     assert not list((tmp_path / "out").glob("*.json"))
 
 
+@pytest.mark.parametrize("arm", ["aimed", "recipe", "rds"])
+def test_a_target_of_which_nothing_is_left_is_told_before_any_training(
+    world: Path, tmp_path: Path, arm: str
+) -> None:
+    cut = tmp_path / "target.jsonl"
+    cut.write_text(json.dumps({"prompt": "red cat " * 80, "response": "dog"}) + "\n")
+    changes = {"compare.arms": ["random", arm], "target.path": str(cut)}
+    with pytest.raises(DataError, match=r"no token of .*target.jsonl carries loss"):
+        gracekit.compare(world, output=tmp_path / "out", set=changes)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
 def test_held_out_rows_that_are_in_the_data_are_refused_unless_allowed(
     world: Path, tmp_path: Path
 ) -> None:
@@ -510,7 +563,9 @@ def test_held_out_rows_that_are_in_the_data_are_refused_unless_allowed(
     with pytest.raises(DataError, match=r"3 of 15 held-out rows .* are in .*the first is row 12"):
         gracekit.compare(world, output=tmp_path / "out", set=changes)
     allowed = {**changes, "compare.allow_overlap": True}
-    assert gracekit.compare(world, output=tmp_path / "out", set=allowed).arms[0].seeds == 1
+    found = gracekit.compare(world, output=tmp_path / "out", set=allowed)
+    told = "3 of 15 held-out rows are in the data too: arms that train on them are judged too well."
+    assert found.arms[0].seeds == 1 and told in found.remarks
 
 
 def test_no_copy_of_a_held_out_row_is_trained_on(world: Path, tmp_path: Path) -> None:

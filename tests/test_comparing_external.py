@@ -21,7 +21,7 @@ from tests.patience import until
 from tests.test_comparing import ROOT, make_world
 
 TRAIN = """\
-import argparse, json, shutil, subprocess, sys, time, zlib
+import argparse, json, os, shutil, subprocess, sys, time, zlib
 from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -62,12 +62,30 @@ state = {"global_step": steps, "num_train_epochs": 2 if way == "twice" else 1}
 if way == "endless":  # a dataset without a length
     state["num_train_epochs"] = sys.maxsize
 place = Path(options.output)
-if way != "silent":
+if way in ("top", "top-twice"):  # as `save_model` leaves it, with checkpoints below
+    below = place / f"checkpoint-{steps}"
+    below.mkdir()
+    epochs = 2 if way == "top-twice" else 1
+    state = {"global_step": steps, "max_steps": epochs * steps, "num_train_epochs": epochs}
+    (below / "trainer_state.json").write_text(json.dumps(state))
+if way in ("stateless", "torn"):  # a loop of the user's own: no trainer_state.json
+    for step in (1, steps):
+        (place / f"checkpoint-{step}").mkdir()
+        shutil.copy(Path(options.start) / "config.json", place / f"checkpoint-{step}")
+        saved = weights if step > 1 else load_file(Path(options.start) / "model.safetensors")
+        save_file(saved, place / f"checkpoint-{step}/model.safetensors", metadata={"format": "pt"})
+        (place / f"checkpoint-{step}/optimizer.pt").touch()
+    for file in (place / "checkpoint-1").iterdir():  # written long ago
+        os.utime(file, (1, 1))
+    if way == "torn":
+        os.truncate(place / f"checkpoint-{steps}/model.safetensors", 1000)
+    sys.exit(0)
+if way not in ("silent", "top", "top-twice"):
     place = place / f"checkpoint-{steps}"
     place.mkdir()
 shutil.copy(Path(options.start) / "config.json", place)
 save_file(weights, place / "model.safetensors", metadata={"format": "pt"})
-if way != "silent":
+if way not in ("silent", "top", "top-twice"):
     (place / "trainer_state.json").write_text(json.dumps(state))
 """
 
@@ -181,6 +199,15 @@ def has_ended(pid: int) -> bool:
         return True
 
 
+def test_a_checkpoint_of_a_command_that_has_ended_is_whole(world: Path, tmp_path: Path) -> None:
+    """Though no trainer_state.json says so, and an earlier one is older."""
+    found = run(world, tmp_path, "stateless", arms=["random"], seeds=1)
+    weights = json.loads((tmp_path / "random-seed0.json").read_text())["weights_digest"]
+    run(world, tmp_path / "top", "top", arms=["random"], seeds=1)
+    assert weights == json.loads((tmp_path / "top/random-seed0.json").read_text())["weights_digest"]
+    assert any(f"{found.arms[0].num_steps} steps of 8" in remark for remark in found.remarks)
+
+
 @pytest.mark.parametrize("way", ["", "silent"])
 def test_a_command_trains_on_what_each_arm_draws(world: Path, tmp_path: Path, way: str) -> None:
     found = run(world, tmp_path, way, arms=["random", "once", "recipe", "full"], seeds=1)
@@ -203,6 +230,8 @@ def test_a_command_trains_on_what_each_arm_draws(world: Path, tmp_path: Path, wa
         ("nothing", "left no model in"),
         ("untrained", "has the losses of the start"),
         ("twice", "went over the subset 2 times"),
+        ("top-twice", "went over the subset 2 times"),
+        ("torn", "the last checkpoint that the training command left cannot be used: .*truncated"),
         ("steps", r"took 12 steps, expected 11 for 84 rows: it ignores the subset"),
         ("no-subset", "with the very weights of random with seed 0: .* ignores the subset"),
     ],

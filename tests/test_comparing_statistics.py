@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gracekit.aim.directions import directions
 from gracekit.axes import ticks
-from gracekit.comparing.arms import Arm
+from gracekit.comparing.arms import OVERLAYS, Arm
 from gracekit.comparing.comparison import compare_results
 from gracekit.comparing.controls import (
     Full,
@@ -225,6 +225,11 @@ def test_the_verdict_is_against_the_stronger_control() -> None:
     ]
     found = compare_results(dearer, ARMS, average="tokens")
     assert "took 120% of the compute of `once`" in found.verdict[3]
+    assert "See whether `longest` does as well." in found.verdict[3]
+    itself = [dataclasses.replace(r, arm="longest") if r.arm == "recipe" else r for r in dearer]
+    arms = [*ARMS[:2], Arm(name="longest", about="")]
+    said = " ".join(compare_results(itself, arms, average="tokens").verdict)
+    assert "`longest` took 120%" in said and "See whether" not in said
 
 
 def test_a_metric_is_compared_row_by_row_and_its_direction_is_left_open() -> None:
@@ -288,6 +293,45 @@ def test_a_training_that_does_not_go_well_is_told(
     said = compare_results(results, ARMS, average="tokens").verdict
     assert any(s.startswith(words) for s in said) and len(said) == 1 + bool(words), said
     assert ("reaches its last loss" in said[-1]) == (not words), "the control does so as early"
+
+
+@pytest.mark.parametrize(
+    ("ends", "words", "num_taken"),
+    [
+        ((4, 6, 8), "ended after 4, 6, 8 of 10 steps, where its versions advised it; with", 6),
+        ((4, None, None), "ended after 4 of 10 steps, where its versions advised it, under 1 of 3 "
+         "seeds, and took all steps under the others; with 105% of the compute of `once`.", 8),
+        ((None,) * 3, "No version of `aimed-stopped` advised an end, so it took all 10 steps", 10),
+    ],
+)  # fmt: skip
+def test_under_which_seeds_a_training_ended_is_told(
+    ends: tuple[int | None, ...], words: str, num_taken: int
+) -> None:
+    """And nothing is said of equal steps, though it took more of the compute."""
+    arms = [Arm(name="once", about=""),
+            Arm(name="aimed-stopped", about="", overlay=OVERLAYS["aimed-stopped"])]  # fmt: skip
+    results = [result_of("once", seed, [4.0, 3.5], 3.0) for seed in range(3)]
+    for seed, end in enumerate(ends):
+        made = result_of("recipe", seed, [4.0, 3.5], 2.9)
+        results.append(dataclasses.replace(made, arm="aimed-stopped", ended_at=end))
+    found = compare_results(results, arms, average="tokens")
+    assert words in found.verdict[-1] and found.arms[1].num_taken == num_taken
+    assert "in as many steps" not in " ".join(found.verdict)
+
+
+def test_of_few_seeds_numbers_are_told_and_no_finding() -> None:
+    """The interval is over held-out rows alone, and says nothing of two runs of one arm."""
+    results = [
+        dataclasses.replace(result_of(arm, seed, [4.0, 3.5], end), metric=[end, end])
+        for arm, end in (("once", 3.0), ("recipe", 2.5), ("clean", 2.9))
+        for seed in range(2)
+    ]
+    said = compare_results(results, ARMS, average="tokens", metric="m").verdict
+    assert said[0].startswith("With 2 seeds nothing is shown")
+    assert said[1].startswith("Head-room: `clean` less `once` is -0.1") and "2 seeds" in said[1]
+    assert said[2].startswith("`recipe` less `once`: -0.") and said[2].endswith("rows alone.")
+    assert said[-1].endswith("over held-out rows alone.")
+    assert not any("no difference" in sentence for sentence in said)
 
 
 def test_an_oracle_that_ends_higher_is_said_to() -> None:

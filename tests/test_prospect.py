@@ -60,6 +60,24 @@ def test_one_checkpoint_tells_what_selection_could_bring(world: Path, tmp_path: 
     assert f"good for about {steps:,.0f} steps, and 100 are planned" in words
 
 
+def test_a_budget_in_tokens_and_a_target_of_one_sample(world: Path, tmp_path: Path) -> None:
+    """The share of a draw is that of its tokens; of one sample nothing is like or unlike."""
+    recipe, checkpoint = world / "gracekit.yaml", world / "run/checkpoint-10"
+    row = json.dumps({"prompt": "red", "response": "blue small"}) + "\n"
+    (tmp_path / "one.jsonl").write_text(row * 3)
+    target = {"target": {"path": str(tmp_path / "one.jsonl"), "max_length": 64}}
+    few = {"selection.fraction": 0.01, **target}
+    found = gracekit.plan(recipe, checkpoint, worth=True, set=few)
+    in_tokens = {"selection.fraction": None, "selection.tokens": 30}
+    told_of_tokens = gracekit.plan(recipe, checkpoint, worth=True, set=in_tokens)
+    assert told_of_tokens.best == pytest.approx(found.best, rel=1e-6)
+    everything = {"selection.fraction": None, "selection.tokens": 10**6}
+    assert gracekit.plan(recipe, checkpoint, worth=True, set=everything).best == pytest.approx(1)
+    assert math.isnan(found.like_target)
+    assert any("cannot be told of one usable sample" in word for word in found.words)
+    assert not any("nan" in word for word in found.words)
+
+
 def test_the_command_prints_and_gives_json(world: Path) -> None:
     arguments = [
         "plan", str(world / "run/checkpoint-10"), "--worth", "-r", str(world / "gracekit.yaml"),
@@ -69,6 +87,17 @@ def test_the_command_prints_and_gives_json(world: Path) -> None:
     assert "passes over the pool" in done.output and "1,000 drawn by perfect norms" in done.output
     found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
     assert found["like_target"] is None and found["num_samples"] == 200
+
+
+def test_data_of_one_row_has_no_best_value(world: Path, tmp_path: Path) -> None:
+    row = json.dumps({"prompt": "red", "response": "blue small", "source": "a"}) + "\n"
+    (tmp_path / "one.jsonl").write_text(row)
+    done = CliRunner().invoke(main, [
+        "plan", str(world / "run/checkpoint-10"), "--worth", "-r", str(world / "gracekit.yaml"),
+        "--set", f"data.path={tmp_path / 'one.jsonl'}",
+    ])  # fmt: skip
+    assert done.exit_code == 0 and "could bring is not known" in done.output, done.output
+    assert "nan" not in done.output and "drawn by perfect norms   -" in done.output
 
 
 def test_the_best_value_is_that_of_a_draw_by_norms() -> None:
@@ -95,6 +124,7 @@ def test_copies_and_likeness_are_found() -> None:
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(60, 16)).astype(np.float32)
     doubled = np.concatenate([rows, rows[:20] + 1e-3]).astype(np.float32)
+    assert near_copies(np.tile(rows[:1], (9, 1))) == 1 and near_copies(rows[:1]) == 0
     assert near_copies(rows) == 0 and near_copies(doubled) == pytest.approx(40 / 80)
     centre = np.zeros(16, np.float32)
     centre[0] = 8
@@ -113,6 +143,7 @@ def test_copies_and_likeness_are_found() -> None:
         ({"like_target": 0.08}, "`gracekit compare` tells"),
         ({"like_target": 0.7}, "Not worth it"),
         ({"like_target": 0.0}, "Not worth it"),
+        ({"norms": np.zeros(1)}, "Not worth it"),
     ],
 )
 def test_it_says_when_it_is_not_worth_it(numbers: dict[str, Any], words: str) -> None:

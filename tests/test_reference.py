@@ -261,6 +261,24 @@ def test_a_distrusted_response_is_drawn_less(tmp_path: Path) -> None:
     assert Store.open(recipe.store).places(3) is None
 
 
+def test_what_is_distrusted_after_rollbacks_and_in_grown_data(tmp_path: Path) -> None:
+    """A rollback has no places of its own, nor has one to a rollback."""
+    write_data(tmp_path / "train.jsonl", num_samples=60)
+    recipe = tiny_recipe(tmp_path)
+    evidence = np.where(np.arange(60) % 10 == 3, -0.5, 1.0)
+    place = reference_of(recipe, evidence, tmp_path / "reference.parquet")
+    changes: dict[str, Any] = {"selection.reference": str(place), "selection.trust": "weigh"}
+    gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 100), set=changes)
+    write_data(tmp_path / "train.jsonl", num_samples=70)
+    gracekit.refresh(recipe, write_checkpoint(tmp_path / "run", 200))  # without trust
+    for back_to, is_trusting in ((1, True), (2, False), (3, True)):
+        gracekit.rollback(recipe.store, back_to)
+        words = str(gracekit.status(recipe.store))
+        assert ("6 of 60 samples, whose prompts tell a reference" in words) == is_trusting
+        listed = gracekit.sql(recipe.store, "distrusted").to_arrow().num_rows
+        assert listed == (6 if is_trusting else 0)
+
+
 def test_excess_and_learned_change_places(tmp_path: Path) -> None:
     write_data(tmp_path / "train.jsonl")
     recipe = tiny_recipe(tmp_path, training={"steps": 1000})
@@ -355,6 +373,35 @@ def test_excess_is_the_same_in_every_order() -> None:
         np.ones(3, np.float32), np.ones(3, np.float32), np.arange(3, dtype=np.int32), 2.0
     )
     assert (alone == 1).all()  # groups of one row
+
+
+def test_the_rounding_of_a_loss_is_no_excess() -> None:
+    """Where the reference is the very model, all rows are alike."""
+    rng = np.random.default_rng(0)
+    loss = rng.normal(3, 0.5, 60).astype(np.float32)
+    groups = rng.integers(0, 3, 60).astype(np.int32)
+    again = loss + rng.normal(0, 1e-5, 60).astype(np.float32)
+    assert (excess(loss, again, groups, 1.0) == 1).all()
+    later = loss - rng.random(60).astype(np.float32)
+    assert excess(later, again, groups, 1.0).std() > 0.3
+
+
+def test_what_changes_nothing_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is learned of a run of unknown length, and trust in rows without prompts."""
+    write_data(tmp_path / "train.jsonl", num_samples=40)
+    recipe = tiny_recipe(tmp_path)
+    place = reference_of(recipe, np.full(40, np.nan), tmp_path / "reference.parquet")
+    changes: dict[str, Any] = {"selection.reference": str(place), "selection.learned": 0.5}
+    changes["selection.trust"] = "weigh"
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    gracekit.refresh(recipe, checkpoint, set=changes)
+    assert "selection.learned changes nothing; set training.steps" in caplog.text
+    assert "selection.trust changes nothing: no sample has a prompt" in caplog.text
+    caplog.clear()
+    changes["training.steps"] = 1000
+    changes["store"] = str(tmp_path / "other")
+    gracekit.refresh(recipe, checkpoint, set={**changes, "selection.trust": "off"})
+    assert "changes nothing" not in caplog.text
 
 
 def test_learned_waits_for_a_known_length_and_a_known_loss() -> None:

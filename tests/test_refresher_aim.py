@@ -455,6 +455,41 @@ def test_another_target_set_begins_anew(tmp_path: Path) -> None:
     assert places.factors["aim"][of_b].mean() > 2 * places.factors["aim"][~of_b].mean()
 
 
+def test_losses_of_other_tokens_of_the_target_are_not_compared(tmp_path: Path) -> None:
+    """Here the loss rises much, and would end the training where the target is read as before."""
+
+    def spoil(model: Any) -> None:
+        with torch.no_grad():
+            model.lm_head.weight.mul_(8)
+
+    refresh(aimed(tmp_path), write_checkpoint(tmp_path / "run", 100))
+    later = write_checkpoint(tmp_path / "run", 200, spoil=spoil)
+    aim = refresh(aimed(tmp_path, target={"max_length": 9}), later).header.aim
+    assert aim is not None and aim.advice is None and aim.best_step == 200
+    aim = refresh(aimed(tmp_path, selection={"fraction": 0.2}), later).header.aim
+    assert aim is not None and aim.advice is not None and aim.best_step == 100
+
+
+def test_copies_in_a_target_set_count_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy in the other half would judge what it has chosen itself."""
+    recipe = aimed(tmp_path)
+    rows = (tmp_path / "target.jsonl").read_text().splitlines()
+    checkpoint = write_checkpoint(tmp_path / "run", 100)
+    once = refresh(recipe, checkpoint).header.aim
+    (tmp_path / "target.jsonl").write_text("\n".join([*rows, *rows[:5]]) + "\n")
+    again = refresh(recipe.model_copy(update={"store": str(tmp_path / "s")}), checkpoint).header.aim
+    assert once is not None and again is not None
+    assert again.num_target == 12 and again.target_digest == once.target_digest
+    assert again.gain_influence == once.gain_influence
+    assert "5 of 17 target samples are copies of others: each counts once" in caplog.text
+    (tmp_path / "target.jsonl").write_text("\n".join(rows[:1] * 9) + "\n")
+    alone = refresh(recipe.model_copy(update={"store": str(tmp_path / "a")}), checkpoint).header.aim
+    assert alone is not None and alone.num_target == 1
+    assert "one sample is the whole target" in alone.why or "all rows are alike" in alone.why
+
+
 def test_a_group_target_stays_the_same_while_the_data_grows(tmp_path: Path) -> None:
     write_data(tmp_path / "train.jsonl", num_samples=150)
     recipe = tiny_recipe(tmp_path, target={"group": "a", "group_count": 6})

@@ -18,6 +18,8 @@ CUT_TRUST = 1e-4
 """The place of a distrusted response that is cut: drawn where nothing else is left."""
 _WIDTH = 1.0
 """Evidence over which trust falls from whole to `LEAST_TRUST`."""
+ALIKE = 0.001
+"""Nats a target token: what batches of another shape change in a loss is less, and says nothing."""
 LEAST_OF_GROUP = 10
 """Rows of a group whose excess loss is known, from which its share follows it."""
 MOST_OF_SHARE = 2.0
@@ -49,8 +51,9 @@ def excess(loss: Float32, reference: Float32, groups: Int32, strength: float) ->
     """[n] about 2^-strength to 2^strength by the rank of the excess loss within the group.
 
     The excess is the loss now less that under the reference model: high where there is most left
-    to learn of what can be learned (Mindermann et al. 2022, arXiv 2206.07137). Where either is not
-    known the factor is 1.
+    to learn of what can be learned (Mindermann et al. 2022, arXiv 2206.07137). It is counted in
+    steps of `ALIKE`, so that the rounding of two passes makes no ranks where the reference is the
+    very model. Where either is not known the factor is 1.
 
     Args:
         loss: [n] as it is now, measured or estimated.
@@ -59,7 +62,7 @@ def excess(loss: Float32, reference: Float32, groups: Int32, strength: float) ->
         strength: At least 0; 0: none.
     """
     found = np.ones(len(loss), np.float32)
-    above = loss.astype(np.float64) - reference
+    above = np.round((loss.astype(np.float64) - reference) / ALIKE)
     rows = np.flatnonzero(np.isfinite(above))
     order = rows[np.lexsort((above[rows], groups[rows]))]
     _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)

@@ -25,7 +25,12 @@ from gracekit.checkpoints.config import (
     model_identity,
 )
 from gracekit.checkpoints.discover import check_checkpoint, find_checkpoints
-from gracekit.checkpoints.layouts import LAYOUTS, OPTIMIZER_FILES, layout_of
+from gracekit.checkpoints.layouts import (
+    LAYOUTS,
+    LAYOUTS_AT_REST,
+    OPTIMIZER_FILES,
+    layout_of,
+)
 from gracekit.checkpoints.pace import TrainerPace, read_pace
 from gracekit.checkpoints.pins import pin
 from gracekit.checkpoints.remote_run import RemoteRun
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LAYOUTS",
+    "LAYOUTS_AT_REST",
     "OPTIMIZER_FILES",
     "Finding",
     "RemoteRun",

@@ -57,6 +57,8 @@ class TrainerLayout(Layout):
     """
 
     name = "hf-trainer"
+    quiet_s = QUIET_S
+    """Seconds without a write after which files tell that nobody writes any more."""
 
     def matches(self, path: Path) -> bool:
         """A directory called checkpoint-N, or any that holds a trainer_state.json."""
@@ -69,7 +71,7 @@ class TrainerLayout(Layout):
 
     def settle_s(self, path: Path) -> float:
         """Longer where no trainer_state.json is there, which most others write."""
-        return max(self.settings.settle_s, 0 if self.is_marked(path) else QUIET_S)
+        return max(self.settings.settle_s, 0 if self.is_marked(path) else self.quiet_s)
 
     def step(self, path: Path) -> int:
         """N of checkpoint-N; under another name the `global_step` of trainer_state.json."""
@@ -103,7 +105,7 @@ class TrainerLayout(Layout):
         newest = max(weights, key=lambda file: file.stat().st_mtime_ns, default=None)
         if newest is None:
             return None
-        if newest.stat().st_mtime_ns > written_at and unwritten_s([newest]) < QUIET_S:
+        if newest.stat().st_mtime_ns > written_at and unwritten_s([newest]) < self.quiet_s:
             return (
                 f"{newest.name} is newer than {TRAINER_STATE}: it is being written again, or is a "
                 f"copy whose times were not kept, which is used when it is {QUIET_S} s old"
@@ -112,12 +114,12 @@ class TrainerLayout(Layout):
 
     def _unready_without_state(self, path: Path) -> str | None:
         missing = f"{TRAINER_STATE} is not there yet"
-        if any(next(path.glob(trace), None) for trace in _TRACES):
+        if self.quiet_s and any(next(path.glob(trace), None) for trace in _TRACES):
             return missing
         if not (next(path.iterdir(), None) and self.weight_files(path)):
             return missing
         reason = incomplete_model(self.parts(path), self.settings)
-        if reason or unwritten_s(self.files(path)) >= QUIET_S:
+        if reason or unwritten_s(self.files(path)) >= self.quiet_s:
             return reason
         return f"{missing}; without it a whole model is used when it is {QUIET_S} s old"
 
@@ -125,6 +127,12 @@ class TrainerLayout(Layout):
         """The directory; before it the folder of an adapter that is not called `default`."""
         adapter = _adapter(path, self.settings)
         return [path] if adapter is None else [adapter, path]
+
+
+class TrainerAtRest(TrainerLayout):
+    """The same where the trainer is known to have ended: nothing is waited for."""
+
+    quiet_s = 0
 
 
 class PretrainedLayout(Layout):
@@ -175,6 +183,8 @@ LAYOUTS: dict[str, type[CheckpointLayout]] = {
     )
 }
 """Layout name -> class; the first that matches a directory reads it."""
+LAYOUTS_AT_REST = {**LAYOUTS, TrainerLayout.name: TrainerAtRest}
+"""For the output of a training that has ended."""
 
 
 def layout_of(

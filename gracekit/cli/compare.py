@@ -124,7 +124,7 @@ def _record(arm: ArmOutcome) -> dict[str, Any]:
         "apart": apart and apart.mean,
         "interval": "" if apart is None else f"{apart.low:+.4f} {apart.high:+.4f}",
         "spread": arm.spread,
-        "steps": arm.num_steps,
+        "steps": arm.num_taken,
         "reach": arm.steps_to_control,
         "compute": arm.compute_to_control,
         "selection": arm.selection_share,

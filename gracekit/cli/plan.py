@@ -81,13 +81,19 @@ def _print_prospect(out: Output, found: Prospect) -> None:
     def share(value: float) -> str:
         return "-" if math.isnan(value) else f"{value:.1%}"
 
-    best = f"{1000 * found.best:,.0f} [{1000 * found.best_low:,.0f}, {1000 * found.best_high:,.0f}]"
+    best = saved = spread = "-"
+    if not math.isnan(found.best):
+        low, high = 1000 * found.best_low, 1000 * found.best_high
+        best = f"worth {1000 * found.best:,.0f} [{low:,.0f}, {high:,.0f}] random ones"
+        saved = share(found.most_saved)
+    if not math.isnan(found.norm_spread):
+        spread = f"{found.norm_spread:.1f} from the 10th to the 90th percentile"
     out.pairs(
         {
             "samples": f"{found.num_samples:,}, {found.num_measured:,} of them measured",
-            "1,000 drawn by perfect norms": f"worth {best} random ones",
-            "steps that would save at most": share(found.most_saved),
-            "spread of norms": f"{found.norm_spread:.1f} from the 10th to the 90th percentile",
+            "1,000 drawn by perfect norms": best,
+            "steps that would save at most": saved,
+            "spread of norms": spread,
             "exact copies": share(found.exact_copies),
             "near-copies": f"{share(found.near_copies)} of {found.num_compared:,} compared",
             "like the target": share(found.like_target),

@@ -84,6 +84,8 @@ class Bed:
     """Column -> [n] whether a row is marked."""
     num_drawn: int
     """Rows of a draw, which is an epoch."""
+    num_overlap: int = 0
+    """Held-out rows that are in the data too, where that is allowed."""
 
     @classmethod
     def make(cls, recipe: Recipe, cache: Path) -> Bed:
@@ -103,12 +105,13 @@ class Bed:
         raw = load_samples(recipe.data)
         tokens = tokenize(raw, tokenizer, recipe.data, cache / "tokens")
         usable = np.flatnonzero(tokens.num_targets > 0)
+        num_overlap = 0
         if settings.evaluation is None:
             judges, held_out = _split(raw, tokens, usable, recipe)
         else:
             judges = _read_judges(settings.evaluation, tokenizer, cache)
             held_out = np.zeros(len(raw), bool)
-            _require_apart(raw, judges, recipe)
+            num_overlap = _require_apart(raw, judges, recipe)
         pool = usable[~held_out[usable]]
         if not len(pool):
             raise DataError(f"{recipe.data.name}: no row is left to train on; hold out fewer rows")
@@ -123,6 +126,7 @@ class Bed:
             judges=judges,
             marks={column: marked_rows(recipe, column, len(raw)) for column in settings.marks},
             num_drawn=_num_drawn(recipe, len(pool)),
+            num_overlap=num_overlap,
         )
 
     @property
@@ -134,6 +138,12 @@ class Bed:
     def num_steps(self) -> int:
         """Optimizer steps of a run on draws."""
         return self.recipe.compare.epochs * self.steps_an_epoch
+
+    @property
+    def num_steps_at_once(self) -> int:
+        """The same where all draws lie one after another, without a short batch after each."""
+        settings = self.recipe.compare
+        return -(-settings.epochs * self.num_drawn // settings.batch_size)
 
     @property
     def num_full_steps(self) -> int:
@@ -282,12 +292,12 @@ def _read_judges(data: DataSection, tokenizer: Any, cache: Path) -> Judges:
     )
 
 
-def _require_apart(raw: RawSamples, judges: Judges, recipe: Recipe) -> None:
-    """`DataError` where held-out rows are in the data too, unless that is allowed."""
+def _require_apart(raw: RawSamples, judges: Judges, recipe: Recipe) -> int:
+    """How many held-out rows are in the data too; `DataError` unless that is allowed."""
     hashes = loose_hashes(judges.raw).astype(str)[judges.rows]
     both = np.flatnonzero(np.isin(hashes, loose_hashes(raw).astype(str)))
     if not len(both):
-        return
+        return 0
     assert recipe.compare.evaluation is not None
     first = judges.raw.source_rows[judges.rows[both[0]]]
     what = (
@@ -300,3 +310,4 @@ def _require_apart(raw: RawSamples, judges: Judges, recipe: Recipe) -> None:
             f"{what}. Take them out of one of the two, or allow it with compare.allow_overlap"
         )
     logger.warning("%s", what)
+    return len(both)

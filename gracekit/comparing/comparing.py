@@ -21,7 +21,7 @@ from gracekit.comparing.external import Command, check_arm
 from gracekit.comparing.metrics import metric_of, try_metric
 from gracekit.comparing.page import write_page
 from gracekit.comparing.processes import end_left
-from gracekit.comparing.recipes import check_selection
+from gracekit.comparing.recipes import check_selection, check_target
 from gracekit.comparing.run_result import RunResult
 from gracekit.comparing.runs import RUNNING, Run, alike, code_of, do_run, runs_of
 from gracekit.errors import MeasureError, RecipeError, StoreLockedError
@@ -36,6 +36,8 @@ from gracekit.words import count_of, duration
 logger = logging.getLogger("gracekit.comparing")
 
 PAGE = "comparison.html"
+FEW_HELD_OUT = 20
+"""Held-out rows below which a bootstrap over them is not to be relied on."""
 
 
 def compare(
@@ -84,8 +86,10 @@ def compare(
     for arm in arms:
         if arm.draws is not None:
             arm.draws(bed, 0)  # what is wrong with an arm is said before hours of others
+            if arm.name == "rds":
+                check_target(bed, recipe, output / "cache")
         else:
-            check_selection(bed, arm)
+            check_selection(bed, arm, output / "cache")
         if command is not None:
             check_arm(bed, arm)
     runs = runs_of(bed, arms, output, command)
@@ -102,7 +106,7 @@ def compare(
         average=settings.average,
         metric=settings.metric,
         missing=len(runs) - len(done),
-        remarks=_remarks(bed, done, () if command is not None else arms),
+        remarks=_remarks(bed, done, arms, command),
     )
     return write_page(found, output / PAGE)
 
@@ -222,18 +226,31 @@ def _codes(done: list[RunResult]) -> str:
     )
 
 
-def _remarks(bed: Bed, done: list[RunResult], arms: Sequence[Arm]) -> list[str]:
+def _remarks(
+    bed: Bed, done: list[RunResult], arms: Sequence[Arm], command: Command | None
+) -> list[str]:
+    num_steps = bed.num_steps if command is None else bed.num_steps_at_once
     remarks = [remark for result in done for remark in result.remarks]
     settings = bed.recipe.compare
     passes = settings.epochs * bed.num_drawn / len(bed.pool)
     remarks.append(
         f"{count_of(settings.epochs, 'epoch')} of {bed.num_drawn:,} rows from {len(bed.pool):,} "
-        f"({passes:.2f} passes over the pool), {bed.num_steps:,} steps of {settings.batch_size}; "
+        f"({passes:.2f} passes over the pool), {num_steps:,} steps of {settings.batch_size}; "
         f"{len(bed.judges.rows):,} held-out rows."
     )
+    if len(bed.judges.rows) < FEW_HELD_OUT:
+        remarks.append(
+            f"{count_of(len(bed.judges.rows), 'held-out row')} can hardly tell arms apart: an "
+            "interval over so few is too narrow. Hold out more."
+        )
     remarks += filter(None, [_codes(done), _judged_by_target(bed)])
+    if bed.num_overlap:
+        remarks.append(
+            f"{bed.num_overlap:,} of {count_of(len(bed.judges.rows), 'held-out row')} are in the "
+            "data too: arms that train on them are judged too well."
+        )
     remarks += _same_trainings(done)
-    if bed.recipe.refresh.max_cost is not None:
+    if bed.recipe.refresh.max_cost is not None and command is None:
         remarks += filter(None, (_unmeasured(arm, done) for arm in arms))
     for name, marked in bed.marks.items():
         remarks.append(f"{marked[bed.pool].mean():.1%} of the pool is marked by {name!r}.")

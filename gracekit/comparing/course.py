@@ -116,9 +116,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if not left:
             return
         self.course.ended_at = int(state.global_step)
-        self._look(left[0])
-        seen = self.course.points[-1]
-        self.course.points += [replace(seen, step=step) for step in left[1:]]
+        self._look(self.course.ended_at)
+        seen = self.course.points.pop()
+        self.course.points += [replace(seen, step=step) for step in left]
 
     def _look(self, step: int) -> None:
         began = time.process_time()

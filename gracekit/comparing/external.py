@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from gracekit.checkpoints import check_checkpoint, find_checkpoints
+from gracekit.checkpoints import LAYOUTS_AT_REST, check_checkpoint, find_checkpoints
+from gracekit.checkpoints.layouts import CHECKPOINT_NAME, TRAINER_STATE
 from gracekit.comparing.arms import Arm, Overlay
 from gracekit.comparing.bed import Bed
 from gracekit.comparing.course import Course
@@ -133,7 +134,7 @@ def run_command(
         )
     place = _model_in(output, bed, arm, seed)
     num_steps = steps_of_command(bed, arm)
-    _check_steps(place, num_steps, len(rows), arm, seed)
+    _check_steps(output, place, num_steps, len(rows), arm, seed)
     course.points.append(_point(bed, place, num_steps, (selection[0], training_s, selection[1])))
     course.model = _load(bed, place)
     if not np.isfinite(course.points[-1].losses).all():
@@ -153,8 +154,9 @@ def run_command(
 def steps_of_command(bed: Bed, arm: Arm) -> int:
     """Optimizer steps of one pass over all draws, written one after another."""
     settings = bed.recipe.compare
-    num_rows = len(bed.pool) if arm.is_full else bed.num_drawn
-    return -(-settings.epochs * num_rows // settings.batch_size)
+    if not arm.is_full:
+        return bed.num_steps_at_once
+    return -(-settings.epochs * len(bed.pool) // settings.batch_size)
 
 
 def check_arm(bed: Bed, arm: Arm) -> None:
@@ -234,11 +236,24 @@ def _write_subset(bed: Bed, rows: Rows, path: Path) -> None:
 
 
 def _model_in(output: Path, bed: Bed, arm: Arm, seed: int) -> Path:
-    """The model that the command left: at `output` itself, or its newest checkpoint."""
+    """The model that the command left: at `output` itself, or its last checkpoint.
+
+    The command has ended, so nothing is waited for; and where its last checkpoint cannot be used,
+    an earlier one does not stand for it.
+    """
     if (output / "config.json").is_file() or (output / "adapter_config.json").is_file():
-        check_checkpoint(output, bed.recipe.checkpoints)
+        check_checkpoint(output, bed.recipe.checkpoints, LAYOUTS_AT_REST)
         return output
-    found = find_checkpoints(output, bed.recipe.checkpoints)
+    last = _last_numbered(output)
+    if last is not None:
+        try:
+            return check_checkpoint(last, bed.recipe.checkpoints, LAYOUTS_AT_REST).path
+        except CheckpointError as error:
+            raise MeasureError(
+                f"the arm {arm.name!r}, seed {seed}: the last checkpoint that the training command "
+                f"left cannot be used: {error}"
+            ) from None
+    found = find_checkpoints(output, bed.recipe.checkpoints, LAYOUTS_AT_REST)
     if not found:
         raise MeasureError(
             f"the arm {arm.name!r}, seed {seed}: the training command left no model in {output}; "
@@ -248,13 +263,30 @@ def _model_in(output: Path, bed: Bed, arm: Arm, seed: int) -> Path:
     return found[-1].path
 
 
-def _check_steps(place: Path, num_steps: int, num_rows: int, arm: Arm, seed: int) -> None:
-    """Compare with what the trainer's state says, where it has one."""
+def _last_numbered(output: Path) -> Path | None:
+    """The checkpoint-N of the highest N right below; None: there is none."""
+    named = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in output.iterdir()]
+    numbered = [(int(name[1]), path) for name, path in named if name and path.is_dir()]
+    return max(numbered)[1] if numbered else None
+
+
+def _check_steps(
+    output: Path, place: Path, num_steps: int, num_rows: int, arm: Arm, seed: int
+) -> None:
+    """Compare with what the trainer's state says, where it has one.
+
+    Where the model lies at `output` itself, as `save_model` leaves it, the state of the last
+    checkpoint below says how many steps and epochs were to be taken.
+    """
+    below = _last_numbered(output) if place == output else None
+    is_below = below is not None and not (place / TRAINER_STATE).is_file()
     try:
-        state: Any = read_json(place / "trainer_state.json")
+        state: Any = read_json((below if is_below and below else place) / TRAINER_STATE)
         taken = int(state["global_step"])
+        if is_below:
+            taken = max(taken, int(state.get("max_steps") or 0))
         epochs = float(state.get("num_train_epochs") or 1)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         logger.warning(
             "%s, seed %d: the command leaves no trainer_state.json, so what it trained on cannot "
             "be told", arm.name, seed,

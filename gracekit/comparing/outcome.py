@@ -16,8 +16,8 @@ class ArmOutcome:
     seeds: int
     num_steps: int
     ended_at: list[int]
-    """Steps after which versions ended the training before the others, a number a seed; empty:
-    they did not."""
+    """Steps after which versions ended the training before the others, of the seeds under which
+    they did."""
     steps: list[float]
     """[p] where the held-out rows were looked at."""
     losses: list[float]
@@ -53,3 +53,9 @@ class ArmOutcome:
     compute_to_full: float
     closed: float
     """Share of the distance from the control to the best oracle; NaN without one."""
+
+    @property
+    def num_taken(self) -> int:
+        """Steps that were taken, a mean over seeds."""
+        whole = (self.seeds - len(self.ended_at)) * self.num_steps
+        return round((sum(self.ended_at) + whole) / self.seeds)

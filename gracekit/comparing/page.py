@@ -76,7 +76,7 @@ def _table(found: Comparison) -> str:
     lines = ["".join(f"<th>{escape(head)}</th>" for head in heads)]
     for arm in found.arms:
         cells = [
-            f"<code>{escape(arm.arm)}</code>", str(arm.seeds), f"{arm.num_steps:,}",
+            f"<code>{escape(arm.arm)}</code>", str(arm.seeds), f"{arm.num_taken:,}",
             f"{arm.loss:.4f}", _number(arm.spread, ".4f"),
         ]  # fmt: skip
         if found.control:

@@ -10,6 +10,8 @@ from gracekit.comparing.bed import Bed
 from gracekit.comparing.controls import num_kept
 from gracekit.errors import RecipeError
 from gracekit.recipe import Recipe, SelectionSection
+from gracekit.refresher.model import rows_of_target
+from gracekit.samples import load_samples, tokenize
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.selection import selector_for
 
@@ -38,14 +40,40 @@ def recipe_of(bed: Bed, arm: Arm, seed: int, store: Path) -> Recipe:
     return recipe.override(_without_held_out(recipe.selection, bed.held_out_ids))
 
 
-def check_selection(bed: Bed, arm: Arm) -> None:
+def check_target(bed: Bed, recipe: Recipe, cache: Path) -> None:
+    """Read the target set of an arm as it will be read.
+
+    Args:
+        bed: The data and the tokenizer.
+        recipe: Names the target; without one there is nothing to check.
+        cache: Directory for tokens.
+
+    Raises:
+        DataError: It cannot be read, or nothing of it can be used.
+    """
+    target = recipe.target
+    if target is None:
+        return
+    if target.group is not None:
+        rows_of_target(bed.raw, target.group, target.group_count)
+    else:
+        tokenize(load_samples(target), bed.tokenizer, target, cache / "target-tokens")
+
+
+def check_selection(bed: Bed, arm: Arm, cache: Path) -> None:
     """What can be said of a selection before anything is trained.
+
+    Args:
+        bed: What all arms have in common.
+        arm: A selection.
+        cache: Directory for tokens.
 
     Raises:
         RecipeError: Its selector does not exist, or it lists samples that the data does not have.
-        DataError: Its reference losses cannot be read.
+        DataError: Its reference losses or its target cannot be read.
     """
-    settings = recipe_of(bed, arm, 0, Path("store")).selection
+    recipe = recipe_of(bed, arm, 0, Path("store"))
+    settings = recipe.selection
     selector_for(settings.selector)
     known = set(bed.raw.sample_ids.tolist())
     for key, ids in (("always_in", settings.always_in), ("never_in", settings.never_in)):
@@ -57,6 +85,7 @@ def check_selection(bed: Bed, arm: Arm) -> None:
             )
     if settings.reads_reference and settings.reference is not None:
         ReferenceLosses.read(settings.reference)
+    check_target(bed, recipe, cache)
 
 
 def _without_held_out(settings: SelectionSection, held_out: tuple[str, ...]) -> dict[str, Any]:

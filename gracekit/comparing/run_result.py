@@ -165,8 +165,13 @@ class RunResult:
             aims = [AimPoint(**aim) for aim in content.pop("aims", [])]
             worths = [WorthPoint(**worth) for worth in content.pop("worths", [])]
             result = cls(points=points, aims=aims, worths=worths, **content)
-        except (TypeError, KeyError) as error:
+            of_rows: list[list[Any]] = [result.num_targets, result.groups]
+            of_rows += [point.losses for point in points]
+            lengths = {len(values) for values in of_rows}
+        except (TypeError, KeyError, AttributeError) as error:
             raise StoreFormatError(_damaged(path, str(error))) from None
+        if len(lengths) > 1 or 0 in lengths:
+            raise StoreFormatError(_damaged(path, "its lists are not of the same held-out rows"))
         if not points or not all(math.isfinite(loss) for loss in points[-1].losses):
             raise StoreFormatError(_damaged(path, "its losses are not finite"))
         return result

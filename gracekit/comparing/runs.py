@@ -33,8 +33,10 @@ _OF_ALL = (
     "metric", "metric_rows", "marks",
 )  # fmt: skip
 """Keys of the section `compare` that decide what every run is."""
-_LATER = {"held_out_rows", "target", "code"}
+_LATER = {"held_out_rows", "target", "code", "start_besides"}
 """Settings that came later: a result without them is believed."""
+_OF_START = ("config.json", "generation_config.json", "*.bin", "*.py")
+"""Files of the start that make the model besides `*.safetensors`; tokens tell of its tokenizer."""
 _OF_RANKINGS = ("rds", "loss-top", "longest")
 """Arms that `keep_share` concerns."""
 
@@ -210,6 +212,7 @@ def digest_of(model: Any) -> str:
 def _common_settings(bed: Bed, command: Command | None) -> Json:
     settings = bed.recipe.compare.model_dump(mode="json")
     weights = sorted(bed.start.glob("*.safetensors"))
+    besides = sorted({file for pattern in _OF_START for file in bed.start.glob(pattern)})
     return {
         **{key: settings[key] for key in _OF_ALL},
         "data": bed.raw.fingerprint,
@@ -217,6 +220,7 @@ def _common_settings(bed: Bed, command: Command | None) -> Json:
         "held_out": bed.judges.tokens.key + f", {len(bed.judges.rows)} rows",
         "held_out_rows": _digest("\0".join(bed.judges.contents)),
         "start": " ".join(sha256(file)[:16] for file in weights),
+        "start_besides": _digest(*(f"{file.name} {sha256(file)}" for file in besides)),
         "num_drawn": bed.num_drawn,
         "command": None if command is None else command.text,
     }

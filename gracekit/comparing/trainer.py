@@ -69,7 +69,8 @@ def train(bed: Bed, arm: Arm, seed: int, folder: Path, on_point: Callable[[int],
     else:
         _train_selection(bed, model, arm, seed, folder, watch)
     taken = watch.course.ended_at or watch.course.points[-1].step
-    may_end_early = arm.overlay is not None and arm.overlay.ends_early
+    advised = [aim.advice for aim in watch.course.aims[-1:] if aim.advice is not None]
+    may_end_early = arm.overlay is not None and arm.overlay.ends_early and advised
     if taken != num_steps and not may_end_early:
         raise MeasureError(
             f"the arm {arm.name!r}, seed {seed}, took {taken} of {num_steps} steps: arms with "
@@ -233,12 +234,12 @@ class _Looks:
         return self._states(self._bed.tokens, rows)
 
     def target_states(self) -> Float32:
-        """[t, d] those of the target's rows."""
+        """[t, d] those of the target's rows that have something to train on, as other arms take."""
         target = self._bed.recipe.target
         assert target is not None
         raw = load_samples(target)
         tokens = tokenize(raw, self._bed.tokenizer, target, self._watch.cache / "target-tokens")
-        return self._states(tokens, np.arange(len(tokens)))
+        return self._states(tokens, np.flatnonzero(tokens.num_targets > 0))
 
     def _states(self, tokens: Any, rows: Rows) -> Float32:
         pad = self._bed.tokenizer.pad_token_id

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gracekit.comparing.arms import Arm
 from gracekit.comparing.outcome import ArmOutcome
 from gracekit.comparing.statistics import LEAST_SEEDS
+from gracekit.words import count_of
 
 TURNED = 0.1
 """Of the control's fall, from which a later rise needs a word."""
@@ -52,21 +53,43 @@ def verdict_of(
             sentences.append(f"`{outcome.arm}` is better than `{control}`: {numbers}{reached}.")
         elif apart.is_worse:
             sentences.append(f"`{outcome.arm}` is worse than `{control}`: {numbers}.")
+        elif not apart.over_seeds:
+            sentences.append(
+                f"`{outcome.arm}` less `{control}`: {numbers}, over held-out rows alone."
+            )
         else:
             sentences.append(f"`{outcome.arm}`: no difference from `{control}` found: {numbers}.")
-        if outcome.ended_at:
-            sentences.append(
-                f"`{outcome.arm}` ended after {', '.join(map(str, outcome.ended_at))} of "
-                f"{outcome.num_steps} steps, where its versions advised it, with "
-                f"{outcome.compute[-1] / known_compute:.0%} of the compute of `{control}`."
-            )
         share = outcome.compute[-1] / known_compute
-        if apart.mean < 0 and share > MORE_COMPUTE:
+        if arm.overlay is not None and arm.overlay.ends_early:
+            sentences.append(_end(outcome, f"{share:.0%} of the compute of `{control}`"))
+        elif apart.mean < 0 and share > MORE_COMPUTE:
+            hint = "" if outcome.arm == "longest" else " See whether `longest` does as well."
             sentences.append(
                 f"`{outcome.arm}` took {share:.0%} of the compute of `{control}` in as many steps: "
-                "longer rows, or selection. See whether `longest` does as well."
+                f"longer rows, or selection.{hint}"
             )
     return sentences
+
+
+def _end(outcome: ArmOutcome, compute: str) -> str:
+    """Where an arm ended that may end before the others."""
+    if not outcome.ended_at:
+        return (
+            f"No version of `{outcome.arm}` advised an end, so it took all {outcome.num_steps:,} "
+            f"steps, with {compute}."
+        )
+    steps = ", ".join(f"{step:,}" for step in outcome.ended_at)
+    others = outcome.seeds - len(outcome.ended_at)
+    where = "where its versions advised it"
+    if others:
+        where = (
+            f"where its versions advised it, under {len(outcome.ended_at)} of {outcome.seeds} "
+            "seeds, and took all steps under the others"
+        )
+    return (
+        f"`{outcome.arm}` ended after {steps} of {outcome.num_steps:,} steps, {where}; with "
+        f"{compute}."
+    )
 
 
 def _course(control: ArmOutcome) -> list[str]:
@@ -99,7 +122,7 @@ def metric_sentences(
         if apart is None:
             continue
         numbers = f"{apart.mean:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
-        found = "no difference found"
+        found = "no difference found" if apart.over_seeds else "over held-out rows alone"
         if apart.is_better or apart.is_worse:
             found = "higher" if apart.is_worse else "lower"
         sentences.append(
@@ -115,8 +138,9 @@ def _head_room(outcomes: list[ArmOutcome], oracle: str, control: str) -> str:
         return f"`{oracle}` and `{control}` have no seed in common."
     error = apart.standard_error
     numbers = f"{apart.mean:+.4f} [{apart.low:+.4f}, {apart.high:+.4f}]"
-    if math.isnan(error):
-        return f"Head-room: `{oracle}` less `{control}` is {numbers}, of one seed."
+    if not apart.over_seeds:
+        of_seeds = count_of(len(apart.by_seed), "seed")
+        return f"Head-room: `{oracle}` less `{control}` is {numbers}, of {of_seeds}."
     errors = abs(apart.mean) / error if error > 0 else math.inf
     if apart.mean < 0 and errors >= 3:
         return (

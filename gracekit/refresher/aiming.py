@@ -46,6 +46,8 @@ class Aiming:
     """Hashes of the contents of its samples."""
     digest: str = ""
     """Hash of these."""
+    rendering: str = ""
+    """Key of how they become tokens."""
     course: Course = field(default_factory=Course)
     """The target's loss at earlier checkpoints, and the trainer's pace."""
     reference: ReferenceLosses | None = None
@@ -63,6 +65,7 @@ class Aiming:
         pace: TrainerPace,
         step: int,
         rendering: str | None = None,
+        target_rendering: str = "",
     ) -> Aiming:
         """What a store's versions say of the target in the run that has come to a step.
 
@@ -72,6 +75,7 @@ class Aiming:
             recipe: Names what a reference model says, and what is known of the training.
             pace: What the trainer says of itself.
             rendering: Of the samples, as a file of reference losses keeps it.
+            target_rendering: Of the target's samples: losses of other tokens are not compared.
             step: Of the checkpoint. A version at the same step or a later one ends an earlier run.
         """
         num_steps = recipe.training.steps or pace.num_steps
@@ -87,7 +91,7 @@ class Aiming:
             found = header.aim
             if found is None or not found.losses or header.operation not in ("init", "refresh"):
                 continue
-            if found.target_digest != digest:
+            if found.target_digest != digest or _is_other(found.target_rendering, target_rendering):
                 continue
             at = header.checkpoint.step
             earlier = [each for each in earlier if each.step < at]
@@ -99,6 +103,7 @@ class Aiming:
         return cls(
             contents=contents,
             digest=digest,
+            rendering=target_rendering,
             course=course,
             reference=reference,
             share_of_run=share_of_run,
@@ -157,6 +162,7 @@ def places_of(
             update={
                 "stop": recipe.training.stop,
                 "target_digest": aiming.digest,
+                "target_rendering": aiming.rendering,
                 "contents": contents,
                 "num_overlap": num_overlap,
                 "is_overlap_dropped": bool(barred.any()),
@@ -176,6 +182,11 @@ def places_of(
         reference=aiming.reference,
         share_of_run=aiming.share_of_run,
     ), aim
+
+
+def _is_other(rendering: str, other: str) -> bool:
+    """Whether two keys say other tokens; an empty one is of a release that did not note it."""
+    return bool(rendering and other and rendering != other)
 
 
 def _is_of(aim: Aim | None, aiming: Aiming) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import numpy as np
 
@@ -101,6 +102,11 @@ def with_factors(
             "have nothing to go by; add loss"
         )
     if settings.learned < 1 and loss is not None and settings.selector == "balanced":
+        if math.isnan(share_of_run):
+            logger.warning(
+                "how long the training is going to be is not known, so selection.learned changes "
+                "nothing; set training.steps"
+            )
         factors["learned"] = learned(loss, counted, settings.learned, share_of_run)
     return Places(factors=factors, signals=signals) if factors else None
 
@@ -120,6 +126,11 @@ def _warn_of_unknown(
             num_counted,
         )
     known = counted & np.isfinite(evidence)
+    if settings.trust != "off" and num_known and not known.any():
+        logger.warning(
+            "selection.trust changes nothing: no sample has a prompt that can be compared with "
+            "another one of its group"
+        )
     num_distrusted = int(distrusted(evidence[known]).sum())
     if settings.trust != "off" and num_distrusted > known.sum() / 2:
         logger.warning(

@@ -317,6 +317,7 @@ class Refresher:
                     recipe=recipe,
                     pace=pace,
                     rendering=tokens_key(model.tokenizer, model.data(self.samples), ""),
+                    target_rendering=model.target_rendering(self.samples),
                     step=pinned.step,
                 ),
                 store=store,

@@ -36,6 +36,7 @@ from gracekit.samples import (
     load_samples,
     tokenize,
     tokenize_pairs,
+    tokens_key,
 )
 from gracekit.scores.meaning import needs
 from gracekit.store import StorePaths
@@ -135,9 +136,23 @@ class CheckpointModel:
         )
         if not recipe.follows_target:
             return found
-        # In no order of the file, so that the first ones stand for all; without empty ones.
-        order = np.argsort(found.contents.astype(str), kind="stable")
-        return found.take(order[tokens.num_targets[order] > 0])
+        # In no order of the file, so that the first ones stand for all; without empty ones, and
+        # each content once: a copy in the half that judges would judge what it has chosen itself.
+        usable = np.flatnonzero(tokens.num_targets > 0)
+        _, first = np.unique(found.contents[usable].astype(str), return_index=True)
+        if len(first) < len(usable):
+            logger.warning(
+                "%d of %d target samples are copies of others: each counts once",
+                len(usable) - len(first), len(usable),
+            )  # fmt: skip
+        return found.take(usable[first])
+
+    def target_rendering(self, samples: RawSamples) -> str:
+        """Key of how the target's samples become tokens, whatever they are."""
+        settings = self._recipe.target
+        is_file = settings is not None and settings.group is None
+        data = settings if is_file and settings is not None else self.data(samples)
+        return str(tokens_key(self.tokenizer, data, ""))
 
     def executor(self, tokens: TokenSource, target: TargetSamples | None) -> Executor:
         """The pass over samples, by the executor that the recipe names; of pairs both sides.

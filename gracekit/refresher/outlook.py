@@ -114,7 +114,7 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
             of_target.close()
     parts = part_norms(norms, tokens.num_targets[rows].astype(np.int32), changed.scoring)
     parts = parts[np.isfinite(parts)]
-    share = _share(recipe, len(usable))
+    share = _share(recipe, len(usable), int(tokens.lengths[usable].sum()))
     hashes = refresher.samples.content_hashes
     return told(
         recipe,
@@ -196,11 +196,17 @@ def best_value(norms: Float64, share: float, *, seed: int) -> tuple[float, float
 
 
 def near_copies(features: Float32) -> float:
-    """Share of rows that have another row with a cosine of centred features above `ALIKE`."""
+    """Share of rows that have another row with a cosine of centred features above `ALIKE`.
+
+    Rows that equal the mean have no direction: they are copies of each other.
+    """
     unit = unit_features(features, np.ones(len(features), bool))
+    if len(unit) < 2:
+        return 0.0
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -1.0)
-    return float((similarity.max(axis=1) > ALIKE).mean()) if len(unit) > 1 else 0.0
+    is_mean = ~unit.any(axis=1)
+    return float(((similarity.max(axis=1) > ALIKE) | (is_mean & (is_mean.sum() > 1))).mean())
 
 
 def like_target(features: Float32, target: Float32) -> float:
@@ -233,8 +239,11 @@ def _features(executor: Executor, rows: Rows) -> Float32:
     return np.asarray(features[np.isfinite(features).all(axis=1)], np.float32)
 
 
-def _share(recipe: Recipe, num_samples: int) -> float:
+def _share(recipe: Recipe, num_samples: int, num_tokens: int) -> float:
+    """Of the rows that a draw has; of a budget in tokens, about."""
     selection = recipe.selection
+    if selection.tokens is not None:
+        return min(1.0, selection.tokens / max(num_tokens, 1))
     if selection.count is not None:
         return min(1.0, selection.count / max(num_samples, 1))
     return selection.fraction or DEFAULT_FRACTION
@@ -270,7 +279,12 @@ def _how_long(found: Prospect, recipe: Recipe) -> str:
 def _words(found: Prospect, recipe: Recipe) -> list[str]:
     words, promises = [], 0
     limit = recipe.refresh.max_cost
-    if found.best_low >= LEAST_GAIN:
+    if math.isnan(found.best):
+        words.append(
+            "What drawing by norms could bring is not known: fewer than two of the measured rows "
+            "have a norm that is finite and above 0."
+        )
+    elif found.best_low >= LEAST_GAIN:
         words.append(
             f"Drawing by norms can make 1,000 rows worth at most {1000 * found.best:,.0f} random "
             f"ones [{1000 * found.best_low:,.0f}, {1000 * found.best_high:,.0f}] as an estimate of "
@@ -310,6 +324,10 @@ def _words(found: Prospect, recipe: Recipe) -> list[str]:
             )
         else:
             words.append("No compared row is like the target: there is nothing to aim with.")
+    elif recipe.target is not None:
+        words.append(
+            "Which rows are like the target cannot be told of one usable sample: name a few dozen."
+        )
     words.append(
         "Whether it shows in the loss `gracekit compare` tells."
         if promises

@@ -169,7 +169,7 @@ def tokenize(
     if not table.num_targets.any():
         raise DataError(
             f"no token of {data.name} carries loss: all responses lie beyond the first "
-            f"{data.max_length} tokens. Raise data.max_length"
+            f"{data.max_length} tokens. Raise max_length in the recipe's section that names it"
         )
     return table
 

@@ -489,7 +489,8 @@ PLACES = Table(
     name="places",
     kind="view",
     about="How often every sample is wanted beside a plain one at every version that is kept, and "
-    "why; of versions for which not all samples are wanted alike",
+    "why; of versions for which not all samples are wanted alike (of a rollback: look at the "
+    "version that `versions.rollback_of` names)",
     columns=(_VERSION, _ROW, *IDENTITY, *_PLACED),
 )
 

@@ -205,6 +205,8 @@ class Aim(Part):
     """Measured rows that tell the gains."""
     target_digest: str = ""
     """Hash of the contents of all target samples: what was found compares under the same only."""
+    target_rendering: str = ""
+    """Key of how they became tokens: losses compare under the same only; empty: not noted."""
     contents: list[str] = Field(default_factory=list)
     """Where a group of the data is the target: the contents of its samples, which stay the same."""
     num_overlap: int = 0

@@ -6,7 +6,10 @@ import math
 
 import numpy as np
 
+from gracekit.refresher.last import places_without
+from gracekit.store import StoreReader
 from gracekit.types import Places, SampleTable
+from gracekit.version.header import Header
 from gracekit.version.outcomes import Aim
 
 
@@ -56,6 +59,22 @@ def _left(aim: Aim) -> str:
     if math.isfinite(aim.steps_left):
         text += f": enough for about {aim.steps_left:,.0f} more steps, with four uses of each"
     return text
+
+
+def places_behind(store: StoreReader, header: Header) -> Places | None:
+    """What a version was to be trained on; that of the version whose coreset it has.
+
+    Samples that joined the data since then have the places of plain ones.
+    """
+    made = header
+    while made.rollback_of is not None and made.rollback_of in store.versions():
+        made = store.header(made.rollback_of)
+    places = store.places(made.version)
+    if places is None:
+        return None
+    forgotten = np.ones(len(store.samples(header.version)), np.bool_)
+    forgotten[: len(places)] = False
+    return places_without(places, forgotten)
 
 
 _NUM_SHOWN = 3

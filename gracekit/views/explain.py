@@ -13,14 +13,12 @@ from gracekit.errors import QueryError, StoreFormatError
 from gracekit.graph import load_graph, symmetric, unit_features
 from gracekit.protocols import SelectionInputs
 from gracekit.recipe import GraphSection
-from gracekit.refresher.last import places_without
 from gracekit.selection.explain import Chosen, percentile
 from gracekit.selection.explain import explain as explain_row
 from gracekit.store import StoreCache, StoreReader
 from gracekit.tabular import Records, ShortRepr
-from gracekit.types import Bool, Float32, Json, Origin, Places, SampleTable, ScoreTable
-from gracekit.version.header import Header
-from gracekit.views.aim_words import place_in_words
+from gracekit.types import Bool, Float32, Json, Origin, SampleTable, ScoreTable
+from gracekit.views.aim_words import place_in_words, places_behind
 
 NUM_NEAREST = 5
 
@@ -203,17 +201,6 @@ class SampleExplanation(ShortRepr):
         return "\n".join(self.sentences())
 
 
-def _places(store: StoreReader, header: Header) -> Places | None:
-    """What a version was to be trained on; that of the version whose coreset it has."""
-    made = header.version if header.rollback_of is None else header.rollback_of
-    places = store.places(made) if made in store.versions() else None
-    if places is None:
-        return None
-    forgotten = np.ones(len(store.samples(header.version)), np.bool_)
-    forgotten[: len(places)] = False
-    return places_without(places, forgotten)
-
-
 def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanation:
     """Why a sample is in or out of a version.
 
@@ -231,7 +218,7 @@ def explain(store: StoreReader, sample_id: str, version: int) -> SampleExplanati
         raise lost_cache(store, version)
     coreset = store.coreset(version).sort_by("rank")
     parent = None
-    drawn, places = store.drawn(version), _places(store, header)
+    drawn, places = store.drawn(version), places_behind(store, header)
     probabilities = None if drawn is None or drawn.draw is None else drawn.draw.probabilities
     if header.parent_version in store.versions():
         parent = store.coreset(header.parent_version)["row"].to_numpy()

@@ -14,7 +14,7 @@ from gracekit.store import Published, StoreReader, newest_run, read_published
 from gracekit.types import Json
 from gracekit.version.columns import DATA_COLUMNS, ORIGIN_NAMES
 from gracekit.version.header import Header
-from gracekit.views.aim_words import aim_in_words, trust_in_words
+from gracekit.views.aim_words import aim_in_words, places_behind, trust_in_words
 from gracekit.views.audit_words import audit_in_words, misses_target
 from gracekit.views.cost_words import cost_in_words
 from gracekit.views.meter_words import worth_in_words
@@ -175,8 +175,7 @@ def _trust(store: StoreReader, header: Header) -> list[str]:
     if settings is None or settings.trust == "off":
         return []
     try:
-        version = header.rollback_of or header.version
-        places, samples = store.places(version), store.samples(header.version)
+        places, samples = places_behind(store, header), store.samples(header.version)
     except StoreError:
         return []
     return [] if places is None else trust_in_words(places, samples)

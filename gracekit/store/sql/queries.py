@@ -80,9 +80,17 @@ _QUERIES = (
         "samples of the newest version whose responses belong to their prompts least, by a "
         "reference model, with the texts (selection.trust)",
         """
+        WITH RECURSIVE behind AS (
+            -- a rollback has the places of the version that it went back to
+            SELECT version, rollback_of FROM versions
+            WHERE version = (SELECT max(version) FROM versions)
+            UNION ALL
+            SELECT v.version, v.rollback_of
+            FROM versions v JOIN behind ON v.version = behind.rollback_of
+        )
         SELECT sample_id, places.group_name, evidence, factor_trust, preview
         FROM places JOIN samples USING (sample_id)
-        WHERE version = (SELECT max(version) FROM versions) AND factor_trust < 1
+        WHERE version = (SELECT min(version) FROM behind) AND factor_trust < 1
         ORDER BY evidence LIMIT $count
         """,
         count=_COUNT,
