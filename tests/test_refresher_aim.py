@@ -259,6 +259,24 @@ def test_duplicates_that_share_a_place(tmp_path: Path) -> None:
     assert index is not None and len(symmetric(index.graph).indptr) == 201
 
 
+def test_many_copies_that_count_by_themselves_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(x) for x in write_data(tmp_path / "train.jsonl").read_text().splitlines()]
+    rows = [row | {"id": i} for i, row in enumerate([*rows, *[rows[0]] * 60])]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = recipe_content(selection={"fraction": 0.5})
+    content["data"]["id_column"] = "id"
+    recipe = Recipe.from_dict(content, folder=tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    (told,) = [r.getMessage() for r in caplog.records if "near-copies" in r.getMessage()]
+    number = int(told.split(" are copies")[0].split()[-1])
+    assert "of 220 samples" in told and number >= 60 and "selection.duplicates: share" in told
+    caplog.clear()
+    refresh(recipe, write_checkpoint(tmp_path / "run", 200))
+    assert not any("near-copies" in r.getMessage() for r in caplog.records)
+
+
 def test_init_writes_a_target_and_the_recipe_works(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path / "train.jsonl")

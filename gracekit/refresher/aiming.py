@@ -15,7 +15,7 @@ from gracekit.aim.course import KEPT_LOSSES, USES, mean_uses, steps_left
 from gracekit.aim.judging import JUDGED
 from gracekit.checkpoints import TrainerPace
 from gracekit.recipe import Recipe
-from gracekit.refresher.factors import read_reference, with_factors
+from gracekit.refresher.factors import read_reference, tell_of_copies, with_factors
 from gracekit.refresher.last import LastRefresh
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import StoreReader
@@ -126,6 +126,8 @@ def places_of(
     step: int,
 ) -> tuple[Places | None, Aim | None]:
     """The places of all rows [n], and what was found of the target; None where all are alike."""
+    if last is None:
+        tell_of_copies(recipe, samples=samples, scores=scores, graph=graph)
     barred, num_overlap = _overlap(recipe, samples, aiming.contents)
     # Another target set, or none before: what was found then says nothing of this one.
     before = last if last is not None and _is_of(last.aim, aiming) else None

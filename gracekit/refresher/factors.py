@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from gracekit.aim import copies, dose
+from gracekit.aim import copies, dose, sets_of_copies
 from gracekit.aim.losses import CUT_TRUST, distrusted, excess, group_shares, learned, trust
 from gracekit.recipe import Recipe, SelectionSection
 from gracekit.samples.reference import ReferenceLosses
@@ -56,6 +56,10 @@ def read_reference(recipe: Recipe, rendering: str | None = None) -> ReferenceLos
     return found
 
 
+MANY_COPIES = 0.1
+"""Share of the rows beyond one of each set of copies, from which a word is said of them."""
+MOST_ROWS_TOLD = 2_000_000
+"""Rows above which nobody is told of copies that was not asked: it would take 100 bytes a row."""
 _WITHOUT_TARGET = ("dose", "copies", "trust", "excess", "group", "learned")
 
 
@@ -77,12 +81,13 @@ def with_factors(
     factors = {name: f for name, f in places.factors.items() if name not in _WITHOUT_TARGET}
     signals = {name: s for name, s in places.signals.items() if name != "evidence"}
     settings = recipe.selection
-    if "aim" in factors:
-        factors["dose"] = dose(state, settings.dose, len(samples))
-    counted = samples.present & (samples.num_response_tokens > 0)
-    counted &= scores.origin != Origin.INVALID
+    counted = _counted(samples, scores)
+    copy_sets = None
     if settings.duplicates == "share":
-        factors["copies"] = copies(graph, samples, counted)
+        copy_sets = sets_of_copies(graph, samples, counted)
+        factors["copies"] = copies(copy_sets, counted)
+    if "aim" in factors:
+        factors["dose"] = dose(state, settings.dose, len(samples), copy_sets)
     loss = scores.scores.get("loss")
     if reference is not None:
         of_reference, evidence = reference.of(samples.content_hashes)
@@ -109,6 +114,34 @@ def with_factors(
             )
         factors["learned"] = learned(loss, counted, settings.learned, share_of_run)
     return Places(factors=factors, signals=signals) if factors else None
+
+
+def tell_of_copies(
+    recipe: Recipe, *, samples: SampleTable, scores: ScoreTable, graph: SparseGraph
+) -> None:
+    """Say, of the first version, that many rows are copies of others which each count by itself."""
+    settings = recipe.selection
+    if settings.selector != "balanced" or settings.duplicates != "keep":
+        return
+    if len(samples) > MOST_ROWS_TOLD:
+        return
+    counted = _counted(samples, scores)
+    copy_sets = sets_of_copies(graph, samples, counted)[counted]
+    num_rows, num_places = len(copy_sets), len(np.unique(copy_sets))
+    if num_rows - num_places >= MANY_COPIES * num_rows:
+        logger.warning(
+            "of %d samples %d are copies or near-copies of others, and each counts by itself. "
+            "Where they are not meant to count more, selection.duplicates: share gives each set "
+            "one place; `gracekit report` shows pairs",
+            num_rows,
+            num_rows - num_places,
+        )
+
+
+def _counted(samples: SampleTable, scores: ScoreTable) -> Bool:
+    """[n] rows that may be trained on."""
+    counted = samples.present & (samples.num_response_tokens > 0)
+    return np.asarray(counted & (scores.origin != Origin.INVALID), np.bool_)
 
 
 def _warn_of_unknown(
