@@ -85,7 +85,7 @@ def dose(state: DrawState | None, factor: float, n: int, copy_sets: Int64 | None
         return np.ones(n, np.float32)
     uses: Float64 = state.uses.astype(np.float64)
     if copy_sets is not None:
-        uses = np.bincount(copy_sets, uses)[copy_sets]
+        uses = np.asarray(np.bincount(copy_sets, weights=uses)[copy_sets], np.float64)
     found: Float32 = np.maximum(np.power(factor, uses), LEAST_DOSE).astype(np.float32)
     return found
 
