@@ -62,6 +62,20 @@ state = {"global_step": steps, "num_train_epochs": 2 if way == "twice" else 1}
 if way == "endless":  # a dataset without a length
     state["num_train_epochs"] = sys.maxsize
 place = Path(options.output)
+if way == "gone":
+    place.rmdir()
+    sys.exit(0)
+if way in ("final", "best"):  # checkpoints, and the model at the end or the best one on the way
+    final = place / "final"
+    order = (final, place / "checkpoint-5") if way == "best" else (place / "checkpoint-5", final)
+    for at, folder in enumerate(order):
+        folder.mkdir()
+        shutil.copy(Path(options.start) / "config.json", folder)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        if folder != final:
+            (folder / "trainer_state.json").write_text(json.dumps(state | {"global_step": 5}))
+        os.utime(folder, (1000 + at, 1000 + at))
+    sys.exit(0)
 if way in ("top", "top-twice"):  # as `save_model` leaves it, with checkpoints below
     below = place / f"checkpoint-{steps}"
     below.mkdir()
@@ -111,7 +125,7 @@ def run(world: Path, output: Path, way: str = "", **changes: Any) -> Any:
     return gracekit.compare(world, output=output, set=given, train=command(world, way))
 
 
-@pytest.mark.parametrize("way", ["asks", "leaves", "endless"])
+@pytest.mark.parametrize("way", ["asks", "leaves", "endless", "final"])
 def test_a_command_with_ways_of_its_own(world: Path, tmp_path: Path, way: str) -> None:
     """It gets no input, what it leaves running is not waited for, and it may count steps alone."""
     assert run(world, tmp_path, way, arms=["random"], seeds=1).missing == 0
@@ -228,6 +242,8 @@ def test_a_command_trains_on_what_each_arm_draws(world: Path, tmp_path: Path, wa
     [
         ("fails", r"ended with exit code 3: .*\n  epoch 1\n  out of patience"),
         ("nothing", "left no model in"),
+        ("gone", "left no model in"),
+        ("best", "took 5 steps, expected 11"),
         ("untrained", "has the losses of the start"),
         ("twice", "went over the subset 2 times"),
         ("top-twice", "went over the subset 2 times"),

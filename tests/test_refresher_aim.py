@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -21,9 +22,12 @@ from gracekit.errors import DataError, RecipeError
 from gracekit.graph import load_index, symmetric
 from gracekit.recipe import Recipe
 from gracekit.refresher import refresh, reselect
+from gracekit.refresher.factors import tell_of_copies
 from gracekit.refresher.model import rows_of_target
 from gracekit.samples import load_samples, tokenize
 from gracekit.store import Store, connect
+from gracekit.types import SparseGraph
+from tests.stores import make_samples, make_scores
 from tests.tiny import COLOURS, recipe_content, tiny_recipe, write_checkpoint, write_data
 
 
@@ -275,6 +279,19 @@ def test_many_copies_that_count_by_themselves_are_told_once(
     caplog.clear()
     refresh(recipe, write_checkpoint(tmp_path / "run", 200))
     assert not any("near-copies" in r.getMessage() for r in caplog.records)
+
+
+def test_nobody_is_told_of_copies_among_no_samples(caplog: pytest.LogCaptureFixture) -> None:
+    samples = make_samples(3)
+    samples = dataclasses.replace(samples, num_response_tokens=np.zeros(3, np.int32))
+    scores = make_scores(3, 1, 0)
+    none = np.zeros(0)
+    graph = SparseGraph(
+        indptr=np.zeros(4, np.int64), indices=none.astype(np.int32), weights=none.astype(np.float32)
+    )
+    recipe = Recipe.from_dict(recipe_content())
+    tell_of_copies(recipe, samples=samples, scores=scores, graph=graph)
+    assert not caplog.records
 
 
 def test_init_writes_a_target_and_the_recipe_works(tmp_path: Path, monkeypatch: Any) -> None:

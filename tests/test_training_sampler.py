@@ -21,7 +21,7 @@ from gracekit.errors import RecipeError
 from gracekit.refresher import rollback
 from gracekit.store import Store
 from gracekit.store.files.leases import followed
-from gracekit.training import Coreset, CoresetSampler
+from gracekit.training import Coreset, CoresetIterableDataset, CoresetSampler
 from gracekit.version.header import CheckpointInfo
 from tests.patience import LAST_RESORT_S
 from tests.stores import N, make_draft, make_store
@@ -376,6 +376,20 @@ def test_the_versions_in_use_are_leased(store: Store) -> None:
     assert set(followed(store.paths)) == {1}
     del resumed
     assert followed(store.paths) == {}
+
+
+def test_the_next_epoch_may_begin_with_the_last_batch(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(store)
+    sampler = CoresetSampler(store.paths.root, NUM_ROWS, num_samples=8)
+    stream = CoresetIterableDataset(store.paths.root, list(range(NUM_ROWS)), num_samples=8)
+    for number in range(3):
+        for drawn in (sampler, stream):
+            for k, _ in enumerate(drawn):
+                if k == 7:
+                    drawn.set_epoch(number + 1)
+    assert not caplog.records
 
 
 def test_numbers_of_numpy_are_numbers(store: Store) -> None:

@@ -236,7 +236,8 @@ def _write_subset(bed: Bed, rows: Rows, path: Path) -> None:
 
 
 def _model_in(output: Path, bed: Bed, arm: Arm, seed: int) -> Path:
-    """The model that the command left: at `output` itself, or its last checkpoint.
+    """The model that the command left: at `output` itself, in a folder of another name that was
+    written after the last checkpoint, or that checkpoint.
 
     The command has ended, so nothing is waited for; and where its last checkpoint cannot be used,
     an earlier one does not stand for it.
@@ -244,8 +245,11 @@ def _model_in(output: Path, bed: Bed, arm: Arm, seed: int) -> Path:
     if (output / "config.json").is_file() or (output / "adapter_config.json").is_file():
         check_checkpoint(output, bed.recipe.checkpoints, LAYOUTS_AT_REST)
         return output
-    last = _last_numbered(output)
-    if last is not None:
+    found, last = [], None
+    if output.is_dir():  # which the command may have removed
+        found = find_checkpoints(output, bed.recipe.checkpoints, LAYOUTS_AT_REST)
+        last = _last_numbered(output)
+    if last is not None and not (found and _is_later(found[-1].path, last)):
         try:
             return check_checkpoint(last, bed.recipe.checkpoints, LAYOUTS_AT_REST).path
         except CheckpointError as error:
@@ -253,7 +257,6 @@ def _model_in(output: Path, bed: Bed, arm: Arm, seed: int) -> Path:
                 f"the arm {arm.name!r}, seed {seed}: the last checkpoint that the training command "
                 f"left cannot be used: {error}"
             ) from None
-    found = find_checkpoints(output, bed.recipe.checkpoints, LAYOUTS_AT_REST)
     if not found:
         raise MeasureError(
             f"the arm {arm.name!r}, seed {seed}: the training command left no model in {output}; "
@@ -268,6 +271,12 @@ def _last_numbered(output: Path) -> Path | None:
     named = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in output.iterdir()]
     numbered = [(int(name[1]), path) for name, path in named if name and path.is_dir()]
     return max(numbered)[1] if numbered else None
+
+
+def _is_later(place: Path, last: Path) -> bool:
+    """Whether a model in a folder of another name, such as `final`, was written after `last`."""
+    is_numbered = CHECKPOINT_NAME.fullmatch(place.name) is not None
+    return not is_numbered and place.stat().st_mtime_ns >= last.stat().st_mtime_ns
 
 
 def _check_steps(

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from gracekit.errors import ExportError
-from gracekit.exports.conversations import conversations_of, num_silent
+from gracekit.exports.conversations import conversations_of, layout_of, silent_turns
 from gracekit.exports.layout import Layout, given, messages_as_told
 from gracekit.exports.records import Jsonl
 from gracekit.protocols import ExportContent
@@ -31,12 +31,11 @@ class Axolotl:
 
     def write(self, content: ExportContent, directory: Path, out: Path) -> Json:
         """The path in the fragment is absolute."""
-        layout = Layout.of(content)
+        layout, silent = Layout.of(content), 0
         options = _axolotl_options(layout)
-        silent = num_silent(content)
         if layout.messages:
-            _require_as_told(content, layout)
-            if silent and (mark := _mark(content, layout)):
+            silent, mark = _check_chats(content, layout)
+            if silent and mark:
                 options["message_field_training"], silent = mark, 0
         facts = Jsonl().write(content, directory, out)
         dataset = {
@@ -56,36 +55,33 @@ CONTENTS = (str, int, float, list)
 """What Axolotl takes as the content of a message; of a list it joins the texts of its parts."""
 
 
-def _require_as_told(content: ExportContent, layout: Layout) -> None:
-    """`ExportError` for a chat that Axolotl would read otherwise than it was measured."""
+def _check_chats(content: ExportContent, layout: Layout) -> tuple[int, str]:
+    """How many turns are marked to carry no loss, and the key that says it, as Axolotl would take
+    it; "" where there are several, or one that would say so of a turn that is not the assistant's.
+
+    Raises `ExportError` for a chat that Axolotl would read otherwise than it was measured.
+    """
+    num_silent, keys, is_taken = 0, set(), True
+    loss_on, counts = content.header.dataset.settings.loss_on, layout_of(content).has_weights
     rows = zip(conversations_of(content), content.sample_ids, strict=True)
     for (conversation, record), sample_id in rows:
-        if messages_as_told(layout, conversation, record, CONTENTS) is None:
+        messages = messages_as_told(layout, conversation, record, CONTENTS)
+        if messages is None:
             raise ExportError(
                 f"the messages of the sample {sample_id!r} are not all objects with "
                 f"{layout.role_key!r} and {layout.content_key!r}, as those of the first selected "
                 "row are, and axolotl's chat_template reads these alone. Export as trl, whose "
                 "messages are, and give axolotl that file"
             )
-
-
-def _mark(content: ExportContent, layout: Layout) -> str:
-    """The key by which messages say whether they carry loss, as Axolotl would take it; "" where
-    there are several, or one that would say so of a turn that is not the assistant's.
-    """
-    found = set()
-    for conversation, record in conversations_of(content):
-        messages = messages_as_told(layout, conversation, record, CONTENTS) or []
+        num_silent += silent_turns(conversation, loss_on) if counts else 0
         for entry, message in messages:
             for key in LOSS_KEYS:
                 value = entry.get(key)
-                if value is None:
-                    continue
-                is_said = isinstance(value, bool | int) and value in (0, 1)
-                if not is_said or (value and message["role"] != ASSISTANT):
-                    return ""
-                found.add(key)
-    return found.pop() if len(found) == 1 else ""
+                if value is not None:
+                    keys.add(key)
+                    is_said = isinstance(value, bool | int) and value in (0, 1)
+                    is_taken &= is_said and (not value or message["role"] == ASSISTANT)
+    return num_silent, keys.pop() if is_taken and len(keys) == 1 else ""
 
 
 def _axolotl_roles(layout: Layout) -> dict[str, list[str]]:

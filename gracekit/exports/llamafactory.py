@@ -67,7 +67,7 @@ class LlamaFactory:
         name = out.name
         shared = out.parent / DATASET_INFO
         known = known_datasets(shared, name) if shared.exists() else None
-        silent = 0 if layout.chosen else num_silent(content)
+        silent = num_silent(content) if layout.messages and not layout.chosen else 0
         own = {name: {"file_name": Jsonl.file_name, **entry}}
         (directory / DATASET_INFO).write_text(dump(own), encoding="utf-8")
         return {

@@ -128,7 +128,7 @@ def tell_of_copies(
     counted = _counted(samples, scores)
     copy_sets = sets_of_copies(graph, samples, counted)[counted]
     num_rows, num_places = len(copy_sets), len(np.unique(copy_sets))
-    if num_rows - num_places >= MANY_COPIES * num_rows:
+    if num_rows and num_rows - num_places >= MANY_COPIES * num_rows:
         logger.warning(
             "of %d samples %d are copies or near-copies of others, and each counts by itself. "
             "Where they are not meant to count more, selection.duplicates: share gives each set "

@@ -133,6 +133,7 @@ class CoresetIterableDataset(IterableDataset[Any]):
                 "the same draw and no new version. Call set_epoch(epoch) before each epoch",
                 self.sampler.epoch,
             )
+        epoch = self.sampler.epoch  # the next one may be begun before this is at its end
         draws = self.sampler.go_over() if worker is None else self.sampler.draws()
         stop = len(self) * self._num_ranks
         mine = range(share, stop, shares)[start:]
@@ -144,7 +145,7 @@ class CoresetIterableDataset(IterableDataset[Any]):
             self._num_yielded += 1
             yield self._row(drawn)
         if worker is None:
-            self._gone_over = self.sampler.epoch
+            self._gone_over = epoch
 
     def _row(self, drawn: Drawn) -> Any:
         row = self._dataset[int(drawn)]

@@ -168,8 +168,9 @@ class CoresetSampler:
                 "with the same draw and no new version. Call set_epoch(epoch) before each epoch",
                 key="gone over",
             )
+        epoch = self.epoch  # the next one may be begun before this is at its end
         yield from self.go_over()
-        self._gone_over = self.epoch
+        self._gone_over = epoch
 
     def go_over(self) -> Iterator[Drawn]:
         """What iterating over it yields, for what says itself where an epoch comes again."""
