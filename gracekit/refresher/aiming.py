@@ -127,7 +127,7 @@ def places_of(
 ) -> tuple[Places | None, Aim | None]:
     """The places of all rows [n], and what was found of the target; None where all are alike."""
     if last is None:
-        tell_of_copies(recipe, samples=samples, scores=scores, graph=graph)
+        tell_of_copies(recipe, samples)
     barred, num_overlap = _overlap(recipe, samples, aiming.contents)
     # Another target set, or none before: what was found then says nothing of this one.
     before = last if last is not None and _is_of(last.aim, aiming) else None

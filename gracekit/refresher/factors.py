@@ -57,9 +57,9 @@ def read_reference(recipe: Recipe, rendering: str | None = None) -> ReferenceLos
 
 
 MANY_COPIES = 0.1
-"""Share of the rows beyond one of each set of copies, from which a word is said of them."""
+"""Share of the rows that say what an earlier one says, from which a word is said of them."""
 MOST_ROWS_TOLD = 2_000_000
-"""Rows above which nobody is told of copies that was not asked: it would take 100 bytes a row."""
+"""Rows above which copies are not counted unasked: it would take some 50 bytes a row."""
 _WITHOUT_TARGET = ("dose", "copies", "trust", "excess", "group", "learned")
 
 
@@ -116,25 +116,24 @@ def with_factors(
     return Places(factors=factors, signals=signals) if factors else None
 
 
-def tell_of_copies(
-    recipe: Recipe, *, samples: SampleTable, scores: ScoreTable, graph: SparseGraph
-) -> None:
-    """Say, of the first version, that many rows are copies of others which each count by itself."""
+def tell_of_copies(recipe: Recipe, samples: SampleTable) -> None:
+    """Say, of the first version, that many rows say the same and each of them counts by itself.
+
+    Near-copies are no part of it: for features, short tasks with other numbers are such too.
+    """
     settings = recipe.selection
     if settings.selector != "balanced" or settings.duplicates != "keep":
         return
     if len(samples) > MOST_ROWS_TOLD:
         return
-    counted = _counted(samples, scores)
-    copy_sets = sets_of_copies(graph, samples, counted)[counted]
-    num_rows, num_places = len(copy_sets), len(np.unique(copy_sets))
-    if num_rows and num_rows - num_places >= MANY_COPIES * num_rows:
+    num_copies = len(samples) - samples.content_hashes.num_distinct
+    if num_copies >= max(1, MANY_COPIES * len(samples)):
         logger.warning(
-            "of %d samples %d are copies or near-copies of others, and each counts by itself. "
-            "Where they are not meant to count more, selection.duplicates: share gives each set "
-            "one place; `gracekit report` shows pairs",
-            num_rows,
-            num_rows - num_places,
+            "of %d samples %d say word for word what another one says, and each counts by itself. "
+            "Where they are not meant to count more, selection.duplicates: share gives all that "
+            "say the same, or nearly, one place; `gracekit report` shows pairs",
+            len(samples),
+            num_copies,
         )
 
 
