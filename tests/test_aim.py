@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow, sets_of_copies
+from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow
 from gracekit.aim.course import mean_uses, steps_left
 from gracekit.aim.gains import best_width, choice_gain, gain_of, lasting_share, pooled
 from gracekit.aim.groups import group_means_across
@@ -464,8 +464,6 @@ def test_the_dose_falls_with_each_use() -> None:
     state = dataclasses.replace(DrawState.none(3), uses=np.array([0, 1, 3], np.int32))
     np.testing.assert_allclose(dose(state, 0.6, 3), [1, 0.6, 0.216], rtol=1e-6)
     assert (dose(state, 1.0, 3) == 1).all() and (dose(None, 0.6, 3) == 1).all()
-    of_copies = dose(state, 0.6, 3, np.array([1, 0, 1]))  # a use of one wears out its copies
-    np.testing.assert_allclose(of_copies, [0.216, 0.6, 0.216], rtol=1e-6)
 
 
 def test_copies_share_one_place() -> None:
@@ -481,20 +479,15 @@ def test_copies_share_one_place() -> None:
         weights=np.array([0.97, 0.97, 0.96, 0.96, 0.9, 0.9], np.float32),
     )
     counted = np.arange(12) != 2
-    copy_sets = sets_of_copies(graph, samples, counted)
-    assert len(set(copy_sets.tolist())) == 9 and copy_sets[0] == copy_sets[1] != copy_sets[2]
-    found = copies(copy_sets, counted)
+    found = copies(graph, samples, counted)
     np.testing.assert_allclose(found[:2], 0.5)  # the third copy is not trained on
     assert found[2] == 1
     np.testing.assert_allclose(found[3:6], 1 / 3)  # joined by way of the middle one
     assert (found[6:] == 1).all()
     apart = dataclasses.replace(samples, groups=np.array([0] * 4 + [1] * 8, np.int32))
-    np.testing.assert_allclose(
-        copies(sets_of_copies(graph, apart, counted), counted)[3:6], [1, 0.5, 0.5]
-    )
+    np.testing.assert_allclose(copies(graph, apart, counted)[3:6], [1, 0.5, 0.5])
     alike = dataclasses.replace(samples, content_hashes=Texts.of(["x"] * 12))
-    every = np.ones(12, np.bool_)
-    np.testing.assert_allclose(copies(sets_of_copies(graph, alike, every), every), 1 / 12)
+    np.testing.assert_allclose(copies(graph, alike, np.ones(12, np.bool_)), 1 / 12)
     assert len(make_samples(3)) == 3
 
 

@@ -4,15 +4,6 @@ from gracekit.aim.course import Course, TargetLosses
 from gracekit.aim.following import follow
 from gracekit.aim.gains import Gain
 from gracekit.aim.judging import Evidence
-from gracekit.aim.places import copies, dose, sets_of_copies
+from gracekit.aim.places import copies, dose
 
-__all__ = [
-    "Course",
-    "Evidence",
-    "Gain",
-    "TargetLosses",
-    "copies",
-    "dose",
-    "follow",
-    "sets_of_copies",
-]
+__all__ = ["Course", "Evidence", "Gain", "TargetLosses", "copies", "dose", "follow"]

@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from gracekit.aim.directions import directions
-from gracekit.types import Bool, DrawState, Float32, Float64, Int64, SampleTable, SparseGraph
+from gracekit.types import Bool, DrawState, Float32, Int64, SampleTable, SparseGraph
 
 LEAST_DOSE = 1e-4
 """What a place is lowered to by uses, at most: no row is lost for ever."""
@@ -71,40 +71,22 @@ def in_turn(
     return found
 
 
-def dose(state: DrawState | None, factor: float, n: int, copy_sets: Int64 | None = None) -> Float32:
+def dose(state: DrawState | None, factor: float, n: int) -> Float32:
     """[n] `factor` for each time that a row was used: aim wears rows out.
 
     Args:
         state: What the draws so far gave each row; None: nothing.
         factor: In (0, 1].
         n: Rows.
-        copy_sets: [n] set of copies that each row is in, where these share a place: the use of one
-            wears out all.
     """
     if state is None or factor == 1:
         return np.ones(n, np.float32)
-    uses: Float64 = state.uses.astype(np.float64)
-    if copy_sets is not None:
-        uses = np.asarray(np.bincount(copy_sets, weights=uses)[copy_sets], np.float64)
-    found: Float32 = np.maximum(np.power(factor, uses), LEAST_DOSE).astype(np.float32)
+    found: Float32 = np.maximum(np.power(factor, state.uses), LEAST_DOSE).astype(np.float32)
     return found
 
 
-def copies(copy_sets: Int64, counted: Bool) -> Float32:
+def copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Float32:
     """[n] 1 / the number of copies of a row, so that all of them share one place.
-
-    Args:
-        copy_sets: [n] set of copies that each row is in.
-        counted: [n] rows that may be trained on; others have 1.
-    """
-    sizes = np.bincount(copy_sets, counted)
-    found = np.ones(len(counted), np.float32)
-    found[counted] = 1 / sizes[copy_sets[counted]]
-    return found
-
-
-def sets_of_copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Int64:
-    """[n] the set of copies that each row is in, a number from 0; a row without copies has its own.
 
     Copies are rows with the same content, and rows of one group that edges of the graph of
     `COPY_SIMILARITY` or more join, directly or by way of others.
@@ -128,4 +110,7 @@ def sets_of_copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> I
     places = pairs.astype(np.int32)  # SciPy 1.11 labels nothing where they are int64, and goes on
     joined = sparse.coo_array((np.ones(pairs.shape[1]), (places[0], places[1])), shape=(n, n))
     _, of_row = connected_components(joined, directed=False)
-    return of_row.astype(np.int64)
+    sizes = np.bincount(of_row, counted)
+    found = np.ones(n, np.float32)
+    found[counted] = 1 / sizes[of_row[counted]]
+    return found

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from gracekit.aim import copies, dose, sets_of_copies
+from gracekit.aim import copies, dose
 from gracekit.aim.losses import CUT_TRUST, distrusted, excess, group_shares, learned, trust
 from gracekit.recipe import Recipe, SelectionSection
 from gracekit.samples.reference import ReferenceLosses
@@ -81,13 +81,12 @@ def with_factors(
     factors = {name: f for name, f in places.factors.items() if name not in _WITHOUT_TARGET}
     signals = {name: s for name, s in places.signals.items() if name != "evidence"}
     settings = recipe.selection
-    counted = _counted(samples, scores)
-    copy_sets = None
-    if settings.duplicates == "share":
-        copy_sets = sets_of_copies(graph, samples, counted)
-        factors["copies"] = copies(copy_sets, counted)
     if "aim" in factors:
-        factors["dose"] = dose(state, settings.dose, len(samples), copy_sets)
+        factors["dose"] = dose(state, settings.dose, len(samples))
+    counted = samples.present & (samples.num_response_tokens > 0)
+    counted &= scores.origin != Origin.INVALID
+    if settings.duplicates == "share":
+        factors["copies"] = copies(graph, samples, counted)
     loss = scores.scores.get("loss")
     if reference is not None:
         of_reference, evidence = reference.of(samples.content_hashes)
@@ -135,12 +134,6 @@ def tell_of_copies(recipe: Recipe, samples: SampleTable) -> None:
             len(samples),
             num_copies,
         )
-
-
-def _counted(samples: SampleTable, scores: ScoreTable) -> Bool:
-    """[n] rows that may be trained on."""
-    counted = samples.present & (samples.num_response_tokens > 0)
-    return np.asarray(counted & (scores.origin != Origin.INVALID), np.bool_)
 
 
 def _warn_of_unknown(
