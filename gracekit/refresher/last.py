@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gracekit.graph import Index, grow_index, symmetric
 from gracekit.recipe import GraphSection
 from gracekit.refresher.loss_trend import LEAST_TRAINED, loss_beside_others
-from gracekit.scores.rows import filled, scores_for
+from gracekit.scores.rows import filled, places_without, scores_for
 from gracekit.scores.working_values import to_working
 from gracekit.types import (
     Bool,
@@ -125,11 +125,3 @@ class LastRefresh:
             index=index,
             graph=symmetric(index.graph),
         )
-
-
-def places_without(places: Places, forgotten: Bool) -> Places:
-    """The places of the rows that are known still; the others have those of plain rows."""
-    return Places(
-        factors={name: filled(factor, 1, forgotten) for name, factor in places.factors.items()},
-        signals={name: filled(s, np.nan, forgotten) for name, s in places.signals.items()},
-    )

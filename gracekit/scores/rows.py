@@ -1,4 +1,4 @@
-"""Scores of rows as the sample table grows and samples leave it."""
+"""Scores and places of rows as the sample table grows and samples leave it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gracekit.types import Bool, Origin, SampleTable, ScoreTable
+from gracekit.types import Bool, Origin, Places, SampleTable, ScoreTable
 
 
 def scores_for(scores: ScoreTable, samples: SampleTable, forgotten: Bool) -> ScoreTable:
@@ -29,6 +29,14 @@ def scores_for(scores: ScoreTable, samples: SampleTable, forgotten: Bool) -> Sco
         measured_step=filled(scores.measured_step, -1, unmeasured),
         measured_version=filled(scores.measured_version, 0, unmeasured),
         confidence=filled(scores.confidence, 0, forgotten),
+    )
+
+
+def places_without(places: Places, forgotten: Bool) -> Places:
+    """The places of the rows that are known still; the others have those of plain rows."""
+    return Places(
+        factors={name: filled(factor, 1, forgotten) for name, factor in places.factors.items()},
+        signals={name: filled(s, np.nan, forgotten) for name, s in places.signals.items()},
     )
 
 

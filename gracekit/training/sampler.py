@@ -265,6 +265,7 @@ class CoresetSampler:
         Accelerate before 1.15 takes an epoch that is resumed in its middle for the first.
         """
         if not self.is_led:
+            self._gone_over = None
             self.begin_epoch(epoch)
 
     def begin_epoch(self, epoch: int) -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from gracekit.refresher.last import places_without
+from gracekit.scores.rows import places_without
 from gracekit.store import StoreReader
 from gracekit.types import Places, SampleTable
 from gracekit.version.header import Header
