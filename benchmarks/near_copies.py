@@ -1,13 +1,13 @@
-"""How well the graph tells near-copies: planted ones of four kinds, by the cosine of features.
+"""Which near-copies are found: planted ones of four kinds, by features and by their tokens.
 
     python benchmarks/near_copies.py --model smollm2 --rows 800 --max-length 128 -o runs/near
 
 A fifth of the rows of the shipped data get a copy with a small change. A row's signal is its
 highest cosine with another row of its group in the product's own graph (of centred features). AUC
-is that of rows that have a planted copy, and the copies, against all others; *joined* is the share
-of them that `selection.duplicates: share` puts together, at its bound, and *others joined* the
-share of other rows that it puts together with something: some of these are copies in the data as
-it comes.
+is that of rows that have a planted copy, and the copies, against all others; *near* is the share of
+them with a cosine at or above the bound from which `selection.duplicates: share` compares tokens,
+and *share a place* the share that it puts together then; the same for all *other* rows, some of
+which are copies in the data as it comes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import numpy as np
 import torch
 import transformers
 
-from gracekit.aim.places import COPY_SIMILARITY
+from gracekit.aim.places import COPY_SIMILARITY, alike, copies
 from gracekit.graph import build_index, symmetric, unit_features
 from gracekit.model_pass.executors import LocalExecutor
 from gracekit.recipe import DataSection, GraphSection, ScoringSection
-from gracekit.samples import load_samples, tokenize
-from gracekit.types import Bool, Float32, Int32, Measurement
+from gracekit.samples import load_samples, sample_table, tokenize
+from gracekit.samples.near_copies import NearCopies
+from gracekit.types import Bool, Float32, Int32, Measurement, SparseGraph
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.aim_signals import DATA, FEATURES, auc, hashed
@@ -71,11 +72,14 @@ KINDS: dict[str, Callable[[Row, np.random.Generator], Row]] = {
 }
 
 
-def nearest_in_group(features: Float32, groups: Int32) -> Float32:
+def graph_of(features: Float32, valid: Bool) -> SparseGraph:
+    """The product's graph of centred features."""
+    unit = unit_features(features, valid)
+    return symmetric(build_index(unit, GraphSection(), valid=valid, seed=0).graph)
+
+
+def nearest_in_group(graph: SparseGraph, groups: Int32) -> Float32:
     """[n] highest cosine with a row of the same group in the graph; 0 where there is none."""
-    valid: Bool = np.asarray(np.isfinite(features).all(axis=1))
-    index = build_index(unit_features(features, valid), GraphSection(), valid=valid, seed=0)
-    graph = symmetric(index.graph)
     heads = np.repeat(np.arange(len(groups)), np.diff(graph.indptr))
     same = groups[heads] == groups[graph.indices]
     highest = np.zeros(len(groups), np.float32)
@@ -99,35 +103,50 @@ def main() -> None:
     rows = sorted(every, key=hashed)[: options.rows]
     random = np.random.default_rng(0)
     kinds, num_copied = list(KINDS), len(rows) // 5
-    copies = [KINDS[kinds[i % len(kinds)]](rows[i], random) for i in range(num_copied)]
+    planted = [KINDS[kinds[i % len(kinds)]](rows[i], random) for i in range(num_copied)]
     path = options.output / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows + copies), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows + planted), encoding="utf-8")
     settings = DataSection(path=str(path), group_column="source", max_length=options.max_length)
     raw = load_samples(settings)
     tokens = tokenize(raw, tokenizer, settings, options.output / "tokens")
     kind = np.full(len(raw), -1)
     kind[:num_copied] = np.arange(num_copied) % len(kinds)
     kind[len(rows) :] = kind[:num_copied]
-    chosen = np.flatnonzero(tokens.num_targets)
-    print("| features | copies | AUC | joined | others joined |\n|---|---|--:|--:|--:|")
+    counted: Bool = tokens.num_targets > 0
+    samples, decode = sample_table(raw, tokens), tokenizer.backend_tokenizer.decode_batch
+    near_copies = NearCopies(
+        tokens,
+        lambda ids: decode([[token] for token in ids], skip_special_tokens=False),
+        options.max_length,
+    )
+    print(
+        "| features | copies | AUC | near | share a place | others near | others share |\n"
+        "|---|---|--:|--:|--:|--:|--:|"
+    )
     for name in FEATURES:
         scoring = ScoringSection(
             features=name,  # type: ignore[arg-type]
             scores=("loss",), importance="loss", batch_tokens=1024, num_threads=1,
         )  # fmt: skip
-        whole = Measurement.concatenate(list(LocalExecutor(model, tokens, scoring).look(chosen)))
-        order = np.argsort(whole.rows)
-        highest = nearest_in_group(
-            whole.features[order].astype(np.float32), raw.groups[whole.rows[order]]
+        looked = LocalExecutor(model, tokens, scoring).look(np.flatnonzero(counted))
+        whole = Measurement.concatenate(list(looked))
+        features = np.zeros((len(raw), whole.features.shape[1]), np.float32)
+        features[whole.rows] = whole.features
+        graph = graph_of(features, counted)
+        highest = nearest_in_group(graph, raw.groups)
+        pairs = alike(graph, samples, counted)
+        shares = (
+            copies(samples, counted, pairs[:, near_copies.are_near(pairs)], np.full(len(raw), -1))
+            < 1
         )
-        of_kind, joined = kind[whole.rows[order]], highest >= COPY_SIMILARITY
-        others = f"{joined[of_kind < 0].mean():.1%}"
+        near, others = highest >= COPY_SIMILARITY, counted & (kind < 0)
         for number, what in enumerate(kinds):
-            some = (of_kind == number) | (of_kind < 0)
-            found = joined[of_kind == number].mean()
+            some = counted & (kind == number)
+            of = some | others
             print(
-                f"| {name} | {what} | {auc(highest[some], of_kind[some] >= 0):.3f} | "
-                f"{found:.0%} | {others} |",
+                f"| {name} | {what} | {auc(highest[of], some[of]):.3f} | {near[some].mean():.0%} | "
+                f"{shares[some].mean():.0%} | {near[others].mean():.1%} | "
+                f"{shares[others].mean():.1%} |",
                 flush=True,
             )
 

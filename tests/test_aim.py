@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from gracekit.aim import Course, Evidence, Gain, TargetLosses, copies, dose, follow
+from gracekit.aim import Course, Evidence, Gain, TargetLosses, alike, copies, dose, follow
 from gracekit.aim.course import mean_uses, steps_left
 from gracekit.aim.gains import best_width, choice_gain, gain_of, lasting_share, pooled
 from gracekit.aim.groups import group_means_across
@@ -466,29 +466,51 @@ def test_the_dose_falls_with_each_use() -> None:
     assert (dose(state, 1.0, 3) == 1).all() and (dose(None, 0.6, 3) == 1).all()
 
 
-def test_copies_share_one_place() -> None:
+def copied_world() -> tuple[World, SparseGraph]:
+    """Twelve rows: three of one content, and two chains of edges above and below the bound."""
     world = World.make(n=12)
     samples = dataclasses.replace(
         world.samples,
         groups=np.zeros(12, np.int32),
         content_hashes=Texts.of(["a", "a", "a", *"bcdefghij"]),
     )
+    edges = {(0, 1): 0.99, (3, 4): 0.97, (4, 5): 0.96, (6, 7): 0.85, (2, 8): 0.98}
+    both = edges | {(b, a): w for (a, b), w in edges.items()}
+    dense = sparse.csr_array(([*both.values()], tuple(zip(*both, strict=True))), shape=(12, 12))
     graph = SparseGraph(
-        indptr=np.array([0, 0, 0, 0, 1, 3, 4, 5, 6, 6, 6, 6, 6]),
-        indices=np.array([4, 3, 5, 4, 7, 6], np.int32),
-        weights=np.array([0.97, 0.97, 0.96, 0.96, 0.9, 0.9], np.float32),
+        indptr=dense.indptr.astype(np.int64),
+        indices=dense.indices.astype(np.int32),
+        weights=dense.data.astype(np.float32),
     )
+    return dataclasses.replace(world, samples=samples), graph
+
+
+def test_pairs_that_may_be_copies_are_of_one_group_and_other_content() -> None:
+    world, graph = copied_world()
     counted = np.arange(12) != 2
-    found = copies(graph, samples, counted)
+    assert alike(graph, world.samples, counted).T.tolist() == [[3, 4], [4, 5]]
+    apart = dataclasses.replace(world.samples, groups=np.array([0] * 4 + [1] * 8, np.int32))
+    assert alike(graph, apart, np.ones(12, np.bool_)).T.tolist() == [[4, 5]]
+    assert alike(random_graph(5, 0), make_samples(5), np.zeros(5, np.bool_)).shape == (2, 0)
+
+
+def test_copies_share_one_place() -> None:
+    world, graph = copied_world()
+    counted, other = np.arange(12) != 2, np.full(12, -1)
+    found = copies(world.samples, counted, alike(graph, world.samples, counted), other)
     np.testing.assert_allclose(found[:2], 0.5)  # the third copy is not trained on
     assert found[2] == 1
     np.testing.assert_allclose(found[3:6], 1 / 3)  # joined by way of the middle one
     assert (found[6:] == 1).all()
-    apart = dataclasses.replace(samples, groups=np.array([0] * 4 + [1] * 8, np.int32))
-    np.testing.assert_allclose(copies(graph, apart, counted)[3:6], [1, 0.5, 0.5])
-    alike = dataclasses.replace(samples, content_hashes=Texts.of(["x"] * 12))
-    np.testing.assert_allclose(copies(graph, alike, np.ones(12, np.bool_)), 1 / 12)
-    assert len(make_samples(3)) == 3
+    none = np.zeros((2, 0), np.int64)
+    np.testing.assert_allclose(copies(world.samples, counted, none, other)[3:6], 1)
+    responses = np.array([-1, 5, 7, 5, -1, 5, 7, 7, -1, -1, -1, -1])
+    found = copies(world.samples, counted, none, responses)
+    np.testing.assert_allclose(found[[0, 1, 3, 5, 6, 7, 8]], [0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 1])
+    apart = dataclasses.replace(world.samples, groups=np.arange(12, dtype=np.int32))
+    assert (copies(apart, counted, none, responses)[3:] == 1).all()
+    same = dataclasses.replace(world.samples, content_hashes=Texts.of(["x"] * 12))
+    np.testing.assert_allclose(copies(same, np.ones(12, np.bool_), none, other), 1 / 12)
 
 
 # --- the target's course ---

@@ -124,8 +124,18 @@ def test_copies_and_likeness_are_found() -> None:
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(60, 16)).astype(np.float32)
     doubled = np.concatenate([rows, rows[:20] + 1e-3]).astype(np.float32)
-    assert near_copies(np.tile(rows[:1], (9, 1))) == 1 and near_copies(rows[:1]) == 0
-    assert near_copies(rows) == 0 and near_copies(doubled) == pytest.approx(40 / 80)
+
+    def all_of_them(pairs: Any) -> Any:
+        return np.ones(pairs.shape[1], bool)
+
+    unlike = np.full(80, -1)
+    assert near_copies(np.tile(rows[:1], (9, 1)), all_of_them, unlike[:9]) == 1
+    assert near_copies(rows[:1], all_of_them, unlike[:1]) == 0
+    assert near_copies(rows, all_of_them, unlike[:60]) == 0
+    assert near_copies(doubled, all_of_them, unlike) == pytest.approx(40 / 80)
+    assert near_copies(doubled, lambda pairs: pairs[0] < 10, unlike) == pytest.approx(20 / 80)
+    responses = np.where(np.arange(80) < 6, np.arange(80) // 3, -1)
+    assert near_copies(doubled, lambda pairs: pairs[0] > 90, responses) == pytest.approx(6 / 80)
     centre = np.zeros(16, np.float32)
     centre[0] = 8
     target = (centre + rng.normal(size=(20, 16))).astype(np.float32)

@@ -219,14 +219,14 @@ def test_a_stopped_refresh_goes_on_with_the_sketches_that_it_has(tmp_path: Path)
 def test_a_reselect_keeps_the_aim_and_counts_the_dose_anew(tmp_path: Path) -> None:
     recipe = aimed(tmp_path)
     refresh(recipe, write_checkpoint(tmp_path / "run", 100))
-    smaller = recipe.override({"selection.fraction": 0.2, "selection.duplicates": "share"})
+    smaller = recipe.override({"selection.fraction": 0.2})
     assert reselect(smaller).version == 2
     store = Store.open(recipe.store)
     first, second = store.places(1), store.places(2)
     assert first is not None and second is not None
     np.testing.assert_array_equal(first.factors["aim"], second.factors["aim"])
     assert (second.factors["dose"] < 1).sum() == len(store.coreset(1))
-    assert set(second.factors) == {"aim", "dose", "copies"}
+    assert set(second.factors) == {"aim", "dose"}  # nothing says what another sample says
     with pytest.raises(RecipeError, match=r"selection\.aim is 'likeness'"):
         reselect(recipe.override({"selection.aim": "likeness"}))
     assert reselect(recipe.override({"selection.aim": "none"})).version == 3
@@ -261,29 +261,83 @@ def test_duplicates_that_share_a_place(tmp_path: Path) -> None:
     assert index is not None and len(symmetric(index.graph).indptr) == 201
 
 
-def test_many_copies_that_count_by_themselves_are_told_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("duplicates", "words"),
+    [
+        ("share", ["of 220 samples 61 say", "they count as 1", "`gracekit sql copies`"]),
+        ("keep", ["of 220 samples 60 say", "each counts by itself", "`share` gives all"]),
+    ],
+)
+def test_what_becomes_of_many_copies_is_told_once(
+    duplicates: str, words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [json.loads(x) for x in write_data(tmp_path / "train.jsonl").read_text().splitlines()]
     rows = [row | {"id": i} for i, row in enumerate([*rows, *[rows[0]] * 60])]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    content = recipe_content(selection={"fraction": 0.5})
+    content = recipe_content(selection={"fraction": 0.5, "duplicates": duplicates})
     content["data"]["id_column"] = "id"
     recipe = Recipe.from_dict(content, folder=tmp_path)
     refresh(recipe, write_checkpoint(tmp_path / "run", 100))
     (told,) = [r.getMessage() for r in caplog.records if "word for word" in r.getMessage()]
-    assert "of 220 samples 60 say" in told and "selection.duplicates: share" in told
+    assert all(part in told for part in words)
     caplog.clear()
     refresh(recipe, write_checkpoint(tmp_path / "run", 200))
     assert not any("word for word" in r.getMessage() for r in caplog.records)
+
+
+def test_near_copies_share_a_place_and_other_answers_do_not(tmp_path: Path) -> None:
+    """By default: what one passage tells apart shares a place, also where nothing is measured."""
+    rows = [json.loads(x) for x in write_data(tmp_path / "train.jsonl").read_text().splitlines()]
+    assert {"prompt", "response"} <= rows[0].keys()
+    greeted = [row | {"prompt": f"Please, {row['prompt']}"} for row in rows[:20]]
+    other = [row | {"response": " ".join(reversed(row["response"].split()))} for row in rows[20:40]]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, [*rows, *greeted, *other])))
+    recipe = Recipe.from_dict(recipe_content(selection={"fraction": 0.5}), folder=tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    store = Store.open(recipe.store)
+    places, samples = store.places(1), store.samples()
+    assert places is not None and set(places.factors) == {"copies"}
+    shared = np.flatnonzero(places.factors["copies"] < 1)
+    originals = shared[shared < 160]
+    assert set(originals) <= set(range(20)) and len(originals) >= 10
+    np.testing.assert_array_equal(shared[len(originals) :], originals + 160)
+    assert (places.factors["copies"][shared] == 0.5).all()
+    answer = gracekit.sql(recipe.store, "copies", count=100)
+    found = {row[answer.columns.index("sample_id")] for row in answer.rows()}
+    assert found == set(samples.sample_ids[shared].tolist())
+    assert reselect(recipe.override({"selection.fraction": 0.2})).version == 2
+    again = store.renew().places(2)
+    assert again is not None
+    np.testing.assert_array_equal(again.factors["copies"], places.factors["copies"])
+    assert reselect(recipe.override({"selection.duplicates": "keep"})).version == 3
+    assert store.renew().places(3) is None
+
+
+def test_a_selection_without_tokens_shares_by_content_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(x) for x in write_data(tmp_path / "train.jsonl").read_text().splitlines()]
+    rows = [*rows, *rows[:5], *[row | {"prompt": f"Please, {row['prompt']}"} for row in rows[:20]]]
+    rows = [row | {"id": i} for i, row in enumerate(rows)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = recipe_content(selection={"fraction": 0.5, "duplicates": "keep"})
+    content["data"]["id_column"] = "id"
+    recipe = Recipe.from_dict(content, folder=tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    assert reselect(recipe.override({"selection.duplicates": "share"})).version == 2
+    places = Store.open(recipe.store).places(2)
+    assert places is not None and int((places.factors["copies"] < 1).sum()) == 10
+    assert "the next refresh finds those that nearly say the same" in caplog.text
 
 
 def test_samples_that_resemble_each_other_are_not_told_as_copies(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     recipe = Recipe.from_dict(recipe_content())
-    tell_of_copies(recipe, make_samples(3))
-    tell_of_copies(recipe, make_samples(0))
+    for duplicates in ("share", "keep"):
+        changed = recipe.override({"selection.duplicates": duplicates})
+        tell_of_copies(changed, make_samples(3), None)
+        tell_of_copies(changed, make_samples(0), None)
     assert not caplog.records
 
 

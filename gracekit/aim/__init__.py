@@ -4,6 +4,6 @@ from gracekit.aim.course import Course, TargetLosses
 from gracekit.aim.following import follow
 from gracekit.aim.gains import Gain
 from gracekit.aim.judging import Evidence
-from gracekit.aim.places import copies, dose
+from gracekit.aim.places import alike, copies, dose
 
-__all__ = ["Course", "Evidence", "Gain", "TargetLosses", "copies", "dose", "follow"]
+__all__ = ["Course", "Evidence", "Gain", "TargetLosses", "alike", "copies", "dose", "follow"]

@@ -14,8 +14,8 @@ from gracekit.types import Bool, DrawState, Float32, Int64, SampleTable, SparseG
 
 LEAST_DOSE = 1e-4
 """What a place is lowered to by uses, at most: no row is lost for ever."""
-COPY_SIMILARITY = 0.95
-"""Cosine in the graph from which rows of one group count as copies."""
+COPY_SIMILARITY = 0.9
+"""Cosine in the graph from which rows of one group may be near-copies."""
 
 
 def chosen(signal: Float32, known: Bool, width: float) -> Float32:
@@ -85,28 +85,45 @@ def dose(state: DrawState | None, factor: float, n: int) -> Float32:
     return found
 
 
-def copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Float32:
-    """[n] 1 / the number of copies of a row, so that all of them share one place.
+def alike(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Int64:
+    """[2, p] pairs of rows that may be near-copies, the smaller row first, each pair once.
 
-    Copies are rows with the same content, and rows of one group that edges of the graph of
-    `COPY_SIMILARITY` or more join, directly or by way of others.
+    They have an edge of `COPY_SIMILARITY` or more, are of one group and of other content.
 
     Args:
         graph: Over the n rows.
         samples: The sample table [n].
         counted: [n] rows that may be trained on; others are copies of nobody.
     """
+    heads = np.repeat(np.arange(len(counted)), np.diff(graph.indptr))
+    near = (graph.weights >= COPY_SIMILARITY) & (heads != graph.indices)
+    heads, tails = heads[near].astype(np.int64), graph.indices[near].astype(np.int64)
+    content = samples.content_hashes.codes()
+    fits = counted[heads] & counted[tails] & (content[heads] != content[tails])
+    fits &= samples.groups[heads] == samples.groups[tails]
+    pairs = np.sort(np.stack([heads[fits], tails[fits]]), axis=0)
+    found: Int64 = np.unique(pairs, axis=1)
+    return found
+
+
+def copies(samples: SampleTable, counted: Bool, near: Int64, responses: Int64) -> Float32:
+    """[n] 1 / the number of copies of a row, so that all of them share one place.
+
+    Copies are rows with the same content, rows of one group that respond alike, and near-copies,
+    directly or by way of others.
+
+    Args:
+        samples: The sample table [n].
+        counted: [n] rows that may be trained on; others are copies of nobody.
+        near: [2, p] pairs of counted rows that are near-copies of each other.
+        responses: [n] the same number for rows that respond alike; -1: like no other.
+    """
     n = len(counted)
-    of_content = samples.content_hashes.codes()
-    first = np.full(of_content.max(initial=-1) + 1, -1, np.int64)
-    rows = np.flatnonzero(counted)
-    first[of_content[rows[::-1]]] = rows[::-1]
-    same = np.stack([rows, first[of_content[rows]]])
-    heads = np.repeat(np.arange(n), np.diff(graph.indptr))
-    near = graph.weights >= COPY_SIMILARITY
-    near &= counted[heads] & counted[graph.indices]
-    near &= samples.groups[heads] == samples.groups[graph.indices]
-    pairs = np.concatenate([same, np.stack([heads[near], graph.indices[near]])], axis=1)
+    content = np.where(counted, samples.content_hashes.codes(), -1)
+    known = counted & (responses >= 0)
+    _, alike = np.unique(np.stack([responses, samples.groups]), axis=1, return_inverse=True)
+    alike = np.where(known, alike.reshape(-1), -1)
+    pairs = np.concatenate([_with_first(content), _with_first(alike), near], axis=1)
     places = pairs.astype(np.int32)  # SciPy 1.11 labels nothing where they are int64, and goes on
     joined = sparse.coo_array((np.ones(pairs.shape[1]), (places[0], places[1])), shape=(n, n))
     _, of_row = connected_components(joined, directed=False)
@@ -114,3 +131,11 @@ def copies(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Float32:
     found = np.ones(n, np.float32)
     found[counted] = 1 / sizes[of_row[counted]]
     return found
+
+
+def _with_first(codes: Int64) -> Int64:
+    """[2, p] each row that has a code, and the first row that has the same; -1 is none."""
+    rows = np.flatnonzero(codes >= 0)
+    first = np.full(codes.max(initial=-1) + 1, -1, np.int64)
+    first[codes[rows[::-1]]] = rows[::-1]
+    return np.stack([rows, first[codes[rows]]])

@@ -465,9 +465,10 @@ class SelectionSection(Section):
     dose: float = Field(default=0.6, gt=0, le=1)
     """Factor of a sample's place for each time that it was used, while a target is followed; 1: a
     sample may come again and again. (`max_uses` is the hard form.)"""
-    duplicates: Literal["keep", "share"] = "keep"
-    """`share`: samples of the same content, or of one group with a cosine of 0.95 or more in the
-    graph, have one place together."""
+    duplicates: Literal["keep", "share"] = "share"
+    """What becomes of samples that say the same: `share`, those of the same content, and those of
+    one group that say the same but for one passage, or respond alike at some length, have one place
+    together; or `keep`, each has its own, for data in which they are repeated on purpose."""
     reference: str | None = None
     """Losses of the samples under a reference model, a file that `gracekit reference` writes; for
     `trust`, `excess` and `group_quota: learned`. Of `balanced` alone, as all four."""

@@ -17,6 +17,7 @@ from gracekit.checkpoints import TrainerPace
 from gracekit.recipe import Recipe
 from gracekit.refresher.factors import read_reference, tell_of_copies, with_factors
 from gracekit.refresher.last import LastRefresh
+from gracekit.samples.near_copies import NearCopies
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.store import StoreReader
 from gracekit.texts import Texts
@@ -54,6 +55,8 @@ class Aiming:
     """What a reference model says of samples."""
     share_of_run: float = math.nan
     """Of the training that is done; NaN: not known."""
+    near_copies: NearCopies | None = None
+    """Tells which samples say the same; None: nobody can."""
 
     @classmethod
     def of(
@@ -66,6 +69,7 @@ class Aiming:
         step: int,
         rendering: str | None = None,
         target_rendering: str = "",
+        near_copies: NearCopies | None = None,
     ) -> Aiming:
         """What a store's versions say of the target in the run that has come to a step.
 
@@ -76,13 +80,14 @@ class Aiming:
             pace: What the trainer says of itself.
             rendering: Of the samples, as a file of reference losses keeps it.
             target_rendering: Of the target's samples: losses of other tokens are not compared.
+            near_copies: See the field.
             step: Of the checkpoint. A version at the same step or a later one ends an earlier run.
         """
         num_steps = recipe.training.steps or pace.num_steps
         reference = read_reference(recipe, rendering)
         share_of_run = math.nan if num_steps is None else step / num_steps
         if contents is None:
-            return cls(reference=reference, share_of_run=share_of_run)
+            return cls(reference=reference, share_of_run=share_of_run, near_copies=near_copies)
         joined = "\0".join(sorted(contents.astype(str).tolist()))
         digest = hashlib.sha256(joined.encode()).hexdigest()[:20]
         earlier: list[TargetLosses] = []
@@ -107,6 +112,7 @@ class Aiming:
             course=course,
             reference=reference,
             share_of_run=share_of_run,
+            near_copies=near_copies,
         )
 
 
@@ -126,8 +132,6 @@ def places_of(
     step: int,
 ) -> tuple[Places | None, Aim | None]:
     """The places of all rows [n], and what was found of the target; None where all are alike."""
-    if last is None:
-        tell_of_copies(recipe, samples)
     barred, num_overlap = _overlap(recipe, samples, aiming.contents)
     # Another target set, or none before: what was found then says nothing of this one.
     before = last if last is not None and _is_of(last.aim, aiming) else None
@@ -174,7 +178,7 @@ def places_of(
     if barred.any():
         allowed = (~barred).astype(np.float32)
         places = Places(factors={"allowed": allowed, **places.factors}, signals=places.signals)
-    return with_factors(
+    found = with_factors(
         recipe,
         places,
         samples=samples,
@@ -183,7 +187,11 @@ def places_of(
         state=state,
         reference=aiming.reference,
         share_of_run=aiming.share_of_run,
-    ), aim
+        near_copies=aiming.near_copies,
+    )
+    if last is None:
+        tell_of_copies(recipe, samples, found)
+    return found, aim
 
 
 def _is_other(rendering: str, other: str) -> bool:

@@ -7,9 +7,10 @@ import math
 
 import numpy as np
 
-from gracekit.aim import copies, dose
+from gracekit.aim import alike, copies, dose
 from gracekit.aim.losses import CUT_TRUST, distrusted, excess, group_shares, learned, trust
 from gracekit.recipe import Recipe, SelectionSection
+from gracekit.samples.near_copies import NearCopies
 from gracekit.samples.reference import ReferenceLosses
 from gracekit.types import (
     Bool,
@@ -73,8 +74,12 @@ def with_factors(
     state: DrawState | None,
     reference: ReferenceLosses | None,
     share_of_run: float,
+    near_copies: NearCopies | None = None,
 ) -> Places | None:
     """The places with the factors that no target's samples are measured for, as they are now.
+
+    `near_copies` tells which rows say the same, by their tokens. Without it those that share a
+    place in `places` still do, and only they; where none do, those of the same content.
 
     Returns None where there are no factors at all.
     """
@@ -86,7 +91,11 @@ def with_factors(
     counted = samples.present & (samples.num_response_tokens > 0)
     counted &= scores.origin != Origin.INVALID
     if settings.duplicates == "share":
-        factors["copies"] = copies(graph, samples, counted)
+        shared = places.factors.get("copies")
+        if near_copies is not None or shared is None:
+            shared = _copies(graph, samples, counted, near_copies)
+        if (shared < 1).any():
+            factors["copies"] = shared
     loss = scores.scores.get("loss")
     if reference is not None:
         of_reference, evidence = reference.of(samples.content_hashes)
@@ -115,22 +124,48 @@ def with_factors(
     return Places(factors=factors, signals=signals) if factors else None
 
 
-def tell_of_copies(recipe: Recipe, samples: SampleTable) -> None:
-    """Say, of the first version, that many rows say the same and each of them counts by itself.
+def _copies(
+    graph: SparseGraph, samples: SampleTable, counted: Bool, near_copies: NearCopies | None
+) -> Float32:
+    near = np.zeros((2, 0), np.int64)
+    responses = np.full(len(samples), -1, np.int64)
+    if near_copies is not None:
+        near = alike(graph, samples, counted)
+        near = near[:, near_copies.are_near(near)]
+        responses[counted] = near_copies.responses(np.flatnonzero(counted))
+    return copies(samples, counted, near, responses)
 
-    Near-copies are no part of it: for features, short tasks with other numbers are such too.
+
+def tell_of_copies(recipe: Recipe, samples: SampleTable, places: Places | None) -> None:
+    """Say, of the first version, that many samples say the same, and what becomes of them.
+
+    Where each counts by itself, those of the same content are told alone.
     """
     settings = recipe.selection
-    if settings.selector != "balanced" or settings.duplicates != "keep":
+    if settings.selector != "balanced":
+        return
+    if settings.duplicates == "share":
+        shared = None if places is None else places.factors.get("copies")
+        num_copies = 0 if shared is None else int((shared < 1).sum())
+        if shared is not None and num_copies >= max(1, MANY_COPIES * len(samples)):
+            logger.warning(
+                "of %d samples %d say what another one says, word for word or but for one passage, "
+                "or respond as it does. Those share one place (selection.duplicates: share), so "
+                "that they count as %.0f; `gracekit sql copies` lists them. If they are repeated "
+                "on purpose, set selection.duplicates: keep",
+                len(samples),
+                num_copies,
+                float(shared[shared < 1].sum()),
+            )
         return
     if len(samples) > MOST_ROWS_TOLD:
         return
     num_copies = len(samples) - samples.content_hashes.num_distinct
     if num_copies >= max(1, MANY_COPIES * len(samples)):
         logger.warning(
-            "of %d samples %d say word for word what another one says, and each counts by itself. "
-            "Where they are not meant to count more, selection.duplicates: share gives all that "
-            "say the same, or nearly, one place; `gracekit report` shows pairs",
+            "of %d samples %d say word for word what another one says, and each counts by itself, "
+            "as selection.duplicates: keep has it. Where they are not meant to count more, `share` "
+            "gives all that say the same one place",
             len(samples),
             num_copies,
         )

@@ -318,6 +318,7 @@ class Refresher:
                     pace=pace,
                     rendering=tokens_key(model.tokenizer, model.data(self.samples), ""),
                     target_rendering=model.target_rendering(self.samples),
+                    near_copies=model.near_copies(arranged),
                     step=pinned.step,
                 ),
                 store=store,

@@ -243,16 +243,21 @@ def _share_of_run(recipe: Recipe, header: Header) -> float:
 
 
 def _places_again(store: Store, recipe: Recipe, version: int) -> Places:
-    """What the newest refresh found of the target, for a selection without a model.
+    """What the newest refresh found of the target and of copies, for a selection without a model.
 
     Raises `RecipeError` where the recipe asks for an aim that only a refresh can make.
     """
     places, before = store.places(version), store.header(version).settings.selection
     factors = {} if places is None else places.factors
-    if recipe.target is None:
-        return Places()
-    if not recipe.follows_target:
-        return Places(factors={name: f for name, f in factors.items() if name == "allowed"})
+    if recipe.selection.duplicates == "share" and before.duplicates == "keep":
+        logger.warning(
+            "version %d was made with selection.duplicates: keep, so only samples of the same "
+            "content share a place now; the next refresh finds those that nearly say the same",
+            version,
+        )
+    kept = ("copies",) if recipe.target is None else ("allowed", "copies")
+    if recipe.target is None or not recipe.follows_target:
+        return Places(factors={name: f for name, f in factors.items() if name in kept})
     asked = recipe.selection
     if "aim" not in factors:
         raise RecipeError(

@@ -38,6 +38,7 @@ from gracekit.samples import (
     tokenize_pairs,
     tokens_key,
 )
+from gracekit.samples.near_copies import NearCopies
 from gracekit.scores.meaning import needs
 from gracekit.store import StorePaths
 from gracekit.texts import Texts
@@ -153,6 +154,16 @@ class CheckpointModel:
         is_file = settings is not None and settings.group is None
         data = settings if is_file and settings is not None else self.data(samples)
         return str(tokens_key(self.tokenizer, data, ""))
+
+    def near_copies(self, tokens: TokenTable) -> NearCopies:
+        """What tells which of these samples say the same but for one passage."""
+        decode = self.tokenizer.backend_tokenizer.decode_batch
+
+        def texts_of(ids: list[int]) -> list[str]:
+            texts: list[str] = decode([[token] for token in ids], skip_special_tokens=False)
+            return texts
+
+        return NearCopies(tokens, texts_of, self._recipe.data.max_length)
 
     def executor(self, tokens: TokenSource, target: TargetSamples | None) -> Executor:
         """The pass over samples, by the executor that the recipe names; of pairs both sides.

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gracekit.aim.course import steps_left
+from gracekit.aim.places import COPY_SIMILARITY
 from gracekit.draw.capped import capped_probabilities
 from gracekit.graph import unit_features
 from gracekit.protocols import Executor
@@ -25,7 +27,7 @@ from gracekit.refresher.previewing import model_beside
 from gracekit.scores.norms import part_norms
 from gracekit.selection.pool import DEFAULT_FRACTION
 from gracekit.tabular import ShortRepr
-from gracekit.types import Checkpoint, Float32, Float64, Json, Rows
+from gracekit.types import Bool, Checkpoint, Float32, Float64, Int64, Json, Rows
 from gracekit.version.json_text import plain_json
 from gracekit.version.outcomes import LEAST_GAIN
 
@@ -33,10 +35,8 @@ NUM_MEASURED = 300
 """Rows whose norms are measured."""
 NUM_COMPARED = 2000
 """Rows whose features are compared with each other."""
-ALIKE = 0.95
-"""Cosine of centred features above which two rows are near-duplicates."""
 MANY_ALIKE, OFTEN = 0.1, 4.0
-"""Share of near-duplicates, and passes over the pool, from which a word is said of them."""
+"""Share of near-copies, and passes over the pool, from which a word is said of them."""
 RARE = 0.3
 """Share of the pool that is like the target below which aiming at it can pay."""
 _RESAMPLES = 400
@@ -60,7 +60,7 @@ class Prospect(ShortRepr):
     exact_copies: float
     """Share of rows whose content another row before them has."""
     near_copies: float
-    """Share of the compared rows that are near-duplicates of another compared row."""
+    """Share of the compared rows that say what another compared row says, or respond as it does."""
     like_target: float
     """Share of the compared rows that are as near to a row of the target as half of its own rows
     are to each other; NaN without a target."""
@@ -105,12 +105,20 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
         measured, compared = order[:NUM_MEASURED], order[:NUM_COMPARED]
         executor = model.executor(tokens, None)
         rows, norms = _norms(executor, measured)
-        features = _features(executor, compared)
+        rows_compared, features = _features(executor, compared)
         executor.close()
+        by_tokens, groups = model.near_copies(tokens), refresher.samples.groups
+
+        def are_near(pairs: Int64) -> Bool:
+            rows = rows_compared[pairs]
+            found: Bool = by_tokens.are_near(rows) & (groups[rows[0]] == groups[rows[1]])
+            return found
+
+        share_near = near_copies(features, are_near, by_tokens.responses(rows_compared))
         near_target: Float32 | None = None
         if target is not None:
             of_target = model.executor(target.tokens, None)
-            near_target = _features(of_target, np.flatnonzero(target.tokens.num_targets > 0))
+            _, near_target = _features(of_target, np.flatnonzero(target.tokens.num_targets > 0))
             of_target.close()
     parts = part_norms(norms, tokens.num_targets[rows].astype(np.int32), changed.scoring)
     parts = parts[np.isfinite(parts)]
@@ -123,7 +131,7 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
         norms=parts,
         share=share,
         exact_copies=1 - len(set(hashes.tolist())) / max(len(hashes), 1),
-        near_copies=near_copies(features),
+        near_copies=share_near,
         like_target=math.nan if near_target is None else like_target(features, near_target),
     )
 
@@ -195,18 +203,25 @@ def best_value(norms: Float64, share: float, *, seed: int) -> tuple[float, float
     return value(norms), float(low), float(high)
 
 
-def near_copies(features: Float32) -> float:
-    """Share of rows that have another row with a cosine of centred features above `ALIKE`.
+def near_copies(features: Float32, are_near: Callable[[Int64], Bool], responses: Int64) -> float:
+    """Share of rows that are a near-copy of another row, or respond as it does.
 
-    Rows that equal the mean have no direction: they are copies of each other.
+    Args:
+        features: [m, d]; only rows with a cosine of centred features of `COPY_SIMILARITY` or more
+            are compared, and those that equal the mean, which have no direction.
+        are_near: Which pairs [2, p] of the m rows are near-copies.
+        responses: [m] the same number for rows that respond alike; -1: like no other.
     """
     unit = unit_features(features, np.ones(len(features), bool))
     if len(unit) < 2:
         return 0.0
-    similarity = unit @ unit.T
-    np.fill_diagonal(similarity, -1.0)
     is_mean = ~unit.any(axis=1)
-    return float(((similarity.max(axis=1) > ALIKE) | (is_mean & (is_mean.sum() > 1))).mean())
+    may_be = np.triu((unit @ unit.T >= COPY_SIMILARITY) | np.outer(is_mean, is_mean), 1)
+    pairs = np.stack(np.nonzero(may_be)).astype(np.int64)
+    _, kind, sizes = np.unique(responses, return_inverse=True, return_counts=True)
+    found = (responses >= 0) & (sizes[kind] > 1)
+    found[pairs[:, are_near(pairs)]] = True
+    return float(found.mean())
 
 
 def like_target(features: Float32, target: Float32) -> float:
@@ -233,10 +248,11 @@ def _norms(executor: Executor, rows: Rows) -> tuple[Rows, Float32]:
     return np.concatenate([part.rows for part in parts]), np.concatenate(found)
 
 
-def _features(executor: Executor, rows: Rows) -> Float32:
+def _features(executor: Executor, rows: Rows) -> tuple[Rows, Float32]:
     parts: list[Any] = list(executor.look(rows))
     features = np.concatenate([part.features for part in parts]).astype(np.float32)
-    return np.asarray(features[np.isfinite(features).all(axis=1)], np.float32)
+    good = np.isfinite(features).all(axis=1)
+    return np.concatenate([part.rows for part in parts])[good], features[good]
 
 
 def _share(recipe: Recipe, num_samples: int, num_tokens: int) -> float:
@@ -300,9 +316,8 @@ def _words(found: Prospect, recipe: Recipe) -> list[str]:
     copies = max(found.exact_copies, found.near_copies)
     if copies >= MANY_ALIKE:
         words.append(
-            f"{copies:.0%} of the rows are copies or near-copies: `selection.duplicates: share` "
-            "gives those of each other one place together. Look at some first (the report shows "
-            "pairs): short tasks that differ in their numbers alone count as copies too."
+            f"{copies:.0%} of the rows say what others say, word for word or but for one passage, "
+            "or respond alike: `selection.duplicates: share`, the default, gives these one place."
         )
         promises += 1
     if found.passes >= OFTEN:

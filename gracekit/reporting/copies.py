@@ -1,4 +1,4 @@
-"""Samples that say the same: exact copies, and near copies by the graph, with both texts."""
+"""Samples that say the same: exact copies, and those near by their features, with both texts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from gracekit.version.header import Header
 from gracekit.words import count_of
 
 ALIKE = 0.95
-"""Cosine of the centred features from which two samples count as near copies, as in
-`gracekit plan --worth` and `selection.duplicates`."""
+"""Cosine of the centred features from which two samples are shown as near to each other."""
 NUM_PAIRS = 8
 
 _EXACT = query(f"""
@@ -34,7 +33,7 @@ _NUM_EXACT = """
 
 
 def copies(questions: Questions, header: Header | None, cache: StoreCache | None) -> Section:
-    """Exact and near copies.
+    """Exact copies, and pairs near by their features.
 
     Args:
         questions: To the store.
@@ -44,8 +43,9 @@ def copies(questions: Questions, header: Header | None, cache: StoreCache | None
     return Section(
         key="copies",
         title="Samples that say the same",
-        about="Copies count more than once in training. `selection.duplicates: share` in the "
-        "recipe gives copies one place together.",
+        about="Those that say the same word for word, or but for one passage, share one place in "
+        "the draw, unless the recipe has `selection.duplicates: keep`; `gracekit sql copies` lists "
+        "them. What is near by its features alone has its own place.",
         findings={"exact": _exact(questions), "near": _near(questions, header, cache)},
     )
 
@@ -69,8 +69,8 @@ def _exact(questions: Questions) -> Finding:
 
 
 def _near(questions: Questions, header: Header | None, cache: StoreCache | None) -> Finding:
-    title = "Near copies: the most similar pairs that differ"
-    good = "Few is good. Two texts that differ in a name or a number teach the same twice."
+    title = "Near by their features: the most similar pairs that differ"
+    good = "Look at some: edited copies teach the same twice, short tasks of one template do not."
     settings = None if header is None else header.settings.graph
     graph = None
     if cache is not None:

@@ -421,7 +421,7 @@ _PLACED: tuple[Column[Places], ...] = (
     Column(
         "factor_copies",
         "float32",
-        "1 / the copies that share its place; NULL without selection.duplicates",
+        "1 / the copies that share its place; NULL where no sample of the version shares one",
         _factor("copies"),
     ),
     Column(

@@ -74,12 +74,7 @@ def _query(name: str, about: str, sql: str, **parameters: Parameter) -> NamedQue
     return NamedQuery(name=name, about=about, sql=dedent(sql).strip(), parameters=parameters)
 
 
-_QUERIES = (
-    _query(
-        "distrusted",
-        "samples of the newest version whose responses belong to their prompts least, by a "
-        "reference model, with the texts (selection.trust)",
-        """
+_NEWEST_PLACES = """
         WITH RECURSIVE behind AS (
             -- a rollback has the places of the version that it went back to
             SELECT version, rollback_of FROM versions
@@ -87,7 +82,26 @@ _QUERIES = (
             UNION ALL
             SELECT v.version, v.rollback_of
             FROM versions v JOIN behind ON v.version = behind.rollback_of
-        )
+        )"""
+
+_QUERIES = (
+    _query(
+        "copies",
+        "samples of the newest version that share their place with others, which say the same, "
+        "with the texts (selection.duplicates)",
+        f"""{_NEWEST_PLACES}
+        SELECT sample_id, places.group_name, round(1 / factor_copies)::INT AS num_copies, preview
+        FROM places JOIN samples USING (sample_id)
+        WHERE version = (SELECT min(version) FROM behind) AND factor_copies < 1
+        ORDER BY num_copies DESC, left(preview, 40), sample_id LIMIT $count
+        """,
+        count=_COUNT,
+    ),
+    _query(
+        "distrusted",
+        "samples of the newest version whose responses belong to their prompts least, by a "
+        "reference model, with the texts (selection.trust)",
+        f"""{_NEWEST_PLACES}
         SELECT sample_id, places.group_name, evidence, factor_trust, preview
         FROM places JOIN samples USING (sample_id)
         WHERE version = (SELECT min(version) FROM behind) AND factor_trust < 1

@@ -1,0 +1,123 @@
+"""Samples that say the same: by their tokens, which features cannot tell.
+
+Short tasks of one template with other numbers are as near to each other by their features as copies
+are. Two samples are near-copies where one of them is the other one with a passage put in at one
+place (a greeting, an instruction, a sentence at the end), and
+
+- the passage holds no number and at most as many words as all that is around it,
+- of what carries loss it holds at most half as much as there is around it.
+
+A sample that was cut off at `max_length` lacks an end, which is then not compared. And samples
+respond alike where all that carries loss is the same, if it is long enough not to be a mere label:
+refusals and other boilerplate, whatever the prompt. Case and whitespace never count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import xxhash
+
+from gracekit.samples.one_passage_loop import one_passage_apart
+from gracekit.samples.token_cache import unpacked
+from gracekit.samples.tokens import TokenTable
+from gracekit.types import Bool, Int32, Int64, Rows
+
+LEAST_RESPONSE = 10
+"""Tokens with loss from which two samples with the same ones respond alike."""
+_BLOCK = 1 << 16
+"""Pairs, or rows, whose tokens are in memory at a time."""
+_UNREADABLE = "\ufffd"
+
+
+class NearCopies:
+    """Tells of samples whether they say the same but for one passage, or respond alike.
+
+    Args:
+        tokens: Of the n samples; of pairs of a chosen and a rejected response both sides count.
+        texts_of: The text of each of some token ids by itself.
+        max_length: Tokens at which samples were cut off.
+    """
+
+    def __init__(
+        self, tokens: TokenTable, texts_of: Callable[[list[int]], list[str]], max_length: int
+    ) -> None:
+        self._sides = [tokens] if tokens.rejected is None else [tokens, tokens.rejected]
+        self._texts_of = texts_of
+        self._max_length = max_length
+        self._codes: dict[str, int] = {}
+        self._code_of = np.zeros(0, np.int32)
+        """[ids] -2: not looked at yet, -1: whitespace."""
+        self._has_digit = np.zeros(0, np.bool_)
+
+    def responses(self, rows: Rows) -> Int64:
+        """[r] the same number, here, for rows that respond alike; -1: too little carries loss."""
+        found = np.full(len(rows), -1, np.int64)
+        for start in range(0, len(rows), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            is_long = self._sides[0].num_targets[block] >= LEAST_RESPONSE
+            hashes = np.zeros(int(is_long.sum()), np.uint64)
+            for side in self._sides:
+                codes, starts = self._coded(side, block[is_long])
+                words = codes >> 1
+                carries = (codes & 1).astype(np.bool_)
+                for place, (first, end) in enumerate(pairwise(starts.tolist())):
+                    said = words[first:end][carries[first:end]]
+                    hashes[place] = xxhash.xxh3_64_intdigest(said.tobytes(), int(hashes[place]))
+            found[start : start + _BLOCK][is_long] = (hashes >> np.uint64(1)).astype(np.int64)
+        return found
+
+    def are_near(self, pairs: Int64) -> Bool:
+        """[p] whether the rows of each pair [2, p] are near-copies; equal samples are."""
+        found = np.ones(pairs.shape[1], np.bool_)
+        for start in range(0, pairs.shape[1], _BLOCK):
+            place = slice(start, start + _BLOCK)
+            for side in self._sides:
+                found[place] &= self._of_side(side, pairs[:, place])
+        return found
+
+    def _of_side(self, tokens: TokenTable, pairs: Int64) -> Bool:
+        rows, places = np.unique(pairs, return_inverse=True)
+        codes, starts = self._coded(tokens, rows)
+        found = np.zeros(pairs.shape[1], np.bool_)
+        first, second = np.ascontiguousarray(places.reshape(pairs.shape))
+        is_cut = tokens.lengths[rows] >= self._max_length
+        one_passage_apart(codes, starts, is_cut, self._has_digit, first, second, found)
+        return found
+
+    def _coded(self, tokens: TokenTable, rows: Rows) -> tuple[Int32, Int64]:
+        """Twice the code of each token that is no whitespace, and 1 more where it carries loss.
+
+        Returns:
+            The codes of all rows, one row behind the other, and [r + 1] where each starts.
+        """
+        lengths = tokens.lengths[rows]
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.repeat(tokens.starts[rows] - ends[:-1], lengths) + np.arange(ends[-1])
+        ids, loss = unpacked(tokens.flat[places])
+        self._learn(ids)
+        codes = self._code_of[ids]
+        is_word = codes >= 0
+        before = np.concatenate([[0], np.cumsum(is_word)])
+        return 2 * codes[is_word] + loss[is_word], before[ends].astype(np.int64)
+
+    def _learn(self, ids: Int32) -> None:
+        """Give codes to tokens that had none: the same where texts differ in case or spaces."""
+        num_more = int(ids.max(initial=-1)) + 1 - len(self._code_of)
+        self._code_of = np.concatenate([self._code_of, np.full(max(0, num_more), -2, np.int32)])
+        is_here = np.zeros(len(self._code_of), np.bool_)
+        is_here[ids] = True
+        new = np.flatnonzero(is_here & (self._code_of == -2)).tolist()
+        digits: list[bool] = []
+        for token, text in zip(new, self._texts_of(new) if new else [], strict=True):
+            said = f"{text}{token}" if _UNREADABLE in text else text.strip().casefold()
+            if not said:
+                self._code_of[token] = -1
+                continue
+            if said not in self._codes:
+                self._codes[said] = len(self._codes)
+                digits.append(any(letter.isdigit() for letter in text))
+            self._code_of[token] = self._codes[said]
+        self._has_digit = np.concatenate([self._has_digit, np.array(digits, np.bool_)])
