@@ -44,11 +44,12 @@ FULL_OF: dict[str, dict[str, Any]] = {
     "found": {"selection.count": 720},
     "share": {"compare.epochs": 24},
     "share-target": {"compare.epochs": 24},
+    **{f"target-{name}": {"selection.count": 120, "compare.epochs": 10} for name in data.TARGETS},
 }
 STARTS = {"maths-exact": "smollm2"}
 """Models of small forms that are not GPT-2: a million parameters write no answers."""
 MORE_ARMS = {
-    "found": ["clean:planted", "loss-top", "infobatch", "balanced-measured"],
+    "found": ["loss-top", "infobatch", "balanced-measured"],
     "mix": ["infobatch", "coverage", "d2", "balanced-measured"],
     "share-target": ["rds", "aimed-likeness", "aimed-influence"],
     "share": ["coverage", "balanced-no-graph", "balanced-no-time"],
