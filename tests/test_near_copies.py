@@ -191,8 +191,19 @@ def test_it_is_the_same_as_trying_all_passages(
     is_cut = np.array([cut_a, cut_b, cut_a, cut_b])
     pairs = np.array([(a, b) for a in range(4) for b in range(4)], np.int64)
     found = np.zeros(len(pairs), np.bool_)
+    # a token that is no word in front of each word, and one behind all
+    tokens = np.repeat(np.where(codes & 1, ~(codes >> 1), codes >> 1), 2).astype(np.int32)
+    tokens[::2] = 4
     one_passage_apart(
-        codes, starts, is_cut, has_digit, pairs[:, 0].copy(), pairs[:, 1].copy(), found
+        np.append(tokens, np.int32(~4)),
+        2 * starts[:-1],
+        np.diff(2 * starts) + (np.arange(4) == 3),
+        is_cut,
+        np.array([0, 1, 2, 3, -1], np.int32),
+        has_digit,
+        pairs[:, 0].copy(),
+        pairs[:, 1].copy(),
+        found,
     )
     slow = [
         is_near(samples[a], samples[b], bool(is_cut[b]), has_digit)

@@ -96,14 +96,12 @@ def alike(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Int64:
         counted: [n] rows that may be trained on; others are copies of nobody.
     """
     heads = np.repeat(np.arange(len(counted)), np.diff(graph.indptr))
-    near = (graph.weights >= COPY_SIMILARITY) & (heads != graph.indices)
+    near = (graph.weights >= COPY_SIMILARITY) & (heads < graph.indices)  # each edge is there twice
     heads, tails = heads[near].astype(np.int64), graph.indices[near].astype(np.int64)
     content = samples.content_hashes.codes()
     fits = counted[heads] & counted[tails] & (content[heads] != content[tails])
     fits &= samples.groups[heads] == samples.groups[tails]
-    pairs = np.sort(np.stack([heads[fits], tails[fits]]), axis=0)
-    found: Int64 = np.unique(pairs, axis=1)
-    return found
+    return np.stack([heads[fits], tails[fits]])
 
 
 def copies(samples: SampleTable, counted: Bool, near: Int64, responses: Int64) -> Float32:
@@ -120,9 +118,11 @@ def copies(samples: SampleTable, counted: Bool, near: Int64, responses: Int64) -
     """
     n = len(counted)
     content = np.where(counted, samples.content_hashes.codes(), -1)
-    known = counted & (responses >= 0)
-    _, alike = np.unique(np.stack([responses, samples.groups]), axis=1, return_inverse=True)
-    alike = np.where(known, alike.reshape(-1), -1)
+    known = np.flatnonzero(counted & (responses >= 0))
+    alike = np.full(n, -1, np.int64)
+    _, kinds = np.unique(responses[known], return_inverse=True)
+    in_group = kinds * (int(samples.groups.max(initial=0)) + 1) + samples.groups[known]
+    alike[known] = np.unique(in_group, return_inverse=True)[1]
     pairs = np.concatenate([_with_first(content), _with_first(alike), near], axis=1)
     places = pairs.astype(np.int32)  # SciPy 1.11 labels nothing where they are int64, and goes on
     joined = sparse.coo_array((np.ones(pairs.shape[1]), (places[0], places[1])), shape=(n, n))
