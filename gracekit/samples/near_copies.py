@@ -8,8 +8,7 @@ place (a greeting, an instruction, a sentence at the end), and
 - of what carries loss it holds at most half as much as there is around it.
 
 A sample that was cut off at `max_length` lacks an end, which is then not compared. And samples
-respond alike where all that carries loss is the same, if it is long enough not to be a mere label:
-refusals and other boilerplate, whatever the prompt. Case and whitespace never count.
+have the same response where all that carries loss is the same. Case and whitespace never count.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gracekit.samples.one_passage_loop import hash_responses, one_passage_apart
+from gracekit.samples.one_passage_loop import hash_words, one_passage_apart
 from gracekit.samples.token_cache import unpacked
 from gracekit.samples.tokens import TokenTable
 from gracekit.types import Bool, Int32, Int64, Rows
 
-LEAST_RESPONSE = 10
-"""Tokens with loss from which two samples with the same ones respond alike."""
+OPENING = 12
+"""Words at the beginning of a prompt by which tasks with a template are told."""
 _BLOCK = 1 << 22
 """Tokens that are looked at together, to learn which there are."""
 _UNREADABLE = "\ufffd"
@@ -52,18 +51,30 @@ class NearCopies:
         self._is_learned = False
 
     def responses(self, rows: Rows) -> Int64:
-        """[r] the same number, here, for rows that respond alike; -1: too little carries loss."""
-        found = np.full(len(rows), -1, np.int64)
-        is_long = self._sides[0].num_targets[rows] >= LEAST_RESPONSE
-        hashes = np.zeros(int(is_long.sum()), np.uint64)
-        if len(hashes):
+        """[r] the same number, here, for rows with the same response; -1: nothing carries loss."""
+        found = self._hashes(rows, with_loss=True, most=0)
+        return np.where(self._sides[0].num_targets[rows] > 0, found, -1)
+
+    def openings(self, rows: Rows) -> Int64:
+        """[r] the same number, here, for rows with the same first `OPENING` words of a prompt."""
+        return self._hashes(rows, with_loss=False, most=OPENING)
+
+    def _hashes(self, rows: Rows, *, with_loss: bool, most: int) -> Int64:
+        hashes, chosen = np.zeros(len(rows), np.uint64), np.asarray(rows, np.int64)
+        if len(rows):
             self._learn_all()
-            chosen = np.asarray(rows[is_long], np.int64)
             for side in self._sides:
-                flat = np.asarray(side.flat)
-                hash_responses(flat, side.starts, side.lengths, self._code_of, chosen, hashes)
-        found[is_long] = (hashes >> np.uint64(1)).astype(np.int64)
-        return found
+                hash_words(
+                    np.asarray(side.flat),
+                    side.starts,
+                    side.lengths,
+                    self._code_of,
+                    chosen,
+                    with_loss,
+                    most,
+                    hashes,
+                )
+        return (hashes >> np.uint64(1)).astype(np.int64)
 
     def are_near(self, pairs: Int64) -> Bool:
         """[p] whether the rows of each pair [2, p] are near-copies; equal samples are.

@@ -123,18 +123,20 @@ def one_passage_apart(
 @compiled(
     void(
         read_only(int32), read_only(int64), read_only(int64), read_only(int32), read_only(int64),
-        uint64[::1],
+        boolean, int64, uint64[::1],
     )
 )  # fmt: skip
-def hash_responses(
+def hash_words(
     flat: Int32,
     starts: Int64,
     lengths: Int64,
     code_of: Int32,
     rows: Int64,
+    with_loss: bool,
+    most: int,
     hashes: NDArray[np.uint64],
 ) -> None:
-    """Mix the words that carry loss into the hash of each row [r], in place.
+    """Mix the first words that carry loss, or none, into the hash of each row [r], in place.
 
     Args:
         flat: As for `one_passage_apart`, and so are `starts`, `lengths` and `code_of`.
@@ -142,16 +144,22 @@ def hash_responses(
         lengths: [n]
         code_of: [ids]
         rows: [r]
+        with_loss: Of those that carry loss; else of the others.
+        most: So many words at most; 0: all.
         hashes: [r]
     """
     for place in range(len(rows)):
         row = rows[place]
-        mixed = hashes[place] ^ _START
+        mixed, left = hashes[place] ^ _START, most
         for at in range(starts[row], starts[row] + lengths[row]):
-            if flat[at] < 0:
-                code = code_of[~flat[at]]
+            token = flat[at]
+            if (token < 0) == with_loss:
+                code = code_of[~token if token < 0 else token]
                 if code >= 0:
                     mixed = (mixed + np.uint64(code + 1)) * _START
                     mixed = (mixed ^ (mixed >> _HALF)) * _FACTOR
                     mixed ^= mixed >> _HALF
+                    left -= 1
+            if most > 0 and left == 0:
+                break
         hashes[place] = mixed
