@@ -135,10 +135,9 @@ def main() -> None:
         graph = graph_of(features, counted)
         highest = nearest_in_group(graph, raw.groups)
         pairs = alike(graph, samples, counted)
-        shares = (
-            copies(samples, counted, pairs[:, near_copies.are_near(pairs)], np.full(len(raw), -1))
-            < 1
-        )
+        none = np.full(len(raw), -1)
+        near_pairs = pairs[:, near_copies.are_near(pairs)]
+        shares = copies(samples, counted, near_pairs, none, none) >= 0
         near, others = highest >= COPY_SIMILARITY, counted & (kind < 0)
         for number, what in enumerate(kinds):
             some = counted & (kind == number)

@@ -512,6 +512,8 @@ class Places(ShortRepr):
     """Name -> [n] how often a row is wanted beside a plain one, which has 1; 0: never."""
     signals: dict[str, Float32] = field(default_factory=dict)
     """Name -> [n] what the factor `aim` was made from; NaN where nothing is known."""
+    copy_of: Int64 | None = None
+    """[n] the first row that says the same; -1: no other one does. None: not known."""
 
     def __len__(self) -> int:
         return len(next(iter(self.factors.values()))) if self.factors else 0

@@ -12,7 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from gracekit.aim import Course, Evidence, Gain, TargetLosses, alike, copies, dose, follow
+from gracekit.aim import (
+    Course,
+    Evidence,
+    Gain,
+    TargetLosses,
+    alike,
+    copies,
+    dose,
+    follow,
+    one_place,
+    respond_alike,
+)  # fmt: skip
 from gracekit.aim.course import mean_uses, steps_left
 from gracekit.aim.gains import best_width, choice_gain, gain_of, lasting_share, pooled
 from gracekit.aim.groups import group_means_across
@@ -497,20 +508,70 @@ def test_pairs_that_may_be_copies_are_of_one_group_and_other_content() -> None:
 def test_copies_share_one_place() -> None:
     world, graph = copied_world()
     counted, other = np.arange(12) != 2, np.full(12, -1)
-    found = copies(world.samples, counted, alike(graph, world.samples, counted), other)
-    np.testing.assert_allclose(found[:2], 0.5)  # the third copy is not trained on
-    assert found[2] == 1
-    np.testing.assert_allclose(found[3:6], 1 / 3)  # joined by way of the middle one
-    assert (found[6:] == 1).all()
+    found = copies(world.samples, counted, alike(graph, world.samples, counted), other, other)
+    # the third copy is not trained on; three are joined by way of the middle one
+    assert found.tolist() == [0, 0, -1, 3, 3, 3, *[-1] * 6]
+    places = one_place(found, counted)
+    np.testing.assert_allclose(places[:6], [0.5, 0.5, 1, 1 / 3, 1 / 3, 1 / 3])
+    assert (places[6:] == 1).all()
+    # what one of them leaves is the others'
+    np.testing.assert_allclose(one_place(found, counted & (np.arange(12) != 3))[3:6], [1, 0.5, 0.5])
     none = np.zeros((2, 0), np.int64)
-    np.testing.assert_allclose(copies(world.samples, counted, none, other)[3:6], 1)
-    responses = np.array([-1, 5, 7, 5, -1, 5, 7, 7, -1, -1, -1, -1])
-    found = copies(world.samples, counted, none, responses)
-    np.testing.assert_allclose(found[[0, 1, 3, 5, 6, 7, 8]], [0.25, 0.25, 0.25, 0.25, 0.5, 0.5, 1])
-    apart = dataclasses.replace(world.samples, groups=np.arange(12, dtype=np.int32))
-    assert (copies(apart, counted, none, responses)[3:] == 1).all()
+    assert (copies(world.samples, counted, none, other, other)[3:] == -1).all()
     same = dataclasses.replace(world.samples, content_hashes=Texts.of(["x"] * 12))
-    np.testing.assert_allclose(copies(same, np.ones(12, np.bool_), none, other), 1 / 12)
+    assert (copies(same, np.ones(12, np.bool_), none, other, other) == 0).all()
+    assert one_place(np.zeros(0, np.int64), np.zeros(0, np.bool_)).shape == (0,)
+
+
+def test_who_responds_alike_at_some_length_shares_a_place() -> None:
+    world, _ = copied_world()
+    counted, none = np.arange(12) != 2, np.zeros((2, 0), np.int64)
+    responses = np.array([90, 5, 7, 5, 91, 5, 7, 7, 92, 93, 94, 95])
+    lengths = np.full(12, 10, np.int32)
+    samples = dataclasses.replace(world.samples, num_response_tokens=lengths)
+    found = copies(samples, counted, none, responses, np.arange(12))
+    # rows 0 and 1 are of the same content
+    assert found.tolist() == [0, 0, -1, 0, -1, 0, 6, 6, -1, -1, -1, -1]
+    apart = dataclasses.replace(samples, groups=np.arange(12, dtype=np.int32))
+    assert (copies(apart, counted, none, responses, np.arange(12))[3:] == -1).all()
+    short = dataclasses.replace(samples, num_response_tokens=lengths - 1)
+    assert (copies(short, counted, none, responses, np.arange(12))[3:] == -1).all()
+
+
+def test_answers_that_most_rows_of_a_group_have_are_labels() -> None:
+    """However long they are, and also where only some are long; near-copies count once."""
+    groups, of_row = np.repeat(np.arange(2, dtype=np.int32), 10), np.arange(20)
+    labels, refusals = [1, 2, 1, 2, 1, 2, 3, 4, 5, 6], [1, 1, 1, *range(10, 17)]
+    responses = np.array([*labels, *refusals])
+    long = np.full(20, 12, np.int32)
+    found = respond_alike(responses, groups, long, of_row, of_row)
+    assert (found[:10] == -1).all()
+    assert found[10] == found[11] == found[12] >= 0 and len(set(found[12:].tolist())) == 8
+    some = np.where(np.arange(20) % 2, 3, long).astype(np.int32)
+    assert (respond_alike(responses, groups, some, of_row, of_row)[:10] == -1).all()
+    # six rows of one response are three that say otherwise the same
+    twice = np.array([0, 0, 1, 1, 2, 2, *range(3, 17)])
+    responses = np.array([1, 1, 1, 1, 1, 1, *range(20, 24), *refusals])
+    found = respond_alike(responses, groups, long, of_row, twice)
+    assert len(set(found[:6].tolist())) == 1 and found[0] >= 0
+    assert (respond_alike(responses, groups, long, of_row, of_row)[:10] == -1).all()
+    # twelve of one template in one group with as many others, and one refusal among each
+    groups, of_row = np.zeros(28, np.int32), np.arange(28)
+    responses = np.array([*[1, 2] * 5, 1, 9, 9, *range(30, 45)])
+    openings = np.array([*[7] * 12, *range(40, 56)])
+    long = np.full(28, 12, np.int32)
+    found = respond_alike(responses, groups, long, openings, of_row)
+    assert (found[:12] == -1).all() and len(set(found[12:].tolist())) == 16
+    assert len(set(respond_alike(responses, groups, long, of_row, of_row)[:11].tolist())) == 2
+    # the last one says what the first one says, and is the only one that begins so
+    both = np.append(of_row[:-1], 0)
+    of_both = np.append(responses[:-1], 1)
+    assert len(respond_alike(of_both, groups, long, openings, both)) == 28
+    groups, of_row, long = groups[:20], of_row[:20], long[:20]
+    unknown = respond_alike(np.full(20, -1), groups, long, of_row, of_row)
+    assert (unknown == -1).all() and len(
+        respond_alike(unknown[:0], groups[:0], long[:0], *[unknown[:0]] * 2)
+    ) == 0
 
 
 # --- the target's course ---

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gracekit.samples import TokenTable
-from gracekit.samples.near_copies import NearCopies
+from gracekit.samples.near_copies import OPENING, NearCopies
 from gracekit.samples.one_passage_loop import LONGEST, one_passage_apart
 from gracekit.types import Bool, Int64
 
@@ -136,23 +136,33 @@ def test_halves_of_a_letter_and_no_pairs() -> None:
 
 
 def test_who_responds_alike() -> None:
-    """Whatever the prompt; but labels are responses of their own, and both sides of pairs count."""
+    """Whatever the prompt; both sides of pairs count."""
     refusal = "I am sorry but with that I can not help you ."
     samples = [
         said("What is a bee ?", refusal),
         said("Add 2 and 3", refusal.upper()),
         said("Add 2 and 4", f"Well {refusal}"),
-        said("Is it good ?", "Yes it is good"),
-        said("Is it bad ?", "Yes it is good"),
+        said("Is it good ?", "Yes"),
+        said("Is it bad ?", "Yes"),
+        [("Is it cut ?", False)],
     ]
     by_tokens = judge(samples)
-    found = by_tokens.responses(np.arange(5)).tolist()
-    assert found[0] == found[1] >= 0 and found[2] not in (-1, found[0]) and found[3:] == [-1, -1]
-    assert by_tokens.responses(np.array([1, 4])).tolist() == [found[0], -1]
+    found = by_tokens.responses(np.arange(6)).tolist()
+    assert found[0] == found[1] >= 0 and found[3] == found[4] >= 0 and found[5] == -1
+    assert len(set(found)) == 4
+    assert by_tokens.responses(np.array([1, 4])).tolist() == [found[0], found[3]]
     assert by_tokens.responses(np.zeros(0, np.int64)).tolist() == []
-    rejected = [said("?", word) for word in ("a", "b", "c", "d", "e")]
-    one, two, *_ = judge(samples, rejected).responses(np.arange(5)).tolist()
+    rejected = [said("?", word) for word in ("a", "b", "c", "d", "e", "f")]
+    one, two, *_ = judge(samples, rejected).responses(np.arange(6)).tolist()
     assert one != two
+
+
+def test_whose_prompts_begin_alike() -> None:
+    few = " ".join(f"w{i}" for i in range(OPENING - 1))
+    samples = [said(f"{few} more and {i}", f"answer {i}") for i in range(2)]
+    samples += [said(f"{few} less", "answer"), said(few, "more"), said(few, "more or less")]
+    found = judge(samples).openings(np.arange(5)).tolist()
+    assert found[0] == found[1] and found[3] == found[4] and len(set(found)) == 3
 
 
 def is_near(a: list[int], b: list[int], cut_b: bool, has_digit: Bool) -> bool:
@@ -191,8 +201,19 @@ def test_it_is_the_same_as_trying_all_passages(
     is_cut = np.array([cut_a, cut_b, cut_a, cut_b])
     pairs = np.array([(a, b) for a in range(4) for b in range(4)], np.int64)
     found = np.zeros(len(pairs), np.bool_)
+    # a token that is no word in front of each word, and one behind all
+    tokens = np.repeat(np.where(codes & 1, ~(codes >> 1), codes >> 1), 2).astype(np.int32)
+    tokens[::2] = 4
     one_passage_apart(
-        codes, starts, is_cut, has_digit, pairs[:, 0].copy(), pairs[:, 1].copy(), found
+        np.append(tokens, np.int32(~4)),
+        2 * starts[:-1],
+        np.diff(2 * starts) + (np.arange(4) == 3),
+        is_cut,
+        np.array([0, 1, 2, 3, -1], np.int32),
+        has_digit,
+        pairs[:, 0].copy(),
+        pairs[:, 1].copy(),
+        found,
     )
     slow = [
         is_near(samples[a], samples[b], bool(is_cut[b]), has_digit)

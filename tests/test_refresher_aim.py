@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -311,6 +312,89 @@ def test_near_copies_share_a_place_and_other_answers_do_not(tmp_path: Path) -> N
     np.testing.assert_array_equal(again.factors["copies"], places.factors["copies"])
     assert reselect(recipe.override({"selection.duplicates": "keep"})).version == 3
     assert store.renew().places(3) is None
+
+
+def test_copies_that_are_never_in_leave_their_part_to_the_others(tmp_path: Path) -> None:
+    """At a refresh and in a selection without tokens; the copies of a place are listed together."""
+    rows = [json.loads(x) for x in write_data(tmp_path / "train.jsonl").read_text().splitlines()]
+    greeted = [row | {"prompt": f"Please, {row['prompt']}"} for row in rows[:20]]
+    rows = [row | {"id": f"s{i}"} for i, row in enumerate([*rows, *rows[:2], *greeted])]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = recipe_content(selection={"fraction": 0.5, "never_in": ["s160"]})
+    content["data"]["id_column"] = "id"
+    recipe = Recipe.from_dict(content, folder=tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    store = Store.open(recipe.store)
+    places = store.places(1)
+    assert places is not None and places.copy_of is not None
+    assert places.copy_of[[0, 160, 1, 161, 150]].tolist() == [0, 0, 1, 1, -1]
+    near = int((places.copy_of == 0).sum()) == 3  # the greeted one is found where it is near
+    assert places.factors["copies"][0] == pytest.approx(1 / 2 if near else 1)
+    others = int((places.copy_of == 1).sum())
+    assert places.factors["copies"][1] == pytest.approx(1 / others)
+    answer = gracekit.sql(recipe.store, "copies", count=100)
+    listed = [row[answer.columns.index("copy_of")] for row in answer.rows()]
+    together = [key for key, _ in itertools.groupby(listed)]
+    assert len(set(listed)) == len(together) > 3 and "s0" in listed
+    told = explain(recipe.store, "s1")
+    assert f"because {others} samples that say the same share one place" in str(told)
+    where = {"selection.never_in_where": "sample_id IN ('s1', 's161')", "selection.never_in": []}
+    assert reselect(recipe.override(where)).version == 2
+    again = store.renew().places(2)
+    assert again is not None and again.copy_of is not None
+    np.testing.assert_array_equal(again.copy_of, places.copy_of)
+    np.testing.assert_allclose(again.factors["copies"][[0, 160]], 1 / (3 if near else 2))
+    left = np.asarray(again.copy_of == 1)
+    left[[1, 161]] = False
+    np.testing.assert_allclose(again.factors["copies"][left], 1 / max(1, left.sum()))
+
+
+def test_a_version_of_a_release_that_knew_no_sharing(tmp_path: Path) -> None:
+    """Its header says nothing of duplicates: each counted by itself, whatever the default is."""
+    write_data(tmp_path / "train.jsonl")
+    recipe = tiny_recipe(tmp_path)
+    header = refresh(recipe, write_checkpoint(tmp_path / "run", 100)).header
+    assert header.settings.selection.duplicates == "share"
+    content = header.settings.model_dump(mode="json")
+    assert type(header.settings).model_validate(content).selection.duplicates == "share"
+    del content["selection"]["duplicates"]
+    assert type(header.settings).model_validate(content).selection.duplicates == "keep"
+
+
+@pytest.mark.parametrize("selector", ["coverage", "balanced"])
+def test_a_selector_that_goes_by_no_places_says_nothing_of_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, selector: str
+) -> None:
+    rows = [json.loads(x) for x in write_data(tmp_path / "train.jsonl").read_text().splitlines()]
+    rows = [row | {"id": i} for i, row in enumerate([*rows, *rows[:40]])]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    content = recipe_content(selection={"fraction": 0.5, "selector": selector})
+    content["data"]["id_column"] = "id"
+    recipe = Recipe.from_dict(content, folder=tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    assert (Store.open(recipe.store).places(1) is None) == (selector == "coverage")
+    reselect(recipe.override({"selection.selector": "balanced", "selection.fraction": 0.3}))
+    places = Store.open(recipe.store).places(2)
+    assert places is not None and (places.factors["copies"] < 1).sum() >= 80
+    assert ("selector: coverage, so only" in caplog.text) == (selector == "coverage")
+
+
+def test_copies_that_come_with_later_data_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_data(tmp_path / "train.jsonl")
+    rows = [json.loads(x) | {"id": i} for i, x in enumerate(path.read_text().splitlines())]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    content = recipe_content(selection={"fraction": 0.5})
+    content["data"]["id_column"] = "id"
+    recipe = Recipe.from_dict(content, folder=tmp_path)
+    refresh(recipe, write_checkpoint(tmp_path / "run", 100))
+    assert "word for word" not in caplog.text
+    more = [rows[0] | {"id": 1000 + i} for i in range(60)]
+    path.write_text("\n".join(map(json.dumps, [*rows, *more])))
+    refresh(recipe, write_checkpoint(tmp_path / "run", 200))
+    (told,) = [r.getMessage() for r in caplog.records if "word for word" in r.getMessage()]
+    assert "Most of all, 61, share that of 0:" in told
 
 
 def test_a_selection_without_tokens_shares_by_content_alone(

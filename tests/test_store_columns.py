@@ -6,18 +6,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gracekit.recipe.score_columns import RESERVED
 from gracekit.store import Store, run_sql
 from gracekit.store.files.parquet import read_schema
 from gracekit.store.files.tables import file_schema
+from gracekit.store.sql.schema import view_select
 from gracekit.version.columns import (
     CORESETS,
     IDENTITY,
     MANIFEST,
     MEASURED_FILE,
     MEASUREMENTS,
+    PLACES,
     SAMPLES,
     SCORE_HISTORY,
     SCORES,
@@ -131,3 +136,19 @@ def test_names_differ_within_a_table_and_meanings_are_said() -> None:
     for table in (*(TABLES | VIEWS).values(), SCORES_FILE, MEASURED_FILE, MANIFEST):
         assert len(set(table.names)) == len(table.names)
         assert all(column.about for column in table.columns)
+
+
+def test_places_of_a_release_that_had_fewer_columns(tmp_path: Path) -> None:
+    """What no file has is NULL, so that ready-made queries can be asked of any store."""
+    folder = tmp_path / "version=000001"
+    folder.mkdir()
+    content = {"row": pa.array([0, 1], pa.int32()), "place": [1.0, 0.5], "factor_copies": [1, 0.5]}
+    pq.write_table(pa.table(content), folder / "places.parquet")
+    query = view_select(PLACES.name, {(): [str(folder / "places.parquet")]})
+    with duckdb.connect() as connection:
+        row = "SELECT 0 AS row, 'a' AS sample_id, 'g' AS group_name"
+        connection.execute(f"CREATE TABLE samples AS {row}")
+        relation = connection.sql(query)
+        assert set(PLACES.names) == set(relation.columns)
+        found = relation.select("version, sample_id, place, copy_of, evidence").fetchall()
+    assert found == [(1, "a", 1.0, None, None)]

@@ -4,6 +4,17 @@ from gracekit.aim.course import Course, TargetLosses
 from gracekit.aim.following import follow
 from gracekit.aim.gains import Gain
 from gracekit.aim.judging import Evidence
-from gracekit.aim.places import alike, copies, dose
+from gracekit.aim.places import alike, copies, dose, one_place, respond_alike
 
-__all__ = ["Course", "Evidence", "Gain", "TargetLosses", "alike", "copies", "dose", "follow"]
+__all__ = [
+    "Course",
+    "Evidence",
+    "Gain",
+    "TargetLosses",
+    "alike",
+    "copies",
+    "dose",
+    "follow",
+    "one_place",
+    "respond_alike",
+]

@@ -10,12 +10,18 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from gracekit.aim.directions import directions
-from gracekit.types import Bool, DrawState, Float32, Int64, SampleTable, SparseGraph
+from gracekit.types import Bool, DrawState, Float32, Int32, Int64, SampleTable, SparseGraph
 
 LEAST_DOSE = 1e-4
 """What a place is lowered to by uses, at most: no row is lost for ever."""
 COPY_SIMILARITY = 0.9
 """Cosine in the graph from which rows of one group may be near-copies."""
+LEAST_RESPONSE = 10
+"""Tokens with loss from which two rows with the same ones respond alike."""
+LEAST_TASK = 10
+"""Rows whose prompts begin alike from which they are a task of their own."""
+MOST_REPEATED = 0.5
+"""Share of a group's rows that may respond as others do; where more do, answers are labels."""
 
 
 def chosen(signal: Float32, known: Bool, width: float) -> Float32:
@@ -96,41 +102,102 @@ def alike(graph: SparseGraph, samples: SampleTable, counted: Bool) -> Int64:
         counted: [n] rows that may be trained on; others are copies of nobody.
     """
     heads = np.repeat(np.arange(len(counted)), np.diff(graph.indptr))
-    near = (graph.weights >= COPY_SIMILARITY) & (heads != graph.indices)
+    near = (graph.weights >= COPY_SIMILARITY) & (heads < graph.indices)  # each edge is there twice
     heads, tails = heads[near].astype(np.int64), graph.indices[near].astype(np.int64)
     content = samples.content_hashes.codes()
     fits = counted[heads] & counted[tails] & (content[heads] != content[tails])
     fits &= samples.groups[heads] == samples.groups[tails]
-    pairs = np.sort(np.stack([heads[fits], tails[fits]]), axis=0)
-    found: Int64 = np.unique(pairs, axis=1)
-    return found
+    return np.stack([heads[fits], tails[fits]])
 
 
-def copies(samples: SampleTable, counted: Bool, near: Int64, responses: Int64) -> Float32:
-    """[n] 1 / the number of copies of a row, so that all of them share one place.
+def copies(
+    samples: SampleTable, counted: Bool, near: Int64, responses: Int64, openings: Int64
+) -> Int64:
+    """[n] the first of the rows that say the same as a row; -1: no other one does.
 
-    Copies are rows with the same content, rows of one group that respond alike, and near-copies,
+    Those are rows with the same content, rows of one group that respond alike, and near-copies,
     directly or by way of others.
 
     Args:
         samples: The sample table [n].
         counted: [n] rows that may be trained on; others are copies of nobody.
         near: [2, p] pairs of counted rows that are near-copies of each other.
-        responses: [n] the same number for rows that respond alike; -1: like no other.
+        responses: [n] the same number for rows with the same response; -1: not known.
+        openings: [n] the same number for rows whose prompts begin alike.
     """
-    n = len(counted)
     content = np.where(counted, samples.content_hashes.codes(), -1)
-    known = counted & (responses >= 0)
-    _, alike = np.unique(np.stack([responses, samples.groups]), axis=1, return_inverse=True)
-    alike = np.where(known, alike.reshape(-1), -1)
-    pairs = np.concatenate([_with_first(content), _with_first(alike), near], axis=1)
+    pairs = np.concatenate([_with_first(content), near], axis=1)
+    alike = respond_alike(
+        np.where(counted, responses, -1),
+        samples.groups,
+        samples.num_response_tokens,
+        openings,
+        _joined(pairs, len(counted)),
+    )
+    of_row = _joined(np.concatenate([pairs, _with_first(alike)], axis=1), len(counted))
+    _, first, kinds, sizes = np.unique(
+        of_row, return_index=True, return_inverse=True, return_counts=True
+    )
+    return np.where(sizes[kinds] > 1, first[kinds], -1).astype(np.int64)
+
+
+def respond_alike(
+    responses: Int64, groups: Int32, num_targets: Int32, openings: Int64, of_row: Int64
+) -> Int64:
+    """[n] the same number for rows of one group that respond alike at some length; else -1.
+
+    A group in which most rows respond as others do is a task with few answers, whatever their
+    length: there none do. Many rows of a group whose prompts begin alike are such a group as well.
+
+    Args:
+        responses: [n] the same number for rows with the same response; -1: not known.
+        groups: [n]
+        num_targets: [n] tokens that carry loss.
+        openings: [n] the same number for rows whose prompts begin alike.
+        of_row: [n] the same number for rows that say the same otherwise: they count once.
+    """
+    found = np.full(len(responses), -1, np.int64)
+    rows = np.flatnonzero(responses >= 0)
+    kinds = _pairs(groups[rows], responses[rows])
+    _, once = np.unique(_pairs(of_row[rows], kinds), return_index=True)
+    of_kind = np.bincount(kinds[once])
+    is_repeated = of_kind[kinds[once]] > 1
+    fits = num_targets[rows] >= LEAST_RESPONSE
+    for tasks, least in ((groups[rows], 1), (_pairs(groups[rows], openings[rows]), LEAST_TASK)):
+        num_tasks = int(tasks.max(initial=-1)) + 1
+        in_task = np.bincount(tasks[once], minlength=num_tasks)
+        repeated = np.bincount(tasks[once], is_repeated, num_tasks)
+        has_few = (in_task >= least) & (repeated > MOST_REPEATED * in_task)
+        fits &= ~has_few[tasks]
+    found[rows[fits]] = kinds[fits]
+    return found
+
+
+def _pairs(small: Int32 | Int64, codes: Int64) -> Int64:
+    """[r] the numbers from 0 of the pairs of two codes, of which those of `small` are below r."""
+    _, numbers = np.unique(codes, return_inverse=True)
+    numbers = numbers * (int(small.max(initial=0)) + 1) + small
+    return np.asarray(np.unique(numbers, return_inverse=True)[1], np.int64)
+
+
+def one_place(copy_of: Int64, counted: Bool) -> Float32:
+    """[n] 1 / the number of rows that say the same, so that all of them share one place.
+
+    Args:
+        copy_of: [n] as `copies` finds it.
+        counted: [n] rows that may be drawn: what others leave is theirs.
+    """
+    found = np.ones(len(copy_of), np.float32)
+    rows = np.flatnonzero(counted & (copy_of >= 0))
+    found[rows] = 1 / np.bincount(copy_of[rows], minlength=1)[copy_of[rows]]
+    return found
+
+
+def _joined(pairs: Int64, n: int) -> Int64:
+    """[n] the same number for rows that pairs [2, p] join, directly or by way of others."""
     places = pairs.astype(np.int32)  # SciPy 1.11 labels nothing where they are int64, and goes on
     joined = sparse.coo_array((np.ones(pairs.shape[1]), (places[0], places[1])), shape=(n, n))
-    _, of_row = connected_components(joined, directed=False)
-    sizes = np.bincount(of_row, counted)
-    found = np.ones(n, np.float32)
-    found[counted] = 1 / sizes[of_row[counted]]
-    return found
+    return np.asarray(connected_components(joined, directed=False)[1], np.int64)
 
 
 def _with_first(codes: Int64) -> Int64:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +131,7 @@ def places_of(
     state: DrawState | None,
     aiming: Aiming,
     step: int,
+    store: StoreReader | Path | None = None,
 ) -> tuple[Places | None, Aim | None]:
     """The places of all rows [n], and what was found of the target; None where all are alike."""
     barred, num_overlap = _overlap(recipe, samples, aiming.contents)
@@ -188,9 +190,10 @@ def places_of(
         reference=aiming.reference,
         share_of_run=aiming.share_of_run,
         near_copies=aiming.near_copies,
+        store=store,
     )
-    if last is None:
-        tell_of_copies(recipe, samples, found)
+    before_now = None if last is None else last.places
+    tell_of_copies(recipe, samples, found, before=before_now, is_first=last is None)
     return found, aim
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 
 import numpy as np
 
-from gracekit.aim import alike, copies, dose
+from gracekit.aim import alike, copies, dose, one_place
 from gracekit.aim.losses import CUT_TRUST, distrusted, excess, group_shares, learned, trust
 from gracekit.recipe import Recipe, SelectionSection
 from gracekit.samples.near_copies import NearCopies
 from gracekit.samples.reference import ReferenceLosses
+from gracekit.selection.lists import listed
+from gracekit.store import StoreReader
 from gracekit.types import (
     Bool,
     DrawState,
     Float32,
+    Int64,
     Origin,
     Places,
     SampleTable,
@@ -59,6 +63,8 @@ def read_reference(recipe: Recipe, rendering: str | None = None) -> ReferenceLos
 
 MANY_COPIES = 0.1
 """Share of the rows that say what an earlier one says, from which a word is said of them."""
+MOST_OF_ONE, MANY_OF_ONE = 0.02, 20
+"""Share of the rows, and how many at least, that say one thing, from which a word is said of it."""
 MOST_ROWS_TOLD = 2_000_000
 """Rows above which copies are not counted unasked: it would take some 50 bytes a row."""
 _WITHOUT_TARGET = ("dose", "copies", "trust", "excess", "group", "learned")
@@ -75,11 +81,13 @@ def with_factors(
     reference: ReferenceLosses | None,
     share_of_run: float,
     near_copies: NearCopies | None = None,
+    store: StoreReader | Path | None = None,
 ) -> Places | None:
     """The places with the factors that no target's samples are measured for, as they are now.
 
     `near_copies` tells which rows say the same, by their tokens. Without it those that share a
-    place in `places` still do, and only they; where none do, those of the same content.
+    place in `places` still do, and only they; where none do, those of the same content. `store` is
+    what `never_in_where` may ask: a row that is never in leaves its part of a place to the others.
 
     Returns None where there are no factors at all.
     """
@@ -90,12 +98,22 @@ def with_factors(
         factors["dose"] = dose(state, settings.dose, len(samples))
     counted = samples.present & (samples.num_response_tokens > 0)
     counted &= scores.origin != Origin.INVALID
-    if settings.duplicates == "share":
-        shared = places.factors.get("copies")
-        if near_copies is not None or shared is None:
-            shared = _copies(graph, samples, counted, near_copies)
-        if (shared < 1).any():
-            factors["copies"] = shared
+    copy_of = None
+    if settings.duplicates == "share" and settings.selector == "balanced":
+        copy_of, of_earlier = places.copy_of, places.factors.get("copies")
+        if near_copies is not None or (copy_of is None and of_earlier is None):
+            copy_of = _copies(graph, samples, counted, near_copies)
+        if copy_of is None and of_earlier is not None:  # an earlier release knew no more
+            factors["copies"] = of_earlier
+        elif copy_of is not None and (copy_of >= 0).any():
+            may_be_drawn = counted & (places.factors.get("allowed", np.ones(len(samples))) > 0)
+            if settings.never_in or settings.never_in_where is not None:
+                lists = settings.model_copy(update={"always_in": (), "always_in_where": None})
+                found = listed(lists, scores=scores, samples=samples, store=store)
+                may_be_drawn &= ~found.never
+            factors["copies"] = one_place(copy_of, may_be_drawn)
+        else:
+            copy_of = None
     loss = scores.scores.get("loss")
     if reference is not None:
         of_reference, evidence = reference.of(samples.content_hashes)
@@ -121,42 +139,49 @@ def with_factors(
                 "nothing; set training.steps"
             )
         factors["learned"] = learned(loss, counted, settings.learned, share_of_run)
-    return Places(factors=factors, signals=signals) if factors else None
+    return Places(factors=factors, signals=signals, copy_of=copy_of) if factors else None
 
 
 def _copies(
     graph: SparseGraph, samples: SampleTable, counted: Bool, near_copies: NearCopies | None
-) -> Float32:
+) -> Int64:
     near = np.zeros((2, 0), np.int64)
-    responses = np.full(len(samples), -1, np.int64)
+    responses, openings = np.full((2, len(samples)), -1, np.int64)
     if near_copies is not None:
         near = alike(graph, samples, counted)
         near = near[:, near_copies.are_near(near)]
-        responses[counted] = near_copies.responses(np.flatnonzero(counted))
-    return copies(samples, counted, near, responses)
+        rows = np.flatnonzero(counted)
+        responses[rows], openings[rows] = near_copies.responses(rows), near_copies.openings(rows)
+    return copies(samples, counted, near, responses, openings)
 
 
-def tell_of_copies(recipe: Recipe, samples: SampleTable, places: Places | None) -> None:
-    """Say, of the first version, that many samples say the same, and what becomes of them.
+def tell_of_copies(
+    recipe: Recipe,
+    samples: SampleTable,
+    places: Places | None,
+    *,
+    before: Places | None = None,
+    is_first: bool = True,
+) -> None:
+    """Say that many samples say the same, or one thing is said by many, and what becomes of them.
 
-    Where each counts by itself, those of the same content are told alone.
+    Where each counts by itself, those of the same content are told alone, of the first version.
+
+    Args:
+        recipe: Says what becomes of them.
+        samples: The sample table [n].
+        places: Of the samples.
+        before: Those of the version before: what was told of it is not told again.
+        is_first: Whether this is a first version.
     """
     settings = recipe.selection
     if settings.selector != "balanced":
         return
     if settings.duplicates == "share":
-        shared = None if places is None else places.factors.get("copies")
-        num_copies = 0 if shared is None else int((shared < 1).sum())
-        if shared is not None and num_copies >= max(1, MANY_COPIES * len(samples)):
-            logger.warning(
-                "of %d samples %d say what another one says, word for word or but for one passage, "
-                "or respond as it does. Those share one place (selection.duplicates: share), so "
-                "that they count as %.0f; `gracekit sql copies` lists them. If they are repeated "
-                "on purpose, set selection.duplicates: keep",
-                len(samples),
-                num_copies,
-                float(shared[shared < 1].sum()),
-            )
+        if places is not None and _are_many(places) and not _are_many(before):
+            _tell_of_shared(samples, places.factors["copies"])
+        return
+    if not is_first:
         return
     if len(samples) > MOST_ROWS_TOLD:
         return
@@ -169,6 +194,31 @@ def tell_of_copies(recipe: Recipe, samples: SampleTable, places: Places | None) 
             len(samples),
             num_copies,
         )
+
+
+def _are_many(places: Places | None) -> bool:
+    """Whether so many rows share a place with others, or one place, that it is told."""
+    if places is None or "copies" not in places.factors or not len(places):
+        return False
+    shared = places.factors["copies"]
+    most = max(MANY_OF_ONE, MOST_OF_ONE * len(shared))
+    return bool((shared < 1).mean() >= MANY_COPIES or 1 / shared.min() >= most)
+
+
+def _tell_of_shared(samples: SampleTable, shared: Float32) -> None:
+    row = int(shared.argmin())
+    logger.warning(
+        "of %d samples %d say what another one says, word for word or but for one passage, "
+        "or respond as it does. Those share one place (selection.duplicates: share), so "
+        "that they count as %.0f. Most of all, %.0f, share that of %s: %s. `gracekit sql copies` "
+        "lists them. If they are repeated on purpose, set selection.duplicates: keep",
+        len(samples),
+        (shared < 1).sum(),
+        shared[shared < 1].sum(dtype=np.float64),
+        1 / shared[row],
+        samples.sample_ids[row],
+        samples.previews[row],
+    )
 
 
 def _warn_of_unknown(

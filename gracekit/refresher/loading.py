@@ -211,6 +211,7 @@ def selection_inputs(store: Store, recipe: Recipe) -> SelectionInputs:
             state=state,
             reference=read_reference(recipe),
             share_of_run=_share_of_run(recipe, store.header(version)),
+            store=store,
         ),
         features=cache.features,
         target_features=cache.target_features,
@@ -249,15 +250,22 @@ def _places_again(store: Store, recipe: Recipe, version: int) -> Places:
     """
     places, before = store.places(version), store.header(version).settings.selection
     factors = {} if places is None else places.factors
-    if recipe.selection.duplicates == "share" and before.duplicates == "keep":
+    shared_none = before.duplicates == "keep" or before.selector != "balanced"
+    asks = recipe.selection.duplicates == "share" and recipe.selection.selector == "balanced"
+    if asks and shared_none:
+        how = "duplicates: keep" if before.duplicates == "keep" else f"selector: {before.selector}"
         logger.warning(
-            "version %d was made with selection.duplicates: keep, so only samples of the same "
-            "content share a place now; the next refresh finds those that nearly say the same",
+            "version %d was made with selection.%s, so only samples of the same content share a "
+            "place now; the next refresh finds those that nearly say the same",
             version,
+            how,
         )
     kept = ("copies",) if recipe.target is None else ("allowed", "copies")
     if recipe.target is None or not recipe.follows_target:
-        return Places(factors={name: f for name, f in factors.items() if name in kept})
+        return Places(
+            factors={name: f for name, f in factors.items() if name in kept},
+            copy_of=None if places is None else places.copy_of,
+        )
     asked = recipe.selection
     if "aim" not in factors:
         raise RecipeError(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gracekit.aim import respond_alike
 from gracekit.aim.course import steps_left
 from gracekit.aim.places import COPY_SIMILARITY
 from gracekit.draw.capped import capped_probabilities
@@ -108,13 +109,20 @@ def prospect(recipe: Recipe, checkpoint: Checkpoint, *, strict: bool = False) ->
         rows_compared, features = _features(executor, compared)
         executor.close()
         by_tokens, groups = model.near_copies(tokens), refresher.samples.groups
+        responses = respond_alike(
+            by_tokens.responses(rows_compared),
+            groups[rows_compared],
+            tokens.num_targets[rows_compared],
+            by_tokens.openings(rows_compared),
+            np.arange(len(rows_compared)),
+        )
 
         def are_near(pairs: Int64) -> Bool:
             rows = rows_compared[pairs]
             found: Bool = by_tokens.are_near(rows) & (groups[rows[0]] == groups[rows[1]])
             return found
 
-        share_near = near_copies(features, are_near, by_tokens.responses(rows_compared))
+        share_near = near_copies(features, are_near, responses)
         near_target: Float32 | None = None
         if target is not None:
             of_target = model.executor(target.tokens, None)

@@ -61,7 +61,10 @@ def _reselect_in(store: Store, recipe_for: Callable[[Store], Recipe]) -> Refresh
         scoring = _with_loss_of(recipe, header.settings.scoring)
         loss = "" if scoring is None else scoring.loss
         refresh_id = _short_hash(f"{base} {recipe.digest('selection', 'seed')} {loss}")
-        if store.header(latest).refresh_id == refresh_id:
+        made = store.header(latest)
+        # A default is part of no digest, and in an earlier release it was another one.
+        is_same = made.settings.selection.duplicates == recipe.selection.duplicates
+        if made.refresh_id == refresh_id and is_same:
             return RefreshResult(version=latest, is_new=False, header=store.header(latest))
         inputs = selection_inputs(store, recipe)
         selection = select(

@@ -237,6 +237,7 @@ def step(
         state=state,
         aiming=aiming or Aiming(),
         step=step,
+        store=store,
     )
     inputs = inputs_of(
         scores, graph, features=features, target_features=target_features, places=places

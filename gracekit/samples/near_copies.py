@@ -8,27 +8,24 @@ place (a greeting, an instruction, a sentence at the end), and
 - of what carries loss it holds at most half as much as there is around it.
 
 A sample that was cut off at `max_length` lacks an end, which is then not compared. And samples
-respond alike where all that carries loss is the same, if it is long enough not to be a mere label:
-refusals and other boilerplate, whatever the prompt. Case and whitespace never count.
+have the same response where all that carries loss is the same. Case and whitespace never count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
-import xxhash
 
-from gracekit.samples.one_passage_loop import one_passage_apart
+from gracekit.samples.one_passage_loop import hash_words, one_passage_apart
 from gracekit.samples.token_cache import unpacked
 from gracekit.samples.tokens import TokenTable
 from gracekit.types import Bool, Int32, Int64, Rows
 
-LEAST_RESPONSE = 10
-"""Tokens with loss from which two samples with the same ones respond alike."""
-_BLOCK = 1 << 16
-"""Pairs, or rows, whose tokens are in memory at a time."""
+OPENING = 12
+"""Words at the beginning of a prompt by which tasks with a template are told."""
+_BLOCK = 1 << 22
+"""Tokens that are looked at together, to learn which there are."""
 _UNREADABLE = "\ufffd"
 
 
@@ -51,57 +48,68 @@ class NearCopies:
         self._code_of = np.zeros(0, np.int32)
         """[ids] -2: not looked at yet, -1: whitespace."""
         self._has_digit = np.zeros(0, np.bool_)
+        self._is_learned = False
 
     def responses(self, rows: Rows) -> Int64:
-        """[r] the same number, here, for rows that respond alike; -1: too little carries loss."""
-        found = np.full(len(rows), -1, np.int64)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            is_long = self._sides[0].num_targets[block] >= LEAST_RESPONSE
-            hashes = np.zeros(int(is_long.sum()), np.uint64)
+        """[r] the same number, here, for rows with the same response; -1: nothing carries loss."""
+        found = self._hashes(rows, with_loss=True, most=0)
+        return np.where(self._sides[0].num_targets[rows] > 0, found, -1)
+
+    def openings(self, rows: Rows) -> Int64:
+        """[r] the same number, here, for rows with the same first `OPENING` words of a prompt."""
+        return self._hashes(rows, with_loss=False, most=OPENING)
+
+    def _hashes(self, rows: Rows, *, with_loss: bool, most: int) -> Int64:
+        hashes, chosen = np.zeros(len(rows), np.uint64), np.asarray(rows, np.int64)
+        if len(rows):
+            self._learn_all()
             for side in self._sides:
-                codes, starts = self._coded(side, block[is_long])
-                words = codes >> 1
-                carries = (codes & 1).astype(np.bool_)
-                for place, (first, end) in enumerate(pairwise(starts.tolist())):
-                    said = words[first:end][carries[first:end]]
-                    hashes[place] = xxhash.xxh3_64_intdigest(said.tobytes(), int(hashes[place]))
-            found[start : start + _BLOCK][is_long] = (hashes >> np.uint64(1)).astype(np.int64)
-        return found
+                hash_words(
+                    np.asarray(side.flat),
+                    side.starts,
+                    side.lengths,
+                    self._code_of,
+                    chosen,
+                    with_loss,
+                    most,
+                    hashes,
+                )
+        return (hashes >> np.uint64(1)).astype(np.int64)
 
     def are_near(self, pairs: Int64) -> Bool:
-        """[p] whether the rows of each pair [2, p] are near-copies; equal samples are."""
-        found = np.ones(pairs.shape[1], np.bool_)
-        for start in range(0, pairs.shape[1], _BLOCK):
-            place = slice(start, start + _BLOCK)
-            for side in self._sides:
-                found[place] &= self._of_side(side, pairs[:, place])
-        return found
+        """[p] whether the rows of each pair [2, p] are near-copies; equal samples are.
 
-    def _of_side(self, tokens: TokenTable, pairs: Int64) -> Bool:
-        rows, places = np.unique(pairs, return_inverse=True)
-        codes, starts = self._coded(tokens, rows)
-        found = np.zeros(pairs.shape[1], np.bool_)
-        first, second = np.ascontiguousarray(places.reshape(pairs.shape))
-        is_cut = tokens.lengths[rows] >= self._max_length
-        one_passage_apart(codes, starts, is_cut, self._has_digit, first, second, found)
-        return found
-
-    def _coded(self, tokens: TokenTable, rows: Rows) -> tuple[Int32, Int64]:
-        """Twice the code of each token that is no whitespace, and 1 more where it carries loss.
-
-        Returns:
-            The codes of all rows, one row behind the other, and [r + 1] where each starts.
+        Fastest where the pairs of one row are together, and it is the first.
         """
-        lengths = tokens.lengths[rows]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.repeat(tokens.starts[rows] - ends[:-1], lengths) + np.arange(ends[-1])
-        ids, loss = unpacked(tokens.flat[places])
-        self._learn(ids)
-        codes = self._code_of[ids]
-        is_word = codes >= 0
-        before = np.concatenate([[0], np.cumsum(is_word)])
-        return 2 * codes[is_word] + loss[is_word], before[ends].astype(np.int64)
+        found = np.ones(pairs.shape[1], np.bool_)
+        if not len(found):
+            return found
+        self._learn_all()
+        for side in self._sides:
+            first, second = np.ascontiguousarray(pairs[:, found], np.int64)
+            of_side = np.zeros(len(first), np.bool_)
+            one_passage_apart(
+                np.asarray(side.flat),
+                side.starts,
+                side.lengths,
+                side.lengths >= self._max_length,
+                self._code_of,
+                self._has_digit,
+                first,
+                second,
+                of_side,
+            )
+            found[found] = of_side
+        return found
+
+    def _learn_all(self) -> None:
+        """Give a code to each token of the samples, once."""
+        if self._is_learned:
+            return
+        for side in self._sides:
+            for start in range(0, len(side.flat), _BLOCK):
+                self._learn(unpacked(np.asarray(side.flat[start : start + _BLOCK]))[0])
+        self._is_learned = True
 
     def _learn(self, ids: Int32) -> None:
         """Give codes to tokens that had none: the same where texts differ in case or spaces."""

@@ -37,6 +37,7 @@ def places_without(places: Places, forgotten: Bool) -> Places:
     return Places(
         factors={name: filled(factor, 1, forgotten) for name, factor in places.factors.items()},
         signals={name: filled(s, np.nan, forgotten) for name, s in places.signals.items()},
+        copy_of=None if places.copy_of is None else filled(places.copy_of, -1, forgotten),
     )
 
 

@@ -373,6 +373,14 @@ SIGNALS = {
     "evidence": "evidence",
 }
 """What the factors `aim` and `trust` are made from, and the columns."""
+COPY_OF = "copy_of"
+
+
+def _copy_of(places: Places) -> Any:
+    """The first row that says the same; NULL where none does."""
+    if places.copy_of is None:
+        return np.ma.array(np.zeros(len(places), np.int64), mask=True)
+    return np.ma.array(places.copy_of, mask=places.copy_of < 0)
 
 
 def _factor(name: str) -> Callable[[Places], Any]:
@@ -421,8 +429,15 @@ _PLACED: tuple[Column[Places], ...] = (
     Column(
         "factor_copies",
         "float32",
-        "1 / the copies that share its place; NULL where no sample of the version shares one",
+        "1 / the samples that say the same and may be drawn, which share its place; NULL where no "
+        "sample of the version shares one",
         _factor("copies"),
+    ),
+    Column(
+        COPY_OF,
+        "int64",
+        "the first row that says the same, with which it shares a place; NULL where none does",
+        _copy_of,
     ),
     Column(
         "factor_trust",

@@ -41,6 +41,12 @@ def _scoring(values: Any) -> Any:
     return read_section(ScoringSection, values)
 
 
+def _selection(values: Any) -> Any:
+    if isinstance(values, dict):
+        values = {"duplicates": "keep", **values}  # the first releases knew no other
+    return read_section(SelectionSection, values)
+
+
 class DataDescription(Part):
     """Where data comes from and how it is read, without its samples."""
 
@@ -104,7 +110,7 @@ class Settings(Part):
     refresh: Annotated[RefreshSection | None, _section(RefreshSection)] = None
     propagation: Annotated[PropagationSection | None, _section(PropagationSection)] = None
     graph: Annotated[GraphSection | None, _section(GraphSection)] = None
-    selection: Annotated[SelectionSection, _section(SelectionSection)] = SelectionSection()
+    selection: Annotated[SelectionSection, BeforeValidator(_selection)] = SelectionSection()
 
 
 class Overlap(Part):

@@ -105,7 +105,7 @@ _FACTOR_WORDS = {
     "allowed": "{:.0f} times because it has the content of a target sample",
     "aim": "{:.2f} times by what follows the target",
     "dose": "{:.2f} times for how often it was used",
-    "copies": "{:.2f} times because copies of it share one place",
+    "copies": "{:.2f} times because {num:.0f} samples that say the same share one place",
     "trust": "{:.2f} times because its prompt tells a reference model little of its response",
     "excess": "{:.2f} times by its loss above that under a reference model",
     "group": "{:.2f} times by what is left to learn of its group",
@@ -117,7 +117,7 @@ _FACTOR_WORDS = {
 def place_in_words(place: float, factors: dict[str, float]) -> str:
     """How often a sample is wanted beside a plain one, and why, for people."""
     reasons = [
-        _FACTOR_WORDS[name].format(factor)
+        _FACTOR_WORDS[name].format(factor, num=1 / factor if factor else 0.0)
         for name, factor in factors.items()
         if abs(factor - 1) > 1e-6
     ]

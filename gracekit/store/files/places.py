@@ -11,7 +11,7 @@ from gracekit.files import write_atomic
 from gracekit.store.files.parquet import damaged, numbers, read_table, write_table
 from gracekit.store.files.tables import arrays, file_schema
 from gracekit.types import Places
-from gracekit.version.columns import FACTORS, PLACES_FILE, SIGNALS
+from gracekit.version.columns import COPY_OF, FACTORS, PLACES_FILE, SIGNALS
 
 
 def write_places(path: Path, places: Places) -> None:
@@ -38,6 +38,9 @@ def read_places(path: Path) -> Places:
             for name, column in SIGNALS.items()
             if column in table.column_names and table[column].null_count < table.num_rows
         }
+        copy_of = None
+        if COPY_OF in table.column_names and table[COPY_OF].null_count < table.num_rows:
+            copy_of = numbers(table[COPY_OF], missing=-1)
     except (KeyError, ValueError) as error:
         raise damaged(path, error) from error
-    return Places(factors=factors, signals=signals)
+    return Places(factors=factors, signals=signals, copy_of=copy_of)

@@ -87,13 +87,15 @@ _NEWEST_PLACES = """
 _QUERIES = (
     _query(
         "copies",
-        "samples of the newest version that share their place with others, which say the same, "
-        "with the texts (selection.duplicates)",
+        "samples of the newest version that share their place with others, those that "
+        "say the same together, with the texts (selection.duplicates)",
         f"""{_NEWEST_PLACES}
-        SELECT sample_id, places.group_name, round(1 / factor_copies)::INT AS num_copies, preview
+        SELECT samples.sample_id, places.group_name, first.sample_id AS copy_of,
+            count(*) OVER (PARTITION BY places.copy_of) AS num_copies, samples.preview
         FROM places JOIN samples USING (sample_id)
-        WHERE version = (SELECT min(version) FROM behind) AND factor_copies < 1
-        ORDER BY num_copies DESC, left(preview, 40), sample_id LIMIT $count
+        JOIN samples AS first ON first.row = places.copy_of
+        WHERE version = (SELECT min(version) FROM behind)
+        ORDER BY num_copies DESC, first.row, places.row LIMIT $count
         """,
         count=_COUNT,
     ),

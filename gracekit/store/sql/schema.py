@@ -10,7 +10,15 @@ from typing import Any
 
 from duckdb import DuckDBPyConnection
 
-from gracekit.version.columns import CORESETS, DRAWS, IDENTITY, SCORE_ABOUT, SCORE_HISTORY, VIEWS
+from gracekit.version.columns import (
+    CORESETS,
+    DRAWS,
+    IDENTITY,
+    PLACES,
+    SCORE_ABOUT,
+    SCORE_HISTORY,
+    VIEWS,
+)
 from gracekit.version.table import Column, ColumnType, Table
 
 _SQL_TYPES: dict[ColumnType, str] = {
@@ -52,6 +60,9 @@ def view_select(view: str, alike: Mapping[tuple[str, ...] | None, list[str]]) ->
         + _parquet(files, options if columns else f"{options}, union_by_name = true")
         for columns, files in alike.items()
     )
+    if view == PLACES.name:  # columns that came later are in none of the files, perhaps
+        known = [c for c in PLACES.columns if c.name not in {i.name for i in IDENTITY}]
+        history = f"SELECT {_nulls(known)} WHERE false UNION ALL BY NAME {history}"
     # The files do not repeat ids and groups, which would be most of what they weigh. `samples` has
     # every row that there ever was, so no row is lost here; an inner join takes half the time of
     # an outer one.
