@@ -487,7 +487,8 @@ def copied_world() -> tuple[World, SparseGraph]:
     )
     edges = {(0, 1): 0.99, (3, 4): 0.97, (4, 5): 0.96, (6, 7): 0.85, (2, 8): 0.98}
     both = edges | {(b, a): w for (a, b), w in edges.items()}
-    dense = sparse.csr_array(([*both.values()], tuple(zip(*both, strict=True))), shape=(12, 12))
+    heads, tails = np.array(list(both)).T
+    dense = sparse.csr_array((np.array(list(both.values())), (heads, tails)), shape=(12, 12))
     graph = SparseGraph(
         indptr=dense.indptr.astype(np.int64),
         indices=dense.indices.astype(np.int32),
