@@ -122,7 +122,7 @@ runs/s3/ok:
 test-lowest: runs/lowest/ok ## The lowest versions that pyproject.toml claims, with the tests that meet each library
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) runs/lowest/bin/python -m pytest $(FOR_LOWEST:%=tests/test_%.py)
 
-FOR_LOWEST := lowest_versions recipe cli cli_sql store_verify samples_formats graph aim selection refresher exports remote \
+FOR_LOWEST := lowest_versions recipe cli cli_sql store_verify samples_formats graph aim near_copies refresher_aim selection refresher exports remote \
 	daemon_health scoring_pass adapters checkpoints_layouts training_callback
 
 runs/lowest/ok: pyproject.toml constraints-lowest.txt
